@@ -1,0 +1,53 @@
+"""Decentralized deep learning in JAX.
+
+A decentralized algorithm is an optax chain whose last link talks to the neighbours.
+It is written once, as what one worker does; a communicator decides where the workers
+live.
+
+* graphs: :mod:`djax.topologies` (`ring`, `torus`, `exponential`, ...),
+* transports: :mod:`djax.communicators` (`simulated`, `mesh`, `mpi`),
+* mechanisms, which average: :func:`gossip`, :func:`all_reduce`,
+* corrections, which wrap any mechanism: :func:`every`, :func:`interleave`,
+  :func:`on_updates`,
+* whole algorithms under their papers' names: :func:`dpsgd`, :func:`all_reduce_sgd`,
+* measures: :mod:`djax.metrics`, :func:`communication_cost`,
+* loops over many steps: :mod:`djax.simulation`.
+
+Examples:
+  >>> import djax, jax, jax.numpy as jnp, optax
+  >>> topology = djax.topologies.ring(4)
+  >>> communicator = djax.communicators.simulated(4)
+  >>> optimizer = optax.chain(optax.sgd(0.1), djax.gossip(topology, communicator))
+  >>> def step(params, state, target):  # what ONE worker does
+  ...     updates, state = optimizer.update(params - target, state, params)
+  ...     return optax.apply_updates(params, updates), state
+  >>> targets = jnp.asarray([1.0, 2.0, 3.0, 4.0])
+  >>> params = djax.communicators.replicate(communicator, 0.0)
+  >>> state = communicator.spmd(optimizer.init)(params)
+  >>> step = jax.jit(communicator.spmd(step))
+  >>> for _ in range(100):
+  ...     params, state = step(params, state, targets)
+  >>> print(params.mean().round(3))
+  2.5
+"""
+
+from . import communicators as communicators
+from . import metrics as metrics
+from . import simulation as simulation
+from . import topologies as topologies
+from ._alias import all_reduce_sgd as all_reduce_sgd
+from ._alias import dpsgd as dpsgd
+from ._base import Communicator as Communicator
+from .accounting import CommunicationCost as CommunicationCost
+from .accounting import communication_cost as communication_cost
+from .topologies import Schedule as Schedule
+from .topologies import Topology as Topology
+from .transforms import AllReduceState as AllReduceState
+from .transforms import EveryState as EveryState
+from .transforms import GossipState as GossipState
+from .transforms import InterleaveState as InterleaveState
+from .transforms import all_reduce as all_reduce
+from .transforms import every as every
+from .transforms import gossip as gossip
+from .transforms import interleave as interleave
+from .transforms import on_updates as on_updates

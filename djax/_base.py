@@ -1,0 +1,154 @@
+"""What every part of djax shares: the communicator's interface and its checks."""
+
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+class Communicator(Protocol):
+    """How the workers of one run exchange arrays.
+
+    The verbs up to `agreed` are called from *inside* the per-worker program, on one
+    worker's arrays; `spmd` makes a program of all workers out of it; `gather` is the
+    hosts' own exchange, between programs.
+
+    Attributes:
+      size: number of workers.
+      local_ranks: ranks of the workers that live in this process, ascending: all of
+        them in simulation, one under MPI.
+    """
+
+    @property
+    def size(self) -> int:
+        """Number of workers."""
+        ...
+
+    @property
+    def local_ranks(self) -> Sequence[int]:
+        """Ranks of the workers that live in this process, ascending."""
+        ...
+
+    def rank(self) -> jax.Array | int:
+        """This worker's index: a tracer in simulation, an `int` under MPI."""
+        ...
+
+    def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
+        """Returns what worker `source[rank]` passed.
+
+        Args:
+          tree: this worker's arrays, of the same shapes and dtypes on every worker.
+          source: a permutation of `range(size)`, the same on every worker; a worker
+            with `source[rank] == rank` stays silent and gets its own tree back.
+        """
+        ...
+
+    def mean(self, tree: PyTree) -> PyTree:
+        """Exact average over all workers (an all-reduce), in the leaves' dtypes.
+
+        Sums of 16-bit floats are accumulated, and travel, as float32.
+        """
+        ...
+
+    def broadcast(self, tree: PyTree) -> PyTree:
+        """Returns worker 0's tree, bit for bit."""
+        ...
+
+    def agreed(self, value: jax.Array) -> jax.Array:
+        """Returns `value`, which the caller knows to be equal on all workers.
+
+        A `lax.cond` or `lax.switch` on the result stays a branch in simulation, where
+        a per-worker predicate would become a select that computes every branch.
+        """
+        ...
+
+    def arrived(self, source: Sequence[int], key: jax.Array) -> jax.Array | bool:
+        """Whether the message of the round `source` came through to this worker.
+
+        Always `True` unless the communicator was made with a `drop_probability`.
+
+        Args:
+          source: the round, as given to `permute`.
+          key: a PRNG key that is new in every round of every step; the workers may
+            share it.
+        """
+        ...
+
+    def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """Lifts a per-worker `fn` to arrays with a leading axis of local workers."""
+        ...
+
+    def gather(self, values: Sequence[Any]) -> list[Any]:
+        """Collects one Python object a worker, in the order of ranks, on every host.
+
+        Args:
+          values: one object for each of `local_ranks`.
+        """
+        ...
+
+
+def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
+    """Raises ValueError if the graph and the communicator differ in size."""
+    if topology.size != communicator.size:
+        raise ValueError(
+            f"{name}: the topology {topology!r} has {topology.size} workers but the "
+            f"communicator has {communicator.size}; build both for the same number."
+        )
+
+
+def check_rate(name: str, rate: Any) -> None:
+    """Raises ValueError if a step size that is already known is not positive."""
+    if isinstance(rate, numbers.Real) and not 0 < rate < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {rate}.")
+
+
+def check_params(name: str, params: PyTree) -> None:
+    """Raises if a mechanism was called without parameters that can be averaged."""
+    if params is None:
+        raise ValueError(
+            f"{name} averages parameters: call update(updates, state, params)."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"{name} averages floating-point arrays, but params"
+                f"{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}; keep it "
+                "out of the parameters or wrap the mechanism in optax.masked."
+            )
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """`x` in a dtype that keeps the precision of sums: at least float32."""
+    if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+        raise TypeError(f"only floats can be averaged, got {jnp.result_type(x)}.")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def alternate(
+    step: jax.Array | int,
+    schedule: Sequence[int],
+    branches: Sequence[Callable[..., PyTree]],
+    *operands: PyTree,
+) -> PyTree:
+    """Returns `branches[schedule[step % len(schedule)]](*operands)`.
+
+    Mechanisms that alternate go through here, so that `djax.communication_cost` can
+    weigh what each branch sends by how often it is taken.
+
+    Args:
+      step: `int32[]`; pass it through `Communicator.agreed` where one is at hand.
+      schedule: which branch the steps of one period take.
+      branches: functions with results of the same shapes and dtypes.
+      *operands: their arguments.
+    """
+    from . import accounting  # The ledger needs this module.
+
+    if (ledger := accounting.ledger()) is not None:
+        return ledger.alternate(schedule, branches, operands)
+    index = jnp.asarray(np.asarray(schedule, np.int32))[step % len(schedule)]
+    return jax.lax.switch(index, branches, *operands)

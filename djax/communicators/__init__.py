@@ -1,0 +1,141 @@
+"""How the workers of one run exchange arrays.
+
+A communicator is chosen outside of the algorithm; the three give the same numbers:
+
+* :func:`simulated`: all workers on one device, along a `vmap` axis,
+* :func:`mesh`: one worker a device of one program, by `jax.shard_map`,
+* :func:`mpi`: one worker a process of `mpirun`, by mpi4jax.
+
+:func:`replicate` gives all workers the same arrays, :func:`check_agreement` makes sure
+that they hold the same, :func:`launcher_size` tells whether `mpirun` is there.
+"""
+
+from typing import Any
+
+import jax
+
+from djax._base import Communicator
+
+from . import _common, _launch
+from ._agreement import check_agreement as check_agreement
+from ._agreement import replicate as replicate
+from ._axis import MeshCommunicator as MeshCommunicator
+from ._axis import SimulatedCommunicator as SimulatedCommunicator
+from ._launch import launcher_size as launcher_size
+
+
+def simulated(
+    size: int,
+    *,
+    axis_name: str = "workers",
+    drop_probability: float = 0.0,
+    drop_seed: int = 0,
+) -> SimulatedCommunicator:
+    """All workers on one device, along a `vmap` axis.
+
+    Args:
+      size: number of workers.
+      axis_name: name of the axis, for those who `vmap` the program themselves.
+      drop_probability: probability in [0, 1) with which a message is lost.
+      drop_seed: seed of the losses.
+
+    Returns:
+      A communicator whose `spmd` is a `jax.vmap`.
+
+    Raises:
+      ValueError: if `size` or `drop_probability` is out of range.
+
+    Examples:
+      >>> import djax, jax.numpy as jnp
+      >>> communicator = djax.communicators.simulated(3)
+      >>> shift = communicator.spmd(lambda x: communicator.permute(x, (2, 0, 1)))
+      >>> print(shift(jnp.asarray([10, 11, 12])))
+      [12 10 11]
+    """
+    _check_size(size)
+    _common.check_drop_probability(drop_probability)
+    return SimulatedCommunicator(size, axis_name, drop_probability, drop_seed)
+
+
+def mesh(
+    size: int,
+    *,
+    devices: Any = None,
+    axis_name: str = "workers",
+    drop_probability: float = 0.0,
+    drop_seed: int = 0,
+) -> MeshCommunicator:
+    """One worker a device, in one program (NCCL between GPUs).
+
+    On several hosts call `jax.distributed.initialize()` first; arrays then are global,
+    see :attr:`MeshCommunicator.sharding`.
+
+    Args:
+      size: number of workers.
+      devices: the workers' devices; by default the first of `jax.devices()`.
+      axis_name: name of the axis, for those who `shard_map` the program themselves.
+      drop_probability: probability in [0, 1) with which a message is lost.
+      drop_seed: seed of the losses.
+
+    Returns:
+      A communicator whose `spmd` is a `jax.shard_map`.
+
+    Raises:
+      ValueError: if there are not enough devices, or an argument is out of range.
+    """
+    _check_size(size)
+    _common.check_drop_probability(drop_probability)
+    devices = tuple(jax.devices() if devices is None else devices)
+    if len(devices) < size:
+        raise ValueError(
+            f"a mesh of {size} workers needs {size} devices, but there are "
+            f"{len(devices)}. On a CPU, set XLA_FLAGS="
+            f"--xla_force_host_platform_device_count={size} before starting Python, "
+            "or use communicators.simulated."
+        )
+    return MeshCommunicator(
+        size, axis_name, drop_probability, drop_seed, devices[:size]
+    )
+
+
+def mpi(
+    comm: Any = None, *, drop_probability: float = 0.0, drop_seed: int = 0
+) -> Communicator:
+    """One worker a rank; run with `mpirun -n SIZE python ...`.
+
+    Call it before JAX's first computation. On a node with GPUs the process takes the
+    GPU of its node-local rank; on CPUs its XLA threads take its share of the cores. An
+    uncaught exception on one rank ends all of them.
+
+    Args:
+      comm: an `mpi4py.MPI.Comm`, of which duplicates are made; by default all ranks.
+      drop_probability: probability in [0, 1) with which a message is lost.
+      drop_seed: seed of the losses.
+
+    Returns:
+      A communicator whose `spmd` runs this process's one worker.
+
+    Raises:
+      ImportError: if mpi4py or mpi4jax is missing.
+      RuntimeError: if the launcher belongs to another MPI than mpi4py, or if JAX
+        already holds several GPUs.
+      ValueError: if `drop_probability` is out of range.
+    """
+    _common.check_drop_probability(drop_probability)
+    try:
+        from mpi4py import MPI
+
+        from ._mpi import MPICommunicator
+    except ImportError as error:
+        raise ImportError(
+            "communicators.mpi needs mpi4py and mpi4jax: install djax-gossip[mpi], "
+            "and djax-gossip[mpi,mpich] where there is no MPI yet."
+        ) from error
+    comm = MPI.COMM_WORLD if comm is None else comm
+    _launch.prepare(comm)
+    return MPICommunicator(comm.Dup(), comm.Dup(), drop_probability, drop_seed)
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"the number of workers must be at least 1, got {size}.")

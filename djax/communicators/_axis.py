@@ -1,0 +1,175 @@
+"""Workers along one named axis of a single program."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from djax._base import PyTree, wide
+from djax.accounting import accounted
+
+from . import _common
+
+
+def _inside(verb: Callable) -> Callable:
+    """Says what is missing where JAX would speak of an unbound axis name."""
+
+    @functools.wraps(verb)
+    def checked(self, *args):
+        try:
+            jax.lax.axis_size(self.axis_name)
+        except NameError as error:
+            raise RuntimeError(
+                f"{verb.__name__} was called outside of the per-worker program: run "
+                "it inside communicator.spmd(...), or inside your own jax.vmap or "
+                f"jax.shard_map over the axis {self.axis_name!r}."
+            ) from error
+        return verb(self, *args)
+
+    return checked
+
+
+@dataclasses.dataclass(frozen=True)
+class _AxisCommunicator:
+    """The verbs, which `vmap` and `shard_map` have in common."""
+
+    size: int
+    axis_name: str
+    drop_probability: float
+    drop_seed: int
+
+    @accounted
+    @_inside
+    def rank(self) -> jax.Array:
+        """See :class:`djax.Communicator`."""
+        return jax.lax.axis_index(self.axis_name)
+
+    @accounted
+    @_inside
+    def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        pairs = [(sender, receiver) for receiver, sender in enumerate(source)]
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis_name, pairs), tree)
+
+    @accounted
+    @_inside
+    def mean(self, tree: PyTree) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        return jax.tree.map(
+            lambda x: jax.lax.pmean(wide(x), self.axis_name).astype(x.dtype), tree
+        )
+
+    @accounted
+    @_inside
+    def broadcast(self, tree: PyTree) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name)[0], tree)
+
+    def arrived(self, source: Sequence[int], key: jax.Array) -> jax.Array | bool:
+        """See :class:`djax.Communicator`."""
+        return _common.arrived(
+            self, self.drop_probability, self.drop_seed, source, key
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatedCommunicator(_AxisCommunicator):
+    """All workers live on one device, along a `vmap` axis.
+
+    Made by :func:`djax.communicators.simulated`.
+    """
+
+    @property
+    def local_ranks(self) -> Sequence[int]:
+        """Every worker's rank."""
+        return range(self.size)
+
+    @accounted
+    @_inside
+    def agreed(self, value: jax.Array) -> jax.Array:
+        """See :class:`djax.Communicator`."""
+        return jax.lax.pmax(value, self.axis_name)  # The result has no worker axis.
+
+    def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """See :class:`djax.Communicator`."""
+
+        @functools.wraps(fn)
+        def all_workers(*args):
+            _common.check_leading_axis(args, self.size)
+            return jax.vmap(fn, axis_name=self.axis_name, axis_size=self.size)(*args)
+
+        return all_workers
+
+    def gather(self, values: Sequence[Any]) -> list[Any]:
+        """See :class:`djax.Communicator`."""
+        return list(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshCommunicator(_AxisCommunicator):
+    """One worker a device.
+
+    Made by :func:`djax.communicators.mesh`. On several hosts the arguments and
+    results of `spmd` are global arrays, sharded by `sharding`.
+
+    Attributes:
+      devices: the workers' devices, in the order of ranks.
+    """
+
+    devices: tuple[jax.Device, ...] = ()
+
+    @property
+    def local_ranks(self) -> Sequence[int]:
+        """Ranks of this process's devices."""
+        here = jax.process_index()
+        return [i for i, d in enumerate(self.devices) if d.process_index == here]
+
+    @property
+    def sharding(self) -> jax.sharding.NamedSharding:
+        """How an array with a leading axis of all workers lies on the devices."""
+        mesh = jax.make_mesh(
+            (self.size,),
+            (self.axis_name,),
+            axis_types=(jax.sharding.AxisType.Auto,),
+            devices=self.devices,
+        )
+        return jax.sharding.NamedSharding(
+            mesh, jax.sharding.PartitionSpec(self.axis_name)
+        )
+
+    def agreed(self, value: jax.Array) -> jax.Array:
+        """See :class:`djax.Communicator`."""
+        return value  # Every device takes its own branch, and all take the same.
+
+    def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """See :class:`djax.Communicator`."""
+
+        def one_worker(*args):
+            results = fn(*jax.tree.map(lambda x: x[0], args))
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], results)
+
+        @functools.wraps(fn)
+        def all_workers(*args):
+            _common.check_leading_axis(args, self.size)
+            sharding = self.sharding
+            return jax.shard_map(
+                one_worker,
+                mesh=sharding.mesh,
+                in_specs=sharding.spec,
+                out_specs=sharding.spec,
+                check_vma=False,
+            )(*args)
+
+        return all_workers
+
+    def gather(self, values: Sequence[Any]) -> list[Any]:
+        """See :class:`djax.Communicator`."""
+        if len(self.local_ranks) != self.size:
+            raise RuntimeError(
+                "gather collects Python objects within one process; on several hosts "
+                "use jax.experimental.multihost_utils."
+            )
+        return list(values)

@@ -1,0 +1,48 @@
+"""What the communicators share."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from djax._base import Communicator, PyTree
+
+
+def check_drop_probability(probability: float) -> None:
+    """Raises ValueError unless some messages can come through."""
+    if not 0 <= probability < 1:
+        raise ValueError(f"drop_probability must be in [0, 1), got {probability}.")
+
+
+def arrived(
+    communicator: Communicator,
+    drop_probability: float,
+    drop_seed: int,
+    source: Sequence[int],
+    key: jax.Array,
+) -> jax.Array | bool:
+    """Draws whether this worker's message of a round came through.
+
+    Every directed message is lost independently; what a worker passes to itself never
+    is. The draw depends on the key, the seed and the receiver alone, so that all
+    communicators lose the same messages.
+    """
+    if drop_probability == 0:
+        return True
+    rank = communicator.rank()
+    key = jax.random.fold_in(jax.random.fold_in(key, drop_seed), rank)
+    kept = jax.random.bernoulli(key, 1 - drop_probability)
+    return kept | (jax.numpy.asarray(np.asarray(source, np.int32))[rank] == rank)
+
+
+def check_leading_axis(args: PyTree, count: int) -> None:
+    """Raises ValueError unless every array has a leading axis of `count` workers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        shape = np.shape(leaf)
+        if shape[:1] != (count,):
+            position, *rest = path
+            raise ValueError(
+                f"spmd: argument {position.idx}{jax.tree_util.keystr(tuple(rest))} has "
+                f"shape {shape}, but needs a leading axis of the {count} workers of "
+                "this process; djax.communicators.replicate gives them all the same."
+            )

@@ -1,0 +1,103 @@
+"""One worker a process, over MPI: the only file that needs mpi4jax."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mpi4jax
+from mpi4py import MPI
+
+from djax import _wire
+from djax._base import PyTree, wide
+from djax.accounting import accounted
+
+from . import _common
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MPICommunicator:
+    """Each rank of an MPI communicator is one worker.
+
+    Made by :func:`djax.communicators.mpi`.
+
+    Attributes:
+      comm: carries the programs' messages. Nothing else may use it: mpi4jax's and
+        mpi4py's calls on one communicator overtake each other.
+      host_comm: carries what the hosts exchange between programs.
+      drop_probability: probability with which a message is lost.
+      drop_seed: seed of the losses.
+    """
+
+    comm: MPI.Comm
+    host_comm: MPI.Comm
+    drop_probability: float = 0.0
+    drop_seed: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.comm.Get_size()
+
+    @property
+    def local_ranks(self) -> Sequence[int]:
+        """This rank alone."""
+        return [self.comm.Get_rank()]
+
+    def rank(self) -> int:
+        """See :class:`djax.Communicator`."""
+        return self.comm.Get_rank()
+
+    @accounted
+    def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        rank = self.rank()
+        sender, receiver = source[rank], list(source).index(rank)
+        if sender == rank:
+            return tree
+        return _wire.exchange(
+            tree,
+            lambda x: mpi4jax.sendrecv(x, x, sender, receiver, comm=self.comm),
+        )
+
+    @accounted
+    def mean(self, tree: PyTree) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        sums = _wire.exchange(
+            jax.tree.map(wide, tree),
+            lambda x: mpi4jax.allreduce(x, MPI.SUM, comm=self.comm),
+        )
+        return jax.tree.map(lambda s, x: (s / self.size).astype(x.dtype), sums, tree)
+
+    @accounted
+    def broadcast(self, tree: PyTree) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        return _wire.exchange(tree, lambda x: mpi4jax.bcast(x, 0, comm=self.comm))
+
+    def agreed(self, value: jax.Array) -> jax.Array:
+        """See :class:`djax.Communicator`."""
+        return value  # Every rank takes its own branch, and all take the same.
+
+    def arrived(self, source: Sequence[int], key: jax.Array) -> jax.Array | bool:
+        """See :class:`djax.Communicator`."""
+        return _common.arrived(
+            self, self.drop_probability, self.drop_seed, source, key
+        )
+
+    def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """See :class:`djax.Communicator`."""
+
+        @functools.wraps(fn)
+        def this_worker(*args):
+            _common.check_leading_axis(args, 1)
+            results = fn(*jax.tree.map(lambda x: x[0], args))
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], results)
+
+        return this_worker
+
+    def gather(self, values: Sequence[Any]) -> list[Any]:
+        """See :class:`djax.Communicator`."""
+        (value,) = values
+        return self.host_comm.allgather(value)

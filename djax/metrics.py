@@ -1,0 +1,65 @@
+r"""How far the workers are from each other.
+
+These are per-worker functions: they run inside :meth:`djax.Communicator.spmd`, on one
+worker's parameters :math:`x_i`, and cost one all-reduce.
+
+Examples:
+  >>> import djax, jax, jax.numpy as jnp
+  >>> communicator = djax.communicators.simulated(2)
+  >>> params = {"w": jnp.asarray([[0.0, 0.0], [2.0, 4.0]])}
+  >>> distance = lambda x: djax.metrics.consensus_distance(x, communicator)
+  >>> print(communicator.spmd(distance)(params))
+  [5. 5.]
+"""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+
+from ._base import Communicator, PyTree, wide
+
+
+def mean_params(params: PyTree, communicator: Communicator) -> PyTree:
+    r"""The averaged model :math:`\bar x = \frac1n \sum_i x_i`.
+
+    Args:
+      params: this worker's parameters.
+      communicator: how messages travel.
+
+    Returns:
+      A tree like `params`, the same on every worker.
+    """
+    return communicator.mean(params)
+
+
+def worker_distance(params: PyTree, communicator: Communicator) -> jax.Array:
+    r"""This worker's squared distance from the mean, :math:`\|x_i - \bar x\|^2`.
+
+    Args:
+      params: this worker's parameters.
+      communicator: how messages travel.
+
+    Returns:
+      `float[]`, over all leaves, in float32 or wider.
+    """
+    wide_params = jax.tree.map(wide, params)
+    mean = mean_params(wide_params, communicator)
+    squares = jax.tree.map(
+        lambda x, m: jnp.sum(jnp.square(jnp.abs(x - m))), wide_params, mean
+    )
+    return functools.reduce(operator.add, jax.tree.leaves(squares))
+
+
+def consensus_distance(params: PyTree, communicator: Communicator) -> jax.Array:
+    r"""The workers' variance :math:`\frac1n \sum_i \|x_i - \bar x\|^2`.
+
+    Args:
+      params: this worker's parameters.
+      communicator: how messages travel.
+
+    Returns:
+      `float[]`, the same on every worker, in float32 or wider.
+    """
+    return communicator.mean(worker_distance(params, communicator))

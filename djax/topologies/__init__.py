@@ -1,0 +1,51 @@
+"""Who talks to whom, with which weight, and in which order: mathematics only.
+
+A :class:`Topology` is an undirected graph of workers with a symmetric doubly stochastic
+mixing matrix; an edge colouring of the graph is the rounds in which the exchanges take
+place. A :class:`Schedule` is directed or changes in time: a period of column-stochastic
+matrices. Both are immutable values in NumPy and networkx. Nothing here knows of JAX, or
+of how messages travel.
+
+* with cycles: :func:`ring`, :func:`complete`, :func:`torus`, :func:`hypercube`,
+  :func:`exponential`, :func:`social_network`;
+* trees: :func:`chain`, :func:`star`, :func:`binary_tree`, :func:`double_binary_trees`
+  (a pair), :func:`regular_tree`, :func:`spanning_tree` of another topology;
+* your own: :func:`from_networkx`;
+* schedules: :func:`one_peer_exponential`, :func:`from_matrices`.
+
+Builders take the number of workers first, and those of a topology the keyword
+`weights`: see :func:`from_networkx`. `BUILDERS` names those that make one topology of a
+number of workers.
+"""
+
+from ._build import from_networkx as from_networkx
+from ._graphs import complete as complete
+from ._graphs import exponential as exponential
+from ._graphs import hypercube as hypercube
+from ._graphs import ring as ring
+from ._graphs import social_network as social_network
+from ._graphs import torus as torus
+from ._schedule import Schedule as Schedule
+from ._schedule import from_matrices as from_matrices
+from ._schedule import one_peer_exponential as one_peer_exponential
+from ._topology import Topology as Topology
+from ._trees import binary_tree as binary_tree
+from ._trees import chain as chain
+from ._trees import double_binary_trees as double_binary_trees
+from ._trees import regular_tree as regular_tree
+from ._trees import spanning_tree as spanning_tree
+from ._trees import star as star
+
+# What a command line can offer: getattr(topologies, name)(size) is a Topology.
+BUILDERS = (
+    "ring",
+    "chain",
+    "star",
+    "complete",
+    "torus",
+    "hypercube",
+    "exponential",
+    "binary_tree",
+    "regular_tree",
+    "social_network",
+)

@@ -1,0 +1,71 @@
+"""What the builders share: from any graph, or from a list of links, to a topology."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import networkx as nx
+
+from ._checks import check_graph
+from ._topology import Topology
+from ._weights import Weights, mixing_matrix
+
+
+def from_networkx(
+    graph: nx.Graph, *, weights: Weights = "metropolis", name: str = "graph"
+) -> Topology:
+    r"""Any connected undirected graph.
+
+    With :math:`m_{ij}` the multiplicity of an edge (its attribute `multiplicity`, 1
+    where missing) and :math:`d_i = \sum_j m_{ij}` the degree, the weights are one of
+
+    * `"metropolis"`: :math:`w_{ij} = m_{ij} / (1 + \max(d_i, d_j))`;
+    * `"uniform"`: :math:`w_{ij} = m_{ij} / (1 + \max_k d_k)`;
+    * `"lazy"`: :math:`(W + I) / 2` of the Metropolis weights, which has no negative
+      eigenvalues;
+    * a number :math:`w`: :math:`w_{ij} = w \, m_{ij}`;
+    * an array `[n, n]`: the mixing matrix itself,
+
+    and :math:`w_{ii} = 1 - \sum_{j \neq i} w_{ij}`. Every builder has this keyword.
+
+    Args:
+      graph: the nodes are the workers. Unless they are the numbers `0, ..., n - 1`,
+        they are numbered in the order of the graph.
+      weights: `"metropolis"`, `"uniform"`, `"lazy"`, the weight of every edge, or the
+        symmetric doubly stochastic `float64[n, n]`.
+      name: what pictures and `repr` call it.
+
+    Returns:
+      A :class:`Topology`.
+
+    Raises:
+      ValueError: the graph is directed, not connected, or has an edge from a worker to
+        itself; or the weights are unknown or not doubly stochastic.
+
+    Examples:
+      >>> import networkx as nx
+      >>> from djax import topologies
+      >>> topologies.from_networkx(nx.petersen_graph(), name="petersen")
+      Topology(petersen, 10 workers, 15 edges, 4 rounds, spectral gap 0.5)
+      >>> topologies.ring(3, weights=0.25).mixing_matrix.tolist()
+      [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]
+
+    References:
+      Xiao, Boyd and Lall, `Distributed average consensus with time-varying Metropolis
+      weights <https://stanford.edu/~boyd/papers/avg_metropolis.html>`_, 2006
+    """
+    if set(graph) != set(range(len(graph))):
+        graph = nx.convert_node_labels_to_integers(graph)
+    check_graph(graph)
+    return Topology(graph, mixing_matrix(graph, weights), name)
+
+
+def from_links(
+    name: str, size: int, links: Iterable[tuple[int, int]], weights: Weights
+) -> Topology:
+    """A topology whose edges have the multiplicity in which their links come."""
+    graph = nx.Graph()
+    graph.add_nodes_from(range(size))
+    links = ((min(link), max(link)) for link in links)
+    for (i, j), multiplicity in Counter(links).items():
+        graph.add_edge(i, j, multiplicity=multiplicity)
+    return from_networkx(graph, weights=weights, name=name)

@@ -1,0 +1,103 @@
+"""Checks of graphs and weights: each error names the place and the remedy."""
+
+import operator
+from typing import Any
+
+import networkx as nx
+import numpy as np
+
+# Rows of float64 weights sum to one well within this.
+TOLERANCE = 1e-9
+
+
+def check_integer(value: Any, what: str, minimum: int = 1) -> int:
+    """Returns the value as an `int`, or raises a `ValueError` that says what it is."""
+    try:
+        integer = operator.index(value)
+    except TypeError:
+        integer = None
+    if integer is None or integer < minimum:
+        raise ValueError(
+            f"{what} must be an integer of at least {minimum}, got {value!r}"
+        )
+    return integer
+
+
+def check_graph(graph: nx.Graph) -> None:
+    """Accepts connected simple undirected graphs on the nodes 0, ..., n - 1."""
+    if graph.is_directed() or graph.is_multigraph():
+        raise ValueError(
+            f"a topology needs a simple undirected networkx.Graph, got a "
+            f"{type(graph).__name__}; directed communication is a schedule "
+            "(from_matrices), parallel edges are the edge attribute multiplicity"
+        )
+    size = graph.number_of_nodes()
+    if size == 0:
+        raise ValueError("the graph has no nodes; the smallest topology has one worker")
+    if set(graph) != set(range(size)):
+        stranger = next(node for node in graph if node not in range(size))
+        raise ValueError(
+            f"{stranger!r} is no worker number, nodes must be 0, ..., {size - 1}; "
+            "topologies.from_networkx numbers the nodes of any graph"
+        )
+    for i, j, multiplicity in graph.edges.data("multiplicity", default=1):
+        if i == j:
+            raise ValueError(
+                f"worker {i} has an edge to itself; remove it, since what a worker "
+                f"gives to its own value is mixing_matrix[{i}, {i}]"
+            )
+        if multiplicity != int(multiplicity) or multiplicity < 1:
+            raise ValueError(
+                f"the edge {i}-{j} has multiplicity {multiplicity!r}; "
+                "it must be a positive integer"
+            )
+    if unreached := set(graph) - set(nx.node_connected_component(graph, 0)):
+        raise ValueError(
+            f"the graph is not connected: no path leads from worker 0 to worker "
+            f"{min(unreached)}; add an edge, or make one topology of each component"
+        )
+
+
+def check_mixing_matrix(matrix: np.ndarray, graph: nx.Graph) -> None:
+    """Accepts symmetric doubly stochastic weights on the edges of the graph."""
+    size = graph.number_of_nodes()
+    if matrix.shape != (size, size):
+        raise ValueError(
+            f"the weights have shape {matrix.shape}; "
+            f"{size} workers need one of {(size, size)}"
+        )
+    # Only the nonzero entries are looked at: large graphs are sparse. NaN is nonzero.
+    rows, columns = np.nonzero(matrix)
+    values, mirrored = matrix[rows, columns], matrix[columns, rows]
+
+    def refuse(wrong: np.ndarray, reason: str) -> None:
+        if wrong.any():
+            k = int(np.argmax(wrong))
+            i, j = int(rows[k]), int(columns[k])
+            entries = {"i": i, "j": j, "v": values[k].item(), "m": mirrored[k].item()}
+            raise ValueError(reason.format(**entries))
+
+    refuse(~np.isfinite(values), "mixing_matrix[{i}, {j}] is {v}; it must be finite")
+    refuse(
+        np.abs(values - mirrored) > TOLERANCE,
+        "mixing_matrix[{i}, {j}] is {v} but mixing_matrix[{j}, {i}] is {m}; make both "
+        "the same, or use a schedule (from_matrices) for directed weights",
+    )
+    refuse(
+        values < -TOLERANCE,
+        "mixing_matrix[{i}, {j}] is {v}; weights must not be negative: lower the other "
+        "weights of row {i}",
+    )
+    linked = nx.to_numpy_array(graph, dtype=bool, weight=None)[rows, columns]
+    refuse(
+        ~linked & (rows != columns),
+        "mixing_matrix[{i}, {j}] is {v} but workers {i} and {j} are not neighbours; "
+        "add the edge to the graph, or set the weight to 0",
+    )
+    total = matrix.sum(axis=1)
+    if (wrong := np.abs(total - 1) > TOLERANCE).any():
+        i = int(np.argmax(wrong))
+        raise ValueError(
+            f"row {i} of mixing_matrix sums to {total[i].item()}, not to 1; add "
+            f"{1 - total[i].item():.3g} to mixing_matrix[{i}, {i}]"
+        )

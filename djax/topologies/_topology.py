@@ -1,0 +1,200 @@
+"""The value that every undirected algorithm is built on."""
+
+import dataclasses
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import networkx as nx
+import numpy as np
+
+from ._checks import check_graph, check_mixing_matrix
+from ._coloring import edge_coloring
+from ._plot import plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Eigenvalues of more workers take seconds: too long for a `repr`.
+_LARGEST_REPR_WITH_GAP = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Topology:
+    r"""A connected graph of `n` workers with mixing weights: an immutable value.
+
+    One step of gossip is :math:`x_i \leftarrow \sum_j w_{ij} x_j`. The weights are
+    symmetric and doubly stochastic, hence the mean of the workers stays, and the
+    distance to it shrinks by at least the factor 1 - `spectral_gap`.
+
+    Two topologies are equal when name, graph and weights are. They can be static
+    arguments of `jax.jit`.
+
+    Args:
+      graph: connected, simple, on the nodes `0, ..., n - 1`. The edge attribute
+        `multiplicity` (1 where missing) says how often a neighbour counts. The topology
+        keeps a frozen copy.
+      mixing_matrix: `float64[n, n]`, symmetric and doubly stochastic: `[i, j]` is the
+        weight that worker `i` gives to the message of worker `j`, 0 where there is no
+        edge. The topology keeps a read-only copy.
+      name: what pictures and `repr` call it.
+
+    Raises:
+      ValueError: the graph is not connected or has an edge from a worker to itself, or
+        the weights are no doubly stochastic matrix on its edges.
+
+    Examples:
+      >>> from djax import topologies
+      >>> ring = topologies.ring(16)
+      >>> ring
+      Topology(ring, 16 workers, 16 edges, 2 rounds, spectral gap 0.0507)
+      >>> ring.neighbors(0)
+      (1, 15)
+      >>> ring.mixing_matrix[0, :3].round(4).tolist()
+      [0.3333, 0.3333, 0.0]
+
+    .. seealso:: :func:`from_networkx` makes one of any graph.
+    """
+
+    graph: nx.Graph
+    mixing_matrix: np.ndarray
+    name: str = "graph"
+
+    def __post_init__(self):
+        check_graph(self.graph)
+        graph = _frozen_copy(self.graph)
+        matrix = np.array(self.mixing_matrix, np.float64)
+        check_mixing_matrix(matrix, graph)
+        matrix.setflags(write=False)
+        object.__setattr__(self, "graph", graph)
+        object.__setattr__(self, "mixing_matrix", matrix)
+
+    @property
+    def size(self) -> int:
+        """The number of workers, `n`."""
+        return len(self.mixing_matrix)
+
+    @cached_property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """The pairs `(i, j)` of neighbours with `i < j`, in ascending order."""
+        return tuple(self.graph.edges)
+
+    def neighbors(self, i: int) -> tuple[int, ...]:
+        """The workers that worker `i` exchanges messages with, in ascending order."""
+        return tuple(self.graph[i])
+
+    def multiplicity(self, i: int, j: int) -> int:
+        """How often worker `j` counts among the neighbours of `i`, 0 if it is none."""
+        return self.graph.get_edge_data(i, j, {"multiplicity": 0})["multiplicity"]
+
+    @cached_property
+    def rounds(self) -> tuple[tuple[int, ...], ...]:
+        """The exchanges, in rounds where each worker has at most one partner.
+
+        Each round is a full permutation of `range(n)` as a source list: worker `i`
+        hears `source[i]`, itself when it is silent. Together the rounds are an edge
+        colouring: every pair of neighbours meets in exactly one of them. There are at
+        least `max_degree` rounds and at most one more.
+        """
+        return edge_coloring(self.graph)
+
+    @cached_property
+    def round_weights(self) -> np.ndarray:
+        """`float64[rounds, n]`: the weight of what worker `i` hears in each round.
+
+        The entry is `mixing_matrix[i, source[i]]`, and 0 where the worker is silent.
+        """
+        workers = np.arange(self.size)
+        source = np.array(self.rounds, np.int64).reshape(-1, self.size)
+        weights = np.where(source == workers, 0.0, self.mixing_matrix[workers, source])
+        weights.setflags(write=False)
+        return weights
+
+    @property
+    def max_degree(self) -> int:
+        """The largest number of neighbours, each counted once."""
+        return max(degree for _, degree in self.graph.degree)
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether exactly one path connects any two workers."""
+        return len(self.edges) == self.size - 1
+
+    @cached_property
+    def diameter(self) -> int:
+        """The number of hops between the two workers furthest apart."""
+        return nx.diameter(self.graph)
+
+    @cached_property
+    def _eigenvalues(self) -> np.ndarray:
+        return np.linalg.eigvalsh(self.mixing_matrix)
+
+    @property
+    def lambda_2(self) -> float:
+        """The second largest eigenvalue of the mixing matrix; 0 for one worker."""
+        return float(self._eigenvalues[-2]) if self.size > 1 else 0.0
+
+    @property
+    def lambda_min(self) -> float:
+        """The smallest eigenvalue of the mixing matrix."""
+        return float(self._eigenvalues[0])
+
+    @property
+    def spectral_gap(self) -> float:
+        """1 - the largest modulus of the other eigenvalues; 1 for one worker."""
+        return 1.0 - float(np.abs(self._eigenvalues[:-1]).max(initial=0.0))
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws the graph with matplotlib, edges as wide as their weights.
+
+        Args:
+          ax: where to draw; by default new axes.
+
+        Returns:
+          The axes.
+        """
+        return plot(self, ax)
+
+    @cached_property
+    def _multiplicities(self) -> tuple[int, ...]:
+        return tuple(m for _, _, m in self.graph.edges.data("multiplicity"))
+
+    @cached_property
+    def _hash(self) -> int:
+        # The weights are left to __eq__: two sets of them on one graph are rare.
+        return hash((self.name, self.size, self.edges, self._multiplicities))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Topology):
+            return NotImplemented
+        return self is other or (
+            self.name == other.name
+            and self.edges == other.edges
+            and self._multiplicities == other._multiplicities
+            and np.array_equal(self.mixing_matrix, other.mixing_matrix)
+        )
+
+    def __repr__(self) -> str:
+        parts = [
+            self.name,
+            f"{self.size} worker{'s' if self.size != 1 else ''}",
+            f"{len(self.edges)} edge{'s' if len(self.edges) != 1 else ''}",
+            f"{len(self.rounds)} round{'s' if len(self.rounds) != 1 else ''}",
+        ]
+        if self.size <= _LARGEST_REPR_WITH_GAP:
+            parts.append(f"spectral gap {self.spectral_gap:.3g}")
+        return f"Topology({', '.join(parts)})"
+
+
+def _frozen_copy(graph: nx.Graph) -> nx.Graph:
+    """The same graph with all nodes, edges and neighbours in ascending order."""
+    edges = (
+        (min(i, j), max(i, j), m) for i, j, m in graph.edges.data("multiplicity", 1)
+    )
+    copy = nx.Graph()
+    copy.add_nodes_from(range(graph.number_of_nodes()))
+    for i, j, multiplicity in sorted(edges):
+        copy.add_edge(i, j, multiplicity=int(multiplicity))
+    return nx.freeze(copy)

@@ -1,0 +1,85 @@
+"""Mixing weights on the edges of a graph."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+
+from ._checks import TOLERANCE
+
+Weights = Literal["metropolis", "uniform", "lazy"] | float | npt.ArrayLike
+
+
+def mixing_matrix(graph: nx.Graph, weights: Weights) -> np.ndarray:
+    """The weights of :func:`from_networkx`, `float64[n, n]`.
+
+    Only what a rule can get wrong is checked: a given array comes back as it is.
+    """
+    if not isinstance(weights, str):
+        array = np.asarray(weights, np.float64)
+        return _constant(graph, array.item()) if array.ndim == 0 else array
+    if weights not in _RULES:
+        raise ValueError(
+            f"weights={weights!r} is unknown; choose one of {', '.join(_RULES)}, "
+            "a number (the weight of every edge), or an array [n, n]"
+        )
+    return _RULES[weights](graph)
+
+
+def _metropolis(graph: nx.Graph) -> np.ndarray:
+    rows, columns, multiplicity, degree = _edges(graph)
+    larger = np.maximum(degree[rows], degree[columns])
+    return _fill(rows, columns, multiplicity / (1 + larger), len(degree))
+
+
+def _uniform(graph: nx.Graph) -> np.ndarray:
+    rows, columns, multiplicity, degree = _edges(graph)
+    return _fill(rows, columns, multiplicity / (1 + degree.max()), len(degree))
+
+
+def _lazy(graph: nx.Graph) -> np.ndarray:
+    matrix = _metropolis(graph)
+    return (matrix + np.eye(len(matrix))) / 2
+
+
+def _constant(graph: nx.Graph, weight: float) -> np.ndarray:
+    rows, columns, multiplicity, degree = _edges(graph)
+    if not weight > 0:
+        raise ValueError(f"weights={weight} must be positive")
+    if weight * degree.max() > 1 + TOLERANCE:
+        raise ValueError(
+            f"weights={weight} leaves worker {degree.argmax()} of degree "
+            f"{degree.max()} a negative weight for its own value; "
+            f"the largest admissible weight is {1 / degree.max():.6g}"
+        )
+    return _fill(rows, columns, weight * multiplicity, len(degree))
+
+
+_RULES: dict[str, Callable[[nx.Graph], np.ndarray]] = {
+    "metropolis": _metropolis,
+    "uniform": _uniform,
+    "lazy": _lazy,
+}
+
+
+def _edges(graph: nx.Graph) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Both ends and the multiplicity of every edge, the degree of every node."""
+    size = graph.number_of_nodes()
+    edges = list(graph.edges.data("multiplicity", default=1))
+    rows, columns, multiplicity = np.array(edges, np.int64).reshape(-1, 3).T
+    degree = np.bincount(rows, multiplicity, size) + np.bincount(
+        columns, multiplicity, size
+    )
+    return rows, columns, multiplicity, degree.astype(np.int64)
+
+
+def _fill(
+    rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, size: int
+) -> np.ndarray:
+    matrix = np.zeros((size, size))
+    matrix[rows, columns] = matrix[columns, rows] = weights
+    # Rounding may take the rest a little below zero.
+    np.fill_diagonal(matrix, np.maximum(1 - matrix.sum(axis=1), 0.0))
+    return matrix

@@ -1,0 +1,77 @@
+"""Local steps between two averagings."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from djax._base import alternate
+
+
+class EveryState(NamedTuple):
+    """State of :func:`every`.
+
+    Attributes:
+      step: `int32[]`, number of updates so far.
+      mechanism_state: state of the wrapped mechanism.
+    """
+
+    step: jax.Array
+    mechanism_state: optax.OptState
+
+
+def every(
+    k: int, mechanism: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    r"""Lets a mechanism communicate in every k-th step only.
+
+    The steps :math:`k, 2k, 3k, \dots` (counted from one) are those of `mechanism`; the
+    others pass the updates on. `every(1, mechanism)` is `mechanism`; around
+    :func:`djax.all_reduce` it is local SGD.
+
+    Args:
+      k: period, in steps.
+      mechanism: any mechanism, with its own state.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` with an :class:`EveryState`.
+
+    Raises:
+      ValueError: if `k` is not a positive integer.
+
+    Examples:
+      >>> import djax, optax
+      >>> communicator = djax.communicators.simulated(4)
+      >>> averaging = djax.every(8, djax.all_reduce(communicator))
+      >>> local_sgd = optax.chain(optax.sgd(0.1), averaging)
+
+    References:
+      Stich, `Local SGD Converges Fast and Communicates Little
+      <https://arxiv.org/abs/1805.09767>`_, 2019
+    """
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"every: k must be a positive integer, got {k!r}.")
+    mechanism = optax.with_extra_args_support(mechanism)
+
+    def init_fn(params):
+        return EveryState(jnp.zeros((), jnp.int32), mechanism.init(params))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        def local(updates, mechanism_state):
+            return updates, mechanism_state
+
+        def communicate(updates, mechanism_state):
+            return mechanism.update(updates, mechanism_state, params, **extra_args)
+
+        schedule = (0,) * (k - 1) + (1,)
+        updates, mechanism_state = alternate(
+            state.step,
+            schedule,
+            (local, communicate),
+            updates,
+            state.mechanism_state,
+        )
+        return updates, EveryState(optax.safe_increment(state.step), mechanism_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,144 @@
+r"""Gossip averaging: the mechanism of D-PSGD.
+
+Each worker replaces its model by a weighted average over its neighbourhood,
+
+.. math:: x_i \leftarrow \textstyle\sum_j w_{ij} x_j
+             = x_i + \textstyle\sum_j w_{ij} (x_j - x_i),
+
+with the weights of :attr:`djax.Topology.mixing_matrix`. The second form is computed:
+equal models stay equal to the last bit, and since :math:`w_{ij} = w_{ji}` what one end
+of an edge gains the other loses, so that the mean over the workers is kept.
+
+Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
+<https://arxiv.org/abs/1705.09056>`_, 2017.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from djax._base import Communicator, PyTree, check_params, check_rate, check_sizes, wide
+from djax.topologies import Topology
+
+
+class GossipState(NamedTuple):
+    """State of :func:`gossip`.
+
+    Attributes:
+      step: `int32[]`, number of updates so far; the key of simulated message losses.
+    """
+
+    step: jax.Array
+
+
+def gossip(
+    topology: Topology,
+    communicator: Communicator,
+    *,
+    consensus_rate: float = 1.0,
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages the parameters with those of the neighbours.
+
+    Placed last in a chain, it makes any optimizer decentralized. With the updates
+    :math:`u_i` of the links before it and the consensus rate :math:`\rho`,
+
+    .. math::
+       y_i &= x_i + u_i \qquad\text{(with overlap: } y_i = x_i\text{)} \\
+       x_i &\leftarrow x_i + u_i + \rho \textstyle\sum_j w_{ij} (y_j - y_i)
+
+    Adapt, then combine; with `overlap` combine, then adapt: the messages do not depend
+    on this step's gradients. One model travels to each neighbour and step. On a complete
+    graph it is :func:`djax.all_reduce`.
+
+    Where messages are lost (`drop_probability` of the communicator), the weights of
+    those that came are divided by their sum, own weight included.
+
+    Args:
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      consensus_rate: step size of the averaging; 1 replaces the model by the average.
+        A float, or a scalar array (`optax.inject_hyperparams` works).
+      overlap: average the parameters before this step's updates.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      :class:`GossipState`. Updates keep their dtypes; sums are in float32 or wider.
+
+    Raises:
+      ValueError: if the sizes differ or the rate is not positive.
+
+    Examples:
+      >>> import djax, optax
+      >>> ring = djax.topologies.ring(16)
+      >>> communicator = djax.communicators.simulated(16)
+      >>> dpsgd = optax.chain(optax.sgd(0.1), djax.gossip(ring, communicator))
+
+    References:
+      Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
+      <https://arxiv.org/abs/1705.09056>`_, 2017, Algorithm 1
+    """
+    check_sizes("gossip", topology, communicator)
+    check_rate("gossip: consensus_rate", consensus_rate)
+
+    def init_fn(params):
+        check_params("gossip", params)
+        return GossipState(jnp.zeros((), jnp.int32))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        check_params("gossip", params)
+        model = params if overlap else optax.apply_updates(params, updates)
+        key = jax.random.fold_in(jax.random.key(0), state.step)
+        pull = pull_to_neighbors(model, topology, communicator, key)
+        updates = jax.tree.map(
+            lambda u, p: (wide(u) + jnp.asarray(consensus_rate, p.dtype) * p).astype(
+                u.dtype
+            ),
+            updates,
+            pull,
+        )
+        return updates, GossipState(optax.safe_increment(state.step))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def pull_to_neighbors(
+    model: PyTree, topology: Topology, communicator: Communicator, key: jax.Array
+) -> PyTree:
+    r"""Returns :math:`\sum_j w_{ij} (x_j - x_i)`, over the messages that arrive.
+
+    Args:
+      model: this worker's :math:`x_i`.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      key: PRNG key of the losses.
+
+    Returns:
+      A tree like `model`, in float32 or wider.
+    """
+    rank = communicator.rank()
+    pull = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), model)
+    heard = jnp.asarray(np.diag(topology.mixing_matrix))[rank]
+    lossy = False
+    for i, source in enumerate(topology.rounds):
+        weight = jnp.asarray(topology.round_weights[i])[rank]
+        arrived = communicator.arrived(source, jax.random.fold_in(key, i))
+        if arrived is not True:
+            weight, lossy = jnp.where(arrived, weight, 0), True
+        received = communicator.permute(model, source)
+        pull = jax.tree.map(
+            lambda total, theirs, mine, w=weight: (
+                total + w.astype(total.dtype) * (wide(theirs) - wide(mine))
+            ),
+            pull,
+            received,
+            model,
+        )
+        heard += weight
+    if lossy:
+        pull = jax.tree.map(lambda total: total / heard.astype(total.dtype), pull)
+    return pull

@@ -1,0 +1,108 @@
+"""Several mechanisms, each for its share of the coordinates."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from djax._base import PyTree
+
+
+class InterleaveState(NamedTuple):
+    """State of :func:`interleave`.
+
+    Attributes:
+      mechanism_states: the states of the mechanisms, in their order.
+    """
+
+    mechanism_states: tuple[optax.OptState, ...]
+
+
+def interleave(
+    mechanisms: Sequence[optax.GradientTransformation],
+) -> optax.GradientTransformationExtraArgs:
+    r"""Splits the coordinates by stride over several mechanisms.
+
+    With all parameters in one vector (the leaves in the order of `jax.tree.leaves`,
+    each in row-major order), coordinate :math:`k` is averaged by mechanism
+    :math:`k \bmod T`. Over the two of :func:`djax.topologies.double_binary_trees` no
+    worker sends much more than another.
+
+    Args:
+      mechanisms: the :math:`T` mechanisms.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` with an
+      :class:`InterleaveState`; it needs `params` if one of the mechanisms does.
+
+    Raises:
+      ValueError: if there are no mechanisms.
+
+    Examples:
+      >>> import djax
+      >>> communicator = djax.communicators.simulated(16)
+      >>> trees = djax.topologies.double_binary_trees(16)
+      >>> averaging = djax.interleave([djax.gossip(t, communicator) for t in trees])
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, double binary trees
+    """
+    if not mechanisms:
+        raise ValueError("interleave needs at least one mechanism.")
+    mechanisms = [optax.with_extra_args_support(m) for m in mechanisms]
+    count = len(mechanisms)
+
+    def init_fn(params):
+        shares = _deal(params, count)
+        states = [m.init(s) for m, s in zip(mechanisms, shares, strict=True)]
+        return InterleaveState(tuple(states))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        shares = _deal(updates, count)
+        models = [None] * count if params is None else _deal(params, count)
+        results = [
+            mechanism.update(share, mechanism_state, model, **extra_args)
+            for mechanism, share, mechanism_state, model in zip(
+                mechanisms, shares, state.mechanism_states, models, strict=True
+            )
+        ]
+        averaged, states = zip(*results, strict=True)
+        return _collect(averaged, updates), InterleaveState(states)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _offsets(tree: PyTree) -> list[int]:
+    """Index of each leaf's first coordinate in the vector of all of them."""
+    return [0, *np.cumsum([leaf.size for leaf in jax.tree.leaves(tree)])[:-1].tolist()]
+
+
+def _deal(tree: PyTree, count: int) -> list[list[jax.Array]]:
+    """Deals the coordinates out in turn; a share is a list of flat leaves."""
+    leaves, offsets = jax.tree.leaves(tree), _offsets(tree)
+    return [
+        [
+            leaf.ravel()[(share - offset) % count :: count]
+            for leaf, offset in zip(leaves, offsets, strict=True)
+        ]
+        for share in range(count)
+    ]
+
+
+def _collect(shares: Sequence[list[jax.Array]], like: PyTree) -> PyTree:
+    """Puts what :func:`_deal` dealt back together."""
+    leaves, treedef = jax.tree.flatten(like)
+    count = len(shares)
+    collected = []
+    for i, (leaf, offset) in enumerate(zip(leaves, _offsets(like), strict=True)):
+        rows = -(-leaf.size // count)
+        columns = [
+            jnp.pad(part, (0, rows - part.size))
+            for part in (shares[(offset + k) % count][i] for k in range(count))
+        ]
+        collected.append(jnp.stack(columns, 1).ravel()[: leaf.size].reshape(leaf.shape))
+    return jax.tree.unflatten(treedef, collected)

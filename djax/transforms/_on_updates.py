@@ -1,0 +1,45 @@
+"""Averaging of the updates in place of the models."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def on_updates(
+    mechanism: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages the updates instead of the parameters.
+
+    .. math:: x_i \leftarrow x_i + \operatorname{average}_i(u_1, \dots, u_n)
+
+    The mechanism works on parameters that are zero. Nothing draws the models
+    themselves together: workers that start equal stay equal only if the averages are
+    exact. First in a chain it averages the gradients.
+
+    Args:
+      mechanism: any mechanism.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` with the mechanism's state.
+
+    Examples:
+      >>> import djax, optax
+      >>> communicator = djax.communicators.simulated(4)
+      >>> gradients_averaged = djax.on_updates(djax.all_reduce(communicator))
+      >>> data_parallel = optax.chain(gradients_averaged, optax.adam(1e-3))
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, RelaySum/Grad
+    """
+    mechanism = optax.with_extra_args_support(mechanism)
+
+    def init_fn(params):
+        return mechanism.init(jax.tree.map(jnp.zeros_like, params))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params
+        zeros = jax.tree.map(jnp.zeros_like, updates)
+        return mechanism.update(updates, state, zeros, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,1 @@
+"""Training runs and reproductions of the papers' figures and tables."""

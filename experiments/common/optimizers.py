@@ -1,0 +1,140 @@
+"""Optimizers as the command line names them: a base, and who it averages with."""
+
+import dataclasses
+import inspect
+
+import optax
+
+import djax
+
+from .errors import UsageError, lookup
+from .tasks import read_options
+
+SGD_OPTIONS = {"momentum": "0.9", "nesterov": "True"}
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseOptimizer:
+    """What every worker does with its gradients."""
+
+    optimizer: str = "sgd"
+    """Any optimizer of optax that takes a learning rate."""
+    optimizer_options: dict[str, str] | None = None
+    """Its other arguments; by default those of sgd are `momentum 0.9 nesterov True`."""
+    learning_rate: float = 0.1
+    """Its peak step size."""
+    weight_decay: float = 0.0
+    """Added to the gradients, times the parameters."""
+    warmup: float = 0.1
+    """Share of the training during which the step size grows linearly from zero."""
+    decay_at: tuple[float, ...] = (0.5, 0.75)
+    """Shares of the training after which the step size is decayed."""
+    decay_factor: float = 0.1
+    """Factor of each decay."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """How the workers average."""
+
+    algorithm: str = "dpsgd"
+    """The algorithm, under its paper's name."""
+    consensus_rate: float = 1.0
+    """Step size of gossip's averaging."""
+    overlap: bool = False
+    """Send messages that do not depend on this step's gradients."""
+    local_steps: int = 1
+    """Average in every so-manyth step only."""
+
+
+def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
+    """Linear warm-up, then a staircase.
+
+    Args:
+      config: from the command line.
+      steps: of the whole training.
+    """
+    if config.learning_rate <= 0:
+        raise UsageError(f"--learning-rate {config.learning_rate} must be positive.")
+    shares = (config.warmup, *config.decay_at)
+    if not all(0 <= share <= 1 for share in shares):
+        raise UsageError("--warmup and --decay-at are shares of the training in [0, 1].")
+    milestones = {round(share * steps): config.decay_factor for share in config.decay_at}
+    staircase = optax.piecewise_constant_schedule(config.learning_rate, milestones)
+    if (warmup_steps := round(config.warmup * steps)) == 0:
+        return staircase
+    ramp = optax.linear_schedule(0.0, 1.0, warmup_steps)
+    return lambda step: ramp(step) * staircase(step)
+
+
+def make_base(config: BaseOptimizer, steps: int) -> optax.GradientTransformation:
+    """What every worker does with its gradients.
+
+    Args:
+      config: from the command line.
+      steps: of the whole training.
+
+    Raises:
+      UsageError: if the optimizer or one of its options is unknown.
+    """
+    lookup("--optimizer", config.optimizer, _optimizers())
+    make = getattr(optax, config.optimizer)
+    options = config.optimizer_options
+    if options is None:
+        options = SGD_OPTIONS if config.optimizer == "sgd" else {}
+    what = f"--optimizer-options of {config.optimizer}"
+    schedule = learning_rate_schedule(config, steps)
+    base = make(schedule, **read_options(what, make, options))
+    if config.weight_decay:
+        base = optax.chain(optax.add_decayed_weights(config.weight_decay), base)
+    return base
+
+
+def _optimizers() -> list[str]:
+    """Names of optax's functions whose first argument is a learning rate."""
+    return [
+        name
+        for name, make in inspect.getmembers(optax, inspect.isfunction)
+        if next(iter(inspect.signature(make).parameters), None) == "learning_rate"
+    ]
+
+
+def _dpsgd(base, config, topology, communicator):
+    mechanism = djax.gossip(
+        topology,
+        communicator,
+        consensus_rate=config.consensus_rate,
+        overlap=config.overlap,
+    )
+    return optax.chain(base, djax.every(config.local_steps, mechanism))
+
+
+def _all_reduce_sgd(base, config, topology, communicator):
+    mechanism = djax.all_reduce(communicator, overlap=config.overlap)
+    if config.local_steps > 1:  # Local SGD averages models.
+        return optax.chain(base, djax.every(config.local_steps, mechanism))
+    return optax.chain(djax.on_updates(mechanism), base)
+
+
+ALGORITHMS = {"all_reduce_sgd": _all_reduce_sgd, "dpsgd": _dpsgd}
+
+
+def make_optimizer(
+    config: Algorithm,
+    base: optax.GradientTransformation,
+    topology: djax.Topology,
+    communicator: djax.Communicator,
+) -> optax.GradientTransformation:
+    """Makes the base optimizer decentralized.
+
+    Args:
+      config: from the command line.
+      base: what every worker does with its gradients.
+      topology: who talks to whom.
+      communicator: how messages travel.
+
+    Raises:
+      UsageError: if the algorithm is unknown.
+    """
+    make = ALGORITHMS[lookup("--algorithm", config.algorithm, ALGORITHMS)]
+    return make(base, config, topology, communicator)

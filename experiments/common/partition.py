@@ -1,0 +1,211 @@
+"""Which samples each worker holds.
+
+A split is named on the command line: `iid`, `dirichlet:ALPHA` (the smaller, the more
+the workers' classes differ) or `shards:K` (each worker holds about K classes).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .errors import UsageError, lookup
+
+Shares = list[np.ndarray]
+MAX_DRAWS = 10_000
+
+
+def iid(labels: np.ndarray, workers: int, rng: np.random.Generator) -> Shares:
+    """Deals shuffled samples out evenly.
+
+    Args:
+      labels: `int[samples]`.
+      workers: number of workers.
+      rng: source of randomness.
+
+    Returns:
+      Indices into `labels` for each worker: disjoint, covering, sizes equal up to one.
+    """
+    return np.array_split(rng.permutation(len(labels)), workers)
+
+
+def dirichlet(
+    labels: np.ndarray, workers: int, rng: np.random.Generator, alpha: float
+) -> Shares:
+    r"""Draws each class's division among the workers from :math:`Dir(\alpha)`.
+
+    The protocol of the RelaySGD experiments. Workers are treated in groups of ten.
+    In a group, the proportions of a class are zero for workers that already hold
+    their fair share, and all are drawn again until everyone holds at least half of
+    it. In the end the workers' lists are put one after the other and cut into equal
+    parts, which evens the sizes and blurs :math:`\alpha` a little.
+
+    Args:
+      labels: `int[samples]`.
+      workers: number of workers.
+      rng: source of randomness.
+      alpha: concentration; 0.1 leaves most workers two or three of ten classes.
+
+    Returns:
+      Indices into `labels` for each worker: disjoint, covering, sizes equal up to one.
+
+    Raises:
+      UsageError: if no draw gives everyone half of a fair share.
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021
+    """
+    if not alpha > 0:
+        raise UsageError(f"--split dirichlet:{alpha}: alpha must be positive.")
+    groups = [min(10, workers - start) for start in range(0, workers, 10)]
+    ends = np.cumsum(groups)[:-1] * len(labels) // workers
+    parts = np.split(rng.permutation(len(labels)), ends)
+    shares = [
+        share
+        for part, size in zip(parts, groups, strict=True)
+        for share in _dirichlet_group(labels, part, size, rng, alpha)
+    ]
+    return np.array_split(np.concatenate(shares), workers)
+
+
+def _dirichlet_group(labels, part, workers, rng, alpha) -> Shares:
+    fair = len(part) / workers
+    classes = [part[labels[part] == c] for c in np.unique(labels)]
+    for _ in range(MAX_DRAWS):
+        shares = [[] for _ in range(workers)]
+        for members in classes:
+            held = np.asarray([sum(map(len, share)) for share in shares])
+            proportions = rng.dirichlet(np.full(workers, alpha)) * (held < fair)
+            if not proportions.sum() > 0:  # All of the class went to those with enough.
+                break
+            ends = np.cumsum(proportions / proportions.sum()) * len(members)
+            pieces = np.split(members, ends[:-1].astype(int))
+            for share, piece in zip(shares, pieces, strict=True):
+                share.append(piece)
+        else:
+            shares = [np.concatenate(share) for share in shares]
+            if min(map(len, shares)) >= int(fair / 2):
+                return shares
+    raise UsageError(
+        f"no Dirichlet split with alpha {alpha} gave each of {workers} workers half of "
+        f"{fair:.0f} samples in {MAX_DRAWS} draws; use a larger alpha or fewer workers."
+    )
+
+
+def shards(
+    labels: np.ndarray, workers: int, rng: np.random.Generator, per_worker: int
+) -> Shares:
+    """Sorts by class, cuts into shards and gives each worker `per_worker` of them.
+
+    Args:
+      labels: `int[samples]`.
+      workers: number of workers.
+      rng: source of randomness.
+      per_worker: shards of a worker.
+
+    Returns:
+      Indices into `labels` for each worker: disjoint, covering, sizes equal up to
+      `per_worker`.
+
+    References:
+      McMahan et al., `Communication-Efficient Learning of Deep Networks from
+      Decentralized Data <https://arxiv.org/abs/1602.05629>`_, 2017
+    """
+    if per_worker < 1 or per_worker * workers > len(labels):
+        raise UsageError(
+            f"--split shards:{per_worker}: {workers} workers need {workers} x "
+            f"{per_worker} shards of {len(labels)} samples; use from 1 to "
+            f"{len(labels) // workers}."
+        )
+    by_class = np.argsort(labels, kind="stable")
+    pieces = np.array_split(by_class, workers * per_worker)
+    hands = rng.permutation(len(pieces)).reshape(workers, per_worker)
+    return [np.concatenate([pieces[i] for i in hand]) for hand in hands]
+
+
+_SPLITS: dict[str, tuple[Callable[..., Shares], Callable[[str], float] | None]] = {
+    "iid": (iid, None),
+    "dirichlet": (dirichlet, float),
+    "shards": (shards, int),
+}
+
+
+def split(labels: np.ndarray, workers: int, spec: str, seed: int) -> Shares:
+    """Splits samples among workers as the command line says.
+
+    Args:
+      labels: `int[samples]`.
+      workers: number of workers.
+      spec: `iid`, `dirichlet:ALPHA` or `shards:K`.
+      seed: of the draw; the same on every process.
+
+    Returns:
+      Indices into `labels` for each worker, disjoint and covering.
+
+    Raises:
+      UsageError: if the spec cannot be read, or there are more workers than samples.
+
+    Examples:
+      >>> labels = np.arange(1000) % 10
+      >>> shares = split(labels, 4, "dirichlet:0.1", seed=0)
+      >>> [len(share) for share in shares]
+      [250, 250, 250, 250]
+    """
+    if workers > len(labels):
+        raise UsageError(
+            f"{workers} workers cannot share {len(labels)} samples; use at most "
+            f"{len(labels)} workers."
+        )
+    name, _, value = spec.partition(":")
+    make, read = _SPLITS[lookup("--split", name, _SPLITS)]
+    rng = np.random.default_rng(seed)
+    if read is None and not value:
+        return make(labels, workers, rng)
+    try:
+        argument = read(value)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"cannot read --split {spec!r}; write iid, dirichlet:0.1 or shards:2."
+        ) from None
+    return make(labels, workers, rng, argument)
+
+
+def count_classes(labels: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns `int[workers, classes]`, how many samples of a class a worker holds."""
+    classes = np.unique(labels)
+    return np.asarray([[np.sum(labels[s] == c) for c in classes] for s in shares])
+
+
+def plot_classes(counts: np.ndarray, title: str):
+    """Draws who holds which class.
+
+    Args:
+      counts: `int[workers, classes]`, from :func:`count_classes`.
+      title: of the figure.
+
+    Returns:
+      The matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    workers, classes = counts.shape
+    figure = Figure(
+        figsize=(2 + 0.45 * classes, 1.5 + min(0.35 * workers, 12)),
+        layout="constrained",
+    )
+    axes = figure.subplots()
+    image = axes.imshow(counts, cmap="Blues", aspect="auto")
+    if workers <= 32:
+        middle = counts.max() / 2
+        for worker, row in enumerate(counts):
+            for column, count in enumerate(row):
+                color = "white" if count > middle else "black"
+                text = str(count) if count else "·"
+                axes.text(
+                    column, worker, text, ha="center", va="center", color=color, size=8
+                )
+    axes.set(xlabel="class", ylabel="worker", title=title, xticks=range(classes))
+    axes.set_yticks(range(0, workers, math.ceil(workers / 32)))
+    figure.colorbar(image, label="samples")
+    return figure

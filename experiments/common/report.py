@@ -1,0 +1,128 @@
+"""What a run shows and writes: a folder of its own, a table, pictures."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import rich.console
+import rich.table
+from matplotlib.figure import Figure
+
+
+class RunFolder:
+    """The files of one run; does nothing on processes other than rank 0's.
+
+    Attributes:
+      path: the folder, or None where nothing is written.
+    """
+
+    def __init__(self, parent: pathlib.Path, name: str, active: bool):
+        """Makes `parent/<time>-<name>/`, with a number behind it if that exists."""
+        self.path = None
+        if not active:
+            return
+        stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
+        parent.mkdir(parents=True, exist_ok=True)
+        for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+            try:
+                (parent / f"{stem}{suffix}").mkdir()
+            except FileExistsError:
+                continue
+            self.path = parent / f"{stem}{suffix}"
+            return
+
+    def write_config(self, config: Any) -> None:
+        """Writes `config.json`: the configuration and what it ran on."""
+        if self.path is not None:
+            content = {"config": dataclasses.asdict(config), **_provenance()}
+            text = json.dumps(content, indent=2, default=str) + "\n"
+            (self.path / "config.json").write_text(text)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Appends a line to `metrics.jsonl`."""
+        if self.path is not None:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def save(self, name: str, figure: Figure) -> None:
+        """Saves a picture."""
+        if self.path is not None:
+            figure.savefig(self.path / name, dpi=150)
+
+
+def _provenance() -> dict[str, Any]:
+    packages = ("djax-gossip", "jax", "jaxlib", "optax", "flax", "mpi4jax", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            cwd=pathlib.Path(__file__).parent,
+        ).stdout.strip()
+    except OSError:
+        commit = ""
+    return {
+        "versions": versions,
+        "commit": commit or None,
+        "python": platform.python_version(),
+        "devices": [d.device_kind for d in jax.local_devices()],
+    }
+
+
+def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Prints names and values."""
+    table = rich.table.Table(title=title, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    for row in rows:
+        table.add_row(*row)
+    rich.console.Console(width=88, highlight=False).print(table)
+
+
+def plot_history(
+    history: Sequence[Mapping[str, float]], score: str, title: str
+) -> Figure:
+    """Draws loss, score and consensus distance against epochs.
+
+    Args:
+      history: of :class:`experiments.common.trainer.Outcome`.
+      score: what the score is called.
+      title: of the figure.
+    """
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    epochs = [record["epoch"] for record in history]
+
+    def draw(axes, key, **style):
+        axes.plot(epochs, [record[key] for record in history], **style)
+
+    draw(left, "loss", label="training, mean of workers")
+    draw(left, "mean_loss", label="held out, mean of workers")
+    draw(left, "averaged_loss", label="held out, averaged model", linestyle="--")
+    left.set(ylabel="loss", yscale="log")
+    draw(middle, "worst", label="worst worker")
+    draw(middle, "mean", label="mean of workers")
+    draw(middle, "averaged", label="averaged model", linestyle="--")
+    middle.set(ylabel=score, yscale="linear" if score == "accuracy" else "log")
+    draw(right, "consensus_distance")
+    right.set(ylabel="consensus distance", yscale="log")
+    for axes in (left, middle, right):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    middle.legend(fontsize=8)
+    figure.suptitle(title)
+    return figure

@@ -1,0 +1,167 @@
+"""The training loop: one chunk of steps an epoch, and what is measured in between."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import djax
+from djax import metrics, simulation
+
+from .errors import UsageError
+from .tasks import Task
+
+
+class Diverged(UsageError):
+    """The loss is no longer finite."""
+
+
+class Outcome(NamedTuple):
+    """What a training leaves behind.
+
+    Attributes:
+      workers: the local workers.
+      history: one record an evaluation, the last at the end: `epoch`, `step`, `loss`
+        (mean training loss of the epoch), `mean`, `worst` and `averaged` (the task's
+        score of the workers and of the averaged model), `mean_loss` and
+        `averaged_loss` of the same, `consensus_distance`, `seconds` since the start.
+      seconds_per_step: median over the epochs, without compilation.
+    """
+
+    workers: simulation.Workers
+    history: list[dict[str, Any]]
+    seconds_per_step: float
+
+
+def train(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    communicator: djax.Communicator,
+    params: Any,
+    epochs: int,
+    evaluations: int,
+    report: Callable[[dict[str, Any]], None],
+    advance: Callable[[], None],
+) -> Outcome:
+    """Trains the local workers.
+
+    Args:
+      task: what is learned.
+      optimizer: the chain with the mechanism.
+      communicator: where the workers live.
+      params: of the local workers, with their leading axis.
+      epochs: passes over the data.
+      evaluations: how many, spread evenly; the last is at the end.
+      report: called with each record of the history.
+      advance: called after each epoch.
+
+    Raises:
+      Diverged: on every process alike, if the loss of a worker is not finite.
+    """
+    workers = simulation.init_workers(
+        optimizer, communicator, params, jax.tree.map(jnp.asarray, task.model_state)
+    )
+    steps = simulation.make_steps(
+        task.gradient_fn, optimizer, communicator, dispatch=task.dispatch
+    )
+    assess = jax.jit(communicator.spmd(lambda p: _assess(task, communicator, p)))
+    due = {round((i + 1) * epochs / evaluations) for i in range(evaluations)}
+    history, durations, start = [], [], time.perf_counter()
+    for epoch in range(1, epochs + 1):
+        began = time.perf_counter()
+        workers, measured = steps(workers, task.batches(epoch))
+        losses = np.asarray(measured["loss"])
+        durations.append((time.perf_counter() - began) / task.steps_per_epoch)
+        loss = _mean_loss(communicator, losses, epoch, task.steps_per_epoch)
+        advance()
+        if epoch in due:
+            record = {
+                "epoch": epoch,
+                "step": epoch * task.steps_per_epoch,
+                "loss": loss,
+                **_summarize(task, communicator, assess(workers.params)),
+                "seconds": time.perf_counter() - start,
+            }
+            history.append(record)
+            report(record)
+    return Outcome(workers, history, statistics.median(durations[1:] or durations))
+
+
+def time_gradients(
+    task: Task,
+    base: optax.GradientTransformation,
+    communicator: djax.Communicator,
+    params: Any,
+    epochs: int = 3,
+) -> float:
+    """Median seconds of a step without communication: gradient and base optimizer.
+
+    Args:
+      task: what is learned.
+      base: the optimizer without the mechanism.
+      communicator: where the workers live.
+      params: of the local workers, with their leading axis.
+      epochs: how many are timed, after one that compiles.
+    """
+    model_state = jax.tree.map(jnp.asarray, task.model_state)
+    workers = simulation.init_workers(base, communicator, params, model_state)
+    steps = simulation.make_steps(
+        task.gradient_fn, base, communicator, dispatch=task.dispatch
+    )
+    durations = []
+    for epoch in range(epochs + 1):
+        began = time.perf_counter()
+        workers, measured = steps(workers, task.batches(epoch))
+        jax.block_until_ready(measured)
+        durations.append((time.perf_counter() - began) / task.steps_per_epoch)
+    return statistics.median(durations[1:])
+
+
+def _assess(task: Task, communicator: djax.Communicator, params: Any) -> dict:
+    """One worker's model, and the averaged one."""
+    averaged = metrics.mean_params(params, communicator)
+    return {
+        "own": task.evaluate(params),
+        "averaged": task.evaluate(averaged),
+        "consensus_distance": metrics.consensus_distance(params, communicator),
+    }
+
+
+def _summarize(task: Task, communicator: djax.Communicator, assessed: dict) -> dict:
+    """Puts the local workers' arrays `[local]` together with those of all others."""
+    local = jax.tree.map(np.asarray, assessed)
+    everyone = communicator.gather(
+        [
+            jax.tree.map(lambda x, i=i: float(x[i]), local)
+            for i in range(len(communicator.local_ranks))
+        ]
+    )
+    scores = [worker["own"][task.score] for worker in everyone]
+    return {
+        "mean": statistics.fmean(scores),
+        "worst": min(scores) if task.higher_is_better else max(scores),
+        "averaged": everyone[0]["averaged"][task.score],
+        "mean_loss": statistics.fmean(worker["own"]["loss"] for worker in everyone),
+        "averaged_loss": everyone[0]["averaged"]["loss"],
+        "consensus_distance": everyone[0]["consensus_distance"],
+    }
+
+
+def _mean_loss(communicator, losses, epoch, steps_per_epoch) -> float:
+    """Mean training loss of all workers; raises if one is not finite."""
+    everyone = np.asarray(communicator.gather(list(losses)), np.float64)
+    if not np.isfinite(everyone).all():
+        worker, step = np.argwhere(~np.isfinite(everyone))[0]
+        raise Diverged(
+            f"training diverged: worker {worker}'s loss is {everyone[worker, step]} in "
+            f"epoch {epoch} (step {(epoch - 1) * steps_per_epoch + step + 1}). Lower "
+            "--learning-rate, lengthen --warmup, or lower --consensus-rate if it is "
+            "above 1."
+        )
+    return math.fsum(everyone.ravel()) / everyone.size
