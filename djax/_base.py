@@ -1,12 +1,12 @@
 """What every part of djax shares: the communicator's interface and its checks."""
 
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 PyTree = Any
 
@@ -103,12 +103,12 @@ def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
 
 def check_rate(name: str, rate: Any) -> None:
     """Raises ValueError if a step size that is already known is not positive."""
-    if isinstance(rate, numbers.Real) and not 0 < rate < float("inf"):
+    if isinstance(rate, (int, float)) and not 0 < rate < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {rate}.")
 
 
-def check_params(name: str, params: PyTree) -> None:
-    """Raises if a mechanism was called without parameters that can be averaged."""
+def check_params(name: str, params: PyTree) -> PyTree:
+    """Returns the parameters, or raises if there are none that can be averaged."""
     if params is None:
         raise ValueError(
             f"{name} averages parameters: call update(updates, state, params)."
@@ -120,17 +120,18 @@ def check_params(name: str, params: PyTree) -> None:
                 f"{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}; keep it "
                 "out of the parameters or wrap the mechanism in optax.masked."
             )
+    return params
 
 
 def wide(x: jax.Array) -> jax.Array:
     """`x` in a dtype that keeps the precision of sums: at least float32."""
     if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
         raise TypeError(f"only floats can be averaged, got {jnp.result_type(x)}.")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
 def alternate(
-    step: jax.Array | int,
+    step: ArrayLike,
     schedule: Sequence[int],
     branches: Sequence[Callable[..., PyTree]],
     *operands: PyTree,

@@ -134,16 +134,6 @@ def make_topology(config: Config, size: int) -> djax.Topology:
         return build(size, weights=config.weights)
 
 
-def run(config: Config) -> trainer.Outcome:
-    """Trains as the configuration says; importable, for tests and sweeps.
-
-    Raises:
-      UsageError, ValueError, ImportError: for what the user can mend.
-      trainer.Diverged: if the loss is no longer finite.
-    """
-    return execute(Run(config))
-
-
 def execute(run: Run) -> trainer.Outcome:
     """Trains, shows and writes."""
     config = run.config
@@ -175,10 +165,12 @@ def execute(run: Run) -> trainer.Outcome:
             log,
             advance,
         )
-    gradient = trainer.time_gradients(run.task, run.base, run.communicator, run.params)
+    seconds = trainer.time_steps(
+        run.task, (run.optimizer, run.base), run.communicator, run.params
+    )
     if first:
         title = f"{run.title}, seed {config.seed}"
-        report.show_table(title, summarize(run, outcome, gradient))
+        report.show_table(title, summarize(run, outcome.history[-1], *seconds))
         folder.save(
             "curves.png", report.plot_history(outcome.history, run.task.score, title)
         )
@@ -187,13 +179,19 @@ def execute(run: Run) -> trainer.Outcome:
 
 
 def summarize(
-    run: Run, outcome: trainer.Outcome, gradient: float
+    run: Run, last: dict, total: float, gradient: float
 ) -> list[tuple[str, str]]:
-    """The rows of the final table."""
-    last, score = outcome.history[-1], run.task.score
+    """The rows of the final table.
+
+    Args:
+      run: what was run.
+      last: the last record of the history.
+      total: seconds of a step.
+      gradient: seconds of a step without communication.
+    """
+    score = run.task.score
     sent, most = run.cost.mean_bytes * run.steps, run.cost.max_bytes * run.steps
     messages = run.cost.mean_messages * run.steps
-    total = outcome.seconds_per_step
 
     def show(value):
         return f"{value:.3%}" if score == "accuracy" else f"{value:.5g}"
@@ -216,17 +214,11 @@ def summarize(
 def main() -> None:
     """The command line."""
     with errors.heard_once():
-        config = tyro.cli(
-            tyro.conf.OmitArgPrefixes[Config],
-            description=__doc__,
-        )
-    with errors.one_line_errors():
+        config = tyro.cli(tyro.conf.OmitArgPrefixes[Config], description=__doc__)
+    with errors.one_line_errors(UsageError, ValueError, ImportError):
         prepared = Run(config)
-    try:
+    with errors.one_line_errors(trainer.Diverged):
         execute(prepared)
-    except trainer.Diverged as error:
-        with errors.one_line_errors():
-            raise error
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class _AxisCommunicator:
     def arrived(self, source: Sequence[int], key: jax.Array) -> jax.Array | bool:
         """See :class:`djax.Communicator`."""
         return _common.arrived(
-            self, self.drop_probability, self.drop_seed, source, key
+            self.rank, self.drop_probability, self.drop_seed, source, key
         )
 
 

@@ -1,11 +1,12 @@
 """What the communicators share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from djax._base import Communicator, PyTree
+from djax._base import PyTree
 
 
 def check_drop_probability(probability: float) -> None:
@@ -15,7 +16,7 @@ def check_drop_probability(probability: float) -> None:
 
 
 def arrived(
-    communicator: Communicator,
+    rank: Callable[[], jax.Array | int],
     drop_probability: float,
     drop_seed: int,
     source: Sequence[int],
@@ -29,10 +30,10 @@ def arrived(
     """
     if drop_probability == 0:
         return True
-    rank = communicator.rank()
-    key = jax.random.fold_in(jax.random.fold_in(key, drop_seed), rank)
+    receiver = rank()
+    key = jax.random.fold_in(jax.random.fold_in(key, drop_seed), receiver)
     kept = jax.random.bernoulli(key, 1 - drop_probability)
-    return kept | (jax.numpy.asarray(np.asarray(source, np.int32))[rank] == rank)
+    return kept | (jnp.asarray(np.asarray(source, np.int32))[receiver] == receiver)
 
 
 def check_leading_axis(args: PyTree, count: int) -> None:

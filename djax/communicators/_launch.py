@@ -4,8 +4,10 @@ This module starts neither MPI nor JAX's devices when it is imported.
 """
 
 import ctypes
+import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,8 +60,8 @@ def prepare(world: Any) -> None:
         _choose_gpu(node)
     finally:
         node.Free()
-    if world.size > 1:
-        _abort_all_on_exception(world)
+    if world.size > 1 and not isinstance(sys.excepthook, _AbortAll):
+        sys.excepthook = _AbortAll(world, sys.excepthook)
 
 
 def _share_cores(ranks_on_node: int) -> None:
@@ -99,17 +101,16 @@ def _gpu_count() -> int:
     return count.value if found else 0
 
 
-def _abort_all_on_exception(world: Any) -> None:
-    """Makes an uncaught exception end every rank, where the others would wait for it."""
-    previous = sys.excepthook
-    if getattr(previous, "aborts_mpi", False):
-        return
+@dataclasses.dataclass(frozen=True)
+class _AbortAll:
+    """Makes an uncaught exception end every rank: the others would wait for ever."""
 
-    def hook(kind, error, trace):
-        print(f"rank {world.rank} of {world.size} failed:", file=sys.stderr)
-        previous(kind, error, trace)
+    world: Any
+    previous: Callable
+
+    def __call__(self, kind, error, trace):
+        rank, size = self.world.rank, self.world.size
+        print(f"rank {rank} of {size} failed:", file=sys.stderr)
+        self.previous(kind, error, trace)
         sys.stderr.flush()
-        world.Abort(1)
-
-    hook.aborts_mpi = True
-    sys.excepthook = hook
+        self.world.Abort(1)

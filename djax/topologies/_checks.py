@@ -27,8 +27,8 @@ def check_graph(graph: nx.Graph) -> None:
     """Accepts connected simple undirected graphs on the nodes 0, ..., n - 1."""
     if graph.is_directed() or graph.is_multigraph():
         raise ValueError(
-            f"a topology needs a simple undirected networkx.Graph, got a "
-            f"{type(graph).__name__}; directed communication is a schedule "
+            f"a topology needs an undirected networkx.Graph, got a "
+            f"{type(graph).__name__}; directed communication is a Schedule "
             "(from_matrices), parallel edges are the edge attribute multiplicity"
         )
     size = graph.number_of_nodes()
@@ -85,12 +85,14 @@ def check_mixing_matrix(matrix: np.ndarray, graph: nx.Graph) -> None:
     )
     refuse(
         values < -TOLERANCE,
-        "mixing_matrix[{i}, {j}] is {v}; weights must not be negative: lower the other "
-        "weights of row {i}",
+        "mixing_matrix[{i}, {j}] is {v}; weights must not be negative: take what is "
+        "missing from the others of row {i}",
     )
-    linked = nx.to_numpy_array(graph, dtype=bool, weight=None)[rows, columns]
+    linked = np.eye(size, dtype=bool)
+    for i, j in graph.edges:
+        linked[i, j] = linked[j, i] = True
     refuse(
-        ~linked & (rows != columns),
+        ~linked[rows, columns],
         "mixing_matrix[{i}, {j}] is {v} but workers {i} and {j} are not neighbours; "
         "add the edge to the graph, or set the weight to 0",
     )

@@ -6,15 +6,17 @@ path whose edges alternate between two colours, is recoloured to make one.
 """
 
 import random
-from itertools import product
+from itertools import cycle, product
 
 import networkx as nx
+
+Rounds = tuple[tuple[int, ...], ...]
 
 # How often an edge that no chain helps may hand its place on to another edge.
 _MOVES = 100
 
 
-def edge_coloring(graph: nx.Graph) -> tuple[tuple[int, ...], ...]:
+def edge_coloring(graph: nx.Graph) -> Rounds:
     r"""Splits the edges of a graph into few matchings.
 
     With :math:`\Delta` the largest number of neighbours, there are
@@ -60,7 +62,7 @@ def edge_coloring(graph: nx.Graph) -> tuple[tuple[int, ...], ...]:
     return coloring.rounds()
 
 
-def _round_robin(size: int) -> tuple[tuple[int, ...], ...]:
+def _round_robin(size: int) -> Rounds:
     """All pairs, by the circle method: in round `r` meet those who add up to `2 r`.
 
     With an even size the last node stays outside the circle and meets the one that
@@ -78,14 +80,20 @@ def _round_robin(size: int) -> tuple[tuple[int, ...], ...]:
 
 
 class _PartialColoring:
-    """A proper colouring of some edges; `partner[node][color]` is None where free."""
+    """A proper colouring of some edges: `partner[node][color]` is a neighbour."""
 
     def __init__(self, size: int, colors: int):
-        self.partner: list[list[int | None]] = [[None] * colors for _ in range(size)]
+        self.colors = range(colors)
+        self.partner: list[dict[int, int]] = [{} for _ in range(size)]
 
-    def free(self, node: int) -> list[int]:
-        """The colours that no edge of the node has, in ascending order."""
-        return [c for c, other in enumerate(self.partner[node]) if other is None]
+    def free(self, *nodes: int) -> list[int]:
+        """The colours that no edge of these nodes has, in ascending order."""
+        used = set().union(*(self.partner[node] for node in nodes))
+        return [color for color in self.colors if color not in used]
+
+    def color(self, a: int, b: int) -> int:
+        """The colour of an edge that has one."""
+        return next(color for color, other in self.partner[a].items() if other == b)
 
     def paint(self, a: int, b: int, color: int) -> None:
         """Gives a colour to an edge that has none."""
@@ -93,7 +101,7 @@ class _PartialColoring:
 
     def erase(self, a: int, b: int, color: int) -> None:
         """Takes the colour of an edge away."""
-        self.partner[a][color] = self.partner[b][color] = None
+        del self.partner[a][color], self.partner[b][color]
 
     def chain(self, node: int | None, first: int, second: int) -> list[int]:
         """The path from a node over edges `first, second, first, ...`, to its end.
@@ -103,38 +111,35 @@ class _PartialColoring:
         path = []
         while node is not None:
             path.append(node)
-            node = self.partner[node][first]
+            node = self.partner[node].get(first)
             first, second = second, first
         return path
 
     def swap(self, path: list[int], first: int, second: int) -> None:
         """Exchanges the two colours of a chain."""
-        edges = [
-            (a, b, (first, second) if k % 2 == 0 else (second, first))
-            for k, (a, b) in enumerate(zip(path, path[1:], strict=False))
-        ]
-        for a, b, (old, _) in edges:
-            self.erase(a, b, old)
-        for a, b, (_, new) in edges:
-            self.paint(a, b, new)
+        edges = list(zip(path, path[1:], strict=False))
+        for edge, old in zip(edges, cycle((first, second)), strict=False):
+            self.erase(*edge, old)
+        for edge, new in zip(edges, cycle((second, first)), strict=False):
+            self.paint(*edge, new)
 
-    def rounds(self) -> tuple[tuple[int, ...], ...]:
+    def rounds(self) -> Rounds:
         """One source list for each colour in use."""
-        return tuple(
-            tuple(i if other is None else other for i, other in enumerate(column))
-            for column in zip(*self.partner, strict=True)
-            if any(other is not None for other in column)
-        )
+        size = len(self.partner)
+        rounds = [list(range(size)) for _ in self.colors]
+        for node, partner in enumerate(self.partner):
+            for color, other in partner.items():
+                rounds[color][node] = other
+        silent = list(range(size))
+        return tuple(tuple(source) for source in rounds if source != silent)
 
 
 def _color_by_chain(coloring: _PartialColoring, a: int, b: int) -> bool:
     """Colours an edge if one chain is enough: on bipartite graphs it always is."""
-    choices = list(product(coloring.free(a), coloring.free(b)))
-    for first, second in choices:
-        if first == second:
-            coloring.paint(a, b, first)
-            return True
-    for first, second in choices:
+    if common := coloring.free(a, b):
+        coloring.paint(a, b, common[0])
+        return True
+    for first, second in product(coloring.free(a), coloring.free(b)):
         path = coloring.chain(b, first, second)
         if path[-1] != a:
             coloring.swap(path, first, second)
@@ -155,11 +160,12 @@ def _color_by_search(
         if _color_by_chain(coloring, a, b):
             return True
         free = generator.choice(coloring.free(b))
-        other = generator.randrange(len(coloring.partner[b]))
+        other = generator.choice(coloring.colors)
         if other != free:
             coloring.swap(coloring.chain(b, other, free), other, free)
         color = generator.choice(coloring.free(b))
-        if (third := coloring.partner[a][color]) is not None:
+        third = coloring.partner[a].get(color)
+        if third is not None:
             coloring.erase(a, third, color)
             coloring.paint(a, b, color)
             b = third
@@ -173,20 +179,20 @@ def _color_by_fan(coloring: _PartialColoring, center: int, leaf: int) -> None:
     free at the one before: the colours can all move one place towards the first.
     """
     partner = coloring.partner
-    fan: list[int] = [leaf]
+    fan = [leaf]
     while more := [
         partner[center][color]
         for color in coloring.free(fan[-1])
-        if partner[center][color] not in (None, *fan)
+        if color in partner[center] and partner[center][color] not in fan
     ]:
         fan.append(more[0])
     color, spare = coloring.free(fan[-1])[0], coloring.free(center)[0]
     coloring.swap(coloring.chain(center, color, spare), color, spare)
     # Now `color` is free at the center. Should the chain have recoloured an edge of the
     # fan, then the member before that one, or else the last one, still misses `color`.
-    end = next(k for k, member in enumerate(fan) if partner[member][color] is None)
+    end = next(k for k, member in enumerate(fan) if color not in partner[member])
     for here, there in zip(fan[:end], fan[1:], strict=False):
-        moved = partner[center].index(there)
+        moved = coloring.color(center, there)
         coloring.erase(center, there, moved)
         coloring.paint(center, here, moved)
     coloring.paint(center, fan[end], color)

@@ -3,10 +3,10 @@
 import networkx as nx
 import numpy as np
 
-from ._coloring import edge_coloring
+from ._coloring import Rounds, edge_coloring
 
 
-def permutations(matrix: np.ndarray) -> tuple[tuple[int, ...], ...]:
+def permutations(matrix: np.ndarray) -> Rounds:
     """Splits the messages of a matrix into rounds.
 
     The bipartite graph of receivers `i` and senders `n + j` has an edge for each
@@ -44,9 +44,7 @@ def _fill_up(matching: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(source)
 
 
-def round_weights(
-    matrix: np.ndarray, rounds: tuple[tuple[int, ...], ...]
-) -> np.ndarray:
+def round_weights(matrix: np.ndarray, rounds: Rounds) -> np.ndarray:
     """The entries of the matrix, `float64[rounds, n]`, each in one round only.
 
     A message that fills up a permutation may be one that another round carries: the

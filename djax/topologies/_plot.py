@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from ._topology import Topology
 
-_WIDEST_EDGE = 4.0  # points
+_WIDEST_EDGE = 2.0  # points
 
 
 def plot(topology: "Topology", ax: "Axes | None") -> "Axes":
@@ -33,7 +33,7 @@ def plot(topology: "Topology", ax: "Axes | None") -> "Axes":
         edge_color="gray",
         font_size=8,
     )
-    ax.set_aspect("equal")
+    ax.set_aspect("equal", adjustable="datalim")
     ax.set_axis_off()
     ax.set_title(f"{topology.name}, {topology.size} workers")
     return ax

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._checks import TOLERANCE, check_integer
+from ._coloring import Rounds
 from ._permutations import permutations, round_weights
 
 
@@ -65,7 +66,7 @@ class Schedule:
         return self.matrices.shape[0]
 
     @cached_property
-    def rounds(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    def rounds(self) -> tuple[Rounds, ...]:
         """For each step of the period, the rounds that carry its messages.
 
         Each round is a full permutation of `range(n)` as a source list: worker `i`
@@ -197,12 +198,13 @@ def _check_matrices(matrices: np.ndarray) -> None:
 
 
 def _check_strongly_connected(matrices: np.ndarray) -> None:
-    senders_to_receivers = matrices.any(axis=0).T
-    graph = nx.from_numpy_array(senders_to_receivers, create_using=nx.DiGraph)
-    pairs = [(0, i) for i in sorted(set(graph) - {0} - nx.descendants(graph, 0))]
-    pairs += [(i, 0) for i in sorted(set(graph) - {0} - nx.ancestors(graph, 0))]
-    if pairs:
-        sender, receiver = pairs[0]
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(matrices.shape[1]))
+    graph.add_edges_from((j, i) for _, i, j in np.argwhere(matrices).tolist())
+    unreached = set(graph) - {0} - nx.descendants(graph, 0)
+    mute = set(graph) - {0} - nx.ancestors(graph, 0)
+    if unreached or mute:
+        sender, receiver = (0, min(unreached)) if unreached else (min(mute), 0)
         raise ValueError(
             f"nothing from worker {sender} ever reaches worker {receiver}; "
             "give a positive weight to a message on the way"

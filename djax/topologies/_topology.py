@@ -8,7 +8,7 @@ import networkx as nx
 import numpy as np
 
 from ._checks import check_graph, check_mixing_matrix
-from ._coloring import edge_coloring
+from ._coloring import Rounds, edge_coloring
 from ._plot import plot
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Topology:
         return self.graph.get_edge_data(i, j, {"multiplicity": 0})["multiplicity"]
 
     @cached_property
-    def rounds(self) -> tuple[tuple[int, ...], ...]:
+    def rounds(self) -> Rounds:
         """The exchanges, in rounds where each worker has at most one partner.
 
         Each round is a full permutation of `range(n)` as a source list: worker `i`

@@ -60,7 +60,7 @@ def all_reduce(
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
-        check_params("all_reduce", params)
+        params = check_params("all_reduce", params)
         if overlap:
             updates, state = state.pending, AllReduceState(updates)
         mean = communicator.mean(optax.apply_updates(params, updates))

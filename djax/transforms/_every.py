@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from djax._base import alternate
 
@@ -17,7 +17,7 @@ class EveryState(NamedTuple):
       mechanism_state: state of the wrapped mechanism.
     """
 
-    step: jax.Array
+    step: ArrayLike
     mechanism_state: optax.OptState
 
 

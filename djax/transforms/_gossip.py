@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from djax._base import Communicator, PyTree, check_params, check_rate, check_sizes, wide
 from djax.topologies import Topology
@@ -31,7 +32,7 @@ class GossipState(NamedTuple):
       step: `int32[]`, number of updates so far; the key of simulated message losses.
     """
 
-    step: jax.Array
+    step: ArrayLike
 
 
 def gossip(
@@ -51,8 +52,8 @@ def gossip(
        x_i &\leftarrow x_i + u_i + \rho \textstyle\sum_j w_{ij} (y_j - y_i)
 
     Adapt, then combine; with `overlap` combine, then adapt: the messages do not depend
-    on this step's gradients. One model travels to each neighbour and step. On a complete
-    graph it is :func:`djax.all_reduce`.
+    on this step's gradients. One model travels to each neighbour in each step. On a
+    complete graph it is :func:`djax.all_reduce`.
 
     Where messages are lost (`drop_probability` of the communicator), the weights of
     those that came are divided by their sum, own weight included.
@@ -90,7 +91,7 @@ def gossip(
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
-        check_params("gossip", params)
+        params = check_params("gossip", params)
         model = params if overlap else optax.apply_updates(params, updates)
         key = jax.random.fold_in(jax.random.key(0), state.step)
         pull = pull_to_neighbors(model, topology, communicator, key)

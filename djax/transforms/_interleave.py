@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from djax._base import PyTree
+from djax._base import PyTree, check_params
 
 
 class InterleaveState(NamedTuple):
@@ -57,6 +57,7 @@ def interleave(
     count = len(mechanisms)
 
     def init_fn(params):
+        check_params("interleave", params)
         shares = _deal(params, count)
         states = [m.init(s) for m, s in zip(mechanisms, shares, strict=True)]
         return InterleaveState(tuple(states))

@@ -24,15 +24,15 @@ def lookup(kind: str, name: str, choices: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Ends all processes with one line on rank 0's stderr where a mistake is found.
 
-    Handles UsageError, and ValueError and ImportError, with which djax and other
-    libraries refuse their arguments: use it around set-up, not around training.
+    Args:
+      *kinds: the exceptions that speak of mistakes, and that all ranks raise alike.
     """
     try:
         yield
-    except (UsageError, ValueError, ImportError) as error:
+    except kinds as error:
         if launcher_rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         exit_together(USAGE_EXIT_CODE)

@@ -58,9 +58,11 @@ def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
         raise UsageError(f"--learning-rate {config.learning_rate} must be positive.")
     shares = (config.warmup, *config.decay_at)
     if not all(0 <= share <= 1 for share in shares):
-        raise UsageError("--warmup and --decay-at are shares of the training in [0, 1].")
-    milestones = {round(share * steps): config.decay_factor for share in config.decay_at}
-    staircase = optax.piecewise_constant_schedule(config.learning_rate, milestones)
+        raise UsageError("--warmup and --decay-at are shares in [0, 1].")
+    milestones = [round(share * steps) for share in config.decay_at]
+    staircase = optax.piecewise_constant_schedule(
+        config.learning_rate, dict.fromkeys(milestones, config.decay_factor)
+    )
     if (warmup_steps := round(config.warmup * steps)) == 0:
         return staircase
     ramp = optax.linear_schedule(0.0, 1.0, warmup_steps)

@@ -124,10 +124,11 @@ def shards(
     return [np.concatenate([pieces[i] for i in hand]) for hand in hands]
 
 
-_SPLITS: dict[str, tuple[Callable[..., Shares], Callable[[str], float] | None]] = {
-    "iid": (iid, None),
-    "dirichlet": (dirichlet, float),
-    "shards": (shards, int),
+# Each with what its arguments on the command line are read by.
+_SPLITS: dict[str, tuple[Callable[..., Shares], tuple[Callable, ...]]] = {
+    "iid": (iid, ()),
+    "dirichlet": (dirichlet, (float,)),
+    "shards": (shards, (int,)),
 }
 
 
@@ -158,17 +159,17 @@ def split(labels: np.ndarray, workers: int, spec: str, seed: int) -> Shares:
             f"{len(labels)} workers."
         )
     name, _, value = spec.partition(":")
-    make, read = _SPLITS[lookup("--split", name, _SPLITS)]
-    rng = np.random.default_rng(seed)
-    if read is None and not value:
-        return make(labels, workers, rng)
+    make, kinds = _SPLITS[lookup("--split", name, _SPLITS)]
     try:
-        argument = read(value)
-    except (TypeError, ValueError):
+        values = [
+            kind(text)
+            for kind, text in zip(kinds, value.split(":") if value else [], strict=True)
+        ]
+    except ValueError:
         raise UsageError(
             f"cannot read --split {spec!r}; write iid, dirichlet:0.1 or shards:2."
         ) from None
-    return make(labels, workers, rng, argument)
+    return make(labels, workers, np.random.default_rng(seed), *values)
 
 
 def count_classes(labels: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarray:

@@ -8,12 +8,14 @@ import pathlib
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import rich.console
 import rich.table
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class RunFolder:
@@ -51,15 +53,15 @@ class RunFolder:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def save(self, name: str, figure: Figure) -> None:
-        """Saves a picture."""
+    def save(self, name: str, figure: "Figure") -> None:
+        """Saves a matplotlib figure."""
         if self.path is not None:
             figure.savefig(self.path / name, dpi=150)
 
 
 def _provenance() -> dict[str, Any]:
     packages = ("djax-gossip", "jax", "jaxlib", "optax", "flax", "mpi4jax", "numpy")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)
@@ -94,7 +96,7 @@ def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 def plot_history(
     history: Sequence[Mapping[str, float]], score: str, title: str
-) -> Figure:
+) -> "Figure":
     """Draws loss, score and consensus distance against epochs.
 
     Args:
@@ -102,6 +104,8 @@ def plot_history(
       score: what the score is called.
       title: of the figure.
     """
+    from matplotlib.figure import Figure  # Slow to import; one rank needs it.
+
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     epochs = [record["epoch"] for record in history]
@@ -118,7 +122,8 @@ def plot_history(
     draw(middle, "averaged", label="averaged model", linestyle="--")
     middle.set(ylabel=score, yscale="linear" if score == "accuracy" else "log")
     draw(right, "consensus_distance")
-    right.set(ylabel="consensus distance", yscale="log")
+    agree = all(record["consensus_distance"] == 0 for record in history)
+    right.set(ylabel="consensus distance", yscale="linear" if agree else "log")
     for axes in (left, middle, right):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)

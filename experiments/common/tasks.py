@@ -73,12 +73,12 @@ def digits(setting: Setting, hidden: Sequence[int] = (128,)) -> Task:
       setting: who learns.
       hidden: widths of the hidden layers.
     """
-    data = datasets.load_digits()
+    images, labels = datasets.load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = model_selection.train_test_split(
-        (data.data / 16).astype(np.float32),
-        data.target.astype(np.int32),
+        (images / 16).astype(np.float32),
+        labels.astype(np.int32),
         test_size=0.2,
-        stratify=data.target,
+        stratify=labels,
         random_state=0,
     )
     shares = partition.split(y_train, setting.workers, setting.split, setting.seed)
@@ -87,7 +87,7 @@ def digits(setting: Setting, hidden: Sequence[int] = (128,)) -> Task:
 
     def loss_fn(params, batch):
         images, labels = batch
-        logits = model.apply(params, images)
+        logits = jnp.asarray(model.apply(params, images))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), logits
 

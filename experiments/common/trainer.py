@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,12 +31,10 @@ class Outcome(NamedTuple):
         (mean training loss of the epoch), `mean`, `worst` and `averaged` (the task's
         score of the workers and of the averaged model), `mean_loss` and
         `averaged_loss` of the same, `consensus_distance`, `seconds` since the start.
-      seconds_per_step: median over the epochs, without compilation.
     """
 
     workers: simulation.Workers
     history: list[dict[str, Any]]
-    seconds_per_step: float
 
 
 def train(
@@ -72,12 +70,10 @@ def train(
     )
     assess = jax.jit(communicator.spmd(lambda p: _assess(task, communicator, p)))
     due = {round((i + 1) * epochs / evaluations) for i in range(evaluations)}
-    history, durations, start = [], [], time.perf_counter()
+    history, start = [], time.perf_counter()
     for epoch in range(1, epochs + 1):
-        began = time.perf_counter()
         workers, measured = steps(workers, task.batches(epoch))
         losses = np.asarray(measured["loss"])
-        durations.append((time.perf_counter() - began) / task.steps_per_epoch)
         loss = _mean_loss(communicator, losses, epoch, task.steps_per_epoch)
         advance()
         if epoch in due:
@@ -90,37 +86,47 @@ def train(
             }
             history.append(record)
             report(record)
-    return Outcome(workers, history, statistics.median(durations[1:] or durations))
+    return Outcome(workers, history)
 
 
-def time_gradients(
+def time_steps(
     task: Task,
-    base: optax.GradientTransformation,
+    optimizers: Sequence[optax.GradientTransformation],
     communicator: djax.Communicator,
     params: Any,
-    epochs: int = 3,
-) -> float:
-    """Median seconds of a step without communication: gradient and base optimizer.
+    repeats: int = 5,
+) -> list[float]:
+    """Seconds of a step with each of several optimizers, measured in turns.
 
     Args:
-      task: what is learned.
-      base: the optimizer without the mechanism.
+      task: what is learned; its first epoch is repeated.
+      optimizers: what is compared.
       communicator: where the workers live.
       params: of the local workers, with their leading axis.
-      epochs: how many are timed, after one that compiles.
+      repeats: how often each is timed, after once that compiles.
+
+    Returns:
+      The shortest time of each, without compilation and loading of data.
     """
     model_state = jax.tree.map(jnp.asarray, task.model_state)
-    workers = simulation.init_workers(base, communicator, params, model_state)
-    steps = simulation.make_steps(
-        task.gradient_fn, base, communicator, dispatch=task.dispatch
-    )
-    durations = []
-    for epoch in range(epochs + 1):
+    batches = jax.tree.map(jnp.asarray, task.batches(1))
+    programs = [
+        simulation.make_steps(
+            task.gradient_fn, optimizer, communicator, dispatch=task.dispatch
+        )
+        for optimizer in optimizers
+    ]
+    everyone = [
+        simulation.init_workers(optimizer, communicator, params, model_state)
+        for optimizer in optimizers
+    ]
+    durations = np.empty((repeats + 1, len(programs)))
+    for repeat, i in np.ndindex(durations.shape):
         began = time.perf_counter()
-        workers, measured = steps(workers, task.batches(epoch))
-        jax.block_until_ready(measured)
-        durations.append((time.perf_counter() - began) / task.steps_per_epoch)
-    return statistics.median(durations[1:])
+        everyone[i], measured = programs[i](everyone[i], batches)
+        jax.block_until_ready((everyone[i], measured))
+        durations[repeat, i] = time.perf_counter() - began
+    return list(durations[1:].min(0) / task.steps_per_epoch)
 
 
 def _assess(task: Task, communicator: djax.Communicator, params: Any) -> dict:

@@ -1,0 +1,170 @@
+"""The table of algorithms, and the problem on which all of them are tried.
+
+A new algorithm gets all tests of `test_common.py` and `mpi/test_common.py` by one line
+in `ALGORITHMS`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+import optax
+import pytest
+import references
+
+import djax
+
+
+class Algorithm(NamedTuple):
+    """A mechanism under test.
+
+    Attributes:
+      make: from a topology and a communicator.
+      reference: its oracle in `references.py`.
+      exact: whether it equals all-reduce on a complete graph.
+      converges: whether all workers reach the optimum of the mean objective.
+    """
+
+    make: Callable[[djax.Topology, djax.Communicator], Any]
+    reference: Callable
+    exact: bool = True
+    converges: bool = True
+
+
+def _reversed(topology):
+    """The same graph with its workers numbered backwards."""
+    graph = nx.empty_graph(topology.size)
+    last = topology.size - 1
+    graph.add_edges_from((last - i, last - j) for i, j in topology.graph.edges)
+    return djax.topologies.from_networkx(
+        graph, weights=topology.mixing_matrix[::-1, ::-1]
+    )
+
+
+ALGORITHMS = {
+    "gossip": Algorithm(lambda t, c: djax.gossip(t, c), references.gossip),
+    "gossip_overlap": Algorithm(
+        lambda t, c: djax.gossip(t, c, overlap=True),
+        references.gossip_overlap,
+        exact=False,
+    ),
+    "gossip_rate": Algorithm(
+        lambda t, c: djax.gossip(t, c, consensus_rate=0.7),
+        lambda *args: references.gossip(*args, rate=0.7),
+        exact=False,
+    ),
+    "gossip_every": Algorithm(
+        lambda t, c: djax.every(3, djax.gossip(t, c)), references.gossip_every(3)
+    ),
+    "gossip_on_updates": Algorithm(
+        lambda t, c: djax.on_updates(djax.gossip(t, c)),
+        references.gossip_on_updates,
+        converges=False,
+    ),
+    "gossip_interleaved": Algorithm(
+        lambda t, c: djax.interleave([djax.gossip(t, c), djax.gossip(_reversed(t), c)]),
+        references.gossip_interleaved,
+    ),
+    "all_reduce": Algorithm(lambda t, c: djax.all_reduce(c), references.all_reduce),
+    "all_reduce_overlap": Algorithm(
+        lambda t, c: djax.all_reduce(c, overlap=True), references.all_reduce_overlap
+    ),
+}
+"""All mechanisms; the corrections appear around `gossip`."""
+
+DIM = 6
+SHAPES = {"b": (2,), "w": (2, 2)}  # jax.tree.leaves sorts by name.
+
+each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+def quadratics(size: int):
+    """Worker i minimizes `0.5 * sum(hessian[i] * (x - target[i]) ** 2)`.
+
+    The Hessians differ on purpose: with equal ones the mean of the workers follows
+    exact gradient descent whatever is communicated, and the tests prove nothing.
+
+    Returns:
+      Hessians and targets, `[size, DIM]`, and the optimum `[DIM]` of their mean.
+    """
+    rng = np.random.default_rng(0)
+    hessian = rng.uniform(0.5, 1.5, (size, DIM))
+    target = rng.normal(size=(size, DIM))
+    return hessian, target, (hessian * target).sum(0) / hessian.sum(0)
+
+
+def start(size: int) -> np.ndarray:
+    """Different starts, `[size, DIM]`."""
+    return np.random.default_rng(1).normal(size=(size, DIM))
+
+
+def every_dtype(seed: int) -> dict[str, jax.Array]:
+    """Arrays of all kinds that may have to travel."""
+    x = np.random.default_rng(seed).normal(size=(3, 5)) * 10
+    narrow = ["bfloat16", "float16", "float8_e4m3fn", "int8", "bool"]
+    tree = {dtype: jnp.asarray(x, dtype) for dtype in [*narrow, "float32", "int32"]}
+    tree["nan"] = jnp.asarray([np.nan, -0.0, seed], jnp.bfloat16)
+    tree["scalar"] = jnp.float32(seed)
+    tree["empty"] = jnp.zeros((0, 4))
+    tree["large"] = jnp.full((512, 513), float(seed))
+    return tree
+
+
+def assert_same_bits(actual, expected):
+    """Equality of dtypes, shapes and bits, NaN and signed zeros included."""
+    assert actual.keys() == expected.keys()
+    for name, leaf in expected.items():
+        assert actual[name].dtype == leaf.dtype and actual[name].shape == leaf.shape
+        assert np.asarray(actual[name]).tobytes() == np.asarray(leaf).tobytes(), name
+
+
+def unflatten(x):
+    return {"b": x[:2], "w": x[2:].reshape(2, 2)}
+
+
+def flatten(params):
+    return jnp.concatenate([params["b"], params["w"].ravel()])
+
+
+def train(
+    mechanism,
+    communicator,
+    *,
+    steps=20,
+    learning_rate=0.1,
+    dtype=jnp.float32,
+    **extra_args,
+) -> np.ndarray:
+    """Runs all steps in one scan; returns `[local workers, DIM]`."""
+    optimizer = optax.chain(optax.sgd(learning_rate), mechanism)
+
+    def worker(hessian, target, x):
+        def step(carry, _):
+            params, state = carry
+            gradient = unflatten(hessian * (flatten(params) - target))
+            updates, state = optimizer.update(gradient, state, params, **extra_args)
+            return (optax.apply_updates(params, updates), state), None
+
+        carry = unflatten(x), optimizer.init(unflatten(x))
+        (params, _), _ = jax.lax.scan(step, carry, length=steps)
+        return flatten(params)
+
+    size, local = communicator.size, np.asarray(communicator.local_ranks)
+    hessian, target, _ = quadratics(size)
+    arrays = (jnp.asarray(a[local], dtype) for a in (hessian, target, start(size)))
+    return np.asarray(jax.jit(communicator.spmd(worker))(*arrays))
+
+
+def expected(name: str, topology, *, steps=20, learning_rate=0.1) -> np.ndarray:
+    """What the dense oracle says, `[size, DIM]`."""
+    hessian, target, _ = quadratics(topology.size)
+    return ALGORITHMS[name].reference(
+        lambda x: hessian * (x - target),
+        start(topology.size),
+        learning_rate,
+        steps,
+        topology.mixing_matrix,
+    )

@@ -1,0 +1,18 @@
+"""Eight devices on the CPU, and no promotion that nobody asked for."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["MPLBACKEND"] = "agg"
+
+import hypothesis
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("djax", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("djax")

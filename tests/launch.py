@@ -1,0 +1,38 @@
+"""Starts programs under mpirun, so that plain `pytest` covers MPI too."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def mpirun(
+    ranks: int, *command: str, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Runs a Python command on several ranks; a hang is an error."""
+    launcher = shutil.which("mpirun", path=pathlib.Path(sys.executable).parent)
+    launcher = launcher or shutil.which("mpirun")
+    assert launcher, "no mpirun: install the dependency group `dev`"
+    return run(launcher, "-n", str(ranks), sys.executable, *command, timeout=timeout)
+
+
+def python(*command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Runs a Python command."""
+    return run(sys.executable, *command, timeout=timeout)
+
+
+def run(*command: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    """Runs a command in the repository's root, with one CPU device a process."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment.pop("XLA_FLAGS", None)
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )

@@ -1,0 +1,59 @@
+"""Every algorithm gives over MPI what it gives in simulation."""
+
+import conformance
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conformance import ALGORITHMS, each_algorithm, train
+
+from djax import communicators, topologies
+
+MPI = communicators.mpi()
+SIZE = MPI.size
+
+
+def both_ways(name, topology, **options):
+    simulated = communicators.simulated(SIZE)
+    reference = train(ALGORITHMS[name].make(topology, simulated), simulated, **options)
+    over_mpi = train(ALGORITHMS[name].make(topology, MPI), MPI, **options)
+    return over_mpi, reference[np.asarray(MPI.local_ranks)]
+
+
+@each_algorithm
+@pytest.mark.parametrize("graph", ["star", "complete"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_same_as_in_simulation(name, graph, dtype):
+    topology = getattr(topologies, graph)(SIZE)
+    over_mpi, reference = both_ways(name, topology, dtype=dtype)
+    assert over_mpi.dtype == reference.dtype
+    tolerance = 16 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        over_mpi.astype(np.float32),
+        reference.astype(np.float32),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+
+
+@each_algorithm
+def test_same_to_rounding_in_double_precision(name):
+    with jax.enable_x64(True):
+        over_mpi, reference = both_ways(
+            name, topologies.chain(SIZE), steps=200, dtype="float64"
+        )
+    np.testing.assert_allclose(over_mpi, reference, rtol=1e-12, atol=1e-14)
+
+
+def test_the_same_messages_are_lost():
+    topology = topologies.ring(SIZE)
+    options = {"drop_probability": 0.3, "drop_seed": 5}
+    simulated = communicators.simulated(SIZE, **options)
+    lossy = communicators.mpi(**options)
+    make = ALGORITHMS["gossip"].make
+    reference = train(make(topology, simulated), simulated)
+    without_loss = conformance.expected("gossip", topology)
+    (mine,) = MPI.local_ranks
+    actual = train(make(topology, lossy), lossy)
+    np.testing.assert_allclose(actual[0], reference[mine], rtol=1e-5)
+    assert np.abs(actual[0] - without_loss[mine]).max() > 1e-3

@@ -1,0 +1,111 @@
+"""What an update sends, against arithmetic by hand."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import djax
+from djax import communicators, topologies
+
+PARAMS = {
+    "kernel": jax.ShapeDtypeStruct((1024, 512), "float32"),  # 2 MiB: travels alone
+    "bias": jax.ShapeDtypeStruct((512,), "float32"),
+    "scale": jax.ShapeDtypeStruct((8,), "float32"),
+    "half": jax.ShapeDtypeStruct((100,), "bfloat16"),
+}
+BYTES = 4 * (1024 * 512 + 512 + 8) + 2 * 100
+MESSAGES = 3  # the kernel; the small float32; the bfloat16
+
+
+def cost(make, topology):
+    communicator = communicators.simulated(topology.size)
+    return djax.communication_cost(make(topology, communicator), PARAMS, topology)
+
+
+def test_gossip_sends_the_model_to_each_neighbor():
+    result = cost(djax.gossip, topologies.star(5))
+    assert result.period == 1
+    assert result.bytes_per_step == (4 * BYTES, *[BYTES] * 4)
+    assert result.messages_per_step == (4 * MESSAGES, *[MESSAGES] * 4)
+    assert result.max_bytes == 4 * BYTES
+    assert result.mean_bytes == 8 * BYTES / 5
+    assert isinstance(result.mean_bytes, (int, float))
+    assert all(isinstance(b, int) for b in result.bytes_per_period)
+
+
+def test_all_reduce_hands_over_its_buffer_once_in_single_precision():
+    result = cost(lambda t, c: djax.all_reduce(c), topologies.ring(4))
+    assert result.bytes_per_step == (BYTES + 2 * 100,) * 4
+    assert result.max_messages == 2  # bfloat16 travels as float32, with the others
+
+
+def test_chains_and_wrappers_are_seen_through():
+    ring = topologies.ring(4)
+    plain = cost(djax.gossip, ring)
+    assert cost(lambda t, c: djax.dpsgd(0.1, t, c, momentum=0.9), ring) == plain
+    assert cost(lambda t, c: djax.on_updates(djax.gossip(t, c)), ring) == plain
+    assert cost(lambda t, c: djax.every(1, djax.gossip(t, c)), ring) == plain
+    assert cost(lambda t, c: optax.sgd(0.1), ring).mean_bytes == 0
+
+
+def test_interleaved_trees_share_the_load():
+    trees = topologies.double_binary_trees(16)
+    communicator = communicators.simulated(16)
+    both = djax.interleave([djax.gossip(t, communicator) for t in trees])
+    params = jax.ShapeDtypeStruct((1000,), "float32")
+    result = djax.communication_cost(both, params, trees[0])
+    degrees = [[len(t.neighbors(i)) for i in range(16)] for t in trees]
+    expected = [2000 * (a + b) for a, b in zip(*degrees, strict=True)]
+    assert list(result.bytes_per_step) == expected
+    assert result.max_bytes == 8000
+
+
+@pytest.mark.parametrize(("outer", "inner"), [(1, 3), (4, 1), (2, 3), (3, 2)])
+def test_local_steps_are_averaged_over_their_period(outer, inner):
+    ring = topologies.ring(4)
+    plain = cost(djax.gossip, ring)
+    nested = cost(
+        lambda t, c: djax.every(outer, djax.every(inner, djax.gossip(t, c))), ring
+    )
+    assert nested.period == outer * inner
+    assert nested.bytes_per_period == plain.bytes_per_period
+
+
+def test_costs_add_over_their_least_common_period():
+    ring = topologies.ring(4)
+    total = cost(
+        lambda t, c: optax.chain(
+            djax.every(2, djax.gossip(t, c)), djax.every(3, djax.gossip(t, c))
+        ),
+        ring,
+    )
+    assert total.period == 6
+    assert total.bytes_per_period == (5 * 2 * BYTES,) * 4
+    assert total.mean_messages == 5 * 2 * MESSAGES / 6
+
+
+def test_nothing_is_computed():
+    huge = jax.ShapeDtypeStruct((10**12,), "float32")
+    ring = topologies.ring(4)
+    gossip = djax.gossip(ring, communicators.simulated(4))
+    result = djax.communication_cost(gossip, huge, ring)
+    assert result.max_bytes == 8 * 10**12
+    assert result.max_messages == 2 * -(-(10**12) // (2**31 - 1))
+
+
+def test_counting_leaves_the_transformation_usable():
+    ring, communicator = topologies.ring(4), communicators.simulated(4)
+    gossip = djax.gossip(ring, communicator)
+    djax.communication_cost(gossip, jnp.ones(3), ring)
+    params = jnp.arange(4.0)
+    state = communicator.spmd(gossip.init)(params)
+    zeros = jnp.zeros_like(params)
+    updates, _ = communicator.spmd(gossip.update)(zeros, state, params)
+    assert abs(updates).max() > 0
+
+
+def test_the_size_must_be_the_transformations():
+    gossip = djax.gossip(topologies.ring(4), communicators.simulated(4))
+    with pytest.raises(ValueError, match="between 4 workers.*asked for 5"):
+        djax.communication_cost(gossip, PARAMS, topologies.ring(5))

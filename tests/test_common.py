@@ -1,0 +1,171 @@
+"""What every mechanism must do, whatever its mathematics."""
+
+import conformance
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conformance import ALGORITHMS, each_algorithm, train
+
+from djax import communicators, topologies
+
+SIZE = 8
+GRAPHS = {
+    "ring": topologies.ring,
+    "star": topologies.star,
+    "complete": topologies.complete,
+    "exponential": topologies.exponential,
+    "binary_tree": topologies.binary_tree,
+}
+
+
+def make(name, topology, communicator):
+    return ALGORITHMS[name].make(topology, communicator)
+
+
+@each_algorithm
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_matches_the_dense_reference(name, graph):
+    topology = GRAPHS[graph](SIZE)
+    with jax.enable_x64(True):
+        communicator = communicators.simulated(SIZE)
+        mechanism = make(name, topology, communicator)
+        actual = train(mechanism, communicator, dtype=jnp.float64)
+    np.testing.assert_allclose(
+        actual, conformance.expected(name, topology), rtol=1e-12, atol=1e-13
+    )
+
+
+@each_algorithm
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_same_in_simulation_and_on_a_mesh(name, dtype):
+    topology, dtype = topologies.star(SIZE), jnp.dtype(dtype)
+    one, many = communicators.simulated(SIZE), communicators.mesh(SIZE)
+    simulated = train(make(name, topology, one), one, dtype=dtype)
+    sharded = train(make(name, topology, many), many, dtype=dtype)
+    # XLA fuses the two programs differently: a few units in the last place.
+    tolerance = 16 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        simulated.astype(np.float32),
+        sharded.astype(np.float32),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+
+
+@pytest.mark.parametrize("name", [k for k, a in ALGORITHMS.items() if a.converges])
+def test_every_worker_reaches_the_optimum(name):
+    topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
+    schedule = optax.exponential_decay(0.2, 60, 0.5)
+    final = train(
+        make(name, topology, communicator),
+        communicator,
+        steps=1000,
+        learning_rate=schedule,
+    )
+    *_, optimum = conformance.quadratics(SIZE)
+    np.testing.assert_allclose(final, np.tile(optimum, (SIZE, 1)), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", [k for k, a in ALGORITHMS.items() if a.exact])
+def test_on_a_complete_graph_all_workers_become_equal(name):
+    topology, communicator = topologies.complete(SIZE), communicators.simulated(SIZE)
+    final = train(make(name, topology, communicator), communicator, steps=3)
+    if ALGORITHMS[name].converges:
+        spread = final - final.mean(0, keepdims=True)
+    else:  # Averages steps, so that the workers keep the differences of their starts.
+        moved = final - conformance.start(SIZE)
+        spread = moved - moved.mean(0, keepdims=True)
+    np.testing.assert_allclose(spread, 0, atol=1e-6)
+
+
+# all_reduce's overlap delays even an only worker's updates by a step.
+@pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"all_reduce_overlap"}))
+def test_one_worker_is_the_base_optimizer(name):
+    topology, communicator = topologies.ring(1), communicators.simulated(1)
+    alone = train(optax.identity(), communicator)
+    actual = train(make(name, topology, communicator), communicator)
+    np.testing.assert_allclose(actual, alone, rtol=1e-5)
+
+
+@each_algorithm
+def test_keeps_the_mean_of_the_workers(name):
+    """Without gradients, nothing is created or lost."""
+    topology, communicator = topologies.star(SIZE), communicators.simulated(SIZE)
+    final = train(make(name, topology, communicator), communicator, learning_rate=0.0)
+    np.testing.assert_allclose(
+        final.mean(0), conformance.start(SIZE).mean(0), rtol=0, atol=1e-6
+    )
+
+
+@each_algorithm
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_preserves_dtypes_and_carries_a_stable_state(name, dtype):
+    # The scan inside fails if the state changes its structure, shapes or dtypes.
+    topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
+    mechanism = make(name, topology, communicator)
+    assert train(mechanism, communicator, steps=2, dtype=dtype).dtype == dtype
+
+
+@each_algorithm
+def test_ignores_unknown_extra_args(name):
+    topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
+    mechanism = make(name, topology, communicator)
+    plain = train(mechanism, communicator, steps=2)
+    np.testing.assert_array_equal(
+        train(mechanism, communicator, steps=2, surprise=1), plain
+    )
+
+
+@each_algorithm
+def test_compiles_once(name):
+    topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
+    mechanism = make(name, topology, communicator)
+    traces = []
+
+    def update(updates, state, params):
+        traces.append(1)
+        return mechanism.update(updates, state, params)
+
+    params = {"w": jnp.ones((SIZE, 3))}
+    state = communicator.spmd(mechanism.init)(params)
+    update = jax.jit(communicator.spmd(update))
+    for _ in range(3):
+        updates, state = update(params, state, params)
+    assert len(traces) == 1
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+@each_algorithm
+def test_needs_parameters(name):
+    topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
+    mechanism = make(name, topology, communicator)
+    params = jnp.ones((SIZE, 3))
+    state = communicator.spmd(mechanism.init)(params)
+    update = communicator.spmd(lambda u, s: mechanism.update(u, s))
+    if name == "gossip_on_updates":
+        update(params, state)
+    else:
+        with pytest.raises(ValueError, match="params"):
+            update(params, state)
+
+
+@each_algorithm
+def test_says_where_it_must_run(name):
+    topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
+    mechanism = make(name, topology, communicator)
+    params = jnp.ones(3)
+    state = mechanism.init(params)
+    with pytest.raises(RuntimeError, match="inside communicator.spmd"):
+        for _ in range(3):  # The corrections need not communicate in the first step.
+            _, state = mechanism.update(params, state, params)
+
+
+@each_algorithm
+def test_refuses_integers(name):
+    topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
+    mechanism = make(name, topology, communicator)
+    params = {"w": jnp.ones(3), "count": jnp.ones((), jnp.int32)}
+    with pytest.raises(TypeError, match=r"\['count'\].* int32"):
+        mechanism.init(params)

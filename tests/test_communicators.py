@@ -1,0 +1,277 @@
+"""Tests of the communicators that need no mpirun."""
+
+import sys
+
+import conformance
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import djax
+from djax import _wire, communicators
+from djax.communicators import _launch
+
+SIZE = 4
+CYCLE = (2, 0, 1, 3)  # Matchings would hide a source that is taken for a destination.
+
+each_communicator = pytest.mark.parametrize(
+    "make", [communicators.simulated, communicators.mesh]
+)
+
+
+@each_communicator
+def test_permute_receives_from_the_source(make):
+    communicator = make(SIZE)
+    received = communicator.spmd(lambda x: communicator.permute(x, CYCLE))(
+        jnp.arange(SIZE)
+    )
+    np.testing.assert_array_equal(received, CYCLE)
+
+
+@each_communicator
+def test_mean_and_broadcast(make):
+    communicator = make(SIZE)
+    x = {"a": jnp.arange(SIZE, dtype=jnp.float32), "b": -jnp.zeros((SIZE, 2))}
+    mean = communicator.spmd(communicator.mean)(x)
+    np.testing.assert_array_equal(mean["a"], np.full(SIZE, 1.5))
+    first = communicator.spmd(communicator.broadcast)(
+        {"a": x["a"] + 7, "b": x["b"] * -1, "c": jnp.arange(SIZE) > 1}
+    )
+    np.testing.assert_array_equal(first["a"], np.full(SIZE, 7))
+    assert not np.signbit(first["b"]).any()
+    assert not first["c"].any()
+
+
+@each_communicator
+def test_mean_of_half_precision_is_summed_in_single(make):
+    communicator = make(SIZE)
+    x = jnp.asarray([256, 1, 1, 1], jnp.bfloat16)  # 256 + 1 = 256 in bfloat16
+    mean = communicator.spmd(communicator.mean)(x)
+    assert mean.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(mean, np.full(SIZE, jnp.bfloat16(259 / 4)))
+
+
+@each_communicator
+def test_mean_refuses_integers(make):
+    communicator = make(SIZE)
+    with pytest.raises(TypeError, match="int32"):
+        communicator.spmd(communicator.mean)(jnp.arange(SIZE))
+
+
+def test_agreed_values_keep_branches_branches_in_simulation():
+    communicator = communicators.simulated(SIZE)
+
+    def worker(step):
+        return jax.lax.cond(
+            communicator.agreed(step) > 0, lambda: jnp.ones(3), lambda: jnp.zeros(3)
+        )
+
+    program = jax.make_jaxpr(communicator.spmd(worker))(jnp.ones(SIZE, jnp.int32))
+    assert "cond[" in str(program)
+    plain = jax.make_jaxpr(
+        communicator.spmd(
+            lambda s: jax.lax.cond(s > 0, lambda: jnp.ones(3), lambda: jnp.zeros(3))
+        )
+    )(jnp.ones(SIZE, jnp.int32))
+    assert "cond[" not in str(plain)
+
+
+@each_communicator
+def test_the_users_own_axis_works(make):
+    communicator = make(SIZE)
+    received = jax.vmap(
+        lambda x: communicator.permute(x, CYCLE), axis_name=communicator.axis_name
+    )(jnp.arange(SIZE))
+    np.testing.assert_array_equal(received, CYCLE)
+
+
+@each_communicator
+def test_outside_of_the_program_every_verb_says_so(make):
+    communicator = make(SIZE)
+    x = jnp.ones(3)
+    calls = [
+        communicator.rank,
+        lambda: communicator.permute(x, CYCLE),
+        lambda: communicator.mean(x),
+        lambda: communicator.broadcast(x),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r"inside communicator.spmd.*'workers'"):
+            call()
+
+
+@each_communicator
+def test_spmd_names_the_array_without_workers(make):
+    communicator = make(SIZE)
+    program = communicator.spmd(lambda x, y: x)
+    with pytest.raises(ValueError, match=r"argument 1\['w'\] has shape \(3,\).* 4 "):
+        program(jnp.ones(SIZE), {"w": jnp.ones(3)})
+
+
+def test_local_ranks():
+    assert list(communicators.simulated(SIZE).local_ranks) == [0, 1, 2, 3]
+    assert list(communicators.mesh(SIZE).local_ranks) == [0, 1, 2, 3]
+
+
+def test_mesh_without_enough_devices_says_how_to_get_them():
+    with pytest.raises(ValueError, match="xla_force_host_platform_device_count=9"):
+        communicators.mesh(9)
+
+
+@pytest.mark.parametrize("make", [communicators.simulated, communicators.mesh])
+def test_bad_arguments(make):
+    with pytest.raises(ValueError, match="at least 1"):
+        make(0)
+    with pytest.raises(ValueError, match="drop_probability"):
+        make(2, drop_probability=1.0)
+
+
+@each_communicator
+def test_losses_have_the_asked_rate_and_spare_the_silent(make):
+    communicator = make(SIZE, drop_probability=0.25)
+
+    def worker(keys):
+        return jax.vmap(lambda key: communicator.arrived(CYCLE, key))(keys)
+
+    keys = jax.random.split(jax.random.key(0), 4000)
+    arrived = communicator.spmd(worker)(communicators.replicate(communicator, keys))
+    rates = np.asarray(arrived).mean(1)
+    sigma = np.sqrt(0.25 * 0.75 / 4000)
+    np.testing.assert_allclose(rates[:3], 0.75, atol=4 * sigma)
+    assert rates[3] == 1
+    assert not np.array_equal(arrived[0], arrived[1])
+
+
+def test_losses_depend_on_the_seed():
+    keys = jax.random.split(jax.random.key(0), 100)
+    draws = []
+    for seed in (0, 0, 1):
+        c = communicators.simulated(2, drop_probability=0.5, drop_seed=seed)
+        worker = jax.vmap(lambda key, c=c: c.arrived((1, 0), key))
+        draws.append(np.asarray(c.spmd(worker)(communicators.replicate(c, keys))))
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], draws[2])
+
+
+def test_reliable_messages_are_known_to_arrive():
+    assert communicators.simulated(2).arrived((1, 0), jax.random.key(0)) is True
+
+
+def test_agreement():
+    communicator = communicators.simulated(3)
+    good = {"w": jnp.ones(2), "name": "a"}
+    communicators.check_agreement(communicator, "things", [good, dict(good), good])
+    bad = {"w": jnp.asarray([1, np.nextafter(np.float32(1), 2)]), "name": "a"}
+    with pytest.raises(ValueError, match=r"\['w'\] of ranks 1, 2"):
+        communicators.check_agreement(communicator, "things", [good, bad, bad])
+    with pytest.raises(ValueError, match=r"\['w'\] of rank 2"):
+        communicators.check_agreement(
+            communicator, "things", [good, good, {"name": "a"}]
+        )
+
+
+@pytest.mark.parametrize(
+    ("environment", "size"),
+    [
+        ({}, None),
+        ({"PMI_SIZE": "4"}, 4),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, 2),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, 8),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+    ],
+)
+def test_launchers_are_recognised(monkeypatch, environment, size):
+    for name in _launch._LAUNCHER_SIZES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert communicators.launcher_size() == size
+
+
+class FakeNode:
+    """As much of a node's communicator as the choice of a GPU needs."""
+
+    def __init__(self, rank, environments, count):
+        self.rank = rank
+        self.mine = [(env, r % count) for r, env in enumerate(environments)]
+
+    def allgather(self, mine):
+        assert self.mine[self.rank] == mine
+        return self.mine
+
+
+@pytest.mark.parametrize(
+    ("environments", "count", "chosen", "shared"),
+    [
+        ([None] * 4, 4, ["0", "1", "2", "3"], False),
+        ([None] * 4, 2, ["0", "1", "0", "1"], True),
+        ([None] * 2, 1, ["0", "0"], True),
+        (["0", "1"], 1, ["0", "0"], False),  # Slurm's --gpus-per-task
+    ],
+)
+def test_ranks_of_a_node_share_its_gpus(
+    monkeypatch, environments, count, chosen, shared
+):
+    updates = {}
+    monkeypatch.setattr(_launch, "_gpu_count", lambda: count)
+    monkeypatch.setattr(_launch.jax.config, "update", updates.__setitem__)
+    for rank, environment in enumerate(environments):
+        monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if environment is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", environment)
+        _launch._choose_gpu(FakeNode(rank, environments, count))
+        assert updates["jax_cuda_visible_devices"] == chosen[rank]
+        preallocates = _launch.os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE")
+        assert (preallocates == "false") == shared
+
+
+def test_gpus_taken_too_early_are_an_error(monkeypatch):
+    monkeypatch.setattr(_launch, "_gpu_count", lambda: 2)
+    monkeypatch.setattr(_launch.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(_launch.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(_launch.jax, "local_device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(RuntimeError, match="before the first JAX computation"):
+        _launch._choose_gpu(FakeNode(0, [None], 2))
+
+
+def test_wire_keeps_every_bit():
+    tree = conformance.every_dtype(seed=0)
+    known = {"float32", "int8", "int32", "bool", "uint8", "uint16"}
+    sent = []
+
+    def transfer(flat):
+        assert flat.ndim == 1 and str(flat.dtype) in known
+        sent.append(flat)
+        return flat
+
+    conformance.assert_same_bits(_wire.exchange(tree, transfer), tree)
+    leaves = jax.tree.leaves(tree)
+    assert len(sent) == _wire.count_messages(leaves) == 8  # One a dtype, one large.
+    assert sum(s.size * s.dtype.itemsize for s in sent) == _wire.count_bytes(leaves)
+
+
+def test_wire_cuts_what_mpi_cannot_count(monkeypatch):
+    monkeypatch.setattr(_wire, "MAX_COUNT", 10)
+    x, sizes = jnp.arange(25.0), []
+
+    def transfer(flat):
+        sizes.append(flat.size)
+        return flat
+
+    np.testing.assert_array_equal(_wire.exchange(x, transfer), x)
+    assert sizes == [10, 10, 5]
+    assert _wire.count_messages([x]) == 3
+
+
+def test_mpi_without_its_packages_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ImportError, match=r"djax-gossip\[mpi\]"):
+        communicators.mpi()
+
+
+def test_sizes_must_match():
+    with pytest.raises(ValueError, match="16 workers.*has 4"):
+        djax.gossip(djax.topologies.ring(16), communicators.simulated(4))

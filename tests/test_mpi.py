@@ -1,0 +1,61 @@
+"""Runs `tests/mpi` on several ranks."""
+
+import pytest
+from launch import mpirun
+
+# More ranks than cores are slow, since MPI polls: all tests on four ranks only.
+SUITES = {4: [], 2: ["-k", "star or permute"], 3: ["-k", "test_communicator_mpi"]}
+
+
+@pytest.mark.parametrize("ranks", SUITES)
+def test_suite_under_mpirun(ranks):
+    result = mpirun(
+        ranks,
+        # One rank's exception ends all of them, where the others would wait for it.
+        *("-m", "mpi4py", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
+        *("--timeout=200", "--timeout-method=thread", "tests/mpi"),
+        *SUITES[ranks],
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
+    assert result.stdout.count(" passed") == ranks
+
+
+def test_eight_ranks_agree_with_the_simulation():
+    result = mpirun(
+        8,
+        *("-m", "mpi4py", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
+        *("--timeout=200", "--timeout-method=thread", "tests/mpi"),
+        *("-k", "float32-star and (gossip or all_reduce)"),
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
+    assert result.stdout.count(" passed") == 8
+
+
+def test_an_exception_on_one_rank_ends_all():
+    program = """
+import djax
+communicator = djax.communicators.mpi()
+if communicator.rank() == 1:
+    raise RuntimeError("out of cheese")
+communicator.gather([None])
+"""
+    result = mpirun(2, "-c", program, timeout=60)
+    assert result.returncode != 0
+    assert "rank 1 of 2 failed" in result.stderr
+    assert "out of cheese" in result.stderr
+
+
+def test_a_foreign_launcher_is_recognised():
+    """What mpirun of another MPI than mpi4py's looks like: n worlds of one rank."""
+    program = """
+import os
+from mpi4py import MPI
+os.environ["OMPI_COMM_WORLD_SIZE"] = "4"
+import djax
+djax.communicators.mpi()
+"""
+    result = mpirun(1, "-c", program, timeout=60)
+    assert result.returncode != 0
+    assert "belong to different MPIs" in result.stderr
