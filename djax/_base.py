@@ -151,5 +151,6 @@ def alternate(
 
     if (ledger := accounting.ledger()) is not None:
         return ledger.alternate(schedule, branches, operands)
-    index = jnp.asarray(np.asarray(schedule, np.int32))[step % len(schedule)]
+    position = jnp.asarray(step) % len(schedule)
+    index = jnp.asarray(np.asarray(schedule, np.int32))[position]
     return jax.lax.switch(index, branches, *operands)

@@ -13,8 +13,10 @@ Dirichlet distribution with alpha 0.1) every worker ends above 90 % test accurac
 Each run writes runs/<time>-<name>/ with its configuration, metrics and pictures.
 """
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -128,10 +130,10 @@ def make_topology(config: Config, size: int) -> djax.Topology:
     build = getattr(
         topologies, errors.lookup("--topology", config.topology, topologies.BUILDERS)
     )
-    try:
-        return build(size, weights=float(config.weights))
-    except ValueError:
-        return build(size, weights=config.weights)
+    weights = config.weights
+    with contextlib.suppress(ValueError):
+        weights = float(weights)
+    return build(size, weights=weights)
 
 
 def execute(run: Run) -> trainer.Outcome:
@@ -211,14 +213,20 @@ def summarize(
     ]
 
 
-def main() -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
+    """The command line.
+
+    Args:
+      arguments: by default those of the process.
+    """
     with errors.heard_once():
-        config = tyro.cli(tyro.conf.OmitArgPrefixes[Config], description=__doc__)
+        config = tyro.cli(
+            tyro.conf.OmitArgPrefixes[Config], args=arguments, description=__doc__
+        )
     with errors.one_line_errors(UsageError, ValueError, ImportError):
-        prepared = Run(config)
+        run = Run(config)
     with errors.one_line_errors(trainer.Diverged):
-        execute(prepared)
+        return execute(run)
 
 
 if __name__ == "__main__":

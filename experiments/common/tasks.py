@@ -75,8 +75,8 @@ def digits(setting: Setting, hidden: Sequence[int] = (128,)) -> Task:
     """
     images, labels = datasets.load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = model_selection.train_test_split(
-        (images / 16).astype(np.float32),
-        labels.astype(np.int32),
+        np.asarray(images, np.float32) / 16,
+        np.asarray(labels, np.int32),
         test_size=0.2,
         stratify=labels,
         random_state=0,

@@ -1,0 +1,217 @@
+"""Tests of what the experiments share: splits, tasks, optimizers."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.common import optimizers, partition, tasks
+from experiments.common.errors import UsageError
+from experiments.common.quadratics import random_quadratics
+
+LABELS = np.random.default_rng(0).integers(0, 10, size=1437)
+
+
+@hypothesis.given(
+    workers=st.integers(1, 40),
+    spec=st.sampled_from(["iid", "dirichlet:1", "dirichlet:0.1", "shards:2"]),
+    seed=st.integers(0, 1000),
+)
+@hypothesis.settings(max_examples=60)
+def test_splits_are_disjoint_and_cover(workers, spec, seed):
+    shares = partition.split(LABELS, workers, spec, seed)
+    assert len(shares) == workers
+    np.testing.assert_array_equal(np.sort(np.concatenate(shares)), np.arange(1437))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 2
+
+
+def test_splits_differ_by_seed_and_repeat_themselves():
+    one, same, other = (partition.split(LABELS, 4, "dirichlet:1", s) for s in (0, 0, 1))
+    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def heterogeneity(spec):
+    """Mean over workers of the largest class's share."""
+    shares = partition.split(LABELS, 16, spec, seed=1)
+    counts = partition.count_classes(LABELS, shares)
+    assert counts.sum() == len(LABELS)
+    return (counts.max(1) / counts.sum(1)).mean()
+
+
+def test_small_alpha_is_heterogeneous():
+    values = [heterogeneity(s) for s in ("iid", "dirichlet:1", "dirichlet:0.1")]
+    assert values == sorted(values)
+    assert values[0] < 0.25 and values[2] > 0.45
+    assert heterogeneity("dirichlet:1000") < 0.25
+
+
+def test_a_worker_with_two_shards_has_few_classes():
+    shares = partition.split(LABELS, 10, "shards:2", seed=0)
+    held = (partition.count_classes(LABELS, shares) > 0).sum(1)
+    assert held.max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "workers", "message"),
+    [
+        ("dirichlet", 4, "cannot read --split 'dirichlet'"),
+        ("dirichlet:x", 4, "cannot read --split"),
+        ("dirichlet:0", 4, "alpha must be positive"),
+        ("shards:2.5", 4, "cannot read --split"),
+        ("shards:999", 4, "use from 1 to 359"),
+        ("iid:3", 4, "cannot read --split"),
+        ("zipf", 4, "choose from dirichlet, iid, shards"),
+        ("iid", 1438, "use at most 1437 workers"),
+        ("dirichlet:1e-6", 30, "larger alpha"),
+    ],
+)
+def test_bad_splits(spec, workers, message, monkeypatch):
+    monkeypatch.setattr(partition, "MAX_DRAWS", 20)
+    with pytest.raises(UsageError, match=message):
+        partition.split(LABELS, workers, spec, seed=0)
+
+
+def setting(workers=4, local=None, batch_size=32):
+    local = range(workers) if local is None else local
+    return tasks.Setting(workers, local, "dirichlet:0.1", batch_size, seed=3)
+
+
+def test_processes_draw_the_batches_of_their_own_workers():
+    together = tasks.digits(setting()).batches(5)
+    for rank in range(4):
+        alone = tasks.digits(setting(local=[rank])).batches(5)
+        for a, b in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(a[0], b[rank])
+
+
+def test_an_epoch_shows_every_sample_at_most_once():
+    task = tasks.digits(setting())
+    images, labels = task.batches(1)
+    assert images.shape == (4, task.steps_per_epoch, 32, 64)
+    assert labels.shape == images.shape[:3]
+    again, _ = task.batches(2)
+    assert not np.array_equal(images, again)
+    held = task.class_counts
+    for worker in range(4):
+        seen = np.bincount(labels[worker].ravel(), minlength=10)
+        assert (seen <= held[worker]).all()
+
+
+def test_digits_hold_out_a_fifth():
+    task = tasks.digits(setting())
+    assert task.class_counts.sum() == 1437
+    params = task.init(jax.random.key(0))
+    metrics = task.evaluate(params)
+    assert 0 <= metrics["accuracy"] <= 0.4  # Untrained.
+    assert metrics["loss"] > 1.5
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("digit", {}, "choose from digits, quadratics"),
+        ("digits", {"wide": "3"}, "choose from hidden"),
+        ("quadratics", {"dim": "many"}, "cannot read dim=many"),
+    ],
+)
+def test_bad_tasks(name, options, message):
+    with pytest.raises(UsageError, match=message):
+        tasks.make_task(name, setting(), options)
+
+
+def test_batches_must_fit():
+    with pytest.raises(UsageError, match="--batch-size 360.*from 1 to 359"):
+        tasks.digits(setting(batch_size=360))
+
+
+def test_options_are_literals():
+    task = tasks.make_task("quadratics", setting(), {"dim": "7", "smallest": "None"})
+    assert task.init(jax.random.key(0)).shape == (7,)
+
+
+@hypothesis.given(
+    workers=st.integers(2, 8),
+    zeta2=st.sampled_from([0.0, 0.01, 1.0, 10.0]),
+    smallest=st.sampled_from([None, 0.5]),
+    seed=st.integers(0, 100),
+)
+@hypothesis.settings(max_examples=20)
+def test_random_quadratics_are_as_asked(workers, zeta2, smallest, seed):
+    problem = random_quadratics(
+        workers, 5, zeta2, distance=3.0, smallest=smallest, seed=seed
+    )
+    assert problem.heterogeneity() == pytest.approx(zeta2, abs=1e-9)
+    assert np.linalg.norm(problem.optimum) == pytest.approx(3)
+    values = np.linalg.svd(problem.matrices, compute_uv=False)
+    np.testing.assert_allclose(values[:, 0], 1)
+    if smallest is not None:
+        np.testing.assert_allclose(values[:, -1], smallest)
+    residuals = problem.matrices @ problem.optimum - problem.offsets
+    gradient = np.einsum("nab,na->b", problem.matrices, residuals)
+    np.testing.assert_allclose(gradient, 0, atol=1e-9)
+    around = np.random.default_rng(seed).normal(size=(20, 5))
+    best = problem.value(problem.optimum)
+    assert all(problem.value(problem.optimum + x) >= best for x in around)
+
+
+def test_the_quadratic_task_measures_the_suboptimality_of_a_model():
+    task = tasks.quadratics(setting(), dim=5, heterogeneity=2.0)
+    problem = random_quadratics(4, 5, 2.0, distance=10.0, smallest=0.5, seed=3)
+    x = jnp.arange(5.0)
+    expected = problem.value(np.arange(5.0)) - problem.value(problem.optimum)
+    np.testing.assert_allclose(task.evaluate(x)["suboptimality"], expected, rtol=1e-5)
+    with pytest.raises(UsageError, match="heterogeneity=0"):
+        tasks.quadratics(setting(workers=1))
+
+
+def test_learning_rates_warm_up_and_decay():
+    config = optimizers.BaseOptimizer(
+        learning_rate=2.0, warmup=0.1, decay_at=(0.5, 0.75), decay_factor=0.1
+    )
+    schedule = optimizers.learning_rate_schedule(config, 100)
+    steps = [0, 5, 10, 49, 51, 76, 99]
+    np.testing.assert_allclose(
+        [schedule(step) for step in steps], [0, 1, 2, 2, 0.2, 0.02, 0.02], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"optimizer": "sdg"}, "choose from .*adamw.*sgd"),
+        ({"optimizer_options": {"moment": "1"}}, "choose from .*momentum"),
+        ({"learning_rate": 0.0}, "must be positive"),
+        ({"warmup": 5.0}, "shares"),
+    ],
+)
+def test_bad_optimizers(config, message):
+    with pytest.raises(UsageError, match=message):
+        optimizers.make_base(optimizers.BaseOptimizer(**config), 100)
+
+
+def test_any_optimizer_of_optax_can_be_the_base():
+    config = optimizers.BaseOptimizer(
+        optimizer="adamw", optimizer_options={"b1": "0.5"}, decay_at=(), warmup=0.0
+    )
+    base = optimizers.make_base(config, 10)
+    params = jnp.ones(3)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = base.update(params, base.init(params), params)
+        plain = optax.adamw(config.learning_rate, b1=0.5)
+        expected, _ = plain.update(params, plain.init(params), params)
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+
+
+def test_weight_decay_acts_on_the_gradients():
+    config = optimizers.BaseOptimizer(
+        optimizer_options={}, weight_decay=0.5, decay_at=(), warmup=0.0
+    )
+    base = optimizers.make_base(config, 10)
+    params = jnp.full(2, 4.0)
+    updates, _ = base.update(jnp.ones(2), base.init(params), params)
+    np.testing.assert_allclose(updates, -0.1 * (1 + 0.5 * 4), rtol=1e-6)

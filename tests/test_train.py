@@ -1,0 +1,151 @@
+"""The main job as its users start it."""
+
+import json
+import os
+import re
+
+import jax
+import pytest
+from launch import mpirun, python
+
+TRAIN = ("-m", "experiments.train")
+
+
+@pytest.fixture(autouse=True)
+def promotion():
+    """As users have it: optax's optimizers rely on it."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def table(output: str) -> dict[str, str]:
+    """The rows of the final table."""
+    lines = (line for line in output.splitlines() if "│" in line)
+    rows = (line.strip("│ ").split("│") for line in lines)
+    return {name.strip(): value.strip() for name, value in rows}
+
+
+def last_record(runs):
+    (folder,) = runs.iterdir()
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_simulation_and_mpi_print_the_same(tmp_path):
+    options = ("--seed", "1", "--drop-probability", "0.05", "--epochs", "10")
+    here = python(*TRAIN, "--workers", "4", *options, "--runs", f"{tmp_path}/simulated")
+    there = mpirun(4, *TRAIN, *options, "--runs", f"{tmp_path}/mpi")
+    assert here.returncode == 0, here.stderr
+    assert there.returncode == 0, there.stderr
+    ours, theirs = table(here.stdout), table(there.stdout)
+    assert len(ours) == 11
+    for name, value in ours.items():
+        assert theirs[name] == value or "time" in name or "of it" in name, name
+    a, b = last_record(tmp_path / "simulated"), last_record(tmp_path / "mpi")
+    assert {k: f"{v:.5g}" for k, v in a.items() if k != "seconds"} == {
+        k: f"{v:.5g}" for k, v in b.items() if k != "seconds"
+    }
+
+
+def test_every_worker_learns_digits_that_are_split_by_class(tmp_path):
+    result = python(*TRAIN, "--runs", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert last_record(tmp_path)["worst"] > 0.9
+    (folder,) = tmp_path.iterdir()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "curves.png", "split.png"}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["config"]["averaging"]["algorithm"] == "dpsgd"
+    assert config["versions"]["jax"]
+    assert "100%" in result.stderr  # The progress bar.
+
+
+def test_without_communication_they_do_not(tmp_path):
+    """The split is hard: a worker alone knows only its own classes."""
+    options = ("--local-steps", "1000000", "--epochs", "20", "--runs", str(tmp_path))
+    result = python(*TRAIN, *options)
+    assert result.returncode == 0, result.stderr
+    assert last_record(tmp_path)["worst"] < 0.7
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--workers 32 --topology social_network",
+        "--workers 32 --topology torus",
+        "--workers 32 --topology exponential --weights lazy",
+        "--workers 32 --topology hypercube --overlap",
+        "--algorithm all_reduce_sgd --optimizer adamw --learning-rate 0.01",
+        "--algorithm all_reduce_sgd --local-steps 4 --split shards:2",
+        "--task quadratics --workers 16 --topology binary_tree --weights 0.2",
+        "--topology chain --consensus-rate 0.5 --weight-decay 1e-4 --split iid",
+    ],
+)
+def test_options(options, tmp_path):
+    from experiments import train  # In this process: it starts in a second.
+
+    result = train.main([*options.split(), "--epochs", "2", "--runs", str(tmp_path)])
+    assert result.history[-1]["epoch"] == 2
+    assert last_record(tmp_path)["consensus_distance"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--topology rong", "choose from binary_tree"),
+        ("--algorithm d_psgd", "choose from all_reduce_sgd, dpsgd"),
+        ("--task quadratic", "choose from digits, quadratics"),
+        ("--weights heavy", "choose one of metropolis"),
+        ("--weights 0.6", "largest admissible weight is 0.5"),
+        ("--workers 5 --topology hypercube", "power of two"),
+        ("--workers 5 --topology social_network", "32"),
+        ("--workers 2000", "at most 1437"),
+        ("--workers 100", "--batch-size"),
+        ("--epochs 0", "--epochs"),
+        ("--consensus-rate -1", "consensus_rate must be positive"),
+        ("--drop-probability 1", "drop_probability"),
+        ("--communicator mesh --workers 9", "xla_force_host_platform_device_count=9"),
+        ("--learning-rate 1e9", "diverged: worker .* is (nan|inf) in epoch 1"),
+        ("--learning-rat 1", "Unrecognized"),
+    ],
+)
+def test_mistakes_end_in_one_line(options, message, tmp_path, capfd):
+    from experiments import train
+
+    with pytest.raises(SystemExit) as stop:
+        train.main([*options.split(), "--runs", str(tmp_path)])
+    assert stop.value.code == 2
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert re.search(message, error), error
+    if "Unrecognized" not in message:
+        assert error.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--topology rong", "choose from binary_tree"),
+        ("--workers 3", "mpirun started 2 ranks"),
+        ("--communicator simulated", "launcher started 2"),
+        ("--learning-rate 1e9 --epochs 2", "training diverged: worker"),
+        ("--bogus", "Unrecognized options:"),
+    ],
+)
+def test_mistakes_under_mpirun_are_said_once_by_all(options, message, tmp_path):
+    result = mpirun(2, *TRAIN, *options.split(), "--runs", str(tmp_path), timeout=120)
+    assert result.returncode == 2
+    assert result.stderr.count(message) == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_ranks_that_disagree_are_named(tmp_path):
+    program = f"""
+import os, sys
+from experiments import train
+seed = "7" if os.environ["PMI_RANK"] == "1" else "8"
+train.main(["--seed", seed, "--runs", {str(tmp_path)!r}])
+"""
+    result = mpirun(2, "-c", program, timeout=120)
+    assert result.returncode == 2
+    assert "the configurations differ: ['seed'] of rank 1" in result.stderr
+    assert os.listdir(tmp_path) == []
