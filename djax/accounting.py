@@ -2,10 +2,11 @@
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from . import _wire
 from ._base import PyTree, wide
 
 
-class CommunicationCost(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class CommunicationCost:
     """What each worker sends, in exact integers over one period of the algorithm.
 
     Attributes:
@@ -63,18 +65,18 @@ class CommunicationCost(NamedTuple):
         """Number of workers."""
         return len(self.bytes_per_period)
 
-    def __add__(self, other: Any) -> "CommunicationCost":
-        """The cost of sending both; over the least common period."""
+    def __add__(self, other: "CommunicationCost") -> "CommunicationCost":
+        """The cost of sending both, over their least common period."""
         period = math.lcm(self.period, other.period)
+        mine, theirs = period // self.period, period // other.period
+
+        def total(xs: tuple[int, ...], ys: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(mine * x + theirs * y for x, y in zip(xs, ys, strict=True))
+
         return CommunicationCost(
             period,
-            *(
-                tuple(
-                    x * (period // self.period) + y * (period // other.period)
-                    for x, y in zip(xs, ys, strict=True)
-                )
-                for xs, ys in zip(self[1:], other[1:], strict=True)
-            ),
+            total(self.bytes_per_period, other.bytes_per_period),
+            total(self.messages_per_period, other.messages_per_period),
         )
 
 
@@ -109,12 +111,10 @@ def communication_cost(
       0.5
     """
 
-    def update(params):
-        updates = jax.tree.map(jnp.zeros_like, params)
-        return transformation.update(updates, transformation.init(params), params)
-
+    with _recording(topology.size):  # Should it communicate, it does so only once.
+        state = jax.eval_shape(transformation.init, params)
     with _recording(topology.size) as recorded:
-        jax.eval_shape(update, params)
+        jax.eval_shape(transformation.update, params, state, params)
     return recorded.cost
 
 

@@ -79,7 +79,7 @@ class Run:
         communicators.check_agreement(
             self.communicator,
             "the configurations",
-            [dataclasses.asdict(config)] * len(local),
+            [dataclasses.asdict(config) | {"jax": jax.__version__}] * len(local),
         )
         size = self.communicator.size
         self.topology = make_topology(config, size)
