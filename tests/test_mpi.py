@@ -59,3 +59,33 @@ djax.communicators.mpi()
     result = mpirun(1, "-c", program, timeout=60)
     assert result.returncode != 0
     assert "belong to different MPIs" in result.stderr
+
+
+def test_a_mesh_can_span_processes():
+    """Two processes of two devices each are one mesh of four workers."""
+    program = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, jax.numpy as jnp, numpy as np, optax
+jax.distributed.initialize(cluster_detection_method="mpi4py")
+import djax
+
+communicator, ring = djax.communicators.mesh(4), djax.topologies.ring(4)
+gossip = djax.gossip(ring, communicator)
+targets = np.arange(4.0, dtype=np.float32)
+
+def worker(x, target):
+    return x + gossip.update(target - x, gossip.init(x), x)[0]
+
+local = targets[np.asarray(communicator.local_ranks)]
+local = jax.make_array_from_process_local_data(communicator.sharding, local)
+start = djax.communicators.replicate(communicator, jnp.float32(0))
+mixed = jax.jit(communicator.spmd(worker))(start, local)
+for shard in mixed.addressable_shards:
+    expected = (ring.mixing_matrix @ targets)[shard.index[0]]
+    np.testing.assert_allclose(shard.data, expected, rtol=1e-6)
+print("two" if len(mixed.addressable_shards) == 2 else "?")
+"""
+    result = mpirun(2, "-c", program, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("two") == 2

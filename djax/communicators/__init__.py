@@ -67,8 +67,9 @@ def mesh(
 ) -> MeshCommunicator:
     """One worker a device, in one program (NCCL between GPUs).
 
-    On several hosts call `jax.distributed.initialize()` first; arrays then are global,
-    see :attr:`MeshCommunicator.sharding`.
+    On several hosts call `jax.distributed.initialize()` first. What `spmd` takes and
+    returns are then global arrays, made from those of the local workers by
+    `jax.make_array_from_process_local_data(communicator.sharding, local)`.
 
     Args:
       size: number of workers.

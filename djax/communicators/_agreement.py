@@ -10,6 +10,8 @@ import numpy as np
 
 from djax._base import Communicator, PyTree
 
+from ._axis import MeshCommunicator
+
 
 def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
     """Gives every local worker the same arrays.
@@ -20,7 +22,7 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
 
     Returns:
       The tree with a leading axis of local workers on every leaf, as
-      :meth:`djax.Communicator.spmd` takes it.
+      :meth:`djax.Communicator.spmd` takes it; on a mesh, lying on its devices.
 
     Examples:
       >>> import djax, jax.numpy as jnp
@@ -29,9 +31,16 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
       (3, 2)
     """
     count = len(communicator.local_ranks)
-    return jax.tree.map(
-        lambda x: jnp.broadcast_to(jnp.asarray(x), (count, *np.shape(x))), tree
-    )
+
+    def stack(x):
+        stacked = jnp.broadcast_to(jnp.asarray(x), (count, *np.shape(x)))
+        if not isinstance(communicator, MeshCommunicator):
+            return stacked
+        return jax.make_array_from_process_local_data(
+            communicator.sharding, np.asarray(stacked)
+        )
+
+    return jax.tree.map(stack, tree)
 
 
 def check_agreement(
