@@ -30,17 +30,18 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
       >>> djax.communicators.replicate(communicator, jnp.zeros(2)).shape
       (3, 2)
     """
-    count = len(communicator.local_ranks)
 
-    def stack(x):
-        stacked = jnp.broadcast_to(jnp.asarray(x), (count, *np.shape(x)))
-        if not isinstance(communicator, MeshCommunicator):
-            return stacked
-        return jax.make_array_from_process_local_data(
-            communicator.sharding, np.asarray(stacked)
+    def stack(tree, count):
+        return jax.tree.map(
+            lambda x: jnp.broadcast_to(jnp.asarray(x), (count, *np.shape(x))), tree
         )
 
-    return jax.tree.map(stack, tree)
+    if isinstance(communicator, MeshCommunicator):  # All workers', on their devices.
+        everywhere = jax.jit(
+            stack, static_argnums=1, out_shardings=communicator.sharding
+        )
+        return everywhere(tree, communicator.size)
+    return stack(tree, len(communicator.local_ranks))
 
 
 def check_agreement(
