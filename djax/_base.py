@@ -74,8 +74,7 @@ class Communicator(Protocol):
 
         Args:
           source: the round, as given to `permute`.
-          key: a PRNG key that is new in every round of every step; the workers may
-            share it.
+          key: a PRNG key that is new in every step; workers and rounds may share it.
         """
         ...
 

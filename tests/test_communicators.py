@@ -275,3 +275,23 @@ def test_mpi_without_its_packages_says_what_to_install(monkeypatch):
 def test_sizes_must_match():
     with pytest.raises(ValueError, match="16 workers.*has 4"):
         djax.gossip(djax.topologies.ring(16), communicators.simulated(4))
+
+
+@each_communicator
+def test_losses_of_two_rounds_are_independent(make):
+    communicator = make(SIZE, drop_probability=0.5)
+    rounds = [(1, 0, 3, 2), (3, 2, 1, 0)]
+
+    def worker(keys):
+        return [
+            jax.vmap(lambda key, s=source: communicator.arrived(s, key))(keys)
+            for source in rounds
+        ]
+
+    keys = jax.random.split(jax.random.key(1), 4000)
+    first, second = communicator.spmd(worker)(
+        communicators.replicate(communicator, keys)
+    )
+    draws = np.concatenate([first, second]).astype(float)
+    correlations = np.corrcoef(draws) - np.eye(2 * SIZE)
+    assert np.abs(correlations).max() < 5 / np.sqrt(4000)

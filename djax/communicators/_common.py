@@ -1,5 +1,6 @@
 """What the communicators share."""
 
+import zlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -25,15 +26,16 @@ def arrived(
     """Draws whether this worker's message of a round came through.
 
     Every directed message is lost independently; what a worker passes to itself never
-    is. The draw depends on the key, the seed and the receiver alone, so that all
-    communicators lose the same messages.
+    is. The draw depends on the key, the seed, the round and the receiver alone, so that
+    all communicators lose the same messages.
     """
     if drop_probability == 0:
         return True
-    receiver = rank()
-    key = jax.random.fold_in(jax.random.fold_in(key, drop_seed), receiver)
+    receiver, senders = rank(), np.asarray(source, np.int32)
+    for salt in (drop_seed, zlib.crc32(senders.tobytes()), receiver):
+        key = jax.random.fold_in(key, salt)
     kept = jax.random.bernoulli(key, 1 - drop_probability)
-    return kept | (jnp.asarray(np.asarray(source, np.int32))[receiver] == receiver)
+    return kept | (jnp.asarray(senders)[receiver] == receiver)
 
 
 def check_leading_axis(args: PyTree, count: int) -> None:

@@ -127,7 +127,7 @@ def pull_to_neighbors(
     lossy = False
     for i, source in enumerate(topology.rounds):
         weight = jnp.asarray(topology.round_weights[i])[rank]
-        arrived = communicator.arrived(source, jax.random.fold_in(key, i))
+        arrived = communicator.arrived(source, key)
         if arrived is not True:
             weight, lossy = jnp.where(arrived, weight, 0), True
         received = communicator.permute(model, source)
