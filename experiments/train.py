@@ -41,7 +41,8 @@ class Config:
     task_options: dict[str, str] = dataclasses.field(default_factory=dict)
     """Its own arguments, as in `hidden "(64,)"` or `dim 20 noise 0.1`."""
     topology: str = "ring"
-    """Who talks to whom: a builder of djax.topologies."""
+    """Who talks to whom: ring, chain, star, complete, torus, hypercube, exponential,
+    binary_tree, regular_tree or social_network."""
     weights: str = "metropolis"
     """Mixing weights: metropolis, uniform, lazy, or a number for every edge."""
     split: str = "dirichlet:0.1"

@@ -47,6 +47,16 @@ communicator.gather([None])
     assert "out of cheese" in result.stderr
 
 
+def test_an_exception_on_all_ranks_is_told_once():
+    program = """
+import djax
+djax.gossip(djax.topologies.ring(3), djax.communicators.mpi())
+"""
+    result = mpirun(2, "-c", program, timeout=60)
+    assert result.returncode != 0
+    assert result.stderr.count("has 3 workers but the communicator has 2") == 1
+
+
 def test_a_foreign_launcher_is_recognised():
     """What mpirun of another MPI than mpi4py's looks like: n worlds of one rank."""
     program = """

@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -103,13 +104,17 @@ def _gpu_count() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _AbortAll:
-    """Makes an uncaught exception end every rank: the others would wait for ever."""
+    """Makes an uncaught exception end every rank: the others would wait for ever.
+
+    The others let rank 0 go first, so that what all ranks meet is told once.
+    """
 
     world: Any
     previous: Callable
 
     def __call__(self, kind, error, trace):
         rank, size = self.world.rank, self.world.size
+        time.sleep(1.0 if rank else 0.0)
         print(f"rank {rank} of {size} failed:", file=sys.stderr)
         self.previous(kind, error, trace)
         sys.stderr.flush()

@@ -38,7 +38,7 @@ class Algorithm:
     """How the workers average."""
 
     algorithm: str = "dpsgd"
-    """The algorithm, under its paper's name."""
+    """The algorithm, under its paper's name: dpsgd or all_reduce_sgd."""
     consensus_rate: float = 1.0
     """Step size of gossip's averaging."""
     overlap: bool = False
