@@ -146,10 +146,10 @@ def alternate(
       branches: functions with results of the same shapes and dtypes.
       *operands: their arguments.
     """
-    from . import accounting  # The ledger needs this module.
+    from . import accounting  # It needs this module.
 
-    if (ledger := accounting.ledger()) is not None:
-        return ledger.alternate(schedule, branches, operands)
+    if (counter := accounting.counter()) is not None:
+        return counter.alternate(schedule, branches, operands)
     position = jnp.asarray(step) % len(schedule)
     index = jnp.asarray(np.asarray(schedule, np.int32))[position]
     return jax.lax.switch(index, branches, *operands)

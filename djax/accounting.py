@@ -1,14 +1,15 @@
 """What an algorithm sends, counted from what its program really exchanges."""
 
-import contextlib
 import contextvars
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import optax
 
@@ -79,25 +80,41 @@ class CommunicationCost:
             total(self.messages_per_period, other.messages_per_period),
         )
 
+    def times(self, count: int) -> "CommunicationCost":
+        """The cost of doing it `count` times in place of once."""
+        return CommunicationCost(
+            self.period,
+            tuple(count * b for b in self.bytes_per_period),
+            tuple(count * m for m in self.messages_per_period),
+        )
+
 
 def communication_cost(
-    transformation: optax.GradientTransformation, params: PyTree, topology: Any
+    transformation: optax.GradientTransformation,
+    params: PyTree,
+    topology: Any,
+    **extra_args: Any,
 ) -> CommunicationCost:
     """Bytes and messages that one update makes each worker send.
 
-    The update is evaluated on shapes alone: no array is made and nothing is sent.
-    What is counted is what the communicators would hand to MPI: leaves of 1 MiB and
-    more are messages of their own, smaller ones share one message per dtype. The
-    buffer of an all-reduce is counted once, as the papers do, although a ring of
-    workers would pass on `2 (n - 1) / n` of it.
+    The update is traced on shapes alone: no array is made and nothing is sent. What is
+    counted is what the communicators would hand to MPI: leaves of 1 MiB and more are
+    messages of their own, smaller ones share one message per dtype. The buffer of an
+    all-reduce is counted once, as the papers do, although a ring of workers would pass
+    on `2 (n - 1) / n` of it.
 
     Args:
       transformation: a mechanism, or a chain that contains some.
       params: ONE worker's parameters, or their shapes (`jax.ShapeDtypeStruct`).
       topology: anything with the number of workers as its `size`.
+      **extra_args: what else the update needs, likewise.
 
     Returns:
       A :class:`CommunicationCost`.
+
+    Raises:
+      ValueError: if the number of workers is not the transformation's, or if what is
+        sent depends on values: in a `while_loop`, or in a `cond` whose branches differ.
 
     Examples:
       >>> import djax, jax
@@ -110,100 +127,144 @@ def communication_cost(
       >>> djax.communication_cost(rarely, weights, ring).mean_messages
       0.5
     """
+    update = optax.with_extra_args_support(transformation).update
+    _, state = _trace(topology.size, transformation.init, params)
+    program, _ = _trace(
+        topology.size,
+        lambda params, state, extra: update(params, state, params, **extra),
+        *(params, state, extra_args),
+    )
+    return _cost_of(program, topology.size)
 
-    with _recording(topology.size):  # Should it communicate, it does so only once.
-        state = jax.eval_shape(transformation.init, params)
-    with _recording(topology.size) as recorded:
-        jax.eval_shape(transformation.update, params, state, params)
-    return recorded.cost
+
+def _trace(size: int, fn: Callable, *args: PyTree) -> tuple[Any, PyTree]:
+    """Traces a per-worker program; returns its jaxpr and the shapes of its results.
+
+    The trace runs under an axis name of its own: jit's caches then keep it apart from
+    traces of the same functions that really send.
+    """
+    axis_name = f"djax.accounting.{next(_TRACES)}"
+    alone = jax.vmap(fn, in_axes=None, out_axes=None, axis_size=1, axis_name=axis_name)
+    token = _COUNTER.set(_Counter(size))
+    try:
+        program, shapes = jax.make_jaxpr(alone, return_shape=True)(*args)
+    finally:
+        _COUNTER.reset(token)
+    return program.jaxpr, shapes
 
 
-class _Ledger:
-    """Stands in for a communicator: notes what a worker sends, and sends nothing."""
+def _cost_of(jaxpr: Any, size: int) -> CommunicationCost:
+    """Adds up what the marks in a traced program cost."""
+    total = nothing = CommunicationCost(1, (0,) * size, (0,) * size)
+    for equation in jaxpr.eqns:
+        if equation.primitive is _message_p:
+            total += equation.params["cost"]
+            continue
+        costs = [_cost_of(inner, size) for inner in _jaxprs_in(equation)]
+        match equation.primitive.name:
+            case "scan":
+                total += costs[0].times(equation.params["length"])
+            case "cond" if all(cost == costs[0] for cost in costs):
+                total += costs[0]
+            case "while" | "cond" as name if any(cost != nothing for cost in costs):
+                raise ValueError(
+                    f"what the transformation sends depends on values, in a {name}: "
+                    "communicate in some steps by djax.every, and loop by lax.scan."
+                )
+            case _:
+                total = sum(costs, total)
+    return total
+
+
+def _jaxprs_in(equation: Any) -> Iterator[Any]:
+    for value in equation.params.values():
+        for inner in value if isinstance(value, (tuple, list)) else [value]:
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+# Marks the place in a traced program where something would be sent.
+_message_p = jax.extend.core.Primitive("djax_message")
+_message_p.multiple_results = True
+_message_p.def_abstract_eval(lambda *avals, cost: avals)
+
+
+class _Counter:
+    """Stands in for a communicator: marks what a worker sends, and sends nothing."""
 
     def __init__(self, size: int):
         self.size = size
-        self.cost = CommunicationCost(1, (0,) * size, (0,) * size)
 
     def rank(self) -> jax.Array:
         return jnp.zeros((), jnp.int32)
 
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
-        self._note(tree, [sender != i for i, sender in enumerate(source)])
-        return tree
+        return self._mark(tree, tree, [sender != i for i, sender in enumerate(source)])
 
     def mean(self, tree: PyTree) -> PyTree:
-        self._note(jax.tree.map(wide, tree), [self.size > 1] * self.size)
-        return tree
+        wire = jax.tree.map(wide, tree)
+        return self._mark(tree, wire, [self.size > 1] * self.size)
 
     def broadcast(self, tree: PyTree) -> PyTree:
-        self._note(tree, [rank == 0 for rank in range(self.size)])
-        return tree
-
-    def agreed(self, value: jax.Array) -> jax.Array:
-        return value
+        return self._mark(tree, tree, [rank == 0 for rank in range(self.size)])
 
     def alternate(
         self, schedule: Sequence[int], branches: Sequence[Callable], operands: tuple
     ) -> PyTree:
-        """Notes branches that the steps take in turn; returns one's result."""
-        result, costs = None, []
-        for branch in branches:
-            with _recording(self.size) as branch_ledger:
-                result = branch(*operands)
-            costs.append(branch_ledger.cost)
+        """Marks what the steps send in turn; the result has only the right shapes."""
+        traces = [
+            jax.make_jaxpr(branch, return_shape=True)(*operands) for branch in branches
+        ]
+        costs = [_cost_of(program.jaxpr, self.size) for program, _ in traces]
         # Through so many passes of the schedule every branch ends a whole period.
         passes = math.lcm(*(cost.period for cost in costs))
+        period = passes * len(schedule)
+        total = CommunicationCost(period, (0,) * self.size, (0,) * self.size)
         for index, cost in enumerate(costs):
             taken = passes * schedule.count(index) // cost.period
-            self.cost += CommunicationCost(
-                passes * len(schedule),
-                tuple(taken * b for b in cost.bytes_per_period),
-                tuple(taken * m for m in cost.messages_per_period),
-            )
-        return result
+            total += dataclasses.replace(cost.times(taken), period=period)
+        _, shapes = traces[0]
+        result = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return self._bind(result, total)
 
-    def _note(self, tree: PyTree, sends: Sequence[bool]) -> None:
-        if len(sends) != self.size:
-            raise ValueError(
-                f"the transformation exchanges between {len(sends)} workers, but its "
-                f"cost was asked for {self.size}."
-            )
-        leaves = jax.tree.leaves(tree)
+    def _mark(self, tree: PyTree, wire: PyTree, sends: Sequence[bool]) -> PyTree:
+        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(wire)]
         size, count = _wire.count_bytes(leaves), _wire.count_messages(leaves)
-        self.cost += CommunicationCost(
+        cost = CommunicationCost(
             1, tuple(size * s for s in sends), tuple(count * s for s in sends)
         )
+        return self._bind(tree, cost)
+
+    def _bind(self, tree: PyTree, cost: CommunicationCost) -> PyTree:
+        leaves, treedef = jax.tree.flatten(tree)
+        return jax.tree.unflatten(treedef, _message_p.bind(*leaves, cost=cost))
 
 
-_LEDGER: contextvars.ContextVar[_Ledger | None] = contextvars.ContextVar(
-    "djax_ledger", default=None
+_TRACES = itertools.count()
+_COUNTER: contextvars.ContextVar[_Counter | None] = contextvars.ContextVar(
+    "djax_counter", default=None
 )
 
 
-def ledger() -> _Ledger | None:
+def counter() -> _Counter | None:
     """What stands in for the communicators while a cost is counted, else None."""
-    return _LEDGER.get()
-
-
-@contextlib.contextmanager
-def _recording(size: int) -> Iterator[_Ledger]:
-    recorded = _Ledger(size)
-    token = _LEDGER.set(recorded)
-    try:
-        yield recorded
-    finally:
-        _LEDGER.reset(token)
+    return _COUNTER.get()
 
 
 def accounted(verb: Callable) -> Callable:
-    """Makes a communicator's verb defer to the ledger while a cost is counted."""
+    """Makes a communicator's verb defer to the counter while a cost is counted."""
 
     @functools.wraps(verb)
-    def deferring(self, *args):
-        if (stand_in := ledger()) is None:
-            return verb(self, *args)
-        return getattr(stand_in, verb.__name__)(*args)
+    def deferring(self, *args, **kwargs):
+        if (stand_in := counter()) is None:
+            return verb(self, *args, **kwargs)
+        if self.size != stand_in.size:
+            raise ValueError(
+                f"the transformation exchanges between {self.size} workers, but its "
+                f"cost was asked for {stand_in.size}."
+            )
+        return getattr(stand_in, verb.__name__)(*args, **kwargs)
 
     return deferring
 

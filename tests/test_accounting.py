@@ -109,3 +109,57 @@ def test_the_size_must_be_the_transformations():
     gossip = djax.gossip(topologies.ring(4), communicators.simulated(4))
     with pytest.raises(ValueError, match="between 4 workers.*asked for 5"):
         djax.communication_cost(gossip, PARAMS, topologies.ring(5))
+
+
+def test_counting_and_running_do_not_disturb_each_other():
+    """jit caches traces: neither of the two may find the other's."""
+    ring, communicator = topologies.ring(4), communicators.simulated(4)
+    gossip = djax.gossip(ring, communicator)
+    jitted = optax.GradientTransformation(jax.jit(gossip.init), jax.jit(gossip.update))
+    params = jnp.arange(4.0)
+
+    def run(transformation):
+        def worker(x):
+            zeros = jnp.zeros_like(x)
+            return transformation.update(zeros, transformation.init(x), x)[0]
+
+        return abs(communicator.spmd(worker)(params)).max()
+
+    for transformation in (gossip, jitted):
+        for _ in range(3):
+            cost = djax.communication_cost(transformation, params[0], ring)
+            assert cost.mean_bytes == 8
+            assert run(transformation) > 0
+
+
+def test_loops_count_as_often_as_they_run():
+    def thrice(topology, communicator):
+        gossip = djax.gossip(topology, communicator)
+
+        def update(updates, state, params):
+            def body(_, carry):
+                return gossip.update(*carry, params)
+
+            return jax.lax.fori_loop(0, 3, body, (updates, state))
+
+        return optax.GradientTransformation(gossip.init, update)
+
+    ring = topologies.ring(4)
+    assert cost(thrice, ring) == cost(djax.gossip, ring).times(3)
+
+
+def test_sending_that_depends_on_values_is_refused():
+    def sometimes(topology, communicator):
+        gossip = djax.gossip(topology, communicator)
+        return optax.conditionally_transform(gossip, lambda step, *_: step % 4 == 0)
+
+    with pytest.raises(ValueError, match=r"in a cond.*djax\.every"):
+        cost(sometimes, topologies.ring(4))
+
+
+def test_extra_arguments_are_passed_on():
+    ring, communicator = topologies.ring(4), communicators.simulated(4)
+    chain = optax.chain(optax.polyak_sgd(), djax.gossip(ring, communicator))
+    value = jax.ShapeDtypeStruct((), "float32")
+    result = djax.communication_cost(chain, PARAMS["bias"], ring, value=value)
+    assert result.mean_bytes == 2 * 4 * 512
