@@ -14,7 +14,7 @@ PyTree = Any
 class Communicator(Protocol):
     """How the workers of one run exchange arrays.
 
-    The verbs up to `agreed` are called from *inside* the per-worker program, on one
+    The verbs up to `arrived` are called from *inside* the per-worker program, on one
     worker's arrays; `spmd` makes a program of all workers out of it; `gather` is the
     hosts' own exchange, between programs.
 
@@ -57,14 +57,6 @@ class Communicator(Protocol):
 
     def broadcast(self, tree: PyTree) -> PyTree:
         """Returns worker 0's tree, bit for bit."""
-        ...
-
-    def agreed(self, value: jax.Array) -> jax.Array:
-        """Returns `value`, which the caller knows to be equal on all workers.
-
-        A `lax.cond` or `lax.switch` on the result stays a branch in simulation, where
-        a per-worker predicate would become a select that computes every branch.
-        """
         ...
 
     def arrived(self, source: Sequence[int], key: jax.Array) -> jax.Array | bool:
@@ -126,6 +118,7 @@ def wide(x: jax.Array) -> jax.Array:
     """`x` in a dtype that keeps the precision of sums: at least float32."""
     if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
         raise TypeError(f"only floats can be averaged, got {jnp.result_type(x)}.")
+    x = jnp.asarray(x)
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
@@ -141,7 +134,7 @@ def alternate(
     weigh what each branch sends by how often it is taken.
 
     Args:
-      step: `int32[]`; pass it through `Communicator.agreed` where one is at hand.
+      step: `int32[]`, the same on every worker.
       schedule: which branch the steps of one period take.
       branches: functions with results of the same shapes and dtypes.
       *operands: their arguments.

@@ -1,7 +1,7 @@
 r"""How far the workers are from each other.
 
 These are per-worker functions: they run inside :meth:`djax.Communicator.spmd`, on one
-worker's parameters :math:`x_i`, and cost one all-reduce.
+worker's parameters :math:`x_i`, and cost an all-reduce of them.
 
 Examples:
   >>> import djax, jax, jax.numpy as jnp

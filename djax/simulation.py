@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from ._base import Communicator, PyTree
-from .communicators import SimulatedCommunicator
+from .communicators import SimulatedCommunicator, replicate
 
 GradientFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
 StepsFn = Callable[["Workers", PyTree], tuple["Workers", PyTree]]
@@ -144,10 +144,11 @@ def _stepwise(gradient_fn, optimizer, communicator) -> StepsFn:
     program = jax.jit(communicator.spmd(worker), donate_argnums=0)
 
     def steps(workers, batches):
-        local = len(communicator.local_ranks)
+        batches = jax.tree.map(jnp.asarray, batches)  # To the device, once.
         history = []
         for t in range(_count_steps(batches)):
-            workers, metrics = program(workers, batches, jnp.full(local, t))
+            now = replicate(communicator, t)
+            workers, metrics = program(workers, batches, now)
             history.append(metrics)
         return workers, _stack(history)
 
@@ -173,6 +174,7 @@ def _dispatched(gradient_fn, optimizer, communicator) -> StepsFn:
     update = jax.jit(update, donate_argnums=0)
 
     def steps(workers, batches):
+        batches = jax.tree.map(jnp.asarray, batches)  # To the device, once.
         history = []
         for t in range(_count_steps(batches)):
             results = [

@@ -71,9 +71,13 @@ class Run:
     """Everything that a configuration determines, checked before any time is spent."""
 
     def __init__(self, config: Config):
-        """Raises UsageError, ValueError or ImportError, on all ranks alike."""
-        if config.epochs < 1 or not 1 <= config.evaluations:
+        """Raises for what the user can mend, on all ranks alike."""
+        if config.epochs < 1 or config.evaluations < 1:
             raise UsageError("--epochs and --evaluations must be at least 1.")
+        if not 0 <= config.seed < 2**32:
+            raise UsageError(f"--seed {config.seed} must be in [0, 2**32).")
+        if config.name is not None and pathlib.Path(config.name).name != config.name:
+            raise UsageError(f"--name {config.name!r} must be a plain folder name.")
         self.config = config
         self.communicator = make_communicator(config)
         local = self.communicator.local_ranks
@@ -101,6 +105,9 @@ class Run:
         )
         algorithm = config.averaging.algorithm
         self.title = f"{config.task}-{algorithm}-{self.topology.name}{size}"
+        self.folder = report.RunFolder(
+            config.runs, config.name or self.title, active=0 in local
+        )
 
 
 def make_communicator(config: Config) -> djax.Communicator:
@@ -139,9 +146,8 @@ def make_topology(config: Config, size: int) -> djax.Topology:
 
 def execute(run: Run) -> trainer.Outcome:
     """Trains, shows and writes."""
-    config = run.config
+    config, folder = run.config, run.folder
     first = 0 in run.communicator.local_ranks
-    folder = report.RunFolder(config.runs, config.name or run.title, first)
     folder.write_config(config)
     if (counts := run.task.class_counts) is not None and first:
         title = f"{config.split}, {run.communicator.size} workers"
@@ -224,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
         config = tyro.cli(
             tyro.conf.OmitArgPrefixes[Config], args=arguments, description=__doc__
         )
-    with errors.one_line_errors(UsageError, ValueError, ImportError):
+    with errors.one_line_errors(Exception):
         run = Run(config)
     with errors.one_line_errors(trainer.Diverged):
         return execute(run)

@@ -26,12 +26,16 @@ class Algorithm(NamedTuple):
       reference: its oracle in `references.py`.
       exact: whether it equals all-reduce on a complete graph.
       converges: whether all workers reach the optimum of the mean objective.
+      averages_models: whether it needs parameters, and draws those together.
+      delayed: whether even an only worker's updates come later.
     """
 
     make: Callable[[djax.Topology, djax.Communicator], Any]
     reference: Callable
     exact: bool = True
     converges: bool = True
+    averages_models: bool = True
+    delayed: bool = False
 
 
 def _reversed(topology):
@@ -63,6 +67,7 @@ ALGORITHMS = {
         lambda t, c: djax.on_updates(djax.gossip(t, c)),
         references.gossip_on_updates,
         converges=False,
+        averages_models=False,
     ),
     "gossip_interleaved": Algorithm(
         lambda t, c: djax.interleave([djax.gossip(t, c), djax.gossip(_reversed(t), c)]),
@@ -70,7 +75,9 @@ ALGORITHMS = {
     ),
     "all_reduce": Algorithm(lambda t, c: djax.all_reduce(c), references.all_reduce),
     "all_reduce_overlap": Algorithm(
-        lambda t, c: djax.all_reduce(c, overlap=True), references.all_reduce_overlap
+        lambda t, c: djax.all_reduce(c, overlap=True),
+        references.all_reduce_overlap,
+        delayed=True,
     ),
 }
 """All mechanisms; the corrections appear around `gossip`."""

@@ -72,7 +72,7 @@ def test_every_worker_reaches_the_optimum(name):
 def test_on_a_complete_graph_all_workers_become_equal(name):
     topology, communicator = topologies.complete(SIZE), communicators.simulated(SIZE)
     final = train(make(name, topology, communicator), communicator, steps=3)
-    if ALGORITHMS[name].converges:
+    if ALGORITHMS[name].averages_models:
         spread = final - final.mean(0, keepdims=True)
     else:  # Averages steps, so that the workers keep the differences of their starts.
         moved = final - conformance.start(SIZE)
@@ -80,8 +80,7 @@ def test_on_a_complete_graph_all_workers_become_equal(name):
     np.testing.assert_allclose(spread, 0, atol=1e-6)
 
 
-# all_reduce's overlap delays even an only worker's updates by a step.
-@pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"all_reduce_overlap"}))
+@pytest.mark.parametrize("name", [k for k, a in ALGORITHMS.items() if not a.delayed])
 def test_one_worker_is_the_base_optimizer(name):
     topology, communicator = topologies.ring(1), communicators.simulated(1)
     alone = train(optax.identity(), communicator)
@@ -144,11 +143,11 @@ def test_needs_parameters(name):
     params = jnp.ones((SIZE, 3))
     state = communicator.spmd(mechanism.init)(params)
     update = communicator.spmd(lambda u, s: mechanism.update(u, s))
-    if name == "gossip_on_updates":
+    if not ALGORITHMS[name].averages_models:
         update(params, state)
-    else:
-        with pytest.raises(ValueError, match="params"):
-            update(params, state)
+        return
+    with pytest.raises(ValueError, match="params"):
+        update(params, state)
 
 
 @each_algorithm
@@ -169,3 +168,24 @@ def test_refuses_integers(name):
     params = {"w": jnp.ones(3), "count": jnp.ones((), jnp.int32)}
     with pytest.raises(TypeError, match=r"\['count'\].* int32"):
         mechanism.init(params)
+
+
+@each_algorithm
+def test_updates_keep_their_own_dtype(name):
+    """As behind an optimizer that computes in half precision, or in more."""
+    topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
+    mechanism = make(name, topology, communicator)
+
+    def worker(x, updates):
+        def step(state, _):
+            out, state = mechanism.update(updates, state, x)
+            return state, out
+
+        return jax.lax.scan(step, mechanism.init(x), length=4)[1]
+
+    for mine, theirs in (("float32", "bfloat16"), ("bfloat16", "float32")):
+        with jax.numpy_dtype_promotion("standard"):
+            out = communicator.spmd(worker)(
+                jnp.ones((SIZE, 3), mine), jnp.ones((SIZE, 3), theirs)
+            )
+        assert out.dtype == theirs

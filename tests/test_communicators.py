@@ -59,24 +59,6 @@ def test_mean_refuses_integers(make):
         communicator.spmd(communicator.mean)(jnp.arange(SIZE))
 
 
-def test_agreed_values_keep_branches_branches_in_simulation():
-    communicator = communicators.simulated(SIZE)
-
-    def worker(step):
-        return jax.lax.cond(
-            communicator.agreed(step) > 0, lambda: jnp.ones(3), lambda: jnp.zeros(3)
-        )
-
-    program = jax.make_jaxpr(communicator.spmd(worker))(jnp.ones(SIZE, jnp.int32))
-    assert "cond[" in str(program)
-    plain = jax.make_jaxpr(
-        communicator.spmd(
-            lambda s: jax.lax.cond(s > 0, lambda: jnp.ones(3), lambda: jnp.zeros(3))
-        )
-    )(jnp.ones(SIZE, jnp.int32))
-    assert "cond[" not in str(plain)
-
-
 @each_communicator
 def test_the_users_own_axis_works(make):
     communicator = make(SIZE)
@@ -125,6 +107,8 @@ def test_bad_arguments(make):
         make(0)
     with pytest.raises(ValueError, match="drop_probability"):
         make(2, drop_probability=1.0)
+    with pytest.raises(ValueError, match="drop_seed"):
+        make(2, drop_seed=-1)
 
 
 @each_communicator
@@ -165,6 +149,10 @@ def test_agreement():
     bad = {"w": jnp.asarray([1, np.nextafter(np.float32(1), 2)]), "name": "a"}
     with pytest.raises(ValueError, match=r"\['w'\] of ranks 1, 2"):
         communicators.check_agreement(communicator, "things", [good, bad, bad])
+    for other in (jnp.ones(2, jnp.bfloat16), jnp.ones((2, 1))):
+        with pytest.raises(ValueError, match=r"\['w'\] of rank 1"):
+            things = [good, good | {"w": other}, good]
+            communicators.check_agreement(communicator, "things", things)
     with pytest.raises(ValueError, match=r"\['w'\] of rank 2"):
         communicators.check_agreement(
             communicator, "things", [good, good, {"name": "a"}]
@@ -182,7 +170,7 @@ def test_agreement():
     ],
 )
 def test_launchers_are_recognised(monkeypatch, environment, size):
-    for name in _launch._LAUNCHER_SIZES:
+    for name in _launch._SIZES:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -251,6 +239,40 @@ def test_wire_keeps_every_bit():
     leaves = jax.tree.leaves(tree)
     assert len(sent) == _wire.count_messages(leaves) == 8  # One a dtype, one large.
     assert sum(s.size * s.dtype.itemsize for s in sent) == _wire.count_bytes(leaves)
+
+
+def test_only_leaves_of_a_mebibyte_travel_alone():
+    mebibyte, less = jnp.zeros(2**18), jnp.zeros(2**18 - 1)
+    assert _wire.count_messages([mebibyte, less, less]) == 2
+    assert _wire.count_messages([mebibyte, mebibyte]) == 2
+    assert _wire.count_messages([jnp.zeros(0)]) == 0
+
+
+def test_the_axis_must_have_the_communicators_workers():
+    communicator = communicators.simulated(4)
+    with pytest.raises(ValueError, match="has 8 workers, but the communicator has 4"):
+        jax.vmap(communicator.mean, axis_name="workers")(jnp.ones(8))
+
+
+def test_ranks_share_the_cores_that_they_may_run_on(monkeypatch):
+    class Node:
+        def __init__(self, sets):
+            self.sets = sets
+
+        def allgather(self, mine):
+            return self.sets
+
+    def threads(mine, others):
+        monkeypatch.delenv("NPROC", raising=False)
+        monkeypatch.setattr(
+            _launch.os, "sched_getaffinity", lambda _: mine, raising=False
+        )
+        _launch._share_cores(Node([frozenset(s) for s in (mine, *others)]))
+        return _launch.os.environ["NPROC"]
+
+    assert threads(range(8), [range(8)] * 3) == "2"
+    assert threads(range(8), [range(8, 16)]) == "8"  # The launcher has bound them.
+    assert threads(range(1), [range(1)]) == "1"
 
 
 def test_wire_cuts_what_mpi_cannot_count(monkeypatch):

@@ -25,7 +25,7 @@ def test_every_step_is_the_mechanism_itself():
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, "2"])
 def test_every_needs_a_positive_integer(k):
-    with pytest.raises(ValueError, match="positive integer"):
+    with pytest.raises(ValueError, match="every: k must be an integer of at least 1"):
         djax.every(k, optax.identity())
 
 
@@ -82,6 +82,34 @@ def test_interleave_deals_and_collects(count):
         np.testing.assert_array_equal(np.concatenate(share), flat[k::count])
     for leaf, back in zip(tree, _collect(shares, tree), strict=True):
         np.testing.assert_array_equal(leaf, back)
+
+
+def test_averaged_updates_start_from_zero_parameters():
+    seen = []
+
+    def init_fn(params):
+        seen.append(params)
+        return optax.EmptyState()
+
+    spy = optax.GradientTransformation(init_fn, lambda u, s, p: (u, s))
+    djax.on_updates(spy).init(jnp.ones(3))
+    np.testing.assert_array_equal(seen[0], np.zeros(3))
+
+
+def test_the_alias_passes_everything_on():
+    ring, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
+    alias = djax.dpsgd(
+        0.1, ring, communicator, momentum=0.9, nesterov=True, consensus_rate=0.3
+    )
+    chain = optax.chain(
+        optax.sgd(0.1, 0.9, True), djax.gossip(ring, communicator, consensus_rate=0.3)
+    )
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(SIZE, 3)), jnp.float32)
+    results = [
+        communicator.spmd(lambda x, o=o: o.update(x, o.init(x), x)[0])(x)
+        for o in (alias, chain)
+    ]
+    np.testing.assert_array_equal(*results)
 
 
 def test_interleave_needs_mechanisms():

@@ -102,6 +102,34 @@ def test_an_epoch_shows_every_sample_at_most_once():
         assert (seen <= held[worker]).all()
 
 
+def test_workers_with_the_same_samples_see_them_in_orders_of_their_own():
+    share = np.arange(100)
+    orders = [
+        tasks._shuffled_batches(share, setting(batch_size=10), 10, epoch, rank).ravel()
+        for epoch, rank in ((0, 0), (0, 1), (1, 0))
+    ]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), share)
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0], orders[2])
+
+
+def test_the_noise_of_quadratics_has_the_asked_norm():
+    task = tasks.quadratics(setting(), dim=50, noise=3.0, steps_per_epoch=400)
+    noise = task.batches(0)
+    assert noise.shape == (4, 400, 50)
+    assert np.sqrt((noise**2).sum(-1).mean()) == pytest.approx(3, rel=0.02)
+
+
+def test_quadratics_follow_the_gradient_of_half_the_loss():
+    task = tasks.quadratics(setting(), dim=5)
+    matrix, offset = (leaf[1] for leaf in task.model_state)
+    x = np.arange(5.0)
+    gradient, _, metrics = task.gradient_fn(x, (matrix, offset), np.zeros(5))
+    np.testing.assert_allclose(gradient, matrix.T @ (matrix @ x - offset))
+    np.testing.assert_allclose(metrics["loss"], np.sum((matrix @ x - offset) ** 2))
+
+
 def test_digits_hold_out_a_fifth():
     task = tasks.digits(setting())
     assert task.class_counts.sum() == 1437
@@ -165,7 +193,7 @@ def test_the_quadratic_task_measures_the_suboptimality_of_a_model():
     x = jnp.arange(5.0)
     expected = problem.value(np.arange(5.0)) - problem.value(problem.optimum)
     np.testing.assert_allclose(task.evaluate(x)["suboptimality"], expected, rtol=1e-5)
-    with pytest.raises(UsageError, match="heterogeneity=0"):
+    with pytest.raises(ValueError, match="one worker alone"):
         tasks.quadratics(setting(workers=1))
 
 

@@ -94,15 +94,6 @@ def test_lost_messages_renormalize_the_weights():
     assert 0 < steps[-1].mean() < 5
 
 
-def test_losses_are_new_in_every_step():
-    topology = topologies.ring(2)
-    x = jnp.asarray([[0.0], [1.0]])
-    steps = average(topology, x, steps=64, drop_probability=0.5)
-    moved = np.abs(np.diff(steps[:, :, 0], axis=0, prepend=np.asarray(x).T)) > 0
-    assert 0 < moved[:, 0].sum()
-    assert np.isfinite(steps).all()
-
-
 def test_without_losses_nothing_random_is_computed():
     ring, communicator = topologies.ring(4), communicators.simulated(4)
     gossip = djax.gossip(ring, communicator)
@@ -149,3 +140,76 @@ def test_many_rates_run_in_one_program():
 def test_bad_rates(rate):
     with pytest.raises(ValueError, match="consensus_rate must be positive"):
         djax.gossip(topologies.ring(4), communicators.simulated(4), consensus_rate=rate)
+
+
+def test_a_worker_without_own_weight_that_hears_nobody_keeps_its_model():
+    topology = topologies.ring(4, weights=0.5)
+    x = jnp.arange(4.0)[:, None]
+    steps = average(topology, x, steps=50, drop_probability=0.5)
+    assert np.isfinite(steps).all()
+
+
+def test_what_is_lost_does_no_harm():
+    """A message that is not a number changes only those whom it reaches."""
+    topology = topologies.ring(8)
+    x = jnp.asarray([np.nan, *np.arange(7.0)])[:, None]
+    first = average(topology, x, drop_probability=0.9)[0]
+    assert np.isfinite(first[1:]).sum() >= 5
+
+
+def test_losses_follow_the_probability_and_are_new_in_every_step():
+    topology = topologies.ring(2)
+    x = jnp.asarray([[0.0], [1.0]])
+    communicator = communicators.simulated(2, drop_probability=0.25)
+    gossip = djax.gossip(topology, communicator)
+
+    def worker(x):
+        def step(state, _):
+            updates, state = gossip.update(jnp.zeros_like(x), state, x)
+            return state, updates[0]
+
+        return jax.lax.scan(step, gossip.init(x), length=4000)[1]
+
+    heard = np.asarray(communicator.spmd(worker)(x)) != 0
+    sigma = np.sqrt(0.25 * 0.75 / 4000)
+    np.testing.assert_allclose(heard.mean(1), 0.75, atol=4 * sigma)
+    repeats = (heard[:, 1:] == heard[:, :-1]).mean(1)  # 0.75**2 + 0.25**2
+    np.testing.assert_allclose(repeats, 0.625, atol=4 * np.sqrt(0.625 * 0.375 / 4000))
+
+
+def test_keys_make_losses_differ():
+    ring, communicator = (
+        topologies.ring(4),
+        communicators.simulated(4, drop_probability=0.5),
+    )
+    results = [
+        conformance.train(djax.gossip(ring, communicator, key=key), communicator)
+        for key in (None, jax.random.key(0), jax.random.key(1))
+    ]
+    np.testing.assert_array_equal(results[0], results[1])
+    assert not np.array_equal(results[0], results[2])
+
+
+def test_a_schedule_is_not_a_topology():
+    with pytest.raises(TypeError, match="Schedule is directed"):
+        djax.gossip(topologies.one_peer_exponential(4), communicators.simulated(4))
+
+
+def test_half_precision_is_averaged_in_single():
+    """1/3 of a bfloat16 sum would miss by far more than one rounding."""
+    topology, rng = topologies.complete(8), np.random.default_rng(0)
+    x = jnp.asarray(100 + rng.normal(size=(8, 200)), jnp.bfloat16)
+    communicator = communicators.simulated(8)
+    for mechanism in (
+        djax.gossip(topology, communicator),
+        djax.all_reduce(communicator),
+    ):
+
+        def worker(x, mechanism=mechanism):
+            return x + mechanism.update(jnp.zeros_like(x), mechanism.init(x), x)[0]
+
+        mixed = np.asarray(communicator.spmd(worker)(x), np.float64)
+        exact = np.asarray(x, np.float64).mean(0)
+        # The update and the sum are rounded once each: 2^-9 of 2 and of 100.
+        assert np.abs(mixed - exact).max() <= 100 * 2.0**-8
+        assert np.abs(mixed.mean() - exact.mean()) < 0.02

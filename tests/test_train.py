@@ -106,6 +106,13 @@ def test_options(options, tmp_path):
         ("--communicator mesh --workers 9", "xla_force_host_platform_device_count=9"),
         ("--learning-rate 1e9", "diverged: worker .* is (nan|inf) in epoch 1"),
         ("--learning-rat 1", "Unrecognized"),
+        ("--learning-rate nan", "must be positive"),
+        ("--seed -1", "--seed"),
+        ("--name a/b", "plain folder name"),
+        ("--task-options hidden 64", "options {'hidden': 64}: .*iterable"),
+        ("--task quadratics --task-options dim 2.5", "options {'dim': 2.5}"),
+        ("--optimizer lbfgs", "choose from"),
+        ("--optimizer-options momentum True nesterov 3 accumulator_dtype 7", "error"),
     ],
 )
 def test_mistakes_end_in_one_line(options, message, tmp_path, capfd):
@@ -149,3 +156,18 @@ train.main(["--seed", seed, "--runs", {str(tmp_path)!r}])
     assert result.returncode == 2
     assert "the configurations differ: ['seed'] of rank 1" in result.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_a_mistake_of_one_rank_is_said_by_it(tmp_path):
+    program = """
+import os
+from experiments.common import errors
+with errors.one_line_errors(ValueError):
+    if os.environ["PMI_RANK"] == "1":
+        raise ValueError("no disk here")
+    from mpi4py import MPI
+    MPI.COMM_WORLD.Dup().Barrier()
+"""
+    result = mpirun(2, "-c", program, timeout=60)
+    assert result.returncode == 2
+    assert "rank 1: error: no disk here" in result.stderr

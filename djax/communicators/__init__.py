@@ -7,7 +7,8 @@ A communicator is chosen outside of the algorithm; the three give the same numbe
 * :func:`mpi`: one worker a process of `mpirun`, by mpi4jax.
 
 :func:`replicate` gives all workers the same arrays, :func:`check_agreement` makes sure
-that they hold the same, :func:`launcher_size` tells whether `mpirun` is there.
+that they hold the same, :func:`launcher_size` and :func:`launcher_rank` tell what
+`mpirun` says before MPI is started.
 """
 
 from typing import Any
@@ -21,6 +22,7 @@ from ._agreement import check_agreement as check_agreement
 from ._agreement import replicate as replicate
 from ._axis import MeshCommunicator as MeshCommunicator
 from ._axis import SimulatedCommunicator as SimulatedCommunicator
+from ._launch import launcher_rank as launcher_rank
 from ._launch import launcher_size as launcher_size
 
 
@@ -53,7 +55,7 @@ def simulated(
       [12 10 11]
     """
     _check_size(size)
-    _common.check_drop_probability(drop_probability)
+    _common.check_losses(drop_probability, drop_seed)
     return SimulatedCommunicator(size, axis_name, drop_probability, drop_seed)
 
 
@@ -85,7 +87,7 @@ def mesh(
       ValueError: if there are not enough devices, or an argument is out of range.
     """
     _check_size(size)
-    _common.check_drop_probability(drop_probability)
+    _common.check_losses(drop_probability, drop_seed)
     devices = tuple(jax.devices() if devices is None else devices)
     if len(devices) < size:
         raise ValueError(
@@ -122,7 +124,7 @@ def mpi(
         already holds several GPUs.
       ValueError: if `drop_probability` is out of range.
     """
-    _common.check_drop_probability(drop_probability)
+    _common.check_losses(drop_probability, drop_seed)
     try:
         from mpi4py import MPI
 
@@ -133,7 +135,7 @@ def mpi(
             "and djax-gossip[mpi,mpich] where there is no MPI yet."
         ) from error
     comm = MPI.COMM_WORLD if comm is None else comm
-    _launch.prepare(comm)
+    _launch.prepare(MPI.COMM_WORLD)
     return MPICommunicator(comm.Dup(), comm.Dup(), drop_probability, drop_seed)
 
 

@@ -18,16 +18,21 @@ def _inside(verb: Callable) -> Callable:
     """Says what is missing where JAX would speak of an unbound axis name."""
 
     @functools.wraps(verb)
-    def checked(self, *args):
+    def checked(self, *args, **kwargs):
         try:
-            jax.lax.axis_size(self.axis_name)
+            size = jax.lax.axis_size(self.axis_name)
         except NameError as error:
             raise RuntimeError(
                 f"{verb.__name__} was called outside of the per-worker program: run "
                 "it inside communicator.spmd(...), or inside your own jax.vmap or "
                 f"jax.shard_map over the axis {self.axis_name!r}."
             ) from error
-        return verb(self, *args)
+        if size != self.size:
+            raise ValueError(
+                f"the axis {self.axis_name!r} has {size} workers, but the communicator "
+                f"has {self.size}."
+            )
+        return verb(self, *args, **kwargs)
 
     return checked
 
@@ -59,7 +64,8 @@ class _AxisCommunicator:
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         return jax.tree.map(
-            lambda x: jax.lax.pmean(wide(x), self.axis_name).astype(x.dtype), tree
+            lambda x: jax.lax.pmean(wide(x), self.axis_name).astype(jnp.result_type(x)),
+            tree,
         )
 
     @accounted
@@ -86,12 +92,6 @@ class SimulatedCommunicator(_AxisCommunicator):
     def local_ranks(self) -> Sequence[int]:
         """Every worker's rank."""
         return range(self.size)
-
-    @accounted
-    @_inside
-    def agreed(self, value: jax.Array) -> jax.Array:
-        """See :class:`djax.Communicator`."""
-        return jax.lax.pmax(value, self.axis_name)  # The result has no worker axis.
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """See :class:`djax.Communicator`."""
@@ -139,10 +139,6 @@ class MeshCommunicator(_AxisCommunicator):
         return jax.sharding.NamedSharding(
             mesh, jax.sharding.PartitionSpec(self.axis_name)
         )
-
-    def agreed(self, value: jax.Array) -> jax.Array:
-        """See :class:`djax.Communicator`."""
-        return value  # Every device takes its own branch, and all take the same.
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """See :class:`djax.Communicator`."""

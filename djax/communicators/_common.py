@@ -10,10 +10,12 @@ import numpy as np
 from djax._base import PyTree
 
 
-def check_drop_probability(probability: float) -> None:
+def check_losses(drop_probability: float, drop_seed: int) -> None:
     """Raises ValueError unless some messages can come through."""
-    if not 0 <= probability < 1:
-        raise ValueError(f"drop_probability must be in [0, 1), got {probability}.")
+    if not 0 <= drop_probability < 1:
+        raise ValueError(f"drop_probability must be in [0, 1), got {drop_probability}.")
+    if not 0 <= drop_seed < 2**32:
+        raise ValueError(f"drop_seed must be in [0, 2**32), got {drop_seed}.")
 
 
 def arrived(
@@ -46,6 +48,6 @@ def check_leading_axis(args: PyTree, count: int) -> None:
             position, *rest = path
             raise ValueError(
                 f"spmd: argument {position.idx}{jax.tree_util.keystr(tuple(rest))} has "
-                f"shape {shape}, but needs a leading axis of the {count} workers of "
-                "this process; djax.communicators.replicate gives them all the same."
+                f"shape {shape}, but needs a leading axis of {count} workers; "
+                "djax.communicators.replicate gives them all the same."
             )

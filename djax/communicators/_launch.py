@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 
-_LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+# What Open MPI's mpirun, MPICH's, and srun set.
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
 def launcher_size() -> int | None:
@@ -26,11 +28,17 @@ def launcher_size() -> int | None:
     Returns:
       The size, or None where there is no launcher.
     """
-    for name in _LAUNCHER_SIZES:
+    for name in _SIZES:
         size = os.environ.get(name, "")
         if size.isdigit() and not (name.startswith("SLURM") and size == "1"):
             return int(size)
     return None
+
+
+def launcher_rank() -> int:
+    """This process's rank in the MPI job in which it was launched; 0 without one."""
+    ranks = (os.environ[name] for name in _RANKS if name in os.environ)
+    return 0 if launcher_size() is None else int(next(ranks, 0))
 
 
 def prepare(world: Any) -> None:
@@ -39,7 +47,7 @@ def prepare(world: Any) -> None:
     To be called before JAX's first computation.
 
     Args:
-      world: the `mpi4py.MPI.Comm` of the job.
+      world: `mpi4py.MPI.COMM_WORLD`.
 
     Raises:
       RuntimeError: if the launcher belongs to another MPI than mpi4py, or if JAX has
@@ -57,7 +65,7 @@ def prepare(world: Any) -> None:
         )
     node = world.Split_type(MPI.COMM_TYPE_SHARED)
     try:
-        _share_cores(node.size)
+        _share_cores(node)
         _choose_gpu(node)
     finally:
         node.Free()
@@ -65,23 +73,29 @@ def prepare(world: Any) -> None:
         sys.excepthook = _AbortAll(world, sys.excepthook)
 
 
-def _share_cores(ranks_on_node: int) -> None:
-    """Gives XLA's CPU threads this rank's share of the cores.
+def _share_cores(node: Any) -> None:
+    """Gives XLA's CPU threads this rank's share of the cores that it may run on.
 
-    Ranks poll while they wait, so that threads beyond the cores only steal time.
+    Ranks poll while they wait, so that threads beyond the cores only steal time. A
+    launcher that binds ranks to cores has shared them already.
     """
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("NPROC", str(max(1, cores // ranks_on_node)))
+    if hasattr(os, "sched_getaffinity"):
+        mine = frozenset(os.sched_getaffinity(0))
+    else:  # macOS
+        mine = frozenset(range(os.cpu_count() or 1))
+    sharing = sum(not mine.isdisjoint(theirs) for theirs in node.allgather(mine))
+    os.environ.setdefault("NPROC", str(max(1, len(mine) // sharing)))
 
 
 def _choose_gpu(node: Any) -> None:
     """Gives each rank of a node one of the GPUs that it sees, in turn."""
     count = _gpu_count()
-    if count == 0:
-        return
-    ordinal = node.rank % count
+    ordinal = node.rank % count if count else None
     mine = (os.environ.get("CUDA_VISIBLE_DEVICES"), ordinal)
-    if node.allgather(mine).count(mine) > 1:  # Ranks that share a GPU share its memory.
+    everyone = node.allgather(mine)
+    if ordinal is None:
+        return
+    if everyone.count(mine) > 1:  # Ranks that share a GPU share its memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax.config.update("jax_cuda_visible_devices", str(ordinal))
     if count > 1 and jax.default_backend() == "gpu" and jax.local_device_count() > 1:
@@ -106,7 +120,7 @@ def _gpu_count() -> int:
 class _AbortAll:
     """Makes an uncaught exception end every rank: the others would wait for ever.
 
-    The others let rank 0 go first, so that what all ranks meet is told once.
+    The others give rank 0 a second, so that what all ranks meet is mostly told once.
     """
 
     world: Any

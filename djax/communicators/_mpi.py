@@ -69,16 +69,14 @@ class MPICommunicator:
             jax.tree.map(wide, tree),
             lambda x: mpi4jax.allreduce(x, MPI.SUM, comm=self.comm),
         )
-        return jax.tree.map(lambda s, x: (s / self.size).astype(x.dtype), sums, tree)
+        return jax.tree.map(
+            lambda s, x: (s / self.size).astype(jnp.result_type(x)), sums, tree
+        )
 
     @accounted
     def broadcast(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         return _wire.exchange(tree, lambda x: mpi4jax.bcast(x, 0, comm=self.comm))
-
-    def agreed(self, value: jax.Array) -> jax.Array:
-        """See :class:`djax.Communicator`."""
-        return value  # Every rank takes its own branch, and all take the same.
 
     def arrived(self, source: Sequence[int], key: jax.Array) -> jax.Array | bool:
         """See :class:`djax.Communicator`."""

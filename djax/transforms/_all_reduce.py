@@ -61,12 +61,12 @@ def all_reduce(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("all_reduce", params)
+        fresh = updates
         if overlap:
-            updates, state = state.pending, AllReduceState(updates)
+            updates = state.pending
+            state = AllReduceState(optax.tree.cast_like(fresh, state.pending))
         mean = communicator.mean(optax.apply_updates(params, updates))
-        updates = jax.tree.map(
-            lambda m, x: (wide(m) - wide(x)).astype(x.dtype), mean, params
-        )
-        return updates, state
+        step = jax.tree.map(lambda m, x: wide(m) - wide(x), mean, params)
+        return optax.tree.cast_like(step, fresh), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

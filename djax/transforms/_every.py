@@ -7,6 +7,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax._base import alternate
+from djax.topologies._checks import check_integer
 
 
 class EveryState(NamedTuple):
@@ -50,8 +51,7 @@ def every(
       Stich, `Local SGD Converges Fast and Communicates Little
       <https://arxiv.org/abs/1805.09767>`_, 2019
     """
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"every: k must be a positive integer, got {k!r}.")
+    k = check_integer(k, "every: k")
     mechanism = optax.with_extra_args_support(mechanism)
 
     def init_fn(params):

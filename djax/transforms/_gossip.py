@@ -41,6 +41,7 @@ def gossip(
     *,
     consensus_rate: float = 1.0,
     overlap: bool = False,
+    key: jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Averages the parameters with those of the neighbours.
 
@@ -64,6 +65,8 @@ def gossip(
       consensus_rate: step size of the averaging; 1 replaces the model by the average.
         A float, or a scalar array (`optax.inject_hyperparams` works).
       overlap: average the parameters before this step's updates.
+      key: PRNG key of the losses, where messages are lost; `jax.random.key(0)` by
+        default. Two mechanisms on one graph lose the same unless their keys differ.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
@@ -82,6 +85,10 @@ def gossip(
       Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
       <https://arxiv.org/abs/1705.09056>`_, 2017, Algorithm 1
     """
+    if not isinstance(topology, Topology):
+        raise TypeError(
+            f"gossip needs a Topology, got {topology!r}; a Schedule is directed."
+        )
     check_sizes("gossip", topology, communicator)
     check_rate("gossip: consensus_rate", consensus_rate)
 
@@ -93,8 +100,10 @@ def gossip(
         del extra_args
         params = check_params("gossip", params)
         model = params if overlap else optax.apply_updates(params, updates)
-        key = jax.random.fold_in(jax.random.key(0), state.step)
-        pull = pull_to_neighbors(model, topology, communicator, key)
+        losses = jax.random.fold_in(
+            jax.random.key(0) if key is None else key, state.step
+        )
+        pull = pull_to_neighbors(model, topology, communicator, losses)
         updates = jax.tree.map(
             lambda u, p: (wide(u) + jnp.asarray(consensus_rate, p.dtype) * p).astype(
                 u.dtype
@@ -128,9 +137,11 @@ def pull_to_neighbors(
     for i, source in enumerate(topology.rounds):
         weight = jnp.asarray(topology.round_weights[i])[rank]
         arrived = communicator.arrived(source, key)
-        if arrived is not True:
-            weight, lossy = jnp.where(arrived, weight, 0), True
         received = communicator.permute(model, source)
+        if arrived is not True:
+            lossy = True
+            weight = jnp.where(arrived, weight, 0)
+            received = optax.tree.where(arrived, received, model)
         pull = jax.tree.map(
             lambda total, theirs, mine, w=weight: (
                 total + w.astype(total.dtype) * (wide(theirs) - wide(mine))
@@ -140,6 +151,7 @@ def pull_to_neighbors(
             model,
         )
         heard += weight
-    if lossy:
+    if lossy:  # A worker that gives itself no weight may have heard nobody.
+        heard = jnp.where(heard > 0, heard, 1)
         pull = jax.tree.map(lambda total: total / heard.astype(total.dtype), pull)
     return pull

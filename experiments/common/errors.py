@@ -25,17 +25,21 @@ def lookup(kind: str, name: str, choices: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Ends all processes with one line on rank 0's stderr where a mistake is found.
+    """Ends all processes with one line on stderr where a mistake is found.
+
+    Rank 0 says what all ranks find; what a single rank finds, it says itself. Under
+    `python -X dev` the traceback is shown instead.
 
     Args:
-      *kinds: the exceptions that speak of mistakes, and that all ranks raise alike.
+      *kinds: the exceptions that speak of mistakes.
     """
     try:
         yield
     except kinds as error:
-        if launcher_rank() == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        exit_together(USAGE_EXIT_CODE)
+        if sys.flags.dev_mode:
+            raise
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        exit_together(USAGE_EXIT_CODE, f"error: {text[0]}")
 
 
 @contextlib.contextmanager
@@ -45,7 +49,7 @@ def heard_once() -> Iterator[None]:
     For command-line parsers, which print and exit by themselves.
     """
     try:
-        if launcher_rank() == 0:
+        if communicators.launcher_rank() == 0:
             yield
         else:
             with open(os.devnull, "w") as nowhere:
@@ -57,20 +61,22 @@ def heard_once() -> Iterator[None]:
         exit_together(stop.code)
 
 
-def launcher_rank() -> int:
-    """This process's rank, read from the launcher's environment; 0 without one."""
-    if communicators.launcher_size() is None:
-        return 0
-    names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-    return next((int(os.environ[n]) for n in names if n in os.environ), 0)
-
-
-def exit_together(code: int | str | None, patience: float = 10.0) -> None:
-    """Exits when every rank has come here, or after `patience` seconds.
+def exit_together(
+    code: int | str | None, message: str = "", patience: float = 10.0
+) -> None:
+    """Exits when every rank has come here, or ends them all after `patience` seconds.
 
     A launcher kills the others as soon as one rank has failed, possibly before rank 0
     has said why.
+
+    Args:
+      code: exit code.
+      message: for stderr; said by rank 0 if all ranks come here, else by those who do.
+      patience: how long to wait for the others.
     """
+    rank = communicators.launcher_rank()
+    if rank == 0 and message:
+        print(message, file=sys.stderr, flush=True)
     if (communicators.launcher_size() or 1) > 1:
         with contextlib.suppress(ImportError):
             from mpi4py import MPI
@@ -78,6 +84,8 @@ def exit_together(code: int | str | None, patience: float = 10.0) -> None:
             arrived, deadline = MPI.COMM_WORLD.Ibarrier(), time.monotonic() + patience
             while not arrived.Test():
                 if time.monotonic() > deadline:  # The others saw no mistake.
+                    if rank != 0:
+                        print(f"rank {rank}: {message}", file=sys.stderr, flush=True)
                     MPI.COMM_WORLD.Abort(USAGE_EXIT_CODE)
                 time.sleep(0.01)
     sys.exit(code)

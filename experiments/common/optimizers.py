@@ -1,5 +1,6 @@
 """Optimizers as the command line names them: a base, and who it averages with."""
 
+import collections
 import dataclasses
 import inspect
 
@@ -54,14 +55,15 @@ def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
       config: from the command line.
       steps: of the whole training.
     """
-    if config.learning_rate <= 0:
+    if not 0 < config.learning_rate < float("inf"):
         raise UsageError(f"--learning-rate {config.learning_rate} must be positive.")
     shares = (config.warmup, *config.decay_at)
     if not all(0 <= share <= 1 for share in shares):
         raise UsageError("--warmup and --decay-at are shares in [0, 1].")
-    milestones = [round(share * steps) for share in config.decay_at]
+    decays = collections.Counter(round(share * steps) for share in config.decay_at)
     staircase = optax.piecewise_constant_schedule(
-        config.learning_rate, dict.fromkeys(milestones, config.decay_factor)
+        config.learning_rate,
+        {step: config.decay_factor**count for step, count in decays.items()},
     )
     if (warmup_steps := round(config.warmup * steps)) == 0:
         return staircase
@@ -93,11 +95,15 @@ def make_base(config: BaseOptimizer, steps: int) -> optax.GradientTransformation
 
 
 def _optimizers() -> list[str]:
-    """Names of optax's functions whose first argument is a learning rate."""
+    """Names of optax's functions whose first argument is a learning rate.
+
+    L-BFGS is left out: its line search needs the objective.
+    """
     return [
         name
         for name, make in inspect.getmembers(optax, inspect.isfunction)
         if next(iter(inspect.signature(make).parameters), None) == "learning_rate"
+        and not name.startswith(("_", "scale_by_", "lbfgs"))
     ]
 
 

@@ -44,7 +44,7 @@ def dirichlet(
       labels: `int[samples]`.
       workers: number of workers.
       rng: source of randomness.
-      alpha: concentration; 0.1 leaves most workers two or three of ten classes.
+      alpha: concentration; the smaller, the fewer classes a worker holds.
 
     Returns:
       Indices into `labels` for each worker: disjoint, covering, sizes equal up to one.

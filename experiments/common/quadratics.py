@@ -61,6 +61,8 @@ def random_quadratics(
     Returns:
       The quadratics.
     """
+    if workers == 1 and heterogeneity:
+        raise ValueError("one worker alone has heterogeneity 0.")
     rng = np.random.default_rng(seed)
     left, values, right = np.linalg.svd(rng.standard_normal((workers, dim, dim)))
     if smallest is None:

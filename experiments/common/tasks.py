@@ -145,8 +145,6 @@ def quadratics(
         those of a Gaussian matrix.
       steps_per_epoch: how many steps are called an epoch.
     """
-    if setting.workers == 1 and heterogeneity:
-        raise UsageError("one worker alone has heterogeneity 0; pass heterogeneity=0.")
     problem = random_quadratics(
         setting.workers,
         dim,
@@ -203,10 +201,14 @@ def make_task(name: str, setting: Setting, options: Mapping[str, str]) -> Task:
       options: the task's own arguments, as Python literals.
 
     Raises:
-      UsageError: if the name, an option or its value is unknown.
+      UsageError: if the name or an option is unknown, or the task refuses a value.
     """
     make = TASKS[lookup("--task", name, TASKS)]
-    return make(setting, **read_options(f"--task-options of {name}", make, options))
+    values = read_options(f"--task-options of {name}", make, options)
+    try:
+        return make(setting, **values)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--task {name} with options {values}: {error}") from error
 
 
 def read_options(
