@@ -8,7 +8,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+import traceback
 from typing import Any
 
 import jax
@@ -70,7 +70,7 @@ def prepare(world: Any) -> None:
     finally:
         node.Free()
     if world.size > 1 and not isinstance(sys.excepthook, _AbortAll):
-        sys.excepthook = _AbortAll(world, sys.excepthook)
+        sys.excepthook = _AbortAll(world)
 
 
 def _share_cores(node: Any) -> None:
@@ -124,12 +124,12 @@ class _AbortAll:
     """
 
     world: Any
-    previous: Callable
 
-    def __call__(self, kind, error, trace):
+    def __call__(self, *exception):
         rank, size = self.world.rank, self.world.size
         time.sleep(1.0 if rank else 0.0)
-        print(f"rank {rank} of {size} failed:", file=sys.stderr)
-        self.previous(kind, error, trace)
+        text = "".join(traceback.format_exception(*exception))
+        sys.stderr.write(f"rank {rank} of {size} failed:\n{text}")
         sys.stderr.flush()
+        time.sleep(0.5)  # The launcher drops what it has not passed on by the end.
         self.world.Abort(1)

@@ -86,6 +86,9 @@ def exit_together(
                 if time.monotonic() > deadline:  # The others saw no mistake.
                     if rank != 0:
                         print(f"rank {rank}: {message}", file=sys.stderr, flush=True)
+                        time.sleep(
+                            0.5
+                        )  # The launcher has to pass it on before all end.
                     MPI.COMM_WORLD.Abort(USAGE_EXIT_CODE)
                 time.sleep(0.01)
     sys.exit(code)
