@@ -93,8 +93,15 @@ def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
 
 
 def check_rate(name: str, rate: Any) -> None:
-    """Raises ValueError if a step size that is already known is not positive."""
-    if isinstance(rate, (int, float)) and not 0 < rate < float("inf"):
+    """Raises ValueError if a step size is no number, or is known and not positive."""
+    if isinstance(rate, jax.Array):  # Perhaps a tracer.
+        return
+    if not isinstance(rate, (int, float, np.number)):
+        raise ValueError(
+            f"{name} must be a number, got {rate!r}; a schedule goes through "
+            "optax.inject_hyperparams."
+        )
+    if not 0 < rate < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {rate}.")
 
 

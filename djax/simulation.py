@@ -17,10 +17,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ._base import Communicator, PyTree
-from .communicators import SimulatedCommunicator, replicate
+from .communicators import MeshCommunicator, SimulatedCommunicator, replicate
+from .communicators._common import check_leading_axis
 
 GradientFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
 StepsFn = Callable[["Workers", PyTree], tuple["Workers", PyTree]]
@@ -83,8 +85,9 @@ def make_steps(
 
     Returns:
       `(workers, batches) -> (workers, metrics)`, where the leaves of `batches` and
-      `metrics` have two leading axes, local workers and steps. It donates `workers`
-      and returns before the computation ends.
+      `metrics` have two leading axes, local workers and steps. It donates `workers`,
+      returns before the computation ends, and raises ValueError if the axes of
+      `batches` do not fit.
 
     Examples:
       >>> import djax, jax.numpy as jnp, optax
@@ -101,10 +104,18 @@ def make_steps(
       [2. 2.] (2, 9)
     """
     if not dispatch:
-        return _scanned(gradient_fn, optimizer, communicator)
-    if isinstance(communicator, SimulatedCommunicator):
-        return _dispatched(gradient_fn, optimizer, communicator)
-    return _stepwise(gradient_fn, optimizer, communicator)
+        make = _scanned
+    elif isinstance(communicator, SimulatedCommunicator):
+        make = _dispatched
+    else:
+        make = _stepwise
+    program = make(gradient_fn, optimizer, communicator)
+
+    def steps(workers: Workers, batches: PyTree) -> tuple[Workers, PyTree]:
+        _check_batches(batches, communicator)
+        return program(workers, batches)
+
+    return steps
 
 
 def _step(gradient_fn, optimizer, workers, batch):
@@ -185,6 +196,19 @@ def _dispatched(gradient_fn, optimizer, communicator) -> StepsFn:
         return workers, _stack(history)
 
     return steps
+
+
+def _check_batches(batches: PyTree, communicator: Communicator) -> None:
+    """Raises ValueError unless batches are `[local workers, steps, ...]`."""
+    whole = isinstance(communicator, MeshCommunicator)  # Its arrays are global.
+    size, local = communicator.size, len(communicator.local_ranks)
+    check_leading_axis((batches,), size if whole else local)
+    counts = {np.shape(x)[1] if np.ndim(x) > 1 else 0 for x in jax.tree.leaves(batches)}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            "the leaves of batches need two leading axes, local workers and steps, the "
+            f"same for all; got {sorted(counts)} steps."
+        )
 
 
 def _count_steps(batches: PyTree) -> int:

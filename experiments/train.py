@@ -124,6 +124,8 @@ def make_communicator(config: Config) -> djax.Communicator:
             )
         workers = 4 if config.workers is None else config.workers
         return getattr(communicators, kind)(workers, **losses)
+    if ranks is None:
+        raise UsageError("--communicator mpi needs mpirun: mpirun -n 4 python -m ...")
     communicator = communicators.mpi(**losses)
     if config.workers not in (None, communicator.size):
         raise UsageError(
@@ -212,7 +214,7 @@ def summarize(
         ("training loss of the last epoch", f"{last['loss']:.5g}"),
         ("held-out loss, mean of workers", f"{last['mean_loss']:.5g}"),
         ("consensus distance", f"{last['consensus_distance']:.5g}"),
-        ("MB sent per worker (most)", f"{sent / 1e6:.5g} ({most / 1e6:.5g})"),
+        ("MB sent per worker, mean (largest)", f"{sent / 1e6:.5g} ({most / 1e6:.5g})"),
         ("messages sent per worker", f"{messages:.5g}"),
         ("time per step", f"{total * 1e3:.3g} ms"),
         ("  of it gradient and base optimizer", f"{gradient * 1e3:.3g} ms"),
@@ -228,7 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
     """
     with errors.heard_once():
         config = tyro.cli(
-            tyro.conf.OmitArgPrefixes[Config], args=arguments, description=__doc__
+            tyro.conf.OmitArgPrefixes[Config],
+            prog="python -m experiments.train",
+            args=arguments,
+            description=__doc__,
         )
     with errors.one_line_errors(Exception):
         run = Run(config)

@@ -30,6 +30,14 @@ def test_permute_receives_from_the_source(make):
 
 
 @each_communicator
+@pytest.mark.parametrize("source", [(0, 0, 0, 0), (0,), (1, 2, 3, 4)])
+def test_permute_needs_a_permutation(make, source):
+    communicator = make(SIZE)
+    with pytest.raises(ValueError, match=r"permutation of range\(4\)"):
+        communicator.spmd(lambda x: communicator.permute(x, source))(jnp.ones(SIZE))
+
+
+@each_communicator
 def test_mean_and_broadcast(make):
     communicator = make(SIZE)
     x = {"a": jnp.arange(SIZE, dtype=jnp.float32), "b": -jnp.zeros((SIZE, 2))}

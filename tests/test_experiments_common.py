@@ -237,7 +237,10 @@ def test_any_optimizer_of_optax_can_be_the_base():
 
 def test_weight_decay_acts_on_the_gradients():
     config = optimizers.BaseOptimizer(
-        optimizer_options={}, weight_decay=0.5, decay_at=(), warmup=0.0
+        optimizer_options={"momentum": "None"},
+        weight_decay=0.5,
+        decay_at=(),
+        warmup=0.0,
     )
     base = optimizers.make_base(config, 10)
     params = jnp.full(2, 4.0)

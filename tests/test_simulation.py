@@ -79,6 +79,23 @@ def test_all_ways_agree(make, dispatch):
     )
 
 
+@pytest.mark.parametrize("dispatch", [False, True])
+@pytest.mark.parametrize("shape", [(3, 5), (8, 5), (SIZE,), (SIZE, 0)])
+def test_batches_of_other_workers_are_refused(dispatch, shape):
+    communicator = communicators.simulated(SIZE)
+    optimizer = djax.all_reduce_sgd(0.1, communicator)
+
+    def gradient_fn(x, model_state, batch):
+        return x - batch, model_state, {"loss": x}
+
+    workers = simulation.init_workers(optimizer, communicator, jnp.zeros(SIZE))
+    steps = simulation.make_steps(
+        gradient_fn, optimizer, communicator, dispatch=dispatch
+    )
+    with pytest.raises(ValueError, match="leading ax"):
+        steps(workers, jnp.ones(shape))
+
+
 def test_model_state_stays_local():
     workers, _ = run(communicators.simulated(SIZE), dispatch=False)
     (mean,) = jax.tree.leaves(workers.model_state)

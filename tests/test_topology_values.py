@@ -2,6 +2,7 @@
 
 import jax
 import networkx as nx
+import numpy as np
 import pytest
 
 from djax import topologies
@@ -97,3 +98,11 @@ def test_plot_of_small_trees():
         positions = {text.get_position() for text in ax.texts}
         assert len(positions) == size
         plt.close(ax.figure)
+
+
+def test_weights_in_single_precision_are_accepted():
+    ring = topologies.ring(5)
+    weights = np.asarray(ring.mixing_matrix, np.float32)
+    again = topologies.from_networkx(ring.graph, weights=weights)
+    np.testing.assert_allclose(again.mixing_matrix, ring.mixing_matrix, atol=1e-7)
+    np.testing.assert_allclose(again.mixing_matrix.sum(1), 1, atol=1e-15)

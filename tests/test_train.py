@@ -108,6 +108,7 @@ def test_options(options, tmp_path):
         ("--learning-rat 1", "Unrecognized"),
         ("--learning-rate nan", "must be positive"),
         ("--seed -1", "--seed"),
+        ("--communicator mpi", "needs mpirun"),
         ("--name a/b", "plain folder name"),
         ("--task-options hidden 64", "options {'hidden': 64}: .*iterable"),
         ("--task quadratics --task-options dim 2.5", "options {'dim': 2.5}"),

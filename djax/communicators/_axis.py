@@ -56,6 +56,7 @@ class _AxisCommunicator:
     @_inside
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
         """See :class:`djax.Communicator`."""
+        _common.check_permutation(source, self.size)
         pairs = [(sender, receiver) for receiver, sender in enumerate(source)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis_name, pairs), tree)
 

@@ -48,6 +48,17 @@ def check_leading_axis(args: PyTree, count: int) -> None:
             position, *rest = path
             raise ValueError(
                 f"spmd: argument {position.idx}{jax.tree_util.keystr(tuple(rest))} has "
-                f"shape {shape}, but needs a leading axis of {count} workers; "
-                "djax.communicators.replicate gives them all the same."
+                f"shape {shape}, but needs a leading axis of the {count} workers of "
+                "this program: of data pass the rows of communicator.local_ranks; make "
+                "optimizer states by communicator.spmd(optimizer.init)(params); "
+                "djax.communicators.replicate gives all workers the same."
             )
+
+
+def check_permutation(source: Sequence[int], size: int) -> None:
+    """Raises ValueError unless `source` names every worker once."""
+    if sorted(source) != list(range(size)):
+        raise ValueError(
+            f"permute: source must be a permutation of range({size}), got "
+            f"{tuple(source)}; a worker that stays silent is its own source."
+        )

@@ -53,6 +53,7 @@ class MPICommunicator:
     @accounted
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
         """See :class:`djax.Communicator`."""
+        _common.check_permutation(source, self.size)
         rank = self.rank()
         sender, receiver = source[rank], list(source).index(rank)
         if sender == rank:

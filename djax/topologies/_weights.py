@@ -18,14 +18,25 @@ def mixing_matrix(graph: nx.Graph, weights: Weights) -> np.ndarray:
     Only what a rule can get wrong is checked: a given array comes back as it is.
     """
     if not isinstance(weights, str):
-        array = np.asarray(weights, np.float64)
-        return _constant(graph, array.item()) if array.ndim == 0 else array
+        array = np.asarray(weights)
+        if array.ndim == 0:
+            return _constant(graph, array.item())
+        return _without_rounding(array)
     if weights not in _RULES:
         raise ValueError(
             f"weights={weights!r} is unknown; choose one of {', '.join(_RULES)}, "
             "a number (the weight of every edge), or an array [n, n]"
         )
     return _RULES[weights](graph)
+
+
+def _without_rounding(array: np.ndarray) -> np.ndarray:
+    """Repairs rows that sum to one in float32, and are meant to do so in float64."""
+    matrix = array.astype(np.float64)
+    missing = 1 - matrix.sum(axis=-1)
+    if array.dtype == np.float32 and np.abs(missing).max(initial=0.0) < 1e-5:
+        matrix[np.diag_indices(len(matrix))] += missing
+    return matrix
 
 
 def _metropolis(graph: nx.Graph) -> np.ndarray:

@@ -28,8 +28,9 @@ def every(
     r"""Lets a mechanism communicate in every k-th step only.
 
     The steps :math:`k, 2k, 3k, \dots` (counted from one) are those of `mechanism`; the
-    others pass the updates on. `every(1, mechanism)` is `mechanism`; around
-    :func:`djax.all_reduce` it is local SGD.
+    others pass the updates on. Wrap the mechanism alone, not a chain with its
+    optimizer, which has to act in every step. `every(1, mechanism)` is `mechanism`;
+    around :func:`djax.all_reduce` it is local SGD.
 
     Args:
       k: period, in steps.

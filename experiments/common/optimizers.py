@@ -20,8 +20,8 @@ class BaseOptimizer:
 
     optimizer: str = "sgd"
     """Any optimizer of optax that takes a learning rate."""
-    optimizer_options: dict[str, str] | None = None
-    """Its other arguments; by default those of sgd are `momentum 0.9 nesterov True`."""
+    optimizer_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Its other arguments, as in `momentum 0.9 nesterov True`, the default of sgd."""
     learning_rate: float = 0.1
     """Its peak step size."""
     weight_decay: float = 0.0
@@ -84,8 +84,8 @@ def make_base(config: BaseOptimizer, steps: int) -> optax.GradientTransformation
     lookup("--optimizer", config.optimizer, _optimizers())
     make = getattr(optax, config.optimizer)
     options = config.optimizer_options
-    if options is None:
-        options = SGD_OPTIONS if config.optimizer == "sgd" else {}
+    if config.optimizer == "sgd":
+        options = options or SGD_OPTIONS
     what = f"--optimizer-options of {config.optimizer}"
     schedule = learning_rate_schedule(config, steps)
     base = make(schedule, **read_options(what, make, options))
