@@ -43,7 +43,7 @@ def exchange(tree, transfer: Callable[[jax.Array], jax.Array]):
     """Applies `transfer`, which keeps shape and dtype, to the messages of `tree`.
 
     Args:
-      tree: arrays of any dtype that JAX has, typed PRNG keys excepted.
+      tree: arrays of any dtype of 8 bits and more, typed PRNG keys excepted.
       transfer: from a one-dimensional array of at most `MAX_COUNT` elements, of a
         dtype that MPI has, to another.
     """

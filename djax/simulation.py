@@ -86,8 +86,8 @@ def make_steps(
     Returns:
       `(workers, batches) -> (workers, metrics)`, where the leaves of `batches` and
       `metrics` have two leading axes, local workers and steps. It donates `workers`,
-      returns before the computation ends, and raises ValueError if the axes of
-      `batches` do not fit.
+      returns before the computation ends, and raises ValueError if the leading axes
+      do not fit.
 
     Examples:
       >>> import djax, jax.numpy as jnp, optax
@@ -112,8 +112,8 @@ def make_steps(
     program = make(gradient_fn, optimizer, communicator)
 
     def steps(workers: Workers, batches: PyTree) -> tuple[Workers, PyTree]:
-        _check_batches(batches, communicator)
-        return program(workers, batches)
+        _check_axes(workers, batches, communicator)
+        return program(workers, jax.tree.map(jnp.asarray, batches))
 
     return steps
 
@@ -155,7 +155,6 @@ def _stepwise(gradient_fn, optimizer, communicator) -> StepsFn:
     program = jax.jit(communicator.spmd(worker), donate_argnums=0)
 
     def steps(workers, batches):
-        batches = jax.tree.map(jnp.asarray, batches)  # To the device, once.
         history = []
         for t in range(_count_steps(batches)):
             now = replicate(communicator, t)
@@ -185,7 +184,6 @@ def _dispatched(gradient_fn, optimizer, communicator) -> StepsFn:
     update = jax.jit(update, donate_argnums=0)
 
     def steps(workers, batches):
-        batches = jax.tree.map(jnp.asarray, batches)  # To the device, once.
         history = []
         for t in range(_count_steps(batches)):
             results = [
@@ -198,11 +196,11 @@ def _dispatched(gradient_fn, optimizer, communicator) -> StepsFn:
     return steps
 
 
-def _check_batches(batches: PyTree, communicator: Communicator) -> None:
-    """Raises ValueError unless batches are `[local workers, steps, ...]`."""
+def _check_axes(workers: Workers, batches: PyTree, communicator: Communicator) -> None:
+    """Raises ValueError unless the batches are `[local workers, steps, ...]`."""
     whole = isinstance(communicator, MeshCommunicator)  # Its arrays are global.
     size, local = communicator.size, len(communicator.local_ranks)
-    check_leading_axis((batches,), size if whole else local)
+    check_leading_axis("steps", (workers, batches), size if whole else local)
     counts = {np.shape(x)[1] if np.ndim(x) > 1 else 0 for x in jax.tree.leaves(batches)}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(

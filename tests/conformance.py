@@ -128,6 +128,17 @@ def assert_same_bits(actual, expected):
         assert np.asarray(actual[name]).tobytes() == np.asarray(leaf).tobytes(), name
 
 
+def assert_close_in(dtype, actual, expected):
+    """Equality to a few units in the last place: XLA fuses each program its own way."""
+    tolerance = 16 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        actual.astype(np.float32),
+        expected.astype(np.float32),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+
+
 def unflatten(x):
     return {"b": x[:2], "w": x[2:].reshape(2, 2)}
 

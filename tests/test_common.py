@@ -44,14 +44,7 @@ def test_same_in_simulation_and_on_a_mesh(name, dtype):
     one, many = communicators.simulated(SIZE), communicators.mesh(SIZE)
     simulated = train(make(name, topology, one), one, dtype=dtype)
     sharded = train(make(name, topology, many), many, dtype=dtype)
-    # XLA fuses the two programs differently: a few units in the last place.
-    tolerance = 16 * float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(
-        simulated.astype(np.float32),
-        sharded.astype(np.float32),
-        rtol=tolerance,
-        atol=tolerance,
-    )
+    conformance.assert_close_in(dtype, simulated, sharded)
 
 
 @pytest.mark.parametrize("name", [k for k, a in ALGORITHMS.items() if a.converges])

@@ -72,24 +72,17 @@ def sgd_of(name: str) -> optax.GradientTransformation:
     return optax.chain(optax.ema(0.9, debias=False), sgd)
 
 
-@pytest.mark.parametrize("case", [k for k in QUAD16 if k.startswith("x__gossip")])
-def test_dpsgd_follows_the_simulator(case):
+@pytest.mark.parametrize("case", [k for k in QUAD16 if k.startswith("x__")])
+def test_mechanisms_follow_the_simulator(case):
     _, algorithm, graph = case.split("__")
-    topology = graph_of(f"{graph}_w" if "w0.3233" in algorithm else graph)
-    communicator = communicators.simulated(16)
-    mechanism = djax.gossip(topology, communicator, overlap="overlap" in algorithm)
+    communicator, overlap = communicators.simulated(16), "overlap" in algorithm
+    if algorithm.startswith("gossip"):
+        topology = graph_of(f"{graph}_w" if "w0.3233" in algorithm else graph)
+        mechanism = djax.gossip(topology, communicator, overlap=overlap)
+    else:
+        mechanism = djax.all_reduce(communicator, overlap=overlap)
     with jax.enable_x64(True):
         optimizer = optax.chain(sgd_of(algorithm), mechanism)
-        actual = trajectory(optimizer, communicator, QUAD16, lambda x: x, lambda x: x)
-    assert_close(actual, QUAD16[case])
-
-
-@pytest.mark.parametrize("case", [k for k in QUAD16 if k.startswith("x__all_reduce")])
-def test_all_reduce_follows_the_simulator(case):
-    communicator = communicators.simulated(16)
-    mechanism = djax.all_reduce(communicator, overlap="overlap" in case)
-    with jax.enable_x64(True):
-        optimizer = optax.chain(sgd_of(case), mechanism)
         actual = trajectory(optimizer, communicator, QUAD16, lambda x: x, lambda x: x)
     assert_close(actual, QUAD16[case])
 

@@ -99,7 +99,7 @@ class SimulatedCommunicator(_AxisCommunicator):
 
         @functools.wraps(fn)
         def all_workers(*args):
-            _common.check_leading_axis(args, self.size)
+            _common.check_leading_axis("spmd", args, self.size)
             return jax.vmap(fn, axis_name=self.axis_name, axis_size=self.size)(*args)
 
         return all_workers
@@ -150,7 +150,7 @@ class MeshCommunicator(_AxisCommunicator):
 
         @functools.wraps(fn)
         def all_workers(*args):
-            _common.check_leading_axis(args, self.size)
+            _common.check_leading_axis("spmd", args, self.size)
             sharding = self.sharding
             return jax.shard_map(
                 one_worker,

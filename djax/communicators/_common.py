@@ -40,14 +40,21 @@ def arrived(
     return kept | (jnp.asarray(senders)[receiver] == receiver)
 
 
-def check_leading_axis(args: PyTree, count: int) -> None:
-    """Raises ValueError unless every array has a leading axis of `count` workers."""
+def check_leading_axis(function: str, args: PyTree, count: int) -> None:
+    """Raises ValueError unless every array has a leading axis of `count` workers.
+
+    Args:
+      function: what was called, for the error.
+      args: its arguments, a tuple.
+      count: number of workers.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
         shape = np.shape(leaf)
         if shape[:1] != (count,):
             position, *rest = path
+            name = f"{position.idx}{jax.tree_util.keystr(tuple(rest))}"
             raise ValueError(
-                f"spmd: argument {position.idx}{jax.tree_util.keystr(tuple(rest))} has "
+                f"{function}: argument {name} has "
                 f"shape {shape}, but needs a leading axis of the {count} workers of "
                 "this program: of data pass the rows of communicator.local_ranks; make "
                 "optimizer states by communicator.spmd(optimizer.init)(params); "

@@ -90,7 +90,7 @@ class MPICommunicator:
 
         @functools.wraps(fn)
         def this_worker(*args):
-            _common.check_leading_axis(args, 1)
+            _common.check_leading_axis("spmd", args, 1)
             results = fn(*jax.tree.map(lambda x: x[0], args))
             return jax.tree.map(lambda x: jnp.asarray(x)[None], results)
 

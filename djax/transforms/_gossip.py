@@ -73,6 +73,7 @@ def gossip(
       :class:`GossipState`. Updates keep their dtypes; sums are in float32 or wider.
 
     Raises:
+      TypeError: if `topology` is none, for example a Schedule.
       ValueError: if the sizes differ or the rate is not positive.
 
     Examples:
@@ -100,17 +101,15 @@ def gossip(
         del extra_args
         params = check_params("gossip", params)
         model = params if overlap else optax.apply_updates(params, updates)
-        losses = jax.random.fold_in(
-            jax.random.key(0) if key is None else key, state.step
-        )
+        first_key = jax.random.key(0) if key is None else key
+        losses = jax.random.fold_in(first_key, state.step)
         pull = pull_to_neighbors(model, topology, communicator, losses)
-        updates = jax.tree.map(
-            lambda u, p: (wide(u) + jnp.asarray(consensus_rate, p.dtype) * p).astype(
-                u.dtype
-            ),
-            updates,
-            pull,
-        )
+
+        def add_pull(u, p):
+            rate = jnp.asarray(consensus_rate, p.dtype)
+            return (wide(u) + rate * p).astype(u.dtype)
+
+        updates = jax.tree.map(add_pull, updates, pull)
         return updates, GossipState(optax.safe_increment(state.step))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -52,10 +52,12 @@ def heard_once() -> Iterator[None]:
         if communicators.launcher_rank() == 0:
             yield
         else:
-            with open(os.devnull, "w") as nowhere:
-                with contextlib.redirect_stdout(nowhere):
-                    with contextlib.redirect_stderr(nowhere):
-                        yield
+            with (
+                open(os.devnull, "w") as nowhere,
+                contextlib.redirect_stdout(nowhere),
+                contextlib.redirect_stderr(nowhere),
+            ):
+                yield
     except SystemExit as stop:
         sys.stdout.flush()
         exit_together(stop.code)
@@ -77,18 +79,29 @@ def exit_together(
     rank = communicators.launcher_rank()
     if rank == 0 and message:
         print(message, file=sys.stderr, flush=True)
-    if (communicators.launcher_size() or 1) > 1:
-        with contextlib.suppress(ImportError):
-            from mpi4py import MPI
-
-            arrived, deadline = MPI.COMM_WORLD.Ibarrier(), time.monotonic() + patience
-            while not arrived.Test():
-                if time.monotonic() > deadline:  # The others saw no mistake.
-                    if rank != 0:
-                        print(f"rank {rank}: {message}", file=sys.stderr, flush=True)
-                        time.sleep(
-                            0.5
-                        )  # The launcher has to pass it on before all end.
-                    MPI.COMM_WORLD.Abort(USAGE_EXIT_CODE)
-                time.sleep(0.01)
+    if (communicators.launcher_size() or 1) > 1 and not _all_come(patience):
+        if rank != 0:
+            print(f"rank {rank}: {message}", file=sys.stderr, flush=True)
+        _abort()
     sys.exit(code)
+
+
+def _all_come(patience: float) -> bool:
+    """Whether every rank comes here within `patience` seconds."""
+    try:
+        from mpi4py import MPI
+    except ImportError:  # The mistake that all have to hear of.
+        return True
+    arrived, deadline = MPI.COMM_WORLD.Ibarrier(), time.monotonic() + patience
+    while not arrived.Test():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _abort() -> None:
+    from mpi4py import MPI
+
+    time.sleep(0.5)  # The launcher drops what it has not passed on by the end.
+    MPI.COMM_WORLD.Abort(USAGE_EXIT_CODE)

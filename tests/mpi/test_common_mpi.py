@@ -2,7 +2,6 @@
 
 import conformance
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conformance import ALGORITHMS, each_algorithm, train
@@ -27,13 +26,7 @@ def test_same_as_in_simulation(name, graph, dtype):
     topology = getattr(topologies, graph)(SIZE)
     over_mpi, reference = both_ways(name, topology, dtype=dtype)
     assert over_mpi.dtype == reference.dtype
-    tolerance = 16 * float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(
-        over_mpi.astype(np.float32),
-        reference.astype(np.float32),
-        rtol=tolerance,
-        atol=tolerance,
-    )
+    conformance.assert_close_in(dtype, over_mpi, reference)
 
 
 @each_algorithm
