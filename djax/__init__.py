@@ -6,11 +6,17 @@ live.
 
 * graphs: :mod:`djax.topologies` (`ring`, `torus`, `exponential`, ...),
 * transports: :mod:`djax.communicators` (`simulated`, `mesh`, `mpi`),
-* mechanisms, which average: :func:`gossip`, :func:`all_reduce`,
-* corrections, which wrap any mechanism: :func:`every`, :func:`interleave`,
-  :func:`on_updates`,
-* whole algorithms under their papers' names: :func:`dpsgd`, :func:`all_reduce_sgd`,
+* mechanisms, which average: :func:`gossip`, :func:`relay`, :func:`push_sum`,
+  :func:`all_reduce`,
+* corrections, which wrap any mechanism: :func:`d2`, :func:`gradient_tracking`,
+  :func:`every`, :func:`interleave`, :func:`on_updates`,
+* optimizers that contain any mechanism: :func:`quasi_global_momentum`,
+  :func:`quasi_global_adam`,
+* whole algorithms under their papers' names: :func:`dpsgd`, :func:`relay_sgd`,
+  :func:`relay_sgd_grad`, :func:`d2_sgd`, :func:`exact_diffusion`,
+  :func:`gradient_tracking_sgd`, :func:`sgp`, :func:`all_reduce_sgd`,
 * measures: :mod:`djax.metrics`, :func:`communication_cost`,
+* what is known beforehand: :mod:`djax.theory`, :func:`relay_learning_rate_factor`,
 * loops over many steps: :mod:`djax.simulation`.
 
 Examples:
@@ -34,20 +40,41 @@ Examples:
 from . import communicators as communicators
 from . import metrics as metrics
 from . import simulation as simulation
+from . import theory as theory
 from . import topologies as topologies
 from ._alias import all_reduce_sgd as all_reduce_sgd
+from ._alias import d2_sgd as d2_sgd
 from ._alias import dpsgd as dpsgd
+from ._alias import exact_diffusion as exact_diffusion
+from ._alias import gradient_tracking_sgd as gradient_tracking_sgd
+from ._alias import relay_sgd as relay_sgd
+from ._alias import relay_sgd_grad as relay_sgd_grad
+from ._alias import sgp as sgp
 from ._base import Communicator as Communicator
 from .accounting import CommunicationCost as CommunicationCost
 from .accounting import communication_cost as communication_cost
+from .theory import relay_learning_rate_factor as relay_learning_rate_factor
 from .topologies import Schedule as Schedule
 from .topologies import Topology as Topology
 from .transforms import AllReduceState as AllReduceState
+from .transforms import D2State as D2State
 from .transforms import EveryState as EveryState
 from .transforms import GossipState as GossipState
+from .transforms import GradientTrackingState as GradientTrackingState
 from .transforms import InterleaveState as InterleaveState
+from .transforms import PushSumState as PushSumState
+from .transforms import QuasiGlobalAdamState as QuasiGlobalAdamState
+from .transforms import QuasiGlobalMomentumState as QuasiGlobalMomentumState
+from .transforms import RelayState as RelayState
 from .transforms import all_reduce as all_reduce
+from .transforms import d2 as d2
 from .transforms import every as every
 from .transforms import gossip as gossip
+from .transforms import gradient_tracking as gradient_tracking
 from .transforms import interleave as interleave
 from .transforms import on_updates as on_updates
+from .transforms import push_sum as push_sum
+from .transforms import push_sum_eval_params as push_sum_eval_params
+from .transforms import quasi_global_adam as quasi_global_adam
+from .transforms import quasi_global_momentum as quasi_global_momentum
+from .transforms import relay as relay

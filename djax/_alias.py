@@ -1,12 +1,24 @@
 """The names that papers use, as chains."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import optax
 
 from ._base import Communicator
-from .topologies import Topology
-from .transforms import all_reduce, gossip, on_updates
+from .topologies import Schedule, Topology
+from .transforms import (
+    all_reduce,
+    d2,
+    gossip,
+    gradient_tracking,
+    interleave,
+    on_updates,
+    push_sum,
+    relay,
+)
+from .transforms._d2 import check_d2
+from .transforms._relay import Missing
 
 
 def dpsgd(
@@ -89,3 +101,259 @@ def all_reduce_sgd(
         on_updates(all_reduce(communicator, overlap=overlap)),
         optax.sgd(learning_rate, momentum, nesterov),
     )
+
+
+def relay_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    tree: Topology | Sequence[Topology],
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    missing: Missing = "initial",
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RelaySGD: local SGD steps, each followed by a delayed uniform average.
+
+    .. math:: x_i^{t+1} = \tfrac1n \textstyle\sum_j (x_j - \gamma g_j)^{t - \tau_{ij}}
+
+    Its fixed points are those of all-reduce, however differently the workers' data are
+    distributed. It bears a larger step size, by the factor
+    :func:`djax.relay_learning_rate_factor`.
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      tree: a topology without cycles; or several, such as
+        :func:`djax.topologies.double_binary_trees`, among which the coordinates are
+        dealt out.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      missing: see :func:`djax.relay`.
+      overlap: see :func:`djax.relay`.
+
+    Returns:
+      `chain(sgd, relay)`, or `chain(sgd, interleave([relay, ...]))`.
+
+    Examples:
+      >>> import djax
+      >>> trees = djax.topologies.double_binary_trees(16)
+      >>> communicator = djax.communicators.simulated(16)
+      >>> optimizer = djax.relay_sgd(0.3, trees, communicator, momentum=0.9)
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, Algorithm 1
+    """
+    averaging = _relay(tree, communicator, missing, overlap)
+    return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
+
+
+def relay_sgd_grad(
+    learning_rate: optax.ScalarOrSchedule,
+    tree: Topology | Sequence[Topology],
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RelaySum/Grad: every update reaches every worker, once, with weight 1/n.
+
+    .. math:: x_i^{t+1} = x_i^t - \tfrac\gamma n \textstyle\sum_j g_j^{t - \tau_{ij}}
+
+    Workers that start equal differ by what is under way. Updates that have not arrived
+    count as zero, and nothing draws the models together.
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      tree: as in :func:`djax.relay_sgd`.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      overlap: see :func:`djax.relay`.
+
+    Returns:
+      `chain(sgd, on_updates(relay))`.
+
+    Examples:
+      >>> import djax
+      >>> tree, communicator = djax.topologies.star(8), djax.communicators.simulated(8)
+      >>> optimizer = djax.relay_sgd_grad(0.1, tree, communicator)
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, RelaySum/Grad
+    """
+    averaging = on_updates(_relay(tree, communicator, "initial", overlap))
+    return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
+
+
+def _relay(tree, communicator, missing, overlap):
+    def over(tree):
+        return relay(tree, communicator, missing=missing, overlap=overlap)
+
+    if isinstance(tree, Sequence):
+        return interleave([over(t) for t in tree])
+    return over(tree)
+
+
+def d2_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Topology,
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    consensus_rate: float = 1.0,
+    check: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""D²: D-PSGD that is corrected for differences between the workers' data.
+
+    .. math:: x^{t+1} = W \bigl(2 x^t - x^{t-1} - \gamma (g^t - g^{t-1})\bigr)
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      consensus_rate: see :func:`djax.gossip`; 1/2 is exact diffusion.
+      check: whether a mixing matrix on which it diverges is refused.
+
+    Returns:
+      `chain(sgd, d2(gossip))`.
+
+    Raises:
+      ValueError: if the mixing matrix has an eigenvalue below -1/3.
+
+    Examples:
+      >>> import djax
+      >>> ring = djax.topologies.ring(8, weights=1 / 3 - 0.01)
+      >>> optimizer = djax.d2_sgd(0.1, ring, djax.communicators.simulated(8))
+
+    References:
+      Tang et al., `D²: Decentralized Training over Decentralized Data
+      <https://arxiv.org/abs/1803.07068>`_, 2018
+    """
+    averaging = d2(gossip(topology, communicator, consensus_rate=consensus_rate))
+    if check:
+        check_d2("d2_sgd", topology, consensus_rate)
+    return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
+
+
+def exact_diffusion(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Topology,
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Exact diffusion: D² with the mixing matrix :math:`(W + I) / 2`, for any graph.
+
+    Args:
+      learning_rate: a number or a schedule.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+
+    Returns:
+      `d2_sgd` at the consensus rate 1/2.
+
+    Examples:
+      >>> import djax
+      >>> torus = djax.topologies.torus(9)
+      >>> optimizer = djax.exact_diffusion(0.1, torus, djax.communicators.simulated(9))
+
+    References:
+      Yuan et al., `Exact Diffusion for Distributed Optimization and Learning
+      <https://arxiv.org/abs/1702.05122>`_, 2019
+    """
+    return d2_sgd(
+        learning_rate,
+        topology,
+        communicator,
+        momentum=momentum,
+        nesterov=nesterov,
+        consensus_rate=0.5,
+    )
+
+
+def gradient_tracking_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Topology,
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    consensus_rate: float = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradient tracking: D-PSGD along an estimate of all workers' mean gradient.
+
+    Args:
+      learning_rate: a number or a schedule.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      consensus_rate: see :func:`djax.gossip`.
+
+    Returns:
+      `chain(sgd, gradient_tracking(gossip))`.
+
+    Examples:
+      >>> import djax
+      >>> ring, communicator = djax.topologies.ring(8), djax.communicators.simulated(8)
+      >>> optimizer = djax.gradient_tracking_sgd(0.1, ring, communicator)
+
+    References:
+      Pu and Nedić, `Distributed Stochastic Gradient Tracking Methods
+      <https://arxiv.org/abs/1805.11454>`_, 2021
+    """
+    averaging = gossip(topology, communicator, consensus_rate=consensus_rate)
+    return optax.chain(
+        optax.sgd(learning_rate, momentum, nesterov), gradient_tracking(averaging)
+    )
+
+
+def sgp(
+    learning_rate: optax.ScalarOrSchedule,
+    schedule: Schedule,
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    rounds: int = 1,
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SGP, stochastic gradient push: SGD over directed and time-varying graphs.
+
+    .. math:: z^{t+1} = A^t (z^t - \gamma g(z^t / w^t)), \qquad w^{t+1} = A^t w^t
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      schedule: who sends what to whom, such as
+        :func:`djax.topologies.one_peer_exponential`. On others, whose rows do not sum
+        to one, take the gradients at :func:`djax.push_sum_eval_params`.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      rounds: exchanges in each step; the RelaySGD paper compares to 2.
+      overlap: see :func:`djax.push_sum`.
+
+    Returns:
+      `chain(sgd, push_sum)`.
+
+    Examples:
+      >>> import djax
+      >>> schedule = djax.topologies.one_peer_exponential(8)
+      >>> optimizer = djax.sgp(0.1, schedule, djax.communicators.simulated(8), rounds=2)
+
+    References:
+      Assran et al., `Stochastic Gradient Push for Distributed Deep Learning
+      <https://arxiv.org/abs/1811.10792>`_, 2019
+    """
+    averaging = push_sum(schedule, communicator, rounds=rounds, overlap=overlap)
+    return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)

@@ -1,14 +1,22 @@
 """What every part of djax shares: the communicator's interface and its checks."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from .topologies import Topology
+
 PyTree = Any
+
+
+class OutsideError(RuntimeError):
+    """A verb was called outside of the per-worker program."""
 
 
 class Communicator(Protocol):
@@ -92,6 +100,22 @@ def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
         )
 
 
+def check_topology(name: str, topology: Any, communicator: Communicator) -> None:
+    """Raises unless it is an undirected graph of the communicator's workers."""
+    if not isinstance(topology, Topology):
+        raise TypeError(
+            f"{name} needs a Topology, got {topology!r}; a Schedule is directed."
+        )
+    check_sizes(name, topology, communicator)
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raises ValueError unless the value is one of those of a `Literal`."""
+    if value not in get_args(choices):
+        known = ", ".join(map(repr, get_args(choices)))
+        raise ValueError(f"{name} must be one of {known}; got {value!r}.")
+
+
 def check_rate(name: str, rate: Any) -> None:
     """Raises ValueError if a step size is no number, or is known and not positive."""
     if isinstance(rate, jax.Array):  # Perhaps a tracer.
@@ -119,6 +143,52 @@ def check_params(name: str, params: PyTree) -> PyTree:
                 "out of the parameters or wrap the mechanism in optax.masked."
             )
     return params
+
+
+_REFUSING_OVERLAP: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "djax_refusing_overlap", default=None
+)
+
+
+@contextlib.contextmanager
+def refusing_overlap(correction: str) -> Iterator[None]:
+    """Lets mechanisms with `overlap=True` refuse to be initialized inside.
+
+    A mechanism is an opaque pair of functions, possibly wrapped several times: only it
+    knows that it averages the parameters without this step's updates.
+
+    Args:
+      correction: who refuses them, for the error.
+    """
+    token = _REFUSING_OVERLAP.set(correction)
+    try:
+        yield
+    finally:
+        _REFUSING_OVERLAP.reset(token)
+
+
+def check_no_overlap(mechanism: str) -> None:
+    """Raises ValueError inside of :func:`refusing_overlap`."""
+    if (correction := _REFUSING_OVERLAP.get()) is not None:
+        raise ValueError(
+            f"{correction} needs the average of this step's updated parameters: use "
+            f"{mechanism} without overlap=True."
+        )
+
+
+def key_of_step(key: jax.Array | None, step: ArrayLike) -> jax.Array:
+    """The PRNG key of one step's message losses; `jax.random.key(0)` by default."""
+    return jax.random.fold_in(jax.random.key(0) if key is None else key, step)
+
+
+def add(x: PyTree, y: PyTree, like: PyTree, sign: int = 1) -> PyTree:
+    """Returns `x + sign * y`, summed in float32 or wider, in the dtypes of `like`."""
+    return jax.tree.map(
+        lambda a, b, c: (wide(a) + sign * wide(b)).astype(jnp.result_type(c)),
+        x,
+        y,
+        like,
+    )
 
 
 def wide(x: jax.Array) -> jax.Array:

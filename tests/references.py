@@ -47,6 +47,105 @@ def gossip_interleaved(gradient, x, learning_rate, steps, W):
     return x
 
 
+def relay(gradient, x, learning_rate, steps, W, missing="initial", overlap=False):
+    """Sums over the half-step models of all workers, each from its own past."""
+    n, start, past = len(x), x, []
+    hops = _hops(W)
+    delays = hops if overlap else np.maximum(hops - 1, 0)
+    for t in range(steps):
+        y = x - learning_rate * gradient(x)
+        past.append(y)
+        pads = {"initial": np.tile(start[0], (n, 1)), "latest": x, "self": y}
+        new = np.empty_like(x)
+        for i in range(n):
+            heard = [past[t - d][j] for j, d in enumerate(delays[i]) if d <= t]
+            if missing != "renormalize":
+                heard += [pads[missing][i]] * (n - len(heard))
+            new[i] = np.mean(heard, axis=0)
+        x = new
+    return x
+
+
+def relay_on_updates(gradient, x, learning_rate, steps, W):
+    n, delays, past = len(x), np.maximum(_hops(W) - 1, 0), []
+    for t in range(steps):
+        past.append(-learning_rate * gradient(x))
+        x = x + [
+            sum(past[t - d][j] for j, d in enumerate(delays[i]) if d <= t) / n
+            for i in range(n)
+        ]
+    return x
+
+
+def _hops(W):
+    hops = np.where(np.eye(len(W)), 0, np.inf)
+    hops[(W > 0) & ~np.eye(len(W), dtype=bool)] = 1
+    for k in range(len(W)):
+        hops = np.minimum(hops, hops[:, [k]] + hops[[k]])
+    return hops.astype(int)
+
+
+def d2(gradient, x, learning_rate, steps, W):
+    """The two-step recursion, without a correction that is carried along."""
+    before, update_before = x, np.zeros_like(x)
+    for t in range(steps):
+        update = -learning_rate * gradient(x)
+        y = x + update if t == 0 else 2 * x - before + update - update_before
+        before, update_before, x = x, update, W @ y
+    return x
+
+
+def gradient_tracking(gradient, x, learning_rate, steps, W):
+    """With the tracked direction y: x <- W (x - lr y), y <- W y + change of g."""
+    g = gradient(x)
+    y = g
+    for _ in range(steps):
+        x = W @ (x - learning_rate * y)
+        y = W @ y - g + (g := gradient(x))
+    return x
+
+
+def push_sum(matrices, rounds=1, overlap=False):
+    """The gradients at z, as everywhere in the table: z / w is tested by itself."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        k = 0
+        for _ in range(steps):
+            update = -learning_rate * gradient(x)
+            y = x if overlap else x + update
+            for _ in range(rounds):
+                y, k = matrices(len(x))[k % len(matrices(len(x)))] @ y, k + 1
+            x = y + update if overlap else y
+        return x
+
+    return run
+
+
+def quasi_global_momentum(form="nesterov", overlap=False, mu=0.9):
+    """Behind the table's SGD, whose updates take the place of gradients."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        m = np.zeros_like(x)
+        for _ in range(steps):
+            g = learning_rate * gradient(x)
+            if overlap:
+                new = W @ x
+                m = mu * m + (1 - mu) * (x - new)
+            direction = mu * m + g
+            if form == "nesterov":
+                direction = g + mu * direction
+            if form == "normalized":
+                direction /= 1 + mu
+            if overlap:
+                x = new - direction
+            else:
+                new = W @ (x - direction)
+                m, x = mu * m + (1 - mu) * (x - new), new
+        return x
+
+    return run
+
+
 def all_reduce(gradient, x, learning_rate, steps, W):
     for _ in range(steps):
         y = x - learning_rate * gradient(x)

@@ -72,37 +72,123 @@ def sgd_of(name: str) -> optax.GradientTransformation:
     return optax.chain(optax.ema(0.9, debias=False), sgd)
 
 
+def weighted(algorithm: str, graph: str) -> str:
+    """The graph's name; `_w0.3233` behind an algorithm is an edge weight."""
+    return f"{graph}_w" if "_w0.3233" in algorithm else graph
+
+
+def simulator_algorithm(algorithm, graph, communicator):
+    """djax's chain for a case of the simulator."""
+    overlap, sgd = "overlap" in algorithm, sgd_of(algorithm)
+    if algorithm.startswith("sgp_rounds"):
+        schedule, rounds = topologies.one_peer_exponential(16), int(algorithm[10])
+        mechanism = djax.push_sum(
+            schedule, communicator, rounds=rounds, overlap=overlap
+        )
+        return optax.chain(sgd, mechanism)
+    if algorithm.startswith("all_reduce"):
+        return optax.chain(sgd, djax.all_reduce(communicator, overlap=overlap))
+
+    topology = graph_of(weighted(algorithm, graph))
+    if algorithm.startswith(("relaysum", "relaysgd")):
+        missing = "self" if "readme" in algorithm else "initial"
+        relay = djax.relay(topology, communicator, missing=missing, overlap=overlap)
+        on_updates = "grad" in algorithm
+        return optax.chain(sgd, djax.on_updates(relay) if on_updates else relay)
+    if algorithm.startswith("qg"):
+        # The simulator's form with overlap lacks the factor 1 / (1 + momentum).
+        return djax.quasi_global_momentum(
+            float(QUAD16["lr"]),
+            djax.gossip(topology, communicator),
+            form="heavy_ball" if overlap else "normalized",
+            overlap=overlap,
+        )
+    rate = 0.5 if algorithm.startswith("exact_diffusion") else 1.0
+    gossip = djax.gossip(topology, communicator, consensus_rate=rate, overlap=overlap)
+    if algorithm.startswith(("d2", "exact_diffusion")):
+        gossip = djax.d2(gossip)
+    elif algorithm.startswith("gradient_tracking"):
+        gossip = djax.gradient_tracking(gossip)
+    return optax.chain(sgd, gossip)
+
+
 @pytest.mark.parametrize("case", [k for k in QUAD16 if k.startswith("x__")])
 def test_mechanisms_follow_the_simulator(case):
     _, algorithm, graph = case.split("__")
-    communicator, overlap = communicators.simulated(16), "overlap" in algorithm
-    if algorithm.startswith("gossip"):
-        topology = graph_of(f"{graph}_w" if "w0.3233" in algorithm else graph)
-        mechanism = djax.gossip(topology, communicator, overlap=overlap)
-    else:
-        mechanism = djax.all_reduce(communicator, overlap=overlap)
+    communicator = communicators.simulated(16)
     with jax.enable_x64(True):
-        optimizer = optax.chain(sgd_of(algorithm), mechanism)
+        optimizer = simulator_algorithm(algorithm, graph, communicator)
         actual = trajectory(optimizer, communicator, QUAD16, lambda x: x, lambda x: x)
     assert_close(actual, QUAD16[case])
+
+
+def distributed_graph(name):
+    builders = {
+        "fully-connected": topologies.complete,
+        "binary-tree": topologies.binary_tree,
+        "3-tree": lambda n: topologies.regular_tree(n, 3),
+        "double-binary-trees": topologies.double_binary_trees,
+        "chain": topologies.chain,
+        "ring": topologies.ring,
+        "full": topologies.complete,
+        "exponential": topologies.one_peer_exponential,
+    }
+    return builders[name](8)
+
+
+def training_schedule(exchanges: int) -> djax.Schedule:
+    """The training code's offsets 2**(i (S + j) mod 3) in step i, exchange j of S."""
+    offsets = [
+        2 ** (i * (exchanges + j) % 3) for i in range(3) for j in range(exchanges)
+    ]
+    own = np.eye(8)
+    return topologies.from_matrices(
+        [(own + np.roll(own, offset, axis=0)) / 2 for offset in offsets]
+    )
+
+
+def distributed_algorithm(algorithm, topology, communicator):
+    """djax's alias for a case of the distributed code."""
+    learning_rate = float(DISTRIBUTED8["lr"])
+    momentum = 0.9 if "mom0.9" in algorithm else None
+    options = dict(momentum=momentum, nesterov=bool(momentum))
+    if algorithm.startswith("quasi-global"):
+        mechanism = djax.gossip(topology, communicator)
+        return djax.quasi_global_momentum(
+            learning_rate, mechanism, momentum=momentum or 0.0
+        )
+    if algorithm.startswith("push-sum"):
+        rounds = int(algorithm[10])
+        return djax.sgp(
+            learning_rate,
+            training_schedule(rounds),
+            communicator,
+            rounds=rounds,
+            **options,
+        )
+    if algorithm.startswith("d2"):
+        return djax.d2_sgd(learning_rate, topology, communicator, **options)
+    if algorithm.startswith("gradient-tracking"):
+        return djax.gradient_tracking_sgd(
+            learning_rate, topology, communicator, **options
+        )
+    options |= {"overlap": "overlap" in algorithm}
+    if algorithm.startswith("relaysum-model"):
+        treatments = {"counts": "renormalize", "updref": "latest"}
+        missing = treatments.get(algorithm.split("_")[1], "initial")
+        options |= {"missing": missing}
+        return djax.relay_sgd(learning_rate, topology, communicator, **options)
+    if algorithm.startswith("relaysum-grad"):
+        return djax.relay_sgd_grad(learning_rate, topology, communicator, **options)
+    if algorithm.startswith("gossip"):
+        return djax.dpsgd(learning_rate, topology, communicator, **options)
+    return djax.all_reduce_sgd(learning_rate, communicator, **options)
 
 
 @pytest.mark.parametrize("case", [k for k in DISTRIBUTED8 if k.startswith("x__")])
 def test_aliases_follow_the_distributed_code(case):
     _, algorithm, graph = case.split("__")
-    communicator = communicators.simulated(8)
-    momentum = 0.9 if "mom0.9" in algorithm else None
-    options = dict(
-        momentum=momentum, nesterov=bool(momentum), overlap="overlap" in algorithm
-    )
-    learning_rate = float(DISTRIBUTED8["lr"])
-    if algorithm.startswith("gossip"):
-        names = {"fully-connected": "complete"}
-        topology = getattr(topologies, names.get(graph, graph))(8)
-        optimizer = djax.dpsgd(learning_rate, topology, communicator, **options)
-    else:
-        topology = topologies.complete(8)
-        optimizer = djax.all_reduce_sgd(learning_rate, communicator, **options)
+    communicator, topology = communicators.simulated(8), distributed_graph(graph)
 
     def unflatten(x):
         return {"a": x[:4].reshape(2, 2), "b": x[4:]}
@@ -111,10 +197,17 @@ def test_aliases_follow_the_distributed_code(case):
         return jnp.concatenate([params["a"].ravel(), params["b"]])
 
     with jax.enable_x64(True):
+        optimizer = distributed_algorithm(algorithm, topology, communicator)
         actual = trajectory(optimizer, communicator, DISTRIBUTED8, unflatten, flatten)
         params = unflatten(jnp.zeros(6))
-        cost = djax.communication_cost(optimizer, params, topology)
+        cost = djax.communication_cost(optimizer, params, communicator)
     assert_close(actual, DISTRIBUTED8[case])
     # The reference reports the worst worker; its last step sent a whole message.
     bytes_sent = DISTRIBUTED8[case.replace("x__", "bytes__")]
-    assert cost.max_bytes == (bytes_sent[:, -1] - bytes_sent[:, -2]).max()
+    theirs = (bytes_sent[:, -1] - bytes_sent[:, -2]).max()
+    if "relay" in algorithm:  # Its counts are of 8 bytes, ours of 4.
+        trees = len(topology) if isinstance(topology, tuple) else 1
+        degree = cost.max_messages / 2  # One of models, one of counts, to each.
+        theirs -= 4 * degree
+        assert degree == {1: 2, 2: 4}.get(trees) or graph in ("binary-tree", "3-tree")
+    assert cost.max_bytes == theirs

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from djax._base import PyTree, wide
+from djax._base import OutsideError, PyTree, wide
 from djax.accounting import accounted
 
 from . import _common
@@ -22,7 +22,7 @@ def _inside(verb: Callable) -> Callable:
         try:
             size = jax.lax.axis_size(self.axis_name)
         except NameError as error:
-            raise RuntimeError(
+            raise OutsideError(
                 f"{verb.__name__} was called outside of the per-worker program: run "
                 "it inside communicator.spmd(...), or inside your own jax.vmap or "
                 f"jax.shard_map over the axis {self.axis_name!r}."

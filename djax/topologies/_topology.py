@@ -120,6 +120,15 @@ class Topology:
         return len(self.edges) == self.size - 1
 
     @cached_property
+    def distances(self) -> np.ndarray:
+        """`int64[n, n]`: the number of hops between any two workers."""
+        lengths = dict(nx.all_pairs_shortest_path_length(self.graph))
+        workers = range(self.size)
+        distances = np.array([[lengths[i][j] for j in workers] for i in workers])
+        distances.setflags(write=False)
+        return distances
+
+    @cached_property
     def diameter(self) -> int:
         """The number of hops between the two workers furthest apart."""
         return nx.diameter(self.graph)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import Communicator, check_params, wide
+from djax._base import Communicator, check_no_overlap, check_params, wide
 
 
 class AllReduceState(NamedTuple):
@@ -56,6 +56,7 @@ def all_reduce(
         check_params("all_reduce", params)
         if not overlap:
             return optax.EmptyState()
+        check_no_overlap("all_reduce")
         return AllReduceState(jax.tree.map(jnp.zeros_like, params))
 
     def update_fn(updates, state, params=None, **extra_args):

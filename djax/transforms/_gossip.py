@@ -21,7 +21,16 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from djax._base import Communicator, PyTree, check_params, check_rate, check_sizes, wide
+from djax._base import (
+    Communicator,
+    PyTree,
+    check_no_overlap,
+    check_params,
+    check_rate,
+    check_topology,
+    key_of_step,
+    wide,
+)
 from djax.topologies import Topology
 
 
@@ -86,23 +95,20 @@ def gossip(
       Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
       <https://arxiv.org/abs/1705.09056>`_, 2017, Algorithm 1
     """
-    if not isinstance(topology, Topology):
-        raise TypeError(
-            f"gossip needs a Topology, got {topology!r}; a Schedule is directed."
-        )
-    check_sizes("gossip", topology, communicator)
+    check_topology("gossip", topology, communicator)
     check_rate("gossip: consensus_rate", consensus_rate)
 
     def init_fn(params):
         check_params("gossip", params)
+        if overlap:
+            check_no_overlap("gossip")
         return GossipState(jnp.zeros((), jnp.int32))
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("gossip", params)
         model = params if overlap else optax.apply_updates(params, updates)
-        first_key = jax.random.key(0) if key is None else key
-        losses = jax.random.fold_in(first_key, state.step)
+        losses = key_of_step(key, state.step)
         pull = pull_to_neighbors(model, topology, communicator, losses)
 
         def add_pull(u, p):

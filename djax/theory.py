@@ -1,0 +1,216 @@
+r"""What is known of an algorithm before it runs.
+
+RelaySGD is analysed as gossip among :math:`n (\tau_{\max} + 1)` virtual workers, the
+:math:`n` workers now and at each of the last :math:`\tau_{\max}` steps: with
+:math:`y^t = (x^t, x^{t-1}, \dots, x^{t - \tau_{\max}})` and no gradients,
+:math:`y^{t+1} = W y^t`. The matrix is row-stochastic and not symmetric; its powers
+converge to :math:`\mathbf 1 \pi^\top` with the Perron vector :math:`\pi`.
+
+Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+<https://arxiv.org/abs/2110.04175>`_, 2021, Theorem II and Lemma 1.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .topologies import Topology
+from .transforms._relay import check_tree
+
+# The search of the paper's figure: how far it looks, and when it gives up.
+_LARGEST_POWER = 100
+_PATIENCE = 10
+
+
+class RelayConstant(NamedTuple):
+    r"""The constant of a tree in RelaySGD's rate of convergence.
+
+    Attributes:
+      rho: :math:`\rho = m / p`, the smaller the better.
+      m: a number of steps,
+      p: in (0, 1], such that :math:`m` steps contract the disagreement by
+        :math:`(1 - p)^m`, of what one step leaves, in the spectral norm.
+    """
+
+    rho: float
+    m: int
+    p: float
+
+
+def relay_delays(tree: Topology, *, overlap: bool = False) -> np.ndarray:
+    r"""After how many steps a model counts at each worker.
+
+    Args:
+      tree: a topology without cycles.
+      overlap: as in :func:`djax.relay`.
+
+    Returns:
+      `int64[n, n]`, :math:`\tau_{ij} = \max(\text{hops}_{ij} - 1, 0)`, or
+      :math:`\text{hops}_{ij}` with overlap.
+
+    Raises:
+      ValueError: if the topology has cycles.
+
+    Examples:
+      >>> from djax import theory, topologies
+      >>> theory.relay_delays(topologies.chain(4))[0].tolist()
+      [0, 0, 1, 2]
+    """
+    check_tree("relay_delays", tree)
+    return tree.distances if overlap else np.maximum(tree.distances - 1, 0)
+
+
+def relay_learning_rate_factor(tree: Topology, *, overlap: bool = False) -> float:
+    r"""By how much larger a step size RelaySGD takes than all-reduce.
+
+    An update enters every worker's average with weight :math:`1/n`, next to older
+    models without it, so that in the long run it moves the workers by
+    :math:`1 / (1 + \bar\tau)` of its length only, with the mean delay
+
+    .. math:: \bar\tau = \tfrac1{n^2} \textstyle\sum_{ij} \tau_{ij}.
+
+    Multiplying the learning rate by :math:`1 + \bar\tau` makes up for that.
+
+    Args:
+      tree: a topology without cycles. The two of
+        :func:`djax.topologies.double_binary_trees` have the same factor.
+      overlap: as in :func:`djax.relay`.
+
+    Returns:
+      :math:`1 + \bar\tau`.
+
+    Raises:
+      ValueError: if the topology has cycles.
+
+    Examples:
+      >>> import djax
+      >>> djax.relay_learning_rate_factor(djax.topologies.chain(16))
+      5.375
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, appendix, Figure 6
+    """
+    return 1 + float(relay_delays(tree, overlap=overlap).mean())
+
+
+def relay_matrix(tree: Topology, *, overlap: bool = True) -> np.ndarray:
+    r"""The mixing matrix of RelaySum on workers and their past.
+
+    .. math:: x_i^{t+1} = \tfrac1n \textstyle\sum_j x_j^{t - \tau_{ij}}
+
+    as :math:`y^{t+1} = W y^t`: the first block row holds :math:`1/n` at worker j's
+    model of :math:`\tau_{ij}` steps ago, the others shift the past by a step.
+
+    Args:
+      tree: a topology without cycles.
+      overlap: as in :func:`djax.relay`; by default the delays of the paper's analysis.
+
+    Returns:
+      `float64[n (1 + max delay), n (1 + max delay)]`, row-stochastic; index
+      `delay * n + worker`.
+
+    Raises:
+      ValueError: if the topology has cycles.
+
+    Examples:
+      >>> from djax import theory, topologies
+      >>> print((3 * theory.relay_matrix(topologies.chain(3))).round()[:3].astype(int))
+      [[1 0 0 0 1 0 0 0 1]
+       [0 1 0 1 0 1 0 0 0]
+       [0 0 1 0 1 0 1 0 0]]
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, Section 4
+    """
+    delays, n = relay_delays(tree, overlap=overlap), tree.size
+    matrix = np.eye(n * (1 + delays.max()), k=-n)
+    workers = np.arange(n)
+    matrix[workers[:, None], delays * n + workers] = 1 / n
+    return matrix
+
+
+def relay_perron_vector(tree: Topology, *, overlap: bool = True) -> np.ndarray:
+    r"""The left eigenvector :math:`\pi^\top W = \pi^\top` of :func:`relay_matrix`.
+
+    It tells what workers without gradients agree on: the mean over time and workers
+
+    .. math:: \pi_{kj} = \frac{\#\{i : \tau_{ij} \ge k\}}{n^2 (1 + \bar\tau)},
+
+    in which all workers' present models have the same weight.
+
+    Args:
+      tree: a topology without cycles.
+      overlap: as in :func:`relay_matrix`.
+
+    Returns:
+      `float64[n (1 + max delay)]`, positive but where nobody waits so long; sums to 1.
+
+    Raises:
+      ValueError: if the topology has cycles.
+
+    Examples:
+      >>> from djax import theory, topologies
+      >>> theory.relay_perron_vector(topologies.chain(2)).round(3).tolist()
+      [0.333, 0.333, 0.167, 0.167]
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, Theorem II
+    """
+    delays = relay_delays(tree, overlap=overlap)
+    waiting = [(delays >= k).sum(axis=0) for k in range(1 + delays.max())]
+    weights = np.concatenate(waiting).astype(np.float64)
+    return weights / weights.sum()
+
+
+def relay_constant(tree: Topology) -> RelayConstant:
+    r"""The constant :math:`\rho = m / p` of a tree, searched as in the paper's figure.
+
+    With :math:`r_m = \|W^m - \mathbf 1 \pi^\top\|_2^2 \,/\,
+    \|W - \mathbf 1 \pi^\top\|_2^2` and :math:`p = 1 - r_m^{1 / 2m}`, the smallest
+    :math:`m / p` over :math:`m < 100` with :math:`r_m < 1` and :math:`p` below the
+    second largest modulus of an eigenvalue. The search ends once it has not improved
+    ten times.
+
+    Args:
+      tree: a topology of at least two workers without cycles.
+
+    Returns:
+      A :class:`RelayConstant`.
+
+    Raises:
+      ValueError: if the topology has cycles, or only one worker.
+
+    Examples:
+      >>> from djax import theory, topologies
+      >>> round(theory.relay_constant(topologies.chain(6)).rho, 1)
+      63.1
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, Lemma 1 and appendix, Figure 5
+    """
+    if tree.size < 2:
+        raise ValueError("relay_constant: one worker alone has nothing to agree on.")
+    matrix = relay_matrix(tree)
+    # W 1 = 1 and pi W = pi, so that the powers of the difference are W^m - 1 pi.
+    difference = matrix - relay_perron_vector(tree)
+    second = np.abs(np.linalg.eigvals(difference)).max()
+    power, first = difference, np.linalg.norm(difference, 2)
+    best, failures = None, 0
+    for m in range(1, _LARGEST_POWER):
+        ratio = np.linalg.norm(power, 2) / first
+        p = 1 - ratio ** (1 / m)
+        if 0 < p < second:
+            if best is None or m / p < best.rho:
+                best = RelayConstant(float(m / p), m, float(p))
+            else:
+                failures += 1
+        if failures > _PATIENCE:
+            break
+        power = power @ difference
+    if best is None:
+        raise ValueError(f"relay_constant: no contraction of {tree!r} within 99 steps.")
+    return best

@@ -1,0 +1,122 @@
+r"""D²: decentralized training over decentralized data.
+
+Plain averaging pulls every worker's model from where its own gradient leads, again in
+each step, so that D-PSGD with a constant step size stops short of the optimum if the
+workers' data differ. D² remembers that pull and takes it back in the next step. With
+the update :math:`u_i^t` of the links before it and any mechanism,
+
+.. math::
+   x_i^{t+1} &= \operatorname{average}_i(x_1^t + u_1^t + c_1^t, \dots), & c_i^0 &= 0, \\
+   c_i^{t+1} &= x_i^{t+1} - x_i^t - u_i^t,
+
+which for gossip is :math:`x^{t+1} = W (2 x^t - x^{t-1} + u^t - u^{t-1})`.
+
+Tang et al., `D²: Decentralized Training over Decentralized Data
+<https://arxiv.org/abs/1803.07068>`_, 2018.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+import optax
+
+from djax._base import add, check_params, refusing_overlap
+from djax.topologies import Topology
+
+# Below it the recursion of D² has an eigenvalue outside of the unit circle.
+SMALLEST_EIGENVALUE = -1 / 3
+
+
+class D2State(NamedTuple):
+    """State of :func:`d2`.
+
+    Attributes:
+      correction: :math:`c_i`, what the last averaging moved beyond the update.
+      mechanism_state: state of the wrapped mechanism.
+    """
+
+    correction: optax.Updates
+    mechanism_state: optax.OptState
+
+
+def d2(
+    mechanism: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Corrects a mechanism for differences between the workers' data.
+
+    .. math::
+       x_i &\leftarrow \operatorname{average}_i(x_1 + u_1 + c_1, \dots, x_n + u_n + c_n)
+       \\ c_i &\leftarrow (\text{new } x_i) - x_i - u_i
+
+    With :func:`djax.gossip` it converges only if no eigenvalue of the mixing matrix is
+    below -1/3, which :func:`djax.d2_sgd` checks; at half the consensus rate it is exact
+    diffusion, which always converges. It sends what the mechanism sends.
+
+    Args:
+      mechanism: any mechanism without `overlap`.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      :class:`D2State`.
+
+    Raises:
+      ValueError: in `init`, if the mechanism overlaps.
+
+    Examples:
+      >>> import djax, optax
+      >>> ring, communicator = djax.topologies.ring(8), djax.communicators.simulated(8)
+      >>> averaging = djax.d2(djax.gossip(ring, communicator, consensus_rate=0.5))
+      >>> exact_diffusion_adam = optax.chain(optax.adam(1e-3), averaging)
+
+    References:
+      Tang et al., `D²: Decentralized Training over Decentralized Data
+      <https://arxiv.org/abs/1803.07068>`_, 2018
+
+      Yuan et al., `Exact Diffusion for Distributed Optimization and Learning
+      <https://arxiv.org/abs/1702.05122>`_, 2019
+    """
+    mechanism = optax.with_extra_args_support(mechanism)
+
+    def init_fn(params):
+        check_params("d2", params)
+        with refusing_overlap("d2"):
+            mechanism_state = mechanism.init(params)
+        return D2State(jax.tree.map(jnp.zeros_like, params), mechanism_state)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        params = check_params("d2", params)
+        corrected = add(updates, state.correction, like=updates)
+        averaged, mechanism_state = mechanism.update(
+            corrected, state.mechanism_state, params, **extra_args
+        )
+        correction = add(averaged, updates, like=state.correction, sign=-1)
+        return averaged, D2State(correction, mechanism_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def check_d2(name: str, topology: Topology, consensus_rate: float = 1.0) -> None:
+    r"""Raises ValueError if D² over gossip on the topology diverges.
+
+    That is if :math:`\lambda_{\min}` of :math:`(1 - \rho) I + \rho W` is below -1/3.
+    """
+    smallest = 1 - consensus_rate * (1 - topology.lambda_min)
+    if smallest >= SMALLEST_EIGENVALUE - 1e-9:
+        return
+    raise ValueError(
+        f"{name} diverges on {topology!r}: the smallest eigenvalue of its mixing "
+        f"matrix is {smallest:.4f}, and may not be below -1/3. Use weights='lazy', or "
+        f"edge weights of at most {_largest_edge_weight(topology, consensus_rate):.4g}."
+    )
+
+
+def _largest_edge_weight(topology: Topology, consensus_rate: float) -> float:
+    """The largest equal weight of all edges that D² allows, rounded down."""
+    laplacian = nx.laplacian_matrix(topology.graph, weight="multiplicity").toarray()
+    stable = (1 - SMALLEST_EIGENVALUE) / np.linalg.eigvalsh(laplacian)[-1]
+    largest = min(stable / consensus_rate, 1 / laplacian.diagonal().max())
+    digits = 10 ** (3 - np.floor(np.log10(largest)))
+    return float(np.floor(largest * digits) / digits)

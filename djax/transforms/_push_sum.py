@@ -1,0 +1,216 @@
+r"""Push-sum: averaging over directed and time-varying graphs, as in SGP.
+
+On a directed graph nobody can see to it that the weights of what arrives sum to one,
+but everybody can split what it sends: the mixing matrices :math:`A^t` have *columns*
+that sum to one. The models :math:`z_i` then keep their sum and drift apart by factors,
+which a scalar :math:`w_i` that is treated alike measures:
+
+.. math::
+   z_i \leftarrow \textstyle\sum_j a_{ij}^t z_j, \qquad
+   w_i \leftarrow \textstyle\sum_j a_{ij}^t w_j, \quad w_i = 1 \text{ at first},
+
+so that :math:`z_i / w_i` converges to the mean. Gradients are taken there.
+
+Kempe, Dobra and Gehrke, `Gossip-Based Computation of Aggregate Information
+<https://doi.org/10.1109/SFCS.2003.1238221>`_, 2003; Assran et al., `Stochastic Gradient
+Push for Distributed Deep Learning <https://arxiv.org/abs/1811.10792>`_, 2019.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from djax._base import (
+    Communicator,
+    PyTree,
+    add,
+    alternate,
+    check_no_overlap,
+    check_params,
+    check_sizes,
+    key_of_step,
+    wide,
+)
+from djax.topologies import Schedule
+from djax.topologies._checks import TOLERANCE, check_integer
+
+
+class PushSumState(NamedTuple):
+    """State of :func:`push_sum`.
+
+    Attributes:
+      weight: `float[]`, :math:`w_i`; the worker's model is `params / weight`.
+      exchanges: `int32[]`, number of exchanges so far.
+    """
+
+    weight: jax.Array
+    exchanges: ArrayLike
+
+
+def push_sum(
+    schedule: Schedule,
+    communicator: Communicator,
+    *,
+    rounds: int = 1,
+    overlap: bool = False,
+    key: jax.Array | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages over directed, possibly changing, graphs.
+
+    Placed last in a chain it makes SGP of SGD. The parameters are the :math:`z_i`, and
+    the gradients are to be taken at :math:`z_i / w_i`, which
+    :func:`djax.push_sum_eval_params` returns. With the updates :math:`u_i` of the links
+    before it,
+
+    .. math::
+       z_i \leftarrow \textstyle\sum_j a_{ij}^t (z_j + u_j), \qquad
+       w_i \leftarrow \textstyle\sum_j a_{ij}^t w_j
+       \qquad\text{(with overlap: } z_i \leftarrow \textstyle\sum_j a_{ij}^t z_j + u_i
+       \text{)}
+
+    If the rows of the matrices sum to one too, as those of
+    :func:`djax.topologies.one_peer_exponential`, the weights stay 1, do not travel, and
+    the parameters are the models themselves.
+
+    Where messages are lost (`drop_probability` of the communicator), the receiver puts
+    its own value in their place.
+
+    Args:
+      schedule: the matrices, one after the other.
+      communicator: how messages travel.
+      rounds: exchanges in each step, each with the schedule's next matrix.
+      overlap: average the parameters before this step's updates.
+      key: PRNG key of the losses, where messages are lost; `jax.random.key(0)` by
+        default.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      :class:`PushSumState`. Updates keep their dtypes; sums are in float32 or wider.
+
+    Raises:
+      TypeError: if `schedule` is none, for example a Topology.
+      ValueError: if the sizes differ, or `rounds` is no positive integer.
+
+    Examples:
+      >>> import djax, optax
+      >>> communicator = djax.communicators.simulated(8)
+      >>> schedule = djax.topologies.one_peer_exponential(8)
+      >>> averaging = djax.push_sum(schedule, communicator, rounds=2)
+      >>> optimizer = optax.chain(optax.sgd(0.1), averaging)
+
+    References:
+      Assran et al., `Stochastic Gradient Push for Distributed Deep Learning
+      <https://arxiv.org/abs/1811.10792>`_, 2019, Algorithm 1
+    """
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            f"push_sum needs a Schedule, got {schedule!r}; of a topology make one by "
+            "topologies.from_matrices([topology.mixing_matrix])."
+        )
+    check_sizes("push_sum", schedule, communicator)
+    rounds = check_integer(rounds, "push_sum: rounds")
+    received = schedule.matrices.sum(axis=2)
+    balanced = bool(np.abs(received - 1).max() <= TOLERANCE)
+
+    def init_fn(params):
+        check_params("push_sum", params)
+        if overlap:
+            check_no_overlap("push_sum")
+        return PushSumState(jnp.ones(()), jnp.zeros((), jnp.int32))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        params = check_params("push_sum", params)
+        start = params if overlap else optax.apply_updates(params, updates)
+        model, weight, exchanges = start, state.weight, state.exchanges
+        for _ in range(rounds):
+            losses = key_of_step(key, exchanges)
+            model, weight = alternate(
+                exchanges, range(schedule.period), branches, model, weight, losses
+            )
+            exchanges = optax.safe_increment(exchanges)
+        moved = add(model, start, like=jax.tree.map(wide, start), sign=-1)
+        return add(updates, moved, like=updates), PushSumState(weight, exchanges)
+
+    def exchange(t):
+        def with_matrix(model, weight, losses):
+            if balanced:
+                return mix(t, model, losses), weight
+            return mix(t, (model, weight), losses)
+
+        return with_matrix
+
+    def mix(t, mine, losses):
+        """Returns :math:`r_i z_i + sum_j a_ij (z_j - z_i)` with the row sums r."""
+        rank = communicator.rank()
+        kept = 1 if balanced else jnp.asarray(received[t])[rank]
+        mixed = jax.tree.map(lambda x: jnp.asarray(kept, wide(x).dtype) * wide(x), mine)
+        for i, source in enumerate(schedule.rounds[t]):
+            weight = jnp.asarray(schedule.round_weights[t][i])[rank]
+            theirs = communicator.permute(mine, source)
+            arrived = communicator.arrived(source, losses)
+            if arrived is not True:
+                theirs = optax.tree.where(arrived, theirs, mine)
+            mixed = jax.tree.map(
+                lambda total, y, x, w=weight: (
+                    total + w.astype(total.dtype) * (wide(y) - wide(x))
+                ),
+                mixed,
+                theirs,
+                mine,
+            )
+        return optax.tree.cast_like(mixed, mine)
+
+    branches = [exchange(t) for t in range(schedule.period)]
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def push_sum_eval_params(state: Any, params: PyTree) -> PyTree:
+    r"""The models :math:`z_i / w_i` of workers that train with :func:`push_sum`.
+
+    Gradients are taken and models evaluated there.
+
+    Args:
+      state: the :class:`PushSumState`, or the state of a chain that contains it.
+      params: the worker's :math:`z_i`.
+
+    Returns:
+      A tree like `params`.
+
+    Raises:
+      ValueError: if the state contains no or several :class:`PushSumState`.
+
+    Examples:
+      >>> import djax, jax.numpy as jnp
+      >>> communicator = djax.communicators.simulated(2)
+      >>> schedule = djax.topologies.from_matrices([[[0.5, 1.0], [0.5, 0.0]]])
+      >>> averaging = djax.push_sum(schedule, communicator)
+      >>> def worker(z):  # averages 40 times
+      ...     state = averaging.init(z)
+      ...     for _ in range(40):
+      ...         updates, state = averaging.update(0 * z, state, z)
+      ...         z += updates
+      ...     return z, djax.push_sum_eval_params(state, z)
+      >>> z, x = communicator.spmd(worker)(jnp.asarray([1.0, 5.0]))
+      >>> print(z.round(2), x.round(2))
+      [4. 2.] [3. 3.]
+
+    References:
+      Assran et al., `Stochastic Gradient Push for Distributed Deep Learning
+      <https://arxiv.org/abs/1811.10792>`_, 2019, Algorithm 1, line 7
+    """
+    leaves = jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, PushSumState))
+    found = [leaf for leaf in leaves if isinstance(leaf, PushSumState)]
+    if len(found) != 1:
+        raise ValueError(
+            "push_sum_eval_params needs a state with exactly one PushSumState, got "
+            f"{len(found)}: pass the one of the chain in question."
+        )
+    weight = found[0].weight
+    return jax.tree.map(
+        lambda z: (wide(z) / weight.astype(wide(z).dtype)).astype(z.dtype), params
+    )

@@ -1,0 +1,268 @@
+r"""Quasi-global momentum: momentum of how the averaged model moves.
+
+A local momentum points where the worker's own data lead. Here the buffers are fed by
+the difference of the model between two averagings, in which all workers' gradients
+have a part; the worker's gradient enters only the step that is then averaged. With
+learning rate :math:`\gamma`, gradient :math:`g_i` and any mechanism,
+
+.. math::
+   x_i' &= \operatorname{average}_i(x_1 - \gamma d_1, \dots, x_n - \gamma d_n), \\
+   m_i &\leftarrow \mu m_i + (1 - \mu) (x_i - x_i') / \gamma,
+
+and the direction :math:`d_i` made of :math:`g_i` and :math:`m_i`.
+
+Lin et al., `Quasi-Global Momentum: Accelerating Decentralized Deep Learning on
+Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from djax._base import PyTree, add, check_choice, check_params, refusing_overlap, wide
+
+Form = Literal["nesterov", "heavy_ball", "normalized"]
+
+# What the authors divide by instead, where the learning rate is smaller.
+SMALLEST_LEARNING_RATE = 1e-8
+
+
+class QuasiGlobalMomentumState(NamedTuple):
+    """State of :func:`quasi_global_momentum`.
+
+    Attributes:
+      momentum: :math:`m_i`, in the unit of gradients.
+      step: `int32[]`, number of updates so far.
+      mechanism_state: state of the mechanism.
+    """
+
+    momentum: optax.Updates
+    step: ArrayLike
+    mechanism_state: optax.OptState
+
+
+class QuasiGlobalAdamState(NamedTuple):
+    """State of :func:`quasi_global_adam`.
+
+    Attributes:
+      mu: first moment of the normalized movements of the averaged model.
+      nu: their second moment.
+      step: `int32[]`, number of updates so far.
+      mechanism_state: state of the mechanism.
+    """
+
+    mu: optax.Updates
+    nu: optax.Updates
+    step: ArrayLike
+    mechanism_state: optax.OptState
+
+
+def quasi_global_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    mechanism: optax.GradientTransformation,
+    *,
+    momentum: float = 0.9,
+    form: Form = "nesterov",
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SGD with a momentum that the averaging feeds: optimizer and mechanism in one.
+
+    .. math::
+       x_i' &= \operatorname{average}_i(x_1 - \gamma d_1, \dots, x_n - \gamma d_n) \\
+       m_i &\leftarrow \mu m_i + (1 - \mu) (x_i - x_i') / \max(\gamma, 10^{-8})
+
+    where the direction :math:`d_i` is, by `form`,
+
+    * `"nesterov"`: :math:`g_i + \mu (\mu m_i + g_i)`, QG-DSGDm-N, what is trained with;
+    * `"heavy_ball"`: :math:`\mu m_i + g_i`, QG-DSGDm;
+    * `"normalized"`: :math:`(\mu m_i + g_i) / (1 + \mu)`, the form of the RelaySGD
+      paper's simulations.
+
+    With `overlap` the parameters are averaged first, :math:`m_i` is fed by that, and
+    then the step :math:`-\gamma d_i` is taken.
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      mechanism: any mechanism without `overlap`.
+      momentum: :math:`\mu`.
+      form: how the direction is made.
+      overlap: average the parameters before this step's gradients.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that takes gradients and needs
+      `params`, with a :class:`QuasiGlobalMomentumState`. It is the last of a chain.
+
+    Raises:
+      ValueError: if `form` is unknown, or in `init` if the mechanism overlaps.
+
+    Examples:
+      >>> import djax, optax
+      >>> ring, communicator = djax.topologies.ring(8), djax.communicators.simulated(8)
+      >>> gossip = djax.gossip(ring, communicator)
+      >>> optimizer = optax.chain(
+      ...     optax.add_decayed_weights(1e-4), djax.quasi_global_momentum(0.1, gossip)
+      ... )
+
+    References:
+      Lin et al., `Quasi-Global Momentum: Accelerating Decentralized Deep Learning on
+      Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021, Algorithm 1
+    """
+    check_choice("quasi_global_momentum: form", form, Form)
+    mechanism = optax.with_extra_args_support(mechanism)
+
+    def init_fn(params):
+        check_params("quasi_global_momentum", params)
+        return QuasiGlobalMomentumState(
+            jax.tree.map(jnp.zeros_like, params),
+            jnp.zeros((), jnp.int32),
+            _init(mechanism, params, "quasi_global_momentum"),
+        )
+
+    def direction(g, m):
+        g, m = wide(g), wide(m)
+        heavy_ball = momentum * m + g
+        if form == "nesterov":
+            return g + momentum * heavy_ball
+        return heavy_ball / (1 + momentum) if form == "normalized" else heavy_ball
+
+    def update_fn(updates, state, params=None, **extra_args):
+        params = check_params("quasi_global_momentum", params)
+        grads, rate = updates, _value(learning_rate, state.step)
+
+        def step_along(m):
+            return jax.tree.map(
+                lambda g, m: _scale(-rate, direction(g, m)).astype(g.dtype), grads, m
+            )
+
+        if overlap:
+            step = jax.tree.map(jnp.zeros_like, grads)
+        else:
+            step = step_along(state.momentum)
+        averaged, mechanism_state = mechanism.update(
+            step, state.mechanism_state, params, **extra_args
+        )
+        feed = (1 - momentum) / jnp.maximum(rate, SMALLEST_LEARNING_RATE)
+        new_momentum = jax.tree.map(
+            lambda m, a: (momentum * wide(m) - _scale(feed, wide(a))).astype(m.dtype),
+            state.momentum,
+            averaged,
+        )
+        if overlap:
+            averaged = add(averaged, step_along(new_momentum), like=grads)
+        return averaged, QuasiGlobalMomentumState(
+            new_momentum, optax.safe_increment(state.step), mechanism_state
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def quasi_global_adam(
+    learning_rate: optax.ScalarOrSchedule,
+    mechanism: optax.GradientTransformation,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam with moments that the averaging feeds: optimizer and mechanism in one.
+
+    .. math::
+       d_i &= \frac{\beta_1 m_i + (1 - \beta_1) g_i}{1 - \beta_1^{t+1}} \Big/ \Bigl(
+         \sqrt{\frac{\beta_2 v_i + (1 - \beta_2) g_i^2}{1 - \beta_2^{t+1}}}
+         + \epsilon \Bigr) \\
+       x_i' &= \operatorname{average}_i(x_1 - \gamma d_1, \dots, x_n - \gamma d_n),
+       \qquad \delta_i = \frac{x_i - x_i'}{\|x_i - x_i'\|_2 + 10^{-8}} \\
+       m_i &\leftarrow \beta_1 m_i + (1 - \beta_1) \delta_i, \qquad
+       v_i \leftarrow \beta_2 v_i + (1 - \beta_2) \delta_i^2
+
+    The norm is over all parameters of the worker. The authors' code does without the
+    factor :math:`1 - \beta_1` of :math:`g_i`.
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      mechanism: any mechanism without `overlap`.
+      b1: :math:`\beta_1`, decay of the first moment.
+      b2: :math:`\beta_2`, decay of the second moment.
+      eps: :math:`\epsilon`.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that takes gradients and needs
+      `params`, with a :class:`QuasiGlobalAdamState`. It is the last of a chain.
+
+    Raises:
+      ValueError: in `init`, if the mechanism overlaps.
+
+    Examples:
+      >>> import djax
+      >>> ring, communicator = djax.topologies.ring(8), djax.communicators.simulated(8)
+      >>> optimizer = djax.quasi_global_adam(1e-3, djax.gossip(ring, communicator))
+
+    References:
+      Lin et al., `Quasi-Global Momentum: Accelerating Decentralized Deep Learning on
+      Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021, QG-Adam
+    """
+    mechanism = optax.with_extra_args_support(mechanism)
+
+    def init_fn(params):
+        check_params("quasi_global_adam", params)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return QuasiGlobalAdamState(
+            zeros,
+            zeros,
+            jnp.zeros((), jnp.int32),
+            _init(mechanism, params, "quasi_global_adam"),
+        )
+
+    def feed(old, decay, new):
+        """The moments with one more value, in float32 or wider."""
+        return jax.tree.map(lambda m, x: decay * wide(m) + (1 - decay) * x, old, new)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        params = check_params("quasi_global_adam", params)
+        grads, rate = updates, _value(learning_rate, state.step)
+        time = jnp.asarray(optax.safe_increment(state.step))
+        wide_grads = jax.tree.map(wide, grads)
+        mu = feed(state.mu, b1, wide_grads)
+        nu = feed(state.nu, b2, _square(wide_grads))
+
+        def step_along(g, m, v):
+            m = m / (1 - b1 ** time.astype(m.dtype))
+            v = v / (1 - b2 ** time.astype(v.dtype))
+            return _scale(-rate, m / (jnp.sqrt(v) + eps)).astype(g.dtype)
+
+        step = jax.tree.map(step_along, grads, mu, nu)
+        averaged, mechanism_state = mechanism.update(
+            step, state.mechanism_state, params, **extra_args
+        )
+        moved = jax.tree.map(lambda a: -wide(a), averaged)
+        norm = optax.tree.norm(moved) + 1e-8
+        moved = jax.tree.map(lambda d: d / norm.astype(d.dtype), moved)
+        return averaged, QuasiGlobalAdamState(
+            optax.tree.cast_like(feed(state.mu, b1, moved), state.mu),
+            optax.tree.cast_like(feed(state.nu, b2, _square(moved)), state.nu),
+            time,
+            mechanism_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _init(mechanism, params: PyTree, name: str) -> optax.OptState:
+    with refusing_overlap(name):
+        return mechanism.init(params)
+
+
+def _square(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.square, tree)
+
+
+def _scale(factor: ArrayLike, x: jax.Array) -> jax.Array:
+    return jnp.asarray(factor, x.dtype) * x
+
+
+def _value(learning_rate: optax.ScalarOrSchedule, step: ArrayLike) -> jax.Array:
+    rate = learning_rate(step) if callable(learning_rate) else learning_rate
+    return jnp.asarray(rate)

@@ -1,0 +1,232 @@
+r"""RelaySum: exactly uniform averages along a tree, after a delay.
+
+A worker sends to each neighbour its own model and everything that the *other*
+neighbours relayed to it in the step before, but never what that neighbour sent itself.
+So each model travels along the tree once, one hop a step, and is met at every worker
+with the same weight. With :math:`u_i` the model of worker i after its own step,
+
+.. math::
+   M_{i \to j} &= u_i + \textstyle\sum_{k \ne j} M^{prev}_{k \to i}, &
+   c_{i \to j} &= 1 + \textstyle\sum_{k \ne j} c^{prev}_{k \to i}, \\
+   x_i &\leftarrow \tfrac1n \bigl(u_i + \textstyle\sum_j M_{j \to i}
+       + (n - \bar n_i) \, x^0\bigr), &
+   \bar n_i &= 1 + \textstyle\sum_j c_{j \to i}.
+
+:math:`M` is a sum of models and :math:`c` their number; the models of
+:math:`n - \bar n_i` workers have not arrived yet and are replaced by the initial one.
+
+What travels and is kept is the mean :math:`M / c` in place of the sum. It stays in the
+range of the models, which is what half precision needs, and since only differences
+:math:`M / c - u_i` are summed up, equal models stay equal to the last bit.
+
+Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+<https://arxiv.org/abs/2110.04175>`_, 2021, Algorithm 1.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from djax._base import (
+    Communicator,
+    OutsideError,
+    PyTree,
+    check_choice,
+    check_no_overlap,
+    check_params,
+    check_topology,
+    key_of_step,
+    wide,
+)
+from djax.topologies import Topology
+
+Missing = Literal["initial", "latest", "self", "renormalize"]
+
+
+class RelayState(NamedTuple):
+    """State of :func:`relay`; a worker meets one neighbour a round.
+
+    Attributes:
+      messages: for each round, the mean of the models that its neighbour relayed last;
+        a tuple of trees like the parameters.
+      counts: `int32[rounds]`, of how many models; 0 where nothing came.
+      initial: the model that stands for missing ones; None unless `missing="initial"`.
+      step: `int32[]`, number of updates so far; the key of simulated message losses.
+    """
+
+    messages: tuple[PyTree, ...]
+    counts: jax.Array
+    initial: PyTree
+    step: ArrayLike
+
+
+def relay(
+    tree: Topology,
+    communicator: Communicator,
+    *,
+    missing: Missing = "initial",
+    overlap: bool = False,
+    key: jax.Array | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages the parameters uniformly over all workers of a tree, with delay.
+
+    Placed last in a chain it makes RelaySGD of SGD, Relay-Adam of Adam; around it
+    :func:`djax.on_updates` makes RelaySum/Grad. With the models
+    :math:`u_i^t = x_i^t + (\text{update})` and the delay :math:`\tau_{ij}`,
+
+    .. math:: x_i^{t+1} = \tfrac1n \textstyle\sum_j u_j^{t - \tau_{ij}}, \qquad
+       \tau_{ij} = \max(\text{hops}_{ij} - 1, 0)
+       \quad\text{(with overlap: } \tau_{ij} = \text{hops}_{ij}\text{)}.
+
+    Without `overlap` a neighbour's message enters the average of the step in which it
+    is sent; with it, that of the next one, as in the paper's analysis.
+
+    In the first steps the models of distant workers have not arrived, and where
+    messages are lost (`drop_probability` of the communicator) neither have those that a
+    lost message carried. For each of them stands, by `missing`:
+
+    * `"initial"`: the model that worker 0 started from; meant for equal starts. What
+      the authors' training code does;
+    * `"latest"`: this worker's latest average, which is the parameters before the
+      update; the authors' choice where messages are lost;
+    * `"self"`: this worker's own model :math:`u_i`, the authors' "academic" code;
+    * `"renormalize"`: nothing; the sum is divided by the number of models in it.
+
+    In each step one model and one integer travel to each neighbour, in both directions
+    of every edge. Older models of a worker keep part of the weight, which shortens the
+    effective step: see :func:`djax.relay_learning_rate_factor`.
+
+    Args:
+      tree: a topology without cycles; its mixing weights play no role.
+      communicator: how messages travel.
+      missing: what stands for a model that has not arrived.
+      overlap: average the messages of the step before, so that the exchange need not
+        wait for this step's gradients.
+      key: PRNG key of the losses, where messages are lost; `jax.random.key(0)` by
+        default.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      :class:`RelayState`: a model for each round (at most the tree's largest degree),
+      and the initial one. Updates keep their dtypes; sums are in float32 or wider.
+
+    Raises:
+      TypeError: if `tree` is no topology, for example a Schedule.
+      ValueError: if it has cycles, the sizes differ, or `missing` is unknown.
+
+    Examples:
+      >>> import djax, optax
+      >>> tree, communicator = djax.topologies.chain(8), djax.communicators.simulated(8)
+      >>> relay_sgd = optax.chain(optax.sgd(0.1), djax.relay(tree, communicator))
+      >>> relay_adam = optax.chain(optax.adam(1e-3), djax.relay(tree, communicator))
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, Algorithm 1
+    """
+    check_topology("relay", tree, communicator)
+    check_tree("relay", tree)
+    check_choice("relay: missing", missing, Missing)
+
+    def init_fn(params):
+        check_params("relay", params)
+        if overlap:
+            check_no_overlap("relay")
+        nothing = jax.tree.map(jnp.zeros_like, params)
+        rounds = len(tree.rounds)
+        return RelayState(
+            messages=(nothing,) * rounds,
+            counts=jnp.zeros(rounds, jnp.int32),
+            initial=_common_start(params) if missing == "initial" else None,
+            step=jnp.zeros((), jnp.int32),
+        )
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        params = check_params("relay", params)
+        model = optax.apply_updates(params, updates)
+        messages, counts = exchange(model, state)
+        if overlap:
+            total = _pull(model, state.messages, state.counts)
+            heard = state.counts.sum(dtype=jnp.int32)
+        else:
+            total = _pull(model, messages, counts)
+            heard = counts.sum(dtype=jnp.int32)
+
+        absent = tree.size - 1 - heard
+        if missing in ("initial", "latest"):
+            stand_in = state.initial if missing == "initial" else params
+            total = _add_pull(total, absent, stand_in, model)
+        divisor = 1 + heard if missing == "renormalize" else tree.size
+        updates = jax.tree.map(
+            lambda u, s: (wide(u) + s / jnp.asarray(divisor, s.dtype)).astype(u.dtype),
+            updates,
+            total,
+        )
+        step = optax.safe_increment(state.step)
+        return updates, RelayState(messages, counts, state.initial, step)
+
+    def exchange(model, state):
+        """Relays what came in the step before; returns what comes in this one."""
+        rank, losses = communicator.rank(), key_of_step(key, state.step)
+        total = _pull(model, state.messages, state.counts)
+        known = 1 + state.counts.sum(dtype=jnp.int32)
+        messages, counts = [], []
+        for i, source in enumerate(tree.rounds):
+            # All that is known but what this round's neighbour has sent.
+            count = known - state.counts[i]
+            pull = _add_pull(total, -state.counts[i], state.messages[i], model)
+            mean = jax.tree.map(
+                lambda x, p, c=count: (wide(x) + p / c.astype(p.dtype)).astype(x.dtype),
+                model,
+                pull,
+            )
+            message, count = communicator.permute((mean, count), source)
+            arrived = communicator.arrived(source, losses)
+            if arrived is not True:
+                message = optax.tree.where(arrived, message, model)
+            talks = jnp.asarray(np.asarray(source) != np.arange(tree.size))[rank]
+            messages.append(message)
+            counts.append(jnp.where(talks & arrived, count, 0))
+        return tuple(messages), jnp.stack(counts) if counts else state.counts
+
+    def _common_start(params):
+        try:
+            return communicator.broadcast(params)
+        except OutsideError:  # There is only one start, whose state all may share.
+            return params
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def check_tree(name: str, tree: Topology) -> None:
+    """Raises ValueError if the topology has cycles."""
+    if not tree.is_tree:
+        raise ValueError(
+            f"{name} needs a tree, since on a graph with cycles models would be "
+            f"counted twice; {tree!r} has {len(tree.edges)} edges, a tree has "
+            f"{tree.size - 1}. Use topologies.spanning_tree(topology), or chain, star, "
+            "binary_tree, regular_tree."
+        )
+
+
+def _pull(model: PyTree, messages: tuple[PyTree, ...], counts: jax.Array) -> PyTree:
+    r"""Returns :math:`\sum_k c_k (M_k / c_k - u)`, in float32 or wider."""
+    total = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), model)
+    for i, message in enumerate(messages):
+        total = _add_pull(total, counts[i], message, model)
+    return total
+
+
+def _add_pull(total: PyTree, count: jax.Array, mean: PyTree, model: PyTree) -> PyTree:
+    """Adds the pull of `count` models with the mean `mean`."""
+    return jax.tree.map(
+        lambda t, m, x: t + count.astype(t.dtype) * (wide(m) - wide(x)),
+        total,
+        mean,
+        model,
+    )
