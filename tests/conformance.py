@@ -24,18 +24,22 @@ class Algorithm(NamedTuple):
     Attributes:
       make: from a topology and a communicator.
       reference: its oracle in `references.py`.
+      graph: what becomes of the topology first.
       exact: whether it equals all-reduce on a complete graph.
       converges: whether all workers reach the optimum of the mean objective.
       averages_models: whether it needs parameters, and draws those together.
-      delayed: whether even an only worker's updates come later.
+      keeps_mean: whether the mean over workers stays, also of different starts.
+      alone_is_base: whether an only worker runs the base optimizer.
     """
 
     make: Callable[[djax.Topology, djax.Communicator], Any]
     reference: Callable
+    graph: Callable[[djax.Topology], djax.Topology] = lambda topology: topology
     exact: bool = True
     converges: bool = True
     averages_models: bool = True
-    delayed: bool = False
+    keeps_mean: bool = True
+    alone_is_base: bool = True
 
 
 def _reversed(topology):
@@ -46,6 +50,15 @@ def _reversed(topology):
     return djax.topologies.from_networkx(
         graph, weights=topology.mixing_matrix[::-1, ::-1]
     )
+
+
+def directed(size: int) -> djax.Schedule:
+    """Everybody sends half to the next worker; in odd steps, to worker 0."""
+    own = np.eye(size)
+    to_first = own.copy()
+    to_first[0] += 1
+    matrices = [own + np.roll(own, 1, axis=0), to_first]
+    return djax.topologies.from_matrices([m / m.sum(0) for m in matrices])
 
 
 ALGORITHMS = {
@@ -77,13 +90,85 @@ ALGORITHMS = {
     "all_reduce_overlap": Algorithm(
         lambda t, c: djax.all_reduce(c, overlap=True),
         references.all_reduce_overlap,
-        delayed=True,
+        alone_is_base=False,
+    ),
+    "relay": Algorithm(
+        lambda t, c: djax.relay(t, c),
+        references.relay,
+        graph=djax.topologies.spanning_tree,
+        exact=False,
+        keeps_mean=False,
+    ),
+    "relay_overlap": Algorithm(
+        lambda t, c: djax.relay(t, c, missing="latest", overlap=True),
+        lambda *args: references.relay(*args, missing="latest", overlap=True),
+        graph=djax.topologies.spanning_tree,
+        exact=False,
+        keeps_mean=False,
+    ),
+    "relay_on_updates": Algorithm(
+        lambda t, c: djax.on_updates(djax.relay(t, c)),
+        references.relay_on_updates,
+        graph=djax.topologies.spanning_tree,
+        exact=False,
+        converges=False,
+        averages_models=False,
+    ),
+    "d2": Algorithm(
+        lambda t, c: djax.d2(djax.gossip(t, c, consensus_rate=0.5)),
+        references.exact_diffusion,
+        exact=False,
+    ),
+    "gradient_tracking": Algorithm(
+        lambda t, c: djax.gradient_tracking(djax.gossip(t, c)),
+        references.gradient_tracking,
+    ),
+    "push_sum": Algorithm(
+        lambda t, c: djax.push_sum(directed(t.size), c),
+        references.push_sum(lambda n: directed(n).matrices),
+        exact=False,
+        converges=False,  # As the table takes its gradients at the parameters.
+    ),
+    "push_sum_rounds": Algorithm(
+        lambda t, c: djax.push_sum(
+            djax.topologies.one_peer_exponential(t.size), c, rounds=2, overlap=True
+        ),
+        references.push_sum(
+            lambda n: djax.topologies.one_peer_exponential(n).matrices,
+            rounds=2,
+            overlap=True,
+        ),
+        exact=False,
+    ),
+    "quasi_global_momentum": Algorithm(
+        lambda t, c: optax.chain(
+            optax.scale(-1.0),
+            djax.quasi_global_momentum(1.0, djax.gossip(t, c), momentum=0.5),
+        ),
+        references.quasi_global_momentum,
+        alone_is_base=False,
+    ),
+    "quasi_global_adam": Algorithm(
+        lambda t, c: optax.chain(
+            optax.scale(-1.0), djax.quasi_global_adam(0.05, djax.gossip(t, c))
+        ),
+        references.quasi_global_adam,
+        converges=False,  # With a constant step size.
+        keeps_mean=False,  # Its steps have a length of their own.
+        alone_is_base=False,
     ),
 }
 """All mechanisms; the corrections appear around `gossip`."""
 
 DIM = 6
 SHAPES = {"b": (2,), "w": (2, 2)}  # jax.tree.leaves sorts by name.
+
+
+def make(name: str, topology: djax.Topology, communicator: djax.Communicator):
+    """The mechanism under its name in the table."""
+    algorithm = ALGORITHMS[name]
+    return algorithm.make(algorithm.graph(topology), communicator)
+
 
 each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
@@ -179,10 +264,11 @@ def train(
 def expected(name: str, topology, *, steps=20, learning_rate=0.1) -> np.ndarray:
     """What the dense oracle says, `[size, DIM]`."""
     hessian, target, _ = quadratics(topology.size)
-    return ALGORITHMS[name].reference(
+    algorithm = ALGORITHMS[name]
+    return algorithm.reference(
         lambda x: hessian * (x - target),
         start(topology.size),
         learning_rate,
         steps,
-        topology.mixing_matrix,
+        algorithm.graph(topology).mixing_matrix,
     )

@@ -85,8 +85,9 @@ def _hops(W):
     return hops.astype(int)
 
 
-def d2(gradient, x, learning_rate, steps, W):
-    """The two-step recursion, without a correction that is carried along."""
+def exact_diffusion(gradient, x, learning_rate, steps, W):
+    """D² of half the steps, and without a correction that is carried along."""
+    W = (W + np.eye(len(W))) / 2
     before, update_before = x, np.zeros_like(x)
     for t in range(steps):
         update = -learning_rate * gradient(x)
@@ -121,29 +122,27 @@ def push_sum(matrices, rounds=1, overlap=False):
     return run
 
 
-def quasi_global_momentum(form="nesterov", overlap=False, mu=0.9):
-    """Behind the table's SGD, whose updates take the place of gradients."""
+def quasi_global_momentum(gradient, x, learning_rate, steps, W, mu=0.5):
+    """What goes in are the gradients times the learning rate of the table."""
+    m = np.zeros_like(x)
+    for _ in range(steps):
+        g = learning_rate * gradient(x)
+        new = W @ (x - g - mu * (mu * m + g))
+        m, x = mu * m + (1 - mu) * (x - new), new
+    return x
 
-    def run(gradient, x, learning_rate, steps, W):
-        m = np.zeros_like(x)
-        for _ in range(steps):
-            g = learning_rate * gradient(x)
-            if overlap:
-                new = W @ x
-                m = mu * m + (1 - mu) * (x - new)
-            direction = mu * m + g
-            if form == "nesterov":
-                direction = g + mu * direction
-            if form == "normalized":
-                direction /= 1 + mu
-            if overlap:
-                x = new - direction
-            else:
-                new = W @ (x - direction)
-                m, x = mu * m + (1 - mu) * (x - new), new
-        return x
 
-    return run
+def quasi_global_adam(gradient, x, learning_rate, steps, W, rate=0.05):
+    m, v = np.zeros_like(x), np.zeros_like(x)
+    for t in range(1, steps + 1):
+        g = learning_rate * gradient(x)
+        first = (0.9 * m + 0.1 * g) / (1 - 0.9**t)
+        second = (0.999 * v + 0.001 * g**2) / (1 - 0.999**t)
+        new = W @ (x - rate * first / (np.sqrt(second) + 1e-8))
+        moved = x - new
+        moved /= np.linalg.norm(moved, axis=1, keepdims=True) + 1e-8
+        m, v, x = 0.9 * m + 0.1 * moved, 0.999 * v + 0.001 * moved**2, new
+    return x
 
 
 def all_reduce(gradient, x, learning_rate, steps, W):

@@ -181,14 +181,17 @@ def relay(
             count = known - state.counts[i]
             pull = _add_pull(total, -state.counts[i], state.messages[i], model)
             mean = jax.tree.map(
-                lambda x, p, c=count: (wide(x) + p / c.astype(p.dtype)).astype(x.dtype),
+                lambda x, p, m, c=count: (wide(x) + p / c.astype(p.dtype)).astype(
+                    m.dtype
+                ),
                 model,
                 pull,
+                state.messages[i],
             )
             message, count = communicator.permute((mean, count), source)
             arrived = communicator.arrived(source, losses)
             if arrived is not True:
-                message = optax.tree.where(arrived, message, model)
+                message = optax.tree.where(arrived, message, state.messages[i])
             talks = jnp.asarray(np.asarray(source) != np.arange(tree.size))[rank]
             messages.append(message)
             counts.append(jnp.where(talks & arrived, count, 0))

@@ -4,9 +4,11 @@ r"""Random quadratics with a known optimum and a chosen heterogeneity.
 
 The generator of the RelaySGD paper's simulations: Vogels et al., `RelaySum for
 Decentralized Deep Learning on Heterogeneous Data <https://arxiv.org/abs/2110.04175>`_,
-2021, Appendix.
+2021, Appendix. Even the draws are the same: a seed gives the problem that it gives
+there.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -63,12 +65,12 @@ def random_quadratics(
     """
     if workers == 1 and heterogeneity:
         raise ValueError("one worker alone has heterogeneity 0.")
-    rng = np.random.default_rng(seed)
-    left, values, right = np.linalg.svd(rng.standard_normal((workers, dim, dim)))
+    normals = _Normals(seed)
+    left, values, right = np.linalg.svd(normals.draw(workers, dim, dim))
     if smallest is None:
         values = values * (largest / values.max(axis=1, keepdims=True))
-    else:
-        values = np.broadcast_to(np.linspace(largest, smallest, dim), values.shape)
+    else:  # Ascending, as there: the Gaussian's largest becomes the smallest.
+        values = np.broadcast_to(np.linspace(smallest, largest, dim), values.shape)
     matrices = (left * values[:, None, :]) @ right
 
     def centered(offsets):
@@ -77,11 +79,11 @@ def random_quadratics(
         return Quadratics(matrices, offsets - matrices @ optimum, np.zeros(dim))
 
     # zeta^2 grows with the square of the workers' own optima.
-    own_optima = rng.standard_normal((workers, dim, 1))
+    own_optima = normals.draw(workers, dim, 1)
     unit = centered((matrices @ own_optima)[..., 0])
     scale = np.sqrt(heterogeneity / unit.heterogeneity()) if heterogeneity else 0.0
 
-    direction = rng.standard_normal(dim)
+    direction = normals.draw(dim)
     optimum = distance * direction / np.linalg.norm(direction)
     return Quadratics(matrices, scale * unit.offsets + matrices @ optimum, optimum)
 
@@ -89,3 +91,44 @@ def random_quadratics(
 def _least_squares(matrices: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     dim = matrices.shape[-1]
     return np.linalg.lstsq(matrices.reshape(-1, dim), offsets.ravel(), rcond=None)[0]
+
+
+class _Normals:
+    """Standard normal variates in float64, as PyTorch draws them on a CPU.
+
+    A Mersenne Twister and the transform of Box and Muller. Draws of 16 and more are
+    transformed in blocks, whose first half become cosines and whose second half sines.
+    """
+
+    def __init__(self, seed: int):
+        self._twister = np.random.RandomState(seed)
+
+    def draw(self, *shape: int) -> np.ndarray:
+        count = math.prod(shape)
+        if count < 16:
+            angle, radius = self._uniform(count + count % 2).reshape(-1, 2).T
+            return _box_muller(radius, angle).ravel()[:count].reshape(shape)
+        uniform = self._uniform(count)
+        if count % 16:  # The last block overlaps the one before it, drawn anew.
+            uniform, last = uniform[: count // 16 * 16], self._uniform(16)
+        normal = self._blocks(uniform)
+        if count % 16:
+            kept = normal[: count - 16]
+            normal = np.concatenate([kept, self._blocks(last)])
+        return normal.reshape(shape)
+
+    def _uniform(self, count: int) -> np.ndarray:
+        words = np.frombuffer(self._twister.bytes(8 * count), "<u4").astype(np.uint64)
+        high, low = words.reshape(count, 2).T
+        return (((high << 32) | low) & (2**53 - 1)) * 2.0**-53
+
+    @staticmethod
+    def _blocks(uniform: np.ndarray) -> np.ndarray:
+        radius, angle = uniform.reshape(-1, 2, 8).swapaxes(0, 1)
+        return _box_muller(radius, angle).swapaxes(-1, -2).ravel()
+
+
+def _box_muller(radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """Pairs of normal variates, `[..., 2]`, of uniform ones in [0, 1)."""
+    radius, angle = np.sqrt(-2 * np.log1p(-radius)), 2 * np.pi * angle
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)

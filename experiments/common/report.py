@@ -43,7 +43,7 @@ class RunFolder:
     def write_config(self, config: Any) -> None:
         """Writes `config.json`: the configuration and what it ran on."""
         if self.path is not None:
-            content = {"config": dataclasses.asdict(config), **_provenance()}
+            content = {"config": dataclasses.asdict(config), **provenance()}
             text = json.dumps(content, indent=2, default=str) + "\n"
             (self.path / "config.json").write_text(text)
 
@@ -59,7 +59,8 @@ class RunFolder:
             figure.savefig(self.path / name, dpi=150)
 
 
-def _provenance() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
+    """Versions, commit and devices: what a result was made by."""
     packages = ("djax-gossip", "jax", "jaxlib", "optax", "flax", "mpi4jax", "numpy")
     versions: dict[str, str | None] = {}
     for package in packages:

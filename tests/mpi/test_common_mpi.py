@@ -4,7 +4,7 @@ import conformance
 import jax
 import numpy as np
 import pytest
-from conformance import ALGORITHMS, each_algorithm, train
+from conformance import each_algorithm, make, train
 
 from djax import communicators, topologies
 
@@ -14,8 +14,8 @@ SIZE = MPI.size
 
 def both_ways(name, topology, **options):
     simulated = communicators.simulated(SIZE)
-    reference = train(ALGORITHMS[name].make(topology, simulated), simulated, **options)
-    over_mpi = train(ALGORITHMS[name].make(topology, MPI), MPI, **options)
+    reference = train(make(name, topology, simulated), simulated, **options)
+    over_mpi = train(make(name, topology, MPI), MPI, **options)
     return over_mpi, reference[np.asarray(MPI.local_ranks)]
 
 
@@ -43,10 +43,9 @@ def test_the_same_messages_are_lost():
     options = {"drop_probability": 0.3, "drop_seed": 5}
     simulated = communicators.simulated(SIZE, **options)
     lossy = communicators.mpi(**options)
-    make = ALGORITHMS["gossip"].make
-    reference = train(make(topology, simulated), simulated)
+    reference = train(make("gossip", topology, simulated), simulated)
     without_loss = conformance.expected("gossip", topology)
     (mine,) = MPI.local_ranks
-    actual = train(make(topology, lossy), lossy)
+    actual = train(make("gossip", topology, lossy), lossy)
     np.testing.assert_allclose(actual[0], reference[mine], rtol=1e-5)
     assert np.abs(actual[0] - without_loss[mine]).max() > 1e-3

@@ -88,7 +88,7 @@ def test_differences_are_named_on_every_rank():
 def test_communication_cost_is_what_is_handed_to_mpi(name, monkeypatch):
     """Counts what reaches mpi4jax while a period of steps is traced."""
     topology = topologies.star(SIZE)
-    mechanism = conformance.ALGORITHMS[name].make(topology, MPI)
+    mechanism = conformance.make(name, topology, MPI)
     params = {
         "w": jnp.ones((300, 1000)),
         "b": jnp.ones(7),

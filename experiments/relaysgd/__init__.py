@@ -1,0 +1,1 @@
+"""Reproductions of Vogels et al., RelaySum for Decentralized Deep Learning, 2021."""
