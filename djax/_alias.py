@@ -185,7 +185,8 @@ def relay_sgd_grad(
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021, RelaySum/Grad
     """
-    averaging = on_updates(_relay(tree, communicator, "initial", overlap))
+    # The latest "model" of averaged updates is zero, and need not be kept.
+    averaging = on_updates(_relay(tree, communicator, "latest", overlap))
     return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
 
 

@@ -6,6 +6,7 @@ process. Nothing else changes: the same seed gives the same numbers.
     python -m experiments.train                               # 4 workers, simulated
     mpirun -n 4 python -m experiments.train                   # 4 workers, over MPI
     python -m experiments.train --workers 32 --topology social_network
+    python -m experiments.train --algorithm relay_sgd --topology chain --workers 8
     python -m experiments.train --task quadratics --split iid --optimizer adam
 
 With the defaults (D-PSGD on a ring, handwritten digits whose classes are split by a
@@ -42,9 +43,12 @@ class Config:
     """Its own arguments, as in `hidden "(64,)"` or `dim 20 noise 0.1`."""
     topology: str = "ring"
     """Who talks to whom: ring, chain, star, complete, torus, hypercube, exponential,
-    binary_tree, regular_tree or social_network."""
+    binary_tree, regular_tree, social_network or double_binary_trees (two, for half of
+    the coordinates each). Relays need trees; sgp has a graph of its own, the one-peer
+    exponential, and all_reduce_sgd needs none."""
     weights: str = "metropolis"
-    """Mixing weights: metropolis, uniform, lazy, or a number for every edge."""
+    """Mixing weights of gossip: metropolis, uniform, lazy, or a number for every
+    edge."""
     split: str = "dirichlet:0.1"
     """Who holds which samples: iid, dirichlet:ALPHA or shards:K."""
     workers: int | None = None
@@ -87,7 +91,7 @@ class Run:
             [dataclasses.asdict(config) | {"jax": jax.__version__}] * len(local),
         )
         size = self.communicator.size
-        self.topology = make_topology(config, size)
+        self.topologies = make_topologies(config, size)
         setting = tasks.Setting(
             size, local, config.split, config.batch_size, config.seed
         )
@@ -95,16 +99,20 @@ class Run:
         self.steps = config.epochs * self.task.steps_per_epoch
         self.base = optimizers.make_base(config.base, self.steps)
         self.optimizer = optimizers.make_optimizer(
-            config.averaging, self.base, self.topology, self.communicator
+            config.averaging,
+            config.base,
+            self.steps,
+            self.topologies,
+            self.communicator,
         )
         model = self.task.init(jax.random.key(config.seed))
-        self.cost = djax.communication_cost(self.optimizer, model, self.topology)
+        self.cost = djax.communication_cost(self.optimizer, model, self.communicator)
         self.params = communicators.replicate(self.communicator, model)
         communicators.check_agreement(
             self.communicator, "the initial parameters", [model] * len(local)
         )
         algorithm = config.averaging.algorithm
-        self.title = f"{config.task}-{algorithm}-{self.topology.name}{size}"
+        self.title = f"{config.task}-{algorithm}-{config.topology}{size}"
         self.folder = report.RunFolder(
             config.runs, config.name or self.title, active=0 in local
         )
@@ -135,15 +143,15 @@ def make_communicator(config: Config) -> djax.Communicator:
     return communicator
 
 
-def make_topology(config: Config, size: int) -> djax.Topology:
-    """Builds the graph that the command line names."""
-    build = getattr(
-        topologies, errors.lookup("--topology", config.topology, topologies.BUILDERS)
-    )
+def make_topologies(config: Config, size: int) -> tuple[djax.Topology, ...]:
+    """Builds the graph that the command line names, or its pair of trees."""
+    names = (*topologies.BUILDERS, "double_binary_trees")
+    build = getattr(topologies, errors.lookup("--topology", config.topology, names))
     weights = config.weights
     with contextlib.suppress(ValueError):
         weights = float(weights)
-    return build(size, weights=weights)
+    built = build(size, weights=weights)
+    return (built,) if isinstance(built, djax.Topology) else built
 
 
 def execute(run: Run) -> trainer.Outcome:

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+import djax
 from experiments.common import optimizers, partition, tasks
 from experiments.common.errors import UsageError
 from experiments.common.quadratics import random_quadratics
@@ -246,3 +247,119 @@ def test_weight_decay_acts_on_the_gradients():
     params = jnp.full(2, 4.0)
     updates, _ = base.update(jnp.ones(2), base.init(params), params)
     np.testing.assert_allclose(updates, -0.1 * (1 + 0.5 * 4), rtol=1e-6)
+
+
+RING, COMMUNICATOR = djax.topologies.ring(4), djax.communicators.simulated(4)
+TREES = djax.topologies.double_binary_trees(4)
+
+
+def make_optimizer(topologies=(RING,), base=(), **config):
+    base = optimizers.BaseOptimizer(warmup=0.0, decay_at=(), **dict(base))
+    config = optimizers.Algorithm(**config)
+    return optimizers.make_optimizer(config, base, 10, topologies, COMMUNICATOR)
+
+
+def quasi_global(make, **options):
+    """Of the arguments of an alias."""
+    return lambda rate, topology, communicator, **_: make(
+        rate, djax.gossip(topology, communicator), **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "alias", "graph"),
+    [
+        ({"algorithm": "dpsgd"}, djax.dpsgd, RING),
+        ({"algorithm": "all_reduce_sgd"}, djax.all_reduce_sgd, None),
+        ({"algorithm": "relay_sgd"}, djax.relay_sgd, TREES),
+        ({"algorithm": "relay_sgd_grad"}, djax.relay_sgd_grad, TREES),
+        ({"algorithm": "d2_sgd"}, djax.d2_sgd, RING),
+        ({"algorithm": "exact_diffusion"}, djax.exact_diffusion, RING),
+        ({"algorithm": "gradient_tracking_sgd"}, djax.gradient_tracking_sgd, RING),
+        ({"algorithm": "sgp"}, djax.sgp, djax.topologies.one_peer_exponential(4)),
+        (
+            {"algorithm": "quasi_global_momentum"},
+            quasi_global(djax.quasi_global_momentum),
+            RING,
+        ),
+        (
+            {
+                "algorithm": "quasi_global_momentum",
+                "base": {"optimizer_options": {"momentum": "0.5"}},
+            },
+            quasi_global(djax.quasi_global_momentum, momentum=0.5, form="heavy_ball"),
+            RING,
+        ),
+        (
+            {
+                "algorithm": "quasi_global_adam",
+                "base": {"optimizer": "adam", "optimizer_options": {"b1": "0.5"}},
+            },
+            quasi_global(djax.quasi_global_adam, b1=0.5),
+            RING,
+        ),
+    ],
+)
+def test_algorithms_are_those_of_djax(config, alias, graph):
+    """On their graph, with the default base optimizer or its quasi-global form."""
+    topologies = TREES if graph is TREES else (RING,)
+    where = (COMMUNICATOR,) if graph is None else (graph, COMMUNICATOR)
+    ours = make_optimizer(topologies, **config)
+    theirs = alias(0.1, *where, momentum=0.9, nesterov=True)
+    starts = jnp.arange(12.0).reshape(4, 3)
+
+    def trajectory(optimizer):
+        def worker(x):
+            state = optimizer.init(x)
+            for _ in range(4):
+                updates, state = optimizer.update(jnp.sin(x), state, x)
+                x = optax.apply_updates(x, updates)
+            return x
+
+        return jax.jit(COMMUNICATOR.spmd(worker))(starts)
+
+    with jax.numpy_dtype_promotion("standard"):
+        np.testing.assert_allclose(trajectory(ours), trajectory(theirs), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"algorithm": "dpsgd", "missing": "latest"}, "dpsgd has no option --missing"),
+        ({"algorithm": "dpsgd", "check": False}, "no option --no-check, only --cons"),
+        ({"algorithm": "relay_sgd", "rounds": 2}, "no option --rounds, only --local-s"),
+        ({"algorithm": "relay_sgd_grad", "local_steps": 2}, "no option --local-steps"),
+        ({"algorithm": "sgp", "consensus_rate": 0.5}, "no option --consensus-rate"),
+        ({"algorithm": "all_reduce_sgd", "consensus_rate": 2.0}, "--consensus-rate"),
+        ({"algorithm": "d2_sgd", "overlap": True}, "d2_sgd has no option --overlap"),
+        ({"algorithm": "exact_diffusion", "overlap": True}, "--overlap"),
+        ({"algorithm": "gradient_tracking_sgd", "overlap": True}, "--overlap"),
+        ({"algorithm": "quasi_global_adam", "overlap": True}, "--overlap"),
+        (
+            {"algorithm": "quasi_global_momentum", "base": {"optimizer": "adam"}},
+            "use --optimizer sgd, not adam",
+        ),
+        (
+            {
+                "algorithm": "quasi_global_momentum",
+                "base": {"optimizer_options": {"accumulator_dtype": "None"}},
+            },
+            "choose from momentum, nesterov",
+        ),
+    ],
+)
+def test_options_without_use_are_refused(config, message):
+    with pytest.raises(UsageError, match=message):
+        make_optimizer(**config)
+
+
+def test_d2_is_checked_at_its_consensus_rate_and_on_all_graphs():
+    star = djax.topologies.star(4, weights=1 / 3)  # Its smallest eigenvalue: -1/3.
+    make_optimizer((star,), algorithm="d2_sgd")
+    make_optimizer((star,), algorithm="d2_sgd", consensus_rate=1.1, check=False)
+    with pytest.raises(ValueError, match="d2_sgd diverges"):
+        make_optimizer((star,), algorithm="d2_sgd", consensus_rate=1.1)
+    ring = djax.topologies.ring(4, weights=0.5)  # -1.
+    make_optimizer((ring,), algorithm="d2_sgd", consensus_rate=0.5)
+    with pytest.raises(ValueError, match="d2_sgd diverges"):
+        make_optimizer((star, ring), algorithm="d2_sgd")

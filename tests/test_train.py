@@ -30,8 +30,12 @@ def last_record(runs):
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
 
 
-def test_simulation_and_mpi_print_the_same(tmp_path):
-    options = ("--seed", "1", "--drop-probability", "0.05", "--epochs", "10")
+@pytest.mark.parametrize(
+    "algorithm", ["--algorithm dpsgd", "--algorithm relay_sgd --topology chain"]
+)
+def test_simulation_and_mpi_print_the_same(algorithm, tmp_path):
+    options = ("--seed", "1", "--drop-probability", "0.05", "--epochs", "5")
+    options += tuple(algorithm.split())
     here = python(*TRAIN, "--workers", "4", *options, "--runs", f"{tmp_path}/simulated")
     there = mpirun(4, *TRAIN, *options, "--runs", f"{tmp_path}/mpi")
     assert here.returncode == 0, here.stderr
@@ -78,6 +82,15 @@ def test_without_communication_they_do_not(tmp_path):
         "--algorithm all_reduce_sgd --local-steps 4 --split shards:2",
         "--task quadratics --workers 16 --topology binary_tree --weights 0.2",
         "--topology chain --consensus-rate 0.5 --weight-decay 1e-4 --split iid",
+        "--algorithm relay_sgd --workers 8 --topology double_binary_trees "
+        "--drop-probability 0.1 --missing latest",
+        "--algorithm relay_sgd_grad --topology star --optimizer adam --overlap",
+        "--algorithm d2_sgd --workers 8 --weights 0.3233 --drop-probability 0.1",
+        "--algorithm exact_diffusion --workers 9 --topology torus --local-steps 2",
+        "--algorithm gradient_tracking_sgd --workers 8 --topology double_binary_trees",
+        "--algorithm sgp --workers 6 --rounds 2 --overlap --drop-probability 0.1",
+        "--algorithm quasi_global_momentum --topology double_binary_trees --overlap",
+        "--algorithm quasi_global_adam --optimizer adam --weight-decay 1e-4",
     ],
 )
 def test_options(options, tmp_path):
@@ -92,7 +105,7 @@ def test_options(options, tmp_path):
     ("options", "message"),
     [
         ("--topology rong", "choose from binary_tree"),
-        ("--algorithm d_psgd", "choose from all_reduce_sgd, dpsgd"),
+        ("--algorithm d_psgd", "choose from all_reduce_sgd, d2_sgd, dpsgd"),
         ("--task quadratic", "choose from digits, quadratics"),
         ("--weights heavy", "choose one of metropolis"),
         ("--weights 0.6", "largest admissible weight is 0.5"),
@@ -114,6 +127,11 @@ def test_options(options, tmp_path):
         ("--task quadratics --task-options dim 2.5", "options {'dim': 2.5}"),
         ("--optimizer lbfgs", "choose from"),
         ("--optimizer-options momentum True nesterov 3 accumulator_dtype 7", "error"),
+        ("--algorithm relay_sgd", "cycles .*spanning_tree"),
+        ("--algorithm d2_sgd --workers 8 --topology hypercube", "diverges .* 'lazy'"),
+        ("--algorithm d2_sgd --workers 32 --topology double_binary_trees", "diverges"),
+        ("--algorithm sgp --rounds 0", "rounds must be"),
+        ("--algorithm quasi_global_adam", "use --optimizer adam, not sgd"),
     ],
 )
 def test_mistakes_end_in_one_line(options, message, tmp_path, capfd):

@@ -13,6 +13,7 @@ Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
 <https://arxiv.org/abs/1705.09056>`_, 2017.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -135,18 +136,46 @@ def pull_to_neighbors(
     Returns:
       A tree like `model`, in float32 or wider.
     """
+    rounds = topology.rounds, topology.round_weights
+    pull, heard = pull_over_rounds(model, *rounds, communicator, key)
+    if heard is None:
+        return pull
+    heard += jnp.asarray(np.diag(topology.mixing_matrix))[communicator.rank()]
+    # A worker that gives itself no weight may have heard nobody.
+    heard = jnp.where(heard > 0, heard, 1)
+    return jax.tree.map(lambda total: total / heard.astype(total.dtype), pull)
+
+
+def pull_over_rounds(
+    model: PyTree,
+    rounds: Sequence[Sequence[int]],
+    weights: np.ndarray,
+    communicator: Communicator,
+    key: jax.Array,
+) -> tuple[PyTree, jax.Array | None]:
+    r"""Returns :math:`\sum_r w_{ri} (x_{s_r(i)} - x_i)`, over the messages that arrive.
+
+    Args:
+      model: this worker's :math:`x_i`.
+      rounds: :math:`s_r`, from whom everybody receives.
+      weights: `float64[rounds, n]`, of what they receive.
+      communicator: how messages travel.
+      key: PRNG key of the losses.
+
+    Returns:
+      A tree like `model`, in float32 or wider, and the sum of the weights of what
+      arrived; None where nothing can be lost.
+    """
     rank = communicator.rank()
-    pull = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), model)
-    heard = jnp.asarray(np.diag(topology.mixing_matrix))[rank]
-    lossy = False
-    for i, source in enumerate(topology.rounds):
-        weight = jnp.asarray(topology.round_weights[i])[rank]
+    pull, heard = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), model), None
+    for source, everyones in zip(rounds, weights, strict=True):
+        weight = jnp.asarray(everyones)[rank]
         arrived = communicator.arrived(source, key)
         received = communicator.permute(model, source)
         if arrived is not True:
-            lossy = True
             weight = jnp.where(arrived, weight, 0)
             received = optax.tree.where(arrived, received, model)
+            heard = weight if heard is None else heard + weight
         pull = jax.tree.map(
             lambda total, theirs, mine, w=weight: (
                 total + w.astype(total.dtype) * (wide(theirs) - wide(mine))
@@ -155,8 +184,4 @@ def pull_to_neighbors(
             received,
             model,
         )
-        heard += weight
-    if lossy:  # A worker that gives itself no weight may have heard nobody.
-        heard = jnp.where(heard > 0, heard, 1)
-        pull = jax.tree.map(lambda total: total / heard.astype(total.dtype), pull)
-    return pull
+    return pull, heard

@@ -38,6 +38,8 @@ from djax._base import (
 from djax.topologies import Schedule
 from djax.topologies._checks import TOLERANCE, check_integer
 
+from ._gossip import pull_over_rounds
+
 
 class PushSumState(NamedTuple):
     """State of :func:`push_sum`.
@@ -146,24 +148,14 @@ def push_sum(
 
     def mix(t, mine, losses):
         """Returns :math:`r_i z_i + sum_j a_ij (z_j - z_i)` with the row sums r."""
-        rank = communicator.rank()
-        kept = 1 if balanced else jnp.asarray(received[t])[rank]
-        mixed = jax.tree.map(lambda x: jnp.asarray(kept, wide(x).dtype) * wide(x), mine)
-        for i, source in enumerate(schedule.rounds[t]):
-            weight = jnp.asarray(schedule.round_weights[t][i])[rank]
-            theirs = communicator.permute(mine, source)
-            arrived = communicator.arrived(source, losses)
-            if arrived is not True:
-                theirs = optax.tree.where(arrived, theirs, mine)
-            mixed = jax.tree.map(
-                lambda total, y, x, w=weight: (
-                    total + w.astype(total.dtype) * (wide(y) - wide(x))
-                ),
-                mixed,
-                theirs,
-                mine,
-            )
-        return optax.tree.cast_like(mixed, mine)
+        rounds = schedule.rounds[t], schedule.round_weights[t]
+        pull, _ = pull_over_rounds(mine, *rounds, communicator, losses)
+        kept = 1 if balanced else jnp.asarray(received[t])[communicator.rank()]
+        return jax.tree.map(
+            lambda x, p: (jnp.asarray(kept, p.dtype) * wide(x) + p).astype(x.dtype),
+            mine,
+            pull,
+        )
 
     branches = [exchange(t) for t in range(schedule.period)]
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

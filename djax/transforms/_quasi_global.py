@@ -208,10 +208,9 @@ def quasi_global_adam(
 
     def init_fn(params):
         check_params("quasi_global_adam", params)
-        zeros = jax.tree.map(jnp.zeros_like, params)
         return QuasiGlobalAdamState(
-            zeros,
-            zeros,
+            optax.tree.zeros_like(params),
+            optax.tree.zeros_like(params),
             jnp.zeros((), jnp.int32),
             _init(mechanism, params, "quasi_global_adam"),
         )

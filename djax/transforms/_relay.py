@@ -136,11 +136,9 @@ def relay(
         check_params("relay", params)
         if overlap:
             check_no_overlap("relay")
-        nothing = jax.tree.map(jnp.zeros_like, params)
-        rounds = len(tree.rounds)
         return RelayState(
-            messages=(nothing,) * rounds,
-            counts=jnp.zeros(rounds, jnp.int32),
+            messages=tuple(optax.tree.zeros_like(params) for _ in tree.rounds),
+            counts=jnp.zeros(len(tree.rounds), jnp.int32),
             initial=_common_start(params) if missing == "initial" else None,
             step=jnp.zeros((), jnp.int32),
         )
@@ -150,23 +148,14 @@ def relay(
         params = check_params("relay", params)
         model = optax.apply_updates(params, updates)
         messages, counts = exchange(model, state)
-        if overlap:
-            total = _pull(model, state.messages, state.counts)
-            heard = state.counts.sum(dtype=jnp.int32)
-        else:
-            total = _pull(model, messages, counts)
-            heard = counts.sum(dtype=jnp.int32)
+        heard = (state.messages, state.counts) if overlap else (messages, counts)
+        total, number = _pull(model, *heard), 1 + heard[1].sum(dtype=jnp.int32)
 
-        absent = tree.size - 1 - heard
         if missing in ("initial", "latest"):
             stand_in = state.initial if missing == "initial" else params
-            total = _add_pull(total, absent, stand_in, model)
-        divisor = 1 + heard if missing == "renormalize" else tree.size
-        updates = jax.tree.map(
-            lambda u, s: (wide(u) + s / jnp.asarray(divisor, s.dtype)).astype(u.dtype),
-            updates,
-            total,
-        )
+            total = _add_pull(total, tree.size - number, stand_in, model)
+        divisor = number if missing == "renormalize" else tree.size
+        updates = _divide_and_add(total, divisor, updates, like=updates)
         step = optax.safe_increment(state.step)
         return updates, RelayState(messages, counts, state.initial, step)
 
@@ -177,17 +166,10 @@ def relay(
         known = 1 + state.counts.sum(dtype=jnp.int32)
         messages, counts = [], []
         for i, source in enumerate(tree.rounds):
-            # All that is known but what this round's neighbour has sent.
+            # All that is known except for what this round's neighbour has sent.
             count = known - state.counts[i]
             pull = _add_pull(total, -state.counts[i], state.messages[i], model)
-            mean = jax.tree.map(
-                lambda x, p, m, c=count: (wide(x) + p / c.astype(p.dtype)).astype(
-                    m.dtype
-                ),
-                model,
-                pull,
-                state.messages[i],
-            )
+            mean = _divide_and_add(pull, count, model, like=state.messages[i])
             message, count = communicator.permute((mean, count), source)
             arrived = communicator.arrived(source, losses)
             if arrived is not True:
@@ -223,6 +205,18 @@ def _pull(model: PyTree, messages: tuple[PyTree, ...], counts: jax.Array) -> PyT
     for i, message in enumerate(messages):
         total = _add_pull(total, counts[i], message, model)
     return total
+
+
+def _divide_and_add(
+    total: PyTree, divisor: ArrayLike, base: PyTree, like: PyTree
+) -> PyTree:
+    """Returns `base + total / divisor` in the dtypes of `like`."""
+    return jax.tree.map(
+        lambda t, b, x: (wide(b) + t / jnp.asarray(divisor, t.dtype)).astype(x.dtype),
+        total,
+        base,
+        like,
+    )
 
 
 def _add_pull(total: PyTree, count: jax.Array, mean: PyTree, model: PyTree) -> PyTree:

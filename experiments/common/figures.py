@@ -80,7 +80,7 @@ def publish(
     console = rich.console.Console(width=120, highlight=False)
     for table in tables:
         console.print(table)
-    console.print(f"written: {path}.jsonl, {path}.png")
+    console.print(f"written: {path}.jsonl and .png")
 
 
 def table(

@@ -3,10 +3,14 @@
 import collections
 import dataclasses
 import inspect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import optax
 
 import djax
+from djax.transforms._d2 import check_d2
+from djax.transforms._relay import Missing
 
 from .errors import UsageError, lookup
 from .tasks import read_options
@@ -39,13 +43,22 @@ class Algorithm:
     """How the workers average."""
 
     algorithm: str = "dpsgd"
-    """The algorithm, under its paper's name: dpsgd or all_reduce_sgd."""
+    """The algorithm, under its paper's name: all_reduce_sgd, dpsgd, relay_sgd,
+    relay_sgd_grad, d2_sgd, exact_diffusion, gradient_tracking_sgd, sgp,
+    quasi_global_momentum (of --optimizer sgd) or quasi_global_adam (of --optimizer
+    adam)."""
     consensus_rate: float = 1.0
     """Step size of gossip's averaging."""
     overlap: bool = False
     """Send messages that do not depend on this step's gradients."""
     local_steps: int = 1
     """Average in every so-manyth step only."""
+    missing: Missing = "initial"
+    """What stands for the models that have not reached a worker of relay_sgd."""
+    rounds: int = 1
+    """Exchanges in each step of sgp."""
+    check: bool = True
+    """Refuse mixing weights on which d2_sgd diverges: with an eigenvalue below -1/3."""
 
 
 def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
@@ -71,18 +84,23 @@ def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
     return lambda step: ramp(step) * staircase(step)
 
 
-def make_base(config: BaseOptimizer, steps: int) -> optax.GradientTransformation:
+def make_base(
+    config: BaseOptimizer,
+    steps: int,
+    make: Callable[..., optax.GradientTransformation] | None = None,
+) -> optax.GradientTransformation:
     """What every worker does with its gradients.
 
     Args:
       config: from the command line.
       steps: of the whole training.
+      make: takes the place of optax's function of that name.
 
     Raises:
       UsageError: if the optimizer or one of its options is unknown.
     """
     lookup("--optimizer", config.optimizer, _optimizers())
-    make = getattr(optax, config.optimizer)
+    make = make or getattr(optax, config.optimizer)
     options = config.optimizer_options
     if config.optimizer == "sgd":
         options = options or SGD_OPTIONS
@@ -107,42 +125,177 @@ def _optimizers() -> list[str]:
     ]
 
 
-def _dpsgd(base, config, topology, communicator):
-    mechanism = djax.gossip(
-        topology,
-        communicator,
-        consensus_rate=config.consensus_rate,
-        overlap=config.overlap,
+def _each(topologies, make):
+    """A mechanism, or one for each topology's share of the coordinates."""
+    if len(topologies) == 1:
+        return make(topologies[0])
+    return djax.interleave([make(topology) for topology in topologies])
+
+
+def _gossip(config, topologies, communicator, **options):
+    options = {"consensus_rate": config.consensus_rate} | options
+    return _each(topologies, lambda t: djax.gossip(t, communicator, **options))
+
+
+def _overlapping_gossip(config, topologies, communicator):
+    return _gossip(config, topologies, communicator, overlap=config.overlap)
+
+
+def _relay(config, topologies, communicator):
+    options = {"missing": config.missing, "overlap": config.overlap}
+    return _each(topologies, lambda t: djax.relay(t, communicator, **options))
+
+
+def _relay_of_updates(config, topologies, communicator):
+    return djax.on_updates(_relay(config, topologies, communicator))
+
+
+def _d2(config, topologies, communicator):
+    for topology in topologies if config.check else ():
+        check_d2(config.algorithm, topology, config.consensus_rate)
+    return djax.d2(_gossip(config, topologies, communicator))
+
+
+def _exact_diffusion(config, topologies, communicator):
+    return djax.d2(_gossip(config, topologies, communicator, consensus_rate=0.5))
+
+
+def _gradient_tracking(config, topologies, communicator):
+    return djax.gradient_tracking(_gossip(config, topologies, communicator))
+
+
+def _push_sum(config, topologies, communicator):
+    del topologies  # Its own graph has the parameters equal to the models.
+    schedule = djax.topologies.one_peer_exponential(communicator.size)
+    return djax.push_sum(
+        schedule, communicator, rounds=config.rounds, overlap=config.overlap
     )
-    return optax.chain(base, djax.every(config.local_steps, mechanism))
 
 
-def _all_reduce_sgd(base, config, topology, communicator):
-    mechanism = djax.all_reduce(communicator, overlap=config.overlap)
-    if config.local_steps > 1:  # Local SGD averages models.
-        return optax.chain(base, djax.every(config.local_steps, mechanism))
-    return optax.chain(djax.on_updates(mechanism), base)
+def _all_reduce(config, topologies, communicator):
+    del topologies
+    return djax.all_reduce(communicator, overlap=config.overlap)
 
 
-ALGORITHMS = {"all_reduce_sgd": _all_reduce_sgd, "dpsgd": _dpsgd}
+def _step_then_average(config, base, steps, mechanism):
+    averaging = djax.every(config.local_steps, mechanism)
+    return optax.chain(make_base(base, steps), averaging)
+
+
+def _average_gradients(config, base, steps, mechanism):
+    if config.local_steps != 1:  # Local SGD averages models.
+        return _step_then_average(config, base, steps, mechanism)
+    return optax.chain(djax.on_updates(mechanism), make_base(base, steps))
+
+
+def _quasi_global_momentum(config, base, steps, mechanism):
+    def make(learning_rate, momentum=0.9, nesterov=False):
+        if momentum is None:
+            raise UsageError(
+                f"--algorithm {config.algorithm} needs a momentum, as in "
+                "--optimizer-options momentum 0.9."
+            )
+        return djax.quasi_global_momentum(
+            learning_rate,
+            djax.every(config.local_steps, mechanism),
+            momentum=momentum,
+            form="nesterov" if nesterov else "heavy_ball",
+            overlap=config.overlap,
+        )
+
+    return _in_place_of("sgd", config, base, steps, make)
+
+
+def _quasi_global_adam(config, base, steps, mechanism):
+    def make(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
+        averaging = djax.every(config.local_steps, mechanism)
+        return djax.quasi_global_adam(learning_rate, averaging, b1=b1, b2=b2, eps=eps)
+
+    return _in_place_of("adam", config, base, steps, make)
+
+
+def _in_place_of(optimizer, config, base, steps, make):
+    if base.optimizer != optimizer:
+        raise UsageError(
+            f"--algorithm {config.algorithm} is a form of {optimizer} and replaces no "
+            f"other optimizer: use --optimizer {optimizer}, not {base.optimizer}."
+        )
+    return make_base(base, steps, make)
+
+
+class _Recipe(NamedTuple):
+    """An algorithm.
+
+    Attributes:
+      average: makes the mechanism of config, topologies and communicator.
+      options: the fields of the config that mean something to it.
+      compose: puts it together of config, base, steps and mechanism.
+    """
+
+    average: Callable
+    options: set[str]
+    compose: Callable = _step_then_average
+
+
+ALGORITHMS = {
+    "all_reduce_sgd": _Recipe(
+        _all_reduce, {"overlap", "local_steps"}, _average_gradients
+    ),
+    "dpsgd": _Recipe(_overlapping_gossip, {"consensus_rate", "overlap", "local_steps"}),
+    "relay_sgd": _Recipe(_relay, {"missing", "overlap", "local_steps"}),
+    # Updates of local steps would reach nobody, ever.
+    "relay_sgd_grad": _Recipe(_relay_of_updates, {"overlap"}),
+    "d2_sgd": _Recipe(_d2, {"consensus_rate", "check", "local_steps"}),
+    "exact_diffusion": _Recipe(_exact_diffusion, {"local_steps"}),
+    "gradient_tracking_sgd": _Recipe(
+        _gradient_tracking, {"consensus_rate", "local_steps"}
+    ),
+    "sgp": _Recipe(_push_sum, {"rounds", "overlap", "local_steps"}),
+    "quasi_global_momentum": _Recipe(
+        _gossip, {"consensus_rate", "overlap", "local_steps"}, _quasi_global_momentum
+    ),
+    "quasi_global_adam": _Recipe(
+        _gossip, {"consensus_rate", "local_steps"}, _quasi_global_adam
+    ),
+}
 
 
 def make_optimizer(
     config: Algorithm,
-    base: optax.GradientTransformation,
-    topology: djax.Topology,
+    base: BaseOptimizer,
+    steps: int,
+    topologies: Sequence[djax.Topology],
     communicator: djax.Communicator,
 ) -> optax.GradientTransformation:
     """Makes the base optimizer decentralized.
 
     Args:
       config: from the command line.
-      base: what every worker does with its gradients.
-      topology: who talks to whom.
+      base: what every worker does with its gradients, likewise.
+      steps: of the whole training.
+      topologies: who talks to whom; the coordinates are dealt out among several.
       communicator: how messages travel.
 
+    Returns:
+      What djax's function of the algorithm's name returns, of any base optimizer.
+
     Raises:
-      UsageError: if the algorithm is unknown.
+      UsageError: if the algorithm is unknown, or has no use for one of the options.
     """
-    make = ALGORITHMS[lookup("--algorithm", config.algorithm, ALGORITHMS)]
-    return make(base, config, topology, communicator)
+    recipe = ALGORITHMS[lookup("--algorithm", config.algorithm, ALGORITHMS)]
+    _check_options(config, recipe.options)
+    mechanism = recipe.average(config, topologies, communicator)
+    return recipe.compose(config, base, steps, mechanism)
+
+
+def _check_options(config: Algorithm, known: set[str]) -> None:
+    """Raises UsageError if the algorithm would ignore an option."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in {"algorithm", *known} or value == field.default:
+            continue
+        flag = f"{'no-' if value is False else ''}{field.name}".replace("_", "-")
+        options = ", ".join(f"--{name}".replace("_", "-") for name in sorted(known))
+        raise UsageError(
+            f"--algorithm {config.algorithm} has no option --{flag}, only {options}."
+        )

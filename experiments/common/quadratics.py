@@ -108,13 +108,10 @@ class _Normals:
         if count < 16:
             angle, radius = self._uniform(count + count % 2).reshape(-1, 2).T
             return _box_muller(radius, angle).ravel()[:count].reshape(shape)
-        uniform = self._uniform(count)
+        normal = self._blocks(self._uniform(count)[: count // 16 * 16])
         if count % 16:  # The last block overlaps the one before it, drawn anew.
-            uniform, last = uniform[: count // 16 * 16], self._uniform(16)
-        normal = self._blocks(uniform)
-        if count % 16:
-            kept = normal[: count - 16]
-            normal = np.concatenate([kept, self._blocks(last)])
+            last = self._blocks(self._uniform(16))
+            normal = np.concatenate([normal[: count - 16], last])
         return normal.reshape(shape)
 
     def _uniform(self, count: int) -> np.ndarray:

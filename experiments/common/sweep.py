@@ -69,6 +69,7 @@ class _Progress(NamedTuple):
       last: errors at the last two tests, `[2, rates, problems]`.
       failed: whether the error was NaN, grew, or settled, while it was above the goal.
       reached: step of the first test at which the goal was reached, or `NEVER`.
+      level: mean error of the last three tests up to that one.
     """
 
     test: jax.Array
@@ -76,6 +77,7 @@ class _Progress(NamedTuple):
     last: jax.Array
     failed: jax.Array
     reached: jax.Array
+    level: jax.Array
 
 
 def tune_fastest(
@@ -147,7 +149,7 @@ def tune_as_published(
             break
         bisecting = ~np.isnan(lower)
         rate = np.where(bisecting, (lower + upper) / 2, rate)
-        steps, failed = sweep.run(rate[None], limits=10 * best)
+        steps, failed, _ = sweep.run(rate[None], limits=10 * best)
         steps = np.where(steps[0] < NEVER, steps[0], np.inf)
         failed = failed[0] & searching
         improved = searching & (steps < best)
@@ -193,6 +195,53 @@ def tune_plateau(
     refined = sweep.best_of(factors[:, None] * best.learning_rates)
     missed = np.isnan(refined.steps)
     return Tuned(*(np.where(missed, *b) for b in zip(best, refined, strict=True)))
+
+
+def tune_plateau_as_published(
+    make_optimizer: MakeOptimizer,
+    problems: Sequence[Quadratics],
+    *,
+    goal: float = 1e-6,
+    start: float = 10.0,
+    max_steps: int = 20_000,
+) -> Tuned:
+    """The same with the search of the RelaySGD paper's code, for comparison.
+
+    It bisects for a rate whose error settles between `goal / 1.1` and `goal`. Of the
+    runs that it met, it returns not the one with the largest rate, but the one that
+    settled first.
+
+    Args:
+      make_optimizer: the algorithm.
+      problems: each is tuned for itself; all have the same number of workers.
+      goal: what the error has to settle below.
+      start: half of the largest rate tried.
+      max_steps: when a run is given up.
+
+    Returns:
+      Steps until it has settled, and rates.
+    """
+    sweep = _Sweep(make_optimizer, problems, goal, max_steps, plateau=True)
+    lower, upper = np.zeros(sweep.problems), np.full(sweep.problems, 2 * start)
+    best, best_rate = np.full(sweep.problems, np.inf), np.full(sweep.problems, np.nan)
+    searching = np.full(sweep.problems, True)
+    for _ in range(30):
+        searching &= upper - lower > 1e-6
+        if not searching.any():
+            break
+        rate = (lower + upper) / 2
+        limits = np.where(searching, 10 * best, 0)
+        steps, failed, level = (x[0] for x in sweep.run(rate[None], limits))
+        steps = np.where(steps < NEVER, steps, np.inf)
+        improved = searching & (steps < best)
+        best, best_rate = (
+            np.where(improved, steps, best),
+            np.where(improved, rate, best_rate),
+        )
+        upper = np.where(searching & failed, rate, upper)
+        lower = np.where(searching & ~failed, rate, lower)
+        searching &= ~(np.isfinite(steps) & (level > goal / 1.1))
+    return Tuned(np.where(np.isfinite(best), best, np.nan), best_rate)
 
 
 def curves(
@@ -271,7 +320,7 @@ class _Sweep:
         self._tests = np.unique(points)
         self._program = jax.jit(self._run)
 
-    def run(self, rates, limits=np.inf) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, rates, limits=np.inf) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Runs `rates [rates, problems]`, in descending order, until the best is known.
 
         Args:
@@ -279,19 +328,21 @@ class _Sweep:
           limits: steps after which a problem's runs are given up.
 
         Returns:
-          Steps of success or `NEVER`, and whether the run failed, `[rates, problems]`.
+          Steps of success or `NEVER`, whether the run failed, and the mean error at the
+          last three tests before it did either, `[rates, problems]`.
         """
         limits = np.broadcast_to(np.minimum(limits, NEVER - 1), self.problems)
         rates, limits = jnp.asarray(rates), jnp.asarray(limits, jnp.int32)
         progress = self._program(rates, limits, self._stacked)
-        return np.asarray(progress.reached), np.asarray(progress.failed)
+        results = progress.reached, progress.failed, progress.level
+        return tuple(np.asarray(result) for result in results)
 
     def best_of(self, rates: np.ndarray) -> Tuned:
         """The best of `rates [rates, problems]`, in descending order, for each problem.
 
         It is the fastest, or the largest whose error settles.
         """
-        reached, _ = self.run(np.where(np.isnan(rates), 1.0, rates))
+        reached, *_ = self.run(np.where(np.isnan(rates), 1.0, rates))
         best = (reached < NEVER).argmax(0) if self._plateau else reached.argmin(0)
         everyone = np.arange(self.problems)
         success = reached[best, everyone] < NEVER
@@ -311,6 +362,7 @@ class _Sweep:
             last=jnp.full((2, *rates.shape), jnp.inf),
             failed=jnp.zeros(rates.shape, bool),
             reached=jnp.full(rates.shape, NEVER, jnp.int32),
+            level=jnp.full(rates.shape, jnp.inf),
         )
 
         def undecided(carry):
@@ -368,7 +420,8 @@ class _Sweep:
         first = jnp.where(progress.test > 0, progress.first, errors)
         recent = jnp.concatenate([progress.last, errors[None]])
         tolerance = goal / 100 if self._plateau else goal / 10
-        settled = (jnp.abs(recent - recent.mean(0)) < tolerance).all(0)
+        level = recent.mean(0)
+        settled = (jnp.abs(recent - level) < tolerance).all(0)
         growing = errors > progress.last[1]
         low = errors < goal
         lost = jnp.isnan(errors) | (errors > first) | (~low & (growing | settled))
@@ -379,6 +432,7 @@ class _Sweep:
             last=recent[1:],
             failed=progress.failed | (open_ & lost),
             reached=jnp.where(open_ & ~lost & success, step, progress.reached),
+            level=jnp.where(open_, level, progress.level),
         )
 
     def _decided(self, progress):

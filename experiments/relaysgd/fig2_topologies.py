@@ -58,11 +58,9 @@ class Line(NamedTuple):
 
 def _paper(*rows: Sequence[float], sizes: Sequence[int] = SIZES) -> dict:
     """One row for both heterogeneities, or one for each."""
-    if len(rows) == 1:
-        rows *= 2
     return {
-        z: dict(zip(sizes, row, strict=True))
-        for z, row in zip(ZETAS, rows, strict=True)
+        zeta2: dict(zip(sizes, row, strict=True))
+        for zeta2, row in zip(ZETAS, (rows[0], rows[-1]), strict=True)
     }
 
 
