@@ -131,6 +131,7 @@ def push_sum(
         model, weight, exchanges = start, state.weight, state.exchanges
         for _ in range(rounds):
             losses = key_of_step(key, exchanges)
+            branches = [exchange(t) for t in range(schedule.period)]
             model, weight = alternate(
                 exchanges, range(schedule.period), branches, model, weight, losses
             )
@@ -157,7 +158,6 @@ def push_sum(
             pull,
         )
 
-    branches = [exchange(t) for t in range(schedule.period)]
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 

@@ -198,9 +198,7 @@ def _papers(study: Study, record: dict) -> Published | None:
     """The paper's values beside a record, None with other numbers of workers."""
     if study.workers != Study._field_defaults["workers"]:
         return None
-    (method,) = (
-        m for m in study.methods(study.workers) if m.name == record["method"]
-    )
+    (method,) = (m for m in study.methods(study.workers) if m.name == record["method"])
     return method.paper[study.zetas.index(record["zeta2"])]
 
 
