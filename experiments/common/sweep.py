@@ -334,8 +334,8 @@ class _Sweep:
         limits = np.broadcast_to(np.minimum(limits, NEVER - 1), self.problems)
         rates, limits = jnp.asarray(rates), jnp.asarray(limits, jnp.int32)
         progress = self._program(rates, limits, self._stacked)
-        results = progress.reached, progress.failed, progress.level
-        return tuple(np.asarray(result) for result in results)
+        reached, failed = np.asarray(progress.reached), np.asarray(progress.failed)
+        return reached, failed, np.asarray(progress.level)
 
     def best_of(self, rates: np.ndarray) -> Tuned:
         """The best of `rates [rates, problems]`, in descending order, for each problem.

@@ -215,7 +215,8 @@ def make_table(study: Study, records: list[dict]):
     rows = []
     for record in records:
         paper = _papers(study, record) or Published(np.nan)
-        row = [f"{record['method']}, {record['topology']}", f"{record['zeta2']:g}"]
+        who = f"{record['method']}, {record['topology']}"
+        row: list[Any] = [who, f"{record['zeta2']:g}"]
         if record["learning_rate"] is None:
             rows.append([*row, *[None] * 10])
             continue
@@ -236,8 +237,8 @@ def make_table(study: Study, records: list[dict]):
         "steps: until the tuned, noise-free run has f(x̄) − f* ≤ 1e-6 (D-PSGD, "
         "RelaySum/Grad: has settled there).\nrate: as the paper's code writes it down, "
         "which is half of the (true) rate of that run, but for D-PSGD and\n"
-        "RelaySum/Grad; the curves run with what is written down. error: at the paper's "
-        "last evaluation; its curves\nend below 1e-12.\n" + study.caption,
+        "RelaySum/Grad; the curves run with what is written down. error: at the last "
+        "evaluation of the paper, whose\ncurves end below 1e-12.\n" + study.caption,
     )
 
 
