@@ -77,7 +77,7 @@ def publish(
     lines = [json.dumps(record) for record in (head, *records)]
     path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
     figure.savefig(path.with_suffix(".png"), dpi=200)
-    console = rich.console.Console(width=120, highlight=False)
+    console = rich.console.Console(width=150, highlight=False)
     for table in tables:
         console.print(table)
     console.print(f"written: {path}.jsonl and .png")
