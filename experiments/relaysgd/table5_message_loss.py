@@ -12,11 +12,11 @@ and decays after 75 and 90 % of it; 0, 1 and 10 % of the messages are lost. The 
 the accuracy of the worst worker, of its mean over the last two evaluations. Scaled
 down: digits of 8 x 8 pixels and a small MLP in place of CIFAR-10 and VGG-11, 40 epochs
 in place of 200. Each method keeps the learning rate that is best for it without losses.
-All learning rates and seeds of a method advance in one program. 5 minutes on 2 cores.
+All learning rates and seeds of a method advance in one program. 4 minutes on 2 cores.
 
-Where gossip misses a message it divides by the weight of those that came. The paper's
-code did not always do so (it was mended after the submission), which is what "diverges"
-of D² and quasi-global momentum may come from.
+Expect D² to break down, and the others to lose a point at most. Where gossip misses a
+message it divides by the weight of those that came. The paper's code was mended to do
+so after the submission; here quasi-global momentum does not diverge, D² still does.
 """
 
 from collections.abc import Sequence
