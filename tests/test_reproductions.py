@@ -17,7 +17,7 @@ from experiments.relaysgd.methods import over
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = [
     f"experiments.{path.parent.name}.{path.stem}"
-    for pattern in ("fig*.py", "table*.py")
+    for pattern in ("fig[0-9]*.py", "table[0-9]*.py")
     for path in sorted((ROOT / "experiments").glob(f"*/{pattern}"))
 ]
 

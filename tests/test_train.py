@@ -128,7 +128,7 @@ def test_options(options, tmp_path):
         ("--optimizer lbfgs", "choose from"),
         ("--optimizer-options momentum True nesterov 3 accumulator_dtype 7", "error"),
         ("--algorithm relay_sgd", "cycles .*spanning_tree"),
-        ("--algorithm d2_sgd --workers 8 --topology hypercube", "diverges .* 'lazy'"),
+        ("--algorithm d2_sgd --workers 8 --topology hypercube", "diverges .*'lazy'"),
         ("--algorithm d2_sgd --workers 32 --topology double_binary_trees", "diverges"),
         ("--algorithm sgp --rounds 0", "rounds must be"),
         ("--algorithm quasi_global_adam", "use --optimizer adam, not sgd"),
