@@ -31,13 +31,15 @@ def last_record(runs):
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["--algorithm dpsgd", "--algorithm relay_sgd --topology chain"]
+    ("size", "algorithm"),
+    [(4, "--algorithm dpsgd"), (3, "--algorithm relay_sgd --topology chain")],
 )
-def test_simulation_and_mpi_print_the_same(algorithm, tmp_path):
-    options = ("--seed", "1", "--drop-probability", "0.05", "--epochs", "5")
+def test_simulation_and_mpi_print_the_same(size, algorithm, tmp_path):
+    options = ("--seed", "1", "--drop-probability", "0.05", "--epochs", "4")
     options += tuple(algorithm.split())
-    here = python(*TRAIN, "--workers", "4", *options, "--runs", f"{tmp_path}/simulated")
-    there = mpirun(4, *TRAIN, *options, "--runs", f"{tmp_path}/mpi")
+    workers = ("--workers", str(size))
+    here = python(*TRAIN, *workers, *options, "--runs", f"{tmp_path}/simulated")
+    there = mpirun(size, *TRAIN, *options, "--runs", f"{tmp_path}/mpi")
     assert here.returncode == 0, here.stderr
     assert there.returncode == 0, there.stderr
     ours, theirs = table(here.stdout), table(there.stdout)

@@ -274,9 +274,11 @@ def curves(
     def worker(hessian, linear):
         def step(carry, key):
             x, state = carry
-            key = jax.random.fold_in(key, communicator.rank())
-            draw = jax.random.normal(key, (dim,)) * (noise / np.sqrt(dim))
-            updates, state = optimizer.update(hessian @ x - linear + draw, state, x)
+            gradient = hessian @ x - linear
+            if noise:  # Random numbers take longer to compile than all the rest.
+                key = jax.random.fold_in(key, communicator.rank())
+                gradient += jax.random.normal(key, (dim,)) * (noise / np.sqrt(dim))
+            updates, state = optimizer.update(gradient, state, x)
             x = optax.apply_updates(x, updates)
             return (x, state), x
 

@@ -10,9 +10,9 @@ Random quadratics in 10 dimensions, the paper's draw, with heterogeneity 0, 0.01
 without noise. For RelaySGD the paper's code writes down half of the fastest rate:
 "recorded".
 
-Expect the paper's tuned steps, rates and last errors to all digits. Both variants mind
-heterogeneity much less than D-PSGD, but only RelaySGD converges to the optimum:
-RelaySum/Grad stops where its workers differ. About a minute on 2 cores.
+Expect the paper's tuned steps and rates, and its last errors to three digits. Both
+variants mind heterogeneity much less than D-PSGD, but only RelaySGD converges to the
+optimum: RelaySum/Grad stops where its workers differ. About a minute on 2 cores.
 """
 
 from collections.abc import Sequence
