@@ -13,7 +13,7 @@ seeds and heterogeneities of a method advance in one program.
 
 The problems are the paper's, draw by draw, and "ours" is tuned by the paper's search:
 then all numbers agree to rounding. "finer" is tuned by a finer one, of grids: RelaySGD
-gains nothing, D² and all-reduce up to 29 %. About 6 minutes on 2 cores.
+gains nothing, D² and all-reduce up to 29 %. About 10 minutes on 2 cores.
 """
 
 import itertools
