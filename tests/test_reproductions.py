@@ -10,7 +10,7 @@ import pytest
 
 import djax
 from djax import topologies
-from experiments.common import sweep
+from experiments.common import sweep, tuning
 from experiments.common.quadratics import random_quadratics
 from experiments.relaysgd.methods import over
 
@@ -77,8 +77,8 @@ PROBLEMS = [
 )
 def test_tuning_meets_the_numbers_of_the_papers_figure_2(make, steps):
     with jax.enable_x64(True):
-        published = sweep.tune_as_published(make, PROBLEMS)
-        finer = sweep.tune_fastest(make, PROBLEMS)
+        published = tuning.tune_as_published(make, PROBLEMS)
+        finer = tuning.tune_fastest(make, PROBLEMS)
     assert published.steps.mean() == pytest.approx(steps, abs=0.051)
     assert finer.steps.mean() <= 1.02 * steps
 
@@ -86,7 +86,7 @@ def test_tuning_meets_the_numbers_of_the_papers_figure_2(make, steps):
 def test_what_is_tuned_is_what_a_run_does():
     make = over(djax.relay_sgd, topologies.chain(6))
     with jax.enable_x64(True):
-        steps, rates = sweep.tune_fastest(make, PROBLEMS[:2])
+        steps, rates = tuning.tune_fastest(make, PROBLEMS[:2])
         runs = [
             sweep.curves(make, problem, rate, 100)
             for problem, rate in zip(PROBLEMS, rates, strict=False)
@@ -100,7 +100,7 @@ def test_a_plateau_is_where_a_run_settles():
     make = over(djax.dpsgd, topologies.ring(6))
     problem = random_quadratics(6, 4, 0.1, smallest=0.5, seed=0)
     with jax.enable_x64(True):
-        (steps,), (rate,) = sweep.tune_plateau(make, [problem], goal=1e-5)
+        (steps,), (rate,) = tuning.tune_plateau(make, [problem], goal=1e-5)
         errors = sweep.curves(make, problem, rate, 3 * int(steps))
     assert 0.9e-5 < errors[int(steps)] < 1e-5  # Nearly, by the paper's rule.
     assert 0.8e-5 < errors[-1] < 1e-5
@@ -110,7 +110,11 @@ def test_what_no_learning_rate_reaches_is_nan():
     make = over(djax.dpsgd, topologies.chain(4))
     problem = random_quadratics(4, 3, 1.0, smallest=0.5, seed=0)
     with jax.enable_x64(True):
-        for tune in (sweep.tune_fastest, sweep.tune_as_published, sweep.tune_plateau):
+        for tune in (
+            tuning.tune_fastest,
+            tuning.tune_as_published,
+            tuning.tune_plateau,
+        ):
             tuned = tune(make, [problem], goal=1e-9, max_steps=30)
             assert np.isnan(tuned.steps).all() and np.isnan(tuned.learning_rates).all()
 

@@ -27,7 +27,6 @@ from jax.typing import ArrayLike
 from djax._base import (
     Communicator,
     PyTree,
-    add,
     alternate,
     check_no_overlap,
     check_params,
@@ -136,8 +135,13 @@ def push_sum(
                 exchanges, range(schedule.period), branches, model, weight, losses
             )
             exchanges = optax.safe_increment(exchanges)
-        moved = add(model, start, like=jax.tree.map(wide, start), sign=-1)
-        return add(updates, moved, like=updates), PushSumState(weight, exchanges)
+        updates = jax.tree.map(
+            lambda u, new, old: (wide(u) + (wide(new) - wide(old))).astype(u.dtype),
+            updates,
+            model,
+            start,
+        )
+        return updates, PushSumState(weight, exchanges)
 
     def exchange(t):
         def with_matrix(model, weight, losses):

@@ -2,8 +2,8 @@
 
 Random quadratics are so small that one run leaves a machine idle. Here the runs of a
 grid of learning rates on several problems advance together, all workers of all of them
-in one jitted program, and tuning becomes a few such grids, each closer around the best
-rate of the one before.
+in one jitted program; :mod:`experiments.common.tuning` makes a few such grids of a
+search.
 
 The rules of when a run counts as failed, successful or settled, and the steps at which
 that is tested, are those of the RelaySGD paper's figures: Vogels et al., `RelaySum for
@@ -26,24 +26,9 @@ from .quadratics import Quadratics
 MakeOptimizer = Callable[[jax.Array, djax.Communicator], optax.GradientTransformation]
 """From a learning rate, a tracer, and a communicator, to what every worker runs."""
 
-GRID = 16
-"""How many learning rates run at once."""
 TEST_POINTS = 1000
 """About how often a run is tested, at steps that grow geometrically."""
 NEVER = np.iinfo(np.int32).max
-
-
-class Tuned(NamedTuple):
-    """The best learning rate for each problem.
-
-    Attributes:
-      steps: `float[problems]`, the step at which the goal was reached; NaN if no rate
-        reaches it.
-      learning_rates: `float[problems]`; NaN likewise.
-    """
-
-    steps: np.ndarray
-    learning_rates: np.ndarray
 
 
 class _Problems(NamedTuple):
@@ -78,170 +63,6 @@ class _Progress(NamedTuple):
     failed: jax.Array
     reached: jax.Array
     level: jax.Array
-
-
-def tune_fastest(
-    make_optimizer: MakeOptimizer,
-    problems: Sequence[Quadratics],
-    *,
-    goal: float = 1e-6,
-    start: float = 10.0,
-    max_steps: int = 20_000,
-) -> Tuned:
-    """Finds the learning rates that reach an error first.
-
-    A run fails if its error grows from one test to the next while it is above the goal.
-    Halving the rate from `2 * start`, then two grids around the best, the last with
-    steps of about 1 %.
-
-    Args:
-      make_optimizer: the algorithm.
-      problems: each is tuned for itself; all have the same number of workers.
-      goal: the error, suboptimality of the workers' mean, to get below.
-      start: half of the largest rate tried.
-      max_steps: when a run is given up.
-
-    Returns:
-      Steps and rates.
-    """
-    sweep = _Sweep(make_optimizer, problems, goal, max_steps, plateau=False)
-    best = _halve(sweep, start)
-    lower, upper = best.learning_rates / 2, best.learning_rates * 2
-    for _ in range(2):
-        inner = np.linspace(lower, upper, GRID + 2)[1:-1]
-        spacing = (upper - lower) / (GRID + 1)
-        best = _better(best, sweep.best_of(inner[::-1]))
-        lower, upper = best.learning_rates - spacing, best.learning_rates + spacing
-    return best
-
-
-def tune_as_published(
-    make_optimizer: MakeOptimizer,
-    problems: Sequence[Quadratics],
-    *,
-    goal: float = 1e-6,
-    start: float = 10.0,
-    max_steps: int = 20_000,
-) -> Tuned:
-    """The same with the search of the RelaySGD paper's code, for comparison.
-
-    It halves the rate until that no longer helps, then bisects upwards for the largest
-    rate that does not fail, and remembers the fastest run that it met. (There it writes
-    down half of that run's rate; here it is the rate itself.)
-
-    Args:
-      make_optimizer: the algorithm.
-      problems: each is tuned for itself; all have the same number of workers.
-      goal: the error, suboptimality of the workers' mean, to get below.
-      start: half of the largest rate tried.
-      max_steps: when a run is given up.
-
-    Returns:
-      Steps and rates.
-    """
-    sweep = _Sweep(make_optimizer, problems, goal, max_steps, plateau=False)
-    rate = upper = np.full(sweep.problems, 2 * start)
-    lower, best_rate = np.full((2, sweep.problems), np.nan)
-    best = np.full(sweep.problems, np.inf)
-    for _ in range(30):
-        searching = ~(upper - lower <= 1e-4)  # Also where there is no lower bound yet.
-        if not searching.any():
-            break
-        bisecting = ~np.isnan(lower)
-        rate = np.where(bisecting, (lower + upper) / 2, rate)
-        steps, failed, _ = sweep.run(rate[None], limits=10 * best)
-        steps = np.where(steps[0] < NEVER, steps[0], np.inf)
-        failed = failed[0] & searching
-        improved = searching & (steps < best)
-        slower = searching & ~failed & ~improved
-        best, best_rate = (
-            np.where(improved, steps, best),
-            np.where(improved, rate, best_rate),
-        )
-        upper = np.where(failed, np.fmax(lower, rate), upper)
-        lower = np.where(slower, np.fmin(rate, upper), lower)
-        upper = np.where(slower & np.isfinite(steps), np.fmin(4 * rate, upper), upper)
-        rate = np.where(failed | improved, rate / 2, rate)
-    return Tuned(np.where(np.isfinite(best), best, np.nan), best_rate)
-
-
-def tune_plateau(
-    make_optimizer: MakeOptimizer,
-    problems: Sequence[Quadratics],
-    *,
-    goal: float = 1e-6,
-    start: float = 10.0,
-    max_steps: int = 20_000,
-) -> Tuned:
-    """Finds the largest learning rates whose error settles below a goal.
-
-    It has settled when at three consecutive tests it is within `goal / 100` of their
-    mean. Halving the rate from `2 * start`, then one grid up to twice the largest
-    success, in steps of 4 %.
-
-    Args:
-      make_optimizer: the algorithm.
-      problems: each is tuned for itself; all have the same number of workers.
-      goal: what the error has to settle below.
-      start: half of the largest rate tried.
-      max_steps: when a run is given up.
-
-    Returns:
-      Steps until it has settled, and rates.
-    """
-    sweep = _Sweep(make_optimizer, problems, goal, max_steps, plateau=True)
-    best = _halve(sweep, start)
-    factors = np.geomspace(2, 1, GRID, endpoint=False)
-    refined = sweep.best_of(factors[:, None] * best.learning_rates)
-    missed = np.isnan(refined.steps)
-    return Tuned(*(np.where(missed, *b) for b in zip(best, refined, strict=True)))
-
-
-def tune_plateau_as_published(
-    make_optimizer: MakeOptimizer,
-    problems: Sequence[Quadratics],
-    *,
-    goal: float = 1e-6,
-    start: float = 10.0,
-    max_steps: int = 20_000,
-) -> Tuned:
-    """The same with the search of the RelaySGD paper's code, for comparison.
-
-    It bisects for a rate whose error settles between `goal / 1.1` and `goal`. Of the
-    runs that it met, it returns not the one with the largest rate, but the one that
-    settled first.
-
-    Args:
-      make_optimizer: the algorithm.
-      problems: each is tuned for itself; all have the same number of workers.
-      goal: what the error has to settle below.
-      start: half of the largest rate tried.
-      max_steps: when a run is given up.
-
-    Returns:
-      Steps until it has settled, and rates.
-    """
-    sweep = _Sweep(make_optimizer, problems, goal, max_steps, plateau=True)
-    lower, upper = np.zeros(sweep.problems), np.full(sweep.problems, 2 * start)
-    best, best_rate = np.full(sweep.problems, np.inf), np.full(sweep.problems, np.nan)
-    searching = np.full(sweep.problems, True)
-    for _ in range(30):
-        searching &= upper - lower > 1e-6
-        if not searching.any():
-            break
-        rate = (lower + upper) / 2
-        limits = np.where(searching, 10 * best, 0)
-        steps, failed, level = (x[0] for x in sweep.run(rate[None], limits))
-        steps = np.where(steps < NEVER, steps, np.inf)
-        improved = searching & (steps < best)
-        best, best_rate = (
-            np.where(improved, steps, best),
-            np.where(improved, rate, best_rate),
-        )
-        upper = np.where(searching & failed, rate, upper)
-        lower = np.where(searching & ~failed, rate, lower)
-        searching &= ~(np.isfinite(steps) & (level > goal / 1.1))
-    return Tuned(np.where(np.isfinite(best), best, np.nan), best_rate)
 
 
 def curves(
@@ -293,25 +114,33 @@ def curves(
     return np.asarray(jnp.einsum("ti,ij,tj->t", offsets, hessian, offsets))
 
 
-def _halve(sweep: "_Sweep", start: float) -> Tuned:
-    """Halves the learning rate until each problem has a success."""
-    rates = 2 * start * 0.5 ** np.arange(GRID)
-    best = sweep.best_of(np.tile(rates[:, None], sweep.problems))
-    if np.isnan(best.steps).any() and start > 1e-6:
-        best = _better(best, _halve(sweep, rates[-1] / 4))
-    return best
+class Sweep:
+    """Runs grids of learning rates on the same problems in one program.
 
+    A run succeeds where its error is below the goal; with `plateau`, where it has also
+    settled. It fails where its error is above the goal and grows, settles, or is NaN.
 
-def _better(one: Tuned, other: Tuned) -> Tuned:
-    """The faster one, problem by problem; the first where both are the same."""
-    faster = (other.steps < one.steps) | np.isnan(one.steps)
-    return Tuned(*(np.where(faster, b, a) for a, b in zip(one, other, strict=True)))
+    Attributes:
+      problems: how many.
+    """
 
+    def __init__(
+        self,
+        make_optimizer: MakeOptimizer,
+        problems: Sequence[Quadratics],
+        goal: float,
+        max_steps: int,
+        plateau: bool = False,
+    ):
+        """Only keeps what it is given; :meth:`run` compiles.
 
-class _Sweep:
-    """Runs grids of learning rates on the same problems in one program."""
-
-    def __init__(self, make_optimizer, problems, goal, max_steps, plateau):
+        Args:
+          make_optimizer: the algorithm.
+          problems: all have the same number of workers.
+          goal: the error, suboptimality of the workers' mean, to get below.
+          max_steps: when a run is given up.
+          plateau: whether the error has to settle.
+        """
         self.problems = len(problems)
         self._stacked = _stack(problems)
         self._goal, self._plateau = goal, plateau
@@ -323,10 +152,10 @@ class _Sweep:
         self._program = jax.jit(self._run)
 
     def run(self, rates, limits=np.inf) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Runs `rates [rates, problems]`, in descending order, until the best is known.
+        """Runs until each problem has a success, or all its runs have failed.
 
         Args:
-          rates: learning rates.
+          rates: learning rates, `[rates, problems]`.
           limits: steps after which a problem's runs are given up.
 
         Returns:
@@ -338,20 +167,6 @@ class _Sweep:
         progress = self._program(rates, limits, self._stacked)
         reached, failed = np.asarray(progress.reached), np.asarray(progress.failed)
         return reached, failed, np.asarray(progress.level)
-
-    def best_of(self, rates: np.ndarray) -> Tuned:
-        """The best of `rates [rates, problems]`, in descending order, for each problem.
-
-        It is the fastest, or the largest whose error settles.
-        """
-        reached, *_ = self.run(np.where(np.isnan(rates), 1.0, rates))
-        best = (reached < NEVER).argmax(0) if self._plateau else reached.argmin(0)
-        everyone = np.arange(self.problems)
-        success = reached[best, everyone] < NEVER
-        return Tuned(
-            np.where(success, reached[best, everyone], np.nan),
-            np.where(success, rates[best, everyone], np.nan),
-        )
 
     def _run(self, rates, limits, problems):
         size, dim = problems.linear.shape[1:]
@@ -370,7 +185,9 @@ class _Sweep:
         def undecided(carry):
             progress, *_ = carry
             next_step = tests[jnp.minimum(progress.test, len(tests) - 1)]
-            open_ = ~self._decided(progress) & (next_step <= limits)
+            # Who has not arrived when another has is slower.
+            arrived = (progress.reached < NEVER).any(0) | progress.failed.all(0)
+            open_ = ~arrived & (next_step <= limits)
             return (progress.test < len(tests)) & open_.any()
 
         def advance(carry):
@@ -436,15 +253,6 @@ class _Sweep:
             reached=jnp.where(open_ & ~lost & success, step, progress.reached),
             level=jnp.where(open_, level, progress.level),
         )
-
-    def _decided(self, progress):
-        """`bool[problems]`: whether no other run can be the best one any more."""
-        success = progress.reached < NEVER
-        known = success | progress.failed
-        if self._plateau:
-            larger_known = jnp.cumprod(known, axis=0).astype(bool)
-            return (success & larger_known).any(0) | known.all(0)
-        return success.any(0) | known.all(0)  # Who has not arrived yet is slower.
 
 
 def _stack(problems: Sequence[Quadratics]) -> _Problems:

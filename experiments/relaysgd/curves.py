@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from tqdm import tqdm
 
-from ..common import figures, sweep
+from ..common import figures, sweep, tuning
 from ..common.quadratics import random_quadratics
 from .methods import COLORS
 
@@ -140,9 +140,9 @@ def compute(study: Study) -> list[dict[str, Any]]:
             )
             for zeta2 in study.zetas
         ]
-        tune = sweep.tune_as_published
+        tune = tuning.tune_as_published
         if method.plateau:
-            tune = sweep.tune_plateau_as_published
+            tune = tuning.tune_plateau
         max_steps = min(method.max_steps, study.max_steps)
         tuned = tune(method.make, problems, goal=GOAL, max_steps=max_steps)
         for i, zeta2 in enumerate(study.zetas):

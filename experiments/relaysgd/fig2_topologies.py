@@ -29,7 +29,7 @@ from tqdm import tqdm
 import djax
 from djax import topologies
 
-from ..common import figures, sweep
+from ..common import figures, tuning
 from ..common.quadratics import random_quadratics
 from .methods import COLORS, over
 
@@ -151,8 +151,8 @@ def compute(sizes: Sequence[int], seeds: int, max_steps: int) -> list[dict[str, 
             for zeta2, seed in settings
         ]
         make = line.make(n)
-        ours = sweep.tune_as_published(make, problems, max_steps=max_steps)
-        finer = sweep.tune_fastest(make, problems, max_steps=max_steps)
+        ours = tuning.tune_as_published(make, problems, max_steps=max_steps)
+        finer = tuning.tune_fastest(make, problems, max_steps=max_steps)
         for i, (zeta2, seed) in enumerate(settings):
             records.append(
                 {

@@ -27,7 +27,7 @@ from tqdm import tqdm
 import djax
 from djax import Topology, topologies
 
-from ..common import figures, sweep
+from ..common import figures, sweep, tuning
 from ..common.quadratics import random_quadratics
 from .methods import COLORS, over
 
@@ -59,7 +59,7 @@ def compute(
     """
     problem = random_quadratics(graph.size, DIM, ZETA2)
     dpsgd = over(djax.dpsgd, graph)
-    tuned = sweep.tune_plateau(dpsgd, [problem], goal=goal, start=1.0)
+    tuned = tuning.tune_plateau(dpsgd, [problem], goal=goal, start=1.0)
     dpsgd_rate = float(tuned.learning_rates[0]) / 1.1
     jobs: list[tuple[str, int | None, Topology, Any, float]] = [
         ("D-PSGD", None, graph, dpsgd, dpsgd_rate),
