@@ -8,6 +8,9 @@ live.
 * transports: :mod:`djax.communicators` (`simulated`, `mesh`, `mpi`),
 * mechanisms, which average: :func:`gossip`, :func:`relay`, :func:`push_sum`,
   :func:`all_reduce`,
+* mechanisms that send little: :func:`power_gossip`, and with the lossy codes of
+  :mod:`djax.compressors` :func:`choco_gossip`, :func:`deep_squeeze`, :func:`moniqua`,
+  :func:`dcd`, :func:`ecd`,
 * corrections, which wrap any mechanism: :func:`d2`, :func:`gradient_tracking`,
   :func:`every`, :func:`interleave`, :func:`on_updates`,
 * optimizers that contain any mechanism: :func:`quasi_global_momentum`,
@@ -38,6 +41,7 @@ Examples:
 """
 
 from . import communicators as communicators
+from . import compressors as compressors
 from . import metrics as metrics
 from . import simulation as simulation
 from . import theory as theory
@@ -51,28 +55,41 @@ from ._alias import relay_sgd as relay_sgd
 from ._alias import relay_sgd_grad as relay_sgd_grad
 from ._alias import sgp as sgp
 from ._base import Communicator as Communicator
+from ._base import Compressor as Compressor
 from .accounting import CommunicationCost as CommunicationCost
 from .accounting import communication_cost as communication_cost
 from .theory import relay_learning_rate_factor as relay_learning_rate_factor
 from .topologies import Schedule as Schedule
 from .topologies import Topology as Topology
 from .transforms import AllReduceState as AllReduceState
+from .transforms import ChocoState as ChocoState
 from .transforms import D2State as D2State
+from .transforms import DCDState as DCDState
+from .transforms import DeepSqueezeState as DeepSqueezeState
+from .transforms import ECDState as ECDState
 from .transforms import EveryState as EveryState
 from .transforms import GossipState as GossipState
 from .transforms import GradientTrackingState as GradientTrackingState
 from .transforms import InterleaveState as InterleaveState
+from .transforms import MoniquaState as MoniquaState
+from .transforms import PowerGossipState as PowerGossipState
 from .transforms import PushSumState as PushSumState
 from .transforms import QuasiGlobalAdamState as QuasiGlobalAdamState
 from .transforms import QuasiGlobalMomentumState as QuasiGlobalMomentumState
 from .transforms import RelayState as RelayState
 from .transforms import all_reduce as all_reduce
+from .transforms import choco_gossip as choco_gossip
 from .transforms import d2 as d2
+from .transforms import dcd as dcd
+from .transforms import deep_squeeze as deep_squeeze
+from .transforms import ecd as ecd
 from .transforms import every as every
 from .transforms import gossip as gossip
 from .transforms import gradient_tracking as gradient_tracking
 from .transforms import interleave as interleave
+from .transforms import moniqua as moniqua
 from .transforms import on_updates as on_updates
+from .transforms import power_gossip as power_gossip
 from .transforms import push_sum as push_sum
 from .transforms import push_sum_eval_params as push_sum_eval_params
 from .transforms import quasi_global_adam as quasi_global_adam

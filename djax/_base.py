@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,23 @@ class Communicator(Protocol):
         ...
 
 
+class Compressor(NamedTuple):
+    """A lossy code for trees of arrays: three pure functions.
+
+    Attributes:
+      init: `params -> state`, what the sender remembers. Typed PRNG keys in it become
+        each worker's own.
+      compress: `(tree, state) -> (message, state)`; the message is a tree of the arrays
+        that really travel.
+      decompress: `(message, like) -> tree`, with the shapes and dtypes of `like`. It
+        needs no state: whoever receives the message can read it.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    compress: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+    decompress: Callable[[PyTree, PyTree], PyTree]
+
+
 def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
     """Raises ValueError if the graph and the communicator differ in size."""
     if topology.size != communicator.size:
@@ -107,6 +124,16 @@ def check_topology(name: str, topology: Any, communicator: Communicator) -> None
             f"{name} needs a Topology, got {topology!r}; a Schedule is directed."
         )
     check_sizes(name, topology, communicator)
+
+
+def check_reliable(name: str, communicator: Communicator) -> None:
+    """Raises ValueError if the communicator loses messages."""
+    if (probability := getattr(communicator, "drop_probability", 0.0)) > 0:
+        raise ValueError(
+            f"{name} needs every message, since both ends of an edge remember what "
+            f"went over it, but the communicator loses {probability:.3g} of them: make "
+            "it without drop_probability, or use gossip, relay or push_sum."
+        )
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

@@ -2,8 +2,16 @@
 
 from ._all_reduce import AllReduceState as AllReduceState
 from ._all_reduce import all_reduce as all_reduce
+from ._choco import ChocoState as ChocoState
+from ._choco import choco_gossip as choco_gossip
 from ._d2 import D2State as D2State
 from ._d2 import d2 as d2
+from ._dcd import DCDState as DCDState
+from ._dcd import dcd as dcd
+from ._deep_squeeze import DeepSqueezeState as DeepSqueezeState
+from ._deep_squeeze import deep_squeeze as deep_squeeze
+from ._ecd import ECDState as ECDState
+from ._ecd import ecd as ecd
 from ._every import EveryState as EveryState
 from ._every import every as every
 from ._gossip import GossipState as GossipState
@@ -12,7 +20,11 @@ from ._gradient_tracking import GradientTrackingState as GradientTrackingState
 from ._gradient_tracking import gradient_tracking as gradient_tracking
 from ._interleave import InterleaveState as InterleaveState
 from ._interleave import interleave as interleave
+from ._moniqua import MoniquaState as MoniquaState
+from ._moniqua import moniqua as moniqua
 from ._on_updates import on_updates as on_updates
+from ._power_gossip import PowerGossipState as PowerGossipState
+from ._power_gossip import power_gossip as power_gossip
 from ._push_sum import PushSumState as PushSumState
 from ._push_sum import push_sum as push_sum
 from ._push_sum import push_sum_eval_params as push_sum_eval_params

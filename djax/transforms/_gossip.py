@@ -111,15 +111,19 @@ def gossip(
         model = params if overlap else optax.apply_updates(params, updates)
         losses = key_of_step(key, state.step)
         pull = pull_to_neighbors(model, topology, communicator, losses)
-
-        def add_pull(u, p):
-            rate = jnp.asarray(consensus_rate, p.dtype)
-            return (wide(u) + rate * p).astype(u.dtype)
-
-        updates = jax.tree.map(add_pull, updates, pull)
+        updates = add_pull(updates, pull, consensus_rate)
         return updates, GossipState(optax.safe_increment(state.step))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def add_pull(updates: PyTree, pull: PyTree, rate: ArrayLike) -> PyTree:
+    """Returns `updates + rate * pull` in the dtypes of the updates."""
+    return jax.tree.map(
+        lambda u, p: (wide(u) + jnp.asarray(rate, p.dtype) * p).astype(u.dtype),
+        updates,
+        pull,
+    )
 
 
 def pull_to_neighbors(

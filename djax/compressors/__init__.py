@@ -1,0 +1,41 @@
+r"""Lossy codes for messages, for the mechanisms that send compressed ones.
+
+With the model seen as a vector x of d numbers, a code C is of one of two classes:
+
+* a *contraction* has :math:`E\|C(x) - x\|^2 \le (1 - \delta) \|x\|^2` with a
+  :math:`\delta \in (0, 1]`: all that :func:`djax.choco_gossip` and
+  :func:`djax.deep_squeeze` need, which see to it that what is lost is sent later;
+* an *unbiased* one has :math:`E[C(x)] = x` and :math:`E\|C(x) - x\|^2 \le \omega
+  \|x\|^2`; :func:`djax.dcd` and :func:`djax.ecd` are meant for those.
+
+=====================================  ===========================  ===================
+code                                   class                        sent for a leaf
+=====================================  ===========================  ===================
+:func:`identity`                       both, delta 1, omega 0       itself
+:func:`top_k`                          contraction, k/d             8 k bytes
+:func:`random_k`                       contraction, k/d             4 k bytes
+the same, `unbiased=True`              unbiased, d/k - 1            4 k bytes
+:func:`sign`                           contraction, 1/d or more     d/8 + 4 bytes
+:func:`low_rank`                       contraction, r/min(m, k)     4 r (m + k) bytes
+:func:`quantize` to b bits             unbiased, see there          b d/8 bytes, scales
+the same, `unbiased=False`             contraction                  b d/8 bytes, scales
+=====================================  ===========================  ===================
+
+The bytes are those of float32. All codes treat each leaf by itself; those that pack
+bits put the bits of all leaves of a tree into one array.
+"""
+
+from ._identity import identity as identity
+from ._low_rank import LowRankMessage as LowRankMessage
+from ._low_rank import low_rank as low_rank
+from ._message_bytes import message_bytes as message_bytes
+from ._quantize import QuantizedMessage as QuantizedMessage
+from ._quantize import QuantizeState as QuantizeState
+from ._quantize import quantize as quantize
+from ._random_k import RandomKMessage as RandomKMessage
+from ._random_k import RandomKState as RandomKState
+from ._random_k import random_k as random_k
+from ._sign import SignMessage as SignMessage
+from ._sign import sign as sign
+from ._top_k import TopKMessage as TopKMessage
+from ._top_k import top_k as top_k

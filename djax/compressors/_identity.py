@@ -1,0 +1,25 @@
+"""No compression."""
+
+import optax
+
+from djax._base import Compressor
+
+
+def identity() -> Compressor:
+    r"""Sends everything.
+
+    A contraction with :math:`\delta = 1`, and unbiased with :math:`\omega = 0`.
+
+    Returns:
+      A stateless :class:`djax.Compressor`.
+
+    Examples:
+      >>> import djax, jax.numpy as jnp
+      >>> djax.compressors.message_bytes(djax.compressors.identity(), jnp.zeros(100))
+      400
+    """
+    return Compressor(
+        init=lambda params: optax.EmptyState(),
+        compress=lambda tree, state: (tree, state),
+        decompress=lambda message, like: message,
+    )

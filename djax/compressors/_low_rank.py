@@ -1,0 +1,105 @@
+r"""The best approximation of each matrix by one of low rank.
+
+With the singular value decomposition of a leaf seen as a matrix,
+
+.. math:: M = \textstyle\sum_i \sigma_i u_i v_i^\top, \qquad
+   C(M) = \textstyle\sum_{i \le r} (\sigma_i u_i) v_i^\top.
+
+It is what the power iterations of :func:`djax.power_gossip` converge to, at the cost of
+a decomposition in each step. Vectors are sent whole.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from djax._base import Compressor, PyTree, wide
+from djax._matrix import as_matrix, check_rows_axis, from_matrix, is_matrix, layout
+from djax.topologies._checks import check_integer
+
+
+class LowRankMessage(NamedTuple):
+    """What :func:`low_rank` sends.
+
+    Attributes:
+      left: for each matrix, `[r, m]`, the :math:`\\sigma_i u_i`; for each other leaf,
+        itself.
+      right: for each matrix, `[r, k]`, the :math:`v_i`; for each other leaf, None.
+    """
+
+    left: PyTree
+    right: PyTree
+
+
+def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
+    r"""Sends the leading singular vectors of each matrix.
+
+    A contraction with :math:`\delta = r / \min(m, k)` of an m × k matrix. Leaves with
+    fewer than two dimensions are sent whole.
+
+    Args:
+      rank: r, at most min(m, k) of each matrix is used.
+      rows_axis: the axis of a leaf that becomes the rows of the matrix.
+
+    Returns:
+      A stateless :class:`djax.Compressor`. Its `init` raises ValueError if a matrix
+      has no such axis.
+
+    Raises:
+      ValueError: if `rank` is no positive integer.
+
+    Examples:
+      >>> import djax, jax.numpy as jnp
+      >>> code = djax.compressors.low_rank(1)
+      >>> x = jnp.diag(jnp.asarray([3.0, 2.0]))
+      >>> message, _ = code.compress(x, code.init(x))
+      >>> print(jnp.abs(code.decompress(message, x)).round(4))
+      [[3. 0.]
+       [0. 0.]]
+
+    References:
+      Vogels, Karimireddy and Jaggi, `PowerGossip <https://arxiv.org/abs/2008.01425>`_,
+      2020, which compares CHOCO with SVD to itself
+    """
+    check_integer(rank, "low_rank: rank")
+
+    def init(params):
+        check_rows_axis("low_rank", params, rows_axis)
+        return optax.EmptyState()
+
+    def decompose(x):
+        if not is_matrix(x):
+            return x, None
+        u, s, vt = jnp.linalg.svd(wide(as_matrix(x, rows_axis)), full_matrices=False)
+        first, second = (u * s[None])[:, :rank].T, vt[:rank]
+        left, right = (first, second) if _rows_first(x) else (second, first)
+        return left.astype(x.dtype), right.astype(x.dtype)
+
+    def _rows_first(x: Any) -> bool:
+        return layout(x, rows_axis) == "mk"
+
+    def compress(tree, state):
+        leaves, treedef = jax.tree.flatten(tree)
+        left, right = zip(*map(decompose, leaves), strict=True)
+        message = LowRankMessage(treedef.unflatten(left), treedef.unflatten(right))
+        return message, state
+
+    def compose(x, left, right):
+        if right is None:
+            return left
+        product = jnp.einsum(
+            f"rm,rk->{layout(x, rows_axis)}",
+            wide(left),
+            wide(right),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return from_matrix(product, x, rows_axis).astype(x.dtype)
+
+    def decompress(message, like):
+        leaves, treedef = jax.tree.flatten(like)
+        factors = map(treedef.flatten_up_to, (message.left, message.right))
+        return treedef.unflatten(map(compose, leaves, *factors))
+
+    return Compressor(init, compress, decompress)

@@ -1,0 +1,29 @@
+"""What a message costs."""
+
+import jax
+
+from djax import _wire
+from djax._base import Compressor, PyTree
+
+
+def message_bytes(compressor: Compressor, params: PyTree) -> int:
+    """Bytes of one compressed message, read from shapes alone.
+
+    What a whole algorithm sends tells :func:`djax.communication_cost`.
+
+    Args:
+      compressor: the code.
+      params: a tree of arrays, or of their shapes (`jax.ShapeDtypeStruct`).
+
+    Returns:
+      An exact integer.
+
+    Examples:
+      >>> import djax, jax
+      >>> weights = jax.ShapeDtypeStruct((100, 10), "float32")
+      >>> djax.compressors.message_bytes(djax.compressors.sign(), weights)
+      129
+    """
+    state = jax.eval_shape(compressor.init, params)
+    message, _ = jax.eval_shape(compressor.compress, params, state)
+    return _wire.count_bytes(jax.tree.leaves(message))

@@ -1,0 +1,74 @@
+r"""Signs, and one magnitude a leaf.
+
+.. math:: C(x) = \frac{\|x\|_1}{d} \, \mathrm{sign}(x)
+
+Bernstein et al., `signSGD: Compressed Optimisation for Non-Convex Problems
+<https://arxiv.org/abs/1802.04434>`_, 2018; Karimireddy et al., `Error Feedback Fixes
+SignSGD <https://arxiv.org/abs/1901.09847>`_, 2019.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from djax import _bits
+from djax._base import Compressor, PyTree, wide
+
+
+class SignMessage(NamedTuple):
+    """What :func:`sign` sends.
+
+    Attributes:
+      bits: `uint8[ceil(D / 8)]`, one bit for each of the tree's D entries: whether it
+        is negative.
+      scales: for each leaf, `float[]`, the mean magnitude of its entries.
+    """
+
+    bits: jax.Array
+    scales: PyTree
+
+
+def sign() -> Compressor:
+    r"""Sends one bit an entry, and the mean magnitude of each leaf.
+
+    A contraction with :math:`\delta = \|x\|_1^2 / (d \|x\|_2^2) \ge 1 / d` of each
+    leaf: about 0.64 for normally distributed entries. Zero counts as positive.
+
+    Returns:
+      A stateless :class:`djax.Compressor`.
+
+    Examples:
+      >>> import djax, jax.numpy as jnp
+      >>> code = djax.compressors.sign()
+      >>> x = jnp.asarray([1.0, -2.0, 3.0, 0.0])
+      >>> message, _ = code.compress(x, code.init(x))
+      >>> print(code.decompress(message, x))
+      [ 1.5 -1.5  1.5  1.5]
+
+    References:
+      Karimireddy et al., `Error Feedback Fixes SignSGD
+      <https://arxiv.org/abs/1901.09847>`_, 2019
+    """
+
+    def compress(tree, state):
+        leaves, treedef = jax.tree.flatten(tree)
+        negative = [(x < 0).ravel().astype(jnp.uint8) for x in leaves]
+        scales = [jnp.abs(wide(x)).sum() / max(1, x.size) for x in leaves]
+        bits = _bits.pack(jnp.concatenate(negative), 1)
+        return SignMessage(bits, treedef.unflatten(scales)), state
+
+    def decompress(message, like):
+        leaves, treedef = jax.tree.flatten(like)
+        ends = np.cumsum([x.size for x in leaves]).tolist()
+        negative = jnp.split(_bits.unpack(message.bits, 1, ends[-1]), ends[:-1])
+        return treedef.unflatten(
+            jnp.where(minus.reshape(x.shape) != 0, -scale, scale).astype(x.dtype)
+            for x, minus, scale in zip(
+                leaves, negative, treedef.flatten_up_to(message.scales), strict=True
+            )
+        )
+
+    return Compressor(lambda params: optax.EmptyState(), compress, decompress)

@@ -1,0 +1,129 @@
+r"""CHOCO-Gossip: averaging over compressed messages, on any graph.
+
+Every worker keeps a public copy :math:`\hat x_i` of its model, which the neighbours can
+follow because it changes only by the messages that they receive:
+
+.. math::
+   q_i &= C(x_i - \hat x_i), \\
+   \hat x_i &\leftarrow \hat x_i + q_i, \\
+   x_i &\leftarrow x_i + \gamma \textstyle\sum_j w_{ij} (\hat x_j - \hat x_i).
+
+What a message leaves out remains in :math:`x_i - \hat x_i`, and is sent later. Of the
+neighbours' copies only the weighted sum is kept, whatever the degree.
+
+Koloskova, Stich and Jaggi, `Decentralized Stochastic Optimization and Gossip Algorithms
+with Compressed Communication <https://arxiv.org/abs/1902.00340>`_, 2019, Algorithms 1
+and 2.
+"""
+
+from typing import NamedTuple
+
+import optax
+
+from djax._base import (
+    Communicator,
+    Compressor,
+    PyTree,
+    add,
+    check_no_overlap,
+    check_params,
+    check_rate,
+    check_reliable,
+    check_topology,
+)
+from djax.topologies import Topology
+
+from ._compressed import accumulate, exchange, init_compressor, zeros
+from ._gossip import add_pull
+
+
+class ChocoState(NamedTuple):
+    r"""State of :func:`choco_gossip`, in float32 or wider.
+
+    Attributes:
+      estimate: like the parameters, :math:`\hat x_i`: what the neighbours know of them.
+      pull: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
+      compressor_state: state of the compressor.
+    """
+
+    estimate: PyTree
+    pull: PyTree
+    compressor_state: PyTree
+
+
+def choco_gossip(
+    topology: Topology,
+    communicator: Communicator,
+    compressor: Compressor,
+    consensus_rate: float,
+    *,
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages the parameters with the neighbours', sending compressed differences.
+
+    Placed last in a chain it makes CHOCO-SGD of SGD. With the updates :math:`u_i` of
+    the links before it,
+
+    .. math::
+       y_i &= x_i + u_i \qquad\text{(with overlap: } y_i = x_i\text{)} \\
+       q_i &= C(y_i - \hat x_i), \qquad \hat x_i \leftarrow \hat x_i + q_i \\
+       x_i &\leftarrow x_i + u_i
+          + \gamma \textstyle\sum_j w_{ij} (\hat x_j - \hat x_i)
+
+    The copies start at zero, as published. Only :math:`q_i` travels, to each neighbour.
+    With `identity()` and :math:`\gamma = 1` it is :func:`djax.gossip`.
+
+    Args:
+      topology: the graph and its weights.
+      communicator: how messages travel; it must not lose any.
+      compressor: the code C, a contraction; see :mod:`djax.compressors`.
+      consensus_rate: :math:`\gamma`, which has to be tuned: the coarser the code, the
+        smaller. A float, or a scalar array.
+      overlap: average the parameters before this step's updates.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      :class:`ChocoState`. Updates keep their dtypes.
+
+    Raises:
+      TypeError: if `topology` is none, for example a Schedule.
+      ValueError: if the sizes differ, the rate is not positive, or messages get lost.
+
+    Examples:
+      >>> import djax, optax
+      >>> ring = djax.topologies.ring(8)
+      >>> communicator = djax.communicators.simulated(8)
+      >>> code = djax.compressors.top_k(0.01)
+      >>> averaging = djax.choco_gossip(ring, communicator, code, 0.04)
+      >>> choco_sgd = optax.chain(optax.sgd(0.1), averaging)
+
+    References:
+      Koloskova, Stich and Jaggi, `Decentralized Stochastic Optimization and Gossip
+      Algorithms with Compressed Communication <https://arxiv.org/abs/1902.00340>`_,
+      2019, Algorithm 2
+    """
+    check_topology("choco_gossip", topology, communicator)
+    check_reliable("choco_gossip", communicator)
+    check_rate("choco_gossip: consensus_rate", consensus_rate)
+
+    def init_fn(params):
+        check_params("choco_gossip", params)
+        if overlap:
+            check_no_overlap("choco_gossip")
+        state = init_compressor(compressor, params, communicator)
+        return ChocoState(zeros(params), zeros(params), state)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        params = check_params("choco_gossip", params)
+        model = params if overlap else optax.apply_updates(params, updates)
+        difference = add(model, state.estimate, like=params, sign=-1)
+        own, change, compressor_state = exchange(
+            difference, compressor, state.compressor_state, topology, communicator
+        )
+        estimate = accumulate(state.estimate, own)
+        pull = accumulate(state.pull, change)
+        updates = add_pull(updates, pull, consensus_rate)
+        return updates, ChocoState(estimate, pull, compressor_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

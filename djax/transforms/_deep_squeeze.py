@@ -1,0 +1,125 @@
+r"""DeepSqueeze: averaging over compressed models, with error compensation.
+
+The model itself is compressed, and what the code leaves out is added to the next
+message:
+
+.. math::
+   v_i = x_i + \delta_i, \qquad \delta_i \leftarrow v_i - C(v_i), \qquad
+   x_i \leftarrow x_i + \eta \textstyle\sum_j w_{ij} (C(v_j) - C(v_i)).
+
+Nothing is remembered of the neighbours; the errors are of the size of the model, hence
+:math:`\eta` has to be small.
+
+Tang et al., `DeepSqueeze: Decentralization Meets Error-Compensated Compression
+<https://arxiv.org/abs/1907.07346>`_, 2019, Algorithm 1.
+"""
+
+from typing import NamedTuple
+
+import jax
+import optax
+
+from djax._base import (
+    Communicator,
+    Compressor,
+    PyTree,
+    check_no_overlap,
+    check_params,
+    check_rate,
+    check_reliable,
+    check_topology,
+    wide,
+)
+from djax.topologies import Topology
+
+from ._compressed import accumulate, exchange, init_compressor, zeros
+from ._gossip import add_pull
+
+
+class DeepSqueezeState(NamedTuple):
+    r"""State of :func:`deep_squeeze`.
+
+    Attributes:
+      error: like the parameters, in float32 or wider, :math:`\delta_i`: what the codes
+        have left out.
+      compressor_state: state of the compressor.
+    """
+
+    error: PyTree
+    compressor_state: PyTree
+
+
+def deep_squeeze(
+    topology: Topology,
+    communicator: Communicator,
+    compressor: Compressor,
+    consensus_rate: float,
+    *,
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages the parameters with the neighbours', sending compressed models.
+
+    With the updates :math:`u_i` of the links before it,
+
+    .. math::
+       y_i &= x_i + u_i \qquad\text{(with overlap: } y_i = x_i\text{)} \\
+       v_i &= y_i + \delta_i, \qquad \delta_i \leftarrow v_i - C(v_i) \\
+       x_i &\leftarrow x_i + u_i + \eta \textstyle\sum_j w_{ij} (C(v_j) - C(v_i))
+
+    With `identity()` it is :func:`djax.gossip` at the consensus rate :math:`\eta`.
+
+    Args:
+      topology: the graph and its weights.
+      communicator: how messages travel; it must not lose any.
+      compressor: the code C, a contraction; see :mod:`djax.compressors`.
+      consensus_rate: :math:`\eta`, which has to be tuned. A float, or a scalar array.
+      overlap: average the parameters before this step's updates.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      :class:`DeepSqueezeState`. Updates keep their dtypes.
+
+    Raises:
+      TypeError: if `topology` is none, for example a Schedule.
+      ValueError: if the sizes differ, the rate is not positive, or messages get lost.
+
+    Examples:
+      >>> import djax, optax
+      >>> ring = djax.topologies.ring(8)
+      >>> communicator = djax.communicators.simulated(8)
+      >>> code = djax.compressors.sign()
+      >>> averaging = djax.deep_squeeze(ring, communicator, code, 0.01)
+      >>> optimizer = optax.chain(optax.sgd(0.1), averaging)
+
+    References:
+      Tang et al., `DeepSqueeze: Decentralization Meets Error-Compensated Compression
+      <https://arxiv.org/abs/1907.07346>`_, 2019, Algorithm 1
+    """
+    check_topology("deep_squeeze", topology, communicator)
+    check_reliable("deep_squeeze", communicator)
+    check_rate("deep_squeeze: consensus_rate", consensus_rate)
+
+    def init_fn(params):
+        check_params("deep_squeeze", params)
+        if overlap:
+            check_no_overlap("deep_squeeze")
+        state = init_compressor(compressor, params, communicator)
+        return DeepSqueezeState(zeros(params), state)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        params = check_params("deep_squeeze", params)
+        model = params if overlap else optax.apply_updates(params, updates)
+        compensated = accumulate(state.error, model)
+        own, pull, compressor_state = exchange(
+            optax.tree.cast_like(compensated, params),
+            compressor,
+            state.compressor_state,
+            topology,
+            communicator,
+        )
+        error = jax.tree.map(lambda v, c: v - wide(c), compensated, own)
+        updates = add_pull(updates, pull, consensus_rate)
+        return updates, DeepSqueezeState(error, compressor_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,131 @@
+r"""ECD-PSGD: extrapolation compression.
+
+The neighbours average estimates :math:`\tilde x_j` of each other's models. A worker
+sends a point beyond its new model, and the receivers shorten the step to it, so that
+the error of unbiased codes averages out over the steps :math:`t = 1, 2, \dots`:
+
+.. math::
+   x_i^{t+1} &= \textstyle\sum_j w_{ij} \tilde x_j^t + u_i, \\
+   z_i &= (1 - \tfrac t2) x_i^t + \tfrac t2 x_i^{t+1}, \\
+   \tilde x_i^{t+1} &= (1 - \tfrac 2t) \tilde x_i^t + \tfrac 2t C(z_i).
+
+Of the neighbours' estimates only the weighted sum is kept.
+
+Tang et al., `Communication Compression for Decentralized Training
+<https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 2.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from djax._base import (
+    Communicator,
+    Compressor,
+    PyTree,
+    check_params,
+    check_reliable,
+    check_topology,
+    wide,
+)
+from djax.topologies import Topology
+
+from ._compressed import accumulate, exchange, init_compressor, move, start_of
+from ._dcd import first_pull
+
+
+class ECDState(NamedTuple):
+    r"""State of :func:`ecd`, its models in float32 or wider.
+
+    Attributes:
+      average: like the parameters, :math:`\sum_j w_{ij} \tilde x_j`.
+      model: the worker's own model :math:`x_i` after the last average.
+      compressor_state: state of the compressor.
+      step: `int32[]`, number of updates so far.
+    """
+
+    average: PyTree
+    model: PyTree
+    compressor_state: PyTree
+    step: ArrayLike
+
+
+def ecd(
+    topology: Topology, communicator: Communicator, compressor: Compressor
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages estimates of the neighbours' models, sending extrapolated ones.
+
+    Placed last in a chain it makes ECD-PSGD of SGD; the equations are those of this
+    module. What else has moved the model since the last average counts as an update. In
+    `init`, and only there, the neighbours exchange their uncompressed models. With
+    `identity()` it is :func:`djax.gossip` with overlap.
+
+    Args:
+      topology: the graph and its weights.
+      communicator: how messages travel; it must not lose any.
+      compressor: the code C, unbiased, and with an error that does not grow with t,
+        although :math:`z_i` may.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with an
+      :class:`ECDState`. Updates keep their dtypes.
+
+    Raises:
+      TypeError: if `topology` is none, for example a Schedule.
+      ValueError: if the sizes differ, or messages get lost.
+
+    Examples:
+      >>> import djax, optax
+      >>> ring = djax.topologies.ring(8)
+      >>> communicator = djax.communicators.simulated(8)
+      >>> averaging = djax.ecd(ring, communicator, djax.compressors.quantize(8))
+      >>> optimizer = optax.chain(optax.sgd(0.1), averaging)
+
+    References:
+      Tang et al., `Communication Compression for Decentralized Training
+      <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 2
+    """
+    check_topology("ecd", topology, communicator)
+    check_reliable("ecd", communicator)
+
+    def init_fn(params):
+        check_params("ecd", params)
+        average = accumulate(first_pull(params, topology, communicator), params)
+        state = init_compressor(compressor, params, communicator)
+        return ECDState(average, start_of(params), state, jnp.zeros((), jnp.int32))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        params = check_params("ecd", params)
+        step = optax.safe_increment(state.step)
+        model = jax.tree.map(
+            lambda average, u, x, before: average + wide(u) + (wide(x) - before),
+            state.average,
+            updates,
+            params,
+            state.model,
+        )
+        beyond = jax.tree.map(
+            lambda new, old: old + jnp.asarray(step, new.dtype) / 2 * (new - old),
+            model,
+            state.model,
+        )
+        own, pull, compressor_state = exchange(
+            optax.tree.cast_like(beyond, params),
+            compressor,
+            state.compressor_state,
+            topology,
+            communicator,
+        )
+        average = jax.tree.map(
+            lambda old, new: old + 2 / jnp.asarray(step, old.dtype) * (new - old),
+            state.average,
+            accumulate(pull, own),
+        )
+        updates = move(updates, params, model)
+        return updates, ECDState(average, model, compressor_state, step)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

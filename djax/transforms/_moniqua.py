@@ -1,0 +1,194 @@
+r"""Moniqua: averaging of models that travel modulo a constant, in few bits.
+
+As long as the models of neighbours differ by less than :math:`\theta` in every
+coordinate, a model needs to be known only modulo :math:`B`. With b bits, the distance
+:math:`\delta = 1 / (2^b - 1)` of the levels, and mod onto :math:`[-B/2, B/2]`,
+
+.. math::
+   B &= 2 \theta / (1 - 2 \delta), \\
+   q_i &= \delta \bigl\lfloor \tfrac1\delta ((x_i / B \bmod 1) + \tfrac12) + \xi
+      \bigr\rfloor - \tfrac12, \\
+   x_i &\leftarrow x_i + \gamma \textstyle\sum_j w_{ij} \bigl(
+      ((q_j B - x_i) \bmod B) - ((q_i B - x_i) \bmod B) \bigr).
+
+The noise :math:`\xi \sim U[0, 1)` of the rounding is the same on all workers: models
+that are alike are then rounded alike. Nothing is remembered.
+
+Lu and De Sa, `Moniqua: Modulo Quantized Communication in Decentralized SGD
+<https://arxiv.org/abs/2002.11787>`_, 2020, Algorithm 1.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from djax import _bits
+from djax._base import (
+    Communicator,
+    check_no_overlap,
+    check_params,
+    check_rate,
+    check_reliable,
+    check_topology,
+    key_of_step,
+    wide,
+)
+from djax.topologies import Topology
+
+from ._gossip import add_pull
+
+
+class MoniquaState(NamedTuple):
+    """State of :func:`moniqua`.
+
+    Attributes:
+      step: `int32[]`, number of updates so far; the key of the rounding.
+    """
+
+    step: ArrayLike
+
+
+def moniqua(
+    topology: Topology,
+    communicator: Communicator,
+    theta: float,
+    consensus_rate: float,
+    *,
+    bits: int = 2,
+    overlap: bool = False,
+    key: jax.Array | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages the parameters with the neighbours', sending a few bits of each.
+
+    With the updates :math:`u_i` of the links before it, the equations of this module
+    are those of :math:`x_i + u_i`, or of :math:`x_i` with overlap; the updates then
+    come on top. One message of b bits an entry travels to each neighbour.
+
+    Args:
+      topology: the graph and its weights.
+      communicator: how messages travel; it must not lose any.
+      theta: :math:`\theta`, an upper bound of how far neighbours' models are apart in
+        any coordinate. Where they are further apart, they are taken for nearer ones.
+        A float, or a scalar array.
+      consensus_rate: :math:`\gamma`; published are :math:`\theta = 1/4` and
+        :math:`\gamma = 0.005` for ResNet-20. A float, or a scalar array.
+      bits: b, 2 to 8.
+      overlap: average the parameters before this step's updates.
+      key: PRNG key of the rounding, the same on all workers; `jax.random.key(0)` by
+        default.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      :class:`MoniquaState`. Updates keep their dtypes.
+
+    Raises:
+      TypeError: if `topology` is none, for example a Schedule.
+      ValueError: if the sizes differ, a number is out of range, or messages get lost.
+
+    Examples:
+      >>> import djax, optax
+      >>> ring = djax.topologies.ring(8)
+      >>> communicator = djax.communicators.simulated(8)
+      >>> averaging = djax.moniqua(ring, communicator, 0.25, 0.005)
+      >>> optimizer = optax.chain(optax.sgd(0.1), averaging)
+
+    References:
+      Lu and De Sa, `Moniqua: Modulo Quantized Communication in Decentralized SGD
+      <https://arxiv.org/abs/2002.11787>`_, 2020, Algorithm 1
+    """
+    check_topology("moniqua", topology, communicator)
+    check_reliable("moniqua", communicator)
+    check_rate("moniqua: theta", theta)
+    check_rate("moniqua: consensus_rate", consensus_rate)
+    if bits not in range(2, 9):
+        raise ValueError(f"moniqua: bits must be 2 to 8, got {bits!r}.")
+
+    def init_fn(params):
+        check_params("moniqua", params)
+        if overlap:
+            check_no_overlap("moniqua")
+        return MoniquaState(jnp.zeros((), jnp.int32))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        params = check_params("moniqua", params)
+        model = params if overlap else optax.apply_updates(params, updates)
+        leaves, treedef = jax.tree.flatten(jax.tree.map(wide, model))
+        now = key_of_step(key, state.step)
+        levels = [
+            encode(
+                x,
+                jax.random.uniform(jax.random.fold_in(now, i), x.shape, x.dtype),
+                theta,
+                bits,
+            )
+            for i, x in enumerate(leaves)
+        ]
+        pull = treedef.unflatten(pull_to_levels(leaves, levels))
+        updates = add_pull(updates, pull, consensus_rate)
+        return updates, MoniquaState(optax.safe_increment(state.step))
+
+    def pull_to_levels(leaves, levels):
+        message = _bits.pack(jnp.concatenate([x.ravel() for x in levels]), bits)
+        own = [
+            decode(level, x, theta, bits)
+            for level, x in zip(levels, leaves, strict=True)
+        ]
+        pulls = [jnp.zeros_like(x) for x in leaves]
+        rounds = zip(topology.rounds, topology.round_weights, strict=True)
+        for source, weights in rounds:
+            weight = jnp.asarray(weights)[communicator.rank()]
+            received = communicator.permute(message, source)
+            pulls = [
+                pull + weight.astype(x.dtype) * (decode(level, x, theta, bits) - mine)
+                for pull, level, x, mine in zip(
+                    pulls, unpack(received, leaves), leaves, own, strict=True
+                )
+            ]
+        return pulls
+
+    def unpack(message, leaves):
+        ends = np.cumsum([x.size for x in leaves]).tolist()
+        levels = jnp.split(_bits.unpack(message, bits, ends[-1]), ends[:-1])
+        return [level.reshape(x.shape) for level, x in zip(levels, leaves, strict=True)]
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def encode(x: jax.Array, noise: jax.Array, theta: ArrayLike, bits: int) -> jax.Array:
+    r"""The level of :math:`x / B \bmod 1`, rounded up where the noise is large.
+
+    Args:
+      x: `float[...]`.
+      noise: `float[...]` in [0, 1).
+      theta: bound of the distance between neighbours.
+      bits: b.
+
+    Returns:
+      `uint8[...]` below :math:`2^b`; the level l means :math:`q = \delta l - 1/2`.
+    """
+    last = 2**bits - 1
+    phase = _mod(x / _modulus(x, theta, bits), 1.0) + 0.5
+    # In half of all units in the last place, 1 / delta + noise rounds to one more.
+    return jnp.clip(jnp.floor(phase * last + noise), 0, last).astype(jnp.uint8)
+
+
+def decode(level: jax.Array, x: jax.Array, theta: ArrayLike, bits: int) -> jax.Array:
+    r"""How far from `x` the model is that was sent: :math:`(q B - x) \bmod B`."""
+    modulus = _modulus(x, theta, bits)
+    q = level.astype(x.dtype) / (2**bits - 1) - 0.5
+    return _mod(q * modulus - x, modulus)
+
+
+def _modulus(x: jax.Array, theta: ArrayLike, bits: int) -> jax.Array:
+    return 2 * jnp.asarray(theta, x.dtype) / (1 - 2 / (2**bits - 1))
+
+
+def _mod(x: jax.Array, modulus: ArrayLike) -> jax.Array:
+    """The remainder between minus and plus half of the modulus."""
+    half = jnp.sign(x) * modulus / 2
+    return jnp.fmod(x + half, jnp.asarray(modulus, x.dtype)) - half
