@@ -16,6 +16,7 @@ import pytest
 import references
 
 import djax
+from djax import compressors
 
 
 class Algorithm(NamedTuple):
@@ -156,6 +157,55 @@ ALGORITHMS = {
         converges=False,  # With a constant step size.
         keeps_mean=False,  # Its steps have a length of their own.
         alone_is_base=False,
+    ),
+    "power_gossip": Algorithm(
+        lambda t, c: djax.power_gossip(t, c),
+        references.power_gossip(),
+        exact=False,
+    ),
+    "power_gossip_iterations": Algorithm(
+        lambda t, c: djax.power_gossip(t, c, iterations=4, consensus_rate=0.5),
+        references.power_gossip(iterations=4, rate=0.5),
+        exact=False,
+    ),
+    "power_gossip_overlap": Algorithm(
+        lambda t, c: djax.power_gossip(t, c, rank=2, overlap=True),
+        references.power_gossip(rank=2, overlap=True),
+        exact=False,
+    ),
+    "choco_gossip": Algorithm(
+        lambda t, c: djax.choco_gossip(t, c, compressors.top_k(0.5), 0.4),
+        references.choco,
+        exact=False,
+    ),
+    "choco_gossip_overlap": Algorithm(
+        lambda t, c: djax.choco_gossip(t, c, compressors.top_k(0.5), 0.4, overlap=True),
+        lambda *args: references.choco(*args, overlap=True),
+        exact=False,
+    ),
+    "deep_squeeze": Algorithm(
+        lambda t, c: djax.deep_squeeze(t, c, compressors.sign(), 0.05),
+        references.deep_squeeze,
+        exact=False,
+        converges=False,  # What the signs leave out stays of the size of the model.
+    ),
+    "moniqua": Algorithm(
+        lambda t, c: djax.moniqua(t, c, 8.0, 0.1, bits=8),
+        references.moniqua,
+        exact=False,
+        converges=False,  # Up to the distance between two levels.
+    ),
+    "dcd": Algorithm(
+        lambda t, c: djax.dcd(t, c, compressors.top_k(0.5)),
+        references.dcd,
+        exact=False,
+        keeps_mean=False,
+        alone_is_base=False,
+    ),
+    "ecd": Algorithm(
+        lambda t, c: djax.ecd(t, c, compressors.identity()),
+        references.ecd,
+        exact=False,
     ),
 }
 """All mechanisms; the corrections appear around `gossip`."""

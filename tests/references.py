@@ -4,6 +4,7 @@ Each function takes the gradient of all workers `[n, d] -> [n, d]`, the start `[
 the learning rate, the number of steps and the mixing matrix, and returns `[n, d]`.
 """
 
+import jax
 import numpy as np
 
 
@@ -158,3 +159,140 @@ def all_reduce_overlap(gradient, x, learning_rate, steps, W):
         y, pending = x + pending, -learning_rate * gradient(x)
         x = np.broadcast_to(y.mean(0), y.shape)
     return x
+
+
+def top_k(x, fraction=0.5):
+    """Of the leaves b (2 entries) and w (4) of each worker, the largest."""
+    out = np.zeros_like(x)
+    for row, kept in zip(x, out, strict=True):
+        for leaf in (slice(0, 2), slice(2, 6)):
+            values = row[leaf]
+            largest = np.argsort(-abs(values), kind="stable")
+            largest = largest[: int(fraction * len(values))]
+            kept[leaf][largest] = values[largest]
+    return out
+
+
+def sign(x):
+    """The mean magnitude of each leaf, with the sign of each entry."""
+    return np.concatenate(
+        [
+            np.where(leaf < 0, -1, 1) * abs(leaf).mean(1, keepdims=True)
+            for leaf in (x[:, :2], x[:, 2:])
+        ],
+        axis=1,
+    )
+
+
+def choco(gradient, x, learning_rate, steps, W, rate=0.4, overlap=False):
+    """With all copies x̂ at hand: x + rate (W - I) x̂."""
+    known = np.zeros_like(x)
+    for _ in range(steps):
+        update = -learning_rate * gradient(x)
+        known = known + top_k((x if overlap else x + update) - known)
+        x = x + update + rate * (W @ known - known)
+    return x
+
+
+def deep_squeeze(gradient, x, learning_rate, steps, W, rate=0.05):
+    error = np.zeros_like(x)
+    for _ in range(steps):
+        y = x - learning_rate * gradient(x)
+        sent = sign(y + error)
+        error = y + error - sent
+        x = y + rate * (W @ sent - sent)
+    return x
+
+
+def dcd(gradient, x, learning_rate, steps, W):
+    for _ in range(steps):
+        x = x + top_k(W @ x - learning_rate * gradient(x) - x)
+    return x
+
+
+def ecd(gradient, x, learning_rate, steps, W):
+    """With nothing lost, the estimates are the models."""
+    estimate = x
+    for t in range(1, steps + 1):
+        new = W @ estimate - learning_rate * gradient(x)
+        beyond = (1 - t / 2) * x + t / 2 * new
+        estimate, x = (1 - 2 / t) * estimate + 2 / t * beyond, new
+    return x
+
+
+def moniqua(gradient, x, learning_rate, steps, W, theta=8.0, rate=0.1, bits=8):
+    """Every worker's neighbours, reconstructed near its own model."""
+    delta = 1 / (2**bits - 1)
+    B = 2 * theta / (1 - 2 * delta)
+    for step in range(steps):
+        y = x - learning_rate * gradient(x)
+        now = jax.random.fold_in(jax.random.key(0), step)
+        noise = [
+            np.ravel(jax.random.uniform(jax.random.fold_in(now, i), shape, float))
+            for i, shape in enumerate([(2,), (2, 2)])
+        ]
+        phase = y / B - np.round(y / B)
+        levels = np.floor((phase + 0.5) / delta + np.concatenate(noise))
+        sent = (levels * delta - 0.5) * B
+        x = y.copy()
+        for i, j in zip(*np.nonzero(W), strict=True):
+            theirs, mine = sent[j] - y[i], sent[i] - y[i]
+            theirs, mine = (d - B * np.round(d / B) for d in (theirs, mine))
+            x[i] += rate * W[i, j] * (theirs - mine)
+    return x
+
+
+def power_gossip(rank=1, iterations=1, overlap=False, rate=1.0):
+    """One edge after the other; the matrix of [b, w] is w transposed, b a vector."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        n, k = len(x), 0
+        edges = [(i, j) for i in range(n) for j in range(i + 1, n) if W[i, j]]
+        factors = {
+            (edge, side): _first_vectors(rank, n * edge[0] + edge[1], side)
+            for edge in edges
+            for side in (0, 1)
+        }
+        for _ in range(steps):
+            update = -learning_rate * gradient(x)
+            y = x if overlap else x + update
+            new = y.copy()
+            new[:, :2] = W @ y[:, :2]
+            for _ in range(iterations):
+                k += 1
+                M = new[:, 2:].reshape(n, 2, 2).swapaxes(1, 2)
+                moved = M.copy()
+                for low, high in edges:
+                    gap = M[high] - M[low]
+                    U, V = factors[(low, high), 0], factors[(low, high), 1]
+                    if k % 2:
+                        V = _orth(V)
+                        U = gap @ V
+                    else:
+                        U = _orth(U)
+                        V = gap.T @ U
+                    factors[(low, high), 0], factors[(low, high), 1] = U, V
+                    moved[low] += rate * W[low, high] * U @ V.T
+                    moved[high] -= rate * W[low, high] * U @ V.T
+                new[:, 2:] = moved.swapaxes(1, 2).reshape(n, 4)
+            x = new + update if overlap else new
+        return x
+
+    return run
+
+
+def _first_vectors(rank, edge, side):
+    """The columns that both ends of an edge draw for leaf 1."""
+    key = jax.random.key(0)
+    for data in (0, 1, side, edge):
+        key = jax.random.fold_in(key, data)
+    return np.array(jax.random.normal(key, (rank, 2), float)).T
+
+
+def _orth(columns):
+    columns = columns.copy()
+    for i in range(columns.shape[1]):
+        columns[:, i] /= np.linalg.norm(columns[:, i]) + 1e-8
+        rest = columns[:, i + 1 :]
+        rest -= np.outer(columns[:, i], columns[:, i] @ rest)
+    return columns

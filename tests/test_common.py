@@ -28,9 +28,8 @@ def test_matches_the_dense_reference(name, graph):
         communicator = communicators.simulated(SIZE)
         mechanism = make(name, topology, communicator)
         actual = train(mechanism, communicator, dtype=jnp.float64)
-    np.testing.assert_allclose(
-        actual, conformance.expected(name, topology), rtol=1e-12, atol=1e-13
-    )
+        expected = conformance.expected(name, topology)  # Some draw with jax.random.
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-13)
 
 
 @each_algorithm
@@ -144,8 +143,8 @@ def test_says_where_it_must_run(name):
     topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
     mechanism = make(name, topology, communicator)
     params = jnp.ones(3)
-    state = mechanism.init(params)
     with pytest.raises(RuntimeError, match="inside communicator.spmd"):
+        state = mechanism.init(params)
         for _ in range(3):  # The corrections need not communicate in the first step.
             _, state = mechanism.update(params, state, params)
 

@@ -74,7 +74,7 @@ def mechanism(case):
 
 
 def per_round(of_edges):
-    """`[edges, length, r]` to what each worker holds, `[workers, rounds, r, length]`."""
+    """Gives each worker those of its edges: `[workers, rounds, r, length]`."""
     indices = [
         [EDGES.index((min(i, source[i]), max(i, source[i]))) for source in RING.rounds]
         for i in range(4)
@@ -88,7 +88,7 @@ def starting_factors(case, side):
 
 
 def drawn_factors(case, step):
-    """The random vectors that the cold start multiplies by in a step, and their side."""
+    """The random vectors that the cold start multiplies by in a step."""
     kind, length = ("odd", (24, 1)) if step % 2 else ("even", (32, 17))
     drawn = GOLDEN[f"fill_{kind}__{case}"][(step - 1) // 2]
     parts = np.split(drawn[..., None], [length[0]], axis=1)

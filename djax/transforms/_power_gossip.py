@@ -229,11 +229,12 @@ def power_gossip(
 
         if iterations > 1:
             carry = jax.tree.map(jnp.add, start, pulls), factors, number + 1
-            carry, _ = jax.lax.scan(
-                lambda carry, _: (move(odd, *move(1 - odd, *carry)), None),
-                carry,
-                length=(iterations - 1) // 2,
-            )
+            if iterations > 2:
+                carry, _ = jax.lax.scan(
+                    lambda carry, _: (move(odd, *move(1 - odd, *carry)), None),
+                    carry,
+                    length=(iterations - 1) // 2,
+                )
             if iterations % 2 == 0:
                 carry = move(1 - odd, *carry)
             matrices, factors, _ = carry

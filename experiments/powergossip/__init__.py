@@ -1,0 +1,1 @@
+"""Reproductions of Vogels et al., PowerGossip: Low-Rank Communication, 2020."""
