@@ -10,13 +10,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def mpirun(
-    ranks: int, *command: str, timeout: float = 300
+    ranks: int, *command: str, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a Python command on several ranks; a hang is an error."""
     launcher = shutil.which("mpirun", path=pathlib.Path(sys.executable).parent)
     launcher = launcher or shutil.which("mpirun")
     assert launcher, "no mpirun: install the dependency group `dev`"
-    return run(launcher, "-n", str(ranks), sys.executable, *command, timeout=timeout)
+    options = ("-n", str(ranks), sys.executable)
+    return run(launcher, *options, *command, timeout=timeout, **environment)
 
 
 def python(*command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -24,9 +25,11 @@ def python(*command: str, timeout: float = 300) -> subprocess.CompletedProcess[s
     return run(sys.executable, *command, timeout=timeout)
 
 
-def run(*command: str, timeout: float) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str, timeout: float, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs a command in the repository's root, with one CPU device a process."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
     environment.pop("XLA_FLAGS", None)
     return subprocess.run(
         command,

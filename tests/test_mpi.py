@@ -1,5 +1,7 @@
 """Runs `tests/mpi` on several ranks."""
 
+import re
+
 import pytest
 from launch import mpirun
 
@@ -31,6 +33,55 @@ def test_eight_ranks_agree_with_the_simulation():
     )
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
     assert result.stdout.count(" passed") == 8
+
+
+def test_what_was_counted_is_what_a_run_sends(tmp_path):
+    """In whole training steps, from what mpi4jax logs of each call of MPI."""
+    program = """
+import os, sys
+import jax, jax.numpy as jnp
+import djax
+from djax import communicators, compressors, topologies
+
+MPI, STEPS = communicators.mpi(), 6
+(mine,) = MPI.local_ranks
+log = os.open(f"{sys.argv[1]}/{mine}", os.O_WRONLY | os.O_CREAT)
+os.dup2(log, 1)  # A file for each rank: in one, they would cut into each other.
+ring = topologies.ring(3)
+params = {"w": jnp.ones((40, 30)), "b": jnp.ones(7)}
+code = compressors.top_k(0.1)
+mechanisms = {
+    4: [
+        djax.power_gossip(ring, MPI, rank=2),
+        djax.power_gossip(ring, MPI, iterations=5),
+        djax.choco_gossip(ring, MPI, code, 0.1),
+        djax.every(3, djax.deep_squeeze(ring, MPI, compressors.low_rank(1), 0.1)),
+    ],
+    1: [djax.moniqua(ring, MPI, 1.0, 0.1)],
+}
+
+def run(mechanism):
+    def step(carry, _):
+        x, state = carry
+        u, state = mechanism.update(jax.tree.map(jnp.zeros_like, x), state, x)
+        return (u, state), None
+    return jax.lax.scan(step, (params, mechanism.init(params)), length=STEPS)[0]
+
+items = messages = 0
+for width, some in mechanisms.items():
+    for mechanism in some:
+        jax.block_until_ready(jax.jit(run, static_argnums=0)(mechanism))
+        cost = djax.communication_cost(mechanism, params, ring)
+        items += cost.bytes_per_step[mine] * STEPS // width
+        messages += cost.messages_per_step[mine] * STEPS
+print(f"counted {int(items)} {int(messages)}", flush=True)
+"""
+    result = mpirun(3, "-c", program, str(tmp_path), timeout=200, MPI4JAX_DEBUG="1")
+    assert result.returncode == 0, result.stderr
+    for rank in range(3):
+        log = (tmp_path / str(rank)).read_text()
+        sent = [int(n) for n in re.findall(r" / -> \d \(tag 0, (\d+) items\)", log)]
+        assert f"counted {sum(sent)} {len(sent)}" in log
 
 
 def test_an_exception_on_one_rank_ends_all():

@@ -84,7 +84,9 @@ def test_differences_are_named_on_every_rank():
         communicators.check_agreement(MPI, "the settings", [mine])
 
 
-@pytest.mark.parametrize("name", conformance.ALGORITHMS)
+@pytest.mark.parametrize(
+    "name", [name for name in conformance.ALGORITHMS if "iterations" not in name]
+)
 def test_communication_cost_is_what_is_handed_to_mpi(name, monkeypatch):
     """Counts what reaches mpi4jax while a period of steps is traced."""
     topology = topologies.star(SIZE)
@@ -104,11 +106,11 @@ def test_communication_cost_is_what_is_handed_to_mpi(name, monkeypatch):
 
         return call
 
+    updates, state = jax.tree.map(jnp.zeros_like, params), mechanism.init(params)
     for verb in ("sendrecv", "allreduce"):
         monkeypatch.setattr(mpi4jax, verb, counted(getattr(mpi4jax, verb)))
     # The branch of `every` that communicates is traced once, and taken once a period.
-    updates = jax.tree.map(jnp.zeros_like, params)
-    jax.make_jaxpr(mechanism.update)(updates, mechanism.init(params), params)
+    jax.make_jaxpr(mechanism.update)(updates, state, params)
     assert sum(sent) == cost.bytes_per_period[RANK]
     assert len(sent) == cost.messages_per_period[RANK]
 
