@@ -10,6 +10,8 @@ from launch import mpirun, python
 
 TRAIN = ("-m", "experiments.train")
 
+over_mpi = pytest.mark.xdist_group("mpi")  # One after the other: ranks poll.
+
 
 @pytest.fixture(autouse=True)
 def promotion():
@@ -30,6 +32,7 @@ def last_record(runs):
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
 
 
+@over_mpi
 @pytest.mark.parametrize(
     ("size", "algorithm"),
     [(4, "--algorithm dpsgd"), (3, "--algorithm relay_sgd --topology chain")],
@@ -93,6 +96,14 @@ def test_without_communication_they_do_not(tmp_path):
         "--algorithm sgp --workers 6 --rounds 2 --overlap --drop-probability 0.1",
         "--algorithm quasi_global_momentum --topology double_binary_trees --overlap",
         "--algorithm quasi_global_adam --optimizer adam --weight-decay 1e-4",
+        "--algorithm power_gossip --rank 2 --iterations 2 --overlap --no-warm-start",
+        "--algorithm choco_sgd --consensus-rate 0.2 --topology double_binary_trees",
+        "--algorithm choco_sgd --consensus-rate 0.2 --compressor quantize "
+        "--compressor-options bits 4 unbiased False --local-steps 2",
+        "--algorithm deep_squeeze --compressor sign --consensus-rate 0.02",
+        "--algorithm moniqua --theta 0.5 --bits 4 --consensus-rate 0.1",
+        "--algorithm dcd_psgd --workers 8",
+        "--algorithm ecd_psgd --optimizer adam --learning-rate 0.001",
     ],
 )
 def test_options(options, tmp_path):
@@ -107,7 +118,7 @@ def test_options(options, tmp_path):
     ("options", "message"),
     [
         ("--topology rong", "choose from binary_tree"),
-        ("--algorithm d_psgd", "choose from all_reduce_sgd, d2_sgd, dpsgd"),
+        ("--algorithm d_psgd", "choose from all_reduce_sgd, .*dpsgd, ecd_psgd"),
         ("--task quadratic", "choose from digits, quadratics"),
         ("--weights heavy", "choose one of metropolis"),
         ("--weights 0.6", "largest admissible weight is 0.5"),
@@ -134,6 +145,20 @@ def test_options(options, tmp_path):
         ("--algorithm d2_sgd --workers 32 --topology double_binary_trees", "diverges"),
         ("--algorithm sgp --rounds 0", "rounds must be"),
         ("--algorithm quasi_global_adam", "use --optimizer adam, not sgd"),
+        ("--algorithm choco_sgd", "choco_sgd needs a --consensus-rate"),
+        ("--algorithm choco_sgd --compressor topk", "choose from identity, low_rank"),
+        (
+            "--algorithm choco_sgd --consensus-rate 1 --compressor-options fraction 2",
+            r"--compressor top_k: top_k: fraction must be in \(0, 1\]",
+        ),
+        ("--algorithm power_gossip --drop-probability 0.1", "needs every message"),
+        ("--algorithm power_gossip --rank 0", "rank must be an integer"),
+        (
+            "--algorithm power_gossip --topology double_binary_trees",
+            "needs whole matrices",
+        ),
+        ("--rank 2", "dpsgd has no option --rank, only --consensus-rate"),
+        ("--algorithm moniqua --consensus-rate 0.1 --bits 1", "bits must be 2 to 8"),
     ],
 )
 def test_mistakes_end_in_one_line(options, message, tmp_path, capfd):
@@ -149,6 +174,7 @@ def test_mistakes_end_in_one_line(options, message, tmp_path, capfd):
         assert error.splitlines()[-1].startswith("error: ")
 
 
+@over_mpi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -166,6 +192,7 @@ def test_mistakes_under_mpirun_are_said_once_by_all(options, message, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@over_mpi
 def test_ranks_that_disagree_are_named(tmp_path):
     program = f"""
 import os, sys
@@ -179,6 +206,7 @@ train.main(["--seed", seed, "--runs", {str(tmp_path)!r}])
     assert os.listdir(tmp_path) == []
 
 
+@over_mpi
 def test_a_mistake_of_one_rank_is_said_by_it(tmp_path):
     program = """
 import os

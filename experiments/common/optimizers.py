@@ -45,10 +45,12 @@ class Algorithm:
     algorithm: str = "dpsgd"
     """The algorithm, under its paper's name: all_reduce_sgd, dpsgd, relay_sgd,
     relay_sgd_grad, d2_sgd, exact_diffusion, gradient_tracking_sgd, sgp,
-    quasi_global_momentum (of --optimizer sgd) or quasi_global_adam (of --optimizer
-    adam)."""
-    consensus_rate: float = 1.0
-    """Step size of gossip's averaging."""
+    quasi_global_momentum (of --optimizer sgd), quasi_global_adam (of --optimizer adam);
+    with little communication power_gossip, choco_sgd, deep_squeeze, moniqua, dcd_psgd
+    and ecd_psgd."""
+    consensus_rate: float | None = None
+    """Step size of the averaging: 1 by default, but choco_sgd, deep_squeeze and moniqua
+    need one, the smaller the coarser their messages are."""
     overlap: bool = False
     """Send messages that do not depend on this step's gradients."""
     local_steps: int = 1
@@ -57,6 +59,22 @@ class Algorithm:
     """What stands for the models that have not reached a worker of relay_sgd."""
     rounds: int = 1
     """Exchanges in each step of sgp."""
+    rank: int = 1
+    """Rank of power_gossip's corrections."""
+    iterations: int = 1
+    """Power iterations of power_gossip in each step."""
+    warm_start: bool = True
+    """Multiply by what power_gossip's last iteration found, not by random vectors."""
+    compressor: str | None = None
+    """Code of the messages of choco_sgd, deep_squeeze, dcd_psgd and ecd_psgd: identity,
+    top_k, random_k, sign, low_rank or quantize. By default top_k, for dcd_psgd and
+    ecd_psgd, which need a fine one, quantize."""
+    compressor_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Its arguments, as in `fraction 0.01`, `rank 2` or `bits 4 unbiased False`."""
+    theta: float = 1.0
+    """How far apart neighbours of moniqua may be in a coordinate."""
+    bits: int = 2
+    """Bits of each coordinate in moniqua's messages."""
     check: bool = True
     """Refuse mixing weights on which d2_sgd diverges: with an eigenvalue below -1/3."""
 
@@ -132,9 +150,25 @@ def _each(topologies, make):
     return djax.interleave([make(topology) for topology in topologies])
 
 
+def _rate(config) -> float:
+    return 1.0 if config.consensus_rate is None else config.consensus_rate
+
+
+def _tuned_rate(config) -> float:
+    if config.consensus_rate is None:
+        raise UsageError(
+            f"--algorithm {config.algorithm} needs a --consensus-rate: the coarser the "
+            "messages, the smaller; try 0.1."
+        )
+    return config.consensus_rate
+
+
 def _gossip(config, topologies, communicator, **options):
-    options = {"consensus_rate": config.consensus_rate} | options
-    return _each(topologies, lambda t: djax.gossip(t, communicator, **options))
+    rate = options.pop("consensus_rate", _rate(config))
+    return _each(
+        topologies,
+        lambda t: djax.gossip(t, communicator, consensus_rate=rate, **options),
+    )
 
 
 def _overlapping_gossip(config, topologies, communicator):
@@ -152,7 +186,7 @@ def _relay_of_updates(config, topologies, communicator):
 
 def _d2(config, topologies, communicator):
     for topology in topologies if config.check else ():
-        check_d2(config.algorithm, topology, config.consensus_rate)
+        check_d2(config.algorithm, topology, _rate(config))
     return djax.d2(_gossip(config, topologies, communicator))
 
 
@@ -175,6 +209,70 @@ def _push_sum(config, topologies, communicator):
 def _all_reduce(config, topologies, communicator):
     del topologies
     return djax.all_reduce(communicator, overlap=config.overlap)
+
+
+def _power_gossip(config, topologies, communicator):
+    if len(topologies) > 1:
+        raise UsageError(
+            "--algorithm power_gossip needs whole matrices: choose one --topology."
+        )
+    return djax.power_gossip(
+        topologies[0],
+        communicator,
+        config.rank,
+        config.iterations,
+        warm_start=config.warm_start,
+        consensus_rate=_rate(config),
+        overlap=config.overlap,
+    )
+
+
+COMPRESSORS = {
+    "identity": {},
+    "top_k": {"fraction": "0.1"},
+    "random_k": {"fraction": "0.1"},
+    "sign": {},
+    "low_rank": {"rank": "1"},
+    "quantize": {"bits": "8"},
+}
+"""The codes of :mod:`djax.compressors`, and their options by default."""
+
+
+def _compressor(config, default="top_k") -> djax.Compressor:
+    name = lookup("--compressor", config.compressor or default, COMPRESSORS)
+    make = getattr(djax.compressors, name)
+    what = f"--compressor-options of {name}"
+    options = config.compressor_options or COMPRESSORS[name]
+    try:
+        return make(**read_options(what, make, options, given=0))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--compressor {name}: {error}") from error
+
+
+def _with_code(make):
+    def average(config, topologies, communicator):
+        code, rate = _compressor(config), _tuned_rate(config)
+        options = {"overlap": config.overlap}
+        return _each(topologies, lambda t: make(t, communicator, code, rate, **options))
+
+    return average
+
+
+def _moniqua(config, topologies, communicator):
+    rate = _tuned_rate(config)
+    options = {"bits": config.bits, "overlap": config.overlap}
+    return _each(
+        topologies,
+        lambda t: djax.moniqua(t, communicator, config.theta, rate, **options),
+    )
+
+
+def _with_copies(make):
+    def average(config, topologies, communicator):
+        code = _compressor(config, default="quantize")
+        return _each(topologies, lambda t: make(t, communicator, code))
+
+    return average
 
 
 def _step_then_average(config, base, steps, mechanism):
@@ -237,11 +335,14 @@ class _Recipe(NamedTuple):
     compose: Callable = _step_then_average
 
 
+GOSSIP = {"consensus_rate", "overlap", "local_steps"}
+CODE = {"compressor", "compressor_options"}
+
 ALGORITHMS = {
     "all_reduce_sgd": _Recipe(
         _all_reduce, {"overlap", "local_steps"}, _average_gradients
     ),
-    "dpsgd": _Recipe(_overlapping_gossip, {"consensus_rate", "overlap", "local_steps"}),
+    "dpsgd": _Recipe(_overlapping_gossip, GOSSIP),
     "relay_sgd": _Recipe(_relay, {"missing", "overlap", "local_steps"}),
     # Updates of local steps would reach nobody, ever.
     "relay_sgd_grad": _Recipe(_relay_of_updates, {"overlap"}),
@@ -251,12 +352,18 @@ ALGORITHMS = {
         _gradient_tracking, {"consensus_rate", "local_steps"}
     ),
     "sgp": _Recipe(_push_sum, {"rounds", "overlap", "local_steps"}),
-    "quasi_global_momentum": _Recipe(
-        _gossip, {"consensus_rate", "overlap", "local_steps"}, _quasi_global_momentum
-    ),
+    "quasi_global_momentum": _Recipe(_gossip, GOSSIP, _quasi_global_momentum),
     "quasi_global_adam": _Recipe(
         _gossip, {"consensus_rate", "local_steps"}, _quasi_global_adam
     ),
+    "power_gossip": _Recipe(
+        _power_gossip, GOSSIP | {"rank", "iterations", "warm_start"}
+    ),
+    "choco_sgd": _Recipe(_with_code(djax.choco_gossip), GOSSIP | CODE),
+    "deep_squeeze": _Recipe(_with_code(djax.deep_squeeze), GOSSIP | CODE),
+    "moniqua": _Recipe(_moniqua, GOSSIP | {"theta", "bits"}),
+    "dcd_psgd": _Recipe(_with_copies(djax.dcd), {"local_steps"} | CODE),
+    "ecd_psgd": _Recipe(_with_copies(djax.ecd), {"local_steps"} | CODE),
 }
 
 
@@ -290,9 +397,12 @@ def make_optimizer(
 
 def _check_options(config: Algorithm, known: set[str]) -> None:
     """Raises UsageError if the algorithm would ignore an option."""
+    defaults = Algorithm()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in {"algorithm", *known} or value == field.default:
+        if field.name in {"algorithm", *known} or value == getattr(
+            defaults, field.name
+        ):
             continue
         flag = f"{'no-' if value is False else ''}{field.name}".replace("_", "-")
         options = ", ".join(f"--{name}".replace("_", "-") for name in sorted(known))

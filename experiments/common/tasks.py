@@ -212,14 +212,20 @@ def make_task(name: str, setting: Setting, options: Mapping[str, str]) -> Task:
 
 
 def read_options(
-    what: str, make: Callable, options: Mapping[str, str]
+    what: str, make: Callable, options: Mapping[str, str], *, given: int = 1
 ) -> dict[str, Any]:
     """Reads `name=value` options of a function from the command line.
+
+    Args:
+      what: they are, for errors.
+      make: the function.
+      options: its arguments, as Python literals.
+      given: how many of its first arguments are not the user's.
 
     Raises:
       UsageError: if the function has no such option, or a value is no literal.
     """
-    _, *known = inspect.signature(make).parameters
+    known = list(inspect.signature(make).parameters)[given:]
     values = {}
     for name, text in options.items():
         lookup(what, name, known)

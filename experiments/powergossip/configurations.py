@@ -138,8 +138,8 @@ def resnet20_shapes() -> dict[str, Any]:
       A tree in the layout of flax.
     """
 
-    def layers(*kernels):
-        tree = {}
+    def layers(*kernels: tuple[int, ...]) -> dict[str, Any]:
+        tree: dict[str, Any] = {}
         for i, kernel in enumerate(kernels):
             vectors = {"scale": _shape(kernel[-1]), "bias": _shape(kernel[-1])}
             tree[f"Conv_{i}"] = {"kernel": _shape(*kernel)}
@@ -643,7 +643,7 @@ def make_methods(configuration: Configuration, records: list[dict]):
                 record["peak_learning_rate"],
                 _settings(options, ", "),
                 _settings(method.tried, "; "),
-                f"{method.seeds[0]}–{method.seeds[-1]}",
+                "–".join(map(str, sorted({min(method.seeds), max(method.seeds)}))),
                 f"{losses[0]:.2f}, {losses[-1]:.2f}",
             ]
         )
@@ -696,7 +696,8 @@ def make_table(records: list[dict]):
         f"MiB an epoch, messages a step: of a worker, to its {NEIGHBORS} neighbours. "
         "all-reduce: its buffer is counted once, which makes half of D-PSGD.\n"
         "top 1 %: an index has 4 bytes here, 8 there, which makes 8 bytes an entry for "
-        "12. Moniqua: the last byte is a whole one.",
+        "12. Moniqua: the last byte is a whole one.\nPowerGossip's vectors travel with "
+        "its first message, there in one of their own.",
     )
 
 
@@ -720,14 +721,13 @@ def draw(records: list[dict]) -> Figure:
         mine = [r for r in records if r["configuration"] == configuration.name]
         sent = [r["bytes_per_step"] for r in mine]
         published = [_lookup(r)[1].published.bytes for r in mine]
-        bars = axes.barh(range(len(mine)), sent, color=[_color(r) for r in mine])
-        axes.bar_label(bars, [f"{r['ratio']:.3g}×" for r in mine], padding=5, size=8)
-        known = [(NEIGHBORS * x, i) for i, x in enumerate(published) if x]
-        if known:
-            x, y = zip(*known, strict=True)
-            label = "published code"
-            axes.plot(x, y, "o", color="k", mfc="none", ms=5, label=label)
-            axes.legend(fontsize=8, loc="lower right")
+        axes.barh(range(len(mine)), sent, color=[_color(r) for r in mine])
+        for i, (record, known) in enumerate(zip(mine, published, strict=True)):
+            end = max(record["bytes_per_step"], NEIGHBORS * (known or 0))
+            text = f"{record['ratio']:.3g}×"
+            axes.text(1.15 * end, i, text, va="center", size=8)
+            if known:
+                axes.plot(NEIGHBORS * known, i, "o", color="k", mfc="none", ms=5)
         axes.set_yticks(range(len(mine)), [r["method"] for r in mine], fontsize=8)
         axes.set(xscale="log", title=configuration.name)
         axes.set_xlabel("bytes a worker sends in a step")
@@ -735,7 +735,10 @@ def draw(records: list[dict]) -> Figure:
         axes.invert_yaxis()
         axes.grid(alpha=0.3, axis="x")
         axes.set_axisbelow(True)
-    figure.supylabel("labels: D-PSGD sends so many times as much", fontsize=8)
+    figure.supxlabel(
+        "numbers: D-PSGD sends so many times as much. circles: the published code",
+        fontsize=8,
+    )
     return figure
 
 

@@ -39,11 +39,11 @@ from djax import communicators, compressors, topologies
 from ..common import figures
 
 SIZE, GOAL, BEST_RATE = 8, 1e-4, 1.308
-RATES = np.geomspace(1e-4, BEST_RATE, 20)
+RATES = [(rate,) for rate in np.geomspace(1e-4, BEST_RATE, 20).tolist()]
 MONIQUA = [
     (rate, theta)
-    for rate in np.geomspace(1e-4, BEST_RATE, 10)
-    for theta in np.geomspace(0.1, 10, 10)
+    for rate in np.geomspace(1e-4, BEST_RATE, 10).tolist()
+    for theta in np.geomspace(0.1, 10, 10).tolist()
 ]
 RING, COMMUNICATOR = topologies.ring(SIZE), communicators.simulated(SIZE)
 
@@ -62,8 +62,8 @@ class Method(NamedTuple):
     """
 
     make: Callable
-    grid: Sequence[Sequence[float]]
-    untuned: Sequence[float] | None
+    grid: Sequence[tuple[float, ...]]
+    untuned: tuple[float, ...] | None
     color: str
     shorter: float = 1
     screening: int = 500
@@ -81,7 +81,7 @@ def _choco(code: djax.Compressor, color: str, **options: Any) -> Method:
     def make(rate):
         return djax.choco_gossip(RING, COMMUNICATOR, code, rate)
 
-    return Method(make, RATES[:, None], (BEST_RATE,), color, **options)
+    return Method(make, RATES, (BEST_RATE,), color, **options)
 
 
 METHODS = {
@@ -106,7 +106,7 @@ METHODS = {
     ),
     "DeepSqueeze, sign": Method(
         lambda rate: djax.deep_squeeze(RING, COMMUNICATOR, compressors.sign(), rate),
-        RATES[:, None],
+        RATES,
         (BEST_RATE,),
         "tab:purple",
     ),
@@ -163,7 +163,7 @@ def photographs(side: int) -> jax.Array:
 
 
 def errors(
-    method: Method, start: jax.Array, settings: Sequence, steps: int
+    method: Method, start: jax.Array, settings: np.ndarray, steps: int
 ) -> np.ndarray:
     r"""Averages with all settings in one program.
 
@@ -195,7 +195,7 @@ def errors(
         everyones = communicators.replicate(COMMUNICATOR, setting)
         return COMMUNICATOR.spmd(worker)(start, everyones).mean(0)
 
-    grid = jnp.asarray(np.asarray(settings, np.float32).reshape(len(settings), -1))
+    grid = jnp.asarray(settings, jnp.float32)
     found = np.asarray(jax.jit(jax.vmap(run))(grid), np.float64)
     return found / found[:, :1]
 
@@ -257,7 +257,7 @@ def compute(
             }
             runs = [(method.untuned is not None, *tune(method, start, steps))]
             if method.untuned is not None:
-                (curve,) = errors(method, start, [method.untuned], steps)
+                (curve,) = errors(method, start, np.array([method.untuned]), steps)
                 runs.append((False, list(method.untuned), curve))
             for tuned, setting, curve in runs:
                 kept = logged(len(curve))

@@ -289,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
       The records.
     """
     config = figures.configure(__file__, __doc__, arguments)
-    hidden, epochs = ((16,), 2) if config.smoke else ((128, 128), EPOCHS)
+    hidden, epochs = ((), 2) if config.smoke else ((128, 128), EPOCHS)
     records = []
     for method in tqdm(METHODS, desc="spectrum", unit="method"):
         records += train(method, hidden, epochs)
