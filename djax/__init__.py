@@ -17,7 +17,8 @@ live.
   :func:`quasi_global_adam`,
 * whole algorithms under their papers' names: :func:`dpsgd`, :func:`relay_sgd`,
   :func:`relay_sgd_grad`, :func:`d2_sgd`, :func:`exact_diffusion`,
-  :func:`gradient_tracking_sgd`, :func:`sgp`, :func:`all_reduce_sgd`,
+  :func:`gradient_tracking_sgd`, :func:`sgp`, :func:`power_gossip_sgd`,
+  :func:`choco_sgd`, :func:`dcd_psgd`, :func:`ecd_psgd`, :func:`all_reduce_sgd`,
 * measures: :mod:`djax.metrics`, :func:`communication_cost`,
 * what is known beforehand: :mod:`djax.theory`, :func:`relay_learning_rate_factor`,
 * loops over many steps: :mod:`djax.simulation`.
@@ -47,10 +48,14 @@ from . import simulation as simulation
 from . import theory as theory
 from . import topologies as topologies
 from ._alias import all_reduce_sgd as all_reduce_sgd
+from ._alias import choco_sgd as choco_sgd
 from ._alias import d2_sgd as d2_sgd
+from ._alias import dcd_psgd as dcd_psgd
 from ._alias import dpsgd as dpsgd
+from ._alias import ecd_psgd as ecd_psgd
 from ._alias import exact_diffusion as exact_diffusion
 from ._alias import gradient_tracking_sgd as gradient_tracking_sgd
+from ._alias import power_gossip_sgd as power_gossip_sgd
 from ._alias import relay_sgd as relay_sgd
 from ._alias import relay_sgd_grad as relay_sgd_grad
 from ._alias import sgp as sgp

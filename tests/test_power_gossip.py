@@ -12,6 +12,7 @@ import pytest
 import djax
 from djax import communicators, metrics, topologies
 from djax.transforms import _power_gossip
+from experiments.powergossip.configurations import resnet20_shapes
 
 SIZE = 8
 RING, COMMUNICATOR = topologies.ring(SIZE), communicators.simulated(SIZE)
@@ -209,25 +210,14 @@ def test_rank_one_removes_the_factors_of_the_sign_variant_too():
     assert jnp.square(last - last.mean(0, keepdims=True)).sum() < 1e-4
 
 
-RESNET20 = (
-    [(3, 3, 3, 16)]
-    + 6 * [(3, 3, 16, 16)]
-    + [(3, 3, 16, 32), (1, 1, 16, 32)]
-    + 5 * [(3, 3, 32, 32)]
-    + [(3, 3, 32, 64), (1, 1, 32, 64)]
-    + 5 * [(3, 3, 64, 64)]
-    + [(64, 10)]
-)
-"""Shapes of its kernels in flax; each of a convolution has a scale and a bias."""
-
-
 @pytest.mark.parametrize(
     ("iterations", "per_neighbor"), [(1, 19_410), (2, 32_508), (None, 1_089_896)]
 )
 def test_bytes_of_resnet20_are_the_published_ones(iterations, per_neighbor):
-    vectors = [(n,) for *_, n in RESNET20[:-1] for _ in range(2)] + [(10,)]
-    params = [jax.ShapeDtypeStruct(s, jnp.float32) for s in RESNET20 + vectors]
-    assert sum(p.size for p in params) == 272_474
+    params = resnet20_shapes()
+    leaves = jax.tree.leaves(params)
+    assert sum(x.size for x in leaves) == 272_474
+    assert sum(x.size for x in leaves if x.ndim == 1) == 1_578
     if iterations is None:
         mechanism = djax.gossip(RING, COMMUNICATOR)
     else:

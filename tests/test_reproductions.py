@@ -17,8 +17,8 @@ from experiments.relaysgd.methods import over
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = [
     f"experiments.{path.parent.name}.{path.stem}"
-    for pattern in ("fig[0-9]*.py", "table[0-9]*.py")
-    for path in sorted((ROOT / "experiments").glob(f"*/{pattern}"))
+    for path in sorted((ROOT / "experiments").glob("*/*.py"))
+    if "figures.configure(__file__" in path.read_text()
 ]
 
 
