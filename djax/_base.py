@@ -67,6 +67,14 @@ class Communicator(Protocol):
         """Returns worker 0's tree, bit for bit."""
         ...
 
+    def agreed(self, value: ArrayLike) -> ArrayLike:
+        """Returns a value that every worker has anyway, as one value.
+
+        In simulation it has no axis of workers, so that a `lax.switch` on it takes one
+        branch; of a value per worker it would compute all branches.
+        """
+        ...
+
     def arrived(self, source: Sequence[int], key: jax.Array) -> jax.Array | bool:
         """Whether the message of the round `source` came through to this worker.
 

@@ -12,6 +12,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from . import _wire
 from ._base import PyTree, wide
@@ -198,6 +199,9 @@ class _Counter:
 
     def rank(self) -> jax.Array:
         return jnp.zeros((), jnp.int32)
+
+    def agreed(self, value: ArrayLike) -> ArrayLike:
+        return value
 
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
         return self._mark(tree, tree, [sender != i for i, sender in enumerate(source)])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import djax
-from djax import _wire, communicators
+from djax import _wire, communicators, topologies
 from djax.communicators import _launch
 
 SIZE = 4
@@ -97,6 +97,27 @@ def test_spmd_names_the_array_without_workers(make):
     program = communicator.spmd(lambda x, y: x)
     with pytest.raises(ValueError, match=r"argument 1\['w'\] has shape \(3,\).* 4 "):
         program(jnp.ones(SIZE), {"w": jnp.ones(3)})
+
+
+def test_a_branch_on_what_all_agree_on_stays_a_branch():
+    """Also where the counter has come from outside, with an axis of workers."""
+    communicator = communicators.simulated(8)
+    for mechanism in (
+        djax.power_gossip(topologies.ring(8), communicator),
+        djax.push_sum(topologies.one_peer_exponential(8), communicator),
+    ):
+        x = jnp.ones((8, 3, 4))
+        state = communicator.spmd(mechanism.init)(x)
+        program = jax.make_jaxpr(communicator.spmd(mechanism.update))(x, state, x)
+        branching = [e for e in program.eqns if e.primitive.name == "cond"]
+        assert [v.aval.shape for e in branching for v in e.invars[:1]] == [()]
+
+
+@each_communicator
+def test_agreed_values_are_unchanged(make):
+    communicator = make(SIZE)
+    agree = communicator.spmd(communicator.agreed)
+    np.testing.assert_array_equal(agree(jnp.full(SIZE, 5)), np.full(SIZE, 5))
 
 
 def test_local_ranks():

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from djax._base import OutsideError, PyTree, wide
 from djax.accounting import accounted
@@ -94,6 +95,12 @@ class SimulatedCommunicator(_AxisCommunicator):
         """Every worker's rank."""
         return range(self.size)
 
+    @accounted
+    @_inside
+    def agreed(self, value: ArrayLike) -> ArrayLike:
+        """See :class:`djax.Communicator`."""
+        return jax.lax.pmax(value, self.axis_name)
+
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """See :class:`djax.Communicator`."""
 
@@ -121,6 +128,10 @@ class MeshCommunicator(_AxisCommunicator):
     """
 
     devices: tuple[jax.Device, ...] = ()
+
+    def agreed(self, value: ArrayLike) -> ArrayLike:
+        """See :class:`djax.Communicator`."""
+        return value
 
     @property
     def local_ranks(self) -> Sequence[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import mpi4jax
+from jax.typing import ArrayLike
 from mpi4py import MPI
 
 from djax import _wire
@@ -78,6 +79,10 @@ class MPICommunicator:
     def broadcast(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         return _wire.exchange(tree, lambda x: mpi4jax.bcast(x, 0, comm=self.comm))
+
+    def agreed(self, value: ArrayLike) -> ArrayLike:
+        """See :class:`djax.Communicator`."""
+        return value
 
     def arrived(self, source: Sequence[int], key: jax.Array) -> jax.Array | bool:
         """See :class:`djax.Communicator`."""

@@ -61,6 +61,8 @@ from djax._matrix import (
 from djax.topologies import Topology
 from djax.topologies._checks import check_integer
 
+from ._gossip import add_pull
+
 EPSILON = 1e-8  # Of the reference's Gram-Schmidt, added to the norms.
 
 
@@ -105,7 +107,8 @@ def power_gossip(
     An iteration sends one message to each neighbour: the products of all matrices, m or
     k numbers a column in turn, in float32 or, if a parameter is, float64. That of the
     first iteration of a step also carries the leaves that are no matrices, those with
-    fewer than two dimensions, for an average without compression.
+    fewer than two dimensions, for an average without compression. (Inside of
+    :func:`djax.interleave`, which deals out single coordinates, nothing is a matrix.)
 
     With rank min(m, k) on square matrices it is :func:`djax.gossip`, but for the
     :math:`10^{-8}` that the orthogonalization adds to the norms. A column whose
@@ -199,12 +202,9 @@ def power_gossip(
         # After an odd number of iterations a step starts from the other side.
         parities = [(first + t * iterations) % 2 for t in range(1 + iterations % 2)]
         branches = [functools.partial(all_iterations, odd) for odd in parities]
-        schedule = range(len(branches))
-        pull, left, right = alternate(state.step, schedule, branches, model, state)
-        updates = jax.tree.map(
-            lambda u, p: (wide(u) + p).astype(u.dtype), updates, pull
-        )
-        return updates, PowerGossipState(left, right, step)
+        schedule, now = range(len(branches)), communicator.agreed(state.step)
+        pull, left, right = alternate(now, schedule, branches, model, state)
+        return add_pull(updates, pull, 1.0), PowerGossipState(left, right, step)
 
     def all_iterations(odd, model, state):
         """Returns what one step adds to the model, and its factors."""
@@ -260,13 +260,14 @@ def power_gossip(
         pulls = [
             _einsum(
                 f"rc{found},rc{given}->{shape}",
-                _scale(consensus_rate * weights, gap),
+                _scale(weights, gap) * jnp.asarray(consensus_rate, gap.dtype),
                 basis,
             )
             for gap, shape, basis in zip(gaps, layouts, bases, strict=True)
         ]
         vector_pulls = [
-            _scale(vector_rate * weights, gap).sum(axis=0) for gap in vector_gaps
+            _scale(weights, gap).sum(axis=0) * jnp.asarray(vector_rate, gap.dtype)
+            for gap in vector_gaps
         ]
         # Both ends keep the product of the higher rank's model minus the lower one's.
         signs = jnp.where(peers() > communicator.rank(), 1, -1)

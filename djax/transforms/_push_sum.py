@@ -132,7 +132,10 @@ def push_sum(
             losses = key_of_step(key, exchanges)
             branches = [exchange(t) for t in range(schedule.period)]
             model, weight = alternate(
-                exchanges, range(schedule.period), branches, model, weight, losses
+                communicator.agreed(exchanges),
+                range(schedule.period),
+                branches,
+                *(model, weight, losses),
             )
             exchanges = optax.safe_increment(exchanges)
         updates = jax.tree.map(
