@@ -138,9 +138,9 @@ def check_reliable(name: str, communicator: Communicator) -> None:
     """Raises ValueError if the communicator loses messages."""
     if (probability := getattr(communicator, "drop_probability", 0.0)) > 0:
         raise ValueError(
-            f"{name} needs every message, since both ends of an edge remember what "
-            f"went over it, but the communicator loses {probability:.3g} of them: make "
-            "it without drop_probability, or use gossip, relay or push_sum."
+            f"{name} needs every message, but the communicator loses "
+            f"{probability:.3g} of them: make it without drop_probability, or use "
+            "gossip, relay or push_sum."
         )
 
 
@@ -202,13 +202,48 @@ def refusing_overlap(correction: str) -> Iterator[None]:
         _REFUSING_OVERLAP.reset(token)
 
 
-def check_no_overlap(mechanism: str) -> None:
+def check_no_overlap(mechanism: str, remedy: str | None = None) -> None:
     """Raises ValueError inside of :func:`refusing_overlap`."""
     if (correction := _REFUSING_OVERLAP.get()) is not None:
         raise ValueError(
-            f"{correction} needs the average of this step's updated parameters: use "
-            f"{mechanism} without overlap=True."
+            f"{correction} needs the average of this step's updated parameters: "
+            f"{remedy or f'use {mechanism} without overlap=True'}."
         )
+
+
+def check_real(name: str, params: PyTree) -> None:
+    """Raises TypeError if a parameter is complex."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise TypeError(
+                f"{name} is for real arrays, but params{jax.tree_util.keystr(path)} is "
+                f"{jnp.result_type(leaf)}."
+            )
+
+
+def shared_key(name: str, key: jax.Array | None) -> jax.Array:
+    """The key of draws that several workers have to make alike.
+
+    Args:
+      name: of the mechanism or code, for errors.
+      key: the user's, typed or not, or None for one of the seed 0.
+
+    Returns:
+      A typed key whose draws do not depend on `vmap`.
+
+    Raises:
+      ValueError: if the draws of this kind of key do.
+    """
+    if key is None:
+        return jax.random.key(0, impl="threefry2x32")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if "rbg" in str(jax.random.key_impl(key)):
+        raise ValueError(
+            f"{name}: draws of the key {key} differ between workers under vmap; make "
+            'it by jax.random.key(seed, impl="threefry2x32").'
+        )
+    return key
 
 
 def key_of_step(key: jax.Array | None, step: ArrayLike) -> jax.Array:

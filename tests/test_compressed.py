@@ -239,6 +239,14 @@ def test_numbers_out_of_range_are_named(make, message):
         make(RING, COMMUNICATOR)
 
 
+@pytest.mark.parametrize("make", [djax.dcd, djax.ecd])
+def test_averages_of_older_models_are_refused_inside_of_corrections(make):
+    mechanism = make(RING, COMMUNICATOR, compressors.identity())
+    for correction in (djax.d2, djax.gradient_tracking):
+        with pytest.raises(ValueError, match="averages older ones; use choco_gossip"):
+            correction(mechanism).init(jnp.ones(3))
+
+
 @pytest.mark.parametrize("name", ["choco_gossip", "deep_squeeze", "moniqua"])
 def test_overlap_is_refused_inside_of_corrections(name):
     code = compressors.sign()

@@ -28,7 +28,9 @@ def run(mechanism, x, updates=None, *, steps=1, communicator=None):
     """Feeds `updates [workers, steps, ...]`, or none; returns the last x and state."""
     communicator = communicator or communicators.simulated(len(jax.tree.leaves(x)[0]))
     if updates is None:
-        updates = jax.tree.map(lambda v: jnp.zeros((len(v), steps, *v.shape[1:])), x)
+        updates = jax.tree.map(
+            lambda v: jnp.zeros((len(v), steps, *v.shape[1:]), v.dtype), x
+        )
 
     def worker(x, updates):
         def step(carry, u):
@@ -284,11 +286,20 @@ def test_the_matrices_of_one_shape_are_orthonormalized_together():
             np.testing.assert_allclose(onto, rows, atol=1e-6)
 
 
+def test_a_higher_rank_than_the_difference_does_no_harm():
+    """What is left of dependent columns are rounding errors, in any direction."""
+    rows = normal(0, SIZE, 8, 1) * normal(3, SIZE, 1, 40)
+    (bases,) = _power_gossip._orthonormal([rows.astype(jnp.float32)])
+    assert max(np.linalg.norm(basis, 2) for basis in bases) < 1.001
+    x = (normal(1, SIZE, 30, 1) * normal(2, SIZE, 1, 20)).astype(jnp.float32)
+    power = djax.power_gossip(RING, COMMUNICATOR, 8, consensus_rate=1.308)
+    distances = [consensus_distance(run(power, x, steps=t)[0]) for t in range(6)]
+    assert (np.diff(distances) < 0).all()
+
+
 def test_the_rate_can_follow_a_schedule():
-    static = ("topology", "communicator", "rank", "iterations", "warm_start", "sign")
     make = optax.inject_hyperparams(
-        djax.power_gossip,
-        static_args=(*static, "rows_axis", "overlap", "idle_first_step", "key"),
+        djax.power_gossip, static_args=("rank", "iterations", "rows_axis")
     )
     scheduled = make(
         RING, COMMUNICATOR, consensus_rate=lambda step: jnp.where(step < 1, 0.5, 0.1)

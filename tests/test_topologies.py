@@ -79,7 +79,7 @@ def test_every_builder_takes_weights(name):
     assert topology.lambda_min > -1e-12
 
 
-@pytest.mark.parametrize("name", set(topologies.BUILDERS) - {"social_network"})
+@pytest.mark.parametrize("name", sorted({*topologies.BUILDERS} - {"social_network"}))
 def test_one_worker_alone(name):
     topology = getattr(topologies, name)(1)
     check_topology(topology)

@@ -24,9 +24,9 @@ class LowRankMessage(NamedTuple):
     """What :func:`low_rank` sends.
 
     Attributes:
-      left: for each matrix, `[r, m]`, the :math:`\\sigma_i u_i`; for each other leaf,
-        itself.
-      right: for each matrix, `[r, k]`, the :math:`v_i`; for each other leaf, None.
+      left: for each matrix, `[r, m]`, the left factors; for each other leaf, itself.
+      right: for each matrix, `[r, k]`, the right factors; for each other leaf, None.
+        Which of the two carry the singular values depends on the layout.
     """
 
     left: PyTree
@@ -37,7 +37,7 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
     r"""Sends the leading singular vectors of each matrix.
 
     A contraction with :math:`\delta = r / \min(m, k)` of an m × k matrix. Leaves with
-    fewer than two dimensions are sent whole.
+    fewer than two dimensions are sent whole, inside of :func:`djax.interleave` all.
 
     Args:
       rank: r, at most min(m, k) of each matrix is used.
@@ -82,9 +82,9 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
 
     def compress(tree, state):
         leaves, treedef = jax.tree.flatten(tree)
-        left, right = zip(*map(decompose, leaves), strict=True)
-        message = LowRankMessage(treedef.unflatten(left), treedef.unflatten(right))
-        return message, state
+        factors = [decompose(x) for x in leaves]
+        left, right = (treedef.unflatten(f[side] for f in factors) for side in (0, 1))
+        return LowRankMessage(left, right), state
 
     def compose(x, left, right):
         if right is None:

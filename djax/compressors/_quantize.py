@@ -18,12 +18,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
 from djax import _bits
-from djax._base import Compressor, PyTree, wide
+from djax._base import Compressor, PyTree, check_real, shared_key, wide
 from djax.topologies._checks import check_integer
 
 
@@ -74,7 +73,8 @@ def quantize(
         `jax.random.key(0)` by default.
 
     Returns:
-      A :class:`djax.Compressor` with a :class:`QuantizeState`.
+      A :class:`djax.Compressor` with a :class:`QuantizeState`. Its `init` raises
+      TypeError for complex parameters.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -89,8 +89,8 @@ def quantize(
       Alistarh et al., `QSGD: Communication-Efficient SGD via Gradient Quantization and
       Encoding <https://arxiv.org/abs/1610.02132>`_, 2017
     """
-    if bits not in range(2, 9):
-        raise ValueError(f"quantize: bits must be 2 to 8, got {bits!r}.")
+    bits = _bits.check_bits("quantize", bits)
+    seed = shared_key("quantize", key)
     check_integer(bucket_size, "quantize: bucket_size")
     levels = 2 ** (bits - 1) - 1
 
@@ -101,19 +101,19 @@ def quantize(
         return 1.0 if unbiased else tau
 
     def init(params):
-        del params
-        seed = jax.random.key(0) if key is None else key
+        check_real("quantize", params)
         return QuantizeState(seed, jnp.zeros((), jnp.int32))
 
     def quantize_leaf(x, rounding):
         rows = _in_buckets(wide(x), bucket_size)
-        norms = jnp.linalg.norm(rows, axis=1)
-        inverse = jnp.where(norms > 0, levels / jnp.where(norms > 0, norms, 1), 0)
+        # Divided by the largest, whose square might not be finite, or zero.
+        largest = jnp.abs(rows).max(axis=1, initial=0)
+        rows = rows / jnp.where(largest > 0, largest, 1)[:, None]
+        norms = jnp.maximum(jnp.linalg.norm(rows, axis=1), 1)
         noise = jax.random.uniform(rounding, rows.shape, rows.dtype)
-        # A norm may be a rounding error smaller than a bucket's only entry.
-        level = jnp.clip(jnp.floor(rows * inverse[:, None] + noise), -levels, levels)
-        codes = (level + levels).astype(jnp.uint8)
-        return codes.ravel()[: x.size], norms / levels
+        level = jnp.floor(rows * (levels / norms)[:, None] + noise)
+        codes = (jnp.clip(level, -levels, levels) + levels).astype(jnp.uint8)
+        return codes.ravel()[: x.size], largest * norms / levels
 
     def compress(tree, state):
         leaves, treedef = jax.tree.flatten(tree)
@@ -121,15 +121,14 @@ def quantize(
         quantized = [
             quantize_leaf(x, jax.random.fold_in(now, i)) for i, x in enumerate(leaves)
         ]
-        codes, scales = zip(*quantized, strict=True)
-        packed = _bits.pack(jnp.concatenate(codes), bits)
-        message = QuantizedMessage(packed, treedef.unflatten(scales))
+        packed = _bits.pack_leaves([codes for codes, _ in quantized], bits)
+        scales = treedef.unflatten(scales for _, scales in quantized)
+        message = QuantizedMessage(packed, scales)
         return message, QuantizeState(state.key, optax.safe_increment(state.step))
 
     def decompress(message, like):
         leaves, treedef = jax.tree.flatten(like)
-        ends = np.cumsum([x.size for x in leaves]).tolist()
-        codes = jnp.split(_bits.unpack(message.bits, bits, ends[-1]), ends[:-1])
+        codes = _bits.unpack_leaves(message.bits, bits, leaves)
         restored = []
         scales = treedef.flatten_up_to(message.scales)
         for x, code, scale in zip(leaves, codes, scales, strict=True):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._base import Compressor, PyTree
+from djax._base import Compressor, PyTree, shared_key
 
 from ._sparse import count_fn, scatter
 
@@ -83,13 +83,13 @@ def random_k(
       Stich, Cordonnier and Jaggi, `Sparsified SGD with Memory
       <https://arxiv.org/abs/1809.07599>`_, 2018
     """
-    count = count_fn("random_k", fraction, rank, rows_axis)
-    seed = jax.random.key(0) if key is None else key
+    count, check = count_fn("random_k", fraction, rank, rows_axis)
+    seed = shared_key("random_k", key)
 
     def indices_of(step, leaves):
         now = jax.random.fold_in(seed, step)
         draws = [
-            jax.random.bits(jax.random.fold_in(now, i), x.size)
+            jax.random.uniform(jax.random.fold_in(now, i), (x.size,))
             for i, x in enumerate(leaves)
         ]
         # The places of the largest ones: no need to sort them all.
@@ -99,7 +99,7 @@ def random_k(
         ]
 
     def init(params):
-        del params
+        check(params)
         return RandomKState(jnp.zeros((), jnp.int32))
 
     def compress(tree, state):

@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from djax import _bits
-from djax._base import Compressor, PyTree, wide
+from djax._base import Compressor, PyTree, check_real, wide
 
 
 class SignMessage(NamedTuple):
@@ -38,7 +37,8 @@ def sign() -> Compressor:
     leaf: about 0.64 for normally distributed entries. Zero counts as positive.
 
     Returns:
-      A stateless :class:`djax.Compressor`.
+      A stateless :class:`djax.Compressor`. Its `init` raises TypeError for complex
+      parameters.
 
     Examples:
       >>> import djax, jax.numpy as jnp
@@ -53,22 +53,24 @@ def sign() -> Compressor:
       <https://arxiv.org/abs/1901.09847>`_, 2019
     """
 
+    def init(params):
+        check_real("sign", params)
+        return optax.EmptyState()
+
     def compress(tree, state):
         leaves, treedef = jax.tree.flatten(tree)
-        negative = [(x < 0).ravel().astype(jnp.uint8) for x in leaves]
-        scales = [jnp.abs(wide(x)).sum() / max(1, x.size) for x in leaves]
-        bits = _bits.pack(jnp.concatenate(negative), 1)
+        bits = _bits.pack_leaves([(x < 0).astype(jnp.uint8) for x in leaves], 1)
+        scales = [jnp.abs(wide(x)).sum() / max(1.0, float(x.size)) for x in leaves]
         return SignMessage(bits, treedef.unflatten(scales)), state
 
     def decompress(message, like):
         leaves, treedef = jax.tree.flatten(like)
-        ends = np.cumsum([x.size for x in leaves]).tolist()
-        negative = jnp.split(_bits.unpack(message.bits, 1, ends[-1]), ends[:-1])
+        negative = _bits.unpack_leaves(message.bits, 1, leaves)
         return treedef.unflatten(
-            jnp.where(minus.reshape(x.shape) != 0, -scale, scale).astype(x.dtype)
+            jnp.where(minus != 0, -scale, scale).astype(x.dtype)
             for x, minus, scale in zip(
                 leaves, negative, treedef.flatten_up_to(message.scales), strict=True
             )
         )
 
-    return Compressor(lambda params: optax.EmptyState(), compress, decompress)
+    return Compressor(init, compress, decompress)

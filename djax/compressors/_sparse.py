@@ -6,37 +6,46 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from djax._matrix import matrix_shape
+from djax._base import PyTree
+from djax._matrix import check_rows_axis, is_matrix, matrix_shape
 from djax.topologies._checks import check_integer
 
 
 def count_fn(
     name: str, fraction: float | None, rank: int | None, rows_axis: int
-) -> Callable[[Any], int]:
-    """Returns how many entries of a leaf a code sends.
+) -> tuple[Callable[[Any], int], Callable[[PyTree], None]]:
+    """How many entries of a leaf a code sends.
 
     Args:
       name: of the code, for errors.
       fraction: share of its entries; or None.
       rank: in whose stead: as many bytes as this rank of PowerGossip.
       rows_axis: the axis that becomes the rows of the matrix.
+
+    Returns:
+      A function from a leaf to the number, and one that raises ValueError for
+      parameters for which there is none.
     """
     if (fraction is None) == (rank is None):
         raise ValueError(f"{name} needs either a fraction or a rank.")
     if rank is not None:
         check_integer(rank, f"{name}: rank")
-        return lambda x: _like_rank(x, rank, rows_axis)
-    if not (isinstance(fraction, (int, float)) and 0 < fraction <= 1):
+        return (
+            lambda x: _like_rank(x, rank, rows_axis),
+            lambda params: check_rows_axis(name, params, rows_axis),
+        )
+    assert fraction is not None
+    if not 0 < fraction <= 1:
         raise ValueError(f"{name}: fraction must be in (0, 1], got {fraction!r}.")
-    return lambda x: min(x.size, max(1, int(x.size * fraction)))
+    return lambda x: min(x.size, max(1, int(x.size * fraction))), lambda params: None
 
 
 def _like_rank(x: Any, rank: int, rows_axis: int) -> int:
     if x.size == 0:
         return 0
-    rows, columns = matrix_shape(x, rows_axis) if x.ndim > 1 else (x.size, 1)
+    rows, columns = matrix_shape(x, rows_axis) if is_matrix(x) else (x.size, 1)
     # PowerGossip sends rows and columns in turn; here each number has an index too.
-    return min(x.size, max(1, rank * (rows + columns) // 4))
+    return min(x.size, max(1, min(rank, rows, columns) * (rows + columns) // 4))
 
 
 def scatter(values: jax.Array, indices: jax.Array, like: Any) -> jax.Array:

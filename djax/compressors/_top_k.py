@@ -45,7 +45,8 @@ def top_k(
         column.
 
     Returns:
-      A stateless :class:`djax.Compressor`.
+      A stateless :class:`djax.Compressor`. With a `rank`, its `init` raises ValueError
+      if a matrix has no axis `rows_axis`.
 
     Raises:
       ValueError: unless exactly one of `fraction`, in (0, 1], and `rank`, a positive
@@ -63,7 +64,11 @@ def top_k(
       Stich, Cordonnier and Jaggi, `Sparsified SGD with Memory
       <https://arxiv.org/abs/1809.07599>`_, 2018
     """
-    count = count_fn("top_k", fraction, rank, rows_axis)
+    count, check = count_fn("top_k", fraction, rank, rows_axis)
+
+    def init(params):
+        check(params)
+        return optax.EmptyState()
 
     def compress(tree, state):
         leaves, treedef = jax.tree.flatten(tree)
@@ -75,4 +80,4 @@ def top_k(
     def decompress(message, like):
         return jax.tree.map(scatter, message.values, message.indices, like)
 
-    return Compressor(lambda params: optax.EmptyState(), compress, decompress)
+    return Compressor(init, compress, decompress)

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import Communicator, Compressor, PyTree, wide
+from djax._base import Communicator, Compressor, PyTree, key_of_step, wide
 from djax.topologies import Topology
+
+from ._gossip import pull_to_neighbors
 
 
 def init_compressor(
@@ -68,12 +70,12 @@ def accumulate(total: PyTree, change: PyTree) -> PyTree:
 
 
 def zeros(params: PyTree) -> PyTree:
-    """Such a sum, empty."""
+    """Zeros like the parameters, in float32 or wider."""
     return jax.tree.map(lambda x: jnp.zeros_like(wide(x)), params)
 
 
 def start_of(params: PyTree) -> PyTree:
-    """The parameters as such a sum, in arrays of their own."""
+    """The parameters in float32 or wider, in arrays of their own."""
     return jax.tree.map(lambda x: jnp.array(wide(x), copy=True), params)
 
 
@@ -82,3 +84,10 @@ def move(updates: PyTree, params: PyTree, target: PyTree) -> PyTree:
     return optax.tree.cast_like(
         jax.tree.map(lambda t, x: t - wide(x), target, params), updates
     )
+
+
+def first_pull(
+    params: PyTree, topology: Topology, communicator: Communicator
+) -> PyTree:
+    r"""Returns :math:`\sum_j w_{ij} (x_j - x_i)` of the models that all start from."""
+    return pull_to_neighbors(params, topology, communicator, key_of_step(None, 0))

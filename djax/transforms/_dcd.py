@@ -21,18 +21,23 @@ import optax
 from djax._base import (
     Communicator,
     Compressor,
-    OutsideError,
     PyTree,
+    check_no_overlap,
     check_params,
     check_reliable,
     check_topology,
-    key_of_step,
     wide,
 )
 from djax.topologies import Topology
 
-from ._compressed import accumulate, exchange, init_compressor, move, start_of, zeros
-from ._gossip import pull_to_neighbors
+from ._compressed import (
+    accumulate,
+    exchange,
+    first_pull,
+    init_compressor,
+    move,
+    start_of,
+)
 
 
 class DCDState(NamedTuple):
@@ -79,7 +84,9 @@ def dcd(
 
     Raises:
       TypeError: if `topology` is none, for example a Schedule.
-      ValueError: if the sizes differ, or messages get lost.
+      ValueError: if the sizes differ, or messages get lost; in `init`, inside of a
+        correction such as :func:`djax.d2`, since what is averaged are the models before
+        this step's updates.
 
     Examples:
       >>> import djax, optax
@@ -97,6 +104,7 @@ def dcd(
 
     def init_fn(params):
         check_params("dcd", params)
+        check_no_overlap("dcd", "dcd averages older ones; use choco_gossip")
         pull = first_pull(params, topology, communicator)
         state = init_compressor(compressor, params, communicator)
         return DCDState(start_of(params), pull, state)
@@ -120,13 +128,3 @@ def dcd(
         return updates, DCDState(estimate, pull, compressor_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def first_pull(
-    params: PyTree, topology: Topology, communicator: Communicator
-) -> PyTree:
-    r"""Returns :math:`\sum_j w_{ij} (x_j - x_i)` of the models that all start from."""
-    try:
-        return pull_to_neighbors(params, topology, communicator, key_of_step(None, 0))
-    except OutsideError:  # There is only one start.
-        return zeros(params)

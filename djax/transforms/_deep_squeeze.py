@@ -71,7 +71,9 @@ def deep_squeeze(
     Args:
       topology: the graph and its weights.
       communicator: how messages travel; it must not lose any.
-      compressor: the code C, a contraction; see :mod:`djax.compressors`.
+      compressor: the code C, a contraction; see :mod:`djax.compressors`. With an
+        unbiased one that is none, such as `quantize(4)`, it diverges:
+        use `quantize(4, unbiased=False)`.
       consensus_rate: :math:`\eta`, which has to be tuned. A float, or a scalar array.
       overlap: average the parameters before this step's updates.
 
@@ -81,7 +83,8 @@ def deep_squeeze(
 
     Raises:
       TypeError: if `topology` is none, for example a Schedule.
-      ValueError: if the sizes differ, the rate is not positive, or messages get lost.
+      ValueError: if the sizes differ, the rate is not positive, or messages get lost;
+        in `init`, with overlap inside of a correction such as :func:`djax.d2`.
 
     Examples:
       >>> import djax, optax

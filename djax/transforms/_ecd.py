@@ -26,6 +26,7 @@ from djax._base import (
     Communicator,
     Compressor,
     PyTree,
+    check_no_overlap,
     check_params,
     check_reliable,
     check_topology,
@@ -33,8 +34,14 @@ from djax._base import (
 )
 from djax.topologies import Topology
 
-from ._compressed import accumulate, exchange, init_compressor, move, start_of
-from ._dcd import first_pull
+from ._compressed import (
+    accumulate,
+    exchange,
+    first_pull,
+    init_compressor,
+    move,
+    start_of,
+)
 
 
 class ECDState(NamedTuple):
@@ -66,8 +73,10 @@ def ecd(
     Args:
       topology: the graph and its weights.
       communicator: how messages travel; it must not lose any.
-      compressor: the code C, unbiased, and with an error that does not grow with t,
-        although :math:`z_i` may.
+      compressor: the code C, unbiased. The paper bounds its error whatever
+        :math:`z_i` is; that of :func:`djax.compressors.quantize` is relative to it,
+        and grows with t unless the updates shrink like 1/t: then prefer
+        :func:`djax.dcd`.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with an
@@ -75,7 +84,9 @@ def ecd(
 
     Raises:
       TypeError: if `topology` is none, for example a Schedule.
-      ValueError: if the sizes differ, or messages get lost.
+      ValueError: if the sizes differ, or messages get lost; in `init`, inside of a
+        correction such as :func:`djax.d2`, since what is averaged are the models before
+        this step's updates.
 
     Examples:
       >>> import djax, optax
@@ -93,6 +104,7 @@ def ecd(
 
     def init_fn(params):
         check_params("ecd", params)
+        check_no_overlap("ecd", "ecd averages older ones; use choco_gossip")
         average = accumulate(first_pull(params, topology, communicator), params)
         state = init_compressor(compressor, params, communicator)
         return ECDState(average, start_of(params), state, jnp.zeros((), jnp.int32))

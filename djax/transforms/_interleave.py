@@ -29,7 +29,9 @@ def interleave(
     With all parameters in one vector (the leaves in the order of `jax.tree.leaves`,
     each in row-major order), coordinate :math:`k` is averaged by mechanism
     :math:`k \bmod T`. Over the two of :func:`djax.topologies.double_binary_trees` no
-    worker sends much more than another.
+    worker sends much more than another. A share is a tree of vectors: what compresses
+    matrices (:func:`djax.power_gossip`, :func:`djax.compressors.low_rank`) finds none,
+    and sends everything.
 
     Args:
       mechanisms: the :math:`T` mechanisms.

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -32,9 +31,10 @@ from djax._base import (
     check_no_overlap,
     check_params,
     check_rate,
+    check_real,
     check_reliable,
     check_topology,
-    key_of_step,
+    shared_key,
     wide,
 )
 from djax.topologies import Topology
@@ -72,8 +72,9 @@ def moniqua(
       topology: the graph and its weights.
       communicator: how messages travel; it must not lose any.
       theta: :math:`\theta`, an upper bound of how far neighbours' models are apart in
-        any coordinate. Where they are further apart, they are taken for nearer ones.
-        A float, or a scalar array.
+        any coordinate. Where they are further apart, they are taken for nearer ones;
+        what is not finite is taken for some finite number. A float, or a scalar array
+        (`optax.inject_hyperparams` needs `static_args="bits"`).
       consensus_rate: :math:`\gamma`; published are :math:`\theta = 1/4` and
         :math:`\gamma = 0.005` for ResNet-20. A float, or a scalar array.
       bits: b, 2 to 8.
@@ -86,7 +87,8 @@ def moniqua(
       :class:`MoniquaState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule.
+      TypeError: if `topology` is none, for example a Schedule; in `init`, if a
+        parameter is complex.
       ValueError: if the sizes differ, a number is out of range, or messages get lost.
 
     Examples:
@@ -104,11 +106,11 @@ def moniqua(
     check_reliable("moniqua", communicator)
     check_rate("moniqua: theta", theta)
     check_rate("moniqua: consensus_rate", consensus_rate)
-    if bits not in range(2, 9):
-        raise ValueError(f"moniqua: bits must be 2 to 8, got {bits!r}.")
+    bits = _bits.check_bits("moniqua", bits)
+    seed = shared_key("moniqua", key)
 
     def init_fn(params):
-        check_params("moniqua", params)
+        check_real("moniqua", check_params("moniqua", params))
         if overlap:
             check_no_overlap("moniqua")
         return MoniquaState(jnp.zeros((), jnp.int32))
@@ -118,7 +120,7 @@ def moniqua(
         params = check_params("moniqua", params)
         model = params if overlap else optax.apply_updates(params, updates)
         leaves, treedef = jax.tree.flatten(jax.tree.map(wide, model))
-        now = key_of_step(key, state.step)
+        now = jax.random.fold_in(seed, state.step)
         levels = [
             encode(
                 x,
@@ -133,7 +135,7 @@ def moniqua(
         return updates, MoniquaState(optax.safe_increment(state.step))
 
     def pull_to_levels(leaves, levels):
-        message = _bits.pack(jnp.concatenate([x.ravel() for x in levels]), bits)
+        message = _bits.pack_leaves(levels, bits)
         own = [
             decode(level, x, theta, bits)
             for level, x in zip(levels, leaves, strict=True)
@@ -143,18 +145,12 @@ def moniqua(
         for source, weights in rounds:
             weight = jnp.asarray(weights)[communicator.rank()]
             received = communicator.permute(message, source)
+            theirs = _bits.unpack_leaves(received, bits, leaves)
             pulls = [
                 pull + weight.astype(x.dtype) * (decode(level, x, theta, bits) - mine)
-                for pull, level, x, mine in zip(
-                    pulls, unpack(received, leaves), leaves, own, strict=True
-                )
+                for pull, level, x, mine in zip(pulls, theirs, leaves, own, strict=True)
             ]
         return pulls
-
-    def unpack(message, leaves):
-        ends = np.cumsum([x.size for x in leaves]).tolist()
-        levels = jnp.split(_bits.unpack(message, bits, ends[-1]), ends[:-1])
-        return [level.reshape(x.shape) for level, x in zip(levels, leaves, strict=True)]
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -173,7 +169,7 @@ def encode(x: jax.Array, noise: jax.Array, theta: ArrayLike, bits: int) -> jax.A
     """
     last = 2**bits - 1
     phase = _mod(x / _modulus(x, theta, bits), 1.0) + 0.5
-    # In half of all units in the last place, 1 / delta + noise rounds to one more.
+    # The largest phase and noise sum up to one level more, rounded to a float.
     return jnp.clip(jnp.floor(phase * last + noise), 0, last).astype(jnp.uint8)
 
 
