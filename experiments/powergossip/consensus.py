@@ -20,9 +20,9 @@ the paper's figure; DCD and ECD have no rate, and send their start uncompressed 
 Expect PowerGossip to need fewer bits than every untuned method to bring the error to
 1e-4 of the initial one: uncompressed gossip needs 1.1 times as many on the normal
 matrices and twice as many on the photographs, CHOCO with signs 1.8 times as many there,
-and nothing else arrives. Tuned, CHOCO with a quantizer of 4 bits needs half as many on
-normal matrices, CHOCO with signs two thirds on photographs: not the same code, and not
-at the same rate. DCD and ECD lose the mean, and stop early.
+and none of the others arrives. Tuned, CHOCO with a quantizer of 4 bits needs half as
+many on normal matrices, CHOCO with signs two thirds on photographs: not the same code,
+and not at the same rate. DCD and ECD lose the mean, and stop early.
 """
 
 from collections.abc import Callable, Mapping, Sequence
