@@ -5,13 +5,13 @@ import re
 import pytest
 from launch import mpirun
 
-pytestmark = [pytest.mark.xdist_group("mpi"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.xdist_group("mpi"), pytest.mark.timeout(1600)]
 
-# More ranks than cores are slow, since MPI polls: all tests on four ranks only.
+# More ranks than cores are slow, since MPI polls.
 SUITES = {
-    4: [],
-    2: ["-k", "permute or float32 and (gossip or relay or push or squeeze)"],
-    3: ["-k", "test_communicator_mpi"],
+    4: ["-k", "not float32"],
+    2: ["-k", "float32 or permute"],
+    3: ["-k", "test_communicator_mpi and not cost"],
 }
 
 
@@ -23,7 +23,7 @@ def test_suite_under_mpirun(ranks):
         *("-m", "mpi4py", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
         *("--timeout=300", "--timeout-method=thread", "-n", "0", "tests/mpi"),
         *SUITES[ranks],
-        timeout=850,
+        timeout=1500,
     )
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
     assert result.stdout.count(" passed") == ranks
@@ -35,7 +35,7 @@ def test_eight_ranks_agree_with_the_simulation():
         *("-m", "mpi4py", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
         *("--timeout=300", "--timeout-method=thread", "-n", "0", "tests/mpi"),
         *("-k", "float32 and (relay_overlap or all_reduce_overlap)"),
-        timeout=850,
+        timeout=1500,
     )
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
     assert result.stdout.count(" passed") == 8
