@@ -14,9 +14,7 @@ SIZE = 8
 GRAPHS = {
     "ring": topologies.ring,
     "star": topologies.star,
-    "complete": topologies.complete,
     "exponential": topologies.exponential,
-    "binary_tree": topologies.binary_tree,
 }
 
 
