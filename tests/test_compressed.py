@@ -192,7 +192,7 @@ def test_in_half_precision_the_copies_do_not_drift():
 
 
 def test_corrections_and_local_steps_wrap_them():
-    """D² over PowerGossip, gradient tracking over CHOCO: nobody has written those."""
+    """D² needs nearly exact averages: here rank 2 is the full one."""
     for mechanism in (
         djax.d2(
             djax.power_gossip(
@@ -243,7 +243,7 @@ def test_numbers_out_of_range_are_named(make, message):
 def test_averages_of_older_models_are_refused_inside_of_corrections(make):
     mechanism = make(RING, COMMUNICATOR, compressors.identity())
     for correction in (djax.d2, djax.gradient_tracking):
-        with pytest.raises(ValueError, match="averages older ones; use choco_gossip"):
+        with pytest.raises(ValueError, match="averages older ones; use gossip"):
             correction(mechanism).init(jnp.ones(3))
 
 

@@ -104,7 +104,7 @@ def dcd(
 
     def init_fn(params):
         check_params("dcd", params)
-        check_no_overlap("dcd", "dcd averages older ones; use choco_gossip")
+        check_no_overlap("dcd", "dcd averages older ones; use gossip")
         pull = first_pull(params, topology, communicator)
         state = init_compressor(compressor, params, communicator)
         return DCDState(start_of(params), pull, state)

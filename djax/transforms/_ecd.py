@@ -104,7 +104,7 @@ def ecd(
 
     def init_fn(params):
         check_params("ecd", params)
-        check_no_overlap("ecd", "ecd averages older ones; use choco_gossip")
+        check_no_overlap("ecd", "ecd averages older ones; use gossip")
         average = accumulate(first_pull(params, topology, communicator), params)
         state = init_compressor(compressor, params, communicator)
         return ECDState(average, start_of(params), state, jnp.zeros((), jnp.int32))

@@ -134,8 +134,7 @@ def power_gossip(
         float, or a scalar array (`optax.inject_hyperparams` needs `static_args=("rank",
         "iterations", "rows_axis")`).
       vector_rate: the same for the leaves that are no matrices, for which the
-        published code always has 1. Inside of :func:`djax.d2` it should be
-        `consensus_rate`.
+        published code always has 1.
       rows_axis: the axis of a leaf that becomes the m rows of its matrix; all others
         together are the k columns. The last is the output axis of flax's kernels, 0
         that of PyTorch's.
