@@ -15,11 +15,6 @@ def check_bits(name: str, bits: Any) -> int:
     return int(bits)
 
 
-def packed_size(count: int, bits: int) -> int:
-    """Number of bytes of `count` integers."""
-    return -(-count * bits // 8)
-
-
 def pack(codes: jax.Array, bits: int) -> jax.Array:
     """Packs integers into bytes.
 
@@ -28,7 +23,7 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
       bits: of each of them, 1 to 8.
 
     Returns:
-      `uint8[packed_size(n, bits)]`.
+      `uint8[ceil(n * bits / 8)]`.
     """
     weights = jnp.arange(bits, dtype=jnp.uint8)
     planes = (codes[:, None] >> weights[None]) & jnp.uint8(1)

@@ -27,7 +27,7 @@ import tyro
 import djax
 from djax import communicators, topologies
 
-from .common import errors, optimizers, partition, report, tasks, trainer
+from .common import algorithms, errors, optimizers, partition, report, tasks, trainer
 from .common.errors import UsageError
 
 
@@ -36,7 +36,7 @@ class Config:
     """One training run."""
 
     base: optimizers.BaseOptimizer
-    averaging: optimizers.Algorithm
+    averaging: algorithms.Algorithm
     task: str = "digits"
     """What is learned: digits or quadratics."""
     task_options: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -98,7 +98,7 @@ class Run:
         self.task = tasks.make_task(config.task, setting, config.task_options)
         self.steps = config.epochs * self.task.steps_per_epoch
         self.base = optimizers.make_base(config.base, self.steps)
-        self.optimizer = optimizers.make_optimizer(
+        self.optimizer = algorithms.make_optimizer(
             config.averaging,
             config.base,
             self.steps,

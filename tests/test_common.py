@@ -14,7 +14,9 @@ SIZE = 8
 GRAPHS = {
     "ring": topologies.ring,
     "star": topologies.star,
+    "complete": topologies.complete,
     "exponential": topologies.exponential,
+    "binary_tree": topologies.binary_tree,
 }
 
 

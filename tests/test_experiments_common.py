@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import djax
-from experiments.common import optimizers, partition, tasks
+from experiments.common import algorithms, optimizers, partition, tasks
 from experiments.common.errors import UsageError
 from experiments.common.quadratics import random_quadratics
 
@@ -255,8 +255,8 @@ TREES = djax.topologies.double_binary_trees(4)
 
 def make_optimizer(topologies=(RING,), base=(), **config):
     base = optimizers.BaseOptimizer(warmup=0.0, decay_at=(), **dict(base))
-    config = optimizers.Algorithm(**config)
-    return optimizers.make_optimizer(config, base, 10, topologies, COMMUNICATOR)
+    config = algorithms.Algorithm(**config)
+    return algorithms.make_optimizer(config, base, 10, topologies, COMMUNICATOR)
 
 
 def quasi_global(make, **options):

@@ -12,7 +12,7 @@ import pytest
 import djax
 from djax import communicators, metrics, topologies
 from djax.transforms import _power_gossip
-from experiments.powergossip.configurations import resnet20_shapes
+from experiments.powergossip.settings import resnet20_shapes
 
 SIZE = 8
 RING, COMMUNICATOR = topologies.ring(SIZE), communicators.simulated(SIZE)
@@ -278,9 +278,11 @@ def test_a_matrix_is_passed_twice_whatever_the_degree(graph):
 
 
 def test_the_matrices_of_one_shape_are_orthonormalized_together():
-    factors = [normal(i, 2, 3, n) for i, n in enumerate([7, 5, 7, 7])]
-    for before, after in zip(factors, _power_gossip._orthonormal(factors), strict=True):
-        for rows, basis in zip(before, after, strict=True):
+    factors = {i: normal(i, 2, 3, n) for i, n in enumerate([7, 5, 7, 7])}
+    bases = _power_gossip._orthonormal(factors)
+    assert bases.keys() == factors.keys()
+    for i, before in factors.items():
+        for rows, basis in zip(before, bases[i], strict=True):
             np.testing.assert_allclose(basis @ basis.T, np.eye(3), atol=1e-6)
             onto = rows @ basis.T @ basis  # Spans the same space.
             np.testing.assert_allclose(onto, rows, atol=1e-6)
@@ -289,7 +291,7 @@ def test_the_matrices_of_one_shape_are_orthonormalized_together():
 def test_a_higher_rank_than_the_difference_does_no_harm():
     """What is left of dependent columns are rounding errors, in any direction."""
     rows = normal(0, SIZE, 8, 1) * normal(3, SIZE, 1, 40)
-    (bases,) = _power_gossip._orthonormal([rows.astype(jnp.float32)])
+    bases = _power_gossip._orthonormal({0: rows.astype(jnp.float32)})[0]
     assert max(np.linalg.norm(basis, 2) for basis in bases) < 1.001
     x = (normal(1, SIZE, 30, 1) * normal(2, SIZE, 1, 20)).astype(jnp.float32)
     power = djax.power_gossip(RING, COMMUNICATOR, 8, consensus_rate=1.308)

@@ -114,6 +114,16 @@ def test_options(options, tmp_path):
     assert last_record(tmp_path)["consensus_distance"] >= 0
 
 
+@pytest.mark.parametrize("name", ["quantize --compressor-options bits 2", "random_k"])
+def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
+    """The unbiased ones would make it diverge, without ever an infinite loss."""
+    from experiments import train
+
+    options = f"--algorithm choco_sgd --consensus-rate 0.1 --compressor {name}"
+    result = train.main([*options.split(), "--epochs", "4", "--runs", str(tmp_path)])
+    assert result.history[-1]["loss"] < result.history[0]["loss"] < 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -152,6 +162,15 @@ def test_options(options, tmp_path):
             r"--compressor top_k: top_k: fraction must be in \(0, 1\]",
         ),
         ("--algorithm power_gossip --drop-probability 0.1", "needs every message"),
+        (
+            "--algorithm choco_sgd --consensus-rate 1 --compressor sign "
+            "--compressor-options fraction 0.1",
+            "--compressor-options of sign: there are none, but fraction was given",
+        ),
+        (
+            "--algorithm dcd_psgd --compressor low_rank --topology double_binary_trees",
+            "--compressor low_rank needs whole matrices",
+        ),
         ("--algorithm power_gossip --rank 0", "rank must be an integer"),
         (
             "--algorithm power_gossip --topology double_binary_trees",

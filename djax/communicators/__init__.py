@@ -1,6 +1,7 @@
 """How the workers of one run exchange arrays.
 
-A communicator is chosen outside of the algorithm; the three give the same numbers:
+A communicator is chosen outside of the algorithm; the three give the same numbers to
+rounding:
 
 * :func:`simulated`: all workers on one device, along a `vmap` axis,
 * :func:`mesh`: one worker a device of one program, by `jax.shard_map`,

@@ -1,5 +1,7 @@
 """What the mechanisms that send compressed messages share."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ import optax
 from djax._base import Communicator, Compressor, PyTree, key_of_step, wide
 from djax.topologies import Topology
 
-from ._gossip import pull_to_neighbors
+from ._gossip import difference, pull_over_rounds
 
 
 def init_compressor(
@@ -48,20 +50,31 @@ def exchange(
     """
     message, state = compressor.compress(tree, state)
     own = compressor.decompress(message, tree)
-    rank = communicator.rank()
-    pull = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), tree)
-    for source, weights in zip(topology.rounds, topology.round_weights, strict=True):
-        weight = jnp.asarray(weights)[rank]
-        theirs = compressor.decompress(communicator.permute(message, source), tree)
-        pull = jax.tree.map(
-            lambda total, x, mine, w=weight: (
-                total + w.astype(total.dtype) * (wide(x) - wide(mine))
-            ),
-            pull,
-            theirs,
-            own,
-        )
-    return own, pull, state
+
+    def gap(received):
+        return difference(compressor.decompress(received, tree), own)
+
+    return own, reliable_pull(message, gap, topology, communicator), state
+
+
+def reliable_pull(
+    message: PyTree,
+    gap: Callable[[PyTree], PyTree],
+    topology: Topology,
+    communicator: Communicator,
+) -> PyTree:
+    r"""Returns :math:`\sum_j w_{ij} (x_j - x_i)` where no message is lost.
+
+    Args:
+      message: what this worker sends.
+      gap: from a neighbour's message to :math:`x_j - x_i`, in float32 or wider.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+    """
+    rounds = topology.rounds, topology.round_weights
+    no_losses = key_of_step(None, 0)
+    pull, _ = pull_over_rounds(message, gap, *rounds, communicator, no_losses)
+    return pull
 
 
 def accumulate(total: PyTree, change: PyTree) -> PyTree:
@@ -90,4 +103,5 @@ def first_pull(
     params: PyTree, topology: Topology, communicator: Communicator
 ) -> PyTree:
     r"""Returns :math:`\sum_j w_{ij} (x_j - x_i)` of the models that all start from."""
-    return pull_to_neighbors(params, topology, communicator, key_of_step(None, 0))
+    gap = functools.partial(difference, mine=params)
+    return reliable_pull(params, gap, topology, communicator)

@@ -55,8 +55,12 @@ def d2(
     below -1/3, which :func:`djax.d2_sgd` checks; at half the consensus rate it is exact
     diffusion, which always converges. It sends what the mechanism sends.
 
+    The mechanism has to average nearly exactly: what :func:`djax.power_gossip` of low
+    rank or :func:`djax.choco_gossip` with a coarse code leave out is fed back, and
+    grows. :func:`djax.gradient_tracking` bears that.
+
     Args:
-      mechanism: any mechanism without `overlap`.
+      mechanism: any mechanism without `overlap` that averages nearly exactly.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a

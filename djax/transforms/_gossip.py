@@ -13,7 +13,8 @@ Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
 <https://arxiv.org/abs/1705.09056>`_, 2017.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -141,7 +142,8 @@ def pull_to_neighbors(
       A tree like `model`, in float32 or wider.
     """
     rounds = topology.rounds, topology.round_weights
-    pull, heard = pull_over_rounds(model, *rounds, communicator, key)
+    gap = functools.partial(difference, mine=model)
+    pull, heard = pull_over_rounds(model, gap, *rounds, communicator, key)
     if heard is None:
         return pull
     heard += jnp.asarray(np.diag(topology.mixing_matrix))[communicator.rank()]
@@ -151,7 +153,8 @@ def pull_to_neighbors(
 
 
 def pull_over_rounds(
-    model: PyTree,
+    message: PyTree,
+    gap: Callable[[PyTree], PyTree],
     rounds: Sequence[Sequence[int]],
     weights: np.ndarray,
     communicator: Communicator,
@@ -160,32 +163,34 @@ def pull_over_rounds(
     r"""Returns :math:`\sum_r w_{ri} (x_{s_r(i)} - x_i)`, over the messages that arrive.
 
     Args:
-      model: this worker's :math:`x_i`.
+      message: what this worker sends.
+      gap: from a message to how far the sender's model is from this worker's,
+        :math:`x_{s_r(i)} - x_i`, in float32 or wider.
       rounds: :math:`s_r`, from whom everybody receives.
       weights: `float64[rounds, n]`, of what they receive.
       communicator: how messages travel.
       key: PRNG key of the losses.
 
     Returns:
-      A tree like `model`, in float32 or wider, and the sum of the weights of what
-      arrived; None where nothing can be lost.
+      A tree like the gaps, and the sum of the weights of what arrived; None where
+      nothing can be lost.
     """
     rank = communicator.rank()
-    pull, heard = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), model), None
+    pull, heard = jax.tree.map(jnp.zeros_like, gap(message)), None
     for source, everyones in zip(rounds, weights, strict=True):
         weight = jnp.asarray(everyones)[rank]
         arrived = communicator.arrived(source, key)
-        received = communicator.permute(model, source)
+        found = gap(communicator.permute(message, source))
         if arrived is not True:
             weight = jnp.where(arrived, weight, 0)
-            received = optax.tree.where(arrived, received, model)
+            found = optax.tree.where(arrived, found, optax.tree.zeros_like(found))
             heard = weight if heard is None else heard + weight
         pull = jax.tree.map(
-            lambda total, theirs, mine, w=weight: (
-                total + w.astype(total.dtype) * (wide(theirs) - wide(mine))
-            ),
-            pull,
-            received,
-            model,
+            lambda total, x, w=weight: total + w.astype(total.dtype) * x, pull, found
         )
     return pull, heard
+
+
+def difference(theirs: PyTree, mine: PyTree) -> PyTree:
+    """Returns `theirs - mine` in float32 or wider."""
+    return jax.tree.map(lambda x, y: wide(x) - wide(y), theirs, mine)

@@ -39,6 +39,7 @@ from djax._base import (
 )
 from djax.topologies import Topology
 
+from ._compressed import reliable_pull
 from ._gossip import add_pull
 
 
@@ -130,27 +131,23 @@ def moniqua(
             )
             for i, x in enumerate(leaves)
         ]
-        pull = treedef.unflatten(pull_to_levels(leaves, levels))
-        updates = add_pull(updates, pull, consensus_rate)
+        mine = distances(levels, leaves)
+
+        def gap(message):
+            theirs = distances(_bits.unpack_leaves(message, bits, leaves), leaves)
+            return [x - y for x, y in zip(theirs, mine, strict=True)]
+
+        message = _bits.pack_leaves(levels, bits)
+        pull = reliable_pull(message, gap, topology, communicator)
+        updates = add_pull(updates, treedef.unflatten(pull), consensus_rate)
         return updates, MoniquaState(optax.safe_increment(state.step))
 
-    def pull_to_levels(leaves, levels):
-        message = _bits.pack_leaves(levels, bits)
-        own = [
+    def distances(levels, leaves):
+        """How far the models that are sent are from this worker's."""
+        return [
             decode(level, x, theta, bits)
             for level, x in zip(levels, leaves, strict=True)
         ]
-        pulls = [jnp.zeros_like(x) for x in leaves]
-        rounds = zip(topology.rounds, topology.round_weights, strict=True)
-        for source, weights in rounds:
-            weight = jnp.asarray(weights)[communicator.rank()]
-            received = communicator.permute(message, source)
-            theirs = _bits.unpack_leaves(received, bits, leaves)
-            pulls = [
-                pull + weight.astype(x.dtype) * (decode(level, x, theta, bits) - mine)
-                for pull, level, x, mine in zip(pulls, theirs, leaves, own, strict=True)
-            ]
-        return pulls
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -69,6 +69,9 @@ EPSILON = 1e-8  # Of the reference's Gram-Schmidt, added to the norms.
 DEPENDENT = 1e-3  # What is left of a row, relative to it, when little of it is new.
 
 
+Factors = dict[int, jax.Array]  # Of each matrix, under its leaf's number in the tree.
+
+
 class PowerGossipState(NamedTuple):
     r"""State of :func:`power_gossip`; a worker meets one neighbour a round.
 
@@ -187,16 +190,15 @@ def power_gossip(
 
         def factors(side):
             """The rows of all matrices; side 0 is the left one."""
-            for i, x in enumerate(leaves):
-                if not is_matrix(x):
-                    yield None
-                    continue
-                shape = matrix_shape(x, rows_axis)
-                rows = min(rank, *shape), shape[side]
-                yield random_factor((i, side), 0, rows, wide(x).dtype)
+            matrices = {i: x for i, x in enumerate(leaves) if is_matrix(x)}
+            shapes = {i: matrix_shape(x, rows_axis) for i, x in matrices.items()}
+            drawn = {
+                i: random_factor((i, side), 0, (min(rank, *s), s[side]), leaves[i])
+                for i, s in shapes.items()
+            }
+            return _unflatten(treedef, drawn)
 
-        left, right = treedef.unflatten(factors(0)), treedef.unflatten(factors(1))
-        return PowerGossipState(left, right, jnp.zeros((), jnp.int32))
+        return PowerGossipState(factors(0), factors(1), jnp.zeros((), jnp.int32))
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
@@ -213,24 +215,27 @@ def power_gossip(
         return add_pull(updates, pull, 1.0), PowerGossipState(left, right, step)
 
     def all_iterations(odd, model, state):
-        """Returns what one step adds to the model, and its factors."""
-        leaves, treedef = jax.tree.flatten(model)
-        places = [i for i, x in enumerate(leaves) if is_matrix(x)]
-        layouts = [layout(leaves[i], rows_axis) for i in places]
-        start = [as_matrix(wide(leaves[i]), rows_axis) for i in places]
-        vectors = [wide(x) for x in leaves if not is_matrix(x)]
-        left, right = (
-            [f for f in treedef.flatten_up_to(side) if f is not None]
+        """Returns what one step adds to the model, and its factors.
+
+        Leaves are told apart by their number in the tree.
+        """
+        leaves, treedef = jax.tree.flatten(jax.tree.map(wide, model))
+        layouts = {
+            i: layout(x, rows_axis) for i, x in enumerate(leaves) if is_matrix(x)
+        }
+        start = {i: as_matrix(leaves[i], rows_axis) for i in layouts}
+        vectors = {i: x for i, x in enumerate(leaves) if i not in layouts}
+        before = tuple(
+            {i: treedef.flatten_up_to(side)[i] for i in layouts}
             for side in (state.left, state.right)
         )
         number = first + state.step * iterations
-        advance = functools.partial(iteration, places, layouts)
-        pulls, vector_pulls, factors = advance(
-            odd, number, start, (left, right), vectors
+        pulls, vector_pulls, factors = iteration(
+            odd, number, layouts, start, before, vectors
         )
 
         def move(odd, matrices, factors, number):
-            pulls, _, factors = advance(odd, number, matrices, factors)
+            pulls, _, factors = iteration(odd, number, layouts, matrices, factors, {})
             return jax.tree.map(jnp.add, matrices, pulls), factors, number + 1
 
         if iterations > 1:
@@ -247,77 +252,75 @@ def power_gossip(
             pulls = jax.tree.map(jnp.subtract, matrices, start)
         if idle_first_step:
             idle = state.step == 0
-            zeros = jax.tree.map(jnp.zeros_like, pulls)
-            pulls = optax.tree.where(idle, zeros, pulls)
-            factors = optax.tree.where(idle, (left, right), factors)
-        return assemble(leaves, treedef, pulls, vector_pulls, factors)
+            pulls = optax.tree.where(idle, optax.tree.zeros_like(pulls), pulls)
+            factors = optax.tree.where(idle, before, factors)
+        pulls = {i: from_matrix(x, leaves[i], rows_axis) for i, x in pulls.items()}
+        trees = pulls | vector_pulls, *factors
+        return tuple(_unflatten(treedef, tree) for tree in trees)
 
-    def iteration(places, layouts, odd, number, matrices, factors, vectors=()):
+    def iteration(odd, number, layouts, matrices, factors, vectors):
         """One exchange; returns what it adds to matrices and vectors, and factors."""
         left, right = factors
         given, found = "km" if odd else "mk"
         bases = orthogonalize(right if odd else left)
-        products = [
-            _einsum(f"rc{given},{shape}->rc{found}", basis, matrix)
-            for basis, shape, matrix in zip(bases, layouts, matrices, strict=True)
-        ]
+        products = {
+            i: _einsum(f"rc{given},{layouts[i]}->rc{found}", bases[i], matrix)
+            for i, matrix in matrices.items()
+        }
         gaps, vector_gaps = exchange(products, vectors)
         weights = jnp.asarray(topology.round_weights)[:, communicator.rank()]
-        pulls = [
-            _einsum(
-                f"rc{found},rc{given}->{shape}",
-                _scale(weights, gap) * jnp.asarray(consensus_rate, gap.dtype),
-                basis,
+
+        def weighted(gap, rate):
+            return _scale(weights, gap) * jnp.asarray(rate, gap.dtype)
+
+        pulls = {
+            i: _einsum(
+                f"rc{found},rc{given}->{layouts[i]}",
+                weighted(gap, consensus_rate),
+                bases[i],
             )
-            for gap, shape, basis in zip(gaps, layouts, bases, strict=True)
-        ]
-        vector_pulls = [
-            _scale(weights, gap).sum(axis=0) * jnp.asarray(vector_rate, gap.dtype)
-            for gap in vector_gaps
-        ]
+            for i, gap in gaps.items()
+        }
+        vector_pulls = {
+            i: weighted(gap, vector_rate).sum(axis=0) for i, gap in vector_gaps.items()
+        }
         # Both ends keep the product of the higher rank's model minus the lower one's.
         signs = jnp.where(peers() > communicator.rank(), 1, -1)
-        products = [_scale(signs, gap) for gap in gaps]
+        products = {i: _scale(signs, gap) for i, gap in gaps.items()}
+        if not warm_start:  # What the next iteration multiplies by is drawn anew.
+            side = 1 - odd
+            products = {
+                i: random_factor((i, side), number, x.shape[1:], x)
+                for i, x in products.items()
+            }
         if odd:
-            factors = _keep(products, left), _keep(bases, right)
-        else:
-            factors = _keep(bases, left), _keep(products, right)
-        if not warm_start:
-            factors = redraw(factors, 1 - odd, places, number)
-        return pulls, vector_pulls, factors
+            return pulls, vector_pulls, (_keep(products, left), _keep(bases, right))
+        return pulls, vector_pulls, (_keep(bases, left), _keep(products, right))
 
     def exchange(products, vectors):
         """Returns the neighbour's minus my arrays; their first axis is the round's."""
         gaps = []
-        for i, source in enumerate(topology.rounds):
-            parts = [product[i] for product in products], vectors
+        for r, source in enumerate(topology.rounds):
+            parts = {i: product[r] for i, product in products.items()}, vectors
             message, unravel = jax.flatten_util.ravel_pytree(parts)
             gaps.append(unravel(communicator.permute(message, source) - message))
         return jax.tree.map(lambda *rounds: jnp.stack(rounds), *gaps)
 
-    def redraw(factors, side, places, number):
-        """Replaces the factors that the next iteration multiplies by."""
-        fresh = [
-            random_factor((place, side), number, factor.shape[1:], factor.dtype)
-            for place, factor in zip(places, factors[side], strict=True)
-        ]
-        return (fresh, factors[1]) if side == 0 else (factors[0], fresh)
-
-    def random_factor(which, number, shape, dtype):
+    def random_factor(which, number, shape, like):
         """Normally distributed rows for each round, the same at both ends of an edge.
 
         Args:
           which: the leaf's number, and 0 for left or 1 for right.
           number: of the iteration that has drawn them, 0 for the first.
           shape: of the factor in one round.
-          dtype: of the factor.
+          like: whose dtype it has, in float32 or wider.
         """
         drawn = functools.reduce(jax.random.fold_in, (number, *which), seed)
         me = communicator.rank()
         edges = jnp.minimum(me, peers()) * topology.size + jnp.maximum(me, peers())
         return jax.vmap(
             lambda edge: jax.random.normal(
-                jax.random.fold_in(drawn, edge), shape, dtype
+                jax.random.fold_in(drawn, edge), shape, wide(like).dtype
             )
         )(edges)
 
@@ -326,21 +329,12 @@ def power_gossip(
         rounds = np.array(topology.rounds, np.int32).reshape(-1, topology.size)
         return jnp.asarray(rounds)[:, communicator.rank()]
 
-    def assemble(leaves, treedef, pulls, vector_pulls, factors):
-        """Puts matrices and vectors back where they belong."""
-        pulls, vector_pulls = iter(pulls), iter(vector_pulls)
-        left, right = map(iter, factors)
-        total, lefts, rights = [], [], []
-        for x in leaves:
-            if is_matrix(x):
-                total.append(from_matrix(next(pulls), x, rows_axis))
-            else:
-                total.append(next(vector_pulls))
-            lefts.append(next(left) if is_matrix(x) else None)
-            rights.append(next(right) if is_matrix(x) else None)
-        return tuple(map(treedef.unflatten, (total, lefts, rights)))
-
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _unflatten(treedef: Any, leaves: dict[int, jax.Array]) -> PyTree:
+    """The tree with these leaves under their numbers, None in place of all others."""
+    return treedef.unflatten(leaves.get(i) for i in range(treedef.num_leaves))
 
 
 def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -354,7 +348,7 @@ def _scale(coefficients: jax.Array, x: jax.Array) -> jax.Array:
     return coefficients.astype(x.dtype).reshape(shape) * x
 
 
-def _keep(new: list[jax.Array], old: list[jax.Array]) -> list[jax.Array]:
+def _keep(new: Factors, old: Factors) -> Factors:
     """The new rows, and the old ones in place of those with no finite, positive norm.
 
     From zero there is no way back: both factors would be zero for ever.
@@ -367,20 +361,22 @@ def _keep(new: list[jax.Array], old: list[jax.Array]) -> list[jax.Array]:
     return jax.tree.map(keep, new, old)
 
 
-def _signs(factors: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.sign(x) / np.sqrt(x.shape[-1]).astype(x.dtype) for x in factors]
+def _signs(factors: Factors) -> Factors:
+    return {
+        i: jnp.sign(x) / np.sqrt(x.shape[-1]).astype(x.dtype)
+        for i, x in factors.items()
+    }
 
 
-def _orthonormal(factors: list[jax.Array]) -> list[jax.Array]:
+def _orthonormal(factors: Factors) -> Factors:
     """Orthonormalizes the rows of `[rounds, r, length]`, all of one shape together."""
     groups: dict[Any, list[int]] = {}
-    for i, x in enumerate(factors):
+    for i, x in factors.items():
         groups.setdefault((x.shape, x.dtype), []).append(i)
-    result = list(factors)
+    result = {}
     for indices in groups.values():
         together = _gram_schmidt(jnp.stack([factors[i] for i in indices]))
-        for i, rows in zip(indices, together, strict=True):
-            result[i] = rows
+        result |= zip(indices, together, strict=True)
     return result
 
 

@@ -16,6 +16,7 @@ Kempe, Dobra and Gehrke, `Gossip-Based Computation of Aggregate Information
 Push for Distributed Deep Learning <https://arxiv.org/abs/1811.10792>`_, 2019.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +38,7 @@ from djax._base import (
 from djax.topologies import Schedule
 from djax.topologies._checks import TOLERANCE, check_integer
 
-from ._gossip import pull_over_rounds
+from ._gossip import difference, pull_over_rounds
 
 
 class PushSumState(NamedTuple):
@@ -157,7 +158,8 @@ def push_sum(
     def mix(t, mine, losses):
         """Returns :math:`r_i z_i + sum_j a_ij (z_j - z_i)` with the row sums r."""
         rounds = schedule.rounds[t], schedule.round_weights[t]
-        pull, _ = pull_over_rounds(mine, *rounds, communicator, losses)
+        gap = functools.partial(difference, mine=mine)
+        pull, _ = pull_over_rounds(mine, gap, *rounds, communicator, losses)
         kept = 1 if balanced else jnp.asarray(received[t])[communicator.rank()]
         return jax.tree.map(
             lambda x, p: (jnp.asarray(kept, p.dtype) * wide(x) + p).astype(x.dtype),

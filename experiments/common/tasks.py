@@ -227,6 +227,8 @@ def read_options(
     """
     known = list(inspect.signature(make).parameters)[given:]
     values = {}
+    if options and not known:
+        raise UsageError(f"{what}: there are none, but {', '.join(options)} was given.")
     for name, text in options.items():
         lookup(what, name, known)
         try:

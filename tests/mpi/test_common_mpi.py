@@ -29,14 +29,12 @@ def test_same_as_in_simulation(name, dtype):
 
 
 @each_algorithm
-def test_matches_the_dense_reference(name):
-    """To rounding, as the simulation does in `test_common.py`."""
-    topology = topologies.chain(SIZE)
+def test_same_to_rounding_in_double_precision(name):
     with jax.enable_x64(True):
-        actual = train(make(name, topology, MPI), MPI, dtype="float64")
-        expected = conformance.expected(name, topology)
-    (mine,) = MPI.local_ranks
-    np.testing.assert_allclose(actual[0], expected[mine], rtol=1e-12, atol=1e-13)
+        over_mpi, reference = both_ways(
+            name, topologies.chain(SIZE), steps=200, dtype="float64"
+        )
+    np.testing.assert_allclose(over_mpi, reference, rtol=1e-12, atol=1e-14)
 
 
 def test_the_same_messages_are_lost():

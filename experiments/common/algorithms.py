@@ -1,0 +1,333 @@
+"""Algorithms as the command line names them: how workers average, around what."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import optax
+
+import djax
+from djax.transforms._d2 import check_d2
+from djax.transforms._relay import Missing
+
+from .errors import UsageError, lookup
+from .optimizers import BaseOptimizer, make_base
+from .tasks import read_options
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """How the workers average."""
+
+    algorithm: str = "dpsgd"
+    """The algorithm, under its paper's name: all_reduce_sgd, dpsgd, relay_sgd,
+    relay_sgd_grad, d2_sgd, exact_diffusion, gradient_tracking_sgd, sgp,
+    quasi_global_momentum (of --optimizer sgd), quasi_global_adam (of --optimizer adam);
+    with little communication power_gossip, choco_sgd, deep_squeeze, moniqua, dcd_psgd
+    and ecd_psgd."""
+    consensus_rate: float | None = None
+    """Step size of the averaging: 1 by default, but choco_sgd, deep_squeeze and moniqua
+    need one, the smaller the coarser their messages are."""
+    overlap: bool = False
+    """Send messages that do not depend on this step's gradients."""
+    local_steps: int = 1
+    """Average in every so-manyth step only."""
+    missing: Missing = "initial"
+    """What stands for the models that have not reached a worker of relay_sgd."""
+    rounds: int = 1
+    """Exchanges in each step of sgp."""
+    rank: int = 1
+    """Rank of power_gossip's corrections."""
+    iterations: int = 1
+    """Power iterations of power_gossip in each step."""
+    warm_start: bool = True
+    """Multiply by what power_gossip's last iteration found, not by random vectors."""
+    compressor: str | None = None
+    """Code of the messages of choco_sgd, deep_squeeze, dcd_psgd and ecd_psgd: identity,
+    top_k, random_k, sign, low_rank or quantize. By default top_k, for dcd_psgd and
+    ecd_psgd, which need a fine one, quantize."""
+    compressor_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Its arguments, as in `fraction 0.01`, `rank 2` or `bits 4`; by default `fraction
+    0.1`, `rank 1`, `bits 8`. Random ones are unbiased for dcd_psgd and ecd_psgd, and
+    contractions for choco_sgd and deep_squeeze."""
+    theta: float = 1.0
+    """How far apart neighbours of moniqua may be in a coordinate."""
+    bits: int = 2
+    """Bits of each coordinate in moniqua's messages."""
+    check: bool = True
+    """Refuse mixing weights on which d2_sgd diverges: with an eigenvalue below -1/3."""
+
+
+def _each(topologies, make):
+    """A mechanism, or one for each topology's share of the coordinates."""
+    if len(topologies) == 1:
+        return make(topologies[0])
+    return djax.interleave([make(topology) for topology in topologies])
+
+
+def _rate(config) -> float:
+    return 1.0 if config.consensus_rate is None else config.consensus_rate
+
+
+def _tuned_rate(config) -> float:
+    if config.consensus_rate is None:
+        raise UsageError(
+            f"--algorithm {config.algorithm} needs a --consensus-rate: the coarser the "
+            "messages, the smaller; try 0.1."
+        )
+    return config.consensus_rate
+
+
+def _gossip(config, topologies, communicator, **options):
+    rate = options.pop("consensus_rate", _rate(config))
+    return _each(
+        topologies,
+        lambda t: djax.gossip(t, communicator, consensus_rate=rate, **options),
+    )
+
+
+def _overlapping_gossip(config, topologies, communicator):
+    return _gossip(config, topologies, communicator, overlap=config.overlap)
+
+
+def _relay(config, topologies, communicator):
+    options = {"missing": config.missing, "overlap": config.overlap}
+    return _each(topologies, lambda t: djax.relay(t, communicator, **options))
+
+
+def _relay_of_updates(config, topologies, communicator):
+    return djax.on_updates(_relay(config, topologies, communicator))
+
+
+def _d2(config, topologies, communicator):
+    for topology in topologies if config.check else ():
+        check_d2(config.algorithm, topology, _rate(config))
+    return djax.d2(_gossip(config, topologies, communicator))
+
+
+def _exact_diffusion(config, topologies, communicator):
+    return djax.d2(_gossip(config, topologies, communicator, consensus_rate=0.5))
+
+
+def _gradient_tracking(config, topologies, communicator):
+    return djax.gradient_tracking(_gossip(config, topologies, communicator))
+
+
+def _push_sum(config, topologies, communicator):
+    del topologies  # Its own graph has the parameters equal to the models.
+    schedule = djax.topologies.one_peer_exponential(communicator.size)
+    return djax.push_sum(
+        schedule, communicator, rounds=config.rounds, overlap=config.overlap
+    )
+
+
+def _all_reduce(config, topologies, communicator):
+    del topologies
+    return djax.all_reduce(communicator, overlap=config.overlap)
+
+
+def _check_whole(what, topologies):
+    if len(topologies) > 1:  # Among which single coordinates are dealt out.
+        raise UsageError(f"{what} needs whole matrices: choose one --topology.")
+
+
+def _power_gossip(config, topologies, communicator):
+    _check_whole("--algorithm power_gossip", topologies)
+    return djax.power_gossip(
+        topologies[0],
+        communicator,
+        config.rank,
+        config.iterations,
+        warm_start=config.warm_start,
+        consensus_rate=_rate(config),
+        overlap=config.overlap,
+    )
+
+
+COMPRESSORS = {
+    "identity": {},
+    "top_k": {"fraction": "0.1"},
+    "random_k": {"fraction": "0.1"},
+    "sign": {},
+    "low_rank": {"rank": "1"},
+    "quantize": {"bits": "8"},
+}
+"""The codes of :mod:`djax.compressors`, and their options by default."""
+
+
+def _compressor(config, topologies, default, unbiased) -> djax.Compressor:
+    name = lookup("--compressor", config.compressor or default, COMPRESSORS)
+    if name == "low_rank":
+        _check_whole("--compressor low_rank", topologies)
+    make = getattr(djax.compressors, name)
+    options = config.compressor_options or COMPRESSORS[name]
+    if "unbiased" in inspect.signature(make).parameters:
+        options = {"unbiased": str(unbiased)} | options
+    what = f"--compressor-options of {name}"
+    try:
+        return make(**read_options(what, make, options, given=0))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--compressor {name}: {error}") from error
+
+
+def _with_code(make):
+    def average(config, topologies, communicator):
+        code = _compressor(config, topologies, "top_k", unbiased=False)
+        rate, options = _tuned_rate(config), {"overlap": config.overlap}
+        return _each(topologies, lambda t: make(t, communicator, code, rate, **options))
+
+    return average
+
+
+def _moniqua(config, topologies, communicator):
+    rate = _tuned_rate(config)
+    options = {"bits": config.bits, "overlap": config.overlap}
+    return _each(
+        topologies,
+        lambda t: djax.moniqua(t, communicator, config.theta, rate, **options),
+    )
+
+
+def _with_copies(make):
+    def average(config, topologies, communicator):
+        code = _compressor(config, topologies, "quantize", unbiased=True)
+        return _each(topologies, lambda t: make(t, communicator, code))
+
+    return average
+
+
+def _step_then_average(config, base, steps, mechanism):
+    averaging = djax.every(config.local_steps, mechanism)
+    return optax.chain(make_base(base, steps), averaging)
+
+
+def _average_gradients(config, base, steps, mechanism):
+    if config.local_steps != 1:  # Local SGD averages models.
+        return _step_then_average(config, base, steps, mechanism)
+    return optax.chain(djax.on_updates(mechanism), make_base(base, steps))
+
+
+def _quasi_global_momentum(config, base, steps, mechanism):
+    def make(learning_rate, momentum=0.9, nesterov=False):
+        if momentum is None:
+            raise UsageError(
+                f"--algorithm {config.algorithm} needs a momentum, as in "
+                "--optimizer-options momentum 0.9."
+            )
+        return djax.quasi_global_momentum(
+            learning_rate,
+            djax.every(config.local_steps, mechanism),
+            momentum=momentum,
+            form="nesterov" if nesterov else "heavy_ball",
+            overlap=config.overlap,
+        )
+
+    return _in_place_of("sgd", config, base, steps, make)
+
+
+def _quasi_global_adam(config, base, steps, mechanism):
+    def make(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
+        averaging = djax.every(config.local_steps, mechanism)
+        return djax.quasi_global_adam(learning_rate, averaging, b1=b1, b2=b2, eps=eps)
+
+    return _in_place_of("adam", config, base, steps, make)
+
+
+def _in_place_of(optimizer, config, base, steps, make):
+    if base.optimizer != optimizer:
+        raise UsageError(
+            f"--algorithm {config.algorithm} is a form of {optimizer} and replaces no "
+            f"other optimizer: use --optimizer {optimizer}, not {base.optimizer}."
+        )
+    return make_base(base, steps, make)
+
+
+class _Recipe(NamedTuple):
+    """An algorithm.
+
+    Attributes:
+      average: makes the mechanism of config, topologies and communicator.
+      options: the fields of the config that mean something to it.
+      compose: puts it together of config, base, steps and mechanism.
+    """
+
+    average: Callable
+    options: set[str]
+    compose: Callable = _step_then_average
+
+
+GOSSIP = {"consensus_rate", "overlap", "local_steps"}
+CODE = {"compressor", "compressor_options"}
+
+ALGORITHMS = {
+    "all_reduce_sgd": _Recipe(
+        _all_reduce, {"overlap", "local_steps"}, _average_gradients
+    ),
+    "dpsgd": _Recipe(_overlapping_gossip, GOSSIP),
+    "relay_sgd": _Recipe(_relay, {"missing", "overlap", "local_steps"}),
+    # Updates of local steps would reach nobody, ever.
+    "relay_sgd_grad": _Recipe(_relay_of_updates, {"overlap"}),
+    "d2_sgd": _Recipe(_d2, {"consensus_rate", "check", "local_steps"}),
+    "exact_diffusion": _Recipe(_exact_diffusion, {"local_steps"}),
+    "gradient_tracking_sgd": _Recipe(
+        _gradient_tracking, {"consensus_rate", "local_steps"}
+    ),
+    "sgp": _Recipe(_push_sum, {"rounds", "overlap", "local_steps"}),
+    "quasi_global_momentum": _Recipe(_gossip, GOSSIP, _quasi_global_momentum),
+    "quasi_global_adam": _Recipe(
+        _gossip, {"consensus_rate", "local_steps"}, _quasi_global_adam
+    ),
+    "power_gossip": _Recipe(
+        _power_gossip, GOSSIP | {"rank", "iterations", "warm_start"}
+    ),
+    "choco_sgd": _Recipe(_with_code(djax.choco_gossip), GOSSIP | CODE),
+    "deep_squeeze": _Recipe(_with_code(djax.deep_squeeze), GOSSIP | CODE),
+    "moniqua": _Recipe(_moniqua, GOSSIP | {"theta", "bits"}),
+    "dcd_psgd": _Recipe(_with_copies(djax.dcd), {"local_steps"} | CODE),
+    "ecd_psgd": _Recipe(_with_copies(djax.ecd), {"local_steps"} | CODE),
+}
+
+
+def make_optimizer(
+    config: Algorithm,
+    base: BaseOptimizer,
+    steps: int,
+    topologies: Sequence[djax.Topology],
+    communicator: djax.Communicator,
+) -> optax.GradientTransformation:
+    """Makes the base optimizer decentralized.
+
+    Args:
+      config: from the command line.
+      base: what every worker does with its gradients, likewise.
+      steps: of the whole training.
+      topologies: who talks to whom; the coordinates are dealt out among several.
+      communicator: how messages travel.
+
+    Returns:
+      What djax's function of the algorithm's name returns, of any base optimizer.
+
+    Raises:
+      UsageError: if the algorithm is unknown, or has no use for one of the options.
+    """
+    recipe = ALGORITHMS[lookup("--algorithm", config.algorithm, ALGORITHMS)]
+    _check_options(config, recipe.options)
+    mechanism = recipe.average(config, topologies, communicator)
+    return recipe.compose(config, base, steps, mechanism)
+
+
+def _check_options(config: Algorithm, known: set[str]) -> None:
+    """Raises UsageError if the algorithm would ignore an option."""
+    defaults = Algorithm()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in {"algorithm", *known} or value == getattr(
+            defaults, field.name
+        ):
+            continue
+        flag = f"{'no-' if value is False else ''}{field.name}".replace("_", "-")
+        options = ", ".join(f"--{name}".replace("_", "-") for name in sorted(known))
+        raise UsageError(
+            f"--algorithm {config.algorithm} has no option --{flag}, only {options}."
+        )
