@@ -41,6 +41,7 @@ Examples:
   2.5
 """
 
+from . import asynchronous as asynchronous
 from . import communicators as communicators
 from . import compressors as compressors
 from . import metrics as metrics
@@ -63,6 +64,12 @@ from ._base import Communicator as Communicator
 from ._base import Compressor as Compressor
 from .accounting import CommunicationCost as CommunicationCost
 from .accounting import communication_cost as communication_cost
+from .asynchronous import AcidConstants as AcidConstants
+from .asynchronous import AcidState as AcidState
+from .asynchronous import ADPSGDState as ADPSGDState
+from .asynchronous import acid as acid
+from .asynchronous import acid_constants as acid_constants
+from .asynchronous import adpsgd as adpsgd
 from .theory import relay_learning_rate_factor as relay_learning_rate_factor
 from .topologies import Schedule as Schedule
 from .topologies import Topology as Topology

@@ -71,7 +71,7 @@ def test_full_rank_on_square_matrices_is_gossip(iterations):
 
 
 @hypothesis.given(rank=st.integers(1, 3), seed=st.integers(0, 10**6))
-@hypothesis.settings(max_examples=10)
+@hypothesis.settings(max_examples=4)
 def test_a_low_rank_difference_is_gone_once_the_basis_has_turned_to_it(rank, seed):
     """Of two workers: after one iteration on each side."""
     with jax.enable_x64(True):

@@ -1,0 +1,23 @@
+"""Workers that never wait: A²CiD², AD-PSGD, and an exact simulation of them.
+
+An asynchronous algorithm is a set of pure functions, one for each kind of event
+(:class:`EventTransformation`, made by :func:`djax.acid` and :func:`djax.adpsgd`). What
+happens when is drawn beforehand (:func:`draw_events`), and :func:`simulate` runs it.
+"""
+
+from ._acid import AcidState as AcidState
+from ._acid import ADPSGDState as ADPSGDState
+from ._acid import EventTransformation as EventTransformation
+from ._acid import acid as acid
+from ._acid import adpsgd as adpsgd
+from ._constants import AcidConstants as AcidConstants
+from ._constants import acid_constants as acid_constants
+from ._constants import edge_rates as edge_rates
+from ._events import Events as Events
+from ._events import Rounds as Rounds
+from ._events import draw_events as draw_events
+from ._events import draw_rounds as draw_rounds
+from ._simulate import GlobalSchedule as GlobalSchedule
+from ._simulate import Moment as Moment
+from ._simulate import in_global_steps as in_global_steps
+from ._simulate import simulate as simulate

@@ -1,0 +1,259 @@
+r"""A²CiD²: pairwise averaging at random times, accelerated by a continuous momentum.
+
+Every worker has a second copy of its model, :math:`\tilde x_i`. Between events the two
+flow towards each other; a gradient moves both alike; an averaging with a neighbour
+moves them differently:
+
+.. math::
+   dx_i &= \eta (\tilde x_i - x_i)\, dt - \gamma g_i\, dN_i
+           - \alpha \textstyle\sum_j (x_i - x_j)\, dM_{ij} \\
+   d\tilde x_i &= \eta (x_i - \tilde x_i)\, dt - \gamma g_i\, dN_i
+           - \tilde\alpha \textstyle\sum_j (x_i - x_j)\, dM_{ij}
+
+where :math:`N_i` counts the worker's gradients and :math:`M_{ij}` the averagings of a
+pair of neighbours. Instead of :math:`-\gamma g_i` any optimizer's update may stand.
+For a time :math:`\Delta` without events the flow has the closed form
+
+.. math::
+   h = \tfrac12 (1 - e^{-2 \eta \Delta}), \qquad
+   x \leftarrow x + h (\tilde x - x), \qquad
+   \tilde x \leftarrow \tilde x - h (\tilde x - x).
+
+Hence :math:`x_i + \tilde x_i` is kept by mixing, :math:`\sum_i x_i + \tilde x_i` by
+mixing and averaging, and :math:`\sum_i x_i = \sum_i \tilde x_i` whenever all workers
+are mixed up to the same time; :math:`\sum_i x_i` alone is not kept before that.
+
+Nabli, Belilovsky and Oyallon, `A²CiD²: Accelerating Asynchronous Communication in
+Decentralized Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023. Their code
+exchanges models before it mixes them, which lets the mean drift and loses most of the
+acceleration; here as in the paper both ends mix first.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from djax._base import PyTree, add, check_params, wide
+
+from ._constants import AcidConstants
+
+
+class EventTransformation(NamedTuple):
+    """An asynchronous algorithm: what ONE worker does at each kind of event.
+
+    Pure functions, to be jitted and composed; see :func:`djax.acid`.
+
+    Attributes:
+      init: `params -> state`.
+      mix: `(params, state, elapsed) -> (params, state)`: the time since the worker's
+        previous event passes.
+      update: `(grads, state, params, *, elapsed=0, **extra_args) -> (updates, state)`,
+        for `optax.apply_updates`: a gradient, after a time in which nothing happened.
+        `grads` may have been taken at an earlier model.
+      average: `(peer, state, params, *, sent=None) -> (updates, state)`, likewise: an
+        averaging with a neighbour that sent its model `peer` and received `sent`, by
+        default `params`. Both have to be mixed up to the time when they were sent.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    mix: Callable[..., tuple[PyTree, PyTree]]
+    update: Callable[..., tuple[PyTree, PyTree]]
+    average: Callable[..., tuple[PyTree, PyTree]]
+
+
+class AcidState(NamedTuple):
+    r"""State of :func:`acid`.
+
+    Attributes:
+      momentum: :math:`\tilde x_i`, the copy that mixes with the parameters.
+      base_state: state of the base optimizer.
+    """
+
+    momentum: PyTree
+    base_state: optax.OptState
+
+
+class ADPSGDState(NamedTuple):
+    """State of :func:`adpsgd`.
+
+    Attributes:
+      base_state: state of the base optimizer.
+    """
+
+    base_state: optax.OptState
+
+
+def acid(
+    base: optax.GradientTransformation, constants: AcidConstants
+) -> EventTransformation:
+    r"""A²CiD², around any optimizer.
+
+    With :math:`h = \frac12 (1 - e^{-2 \eta \Delta})`, the optimizer's update
+    :math:`u_i` and the models :math:`x_i, x_j` that an averaging exchanged:
+
+    .. math::
+       \text{mix:} \quad & x_i \leftarrow x_i + h (\tilde x_i - x_i),
+           & \tilde x_i &\leftarrow \tilde x_i - h (\tilde x_i - x_i) \\
+       \text{update:} \quad & \text{mix, then } x_i \leftarrow x_i + u_i,
+           & \tilde x_i &\leftarrow \tilde x_i + u_i \\
+       \text{average:} \quad & x_i \leftarrow x_i - \alpha (x_i - x_j),
+           & \tilde x_i &\leftarrow \tilde x_i - \tilde\alpha (x_i - x_j)
+
+    The difference that an averaging applies is of the models as they were exchanged,
+    while the model it is applied to may have moved on: a gradient that lands while
+    messages travel is kept, and what one end gains the other loses. Only :math:`x_i`
+    travels. Time is in units in which a worker computes one gradient.
+
+    Args:
+      base: what a worker does with its gradients; it sees the mixed parameters.
+      constants: of the graph, from :func:`djax.acid_constants`. With
+        `eta=0` it is :func:`adpsgd`, with a copy that is of no use.
+
+    Returns:
+      An :class:`djax.asynchronous.EventTransformation` with an :class:`AcidState`.
+      Parameters keep their dtypes; sums are in float32 or wider.
+
+    Raises:
+      ValueError: if a constant is negative or not finite.
+
+    Examples:
+      >>> import djax, jax.numpy as jnp, optax
+      >>> constants = djax.acid_constants(djax.topologies.ring(16))
+      >>> acid = djax.acid(optax.sgd(0.1, momentum=0.9), constants)
+      >>> params, peer = jnp.asarray([1.0, 2.0]), jnp.asarray([3.0, 2.0])
+      >>> state = acid.init(params)
+      >>> params, state = acid.mix(params, state, elapsed=0.3)
+      >>> updates, state = acid.average(peer, state, params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> print(params, state.momentum.round(2))
+      [2. 2.] [4.74 2.  ]
+      >>> updates, state = acid.update(jnp.ones(2), state, params, elapsed=0.5)
+
+    References:
+      Nabli et al., `A²CiD²: Accelerating Asynchronous Communication in Decentralized
+      Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Equation 4
+    """
+    _check_constants(constants)
+    eta, alpha, alpha_tilde = constants.eta, constants.alpha, constants.alpha_tilde
+    base = optax.with_extra_args_support(base)
+
+    def init_fn(params):
+        check_params("acid", params)
+        return AcidState(jax.tree.map(jnp.copy, params), base.init(params))
+
+    def mix_fn(params, state, elapsed):
+        _check_elapsed(elapsed)
+        share = -jnp.expm1(-2 * eta * elapsed) / 2
+        flow = jax.tree.map(
+            lambda x, m: share.astype(wide(x).dtype) * (wide(m) - wide(x)),
+            params,
+            state.momentum,
+        )
+        params = add(params, flow, params)
+        momentum = add(state.momentum, flow, state.momentum, sign=-1)
+        return params, state._replace(momentum=momentum)
+
+    def update_fn(grads, state, params=None, *, elapsed=0.0, **extra_args):
+        params = check_params("acid", params)
+        mixed, state = mix_fn(params, state, elapsed)
+        step, base_state = base.update(grads, state.base_state, mixed, **extra_args)
+        momentum = optax.apply_updates(state.momentum, step)
+        moved = jax.tree.map(
+            lambda x, u, y: wide(x) + wide(u) - wide(y), mixed, step, params
+        )
+        return optax.tree.cast_like(moved, params), AcidState(momentum, base_state)
+
+    def average_fn(peer, state, params, *, sent=None):
+        gap = _gap(params if sent is None else sent, peer)
+        momentum = jax.tree.map(
+            lambda m, g: (wide(m) - alpha_tilde * g).astype(m.dtype),
+            state.momentum,
+            gap,
+        )
+        return _pull(gap, alpha, params), state._replace(momentum=momentum)
+
+    return EventTransformation(init_fn, mix_fn, update_fn, average_fn)
+
+
+def adpsgd(base: optax.GradientTransformation) -> EventTransformation:
+    r"""AD-PSGD: asynchronous pairwise averaging, around any optimizer.
+
+    .. math::
+       \text{update:} \quad x_i \leftarrow x_i + u_i, \qquad
+       \text{average:} \quad x_i \leftarrow x_i - \tfrac12 (x_i - x_j)
+
+    It is :func:`acid` with :math:`\eta = 0` and without the second copy of the model,
+    the baseline of that paper. The mean over the workers is kept by every averaging.
+
+    Args:
+      base: what a worker does with its gradients.
+
+    Returns:
+      An :class:`djax.asynchronous.EventTransformation` with an :class:`ADPSGDState`.
+
+    Examples:
+      >>> import djax, jax.numpy as jnp, optax
+      >>> adpsgd = djax.adpsgd(optax.sgd(0.1))
+      >>> params, peer = jnp.asarray([1.0, 2.0]), jnp.asarray([3.0, 2.0])
+      >>> updates, state = adpsgd.average(peer, adpsgd.init(params), params)
+      >>> print(optax.apply_updates(params, updates))
+      [2. 2.]
+
+    References:
+      Lian et al., `Asynchronous Decentralized Parallel Stochastic Gradient Descent
+      <https://arxiv.org/abs/1710.06952>`_, 2018, Algorithm 1
+    """
+    base = optax.with_extra_args_support(base)
+
+    def init_fn(params):
+        return ADPSGDState(base.init(check_params("adpsgd", params)))
+
+    def mix_fn(params, state, elapsed):
+        _check_elapsed(elapsed)
+        return params, state
+
+    def update_fn(grads, state, params=None, *, elapsed=0.0, **extra_args):
+        params, state = mix_fn(check_params("adpsgd", params), state, elapsed)
+        step, base_state = base.update(grads, state.base_state, params, **extra_args)
+        return step, ADPSGDState(base_state)
+
+    def average_fn(peer, state, params, *, sent=None):
+        gap = _gap(params if sent is None else sent, peer)
+        return _pull(gap, 0.5, params), state
+
+    return EventTransformation(init_fn, mix_fn, update_fn, average_fn)
+
+
+def _gap(sent: PyTree, peer: PyTree) -> PyTree:
+    """What the two ends of an averaging see alike, but for the sign."""
+    for ours, theirs in zip(
+        jax.tree.leaves(sent), jax.tree.leaves(peer), strict=True
+    ):
+        if jnp.shape(ours) != jnp.shape(theirs):
+            raise ValueError(
+                f"average: the peer sent an array of shape {jnp.shape(theirs)}, and "
+                f"received one of shape {jnp.shape(ours)}."
+            )
+    return jax.tree.map(lambda x, y: wide(x) - wide(y), sent, peer)
+
+
+def _pull(gap: PyTree, alpha: ArrayLike, params: PyTree) -> PyTree:
+    return optax.tree.cast_like(optax.tree.scale(-alpha, gap), params)
+
+
+def _check_elapsed(elapsed: ArrayLike) -> None:
+    if not isinstance(elapsed, jax.Array) and not 0 <= elapsed < float("inf"):
+        raise ValueError(
+            f"elapsed is the time since the worker's previous event; got {elapsed}."
+        )
+
+
+def _check_constants(constants: AcidConstants) -> None:
+    for name in ("eta", "alpha", "alpha_tilde"):
+        value = getattr(constants, name)
+        if not isinstance(value, jax.Array) and not 0 <= value < float("inf"):
+            raise ValueError(f"acid: {name} must be at least 0 and finite, got {value}.")

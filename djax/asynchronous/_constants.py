@@ -1,0 +1,165 @@
+r"""How often neighbours average, and what that makes of A²CiD²'s constants.
+
+Neighbours :math:`i, j` average at the times of a Poisson process of rate
+:math:`\lambda_{ij}`, counted per unit of time, in which a worker computes one gradient.
+In the mean over all events, differences decay by the Laplacian
+
+.. math:: \mathcal L = \textstyle\sum_{\{i,j\} \in E} \lambda_{ij}
+                       (e_i - e_j)(e_i - e_j)^\top
+
+of the graph, and two numbers say how well it is connected:
+
+.. math::
+   \chi_1 = \frac{1}{\lambda_2(\mathcal L)}, \qquad
+   \chi_2 = \tfrac12 \max_{\{i,j\} \in E} (e_i - e_j)^\top \mathcal L^+ (e_i - e_j),
+
+the inverse of its algebraic connectivity and half of the largest effective resistance
+of an edge; :math:`\chi_2 \le \chi_1`.
+
+Nabli, Belilovsky and Oyallon, `A²CiD²: Accelerating Asynchronous Communication in
+Decentralized Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Proposition 3.6.
+"""
+
+from typing import NamedTuple
+
+import networkx as nx
+import numpy as np
+from numpy.typing import ArrayLike
+
+from djax.topologies import Topology
+
+
+class AcidConstants(NamedTuple):
+    r"""What :func:`djax.acid` needs to know of the graph.
+
+    Attributes:
+      chi1: :math:`\chi_1`, in units of time.
+      chi2: :math:`\chi_2`, in units of time.
+      eta: :math:`\eta = 1 / (2 \sqrt{\chi_1 \chi_2})`, per unit of time: how fast
+        :math:`x` and :math:`\tilde x` mix.
+      alpha: :math:`\alpha = \frac12`: a pair of models is replaced by its mean.
+      alpha_tilde: :math:`\tilde\alpha = \frac12 \sqrt{\chi_1 / \chi_2}`, the same for
+        :math:`\tilde x`; the more above :math:`\frac12`, the more is gained.
+    """
+
+    chi1: float
+    chi2: float
+    eta: float
+    alpha: float
+    alpha_tilde: float
+
+
+def edge_rates(topology: Topology, rate: ArrayLike = 1.0) -> np.ndarray:
+    r"""How often each pair of neighbours averages.
+
+    Args:
+      topology: who talks to whom. Its mixing weights play no role.
+      rate: averagings of a worker per unit of time, in which it computes one gradient:
+
+        .. math:: \lambda_{ij} = \text{rate} \cdot m_{ij} / \max(\deg_i, \deg_j)
+
+        with the edge's multiplicity :math:`m_{ij}`, by which degrees are counted too;
+        on an irregular graph workers of smaller degree average less often. Or the
+        :math:`\lambda_{ij}` themselves, `float[n, n]`, symmetric, on the graph's edges.
+
+    Returns:
+      `float64[n, n]`, symmetric, zero where there is no edge.
+
+    Raises:
+      ValueError: if a rate is negative or not finite, the matrix is not symmetric, or
+        it has an entry where the graph has no edge.
+
+    Examples:
+      >>> import djax
+      >>> djax.asynchronous.edge_rates(djax.topologies.star(4))[0].round(3).tolist()
+      [0.0, 0.333, 0.333, 0.333]
+    """
+    given = np.asarray(rate, np.float64)
+    adjacency = nx.to_numpy_array(topology.graph, weight="multiplicity")
+    if given.ndim == 0:
+        if not 0 <= given < np.inf:
+            raise ValueError(
+                f"edge_rates: rate must be a finite number of averagings per worker and "
+                f"unit of time, at least 0; got {given}."
+            )
+        degrees = adjacency.sum(1)
+        return given * adjacency / np.maximum(np.maximum.outer(degrees, degrees), 1)
+    _check_rates(given, adjacency)
+    return given.copy()
+
+
+def acid_constants(topology: Topology, rate: ArrayLike = 1.0) -> AcidConstants:
+    r"""The constants of A²CiD² on a graph.
+
+    Without the momentum, consensus takes a time proportional to :math:`\chi_1`, with it
+    :math:`\sqrt{\chi_1 \chi_2}`: on a ring the number of workers instead of its square.
+    On the complete graph :math:`\chi_1 = \chi_2` and :math:`\tilde\alpha = \frac12`:
+    there is nothing to gain. A rate that is `c` times as high has :math:`\eta` `c`
+    times as large and the same :math:`\tilde\alpha`.
+
+    Args:
+      topology: who talks to whom. Its mixing weights play no role.
+      rate: averagings of a worker per unit of time, in which it computes one gradient;
+        or `float[n, n]`, those of each pair, as in
+        :func:`djax.asynchronous.edge_rates`.
+
+    Returns:
+      The constants.
+
+    Raises:
+      ValueError: if the rates are none of :func:`djax.asynchronous.edge_rates`, or
+        leave the workers unconnected.
+
+    Examples:
+      >>> import djax
+      >>> constants = djax.acid_constants(djax.topologies.ring(16))
+      >>> print(f"{constants.eta:.4f} {constants.alpha_tilde:.4f}")
+      0.1425 1.8717
+
+    References:
+      Nabli et al., `A²CiD²: Accelerating Asynchronous Communication in Decentralized
+      Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Proposition 3.6
+    """
+    rates = edge_rates(topology, rate)
+    _check_connected(rates)
+    laplacian = np.diag(rates.sum(1)) - rates
+    chi1 = 1 / np.linalg.eigvalsh(laplacian)[1]
+    inverse = np.linalg.pinv(laplacian, hermitian=True)
+    i, j = np.nonzero(rates)
+    resistances = inverse[i, i] + inverse[j, j] - 2 * inverse[i, j]
+    chi2 = resistances.max() / 2
+    return AcidConstants(
+        chi1=float(chi1),
+        chi2=float(chi2),
+        eta=float(1 / (2 * np.sqrt(chi1 * chi2))),
+        alpha=0.5,
+        alpha_tilde=float(np.sqrt(chi1 / chi2) / 2),
+    )
+
+
+def _check_rates(rates: np.ndarray, adjacency: np.ndarray) -> None:
+    if rates.shape != adjacency.shape:
+        raise ValueError(
+            "edge_rates: rate must be a number or a matrix of shape "
+            f"{adjacency.shape}, got shape {rates.shape}."
+        )
+    mistakes = {
+        "is negative or not finite": ~((rates >= 0) & (rates < np.inf)),
+        "has no edge in the topology": (rates > 0) & (adjacency == 0),
+        "differs from its transpose": rates != rates.T,
+    }
+    for mistake, where in mistakes.items():
+        if where.any():
+            i, j = map(int, np.argwhere(where)[0])
+            raise ValueError(f"edge_rates: rate[{i}, {j}] = {rates[i, j]} {mistake}.")
+
+
+def _check_connected(rates: np.ndarray) -> None:
+    if len(rates) < 2:
+        raise ValueError("acid_constants needs at least two workers.")
+    reached = nx.node_connected_component(nx.from_numpy_array(rates), 0)
+    if missing := sorted(set(range(len(rates))) - reached):
+        raise ValueError(
+            f"acid_constants: no averagings connect worker {missing[0]} with worker 0; "
+            "give a positive rate to a path between them."
+        )

@@ -1,0 +1,455 @@
+"""An exact simulation of workers that never wait, on one device.
+
+The events are put into waves (:mod:`djax.asynchronous._waves`); a wave is one batch of
+averagings and then one of gradients, and all waves up to the next moment of interest
+are one program. What comes out is what the events give one after another, but for the
+rounding of batched matrix products.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from djax import metrics
+from djax._base import PyTree
+from djax.communicators import simulated
+from djax.communicators._common import check_leading_axis
+from djax.simulation import GradientFn
+
+from ._acid import EventTransformation
+from ._batches import Batches
+from ._events import Events
+from ._waves import Waves, capacities, level
+
+
+class Moment(NamedTuple):
+    """All workers at one time; every leaf has a leading axis of workers.
+
+    Attributes:
+      time: when this is.
+      params: their models, mixed up to this time.
+      state: their states of the algorithm, likewise.
+      model_state: what their gradients carry along.
+      metrics: of the gradients since the previous moment, `[gradients, ...]` in the
+        order of the events.
+      consensus_distance: `float[]`, the models' variance, as in
+        :func:`djax.metrics.consensus_distance`.
+    """
+
+    time: float
+    params: PyTree
+    state: PyTree
+    model_state: PyTree
+    metrics: PyTree
+    consensus_distance: jax.Array
+
+
+def simulate(
+    algorithm: EventTransformation,
+    events: Events,
+    params: PyTree,
+    gradient_fn: GradientFn | None = None,
+    batches: Callable[[int], PyTree] | None = None,
+    *,
+    times: Sequence[float] = (),
+    model_state: PyTree = (),
+    dispatch: bool = False,
+) -> Iterator[Moment]:
+    """Runs an asynchronous algorithm through a list of events.
+
+    A gradient is computed from the worker's model at the time of its previous gradient,
+    and applied when it is due; averagings change the model meanwhile. The base
+    optimizer counts the worker's own steps, and is given the number of all gradients
+    before as the extra argument `global_step`
+    (:func:`djax.asynchronous.in_global_steps`).
+
+    Args:
+      algorithm: :func:`djax.acid` or :func:`djax.adpsgd`.
+      events: what happens when, from :func:`djax.asynchronous.draw_events`.
+      params: the workers' first models, with a leading axis of workers
+        (:func:`djax.communicators.replicate`).
+      gradient_fn: what ONE worker computes, as in :func:`djax.simulation.make_steps`:
+        `(params, model_state, batch) -> (grads, model_state, metrics)`. Not needed, like
+        the batches, where there are no gradients.
+      batches: `epoch -> tree` with leaves `[workers, steps, ...]`: a worker's gradients
+        take one after another, in the epochs 0, 1, ....
+      times: when to look, ascending; the end of the events always is looked at, last.
+        Looking changes nothing. In between, the batches of all gradients are in the
+        device's memory at once.
+      model_state: what the gradients carry along, with a leading axis of workers.
+      dispatch: compute the gradients one by one, for models with convolutions, instead
+        of in one program with everything else.
+
+    Returns:
+      An iterator over the :class:`Moment`\\ s, which computes as it goes.
+
+    Raises:
+      ValueError: if arguments do not fit together or `times` are not ascending in
+        [0, `events.duration`]; before anything is computed.
+
+    Examples:
+      >>> import djax, jax.numpy as jnp, optax
+      >>> ring = djax.topologies.ring(4)
+      >>> acid = djax.acid(optax.sgd(0.1), djax.acid_constants(ring))
+      >>> draw = djax.asynchronous.draw_events
+      >>> events = draw(ring, gradients=400, variation=0)
+      >>> def gradient_fn(x, model_state, target):
+      ...     return x - target, model_state, {"loss": 0.5 * (x - target) ** 2}
+      >>> targets = jnp.asarray([[1.0], [2.0], [3.0], [4.0]])  # [workers, steps]
+      >>> *_, last = djax.asynchronous.simulate(
+      ...     acid, events, jnp.zeros(4), gradient_fn, lambda epoch: targets
+      ... )
+      >>> print(last.params.mean().round(1), last.metrics["loss"].shape)
+      2.5 (400,)
+    """
+    check_leading_axis("simulate", ((), (), params), events.size)
+    check_leading_axis("simulate: model_state", (model_state,), events.size)
+    ends = _check_times(times, events.duration)
+    stream = None
+    if events.is_gradient.any():
+        if gradient_fn is None or batches is None:
+            raise ValueError(
+                "simulate: the events have gradients, which need a gradient_fn and "
+                "batches."
+            )
+        stream = Batches(batches, events)
+    program = _dispatched if dispatch else _looped
+    return _moments(
+        algorithm,
+        events,
+        _copies((params, model_state)),
+        stream,
+        ends,
+        program(algorithm, gradient_fn, events.size),
+    )
+
+
+def in_global_steps(schedule: optax.Schedule) -> "GlobalSchedule":
+    """A schedule of the gradients of all workers together, instead of one's own.
+
+    For optimizers within :func:`simulate`, by way of `optax.inject_hyperparams`.
+
+    Args:
+      schedule: of the number of gradients that all workers have computed.
+
+    Returns:
+      A stateful schedule, which reads the extra argument `global_step` of `update`.
+
+    Examples:
+      >>> import djax, optax
+      >>> decay = djax.asynchronous.in_global_steps(optax.linear_schedule(0.1, 0, 6400))
+      >>> adpsgd = djax.adpsgd(optax.inject_hyperparams(optax.sgd)(decay))
+    """
+    return GlobalSchedule(schedule)
+
+
+class GlobalSchedule:
+    """An `optax` stateful schedule; see :func:`in_global_steps`."""
+
+    def __init__(self, schedule: optax.Schedule):
+        """Takes the schedule of the number of all gradients."""
+        self._schedule = schedule
+
+    def init(self) -> tuple[()]:
+        """Returns no state."""
+        return ()
+
+    def update(self, state: tuple[()], **extra_args) -> tuple[()]:
+        """Returns no state; raises ValueError without `global_step`."""
+        if "global_step" not in extra_args:
+            raise ValueError(
+                "in_global_steps: update needs the extra argument global_step, the "
+                "number of gradients of all workers so far, as simulate gives it."
+            )
+        return state
+
+    def __call__(self, state: tuple[()], *, global_step=0, **extra_args):
+        """Returns the schedule's value at the global step."""
+        del state, extra_args
+        return self._schedule(global_step)
+
+
+class _Run(NamedTuple):
+    """What the waves change, with a leading axis of workers.
+
+    Attributes:
+      params: as of each worker's last event.
+      state: likewise.
+      started: the models that the gradients now being computed are taken at.
+      model_state: of the workers.
+    """
+
+    params: PyTree
+    state: PyTree
+    started: PyTree
+    model_state: PyTree
+
+
+class _Wave(NamedTuple):
+    """What a program needs to know of a wave; with one more axis, of many.
+
+    Empty slots come last and have workers that do not exist: what those read is
+    clipped, and what they would write is dropped.
+
+    Attributes:
+      ends: `int32[2 * averagings]`, pairs of workers, one behind the other.
+      since: `float[2 * averagings]`, the time since the previous event of each.
+      averaging: `int32[]`, how many ends there are.
+      workers: `int32[gradients]`.
+      elapsed: `float[gradients]`, the time since the worker's previous event.
+      steps: `int32[gradients]`, how many gradients came before, over all workers.
+      slots: `int32[gradients]`, where the stretch's batches and metrics have them.
+      computing: `int32[]`, how many gradients there are.
+    """
+
+    ends: Any
+    since: Any
+    averaging: Any
+    workers: Any
+    elapsed: Any
+    steps: Any
+    slots: Any
+    computing: Any
+
+
+def _moments(algorithm, events, start, stream, ends, program) -> Iterator[Moment]:
+    params, model_state = start
+    run = _Run(
+        params=params,
+        state=jax.jit(jax.vmap(algorithm.init))(params),
+        started=_copies(params) if stream else (),
+        model_state=model_state,
+    )
+    look = _make_look(algorithm, events.size)
+    sizes = capacities(events)
+    last = np.searchsorted(events.time, ends, side="right")
+    first = np.append(0, last[:-1])
+    stretches = [
+        _describe(events, level(events, i, j, *sizes))
+        for i, j in zip(first, last, strict=True)
+    ]
+    waves = [len(wave.workers) for wave in stretches]
+    gradients = [int(events.is_gradient[i:j].sum()) for i, j in zip(first, last)]
+    for k, end in enumerate(ends):
+        # All stretches have the same shapes: one program runs them all.
+        wave = jax.tree.map(lambda x: _pad(x, max(waves)), stretches[k])
+        batches = stream.take(gradients[k], max(gradients)) if stream else ()
+        run, measured = program(run, wave, batches, waves[k])
+        since = end - events.last_times(end)
+        yield Moment(
+            time=float(end),
+            metrics=jax.tree.map(lambda x, k=k: x[: gradients[k]], measured),
+            **look(run, jnp.asarray(since, jnp.result_type(float))),
+        )
+
+
+def _looped(algorithm, gradient_fn, size):
+    """All waves in one program."""
+    del size
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def program(run, waves, batches, count):
+        def body(w, carry):
+            run, measured = carry
+            wave = jax.tree.map(lambda x: x[w], waves)
+            run = _average(algorithm, run, wave)
+            if wave.workers.size:
+                results = _compute(gradient_fn, run, wave, batches)
+                run = _apply(algorithm, run, wave, results)
+                measured = _put(measured, wave.slots, wave.computing, results[2])
+            return run, measured
+
+        measured = ()
+        if waves.workers.size:
+            one = jax.tree.map(lambda x: x[0], waves)
+            compute = functools.partial(_compute, gradient_fn)
+            like = jax.eval_shape(compute, run, one, batches)[2]
+            total = len(jax.tree.leaves(batches)[0])
+            measured = jax.tree.map(
+                lambda x: jnp.zeros((total, *x.shape[1:]), x.dtype), like
+            )
+        return jax.lax.fori_loop(0, count, body, (run, measured))
+
+    return program
+
+
+def _dispatched(algorithm, gradient_fn, size):
+    """A program for each gradient, and one for everything else of a wave."""
+    average = jax.jit(functools.partial(_average, algorithm), donate_argnums=0)
+    apply = jax.jit(functools.partial(_apply, algorithm), donate_argnums=0)
+
+    @jax.jit
+    def gradient(run, i, batches, slot):
+        params, model_state = jax.tree.map(
+            lambda x: x[i], (run.started, run.model_state)
+        )
+        batch = jax.tree.map(lambda x: x[slot], batches)
+        return gradient_fn(params, model_state, batch)
+
+    def program(run, waves, batches, count):
+        measured = {}
+        for w in range(count):
+            wave = jax.tree.map(lambda x, w=w: x[w], waves)
+            run = average(run, wave)
+            real = np.flatnonzero(wave.workers < size)
+            if not real.size:
+                continue
+            results = [
+                gradient(run, wave.workers[k], batches, wave.slots[k]) for k in real
+            ]
+            measured |= zip(wave.slots[real], (r[2] for r in results), strict=True)
+            results += results[-1:] * (len(wave.workers) - len(real))
+            run = apply(run, wave, jax.tree.map(lambda *xs: jnp.stack(xs), *results))
+        in_order = [measured[slot] for slot in sorted(measured)]
+        return run, jax.tree.map(lambda *xs: jnp.stack(xs), *in_order)
+
+    return program
+
+
+def _average(algorithm, run: _Run, wave: _Wave) -> _Run:
+    """Pairs of workers exchange their models."""
+    if not wave.ends.size:
+        return run
+    everyone = run.params, run.state
+    before = _rows(everyone, wave.ends)
+    params, state = jax.vmap(algorithm.mix)(*before, wave.since)
+    peers = jax.tree.map(_swap, params)
+    updates, state = jax.vmap(algorithm.average)(peers, state, params)
+    after = optax.apply_updates(params, updates), state
+    params, state = _put(everyone, wave.ends, wave.averaging, after, before)
+    return run._replace(params=params, state=state)
+
+
+def _swap(rows: jax.Array) -> jax.Array:
+    """Gives each end what the other one has."""
+    return rows.reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
+
+
+def _compute(gradient_fn, run: _Run, wave: _Wave, batches: PyTree):
+    """Gradients of the models that they were started at."""
+    return jax.vmap(gradient_fn)(
+        _rows(run.started, wave.workers),
+        _rows(run.model_state, wave.workers),
+        _rows(batches, wave.slots),
+    )
+
+
+def _apply(algorithm, run: _Run, wave: _Wave, results) -> _Run:
+    """Gradients are due, and the next ones start."""
+    grads, model_state, _ = results
+
+    def step(params, state, grads, elapsed, count):
+        updates, state = algorithm.update(
+            grads, state, params, elapsed=elapsed, global_step=count
+        )
+        return optax.apply_updates(params, updates), state
+
+    before = _rows((run.params, run.state), wave.workers)
+    params, state = jax.vmap(step)(*before, grads, wave.elapsed, wave.steps)
+    after = _Run(params, state, params, model_state)
+    return _put(run, wave.workers, wave.computing, after)
+
+
+def _rows(tree: PyTree, index: jax.Array) -> PyTree:
+    return jax.tree.map(lambda x: x.at[index].get(mode="clip"), tree)
+
+
+def _put(
+    tree: PyTree, index: jax.Array, count: jax.Array, rows: PyTree, before: PyTree = ()
+) -> PyTree:
+    """Writes the first `count` rows, but for leaves that are the ones from `before`."""
+    targets, structure = jax.tree.flatten(tree)
+    known = {id(leaf) for leaf in jax.tree.leaves(before)}
+    changed = {
+        i: new for i, new in enumerate(jax.tree.leaves(rows)) if id(new) not in known
+    }
+
+    def write(k, targets):
+        return {
+            i: jax.lax.dynamic_update_index_in_dim(x, changed[i][k], index[k], 0)
+            for i, x in targets.items()
+        }
+
+    def one_by_one(targets):
+        return jax.lax.fori_loop(0, count, write, targets)
+
+    def all_at_once(targets):
+        return {
+            i: x.at[index].set(changed[i], mode="drop") for i, x in targets.items()
+        }
+
+    # On CPUs XLA's scatter takes several times as long as a loop over its rows.
+    written = jax.lax.platform_dependent(
+        {i: targets[i] for i in changed}, cpu=one_by_one, default=all_at_once
+    )
+    return structure.unflatten(written.get(i, x) for i, x in enumerate(targets))
+
+
+def _make_look(algorithm, size):
+    communicator = simulated(size)
+    distance = communicator.spmd(
+        lambda params: metrics.consensus_distance(params, communicator)
+    )
+
+    @jax.jit
+    def look(run, since):
+        params, state = jax.vmap(algorithm.mix)(run.params, run.state, since)
+        return {
+            "consensus_distance": distance(params)[0],
+            **_copies(
+                {"params": params, "state": state, "model_state": run.model_state}
+            ),
+        }
+
+    return look
+
+
+def _copies(tree: PyTree) -> PyTree:
+    """Of what the next stretch donates."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _describe(events: Events, waves: Waves) -> _Wave:
+    """Looks up what the waves' events are."""
+    averagings, gradients = waves
+    ends = np.stack([events.worker[averagings], events.peer[averagings]], -1)
+    ends = np.where(averagings[..., None] < 0, events.size, ends)
+    empty = gradients < 0
+    steps = (np.cumsum(events.is_gradient) - 1)[gradients]
+    first = steps[~empty].min(initial=np.iinfo(np.int32).max)
+    wave = _Wave(
+        ends=ends.reshape(len(ends), ends[0].size if len(ends) else 0),
+        since=events.elapsed[averagings].reshape(len(ends), -1),
+        averaging=2 * (averagings >= 0).sum(1),
+        workers=np.where(empty, events.size, events.worker[gradients]),
+        elapsed=events.elapsed[gradients, 0],
+        steps=steps,
+        slots=np.where(empty, len(events), steps - first),
+        computing=(~empty).sum(1),
+    )
+    floats = jnp.result_type(float)
+    return jax.tree.map(
+        lambda x: x.astype(floats if x.dtype == np.float64 else np.int32), wave
+    )
+
+
+def _pad(array: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate(
+        [array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)]
+    )
+
+
+def _check_times(times: Sequence[float], duration: float) -> np.ndarray:
+    """Returns them and the end, once."""
+    given = np.asarray(times, np.float64)
+    if (np.diff(given, prepend=0.0, append=duration) < 0).any():
+        raise ValueError(
+            "simulate: times must ascend, between 0 and the events' duration "
+            f"{duration:.6g}; got {given.tolist()}."
+        )
+    return np.append(given[given < duration], duration)
