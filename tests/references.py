@@ -296,3 +296,45 @@ def _orth(columns):
         rest = columns[:, i + 1 :]
         rest -= np.outer(columns[:, i], columns[:, i] @ rest)
     return columns
+
+
+def asynchronous(events, x, gradient, *, rate, momentum, acid=(0.0, 0.5, 0.5)):
+    """A²CiD² and AD-PSGD, event by event: SGD with momentum on vectors.
+
+    `gradient(i, k, x)` is worker `i`'s `k`-th; `acid` is eta, alpha, alpha_tilde.
+    Returns x and x̃, mixed up to the end, and the numbers of gradients.
+    """
+    eta, alpha, alpha_tilde = acid
+    x, tilde, velocity = x.copy(), x.copy(), np.zeros_like(x)
+    started, last = x.copy(), np.zeros(len(x))
+    counts = np.zeros(len(x), int)
+
+    def mix(i, now):
+        e = np.exp(-2 * eta * (now - last[i]))
+        x[i], tilde[i] = (
+            ((1 + e) * x[i] + (1 - e) * tilde[i]) / 2,
+            ((1 - e) * x[i] + (1 + e) * tilde[i]) / 2,
+        )
+        last[i] = now
+
+    rows = zip(events.time, events.worker, events.peer, strict=True)
+    for step, (now, i, j) in enumerate(rows):
+        mix(i, now)
+        if j < 0:
+            velocity[i] = momentum * velocity[i] + gradient(i, counts[i], started[i])
+            done = (events.peer[:step] < 0).sum()
+            update = rate(done, counts[i]) * velocity[i]
+            x[i] -= update
+            tilde[i] -= update
+            started[i] = x[i]
+            counts[i] += 1
+        else:
+            mix(j, now)
+            gap = x[i] - x[j]
+            x[i] -= alpha * gap
+            x[j] += alpha * gap
+            tilde[i] -= alpha_tilde * gap
+            tilde[j] += alpha_tilde * gap
+    for i in range(len(x)):
+        mix(i, events.duration)
+    return x, tilde, counts

@@ -118,15 +118,9 @@ def simulate(
                 "batches."
             )
         stream = Batches(batches, events)
+    start = _copies((params, model_state))
     program = _dispatched if dispatch else _looped
-    return _moments(
-        algorithm,
-        events,
-        _copies((params, model_state)),
-        stream,
-        ends,
-        program(algorithm, gradient_fn, events.size),
-    )
+    return _moments(algorithm, events, start, gradient_fn, stream, ends, program)
 
 
 def in_global_steps(schedule: optax.Schedule) -> "GlobalSchedule":
@@ -217,98 +211,108 @@ class _Wave(NamedTuple):
     computing: Any
 
 
-def _moments(algorithm, events, start, stream, ends, program) -> Iterator[Moment]:
+def _moments(
+    algorithm, events, start, gradient_fn, stream, ends, program
+) -> Iterator[Moment]:
     params, model_state = start
     run = _Run(
         params=params,
-        state=jax.jit(jax.vmap(algorithm.init))(params),
+        state=_init(algorithm, params),
         started=_copies(params) if stream else (),
         model_state=model_state,
     )
-    look = _make_look(algorithm, events.size)
     sizes = capacities(events)
     last = np.searchsorted(events.time, ends, side="right")
-    first = np.append(0, last[:-1])
-    stretches = [
-        _describe(events, level(events, i, j, *sizes))
-        for i, j in zip(first, last, strict=True)
-    ]
-    waves = [len(wave.workers) for wave in stretches]
-    gradients = [int(events.is_gradient[i:j].sum()) for i, j in zip(first, last)]
-    for k, end in enumerate(ends):
-        # All stretches have the same shapes: one program runs them all.
-        wave = jax.tree.map(lambda x: _pad(x, max(waves)), stretches[k])
-        batches = stream.take(gradients[k], max(gradients)) if stream else ()
-        run, measured = program(run, wave, batches, waves[k])
-        since = end - events.last_times(end)
+    spans = list(zip([0, *last[:-1]], last, strict=True))
+    stretches = [level(events, *span, *sizes) for span in spans]
+    counts = [len(waves.gradients) for waves in stretches]
+    gradients = [int(events.is_gradient[i:j].sum()) for i, j in spans]
+    # All stretches, and those of similar events, have the same shapes: one program.
+    longest = 2 ** (max(counts) - 1).bit_length() if max(counts) else 0
+    most = -(-max(gradients) // events.size) * events.size
+    for end, waves, count, new in zip(ends, stretches, counts, gradients, strict=True):
+        described = jax.tree.map(lambda x: _pad(x, longest), _describe(events, waves))
+        batches = stream.take(new, most) if stream else ()
+        run, measured = program(algorithm, gradient_fn, run, described, batches, count)
+        since = jnp.asarray(end - events.last_times(end), jnp.result_type(float))
         yield Moment(
             time=float(end),
-            metrics=jax.tree.map(lambda x, k=k: x[: gradients[k]], measured),
-            **look(run, jnp.asarray(since, jnp.result_type(float))),
+            metrics=jax.tree.map(lambda x, new=new: x[:new], measured),
+            **_look(algorithm, run, since),
         )
 
 
-def _looped(algorithm, gradient_fn, size):
+@functools.partial(jax.jit, static_argnums=0)
+def _init(algorithm, params):
+    return jax.vmap(algorithm.init)(params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _look(algorithm, run: _Run, since: jax.Array) -> dict[str, Any]:
+    """What a moment shows: copies, since the next stretch donates the run."""
+    params, state = jax.vmap(algorithm.mix)(run.params, run.state, since)
+    communicator = simulated(len(since))
+    distance = communicator.spmd(
+        lambda params: metrics.consensus_distance(params, communicator)
+    )
+    return {
+        "consensus_distance": distance(params)[0],
+        **_copies({"params": params, "state": state, "model_state": run.model_state}),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _looped(algorithm, gradient_fn, run: _Run, waves: _Wave, batches: PyTree, count):
     """All waves in one program."""
-    del size
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def program(run, waves, batches, count):
-        def body(w, carry):
-            run, measured = carry
-            wave = jax.tree.map(lambda x: x[w], waves)
-            run = _average(algorithm, run, wave)
-            if wave.workers.size:
-                results = _compute(gradient_fn, run, wave, batches)
-                run = _apply(algorithm, run, wave, results)
-                measured = _put(measured, wave.slots, wave.computing, results[2])
-            return run, measured
+    def body(w, carry):
+        run, measured = carry
+        wave = jax.tree.map(lambda x: x[w], waves)
+        run = _average(algorithm, run, wave)
+        if wave.workers.size:
+            results = _compute(gradient_fn, run, wave, batches)
+            run = _apply(algorithm, run, wave, results)
+            measured = _put(measured, wave.slots, wave.computing, results[2])
+        return run, measured
 
-        measured = ()
-        if waves.workers.size:
-            one = jax.tree.map(lambda x: x[0], waves)
-            compute = functools.partial(_compute, gradient_fn)
-            like = jax.eval_shape(compute, run, one, batches)[2]
-            total = len(jax.tree.leaves(batches)[0])
-            measured = jax.tree.map(
-                lambda x: jnp.zeros((total, *x.shape[1:]), x.dtype), like
-            )
-        return jax.lax.fori_loop(0, count, body, (run, measured))
-
-    return program
-
-
-def _dispatched(algorithm, gradient_fn, size):
-    """A program for each gradient, and one for everything else of a wave."""
-    average = jax.jit(functools.partial(_average, algorithm), donate_argnums=0)
-    apply = jax.jit(functools.partial(_apply, algorithm), donate_argnums=0)
-
-    @jax.jit
-    def gradient(run, i, batches, slot):
-        params, model_state = jax.tree.map(
-            lambda x: x[i], (run.started, run.model_state)
+    measured = ()
+    if waves.workers.size:
+        one = jax.tree.map(lambda x: x[0], waves)
+        compute = functools.partial(_compute, gradient_fn)
+        like = jax.eval_shape(compute, run, one, batches)[2]
+        total = len(jax.tree.leaves(batches)[0])
+        measured = jax.tree.map(
+            lambda x: jnp.zeros((total, *x.shape[1:]), x.dtype), like
         )
-        batch = jax.tree.map(lambda x: x[slot], batches)
-        return gradient_fn(params, model_state, batch)
+    return jax.lax.fori_loop(0, count, body, (run, measured))
 
-    def program(run, waves, batches, count):
-        measured = {}
-        for w in range(count):
-            wave = jax.tree.map(lambda x, w=w: x[w], waves)
-            run = average(run, wave)
-            real = np.flatnonzero(wave.workers < size)
-            if not real.size:
-                continue
+
+def _dispatched(algorithm, gradient_fn, run: _Run, waves: _Wave, batches, count):
+    """A program for each gradient, and two for everything else of a wave."""
+    measured = {}
+    for w in range(count):
+        wave = jax.tree.map(lambda x, w=w: x[w], waves)
+        run = _average_alone(algorithm, run, wave)
+        if real := int(wave.computing):
             results = [
-                gradient(run, wave.workers[k], batches, wave.slots[k]) for k in real
+                _one_gradient(gradient_fn, run, i, batches, slot)
+                for i, slot in zip(wave.workers[:real], wave.slots, strict=False)
             ]
-            measured |= zip(wave.slots[real], (r[2] for r in results), strict=True)
-            results += results[-1:] * (len(wave.workers) - len(real))
-            run = apply(run, wave, jax.tree.map(lambda *xs: jnp.stack(xs), *results))
-        in_order = [measured[slot] for slot in sorted(measured)]
-        return run, jax.tree.map(lambda *xs: jnp.stack(xs), *in_order)
+            measured |= zip(wave.slots, (r[2] for r in results), strict=False)
+            results += results[-1:] * (len(wave.workers) - real)
+            run = _apply_alone(algorithm, run, wave, _stack(results))
+    return run, _stack([measured[slot] for slot in sorted(measured)])
 
-    return program
+
+@functools.partial(jax.jit, static_argnums=0)
+def _one_gradient(gradient_fn, run: _Run, i, batches: PyTree, slot):
+    params, model_state = jax.tree.map(lambda x: x[i], (run.started, run.model_state))
+    batch = jax.tree.map(lambda x: x[slot], batches)
+    return gradient_fn(params, model_state, batch)
+
+
+def _stack(trees: list[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees) if trees else ()
 
 
 def _average(algorithm, run: _Run, wave: _Wave) -> _Run:
@@ -355,6 +359,10 @@ def _apply(algorithm, run: _Run, wave: _Wave, results) -> _Run:
     return _put(run, wave.workers, wave.computing, after)
 
 
+_average_alone = jax.jit(_average, static_argnums=0, donate_argnums=1)
+_apply_alone = jax.jit(_apply, static_argnums=0, donate_argnums=1)
+
+
 def _rows(tree: PyTree, index: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: x.at[index].get(mode="clip"), tree)
 
@@ -390,25 +398,6 @@ def _put(
     return structure.unflatten(written.get(i, x) for i, x in enumerate(targets))
 
 
-def _make_look(algorithm, size):
-    communicator = simulated(size)
-    distance = communicator.spmd(
-        lambda params: metrics.consensus_distance(params, communicator)
-    )
-
-    @jax.jit
-    def look(run, since):
-        params, state = jax.vmap(algorithm.mix)(run.params, run.state, since)
-        return {
-            "consensus_distance": distance(params)[0],
-            **_copies(
-                {"params": params, "state": state, "model_state": run.model_state}
-            ),
-        }
-
-    return look
-
-
 def _copies(tree: PyTree) -> PyTree:
     """Of what the next stretch donates."""
     return jax.tree.map(jnp.copy, tree)
@@ -419,12 +408,13 @@ def _describe(events: Events, waves: Waves) -> _Wave:
     averagings, gradients = waves
     ends = np.stack([events.worker[averagings], events.peer[averagings]], -1)
     ends = np.where(averagings[..., None] < 0, events.size, ends)
+    flat = (len(averagings), 2 * averagings.shape[1])
     empty = gradients < 0
     steps = (np.cumsum(events.is_gradient) - 1)[gradients]
     first = steps[~empty].min(initial=np.iinfo(np.int32).max)
     wave = _Wave(
-        ends=ends.reshape(len(ends), ends[0].size if len(ends) else 0),
-        since=events.elapsed[averagings].reshape(len(ends), -1),
+        ends=ends.reshape(flat),
+        since=events.elapsed[averagings].reshape(flat),
         averaging=2 * (averagings >= 0).sum(1),
         workers=np.where(empty, events.size, events.worker[gradients]),
         elapsed=events.elapsed[gradients, 0],

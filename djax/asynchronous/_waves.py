@@ -33,13 +33,13 @@ class Waves(NamedTuple):
 def capacities(events: Events) -> tuple[int, int]:
     """How many averagings and gradients a wave should hold, to be nearly always full.
 
-    Capacities are sizes of compiled programs: an empty slot costs what a full one does.
+    An empty slot costs what a full one does. Capacities are sizes of compiled programs:
+    they are rounded, so that similar events have the same.
     """
     waves = level(events, 0, len(events), events.size, events.size)
-    return tuple(
-        math.ceil(_SHARE_OF_MEAN * (slots >= 0).sum() / max(1, len(slots)))
-        for slots in waves
-    )
+    means = [(slots >= 0).sum() / max(1, len(slots)) for slots in waves]
+    sizes = [math.ceil(_SHARE_OF_MEAN * mean) for mean in means]
+    return tuple(size - size % 4 if size > 8 else size for size in sizes)
 
 
 def level(
