@@ -44,7 +44,9 @@ def test_constants_in_closed_form(size):
     share = (size - 1) / size
     np.testing.assert_allclose(complete, [share, share, 0.5 / share, 0.5, 0.5])
     star = djax.acid_constants(topologies.star(size))
-    np.testing.assert_allclose(star[:2], [size - 1, (size - 1) / 2] if size > 2 else 0.5)
+    np.testing.assert_allclose(
+        star[:2], [size - 1, (size - 1) / 2] if size > 2 else 0.5
+    )
 
 
 def test_rates_are_of_edges():
@@ -67,7 +69,8 @@ def test_rates_are_of_edges():
 def test_constants_of_any_weighted_graph(seed, size):
     rng = np.random.default_rng(seed)
     graph = nx.compose(
-        nx.random_labeled_tree(size, seed=seed), nx.gnp_random_graph(size, 0.3, seed=seed)
+        nx.random_labeled_tree(size, seed=seed),
+        nx.gnp_random_graph(size, 0.3, seed=seed),
     )
     rates = np.zeros((size, size))
     for i, j in graph.edges:
@@ -75,7 +78,9 @@ def test_constants_of_any_weighted_graph(seed, size):
     ours = djax.acid_constants(topologies.from_networkx(graph), rates)
     laplacian = np.diag(rates.sum(0)) - rates
     chi1 = 1 / np.sort(np.linalg.eigvals(laplacian).real)[1]
-    resistance = nx.resistance_distance(nx.from_numpy_array(rates), weight="weight", invert_weight=False)
+    resistance = nx.resistance_distance(
+        nx.from_numpy_array(rates), weight="weight", invert_weight=False
+    )
     chi2 = max(resistance[i][j] for i, j in graph.edges) / 2
     np.testing.assert_allclose(ours[:2], [chi1, chi2], rtol=1e-8)
     assert ours.chi2 <= ours.chi1 * (1 + 1e-9) and ours.alpha_tilde >= 0.5 - 1e-9
@@ -218,9 +223,7 @@ def test_without_flow_it_is_adpsgd(name):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_dtypes_are_kept(dtype):
-    params, grads, peer = jax.tree.map(
-        lambda x: x.astype(dtype), (PARAMS, GRADS, PEER)
-    )
+    params, grads, peer = jax.tree.map(lambda x: x.astype(dtype), (PARAMS, GRADS, PEER))
     for algorithm in (djax.acid(optax.sgd(0.1), RING), djax.adpsgd(optax.sgd(0.1))):
         state = algorithm.init(params)
         mixed, after = algorithm.mix(params, state, jnp.float32(0.3))

@@ -230,9 +230,7 @@ def adpsgd(base: optax.GradientTransformation) -> EventTransformation:
 
 def _gap(sent: PyTree, peer: PyTree) -> PyTree:
     """What the two ends of an averaging see alike, but for the sign."""
-    for ours, theirs in zip(
-        jax.tree.leaves(sent), jax.tree.leaves(peer), strict=True
-    ):
+    for ours, theirs in zip(jax.tree.leaves(sent), jax.tree.leaves(peer), strict=True):
         if jnp.shape(ours) != jnp.shape(theirs):
             raise ValueError(
                 f"average: the peer sent an array of shape {jnp.shape(theirs)}, and "
@@ -256,4 +254,6 @@ def _check_constants(constants: AcidConstants) -> None:
     for name in ("eta", "alpha", "alpha_tilde"):
         value = getattr(constants, name)
         if not isinstance(value, jax.Array) and not 0 <= value < float("inf"):
-            raise ValueError(f"acid: {name} must be at least 0 and finite, got {value}.")
+            raise ValueError(
+                f"acid: {name} must be at least 0 and finite, got {value}."
+            )

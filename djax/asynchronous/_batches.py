@@ -36,13 +36,17 @@ class Batches:
         self._taken = 0
 
     def take(self, count: int, size: int) -> PyTree:
-        """The next `count` gradients' batches, leaves `[size, ...]`, padded by zeros."""
+        """The batches of the next `count` gradients, leaves `[size, ...]`."""
         now = slice(self._taken, self._taken + count)
         self._taken += count
-        worker, (epoch, step) = self._worker[now], np.divmod(self._turn[now], self._steps)
+        worker, (epoch, step) = (
+            self._worker[now],
+            np.divmod(self._turn[now], self._steps),
+        )
         needed = np.unique(epoch).tolist() or list(self._epochs)[:1]
         self._epochs = {
-            e: self._epochs[e] if e in self._epochs else self._batches(e) for e in needed
+            e: self._epochs[e] if e in self._epochs else self._batches(e)
+            for e in needed
         }
 
         def pick(*leaves):

@@ -79,7 +79,7 @@ def edge_rates(topology: Topology, rate: ArrayLike = 1.0) -> np.ndarray:
     if given.ndim == 0:
         if not 0 <= given < np.inf:
             raise ValueError(
-                f"edge_rates: rate must be a finite number of averagings per worker and "
+                "edge_rates: rate must be a finite number of averagings per worker and "
                 f"unit of time, at least 0; got {given}."
             )
         degrees = adjacency.sum(1)

@@ -202,9 +202,11 @@ class Rounds(NamedTuple):
     @property
     def idle_share(self) -> float:
         """Share of the workers' time that they spend waiting."""
-        return float(1 - np.sum(self.finish - self.start[:, None]) / (
-            self.finish.shape[1] * self.end[-1]
-        ))
+        return float(
+            1
+            - np.sum(self.finish - self.start[:, None])
+            / (self.finish.shape[1] * self.end[-1])
+        )
 
     def plot_timeline(
         self, ax: "Axes | None" = None, until: float | None = None
@@ -313,7 +315,8 @@ def draw_rounds(
 
     Examples:
       >>> import djax
-      >>> rounds = djax.asynchronous.draw_rounds(4, 10, speeds=[1, 1, 1, 0.25], variation=0)
+      >>> draw_rounds, speeds = djax.asynchronous.draw_rounds, [1, 1, 1, 0.25]
+      >>> rounds = draw_rounds(4, 10, speeds=speeds, variation=0)
       >>> rounds.end[-1].item(), round(rounds.idle_share, 4)
       (40.0, 0.5625)
     """
@@ -416,8 +419,8 @@ def _check_events(events: Events) -> None:
         if where.any():
             e = int(where.argmax())
             raise ValueError(
-                f"Events: number {e} (time {events.time[e]}, worker {events.worker[e]}, "
-                f"peer {events.peer[e]}) {mistake}."
+                f"Events: number {e} (time {events.time[e]}, worker "
+                f"{events.worker[e]}, peer {events.peer[e]}) {mistake}."
             )
 
 

@@ -14,7 +14,7 @@ _BAR = 0.6  # Of the distance between two workers.
 
 def plot_pairs(events: "Events", ax: "Axes | None") -> "Axes":
     """A heat map of who averaged with whom."""
-    ax = _axes(ax)
+    ax = make_axes(ax)
     image = ax.imshow(events.pair_counts, cmap="viridis", interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label="averagings")
     ax.set(xlabel="worker", ylabel="worker")
@@ -23,7 +23,7 @@ def plot_pairs(events: "Events", ax: "Axes | None") -> "Axes":
 
 def plot_staleness(events: "Events", ax: "Axes | None") -> "Axes":
     """A histogram."""
-    ax = _axes(ax)
+    ax = make_axes(ax)
     counts = np.bincount(events.staleness, minlength=1)
     ax.bar(np.arange(len(counts)), counts / max(1, counts.sum()))
     ax.set(
@@ -34,7 +34,7 @@ def plot_staleness(events: "Events", ax: "Axes | None") -> "Axes":
 
 def plot_timeline(events: "Events", ax: "Axes | None", until: float) -> "Axes":
     """A bar for each gradient, and a line between the two ends of an averaging."""
-    ax = _axes(ax)
+    ax = make_axes(ax)
     gradients, past = events.is_gradient, events.time <= until
     for i in range(events.size):
         finish = events.time[gradients & (events.worker == i)]
@@ -49,15 +49,17 @@ def plot_timeline(events: "Events", ax: "Axes | None", until: float) -> "Axes":
 
 def plot_rounds(rounds: "Rounds", ax: "Axes | None", until: float) -> "Axes":
     """A bar for each gradient, gaps where workers wait, a line at each all-reduce."""
-    ax = _axes(ax)
+    ax = make_axes(ax)
     size = rounds.finish.shape[1]
     for i in range(size):
         _bars(ax, i, rounds.start, rounds.finish[:, i], until)
-    ax.vlines(rounds.end[rounds.end <= until], 0, size - 1, color="crimson", linewidth=1)
+    ax.vlines(
+        rounds.end[rounds.end <= until], 0, size - 1, color="crimson", linewidth=1
+    )
     return _finish(ax, size, until)
 
 
-def _axes(ax):
+def make_axes(ax: "Axes | None") -> "Axes":
     if ax is None:
         # Only pictures need matplotlib, so that the library does not depend on it.
         import matplotlib.pyplot as plt

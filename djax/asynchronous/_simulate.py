@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from djax import metrics
 from djax._base import PyTree
@@ -74,8 +75,8 @@ def simulate(
       params: the workers' first models, with a leading axis of workers
         (:func:`djax.communicators.replicate`).
       gradient_fn: what ONE worker computes, as in :func:`djax.simulation.make_steps`:
-        `(params, model_state, batch) -> (grads, model_state, metrics)`. Not needed, like
-        the batches, where there are no gradients.
+        `(params, model_state, batch) -> (grads, model_state, metrics)`. Not needed,
+        like the batches, where there are no gradients.
       batches: `epoch -> tree` with leaves `[workers, steps, ...]`: a worker's gradients
         take one after another, in the epochs 0, 1, ....
       times: when to look, ascending; the end of the events always is looked at, last.
@@ -162,10 +163,9 @@ class GlobalSchedule:
             )
         return state
 
-    def __call__(self, state: tuple[()], *, global_step=0, **extra_args):
-        """Returns the schedule's value at the global step."""
-        del state, extra_args
-        return self._schedule(global_step)
+    def __call__(self, state: tuple[()], **extra_args) -> ArrayLike:
+        """Returns the schedule's value at the global step, at first 0."""
+        return self._schedule(jnp.asarray(extra_args.get("global_step", 0), jnp.int32))
 
 
 class _Run(NamedTuple):
@@ -347,14 +347,15 @@ def _apply(algorithm, run: _Run, wave: _Wave, results) -> _Run:
     """Gradients are due, and the next ones start."""
     grads, model_state, _ = results
 
-    def step(params, state, grads, elapsed, count):
+    def step(before, grads, elapsed, count):
+        params, state = before
         updates, state = algorithm.update(
             grads, state, params, elapsed=elapsed, global_step=count
         )
         return optax.apply_updates(params, updates), state
 
     before = _rows((run.params, run.state), wave.workers)
-    params, state = jax.vmap(step)(*before, grads, wave.elapsed, wave.steps)
+    params, state = jax.vmap(step)(before, grads, wave.elapsed, wave.steps)
     after = _Run(params, state, params, model_state)
     return _put(run, wave.workers, wave.computing, after)
 
@@ -387,9 +388,7 @@ def _put(
         return jax.lax.fori_loop(0, count, write, targets)
 
     def all_at_once(targets):
-        return {
-            i: x.at[index].set(changed[i], mode="drop") for i, x in targets.items()
-        }
+        return {i: x.at[index].set(changed[i], mode="drop") for i, x in targets.items()}
 
     # On CPUs XLA's scatter takes several times as long as a loop over its rows.
     written = jax.lax.platform_dependent(

@@ -39,7 +39,7 @@ def capacities(events: Events) -> tuple[int, int]:
     waves = level(events, 0, len(events), events.size, events.size)
     means = [(slots >= 0).sum() / max(1, len(slots)) for slots in waves]
     sizes = [math.ceil(_SHARE_OF_MEAN * mean) for mean in means]
-    return tuple(size - size % 4 if size > 8 else size for size in sizes)
+    return tuple(size - size % 2 if size > 8 else size for size in sizes)
 
 
 def level(
