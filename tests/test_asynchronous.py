@@ -429,13 +429,11 @@ def test_averagings_leave_the_base_optimizer_alone():
     x = {"w": jnp.ones((8, 5))}
 
     def writes(algorithm):
-        from djax.asynchronous import _simulate as module
+        from djax.asynchronous import _programs as module
 
-        run = module._Run(x, jax.vmap(algorithm.init)(x), (), ())
+        run = module.Run(x, jax.vmap(algorithm.init)(x), (), ())
         waves = level(events, 0, len(events), 2, 1)
-        wave = jax.tree.map(
-            lambda a: jnp.asarray(a[0]), module._describe(events, waves)
-        )
+        wave = jax.tree.map(lambda a: jnp.asarray(a[0]), module.describe(events, waves))
         jaxpr = jax.make_jaxpr(lambda r: module._average(algorithm, r, wave))(run)
         return str(jaxpr).count(" scatter[")
 

@@ -30,12 +30,11 @@ acceleration; here as in the paper both ends mix first.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from djax._base import PyTree, add, check_params, wide
 
@@ -239,11 +238,11 @@ def _gap(sent: PyTree, peer: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: wide(x) - wide(y), sent, peer)
 
 
-def _pull(gap: PyTree, alpha: ArrayLike, params: PyTree) -> PyTree:
+def _pull(gap: PyTree, alpha: Any, params: PyTree) -> PyTree:
     return optax.tree.cast_like(optax.tree.scale(-alpha, gap), params)
 
 
-def _check_elapsed(elapsed: ArrayLike) -> None:
+def _check_elapsed(elapsed: Any) -> None:
     if not isinstance(elapsed, jax.Array) and not 0 <= elapsed < float("inf"):
         raise ValueError(
             f"elapsed is the time since the worker's previous event; got {elapsed}."

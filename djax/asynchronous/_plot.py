@@ -7,7 +7,8 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ._events import Events, Rounds
+    from ._clocks import Rounds
+    from ._events import Events
 
 _BAR = 0.6  # Of the distance between two workers.
 
