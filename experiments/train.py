@@ -8,6 +8,7 @@ process. Nothing else changes: the same seed gives the same numbers.
     python -m experiments.train --workers 32 --topology social_network
     python -m experiments.train --algorithm relay_sgd --topology chain --workers 8
     python -m experiments.train --task quadratics --split iid --optimizer adam
+    python -m experiments.train --algorithm a2cid2 --speeds 1 1 1 0.25
 
 With the defaults (D-PSGD on a ring, handwritten digits whose classes are split by a
 Dirichlet distribution with alpha 0.1) every worker ends above 90 % test accuracy.
@@ -27,7 +28,16 @@ import tyro
 import djax
 from djax import communicators, topologies
 
-from .common import algorithms, errors, optimizers, partition, report, tasks, trainer
+from .common import (
+    algorithms,
+    asynchronous,
+    errors,
+    optimizers,
+    partition,
+    report,
+    tasks,
+    trainer,
+)
 from .common.errors import UsageError
 
 
@@ -37,6 +47,7 @@ class Config:
 
     base: optimizers.BaseOptimizer
     averaging: algorithms.Algorithm
+    clocks: asynchronous.Clocks
     task: str = "digits"
     """What is learned: digits or quadratics."""
     task_options: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -97,6 +108,29 @@ class Run:
         )
         self.task = tasks.make_task(config.task, setting, config.task_options)
         self.steps = config.epochs * self.task.steps_per_epoch
+        algorithm = config.averaging.algorithm
+        errors.lookup(
+            "--algorithm", algorithm, [*algorithms.ALGORITHMS, *asynchronous.ALGORITHMS]
+        )
+        asynchronous.check_clocks(config.clocks, algorithm)
+        self.events: djax.asynchronous.Events | None = None
+        self.rounds: djax.asynchronous.Rounds | None = None
+        model = self.task.init(jax.random.key(config.seed))
+        if algorithm in asynchronous.ALGORITHMS:
+            self._make_asynchronous(model)
+        else:
+            self._make_synchronous(model)
+        self.params = communicators.replicate(self.communicator, model)
+        communicators.check_agreement(
+            self.communicator, "the initial parameters", [model] * len(local)
+        )
+        self.title = f"{config.task}-{algorithm}-{config.topology}{size}"
+        self.folder = report.RunFolder(
+            config.runs, config.name or self.title, active=0 in local
+        )
+
+    def _make_synchronous(self, model) -> None:
+        config = self.config
         self.base = optimizers.make_base(config.base, self.steps)
         self.optimizer = algorithms.make_optimizer(
             config.averaging,
@@ -105,17 +139,36 @@ class Run:
             self.topologies,
             self.communicator,
         )
-        model = self.task.init(jax.random.key(config.seed))
         self.cost = djax.communication_cost(self.optimizer, model, self.communicator)
-        self.params = communicators.replicate(self.communicator, model)
-        communicators.check_agreement(
-            self.communicator, "the initial parameters", [model] * len(local)
+        self.rounds = asynchronous.make_rounds(
+            config.clocks, self.communicator.size, self.steps, config.seed
         )
-        algorithm = config.averaging.algorithm
-        self.title = f"{config.task}-{algorithm}-{config.topology}{size}"
-        self.folder = report.RunFolder(
-            config.runs, config.name or self.title, active=0 in local
+
+    def _make_asynchronous(self, model) -> None:
+        config, name = self.config, self.config.averaging.algorithm
+        algorithms.check_options(config.averaging, set())
+        if not isinstance(self.communicator, communicators.SimulatedCommunicator):
+            raise UsageError(
+                f"--algorithm {name} is simulated on virtual clocks: leave mpirun and "
+                "--communicator away."
+            )
+        if config.drop_probability or config.weights != Config.weights:
+            raise UsageError(
+                f"--algorithm {name} has no options --drop-probability and --weights: "
+                "neighbours exchange models and take their mean."
+            )
+        if len(self.topologies) > 1:
+            raise UsageError(
+                f"--algorithm {name} needs one graph: choose a --topology."
+            )
+        (topology,) = self.topologies
+        self.algorithm = asynchronous.make_algorithm(
+            name, config.clocks, config.base, self.steps, topology
         )
+        self.events = asynchronous.make_events(
+            config.clocks, topology, self.steps, config.seed
+        )
+        self.model_bytes = sum(x.nbytes for x in jax.tree.leaves(model))
 
 
 def make_communicator(config: Config) -> djax.Communicator:
@@ -163,33 +216,34 @@ def execute(run: Run) -> trainer.Outcome:
         title = f"{config.split}, {run.communicator.size} workers"
         folder.save("split.png", partition.plot_classes(counts, title))
     with tqdm.tqdm(
-        total=config.epochs, desc=run.title, unit="epoch", disable=not first
+        total=config.epochs,
+        desc=run.title,
+        unit="epoch",
+        disable=not first,
+        bar_format="{l_bar}{bar}| {n:.4g}/{total} [{elapsed}<{remaining}{postfix}]",
     ) as bar:
 
-        def advance():
-            bar.update()
-
         def log(record):
+            if run.rounds is not None:
+                record["time"] = float(run.rounds.end[record["step"] - 1])
             folder.append(record)
             score = f"{run.task.score} {record['mean']:.4g}"
             bar.set_postfix_str(f"loss {record['loss']:.4g}, {score}")
 
-        outcome = trainer.train(
-            run.task,
-            run.optimizer,
-            run.communicator,
-            run.params,
-            config.epochs,
-            min(config.evaluations, config.epochs),
-            log,
-            advance,
+        outcome = _train(run, log, bar.update)
+    title = f"{run.title}, seed {config.seed}"
+    rows = summarize(run, outcome.history[-1])
+    if run.events is not None:
+        asked = config.clocks.rate
+        rows += asynchronous.describe(
+            run.events, 1.0 if asked is None else asked, run.model_bytes
         )
-    seconds = trainer.time_steps(
-        run.task, (run.optimizer, run.base), run.communicator, run.params
-    )
+        for name in ("pairs", "timeline", "staleness"):
+            folder.save(f"{name}.png", asynchronous.draw(run.events, name, title))
+    else:
+        rows += costs(run)
     if first:
-        title = f"{run.title}, seed {config.seed}"
-        report.show_table(title, summarize(run, outcome.history[-1], *seconds))
+        report.show_table(title, rows)
         folder.save(
             "curves.png", report.plot_history(outcome.history, run.task.score, title)
         )
@@ -197,20 +251,39 @@ def execute(run: Run) -> trainer.Outcome:
     return outcome
 
 
-def summarize(
-    run: Run, last: dict, total: float, gradient: float
-) -> list[tuple[str, str]]:
-    """The rows of the final table.
+def _train(run: Run, log, advance) -> trainer.Outcome:
+    evaluations = min(run.config.evaluations, run.config.epochs)
+    if run.events is not None:
+        return asynchronous.train(
+            run.task,
+            run.algorithm,
+            run.events,
+            run.communicator,
+            run.params,
+            evaluations,
+            log,
+            advance,
+        )
+    return trainer.train(
+        run.task,
+        run.optimizer,
+        run.communicator,
+        run.params,
+        run.config.epochs,
+        evaluations,
+        log,
+        advance,
+    )
+
+
+def summarize(run: Run, last: dict) -> list[tuple[str, str]]:
+    """Rows of the final table: what was learned.
 
     Args:
       run: what was run.
       last: the last record of the history.
-      total: seconds of a step.
-      gradient: seconds of a step without communication.
     """
     score = run.task.score
-    sent, most = run.cost.mean_bytes * run.steps, run.cost.max_bytes * run.steps
-    messages = run.cost.mean_messages * run.steps
 
     def show(value):
         return f"{value:.3%}" if score == "accuracy" else f"{value:.5g}"
@@ -222,12 +295,33 @@ def summarize(
         ("training loss of the last epoch", f"{last['loss']:.5g}"),
         ("held-out loss, mean of workers", f"{last['mean_loss']:.5g}"),
         ("consensus distance", f"{last['consensus_distance']:.5g}"),
+    ]
+
+
+def costs(run: Run) -> list[tuple[str, str]]:
+    """Rows of the final table: what synchronous steps cost; some are repeated for it.
+
+    Args:
+      run: what was run.
+    """
+    total, gradient = trainer.time_steps(
+        run.task, (run.optimizer, run.base), run.communicator, run.params
+    )
+    sent, most = run.cost.mean_bytes * run.steps, run.cost.max_bytes * run.steps
+    messages = run.cost.mean_messages * run.steps
+    rows = [
         ("MB sent per worker, mean (largest)", f"{sent / 1e6:.5g} ({most / 1e6:.5g})"),
         ("messages sent per worker", f"{messages:.5g}"),
         ("time per step", f"{total * 1e3:.3g} ms"),
         ("  of it gradient and base optimizer", f"{gradient * 1e3:.3g} ms"),
         ("  of it communication", f"{max(0.0, total - gradient) * 1e3:.3g} ms"),
     ]
+    if run.rounds is not None:
+        rows += [
+            ("virtual time", f"{run.rounds.end[-1]:.5g}"),
+            ("idle share of the workers' time", f"{run.rounds.idle_share:.1%}"),
+        ]
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:

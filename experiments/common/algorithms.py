@@ -25,7 +25,7 @@ class Algorithm:
     relay_sgd_grad, d2_sgd, exact_diffusion, gradient_tracking_sgd, sgp,
     quasi_global_momentum (of --optimizer sgd), quasi_global_adam (of --optimizer adam);
     with little communication power_gossip, choco_sgd, deep_squeeze, moniqua, dcd_psgd
-    and ecd_psgd."""
+    and ecd_psgd; without waiting, on virtual clocks, a2cid2 and adpsgd."""
     consensus_rate: float | None = None
     """Step size of the averaging: 1 by default, but choco_sgd, deep_squeeze and moniqua
     need one, the smaller the coarser their messages are."""
@@ -309,16 +309,21 @@ def make_optimizer(
       What djax's function of the algorithm's name returns, of any base optimizer.
 
     Raises:
-      UsageError: if the algorithm is unknown, or has no use for one of the options.
+      UsageError: if the algorithm has no use for one of the options.
     """
-    recipe = ALGORITHMS[lookup("--algorithm", config.algorithm, ALGORITHMS)]
-    _check_options(config, recipe.options)
+    recipe = ALGORITHMS[config.algorithm]
+    check_options(config, recipe.options)
     mechanism = recipe.average(config, topologies, communicator)
     return recipe.compose(config, base, steps, mechanism)
 
 
-def _check_options(config: Algorithm, known: set[str]) -> None:
-    """Raises UsageError if the algorithm would ignore an option."""
+def check_options(config: Algorithm, known: set[str]) -> None:
+    """Raises UsageError if the algorithm would ignore an option.
+
+    Args:
+      config: from the command line.
+      known: names of the options that mean something to it.
+    """
     defaults = Algorithm()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -329,5 +334,6 @@ def _check_options(config: Algorithm, known: set[str]) -> None:
         flag = f"{'no-' if value is False else ''}{field.name}".replace("_", "-")
         options = ", ".join(f"--{name}".replace("_", "-") for name in sorted(known))
         raise UsageError(
-            f"--algorithm {config.algorithm} has no option --{flag}, only {options}."
+            f"--algorithm {config.algorithm} has no option --{flag}"
+            + (f", only {options}." if known else ".")
         )

@@ -98,7 +98,7 @@ def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 def plot_history(
     history: Sequence[Mapping[str, float]], score: str, title: str
 ) -> "Figure":
-    """Draws loss, score and consensus distance against epochs.
+    """Draws loss, score and consensus distance against epochs, or time if it is known.
 
     Args:
       history: of :class:`experiments.common.trainer.Outcome`.
@@ -109,10 +109,11 @@ def plot_history(
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    epochs = [record["epoch"] for record in history]
+    against = "time" if "time" in history[0] else "epoch"
+    positions = [record[against] for record in history]
 
     def draw(axes, key, **style):
-        axes.plot(epochs, [record[key] for record in history], **style)
+        axes.plot(positions, [record[key] for record in history], **style)
 
     draw(left, "loss", label="training, mean of workers")
     draw(left, "mean_loss", label="held out, mean of workers")
@@ -126,7 +127,7 @@ def plot_history(
     agree = all(record["consensus_distance"] == 0 for record in history)
     right.set(ylabel="consensus distance", yscale="linear" if agree else "log")
     for axes in (left, middle, right):
-        axes.set_xlabel("epoch")
+        axes.set_xlabel(against)
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
     middle.legend(fontsize=8)

@@ -45,7 +45,7 @@ def train(
     epochs: int,
     evaluations: int,
     report: Callable[[dict[str, Any]], None],
-    advance: Callable[[], None],
+    advance: Callable[[float], object],
 ) -> Outcome:
     """Trains the local workers.
 
@@ -57,7 +57,7 @@ def train(
       epochs: passes over the data.
       evaluations: how many, spread evenly; the last is at the end.
       report: called with each record of the history.
-      advance: called after each epoch.
+      advance: called after each epoch, with 1.
 
     Raises:
       Diverged: on every process alike, if the loss of a worker is not finite.
@@ -68,20 +68,20 @@ def train(
     steps = simulation.make_steps(
         task.gradient_fn, optimizer, communicator, dispatch=task.dispatch
     )
-    assess = jax.jit(communicator.spmd(lambda p: _assess(task, communicator, p)))
+    assess = make_assess(task, communicator)
     due = {round((i + 1) * epochs / evaluations) for i in range(evaluations)}
     history, start = [], time.perf_counter()
     for epoch in range(1, epochs + 1):
         workers, measured = steps(workers, task.batches(epoch))
         losses = np.asarray(measured["loss"])
         loss = _mean_loss(communicator, losses, epoch, task.steps_per_epoch)
-        advance()
+        advance(1)
         if epoch in due:
             record = {
                 "epoch": epoch,
                 "step": epoch * task.steps_per_epoch,
                 "loss": loss,
-                **_summarize(task, communicator, assess(workers.params)),
+                **assess(workers.params),
                 "seconds": time.perf_counter() - start,
             }
             history.append(record)
@@ -129,6 +129,36 @@ def time_steps(
     return list(durations[1:].min(0) / task.steps_per_epoch)
 
 
+def make_assess(
+    task: Task, communicator: djax.Communicator
+) -> Callable[[Any], dict[str, float]]:
+    """Makes what evaluates the local workers' models: `params -> ` part of a record.
+
+    Args:
+      task: what is learned.
+      communicator: where the workers live.
+    """
+    program = jax.jit(communicator.spmd(lambda p: _assess(task, communicator, p)))
+    return lambda params: _summarize(task, communicator, program(params))
+
+
+def check_losses(losses: np.ndarray, workers: np.ndarray, when: str) -> None:
+    """Raises Diverged if a loss is not finite.
+
+    Args:
+      losses: `float[gradients]`.
+      workers: `int[gradients]`, whose they are; more do no harm.
+      when: for the error.
+    """
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        raise Diverged(
+            f"training diverged: worker {workers[bad[0]]}'s loss is {losses[bad[0]]} "
+            f"{when}. Lower --learning-rate, lengthen --warmup, or lower "
+            "--consensus-rate if it is above 1."
+        )
+
+
 def _assess(task: Task, communicator: djax.Communicator, params: Any) -> dict:
     """One worker's model, and the averaged one."""
     averaged = metrics.mean_params(params, communicator)
@@ -162,12 +192,7 @@ def _summarize(task: Task, communicator: djax.Communicator, assessed: dict) -> d
 def _mean_loss(communicator, losses, epoch, steps_per_epoch) -> float:
     """Mean training loss of all workers; raises if one is not finite."""
     everyone = np.asarray(communicator.gather(list(losses)), np.float64)
-    if not np.isfinite(everyone).all():
-        worker, step = np.argwhere(~np.isfinite(everyone))[0]
-        raise Diverged(
-            f"training diverged: worker {worker}'s loss is {everyone[worker, step]} in "
-            f"epoch {epoch} (step {(epoch - 1) * steps_per_epoch + step + 1}). Lower "
-            "--learning-rate, lengthen --warmup, or lower --consensus-rate if it is "
-            "above 1."
-        )
+    for t, losses in enumerate(everyone.T):
+        step = (epoch - 1) * steps_per_epoch + t + 1
+        check_losses(losses, np.arange(len(losses)), f"in epoch {epoch} (step {step})")
     return math.fsum(everyone.ravel()) / everyone.size

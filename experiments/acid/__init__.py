@@ -1,0 +1,1 @@
+"""Reproductions of Nabli et al., A²CiD²: Asynchronous Communication, 2023."""

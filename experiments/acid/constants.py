@@ -1,0 +1,142 @@
+r"""Constants of A²CiD² on seven graphs: what the momentum gains, and where.
+
+Nabli et al., A²CiD²: Accelerating Asynchronous Communication in Decentralized Deep
+Learning, 2023, https://arxiv.org/abs/2306.08289.
+
+    python -m experiments.acid.constants           # n up to 64
+    python -m experiments.acid.constants --smoke   # n up to 8
+
+By :func:`djax.acid_constants`, every worker averaging once per gradient (on stars and
+at the ends of chains less often). Consensus takes a time proportional to chi1 without
+the momentum and to sqrt(chi1 chi2) with it: sqrt(chi1 / chi2) = 2 alpha_tilde times
+less. Nothing is trained.
+
+Expect the published code's chi1 and chi2 on rings and exponential graphs, up to the
+rounding of what is copied here. Rings and chains gain most, 15 and 29 times at n = 64,
+since n takes the place of n²; exponential graphs and hypercubes 1.7 times; stars
+sqrt(2) times whatever n is; complete graphs nothing. 5 seconds.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+import djax
+from djax import topologies
+
+from ..common import figures
+
+SIZES = (4, 8, 16, 32, 64)
+GRAPHS = {
+    topologies.chain: "s-",
+    topologies.ring: "o-",
+    topologies.star: "*-",
+    topologies.torus: "D-",
+    topologies.exponential: "^-",
+    topologies.hypercube: "v--",
+    topologies.complete: "p-",
+}
+"""From what makes a graph to the style of its line."""
+REFERENCE = {
+    "ring": {
+        "chi1": (1.0, 3.4142, 13.1371, 52.0434, 207.6725),
+        "chi2": (0.75, 0.875, 0.9375, 0.9688, 0.9844),
+    },
+    "exponential": {
+        "chi1": (1.0, 1.5, 2.0, 2.5, 3.0),
+        "chi2": (0.8333, 0.9637, 1.0097, 1.0229, 1.0241),
+    },
+}
+"""Of the published code, one value for each of `SIZES`."""
+
+
+def compute(sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """Computes the constants.
+
+    Args:
+      sizes: numbers of workers.
+
+    Returns:
+      A record for each graph and size.
+    """
+    records = []
+    for make, n in itertools.product(GRAPHS, sizes):
+        topology = make(n)
+        constants = djax.acid_constants(topology)
+        published = REFERENCE.get(topology.name, {})
+        records.append(
+            {
+                "topology": topology.name,
+                "n": n,
+                **constants._asdict(),
+                "accelerated": math.sqrt(constants.chi1 * constants.chi2),
+                "gain": math.sqrt(constants.chi1 / constants.chi2),
+                "reference": {k: x[SIZES.index(n)] for k, x in published.items()},
+            }
+        )
+    return records
+
+
+def make_table(records: list[dict]):
+    """All constants, with the published chi1 and chi2 beside ours."""
+    rows = []
+    for r in records:
+        row = [f"{r['topology']}, {r['n']}"]
+        for key in ("chi1", "chi2"):
+            reference = r["reference"].get(key)
+            row += [reference and f"{reference:.4f}", f"{r[key]:.4f}"]
+        row += [f"{r[key]:.4f}" for key in ("accelerated", "eta", "alpha_tilde")]
+        rows.append([*row, f"{r['gain']:.2f}"])
+    errors = [abs(r[k] - x) for r in records for k, x in r["reference"].items()]
+    return figures.table(
+        "Constants of A²CiD² at rate 1",
+        "graph reference χ1 reference χ2 √(χ1χ2) η α̃ √(χ1/χ2)".split(),
+        rows,
+        "reference: the published code, rounded to four decimals; largest deviation "
+        f"{max(errors):.1e}.",
+    )
+
+
+def draw(records: list[dict]) -> Figure:
+    """What consensus time is proportional to, without and with the momentum."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    panels = {
+        "chi1": r"without momentum: $\chi_1$",
+        "accelerated": r"with momentum: $\sqrt{\chi_1 \chi_2}$",
+    }
+    columns = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, (key, title) in zip(columns, panels.items(), strict=True):
+        for make, style in GRAPHS.items():
+            name = make.__name__
+            points = [(r["n"], r[key]) for r in records if r["topology"] == name]
+            options = {"lw": 1, "ms": 5, "mfc": "none", "label": name}
+            axes.plot(*zip(*points, strict=True), style, **options)
+        axes.set(xscale="log", yscale="log", title=title, xlabel="number of workers")
+        axes.set_xticks(SIZES, map(str, SIZES), minor=False)
+        axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+    columns[0].set_ylabel("time, in gradients of a worker")
+    figure.legend(*columns[0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The command line.
+
+    Args:
+      arguments: by default those of the process.
+
+    Returns:
+      The records.
+    """
+    config = figures.configure(__file__, __doc__, arguments)
+    records = compute(SIZES[:2] if config.smoke else SIZES)
+    figures.publish(__file__, config, records, [make_table(records)], draw(records))
+    return records
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+r"""Figure 2: a timeline of synchronous and of asynchronous workers.
+
+Nabli et al., A²CiD²: Accelerating Asynchronous Communication in Decentralized Deep
+Learning, 2023, https://arxiv.org/abs/2306.08289.
+
+    python -m experiments.acid.fig2_timeline           # 8 units of time
+    python -m experiments.acid.fig2_timeline --smoke   # 3
+
+A ring of 4 workers, the last at half speed; a gradient's time varies by 30 %.
+Above they wait for each other after every gradient; below nobody waits, and neighbours
+average at random times, once per unit of time in expectation. A worker's gradients take
+the same times in both. Nothing is trained, and messages take no time.
+
+Expect the fast workers to wait about half of the time above, and to compute about twice
+as many gradients below, where the slow one computes as many as before. The seed is
+chosen for its number of averagings, near the 16 that are expected. 5 seconds.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from djax import topologies
+from djax.asynchronous import Events, Rounds, draw_events, draw_rounds
+
+from ..common import figures
+
+RING = topologies.ring(4)
+SPEEDS = (1.0, 1.0, 1.0, 0.5)
+CLOCKS = {"speeds": SPEEDS, "variation": 0.3, "seed": 4}
+
+
+def measure(rounds: Rounds, events: Events) -> list[dict[str, Any]]:
+    """Counts what is done until the end of the events.
+
+    Args:
+      rounds: of synchronous workers.
+      events: of asynchronous ones.
+
+    Returns:
+      A record for each worker.
+    """
+    until = events.duration
+    finished = (rounds.finish <= until).sum(0)
+    busy = np.minimum(rounds.finish, until) - np.minimum(rounds.start, until)[:, None]
+    return [
+        {
+            "worker": i,
+            "speed": speed,
+            "until": until,
+            "synchronous_gradients": int(finished[i]),
+            "synchronous_idle": float(1 - busy[:, i].sum() / until),
+            "asynchronous_gradients": int(events.gradient_counts[i]),
+            "asynchronous_idle": 0.0,  # By construction: gradients are back to back.
+            "averagings": int(events.averaging_counts[i]),
+        }
+        for i, speed in enumerate(SPEEDS)
+    ]
+
+
+def make_table(records: list[dict]):
+    """Gradients and idle shares, for each worker and for all."""
+    keys = [key for key in records[0] if key.endswith(("gradients", "averagings"))]
+    total: dict[str, Any] = {key: sum(r[key] for r in records) for key in keys}
+    total["averagings"] //= 2  # Each has two ends.
+    for key in ("synchronous_idle", "asynchronous_idle"):
+        total[key] = np.mean([r[key] for r in records])
+    rows = []
+    for r in (*records, {"worker": "all", "speed": None, **total}):
+        row = [str(r["worker"]), r["speed"]]
+        for mode in ("synchronous", "asynchronous"):
+            row += [str(r[f"{mode}_gradients"]), f"{r[f'{mode}_idle']:.0%}"]
+        rows.append([*row, str(r["averagings"])])
+    return figures.table(
+        f"Figure 2: gradients finished in {records[0]['until']:g} units of time",
+        ["worker", "speed", "synchronous", "idle", "asynchronous", "idle"]
+        + ["averagings"],
+        rows,
+        "Asynchronous workers are never idle, by construction.",
+    )
+
+
+def draw(rounds: Rounds, events: Events) -> Figure:
+    """The two timelines, one above the other."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    labels = [f"{i}, slow" if s < 1 else str(i) for i, s in enumerate(SPEEDS)]
+    above, below = figure.subplots(2, 1, sharex=True)
+    rounds.plot_timeline(above, until=events.duration)
+    above.set(title="synchronous: all wait for the slowest", xlabel="")
+    events.plot_timeline(below)
+    for axes in (above, below):
+        axes.set_yticks(range(RING.size), labels)
+    below.set_title("asynchronous: neighbours average in pairs, nobody waits")
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The command line.
+
+    Args:
+      arguments: by default those of the process.
+
+    Returns:
+      The records.
+    """
+    config = figures.configure(__file__, __doc__, arguments)
+    until = 3 if config.smoke else 8
+    events = draw_events(RING, duration=until, **CLOCKS)
+    # As many as units of time are enough: the slow worker needs two for each.
+    rounds = draw_rounds(RING.size, until, **CLOCKS)
+    records = measure(rounds, events)
+    table, figure = make_table(records), draw(rounds, events)
+    figures.publish(__file__, config, records, [table], figure)
+    return records
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+r"""Who averaged with whom: a heat map of the pairs, and how even they are.
+
+Nabli et al., A²CiD²: Accelerating Asynchronous Communication in Decentralized Deep
+Learning, 2023, https://arxiv.org/abs/2306.08289, show one for 32 workers of a real run.
+
+    python -m experiments.acid.pairings           # 200 gradients a worker
+    python -m experiments.acid.pairings --smoke   # 10
+
+The events of :func:`djax.asynchronous.draw_events`, one averaging per gradient in
+expectation. Nothing is trained.
+
+Expect no pair that is not an edge, and even colours along the edges; on the exponential
+graph antipodes, whose edge counts twice, meet twice as often. Workers' rates scatter
+around 1 by 1 / sqrt(200) = 0.07. A count differs from what is expected by one standard
+deviation in the root mean square; the largest of many differs by 2 to 4. 5 seconds.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from djax import topologies
+from djax.asynchronous import Events, draw_events, edge_rates
+
+from ..common import figures
+
+WORKERS = 32
+GRAPHS = {
+    graph.name: graph
+    for graph in (
+        topologies.ring(WORKERS),
+        topologies.exponential(WORKERS),
+        topologies.complete(WORKERS),
+    )
+}
+
+
+def measure(name: str, events: Events) -> dict[str, Any]:
+    """Compares the averagings with what is expected.
+
+    Args:
+      name: of the graph, one of `GRAPHS`.
+      events: drawn on it.
+
+    Returns:
+      A record.
+    """
+    expected = np.triu(edge_rates(GRAPHS[name])) * events.duration
+    edges = expected > 0
+    apart = (events.pair_counts - expected)[edges] / np.sqrt(expected[edges])
+    rates = events.averaging_counts / events.duration
+    return {
+        "topology": name,
+        "n": events.size,
+        "duration": events.duration,
+        "gradients": int(events.gradient_counts.sum()),
+        "averagings": int(events.averaging_counts.sum()) // 2,
+        "edges": int(edges.sum()),
+        "rate_mean": float(rates.mean()),
+        "rate_min": float(rates.min()),
+        "rate_max": float(rates.max()),
+        "deviation_rms": float(np.sqrt(np.mean(apart**2))),
+        "deviation_max": float(np.abs(apart).max()),
+        "pair_counts": events.pair_counts.tolist(),
+    }
+
+
+def make_table(records: list[dict]):
+    """Realised rates, and deviations from the expected counts."""
+    rows = []
+    for r in records:
+        row = [r["topology"], str(r["gradients"]), str(r["averagings"])]
+        rates = [f"{r[f'rate_{key}']:.3f}" for key in ("mean", "min", "max")]
+        deviations = [f"{r[f'deviation_{key}']:.2f}" for key in ("rms", "max")]
+        rows.append([*row, *rates, str(r["edges"]), *deviations])
+    return figures.table(
+        f"Averagings of {WORKERS} workers at rate 1",
+        ["graph", "gradients", "averagings", "mean rate", "min", "max"]
+        + ["edges", "deviation, rms", "largest"],
+        rows,
+        "rate: averagings of a worker per unit of time, over the workers.\n"
+        "deviation: of an edge's count from λT, in standard deviations √(λT).",
+    )
+
+
+def draw(runs: dict[str, Events]) -> Figure:
+    """A heat map for each graph."""
+    figure = Figure(figsize=(10.5, 2.9), layout="constrained")
+    for axes, (name, events) in zip(figure.subplots(1, 3), runs.items(), strict=True):
+        events.plot_pairs(axes).set_title(name)
+        axes.set(xticks=range(0, WORKERS, 8), yticks=range(0, WORKERS, 8))
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The command line.
+
+    Args:
+      arguments: by default those of the process.
+
+    Returns:
+      The records.
+    """
+    config = figures.configure(__file__, __doc__, arguments)
+    gradients = WORKERS * (10 if config.smoke else 200)
+    runs = {
+        name: draw_events(graph, gradients=gradients) for name, graph in GRAPHS.items()
+    }
+    records = [measure(name, events) for name, events in runs.items()]
+    figures.publish(__file__, config, records, [make_table(records)], draw(runs))
+    return records
+
+
+if __name__ == "__main__":
+    main()

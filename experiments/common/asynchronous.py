@@ -1,0 +1,257 @@
+"""Training on virtual clocks: workers that never wait, and workers that do."""
+
+import dataclasses
+import functools
+import inspect
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import djax
+from djax import asynchronous, simulation
+
+from .errors import UsageError
+from .optimizers import BaseOptimizer, make_base
+from .tasks import Task
+from .trainer import Outcome, check_losses, make_assess
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ALGORITHMS = ("a2cid2", "adpsgd")
+"""Those that never wait, as the command line names them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clocks:
+    """Virtual clocks of a2cid2, adpsgd, and, for comparison, all_reduce_sgd."""
+
+    rate: float | None = None
+    """Averagings of a worker of a2cid2 or adpsgd per unit of time, in which a worker of
+    speed 1 computes one gradient; 1 by default, below that it is local SGD."""
+    speeds: tuple[float, ...] = ()
+    """Gradients per unit of time, one for all workers or one for each, as in `1 1 1
+    0.25`; 1 by default."""
+    variation: float | None = None
+    """Standard deviation of the time that a gradient takes, in units of its mean: 0 is
+    constant, 1, the default, exponentially distributed."""
+    global_steps: bool = False
+    """Let a2cid2 and adpsgd decay the step size by the gradients of all workers, not by
+    each worker's own."""
+
+
+def check_clocks(clocks: Clocks, algorithm: str) -> None:
+    """Raises UsageError if the algorithm would ignore one of the options."""
+    if algorithm in ALGORITHMS:
+        return
+    known = {"speeds", "variation"} if algorithm == "all_reduce_sgd" else set()
+    for field in dataclasses.fields(clocks):
+        flag = f"--{field.name}".replace("_", "-")
+        if field.name not in known and getattr(clocks, field.name) != field.default:
+            raise UsageError(
+                f"--algorithm {algorithm} has no option {flag}; "
+                f"{' and '.join(ALGORITHMS)} have."
+            )
+
+
+def _options(clocks: Clocks, seed: int) -> dict[str, Any]:
+    return {
+        "speeds": clocks.speeds or 1.0,
+        "variation": 1.0 if clocks.variation is None else clocks.variation,
+        "seed": seed,
+    }
+
+
+def _rate(clocks: Clocks) -> float:
+    return 1.0 if clocks.rate is None else clocks.rate
+
+
+def make_events(
+    clocks: Clocks, topology: djax.Topology, steps: int, seed: int
+) -> asynchronous.Events:
+    """When the workers compute `steps` gradients each, on average, and average.
+
+    Args:
+      clocks: from the command line.
+      topology: who talks to whom.
+      steps: the whole training's, of a worker.
+      seed: of the clocks.
+    """
+    return asynchronous.draw_events(
+        topology,
+        _rate(clocks),
+        gradients=topology.size * steps,
+        **_options(clocks, seed),
+    )
+
+
+def make_rounds(
+    clocks: Clocks, size: int, steps: int, seed: int
+) -> asynchronous.Rounds | None:
+    """When synchronous workers compute; None unless an option of the clocks is given.
+
+    Args:
+      clocks: from the command line.
+      size: number of workers.
+      steps: the whole training's.
+      seed: of the clocks.
+    """
+    if clocks == Clocks():
+        return None
+    return asynchronous.draw_rounds(size, steps, **_options(clocks, seed))
+
+
+def make_algorithm(
+    name: str,
+    clocks: Clocks,
+    base: BaseOptimizer,
+    steps: int,
+    topology: djax.Topology,
+) -> asynchronous.EventTransformation:
+    """Makes the base optimizer asynchronous.
+
+    Args:
+      name: one of `ALGORITHMS`.
+      clocks: from the command line.
+      base: what every worker does with its gradients, likewise.
+      steps: of a worker's whole training.
+      topology: who talks to whom.
+    """
+    if clocks.global_steps:
+        make = _in_global_steps(getattr(optax, base.optimizer, None))
+        optimizer = make_base(base, topology.size * steps, make)
+    else:
+        optimizer = make_base(base, steps)
+    if name == "adpsgd":
+        return djax.adpsgd(optimizer)
+    return djax.acid(optimizer, djax.acid_constants(topology, _rate(clocks)))
+
+
+def _in_global_steps(make):
+    """The same optimizer, with a schedule of the gradients of all workers."""
+    if make is None:  # An unknown optimizer, which make_base names.
+        return None
+    static = [*inspect.signature(make).parameters][1:]
+
+    @functools.wraps(make)
+    def wrapped(learning_rate, **options):
+        schedule = asynchronous.in_global_steps(learning_rate)
+        return optax.inject_hyperparams(make, static_args=static)(schedule, **options)
+
+    return wrapped
+
+
+def train(
+    task: Task,
+    algorithm: asynchronous.EventTransformation,
+    events: asynchronous.Events,
+    communicator: djax.Communicator,
+    params: Any,
+    evaluations: int,
+    report: Callable[[dict[str, Any]], None],
+    advance: Callable[[float], object],
+) -> Outcome:
+    """Trains all workers through a list of events.
+
+    Args:
+      task: what is learned.
+      algorithm: what every worker does.
+      events: when.
+      communicator: simulates the workers, for the evaluations.
+      params: the first models, with their leading axis.
+      evaluations: how many, evenly spread over time; the last is at the end.
+      report: called with each record of the history: those of
+        :func:`experiments.common.trainer.train`, with the virtual `time`; `epoch` and
+        `step` are means over the workers.
+      advance: called after each evaluation with the epochs since the one before.
+
+    Raises:
+      Diverged: if the loss of a gradient is not finite.
+    """
+    assess = make_assess(task, communicator)
+    moments = asynchronous.simulate(
+        algorithm,
+        events,
+        params,
+        task.gradient_fn,
+        lambda epoch: task.batches(epoch + 1),
+        times=[events.duration * k / evaluations for k in range(1, evaluations)],
+        model_state=jax.tree.map(jnp.asarray, task.model_state),
+        dispatch=task.dispatch,
+    )
+    workers = events.worker[events.is_gradient]
+    history, done, start = [], 0, time.perf_counter()
+    for moment in moments:
+        losses = np.asarray(moment.metrics["loss"], np.float64)
+        check_losses(losses, workers[done:], f"by time {moment.time:.4g}")
+        done += len(losses)
+        step = done / events.size
+        record = {
+            "epoch": step / task.steps_per_epoch,
+            "step": step,
+            "time": moment.time,
+            "loss": float(losses.mean()) if len(losses) else None,
+            **assess(moment.params),
+            "seconds": time.perf_counter() - start,
+        }
+        history.append(record)
+        report(record)
+        advance(len(losses) / events.size / task.steps_per_epoch)
+    last = moment
+    return Outcome(
+        simulation.Workers(last.params, last.state, last.model_state), history
+    )
+
+
+def describe(
+    events: asynchronous.Events, rate: float, model_bytes: int
+) -> list[tuple[str, str]]:
+    """Rows of the final table: what the workers did.
+
+    Args:
+      events: of the run.
+      rate: averagings per worker and unit of time that were asked for.
+      model_bytes: what each end of an averaging sends.
+    """
+    gradients, averagings = events.gradient_counts, events.averaging_counts
+    sent = averagings * model_bytes / 1e6
+    staleness = events.staleness
+    return [
+        ("virtual time", f"{events.duration:.5g}"),
+        (
+            "gradients of a worker, mean (fewest, most)",
+            f"{gradients.mean():.5g} ({gradients.min()}, {gradients.max()})",
+        ),
+        (
+            "averagings of a worker per time (asked)",
+            f"{averagings.mean() / events.duration:.4g} ({rate:.4g})",
+        ),
+        ("MB sent per worker, mean (largest)", f"{sent.mean():.5g} ({sent.max():.5g})"),
+        (
+            "averagings during a gradient, mean (most)",
+            f"{staleness.mean():.3g} ({staleness.max()})",
+        ),
+        ("idle share of the workers' time", "0.0%"),
+    ]
+
+
+def draw(events: asynchronous.Events, name: str, title: str) -> "Figure":
+    """A picture of the events.
+
+    Args:
+      events: of the run.
+      name: "pairs", "timeline" (of the first ten units of time) or "staleness".
+      title: of the figure.
+    """
+    from matplotlib.figure import Figure  # Slow to import.
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    options = {"until": min(10.0, events.duration)} if name == "timeline" else {}
+    getattr(events, f"plot_{name}")(figure.subplots(), **options)
+    figure.suptitle(title)
+    return figure
