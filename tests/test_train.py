@@ -114,6 +114,32 @@ def test_options(options, tmp_path):
     assert last_record(tmp_path)["consensus_distance"] >= 0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--algorithm a2cid2 --rate 2 --speeds 1 1 1 0.25 --variation 0",
+        "--algorithm adpsgd --rate 0.5 --global-steps --optimizer adamw "
+        "--learning-rate 0.01 --workers 6 --topology star",
+        "--algorithm a2cid2 --task quadratics --workers 2 --global-steps",
+        "--algorithm all_reduce_sgd --speeds 1 1 1 0.25",
+    ],
+)
+def test_virtual_clocks(options, tmp_path, capsys):
+    from experiments import train
+
+    options = f"{options} --epochs 3 --evaluations 3 --runs {tmp_path}"
+    first, _, last = train.main(options.split()).history
+    assert 0 < first["time"] < last["time"]
+    assert first["step"] < last["step"] and last["epoch"] == 3
+    rows = table(capsys.readouterr().out)
+    assert float(rows["virtual time"]) == pytest.approx(last["time"], rel=1e-3)
+    waits = "all_reduce" in options
+    assert (rows["idle share of the workers' time"] == "0.0%") != waits
+    (folder,) = tmp_path.iterdir()
+    pictures = {path.name for path in folder.glob("*.png")}
+    assert ({"pairs.png", "timeline.png", "staleness.png"} <= pictures) != waits
+
+
 @pytest.mark.parametrize("name", ["quantize --compressor-options bits 2", "random_k"])
 def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
     """The unbiased ones would make it diverge, without ever an infinite loss."""
@@ -128,7 +154,7 @@ def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
     ("options", "message"),
     [
         ("--topology rong", "choose from binary_tree"),
-        ("--algorithm d_psgd", "choose from all_reduce_sgd, .*dpsgd, ecd_psgd"),
+        ("--algorithm d_psgd", "choose from a2cid2, .*dpsgd, ecd_psgd"),
         ("--task quadratic", "choose from digits, quadratics"),
         ("--weights heavy", "choose one of metropolis"),
         ("--weights 0.6", "largest admissible weight is 0.5"),
@@ -178,6 +204,20 @@ def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
         ),
         ("--rank 2", "dpsgd has no option --rank, only --consensus-rate"),
         ("--algorithm moniqua --consensus-rate 0.1 --bits 1", "bits must be 2 to 8"),
+        ("--rate 2", "dpsgd has no option --rate; a2cid2 and adpsgd have"),
+        ("--algorithm all_reduce_sgd --rate 2", "has no option --rate"),
+        ("--algorithm a2cid2 --overlap", "a2cid2 has no option --overlap"),
+        (
+            "--algorithm a2cid2 --speeds 1 2",
+            "speeds must be one number or one for each",
+        ),
+        ("--algorithm a2cid2 --rate 0", "no averagings connect worker 1"),
+        ("--algorithm adpsgd --rate -1", "rate must be a finite number"),
+        ("--algorithm adpsgd --drop-probability 0.1", "no options --drop-prob"),
+        ("--algorithm adpsgd --topology double_binary_trees", "needs one graph"),
+        ("--algorithm adpsgd --communicator mesh --workers 1", "leave mpirun and"),
+        ("--algorithm all_reduce_sgd --speeds 0", "speeds must be positive"),
+        ("--algorithm adpsgd --learning-rate 1e9 --epochs 2", "diverged: worker"),
     ],
 )
 def test_mistakes_end_in_one_line(options, message, tmp_path, capfd):

@@ -87,7 +87,7 @@ def make_table(records: list[dict]):
 
 def draw(runs: dict[str, Events]) -> Figure:
     """A heat map for each graph."""
-    figure = Figure(figsize=(10.5, 2.9), layout="constrained")
+    figure = Figure(figsize=(11.5, 3), layout="constrained")
     for axes, (name, events) in zip(figure.subplots(1, 3), runs.items(), strict=True):
         events.plot_pairs(axes).set_title(name)
         axes.set(xticks=range(0, WORKERS, 8), yticks=range(0, WORKERS, 8))

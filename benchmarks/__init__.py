@@ -1,0 +1,1 @@
+"""Speed, measured side by side: each script compares within one run."""
