@@ -39,6 +39,8 @@ def plot_timeline(events: "Events", ax: "Axes | None", until: float) -> "Axes":
     gradients, past = events.is_gradient, events.time <= until
     for i in range(events.size):
         finish = events.time[gradients & (events.worker == i)]
+        if not len(finish):  # It has no clock.
+            continue
         start = np.concatenate([[0.0], finish])  # The last one is not finished.
         _bars(ax, i, start, np.concatenate([finish, [events.duration]]), until)
     meets = ~gradients & past
@@ -54,9 +56,8 @@ def plot_rounds(rounds: "Rounds", ax: "Axes | None", until: float) -> "Axes":
     size = rounds.finish.shape[1]
     for i in range(size):
         _bars(ax, i, rounds.start, rounds.finish[:, i], until)
-    ax.vlines(
-        rounds.end[rounds.end <= until], 0, size - 1, color="crimson", linewidth=1
-    )
+    ends = rounds.end[rounds.end <= until]
+    ax.vlines(ends, -_BAR / 2, size - 1 + _BAR / 2, color="crimson", linewidth=1)
     return _finish(ax, size, until)
 
 
