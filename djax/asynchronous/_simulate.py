@@ -233,6 +233,8 @@ def _pad(array: np.ndarray, length: int) -> np.ndarray:
 def _check_times(times: Sequence[float], duration: float) -> np.ndarray:
     """Returns them and the end, once."""
     given = np.asarray(times, np.float64)
+    end = np.isclose(given, duration, rtol=1e-12, atol=0)  # Products may be above it.
+    given = np.where(end, duration, given)
     if (np.diff(given, prepend=0.0, append=duration) < 0).any():
         raise ValueError(
             "simulate: times must ascend, between 0 and the events' duration "

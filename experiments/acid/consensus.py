@@ -13,10 +13,10 @@ of the start are means over schedules; rates of decay are fitted to the mean log
 of the distance, over the second half of a run.
 
 Expect the gain to double with the number of workers on a ring, as the theory's
-sqrt(chi1/chi2) does; in time to a thousandth it is less than in the rate, since neighbours
-agree quickly in any case. On exponential graphs the rate gains at most a fifth and the
-time nothing; on complete graphs both are the same. The rates on rings were predicted by
-another simulation; expect them within 10 %. 2 minutes on 2 cores.
+sqrt(chi1/chi2) does; in time to a thousandth it is less than in the rate, since
+neighbours agree quickly in any case. On exponential graphs the rate gains up to a
+fifth and the time nothing; on complete graphs both are the same. The rates on rings
+were predicted by another simulation; expect them within 10 %. 2 minutes on 2 cores.
 """
 
 from collections.abc import Sequence
