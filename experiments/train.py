@@ -234,10 +234,7 @@ def execute(run: Run) -> trainer.Outcome:
     title = f"{run.title}, seed {config.seed}"
     rows = summarize(run, outcome.history[-1])
     if run.events is not None:
-        asked = config.clocks.rate
-        rows += asynchronous.describe(
-            run.events, 1.0 if asked is None else asked, run.model_bytes
-        )
+        rows += asynchronous.describe(run.events, config.clocks.rate, run.model_bytes)
         for name in ("pairs", "timeline", "staleness"):
             folder.save(f"{name}.png", asynchronous.draw(run.events, name, title))
     else:

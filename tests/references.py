@@ -1,7 +1,8 @@
 """Every algorithm once more, as plainly as possible: the workers are the rows of x.
 
-Each function takes the gradient of all workers `[n, d] -> [n, d]`, the start `[n, d]`,
-the learning rate, the number of steps and the mixing matrix, and returns `[n, d]`.
+Each function but the last takes the gradient of all workers `[n, d] -> [n, d]`, the
+start `[n, d]`, the learning rate, the number of steps and the mixing matrix, and returns
+`[n, d]`.
 """
 
 import jax

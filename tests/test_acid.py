@@ -184,23 +184,38 @@ def test_what_mixing_and_averaging_keep(values, elapsed):
         close(ours.momentum + theirs.momentum + mixed + peer, sum(values))
 
 
-def test_a_gradient_that_lands_while_messages_travel_is_kept():
-    acid = djax.acid(optax.sgd(0.1), RING)
+@pytest.mark.parametrize("make", [djax.adpsgd, lambda base: djax.acid(base, RING)])
+def test_a_gradient_that_lands_while_messages_travel_is_kept(make):
+    algorithm = make(optax.sgd(0.1))
     results = []
     for late in (True, False):
-        x, state = PARAMS, acid.init(PARAMS)
+        x, state = PARAMS, algorithm.init(PARAMS)
         if late:  # Sent, then stepped, then averaged.
-            updates, state = acid.update(GRADS, state, x)
+            updates, state = algorithm.update(GRADS, state, x)
             moved = apply(x, updates)
-            updates, state = acid.average(PEER, state, moved, sent=x)
+            updates, state = algorithm.average(PEER, state, moved, sent=x)
             x = apply(moved, updates)
         else:
-            updates, state = acid.average(PEER, state, x)
+            updates, state = algorithm.average(PEER, state, x)
             x = apply(x, updates)
-            updates, state = acid.update(GRADS, state, x)
+            updates, state = algorithm.update(GRADS, state, x)
             x = apply(x, updates)
-        results.append((x, state.momentum))
+        results.append((x, state))
     assert_close(*results)
+
+
+def test_alpha_is_the_constants():
+    acid = djax.acid(optax.sgd(0.1), RING._replace(alpha=0.3))
+    updates, _ = acid.average(PEER, acid.init(PARAMS), PARAMS)
+    assert_close(updates, jax.tree.map(lambda x, y: -0.3 * (x - y), PARAMS, PEER))
+
+
+def test_sums_of_half_precision_are_rounded_once():
+    x, peer = jnp.bfloat16([1.0, 3.0]), jnp.bfloat16([1.0078125, 300.0])
+    acid = djax.acid(optax.sgd(0.1), RING)
+    _, state = acid.average(peer, acid.init(x), x)
+    wide = jnp.float32(x) - RING.alpha_tilde * (jnp.float32(x) - jnp.float32(peer))
+    np.testing.assert_array_equal(state.momentum, wide.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -256,5 +271,15 @@ def test_mistakes_are_named():
         acid.average({"w": PEER["w"], "b": PEER["w"]}, state, PARAMS)
     with pytest.raises(ValueError, match="eta must be at least 0"):
         djax.acid(optax.sgd(0.1), RING._replace(eta=-1.0))
+    with pytest.raises(TypeError, match="acid needs the constants"):
+        djax.acid(optax.sgd(0.1), 0.5)
+    with pytest.raises(TypeError, match="acid needs an optimizer, .* got AcidConst"):
+        djax.acid(RING, optax.sgd(0.1))
+    with pytest.raises(TypeError, match="adpsgd needs an optimizer"):
+        djax.adpsgd(optax.sgd)
+    with pytest.raises(TypeError, match="Schedule is directed"):
+        djax.acid_constants(topologies.one_peer_exponential(4))
+    with pytest.raises(TypeError, match="rate must be a number"):
+        djax.acid_constants(topologies.ring(4), optax.constant_schedule(1))
     with pytest.raises(TypeError, match="int32"):
         djax.adpsgd(optax.sgd(0.1)).init({"n": jnp.arange(3)})

@@ -127,6 +127,8 @@ def test_what_a_list_of_events_says():
         ((2, [1], [0], [2], 2), "has a peer"),
         ((2, [1], [1], [1], 2), "averages with itself"),
         ((2, [1, 2], [1], [0], 2), "one entry an event"),
+        ((2, [[1]], [[1]], [[0]], 2), "one entry an event"),
+        ((2, [], [], [], -1), "cannot end at -1"),
     ],
 )
 def test_impossible_events_are_named(arguments, message):
@@ -144,6 +146,7 @@ def test_impossible_events_are_named(arguments, message):
             {"gradients": 9, "speeds": 0},
             "cannot wait for 9 gradients at speeds up to 0",
         ),
+        ({"gradients": 10.0}, "gradients must be an int"),
         ({"duration": -1.0}, "duration must be positive"),
         (
             {"duration": 1.0, "speeds": [1, 2]},
@@ -162,6 +165,10 @@ def test_impossible_clocks_are_named(options, message):
 def test_impossible_rounds_are_named():
     with pytest.raises(ValueError, match="steps and speeds must be positive"):
         draw_rounds(2, 3, speeds=[1, 0])
+    with pytest.raises(ValueError, match="size must be a number of workers"):
+        draw_rounds(topologies.ring(4), 3)
+    with pytest.raises(TypeError, match="a Schedule is directed"):
+        draw_events(topologies.one_peer_exponential(4), duration=1.0)
 
 
 def test_pictures():
@@ -424,7 +431,7 @@ def test_consensus_decays_as_in_an_independent_simulation(mode, rate):
 
 
 def test_averagings_leave_the_base_optimizer_alone():
-    """What an averaging does not change is not written again."""
+    """What an averaging does not change is not written again: two ends each."""
     events = draw_events(GRAPHS["ring"], duration=4.0, speeds=0)
     x = {"w": jnp.ones((8, 5))}
 
@@ -438,8 +445,110 @@ def test_averagings_leave_the_base_optimizer_alone():
         return str(jaxpr).count(" scatter[")
 
     adam = optax.adam(0.1)
-    assert writes(djax.acid(adam, djax.acid_constants(GRAPHS["ring"]))) == 2
-    assert writes(djax.adpsgd(adam)) == 1
+    assert writes(djax.acid(adam, djax.acid_constants(GRAPHS["ring"]))) == 2 * 2
+    assert writes(djax.adpsgd(adam)) == 1 * 2
+
+
+def test_rows_are_written_alike_on_all_platforms(monkeypatch):
+    _, on_cpu = small()
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args)
+    )
+    _, elsewhere = small()  # Of a new optimizer: compiled anew.
+    for a, b in zip(on_cpu, elsewhere, strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), a, b)
+
+
+@pytest.mark.parametrize("dispatch", [False, True])
+def test_model_state_is_the_workers_own(dispatch):
+    """It counts its gradients; a look before the first sees no metrics."""
+    events = draw_events(GRAPHS["ring"], gradients=100, seed=2)
+    first, last = simulate(
+        djax.adpsgd(optax.sgd(0.1)),
+        events,
+        jnp.zeros(8),
+        lambda x, count, batch: (x - batch, count + 1, {"count": count}),
+        lambda epoch: jnp.ones((8, 3)),
+        times=[0.0],
+        model_state=jnp.zeros(8, jnp.int32),
+        dispatch=dispatch,
+    )
+    assert first.metrics["count"].shape == (0,) and not first.model_state.any()
+    np.testing.assert_array_equal(last.model_state, events.gradient_counts)
+    workers = events.worker[events.is_gradient]
+    for i in range(8):
+        counts = last.metrics["count"][workers == i]
+        np.testing.assert_array_equal(counts, np.arange(len(counts)))
+
+
+def test_what_an_averaging_remembers_of_another_leaf_is_kept():
+    def average(peer, state, params, *, sent=None):
+        return (peer - params) / 2, {"previous": params}
+
+    algorithm = asynchronous.EventTransformation(
+        lambda params: {"previous": jnp.zeros_like(params)},
+        lambda params, state, elapsed: (params, state),
+        lambda grads, state, params, **extra: (grads, state),
+        average,
+    )
+    events = Events(2, [1.0], [0], [1], 2.0)
+    (last,) = simulate(algorithm, events, jnp.asarray([1.0, 2.0]))
+    np.testing.assert_array_equal(last.params, [1.5, 1.5])
+    np.testing.assert_array_equal(last.state["previous"], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("dispatch", [False, True])
+def test_one_worker_and_no_events(dispatch):
+    adpsgd = djax.adpsgd(optax.sgd(0.5))
+    (last,) = simulate(adpsgd, Events(3, [], [], [], 2.0), jnp.arange(3.0))
+    np.testing.assert_array_equal(last.params, [0, 1, 2])
+    assert last.metrics == () and last.time == 2
+    alone = draw_events(topologies.complete(1), gradients=5, variation=0)
+    (last,) = simulate(
+        adpsgd,
+        alone,
+        jnp.zeros(1),
+        lambda x, state, batch: (x - batch, state, {}),
+        lambda epoch: jnp.ones((1, 2)),
+        dispatch=dispatch,
+    )
+    np.testing.assert_allclose(last.params, 1 - 0.5**5)
+
+
+def test_keys_are_data_too():
+    def gradient_fn(x, state, key):
+        return jax.random.normal(key), state, {"draw": jax.random.normal(key)}
+
+    events = draw_events(GRAPHS["star"], gradients=20)
+    keys = jax.random.split(jax.random.key(3), (5, 10))
+    (last,) = simulate(
+        djax.adpsgd(optax.sgd(0.1)), events, jnp.zeros(5), gradient_fn, lambda e: keys
+    )
+    workers = events.worker[events.is_gradient]
+    for i in range(5):
+        draws = last.metrics["draw"][workers == i]
+        expected = [jax.random.normal(keys[i, k % 10]) for k in range(len(draws))]
+        np.testing.assert_allclose(draws, np.asarray(expected), rtol=1e-6)
+
+
+def test_every_epoch_is_made_once():
+    made = []
+
+    def batches(epoch):
+        made.append(epoch)
+        return jnp.ones((4, 2))
+
+    events = draw_events(topologies.ring(4), duration=20.0, speeds=[1, 1, 1, 0.1])
+    for _ in simulate(
+        djax.adpsgd(optax.sgd(0.1)),
+        events,
+        jnp.zeros(4),
+        lambda x, state, batch: (x - batch, state, {}),
+        batches,
+        times=np.arange(1.0, 20.0).tolist(),
+    ):
+        pass
+    assert len(made) == len(set(made)) > 5
 
 
 def test_local_sgd_at_rate_zero_is_everyone_alone():
@@ -473,7 +582,7 @@ def test_wrong_arguments_are_named_at_once():
     x = split(start)
     with pytest.raises(ValueError, match="need a gradient_fn and batches"):
         simulate(adpsgd, events, x)
-    with pytest.raises(ValueError, match="argument 2.*leading axis of the 8"):
+    with pytest.raises(ValueError, match="params: argument 0.*leading axis of the 8"):
         simulate(adpsgd, events, jnp.ones(3), gradient_fn, batches)
     with pytest.raises(ValueError, match="times must ascend"):
         simulate(adpsgd, events, x, gradient_fn, batches, times=[1e9])
@@ -483,3 +592,25 @@ def test_wrong_arguments_are_named_at_once():
         simulate(adpsgd, events, x, gradient_fn, lambda epoch: jnp.ones((3, 2)))
     with pytest.raises(ValueError, match="two leading axes"):
         simulate(adpsgd, events, x, gradient_fn, lambda epoch: jnp.ones(8))
+    with pytest.raises(ValueError, match="times must ascend"):
+        simulate(adpsgd, events, x, gradient_fn, batches, times=[np.nan])
+    with pytest.raises(TypeError, match="needs an asynchronous algorithm"):
+        simulate(optax.sgd(0.1), events, x, gradient_fn, batches)
+    with pytest.raises(TypeError, match="needs events"):
+        simulate(adpsgd, x, events, gradient_fn, batches)
+
+    def run(gradient_fn, batches=lambda epoch: jnp.ones((8, 1 + (epoch == 0)))):
+        return list(simulate(adpsgd, events, jnp.zeros(8), gradient_fn, batches))
+
+    events = draw_events(GRAPHS["ring"], gradients=100)
+    with pytest.raises(ValueError, match="epoch 1 has 1 steps, but epoch 0 has 2"):
+        run(lambda x, state, batch: (x, state, {}))
+    with pytest.raises(TypeError, match="must return gradients, model_state and"):
+        run(lambda x, state, batch: (x, state))
+    with pytest.raises(TypeError, match="gradients of the shapes"):
+        run(lambda x, state, batch: (jnp.ones(2), state, {}))
+    with pytest.raises(TypeError, match="must return a model_state like"):
+        run(lambda x, state, batch: (x, {"count": 1}, {}))
+    with pytest.raises(TypeError, match=r"use optax.inject_hyperparams\(optax.sgd\)"):
+        schedule = asynchronous.in_global_steps(optax.constant_schedule(0.1))
+        optax.sgd(schedule).update(x, optax.sgd(schedule).init(x))

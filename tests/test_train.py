@@ -122,6 +122,9 @@ def test_options(options, tmp_path):
         "--learning-rate 0.01 --workers 6 --topology star",
         "--algorithm a2cid2 --task quadratics --workers 2 --global-steps",
         "--algorithm all_reduce_sgd --speeds 1 1 1 0.25",
+        # No gradient between some evaluations.
+        "--algorithm adpsgd --task quadratics --task-options steps_per_epoch 1 "
+        "--workers 2 --variation 5",
     ],
 )
 def test_virtual_clocks(options, tmp_path, capsys):
@@ -130,11 +133,11 @@ def test_virtual_clocks(options, tmp_path, capsys):
     options = f"{options} --epochs 3 --evaluations 3 --runs {tmp_path}"
     first, _, last = train.main(options.split()).history
     assert 0 < first["time"] < last["time"]
-    assert first["step"] < last["step"] and last["epoch"] == 3
+    assert first["step"] <= last["step"] and last["epoch"] == 3
     rows = table(capsys.readouterr().out)
     assert float(rows["virtual time"]) == pytest.approx(last["time"], rel=1e-3)
     waits = "all_reduce" in options
-    assert (rows["idle share of the workers' time"] == "0.0%") != waits
+    assert ("idle share of the workers' time" in rows) == waits
     (folder,) = tmp_path.iterdir()
     pictures = {path.name for path in folder.glob("*.png")}
     assert ({"pairs.png", "timeline.png", "staleness.png"} <= pictures) != waits

@@ -114,9 +114,12 @@ def acid(
 
     Returns:
       An :class:`djax.asynchronous.EventTransformation` with an :class:`AcidState`.
-      Parameters keep their dtypes; sums are in float32 or wider.
+      Parameters keep their dtypes, and so does :math:`\tilde x`; sums are in float32 or
+      wider and rounded to them. In 16 bits a flow of less than half a unit in the last
+      place is lost.
 
     Raises:
+      TypeError: if `base` is no optimizer or `constants` are none.
       ValueError: if a constant is negative or not finite.
 
     Examples:
@@ -136,6 +139,7 @@ def acid(
       Nabli et al., `A²CiD²: Accelerating Asynchronous Communication in Decentralized
       Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Equation 4
     """
+    _check_base("acid", base)
     _check_constants(constants)
     eta, alpha, alpha_tilde = constants.eta, constants.alpha, constants.alpha_tilde
     base = optax.with_extra_args_support(base)
@@ -194,6 +198,9 @@ def adpsgd(base: optax.GradientTransformation) -> EventTransformation:
     Returns:
       An :class:`djax.asynchronous.EventTransformation` with an :class:`ADPSGDState`.
 
+    Raises:
+      TypeError: if `base` is no optimizer.
+
     Examples:
       >>> import djax, jax.numpy as jnp, optax
       >>> adpsgd = djax.adpsgd(optax.sgd(0.1))
@@ -206,6 +213,7 @@ def adpsgd(base: optax.GradientTransformation) -> EventTransformation:
       Lian et al., `Asynchronous Decentralized Parallel Stochastic Gradient Descent
       <https://arxiv.org/abs/1710.06952>`_, 2018, Algorithm 1
     """
+    _check_base("adpsgd", base)
     base = optax.with_extra_args_support(base)
 
     def init_fn(params):
@@ -249,7 +257,19 @@ def _check_elapsed(elapsed: Any) -> None:
         )
 
 
-def _check_constants(constants: AcidConstants) -> None:
+def _check_base(name: str, base: Any) -> None:
+    if not isinstance(base, optax.GradientTransformation):
+        raise TypeError(
+            f"{name} needs an optimizer, such as optax.sgd(0.1), got {base!r}."
+        )
+
+
+def _check_constants(constants: Any) -> None:
+    if not isinstance(constants, AcidConstants):
+        raise TypeError(
+            "acid needs the constants of a graph, djax.acid_constants(topology), got "
+            f"{constants!r}."
+        )
     for name in ("eta", "alpha", "alpha_tilde"):
         value = getattr(constants, name)
         if not isinstance(value, jax.Array) and not 0 <= value < float("inf"):

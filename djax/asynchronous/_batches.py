@@ -16,47 +16,68 @@ class Batches:
     """The batches of the gradients, in the order of the events.
 
     A worker takes its own, one after another, epoch by epoch. Workers are in different
-    epochs at the same time; only those epochs are kept that are in use.
+    epochs at the same time; an epoch is kept until the last of them has passed it.
     """
 
     def __init__(self, batches: Callable[[int], PyTree], events: Events):
         """Looks at the first epoch; raises ValueError if its leaves do not fit."""
-        self._batches = batches
-        self._epochs = {0: batches(0)}
-        check_leading_axis("simulate: batches", (self._epochs[0],), events.size)
-        shapes = {np.shape(x)[1:2] for x in jax.tree.leaves(self._epochs[0])}
-        if len(shapes) != 1 or shapes & {(), (0,)}:
-            raise ValueError(
-                "simulate: the leaves of an epoch's batches need two leading axes, "
-                f"workers and steps, the same for all; got {sorted(shapes)} steps."
-            )
-        self._steps = shapes.pop()[0]
+        self._batches, self._size = batches, events.size
+        self._epochs: dict[int, PyTree] = {}
+        self._steps = 0  # Not known yet.
+        first = self._epoch(0)
+        self._steps = jax.tree.leaves(first)[0].shape[1]
         self._worker = events.worker[events.is_gradient]
         self._turn = _turns(self._worker)
+        self._earliest = np.minimum.accumulate(self._turn[::-1])[::-1]
         self._taken = 0
+        self.example = jax.tree.map(lambda x: x[0, 0], first)
+
+    def _epoch(self, epoch: int) -> PyTree:
+        if epoch not in self._epochs:
+            made = self._batches(epoch)
+            check_leading_axis("simulate: batches", (made,), self._size)
+            counts = {np.shape(x)[1:2] for x in jax.tree.leaves(made)}
+            if len(counts) != 1 or counts & {(), (0,)}:
+                raise ValueError(
+                    "simulate: the leaves of an epoch's batches need two leading axes, "
+                    f"workers and steps, the same for all; got {sorted(counts)} steps."
+                )
+            if self._steps and counts != {(self._steps,)}:
+                raise ValueError(
+                    f"simulate: epoch {epoch} has {counts.pop()[0]} steps, but epoch 0 "
+                    f"has {self._steps}."
+                )
+            self._epochs[epoch] = made
+        return self._epochs[epoch]
 
     def take(self, count: int, size: int) -> PyTree:
         """The batches of the next `count` gradients, leaves `[size, ...]`."""
         now = slice(self._taken, self._taken + count)
-        self._taken += count
-        worker, (epoch, step) = (
-            self._worker[now],
-            np.divmod(self._turn[now], self._steps),
-        )
-        needed = np.unique(epoch).tolist() or list(self._epochs)[:1]
-        self._epochs = {
-            e: self._epochs[e] if e in self._epochs else self._batches(e)
-            for e in needed
-        }
+        worker = self._worker[now]
+        epoch, step = np.divmod(self._turn[now], self._steps)
+        order = np.argsort(epoch, kind="stable")
+        needed, starts = np.unique(epoch[order], return_index=True)
+        groups = np.split(order, starts[1:])
+        epochs = [self._epoch(e) for e in needed.tolist() or [min(self._epochs)]]
 
         def pick(*leaves):
-            result = np.zeros((size, *leaves[0].shape[2:]), leaves[0].dtype)
-            for e, leaf in zip(needed, leaves, strict=True):
-                where = np.flatnonzero(epoch == e)
-                result[where] = np.asarray(leaf)[worker[where], step[where]]
+            if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+                data = pick(*map(jax.random.key_data, leaves))
+                return jax.random.wrap_key_data(
+                    data, impl=jax.random.key_impl(leaves[0])
+                )
+            result = np.empty((size, *leaves[0].shape[2:]), leaves[0].dtype)
+            result[count:] = 0
+            for group, leaf in zip(groups, leaves, strict=True):
+                result[group] = np.asarray(leaf)[worker[group], step[group]]
             return jnp.asarray(result)
 
-        return jax.tree.map(pick, *self._epochs.values())
+        taken = jax.tree.map(pick, *epochs)
+        self._taken += count
+        if self._taken < len(self._turn):
+            passed = self._earliest[self._taken] // self._steps
+            self._epochs = {e: b for e, b in self._epochs.items() if e >= passed}
+        return taken
 
 
 def _turns(workers: np.ndarray) -> np.ndarray:

@@ -17,13 +17,15 @@ from numpy.typing import ArrayLike
 from djax.topologies import Topology
 
 from . import _plot
-from ._constants import edge_rates
+from ._constants import check_undirected, edge_rates
 from ._events import NOBODY, Events
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_CLOCKS, _MEETINGS = 0, 1  # Streams of random numbers.
+# Streams of random numbers. Nobody else's: NumPy takes (seed, 0) for (seed,), so that
+# small numbers would be epochs of data, too.
+_CLOCKS, _MEETINGS = 0x6772616469656E74, 0x617665726167696E
 
 
 class Rounds(NamedTuple):
@@ -91,6 +93,7 @@ def draw_events(
       The events. The run ends with the last gradient, or at `duration`.
 
     Raises:
+      TypeError: if `topology` is none, for example a Schedule.
       ValueError: if an argument is out of range, or nothing or both say when to end.
 
     Examples:
@@ -101,6 +104,7 @@ def draw_events(
       >>> print(events.gradient_counts.sum(), counts.mean().round(1))
       6400 1.0
     """
+    check_undirected("draw_events", topology)
     size = topology.size
     rates = edge_rates(topology, rate)
     speeds = check_speeds("draw_events", speeds, size)
@@ -164,6 +168,10 @@ def draw_rounds(
       >>> rounds.end[-1].item(), round(rounds.idle_share, 4)
       (40.0, 0.5625)
     """
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(
+            f"draw_rounds: size must be a number of workers, got {size!r}."
+        )
     speeds = check_speeds("draw_rounds", speeds, size)
     check_variation("draw_rounds", variation)
     if steps < 1 or not (speeds > 0).all():
@@ -219,7 +227,10 @@ def _finish_times(
         return np.zeros(0)
     count = 1 + math.ceil(until * speed)
     while True:
-        finish = np.cumsum(_durations(worker, count, speed, variation, seed))
+        if variation == 0:  # No sum, whose rounding would add up.
+            finish = np.arange(1, count + 1) / speed
+        else:
+            finish = np.cumsum(_durations(worker, count, speed, variation, seed))
         if finish[-1] > until:
             return finish[: np.searchsorted(finish, until, side="right")]
         count *= 2
@@ -227,6 +238,8 @@ def _finish_times(
 
 def _time_of(gradients: Any, speeds: np.ndarray, variation: float, seed: int) -> float:
     """When all workers together have computed so many gradients."""
+    if not isinstance(gradients, (int, np.integer)):
+        raise ValueError(f"draw_events: gradients must be an int, got {gradients!r}.")
     if gradients < 1 or not speeds.any():
         raise ValueError(
             f"draw_events: cannot wait for {gradients} gradients at speeds up to "

@@ -20,7 +20,7 @@ Nabli, Belilovsky and Oyallon, `A²CiD²: Accelerating Asynchronous Communicatio
 Decentralized Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Proposition 3.6.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
@@ -66,6 +66,7 @@ def edge_rates(topology: Topology, rate: ArrayLike = 1.0) -> np.ndarray:
       `float64[n, n]`, symmetric, zero where there is no edge.
 
     Raises:
+      TypeError: if `topology` is none, for example a Schedule, or `rate` no number.
       ValueError: if a rate is negative or not finite, the matrix is not symmetric, or
         it has an entry where the graph has no edge.
 
@@ -74,7 +75,13 @@ def edge_rates(topology: Topology, rate: ArrayLike = 1.0) -> np.ndarray:
       >>> djax.asynchronous.edge_rates(djax.topologies.star(4))[0].round(3).tolist()
       [0.0, 0.333, 0.333, 0.333]
     """
-    given = np.asarray(rate, np.float64)
+    check_undirected("edge_rates", topology)
+    try:
+        given = np.asarray(rate, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"edge_rates: rate must be a number or a matrix, got {rate!r}."
+        ) from None
     adjacency = nx.to_numpy_array(topology.graph, weight="multiplicity")
     if given.ndim == 0:
         if not 0 <= given < np.inf:
@@ -85,7 +92,7 @@ def edge_rates(topology: Topology, rate: ArrayLike = 1.0) -> np.ndarray:
         degrees = adjacency.sum(1)
         return given * adjacency / np.maximum(np.maximum.outer(degrees, degrees), 1)
     _check_rates(given, adjacency)
-    return given.copy()
+    return (given + given.T) / 2
 
 
 def acid_constants(topology: Topology, rate: ArrayLike = 1.0) -> AcidConstants:
@@ -137,6 +144,14 @@ def acid_constants(topology: Topology, rate: ArrayLike = 1.0) -> AcidConstants:
     )
 
 
+def check_undirected(name: str, topology: Any) -> None:
+    """Raises TypeError unless it is a Topology."""
+    if not isinstance(topology, Topology):
+        raise TypeError(
+            f"{name} needs a Topology, got {topology!r}; a Schedule is directed."
+        )
+
+
 def _check_rates(rates: np.ndarray, adjacency: np.ndarray) -> None:
     if rates.shape != adjacency.shape:
         raise ValueError(
@@ -146,7 +161,7 @@ def _check_rates(rates: np.ndarray, adjacency: np.ndarray) -> None:
     mistakes = {
         "is negative or not finite": ~((rates >= 0) & (rates < np.inf)),
         "has no edge in the topology": (rates > 0) & (adjacency == 0),
-        "differs from its transpose": rates != rates.T,
+        "differs from its transpose": ~np.isclose(rates, rates.T, rtol=1e-12, atol=0),
     }
     for mistake, where in mistakes.items():
         if where.any():

@@ -139,6 +139,9 @@ class Events:
     ) -> "Axes":
         """Draws each worker's gradients as bars and the averagings as lines.
 
+        After a worker's last gradient, or without any, it is drawn as computing the
+        next, unless nobody computes.
+
         Args:
           ax: where to draw; by default new axes.
           until: end of the picture; by default of the run.
@@ -169,8 +172,14 @@ class Events:
 
 
 def _check_events(events: Events) -> None:
-    count = len(events.time)
-    if events.worker.shape != (count,) or events.peer.shape != (count,):
+    count = events.time.size
+    if not 0 <= events.duration < np.inf:
+        raise ValueError(f"Events: the run cannot end at {events.duration}.")
+    if (
+        events.time.shape != (count,)
+        or events.worker.shape != (count,)
+        or events.peer.shape != (count,)
+    ):
         raise ValueError(
             "Events: time, worker and peer need one entry an event, got shapes "
             f"{events.time.shape}, {events.worker.shape} and {events.peer.shape}."

@@ -37,10 +37,8 @@ def plot_timeline(events: "Events", ax: "Axes | None", until: float) -> "Axes":
     """A bar for each gradient, and a line between the two ends of an averaging."""
     ax = make_axes(ax)
     gradients, past = events.is_gradient, events.time <= until
-    for i in range(events.size):
+    for i in range(events.size if gradients.any() else 0):
         finish = events.time[gradients & (events.worker == i)]
-        if not len(finish):  # It has no clock.
-            continue
         start = np.concatenate([[0.0], finish])  # The last one is not finished.
         _bars(ax, i, start, np.concatenate([finish, [events.duration]]), until)
     meets = ~gradients & past
@@ -84,5 +82,6 @@ def _bars(ax, worker, start, finish, until):
 
 def _finish(ax, size, until):
     ax.set(xlabel="time", ylabel="worker", xlim=(0, until), ylim=(size - 0.5, -0.5))
-    ax.set_yticks(range(size)) if size <= 16 else None
+    if size <= 16:
+        ax.set_yticks(range(size))
     return ax

@@ -37,9 +37,9 @@ class Wave(NamedTuple):
     clipped, and what they would write is dropped.
 
     Attributes:
-      ends: `int32[2 * averagings]`, pairs of workers, one behind the other.
-      since: `float[2 * averagings]`, the time since the previous event of each.
-      averaging: `int32[]`, how many ends there are.
+      ends: `int32[2, averagings]`, the two ends.
+      since: `float[2, averagings]`, the time since the previous event of each.
+      averaging: `int32[]`, how many averagings there are.
       workers: `int32[gradients]`.
       elapsed: `float[gradients]`, the time since the worker's previous event.
       steps: `int32[gradients]`, how many gradients came before, over all workers.
@@ -60,16 +60,14 @@ class Wave(NamedTuple):
 def describe(events: Events, waves: Waves) -> Wave:
     """Looks up what the waves' events are."""
     averagings, gradients = waves
-    ends = np.stack([events.worker[averagings], events.peer[averagings]], -1)
-    ends = np.where(averagings[..., None] < 0, events.size, ends)
-    flat = (len(averagings), 2 * averagings.shape[1])
+    ends = np.stack([events.worker[averagings], events.peer[averagings]], 1)
     empty = gradients < 0
     steps = (np.cumsum(events.is_gradient) - 1)[gradients]
     first = steps[~empty].min(initial=np.iinfo(np.int32).max)
     wave = Wave(
-        ends=ends.reshape(flat),
-        since=events.elapsed[averagings].reshape(flat),
-        averaging=2 * (averagings >= 0).sum(1),
+        ends=np.where(averagings[:, None] < 0, events.size, ends),
+        since=np.moveaxis(events.elapsed[averagings], -1, 1),
+        averaging=(averagings >= 0).sum(1),
         workers=np.where(empty, events.size, events.worker[gradients]),
         elapsed=events.elapsed[gradients, 0],
         steps=steps,
@@ -93,18 +91,12 @@ def looped(algorithm, gradient_fn, run: Run, waves: Wave, batches: PyTree, count
         if wave.workers.size:
             results = _compute(gradient_fn, run, wave, batches)
             run = _apply(algorithm, run, wave, results)
-            measured = _put(measured, wave.slots, wave.computing, results[2])
+            measured = _put(measured, wave.computing, (wave.slots, results[2], None))
         return run, measured
 
     measured = ()
     if waves.workers.size:
-        one = jax.tree.map(lambda x: x[0], waves)
-        compute = functools.partial(_compute, gradient_fn)
-        like = jax.eval_shape(compute, run, one, batches)[2]
-        total = len(jax.tree.leaves(batches)[0])
-        measured = jax.tree.map(
-            lambda x: jnp.zeros((total, *x.shape[1:]), x.dtype), like
-        )
+        measured = _no_metrics(gradient_fn, run, batches)
     return jax.lax.fori_loop(0, count, body, (run, measured))
 
 
@@ -122,7 +114,18 @@ def dispatched(algorithm, gradient_fn, run: Run, waves: Wave, batches, count):
             measured |= zip(wave.slots, (r[2] for r in results), strict=False)
             results += results[-1:] * (len(wave.workers) - real)
             run = _apply_alone(algorithm, run, wave, _stack(results))
-    return run, _stack([measured[slot] for slot in sorted(measured)])
+    if measured:
+        return run, _stack([measured[slot] for slot in sorted(measured)])
+    computes = waves.workers.shape[1] > 0
+    return run, _no_metrics(gradient_fn, run, batches) if computes else ()
+
+
+def _no_metrics(gradient_fn, run: Run, batches: PyTree) -> PyTree:
+    """Zeros for the metrics of all gradients of a stretch."""
+    one = functools.partial(_one_gradient, gradient_fn)
+    like = jax.eval_shape(one, run, 0, batches, 0)[2]
+    total = len(jax.tree.leaves(batches)[0])
+    return jax.tree.map(lambda x: jnp.zeros((total, *x.shape), x.dtype), like)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -133,7 +136,7 @@ def _one_gradient(gradient_fn, run: Run, i, batches: PyTree, slot):
 
 
 def _stack(trees: list[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees) if trees else ()
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
 
 
 def _average(algorithm, run: Run, wave: Wave) -> Run:
@@ -141,18 +144,19 @@ def _average(algorithm, run: Run, wave: Wave) -> Run:
     if not wave.ends.size:
         return run
     everyone = run.params, run.state
-    before = _rows(everyone, wave.ends)
-    params, state = jax.vmap(algorithm.mix)(*before, wave.since)
-    peers = jax.tree.map(_swap, params)
-    updates, state = jax.vmap(algorithm.average)(peers, state, params)
-    after = optax.apply_updates(params, updates), state
-    params, state = _put(everyone, wave.ends, wave.averaging, after, before)
+    before = [_rows(everyone, ends) for ends in wave.ends]
+    mixed = [
+        jax.vmap(algorithm.mix)(*rows, since)
+        for rows, since in zip(before, wave.since, strict=True)
+    ]
+    writes = []
+    for k in (0, 1):
+        (params, state), (peer, _) = mixed[k], mixed[1 - k]
+        updates, state = jax.vmap(algorithm.average)(peer, state, params)
+        after = optax.apply_updates(params, updates), state
+        writes.append((wave.ends[k], after, before[k]))
+    params, state = _put(everyone, wave.averaging, *writes)
     return run._replace(params=params, state=state)
-
-
-def _swap(rows: jax.Array) -> jax.Array:
-    """Gives each end what the other one has."""
-    return rows.reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
 
 
 def _compute(gradient_fn, run: Run, wave: Wave, batches: PyTree):
@@ -178,7 +182,7 @@ def _apply(algorithm, run: Run, wave: Wave, results) -> Run:
     before = _rows((run.params, run.state), wave.workers)
     params, state = jax.vmap(step)(before, grads, wave.elapsed, wave.steps)
     after = Run(params, state, params, model_state)
-    return _put(run, wave.workers, wave.computing, after)
+    return _put(run, wave.computing, (wave.workers, after, None))
 
 
 _average_alone = jax.jit(_average, static_argnums=0, donate_argnums=1)
@@ -189,30 +193,46 @@ def _rows(tree: PyTree, index: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: x.at[index].get(mode="clip"), tree)
 
 
-def _put(
-    tree: PyTree, index: jax.Array, count: jax.Array, rows: PyTree, before: PyTree = ()
-) -> PyTree:
-    """Writes the first `count` rows, but for leaves that are the ones from `before`."""
+def _put(tree: PyTree, count: jax.Array, *writes: tuple) -> PyTree:
+    """Writes rows into arrays of all workers.
+
+    Args:
+      tree: the arrays.
+      count: how many of the rows are written, the first ones.
+      *writes: where, what, and what has been there: leaves that are the very same are
+        left alone.
+    """
     targets, structure = jax.tree.flatten(tree)
-    known = {id(leaf) for leaf in jax.tree.leaves(before)}
-    changed = {
-        i: new for i, new in enumerate(jax.tree.leaves(rows)) if id(new) not in known
-    }
+    changed: dict[int, list] = {i: [] for i in range(len(targets))}
+    for index, rows, before in writes:
+        old = jax.tree.leaves(before) if before is not None else [None] * len(targets)
+        for i, (new, known) in enumerate(zip(jax.tree.leaves(rows), old, strict=True)):
+            if new is not known:
+                changed[i].append((index, new))
 
     def write(k, targets):
-        return {
-            i: jax.lax.dynamic_update_index_in_dim(x, changed[i][k], index[k], 0)
-            for i, x in targets.items()
-        }
+        targets = dict(targets)
+        for i in targets:
+            for index, new in changed[i]:
+                targets[i] = jax.lax.dynamic_update_index_in_dim(
+                    targets[i], new[k], index[k], 0
+                )
+        return targets
 
     def one_by_one(targets):
         return jax.lax.fori_loop(0, count, write, targets)
 
     def all_at_once(targets):
-        return {i: x.at[index].set(changed[i], mode="drop") for i, x in targets.items()}
+        targets = dict(targets)
+        for i in targets:
+            for index, new in changed[i]:
+                targets[i] = targets[i].at[index].set(new, mode="drop")
+        return targets
 
     # On CPUs XLA's scatter takes several times as long as a loop over its rows.
     written = jax.lax.platform_dependent(
-        {i: targets[i] for i in changed}, cpu=one_by_one, default=all_at_once
+        {i: x for i, x in enumerate(targets) if changed[i]},
+        cpu=one_by_one,
+        default=all_at_once,
     )
     return structure.unflatten(written.get(i, x) for i, x in enumerate(targets))

@@ -68,7 +68,8 @@ def simulate(
     and applied when it is due; averagings change the model meanwhile. The base
     optimizer counts the worker's own steps, and is given the number of all gradients
     before as the extra argument `global_step`
-    (:func:`djax.asynchronous.in_global_steps`).
+    (:func:`djax.asynchronous.in_global_steps`). One that draws noise draws the same on
+    every worker, as all start from one state.
 
     Args:
       algorithm: :func:`djax.acid` or :func:`djax.adpsgd`.
@@ -79,7 +80,8 @@ def simulate(
         `(params, model_state, batch) -> (grads, model_state, metrics)`. Not needed,
         like the batches, where there are no gradients.
       batches: `epoch -> tree` with leaves `[workers, steps, ...]`: a worker's gradients
-        take one after another, in the epochs 0, 1, ....
+        take one after another, in the epochs 0, 1, ...; always the same number of
+        steps.
       times: when to look, ascending; the end of the events always is looked at, last.
         Looking changes nothing. In between, the batches of all gradients are in the
         device's memory at once.
@@ -91,6 +93,8 @@ def simulate(
       An iterator over the :class:`Moment`\\ s, which computes as it goes.
 
     Raises:
+      TypeError: if the algorithm or the events are none, or what `gradient_fn` returns
+        does not fit.
       ValueError: if arguments do not fit together or `times` are not ascending in
         [0, `events.duration`]; before anything is computed.
 
@@ -109,7 +113,16 @@ def simulate(
       >>> print(last.params.mean().round(1), last.metrics["loss"].shape)
       2.5 (400,)
     """
-    check_leading_axis("simulate", ((), (), params), events.size)
+    if not isinstance(algorithm, EventTransformation):
+        raise TypeError(
+            "simulate needs an asynchronous algorithm, djax.acid(...) or "
+            f"djax.adpsgd(...), got {algorithm!r}."
+        )
+    if not isinstance(events, Events):
+        raise TypeError(
+            f"simulate needs events, such as those of draw_events, got {events!r}."
+        )
+    check_leading_axis("simulate: params", (params,), events.size)
     check_leading_axis("simulate: model_state", (model_state,), events.size)
     ends = _check_times(times, events.duration)
     stream = None
@@ -120,6 +133,12 @@ def simulate(
                 "batches."
             )
         stream = Batches(batches, events)
+        _check_gradient_fn(
+            gradient_fn,
+            jax.tree.map(lambda x: x[0], params),
+            jax.tree.map(lambda x: x[0], model_state),
+            stream.example,
+        )
     start = _copies((params, model_state))
     program = dispatched if dispatch else looped
     return _moments(algorithm, events, start, gradient_fn, stream, ends, program)
@@ -128,7 +147,8 @@ def simulate(
 def in_global_steps(schedule: optax.Schedule) -> "GlobalSchedule":
     """A schedule of the gradients of all workers together, instead of one's own.
 
-    For optimizers within :func:`simulate`, by way of `optax.inject_hyperparams`.
+    For optimizers within :func:`simulate`, by way of `optax.inject_hyperparams`, whose
+    `static_args` may name the optimizer's other arguments.
 
     Args:
       schedule: of the number of gradients that all workers have computed.
@@ -166,6 +186,11 @@ class GlobalSchedule:
 
     def __call__(self, state: tuple[()], **extra_args) -> ArrayLike:
         """Returns the schedule's value at the global step, at first 0."""
+        if not isinstance(state, tuple):  # Called as a schedule of a counter.
+            raise TypeError(
+                "in_global_steps: use optax.inject_hyperparams(optax.sgd)(schedule), "
+                "not optax.sgd(schedule), which passes the worker's own counter."
+            )
         return self._schedule(jnp.asarray(extra_args.get("global_step", 0), jnp.int32))
 
 
@@ -186,7 +211,7 @@ def _moments(
     counts = [len(waves.gradients) for waves in stretches]
     gradients = [int(events.is_gradient[i:j].sum()) for i, j in spans]
     # All stretches, and those of similar events, have the same shapes: one program.
-    longest = 2 ** (max(counts) - 1).bit_length() if max(counts) else 0
+    longest = 2 ** (max(counts) - 1).bit_length() if max(counts) else 1
     most = -(-max(gradients) // events.size) * events.size
     for end, waves, count, new in zip(ends, stretches, counts, gradients, strict=True):
         described = jax.tree.map(lambda x: _pad(x, longest), describe(events, waves))
@@ -230,12 +255,35 @@ def _pad(array: np.ndarray, length: int) -> np.ndarray:
     )
 
 
+def _check_gradient_fn(gradient_fn, params, model_state, batch) -> None:
+    """Raises TypeError unless it returns gradients, model state and metrics."""
+    made = jax.eval_shape(gradient_fn, params, model_state, batch)
+    if not isinstance(made, tuple) or len(made) != 3:
+        raise TypeError(
+            "simulate: gradient_fn must return gradients, model_state and metrics, got "
+            f"{made!r}."
+        )
+    if (shapes := jax.tree.map(jnp.shape, params)) != jax.tree.map(jnp.shape, made[0]):
+        raise TypeError(
+            f"simulate: gradient_fn must return gradients of the shapes {shapes}, got "
+            f"{made[0]}."
+        )
+    kinds = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), model_state
+    )
+    if kinds != made[1]:
+        raise TypeError(
+            f"simulate: gradient_fn must return a model_state like {kinds}, got "
+            f"{made[1]}."
+        )
+
+
 def _check_times(times: Sequence[float], duration: float) -> np.ndarray:
     """Returns them and the end, once."""
     given = np.asarray(times, np.float64)
     end = np.isclose(given, duration, rtol=1e-12, atol=0)  # Products may be above it.
     given = np.where(end, duration, given)
-    if (np.diff(given, prepend=0.0, append=duration) < 0).any():
+    if given.ndim != 1 or not (np.diff(given, prepend=0.0, append=duration) >= 0).all():
         raise ValueError(
             "simulate: times must ascend, between 0 and the events' duration "
             f"{duration:.6g}; got {given.tolist()}."

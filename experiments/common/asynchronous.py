@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -31,15 +32,15 @@ ALGORITHMS = ("a2cid2", "adpsgd")
 class Clocks:
     """Virtual clocks of a2cid2, adpsgd, and, for comparison, all_reduce_sgd."""
 
-    rate: float | None = None
+    rate: float = 1.0
     """Averagings of a worker of a2cid2 or adpsgd per unit of time, in which a worker of
-    speed 1 computes one gradient; 1 by default, below that it is local SGD."""
+    speed 1 computes one gradient; below 1 it is local SGD."""
     speeds: tuple[float, ...] = ()
     """Gradients per unit of time, one for all workers or one for each, as in `1 1 1
     0.25`; 1 by default."""
-    variation: float | None = None
+    variation: float = 1.0
     """Standard deviation of the time that a gradient takes, in units of its mean: 0 is
-    constant, 1, the default, exponentially distributed."""
+    constant, 1 exponentially distributed."""
     global_steps: bool = False
     """Let a2cid2 and adpsgd decay the step size by the gradients of all workers, not by
     each worker's own."""
@@ -60,15 +61,8 @@ def check_clocks(clocks: Clocks, algorithm: str) -> None:
 
 
 def _options(clocks: Clocks, seed: int) -> dict[str, Any]:
-    return {
-        "speeds": clocks.speeds or 1.0,
-        "variation": 1.0 if clocks.variation is None else clocks.variation,
-        "seed": seed,
-    }
-
-
-def _rate(clocks: Clocks) -> float:
-    return 1.0 if clocks.rate is None else clocks.rate
+    speeds = clocks.speeds or 1.0
+    return {"speeds": speeds, "variation": clocks.variation, "seed": seed}
 
 
 def make_events(
@@ -84,7 +78,7 @@ def make_events(
     """
     return asynchronous.draw_events(
         topology,
-        _rate(clocks),
+        clocks.rate,
         gradients=topology.size * steps,
         **_options(clocks, seed),
     )
@@ -93,7 +87,7 @@ def make_events(
 def make_rounds(
     clocks: Clocks, size: int, steps: int, seed: int
 ) -> asynchronous.Rounds | None:
-    """When synchronous workers compute; None unless an option of the clocks is given.
+    """When synchronous workers compute; None where the clocks are the default ones.
 
     Args:
       clocks: from the command line.
@@ -129,7 +123,7 @@ def make_algorithm(
         optimizer = make_base(base, steps)
     if name == "adpsgd":
         return djax.adpsgd(optimizer)
-    return djax.acid(optimizer, djax.acid_constants(topology, _rate(clocks)))
+    return djax.acid(optimizer, djax.acid_constants(topology, clocks.rate))
 
 
 def _in_global_steps(make):
@@ -170,6 +164,10 @@ def train(
         `step` are means over the workers.
       advance: called after each evaluation with the epochs since the one before.
 
+    Returns:
+      As of :func:`experiments.common.trainer.train`; the loss of a record is the mean
+      of the last gradients, one epoch of all workers.
+
     Raises:
       Diverged: if the loss of a gradient is not finite.
     """
@@ -185,27 +183,26 @@ def train(
         dispatch=task.dispatch,
     )
     workers = events.worker[events.is_gradient]
-    history, done, start = [], 0, time.perf_counter()
+    losses, history, start = np.zeros(0), [], time.perf_counter()
     for moment in moments:
-        losses = np.asarray(moment.metrics["loss"], np.float64)
-        check_losses(losses, workers[done:], f"by time {moment.time:.4g}")
-        done += len(losses)
-        step = done / events.size
+        new = np.asarray(moment.metrics["loss"], np.float64)
+        check_losses(new, workers[len(losses) :], f"by time {moment.time:.4g}")
+        losses = np.concatenate([losses, new])
+        step = len(losses) / events.size
+        epoch = losses[-events.size * task.steps_per_epoch :]
         record = {
             "epoch": step / task.steps_per_epoch,
             "step": step,
             "time": moment.time,
-            "loss": float(losses.mean()) if len(losses) else None,
+            "loss": float(epoch.mean()) if len(epoch) else math.nan,
             **assess(moment.params),
             "seconds": time.perf_counter() - start,
         }
         history.append(record)
         report(record)
-        advance(len(losses) / events.size / task.steps_per_epoch)
-    last = moment
-    return Outcome(
-        simulation.Workers(last.params, last.state, last.model_state), history
-    )
+        advance(len(new) / events.size / task.steps_per_epoch)
+    end = simulation.Workers(moment.params, moment.state, moment.model_state)
+    return Outcome(end, history)
 
 
 def describe(
@@ -236,7 +233,6 @@ def describe(
             "averagings during a gradient, mean (most)",
             f"{staleness.mean():.3g} ({staleness.max()})",
         ),
-        ("idle share of the workers' time", "0.0%"),
     ]
 
 
