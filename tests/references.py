@@ -1,7 +1,7 @@
 """Every algorithm once more, as plainly as possible: the workers are the rows of x.
 
 Each function but the last takes the gradient of all workers `[n, d] -> [n, d]`, the
-start `[n, d]`, the learning rate, the number of steps and the mixing matrix, and returns
+start, the learning rate, the number of steps and the mixing matrix, and returns
 `[n, d]`.
 """
 

@@ -52,13 +52,17 @@ class Batches:
 
     def take(self, count: int, size: int) -> PyTree:
         """The batches of the next `count` gradients, leaves `[size, ...]`."""
+        if not count:
+            return jax.tree.map(
+                lambda x: jnp.broadcast_to(x, (size, *x.shape)), self.example
+            )
         now = slice(self._taken, self._taken + count)
         worker = self._worker[now]
         epoch, step = np.divmod(self._turn[now], self._steps)
         order = np.argsort(epoch, kind="stable")
         needed, starts = np.unique(epoch[order], return_index=True)
         groups = np.split(order, starts[1:])
-        epochs = [self._epoch(e) for e in needed.tolist() or [min(self._epochs)]]
+        epochs = [self._epoch(e) for e in needed.tolist()]
 
         def pick(*leaves):
             if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
