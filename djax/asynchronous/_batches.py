@@ -74,7 +74,7 @@ class Batches:
             result[count:] = 0
             for group, leaf in zip(groups, leaves, strict=True):
                 result[group] = np.asarray(leaf)[worker[group], step[group]]
-            return jnp.asarray(result)
+            return jax.device_put(result)
 
         taken = jax.tree.map(pick, *epochs)
         self._taken += count

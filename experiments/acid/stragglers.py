@@ -14,7 +14,7 @@ time in all methods, drawn from the same virtual clocks (standard deviation 0.3 
 mean), with and without one worker of a quarter of the speed.
 
 Expect AR-SGD to take two and a half times as long with the slow worker (it waits for
-the slowest of 16 also among equals), and the asynchronous methods a tenth longer than
+the slowest of 16 also among equals), and the asynchronous methods hardly longer than
 without it. 2 minutes on 2 cores.
 """
 
