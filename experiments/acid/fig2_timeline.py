@@ -29,7 +29,7 @@ from ..common import figures
 
 RING = topologies.ring(4)
 SPEEDS = (1.0, 1.0, 1.0, 0.5)
-CLOCKS = {"speeds": SPEEDS, "variation": 0.3, "seed": 4}
+CLOCKS = {"speeds": SPEEDS, "variation": 0.3, "seed": 1}
 
 
 def measure(rounds: Rounds, events: Events) -> list[dict[str, Any]]:
