@@ -1,5 +1,6 @@
 """The training loop: one chunk of steps an epoch, and what is measured in between."""
 
+import functools
 import math
 import statistics
 import time
@@ -65,9 +66,7 @@ def train(
     workers = simulation.init_workers(
         optimizer, communicator, params, jax.tree.map(jnp.asarray, task.model_state)
     )
-    steps = simulation.make_steps(
-        task.gradient_fn, optimizer, communicator, dispatch=task.dispatch
-    )
+    steps = _make_steps(task.gradient_fn, optimizer, communicator, task.dispatch)
     assess = make_assess(task, communicator)
     due = {round((i + 1) * epochs / evaluations) for i in range(evaluations)}
     history, start = [], time.perf_counter()
@@ -111,9 +110,7 @@ def time_steps(
     model_state = jax.tree.map(jnp.asarray, task.model_state)
     batches = jax.tree.map(jnp.asarray, task.batches(1))
     programs = [
-        simulation.make_steps(
-            task.gradient_fn, optimizer, communicator, dispatch=task.dispatch
-        )
+        _make_steps(task.gradient_fn, optimizer, communicator, task.dispatch)
         for optimizer in optimizers
     ]
     everyone = [
@@ -127,6 +124,14 @@ def time_steps(
         jax.block_until_ready((everyone[i], measured))
         durations[repeat, i] = time.perf_counter() - began
     return list(durations[1:].min(0) / task.steps_per_epoch)
+
+
+@functools.lru_cache(maxsize=1)
+def _make_steps(gradient_fn, optimizer, communicator, dispatch):
+    """Kept, so that what was trained is timed without compiling it again."""
+    return simulation.make_steps(
+        gradient_fn, optimizer, communicator, dispatch=dispatch
+    )
 
 
 def make_assess(
