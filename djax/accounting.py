@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from . import _wire
 from ._base import PyTree, wide
+from .asynchronous._acid import EventTransformation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,7 @@ def communication_cost(
       A :class:`CommunicationCost`.
 
     Raises:
+      TypeError: if the transformation is asynchronous: its updates send nothing.
       ValueError: if the number of workers is not the transformation's, or if what is
         sent depends on values: in a `while_loop`, or in a `cond` whose branches differ.
 
@@ -128,6 +130,11 @@ def communication_cost(
       >>> djax.communication_cost(rarely, weights, ring).mean_messages
       0.5
     """
+    if isinstance(transformation, EventTransformation):
+        raise TypeError(
+            "an asynchronous algorithm sends nothing in its updates, but one model in "
+            "each averaging: multiply Events.averaging_counts by the bytes of a model"
+        )
     update = optax.with_extra_args_support(transformation).update
     _, state = _trace(topology.size, transformation.init, params)
     program, _ = _trace(

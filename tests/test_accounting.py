@@ -157,6 +157,11 @@ def test_sending_that_depends_on_values_is_refused():
         cost(sometimes, topologies.ring(4))
 
 
+def test_what_asynchronous_workers_send_is_counted_by_their_events():
+    with pytest.raises(TypeError, match="Events.averaging_counts by the bytes"):
+        cost(lambda *_: djax.adpsgd(optax.sgd(0.1)), topologies.ring(4))
+
+
 def test_extra_arguments_are_passed_on():
     ring, communicator = topologies.ring(4), communicators.simulated(4)
     chain = optax.chain(optax.polyak_sgd(), djax.gossip(ring, communicator))
