@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from . import _wire
 from ._base import PyTree, wide
-from .asynchronous._acid import EventTransformation
+from .asynchronous import EventTransformation
 
 
 @dataclasses.dataclass(frozen=True)

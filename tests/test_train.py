@@ -38,7 +38,7 @@ def last_record(runs):
     [(4, "--algorithm dpsgd"), (3, "--algorithm relay_sgd --topology chain")],
 )
 def test_simulation_and_mpi_print_the_same(size, algorithm, tmp_path):
-    options = ("--seed", "1", "--drop-probability", "0.05", "--epochs", "2")
+    options = ("--seed", "1", "--drop-probability", "0.05", "--epochs", "4")
     options += tuple(algorithm.split())
     workers = ("--workers", str(size))
     here = python(*TRAIN, *workers, *options, "--runs", f"{tmp_path}/simulated")
