@@ -1,0 +1,381 @@
+"""How neighbours agree to average, without a master.
+
+Each worker runs this protocol with its neighbours. It is a pure state machine: what it
+is told (a demand, a message, the end of an averaging) makes it return the messages that
+it wants to send. A worker is free, asks one neighbour, or averages with one:
+
+* who is free and wants to average sends `REQUEST` to a neighbour and waits for its
+  answer;
+* who is free and asked answers `ACCEPT`, and both average. Two that ask each other need
+  no answer;
+* who is averaging and asked answers `DECLINE`, and owes the asker a request of its own;
+* who asks one neighbour and is asked by another lets it wait for the answer to its own
+  question if the asker has the higher rank, and else declines, owing it a request.
+
+Nobody waits in a circle, since a worker waits only for one of lower rank that waits
+itself. Nobody asks in vain for ever: a request that is declined is not repeated, but
+returned once by the one who owes it, and asking upwards in rank it is never declined by
+somebody who asks. Channels between two workers have to be reliable and ordered.
+
+Which neighbour a worker wants is one of three policies:
+
+* :class:`EdgeClocks`: each demand names one, and is served exactly once;
+* :class:`FirstFree`: whoever is ready first; without demand of its own nobody is;
+* :class:`FixedOrder`: a cycle over matchings of the graph, in which everyone waits for
+  the neighbour whose turn it is (the schedule of AD-PSGD).
+"""
+
+import enum
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+Messages = list[tuple[int, "Kind"]]
+"""To whom, and what."""
+
+
+class Kind(enum.IntEnum):
+    """What the workers of the pairing tell each other."""
+
+    REQUEST = 1
+    ACCEPT = 2
+    DECLINE = 3
+    DONE = 4
+
+
+class Pairing:
+    """One worker's part of the protocol; one of the three policies below.
+
+    Every method that is told something returns the messages to be sent, in order.
+
+    Args:
+      rank: this worker.
+      neighbors: those it may average with.
+
+    Attributes:
+      partner: the neighbour to average with now, or None; until `ended` is called.
+      asking: the neighbour whose answer is awaited, or None.
+      done: whether this worker has said `DONE`: it asks nobody any more, and averages
+        with everyone who asks.
+    """
+
+    def __init__(self, rank: int, neighbors: Iterable[int]):
+        """A free worker without demands."""
+        self.rank = rank
+        self.neighbors = list(neighbors)
+        self.partner: int | None = None
+        self.asking: int | None = None
+        self.done = False
+        self._finishing = False
+        self._waiting: deque[int] = deque()
+        self._out: Messages = []
+
+    @property
+    def backlog(self) -> int:
+        """Number of averagings that are demanded and not made."""
+        raise NotImplementedError
+
+    @property
+    def quiet(self) -> bool:
+        """Whether there is nothing that this worker will do unless it is asked."""
+        return self.done and self.partner is None and not self._waiting
+
+    def receive(self, sender: int, kind: Kind) -> Messages:
+        """A neighbour's message has arrived."""
+        if sender in self.neighbors:
+            if kind == Kind.REQUEST:
+                self._requested(sender)
+            elif kind == Kind.DONE:
+                self._served_by(sender)
+            elif self.asking == sender:
+                self.asking = None
+                if kind == Kind.ACCEPT:
+                    self._meet(sender)
+                else:
+                    self._declined(sender)
+        return self._advance()
+
+    def ended(self) -> Messages:
+        """The averaging is made, or given up."""
+        self.partner = None
+        return self._advance()
+
+    def finish(self) -> Messages:
+        """This worker demands no more; it says `DONE` when it is free."""
+        self._finishing = True
+        self._drop_demands()
+        return self._advance()
+
+    def forget(self, peer: int) -> Messages:
+        """A neighbour is no more; one that is averaging with it has to call `ended`."""
+        if peer in self.neighbors:
+            self.neighbors.remove(peer)
+            if peer in self._waiting:
+                self._waiting.remove(peer)
+            if self.asking == peer:
+                self.asking = None
+            self._drop(peer)
+        return self._advance()
+
+    def _requested(self, sender: int) -> None:
+        if self.asking == sender:  # Both ask: both have their answer.
+            self.asking = None
+            self._crossed(sender)
+            self._meet(sender)
+        elif self.done or (self.asking is not None and sender > self.rank):
+            self._waiting.append(sender)
+        elif self.asking is None and self.partner is None and self._willing():
+            self._out.append((sender, Kind.ACCEPT))
+            self._meet(sender)
+        else:
+            self._out.append((sender, Kind.DECLINE))
+            self._owe(sender)
+
+    def _advance(self) -> Messages:
+        """Does what a free worker does, and returns all messages that came up."""
+        while self.partner is None and self.asking is None:
+            if self._waiting:
+                sender = self._waiting.popleft()
+                if self.done or self._willing():
+                    self._out.append((sender, Kind.ACCEPT))
+                    self._meet(sender)
+                else:
+                    self._out.append((sender, Kind.DECLINE))
+                    self._owe(sender)
+            elif self._finishing:
+                if not self.done:
+                    self.done = True
+                    self._out += [(peer, Kind.DONE) for peer in self.neighbors]
+                break
+            elif (peer := self._wanted()) is not None:
+                self._out.append((peer, Kind.REQUEST))
+                self.asking = peer
+                self._asked(peer)
+            else:
+                break
+        out, self._out = self._out, []
+        return out
+
+    def _meet(self, peer: int) -> None:
+        self.partner = peer
+        self._met(peer)
+
+    # What the policies differ in.
+
+    def _willing(self) -> bool:
+        """Whether a free worker averages with somebody who asks."""
+        raise NotImplementedError
+
+    def _wanted(self) -> int | None:
+        """Whom a free worker asks next."""
+        raise NotImplementedError
+
+    def _drop_demands(self) -> None:
+        raise NotImplementedError
+
+    def _owe(self, peer: int) -> None:
+        """Its request has been declined."""
+
+    def _asked(self, peer: int) -> None:
+        """It has been sent a request."""
+
+    def _declined(self, peer: int) -> None:
+        """It has declined, and will ask in its turn."""
+
+    def _crossed(self, peer: int) -> None:
+        """It has been sent a request, and has sent one."""
+
+    def _met(self, peer: int) -> None:
+        """An averaging with it begins."""
+
+    def _served_by(self, peer: int) -> None:
+        """It is done, and will average whenever asked."""
+
+    def _drop(self, peer: int) -> None:
+        """It is no more."""
+
+
+class EdgeClocks(Pairing):
+    """Each demand names the neighbour: what a clock of the pair does.
+
+    A neighbour that declines takes the demand over, so that pairs average as often as
+    their clocks tick, in whatever order.
+    """
+
+    def __init__(self, rank: int, neighbors: Iterable[int]):
+        """A free worker without demands."""
+        super().__init__(rank, neighbors)
+        self._owed: deque[int] = deque()
+
+    @property
+    def backlog(self) -> int:
+        """Number of averagings that are demanded here and not made."""
+        return len(self._owed) + (self.asking is not None)
+
+    def demand(self, peer: int) -> Messages:
+        """The clock of the pair has ticked."""
+        if peer in self.neighbors and not self._finishing:
+            self._owed.append(peer)
+        return self._advance()
+
+    def _willing(self):
+        return True
+
+    def _wanted(self):
+        return self._owed.popleft() if self._owed else None
+
+    def _drop_demands(self):
+        self._owed.clear()
+
+    def _owe(self, peer):
+        if not self._finishing:
+            self._owed.append(peer)
+
+    def _crossed(self, peer):
+        if self.rank > peer and not self._finishing:
+            self._owed.appendleft(peer)  # One averaging serves one demand: the other's.
+
+    def _drop(self, peer):
+        self._owed = deque(p for p in self._owed if p != peer)
+
+
+class FirstFree(Pairing):
+    """A demand is for any neighbour: the first that has one, too.
+
+    A worker with a demand asks its neighbours one after another, in random order. One
+    without declines and takes a note, to ask in its turn when it has a demand; those of
+    whom it has a note are asked first.
+
+    Args:
+      rank: this worker.
+      neighbors: those it may average with.
+      choose: picks one of several neighbours.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        neighbors: Iterable[int],
+        choose: Callable[[Sequence[int]], int],
+    ):
+        """A free worker without demands."""
+        super().__init__(rank, neighbors)
+        self._choose = choose
+        self._due = 0
+        self._noted: set[int] = set()  # They were ready, and know that we know.
+        self._told: set[int] = set()  # They have a note of us.
+
+    @property
+    def backlog(self) -> int:
+        """Number of averagings that are demanded and not made."""
+        return max(0, self._due)
+
+    def demand(self, count: int = 1) -> Messages:
+        """So many more averagings, with whomever."""
+        if not self._finishing:
+            self._due += count
+        return self._advance()
+
+    def _willing(self):
+        return self._due > 0
+
+    def _wanted(self):
+        if self._due <= 0:
+            return None
+        others = self._noted or set(self.neighbors) - self._told
+        return self._choose(sorted(others)) if others else None
+
+    def _drop_demands(self):
+        self._due = 0
+        self._noted.clear()
+
+    def _owe(self, peer):
+        self._told.discard(peer)  # Asking us, it has crossed us out.
+        if not self._finishing:
+            self._noted.add(peer)
+
+    def _asked(self, peer):
+        self._noted.discard(peer)
+
+    def _declined(self, peer):
+        self._told.add(peer)
+
+    def _met(self, peer):
+        self._due -= 1
+        self._noted.discard(peer)
+        self._told.discard(peer)
+
+    def _served_by(self, peer):
+        self._told.discard(peer)  # It asks nobody any more.
+
+    def _drop(self, peer):
+        self._noted.discard(peer)
+        self._told.discard(peer)
+
+
+class FixedOrder(Pairing):
+    """A demand is for the next neighbour of a cycle, the same for both ends.
+
+    Both ends send their request when their turn has come, and whose comes first waits.
+    If all workers' cycles go through the same list of matchings of the graph, the
+    earliest meeting that is not made can always be made, so that nobody waits for ever.
+
+    Args:
+      rank: this worker.
+      cycle: the neighbours in their order, each once for every matching.
+    """
+
+    def __init__(self, rank: int, cycle: Sequence[int]):
+        """A free worker without demands."""
+        super().__init__(rank, dict.fromkeys(cycle))
+        self._cycle = deque(cycle)
+        self._due = 0
+        self._noted: list[int] = []
+
+    @property
+    def backlog(self) -> int:
+        """Number of averagings that are demanded and not made."""
+        return self._due
+
+    def demand(self, count: int = 1) -> Messages:
+        """So many more averagings, with those whose turn it is."""
+        if not self._finishing:
+            self._due += count
+        return self._advance()
+
+    def _requested(self, sender):
+        if self.asking == sender:
+            self.asking = None
+            self._meet(sender)
+        elif self.done:
+            self._waiting.append(sender)
+        else:
+            self._noted.append(sender)
+
+    def _wanted(self):
+        if not self._due or not self._cycle:
+            return None
+        self._due -= 1
+        self._cycle.rotate(-1)
+        return self._cycle[-1]
+
+    def _asked(self, peer):
+        if peer in self._noted:  # It asked before us.
+            self._noted.remove(peer)
+            self.asking = None
+            self._meet(peer)
+
+    def _drop_demands(self):
+        self._due = 0
+
+    def _willing(self):
+        return True
+
+    def _advance(self):
+        if self._finishing and self.asking is None and self.partner is None:
+            self._waiting += self._noted
+            self._noted = []
+        return super()._advance()
+
+    def _drop(self, peer):
+        self._cycle = deque(p for p in self._cycle if p != peer)
+        self._noted = [p for p in self._noted if p != peer]
