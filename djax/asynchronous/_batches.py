@@ -35,18 +35,7 @@ class Batches:
     def _epoch(self, epoch: int) -> PyTree:
         if epoch not in self._epochs:
             made = self._batches(epoch)
-            check_leading_axis("simulate: batches", (made,), self._size)
-            counts = {np.shape(x)[1:2] for x in jax.tree.leaves(made)}
-            if len(counts) != 1 or counts & {(), (0,)}:
-                raise ValueError(
-                    "simulate: the leaves of an epoch's batches need two leading axes, "
-                    f"workers and steps, the same for all; got {sorted(counts)} steps."
-                )
-            if self._steps and counts != {(self._steps,)}:
-                raise ValueError(
-                    f"simulate: epoch {epoch} has {counts.pop()[0]} steps, but epoch 0 "
-                    f"has {self._steps}."
-                )
+            check_epoch("simulate", made, epoch, self._size, self._steps)
             self._epochs[epoch] = made
         return self._epochs[epoch]
 
@@ -82,6 +71,60 @@ class Batches:
             passed = self._earliest[self._taken] // self._steps
             self._epochs = {e: b for e, b in self._epochs.items() if e >= passed}
         return taken
+
+
+class OwnBatches:
+    """One worker's batches, in their order.
+
+    Args:
+      batches: `epoch -> tree` with leaves `[1, steps, ...]`.
+
+    Attributes:
+      example: the first batch.
+    """
+
+    def __init__(self, batches: Callable[[int], PyTree]):
+        """Looks at the first epoch; raises ValueError if its leaves do not fit."""
+        self._batches, self._steps = batches, 0
+        self._epoch, self._data = 0, self._load(0)
+        self._steps = jax.tree.leaves(self._data)[0].shape[1]
+        self.example = jax.tree.map(lambda x: x[0, 0], self._data)
+
+    def _load(self, epoch: int) -> PyTree:
+        made = self._batches(epoch)
+        check_epoch("run", made, epoch, 1, self._steps)
+        return made
+
+    def locate(self, turn: int) -> tuple[PyTree, int]:
+        """The epoch that has a gradient's batch, and the number of its step."""
+        epoch, step = divmod(turn, self._steps)
+        if epoch != self._epoch:
+            self._epoch, self._data = epoch, self._load(epoch)
+        return self._data, step
+
+
+def check_epoch(name: str, made: PyTree, epoch: int, size: int, steps: int) -> None:
+    """Raises ValueError unless an epoch's leaves are `[size, steps, ...]`.
+
+    Args:
+      name: of the function that was given the batches.
+      made: the epoch.
+      epoch: its number.
+      size: number of workers.
+      steps: those of the first epoch, or 0 if any number will do.
+    """
+    check_leading_axis(f"{name}: batches", (made,), size)
+    counts = {np.shape(x)[1:2] for x in jax.tree.leaves(made)}
+    if len(counts) != 1 or counts & {(), (0,)}:
+        raise ValueError(
+            f"{name}: the leaves of an epoch's batches need two leading axes, "
+            f"workers and steps, the same for all; got {sorted(counts)} steps."
+        )
+    if steps and counts != {(steps,)}:
+        raise ValueError(
+            f"{name}: epoch {epoch} has {counts.pop()[0]} steps, but epoch 0 has "
+            f"{steps}."
+        )
 
 
 def _turns(workers: np.ndarray) -> np.ndarray:

@@ -133,7 +133,8 @@ def simulate(
                 "batches."
             )
         stream = Batches(batches, events)
-        _check_gradient_fn(
+        check_gradient_fn(
+            "simulate",
             gradient_fn,
             jax.tree.map(lambda x: x[0], params),
             jax.tree.map(lambda x: x[0], model_state),
@@ -255,17 +256,17 @@ def _pad(array: np.ndarray, length: int) -> np.ndarray:
     )
 
 
-def _check_gradient_fn(gradient_fn, params, model_state, batch) -> None:
+def check_gradient_fn(name, gradient_fn, params, model_state, batch) -> None:
     """Raises TypeError unless it returns gradients, model state and metrics."""
     made = jax.eval_shape(gradient_fn, params, model_state, batch)
     if not isinstance(made, tuple) or len(made) != 3:
         raise TypeError(
-            "simulate: gradient_fn must return gradients, model_state and metrics, got "
+            f"{name}: gradient_fn must return gradients, model_state and metrics, got "
             f"{made!r}."
         )
     if (shapes := jax.tree.map(jnp.shape, params)) != jax.tree.map(jnp.shape, made[0]):
         raise TypeError(
-            f"simulate: gradient_fn must return gradients of the shapes {shapes}, got "
+            f"{name}: gradient_fn must return gradients of the shapes {shapes}, got "
             f"{made[0]}."
         )
     kinds = jax.tree.map(
@@ -273,7 +274,7 @@ def _check_gradient_fn(gradient_fn, params, model_state, batch) -> None:
     )
     if kinds != made[1]:
         raise TypeError(
-            f"simulate: gradient_fn must return a model_state like {kinds}, got "
+            f"{name}: gradient_fn must return a model_state like {kinds}, got "
             f"{made[1]}."
         )
 

@@ -1,0 +1,298 @@
+"""One worker's model, which gradients and averagings change at the same time."""
+
+import functools
+import threading
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from djax import _wire
+from djax._base import PyTree
+
+from ._acid import EventTransformation
+
+Buffers = list[Any]
+"""A model as it travels: its large leaves, and one array for the small of a dtype."""
+
+
+class Arrival(NamedTuple):
+    """What an averaging will change, once somebody reads the model.
+
+    Attributes:
+      sent: what this worker sent.
+      peer: what it received.
+      time: when, in the worker's own time.
+    """
+
+    sent: Buffers
+    peer: Buffers
+    time: float
+
+
+class OwnTime:
+    """A worker's time: the number of its gradients, and the share of the current one.
+
+    The share is an estimate, from the duration of the gradients so far: half of it is
+    the last one's, a quarter the one's before, and so on. Who stalls ages no more than
+    one gradient; during the very first one no time passes.
+
+    Attributes:
+      finished: number of gradients.
+      duration: of a gradient, in seconds, or 0 before the first has finished.
+    """
+
+    def __init__(self, finished: int = 0):
+        """No gradient is being computed."""
+        self.finished = finished
+        self.duration = 0.0
+        self._began: float | None = None
+
+    def begin(self) -> None:
+        """A gradient begins."""
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        """It has ended."""
+        assert self._began is not None
+        latest = time.perf_counter() - self._began
+        self.duration = (latest + (self.duration or latest)) / 2
+        self.finished += 1
+        self._began = None
+
+    def __call__(self) -> float:
+        began = self._began  # The other thread may end it meanwhile.
+        if began is None or not self.duration:
+            return float(self.finished)
+        share = (time.perf_counter() - began) / self.duration
+        return self.finished + min(share, 1.0)
+
+    def until(self, time_: float) -> float:
+        """Seconds until then, if the current gradient lasts long enough."""
+        return (time_ - self()) * (self.duration or 1.0)
+
+
+class Model:
+    """The model and its state under a lock.
+
+    Arrays are never written in place: who holds a model holds it as it was. An
+    averaging that has been made is kept as an :class:`Arrival` until the model is read,
+    so that a program that reads the parameters anyway, such as the next update, applies
+    it in the same pass.
+
+    Args:
+      algorithm: what one worker does.
+      params: the first model.
+      state: of the algorithm.
+      finished: number of gradients that it has seen.
+
+    Attributes:
+      lock: of everything.
+      time: the worker's own.
+      averagings: how many there were.
+      layout: shape and dtype of each array of the model as it travels.
+      unpack: from these arrays to the model.
+    """
+
+    def __init__(
+        self,
+        algorithm: EventTransformation,
+        params: PyTree,
+        state: PyTree,
+        finished: int = 0,
+    ):
+        """Compiles nothing yet; see `compile`."""
+        self.lock = threading.RLock()
+        self.time = OwnTime(finished)
+        self.params, self.state = params, state
+        self.averagings = 0
+        pack, self.unpack = make_packing(params)
+        self.layout = [(x.shape, x.dtype) for x in jax.eval_shape(pack, params)]
+        self._programs = _make_programs(algorithm, pack, self.unpack)
+        self._arrival: Arrival | None = None
+        self._last = float(finished)
+
+    def compile(self, grads: PyTree) -> None:
+        """Compiles all programs before the clock runs.
+
+        Args:
+          grads: abstract gradients.
+        """
+        packed = jax.eval_shape(self._programs.send, self.params, self.state, _ZERO)
+        model, times = (self.params, self.state), (_ZERO, _ZERO)
+        compiled = {}
+        for name, arrival in (("", None), ("_arrived", (packed, packed))):
+            compiled["settle" + name] = self._programs.settle.lower(
+                *model, arrival, *times
+            )
+            compiled["update" + name] = self._programs.update.lower(
+                grads, *model, arrival, *times, np.int32(0)
+            )
+        compiled["send"] = self._programs.send.lower(*model, _ZERO)
+        self._compiled = {name: low.compile() for name, low in compiled.items()}
+
+    def snapshot(self) -> tuple[PyTree, int]:
+        """The model with all that has arrived, and the number of averagings in it."""
+        with self.lock:
+            if self._arrival is not None:
+                self.settle()
+            return self.params, self.averagings
+
+    def update(self, grads: PyTree, global_step: int) -> int:
+        """Applies a gradient, whenever the model was that it was taken at.
+
+        Args:
+          grads: the gradient.
+          global_step: number of all workers' gradients before.
+
+        Returns:
+          The number of averagings before.
+        """
+        with self.lock:
+            self.time.end()
+            arrival, *times = self._take_arrival()
+            program = self._compiled["update" if arrival is None else "update_arrived"]
+            self.params, self.state = program(
+                grads, self.params, self.state, arrival, *times, np.int32(global_step)
+            )
+            return self.averagings
+
+    def send(self) -> Buffers:
+        """Mixes the model up to now, and packs it for a neighbour."""
+        with self.lock:
+            if self._arrival is not None:
+                self.settle()
+            params, state, since = self.params, self.state, self.time() - self._last
+        return self._compiled["send"](params, state, np.float32(since))
+
+    def receive(self, sent: Buffers, peer: Buffers) -> None:
+        """An averaging is made.
+
+        Args:
+          sent: what `send` returned.
+          peer: what the neighbour sent, which must not change before `settled`, `send`
+            or `update` has returned and its results are computed.
+        """
+        with self.lock:
+            assert self._arrival is None
+            self._arrival = Arrival(sent, peer, max(self._last, self.time()))
+            self.averagings += 1
+
+    def settle(self) -> tuple[PyTree, PyTree]:
+        """Mixes up to now, for good, and returns the model and its state."""
+        with self.lock:
+            arrival, *times = self._take_arrival()
+            program = self._compiled["settle" if arrival is None else "settle_arrived"]
+            self.params, self.state = program(self.params, self.state, arrival, *times)
+            return self.params, self.state
+
+    def _take_arrival(self) -> tuple[Any, np.float32, np.float32]:
+        """What has arrived, and the times from the last event to it and to now."""
+        now, arrival = max(self._last, self.time()), self._arrival
+        middle = self._last if arrival is None else arrival.time
+        before, after = np.float32(middle - self._last), np.float32(now - middle)
+        self._last, self._arrival = now, None
+        return arrival and (arrival.sent, arrival.peer), before, after
+
+
+_ZERO = np.float32(0)
+
+
+class _Programs(NamedTuple):
+    settle: Any
+    send: Any
+    update: Any
+
+
+def _make_programs(algorithm: EventTransformation, pack, unpack) -> _Programs:
+    """The events, composed such that each reads the parameters once."""
+
+    def arrived(params, state, arrival, before):
+        if arrival is None:
+            return params, state
+        sent, peer = map(unpack, arrival)
+        params, state = algorithm.mix(params, state, before)
+        updates, state = algorithm.average(peer, state, params, sent=sent)
+        return optax.apply_updates(params, updates), state
+
+    def settle(params, state, arrival, before, after):
+        return algorithm.mix(*arrived(params, state, arrival, before), after)
+
+    def send(params, state, after):
+        return pack(algorithm.mix(params, state, after)[0])
+
+    def update(grads, params, state, arrival, before, after, global_step):
+        params, state = arrived(params, state, arrival, before)
+        updates, state = algorithm.update(
+            grads, state, params, elapsed=after, global_step=global_step
+        )
+        return optax.apply_updates(params, updates), state
+
+    return _Programs(*map(jax.jit, (settle, send, update)))
+
+
+def make_packing(like: PyTree):
+    """Makes the functions that turn a tree into few arrays and back.
+
+    Args:
+      like: a tree of arrays of the shapes and dtypes in question.
+
+    Returns:
+      `pack`, from a tree to a list of arrays, of which a large leaf is one, and
+      `unpack`, its inverse.
+    """
+    likes, structure = jax.tree.flatten(like)
+    groups = _wire.group(likes)
+
+    def pack(tree):
+        leaves = structure.flatten_up_to(tree)
+        return [
+            leaves[group[0]]
+            if len(group) == 1
+            else jax.numpy.concatenate([leaves[i].ravel() for i in group])
+            for group in groups
+        ]
+
+    def unpack(buffers):
+        leaves = [jax.numpy.zeros(x.shape, x.dtype) for x in likes]  # The empty ones.
+        for group, buffer in zip(groups, buffers, strict=True):
+            ends = np.cumsum([likes[i].size for i in group])[:-1]
+            parts = jax.numpy.split(buffer.ravel(), ends)
+            for i, part in zip(group, parts, strict=True):
+                leaves[i] = part.reshape(likes[i].shape)
+        return structure.unflatten(leaves)
+
+    return pack, unpack
+
+
+SKETCH = 1024
+"""Numbers that stand for a model when distances are estimated."""
+
+
+@functools.partial(jax.jit)
+def sketch(params: PyTree) -> jax.Array:
+    r"""Projects a model at random: distances survive to about :math:`\sqrt{2 / 1024}`.
+
+    Each coordinate is added, with a random sign, to one of 1,024 sums (a tensor sketch
+    without its products: the expected squared norm is that of the model). Models of no
+    more coordinates are returned as they are.
+    """
+    leaves = [x.ravel().astype(np.float32) for x in jax.tree.leaves(params)]
+    if sum(x.size for x in leaves) <= SKETCH:
+        return jax.numpy.concatenate(leaves)
+    total = jax.numpy.zeros(SKETCH, np.float32)
+    for number, x in enumerate(leaves):
+        signed = x * _signs(number, x.size)
+        rows = jax.numpy.pad(signed, (0, -x.size % SKETCH)).reshape(-1, SKETCH)
+        total += rows.sum(0)
+    return total
+
+
+def _signs(number: int, size: int) -> jax.Array:
+    """-1 or 1 for each coordinate, the same for all workers, by a hash."""
+    bits = jax.lax.iota(np.uint32, size) + np.uint32(number * 0x9E3779B9 & 0xFFFFFFFF)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        bits = (bits ^ (bits >> shift)) * np.uint32(factor)
+    return 1.0 - 2.0 * ((bits >> 16) & 1).astype(np.float32)

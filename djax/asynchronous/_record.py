@@ -1,0 +1,75 @@
+"""What a worker notes of its run."""
+
+import array
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Record:
+    """One worker's gradients, averagings and looks; times in seconds of the run.
+
+    Attributes:
+      origin: `time.perf_counter()` when the run began.
+      gradients: `float64[gradients, 2]`, begin and end of each.
+      staleness: `int32[gradients]`, averagings between the two.
+      averagings: `float64[averagings, 2]`, likewise.
+      peers: `int32[averagings]`, with whom.
+      looks: `float64[looks]`, when the model was compared.
+      sketches: `float32[looks, k]`, what was compared.
+    """
+
+    NAMES = ("gradients", "staleness", "averagings", "peers", "looks", "sketches")
+    _TYPES = ("f8", "i4", "f8", "i4", "f8", "f4")
+
+    def __init__(self):
+        """Nothing has happened."""
+        self.origin = time.perf_counter()
+        self._parts = {
+            "gradients": array.array("d"),
+            "staleness": array.array("i"),
+            "averagings": array.array("d"),
+            "peers": array.array("i"),
+            "looks": array.array("d"),
+        }
+        self._sketches: list[np.ndarray] = []
+
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.origin
+
+    def gradient(self, begin: float, staleness: int) -> None:
+        """A gradient has been applied, that many averagings after its model."""
+        self._parts["gradients"].extend((begin, self.now()))
+        self._parts["staleness"].append(staleness)
+
+    def averaging(self, peer: int, begin: float) -> None:
+        """An averaging has been made."""
+        self._parts["averagings"].extend((begin, self.now()))
+        self._parts["peers"].append(peer)
+
+    def look(self, sketch: np.ndarray) -> None:
+        """The model has been looked at."""
+        self._parts["looks"].append(self.now())
+        self._sketches.append(sketch)
+
+    def pack(self) -> list[np.ndarray]:
+        """As arrays of bytes, one for each of `NAMES`."""
+        parts = {**self._parts, "sketches": np.asarray(self._sketches, np.float32)}
+        return [
+            np.ascontiguousarray(np.asarray(parts[name], dtype)).reshape(-1).view("u1")
+            for name, dtype in zip(self.NAMES, self._TYPES, strict=True)
+        ]
+
+    @classmethod
+    def unpack(cls, buffers: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays of `NAMES`, of what another worker has packed."""
+        arrays = {
+            name: np.array(buffer).view(dtype)
+            for name, dtype, buffer in zip(cls.NAMES, cls._TYPES, buffers, strict=True)
+        }
+        for name in ("gradients", "averagings"):
+            arrays[name] = arrays[name].reshape(-1, 2)
+        arrays["sketches"] = arrays["sketches"].reshape(len(arrays["looks"]), -1)
+        return arrays

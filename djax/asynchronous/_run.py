@@ -1,0 +1,345 @@
+"""Workers that never wait, in real time: one process each, under mpirun.
+
+The main thread computes gradients one after another; the averaging thread
+(:mod:`djax.asynchronous._averager`) exchanges models meanwhile and changes the model
+behind the gradient's back. Their common property is a :class:`Model`; JAX releases the
+interpreter while it computes, and so do MPI and ZeroMQ while they wait.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from djax import communicators
+from djax._base import Communicator, PyTree
+from djax.communicators._common import check_leading_axis
+from djax.simulation import GradientFn, Workers
+from djax.topologies import Topology
+
+from ._acid import EventTransformation
+from ._averager import Averager, Look
+from ._batches import OwnBatches
+from ._checkpoint import Checkpointer, Checkpoints
+from ._departure import leave_alone, leave_together
+from ._members import Members
+from ._model import Model
+from ._record import Record
+from ._report import Report
+from ._settings import Settings, check_participants
+from ._simulate import check_gradient_fn
+from ._transport import TRANSPORTS
+
+# Timeouts for which a rank may do other things before it takes part.
+_START = 10
+
+
+class Outcome(NamedTuple):
+    """What a worker has when a run has ended.
+
+    Attributes:
+      params: the mean of all workers' models, the same on all of them, with a leading
+        axis of 1.
+      workers: this worker's model, state and model state, with a leading axis of 1.
+      metrics: of this worker's gradients, `[1, gradients, ...]`.
+      looks: this worker's models during the run, if they were kept.
+      report: what all workers did, the same on all of them.
+    """
+
+    params: PyTree
+    workers: Workers
+    metrics: PyTree
+    looks: list[Look]
+    report: Report
+
+
+def run(
+    algorithm: EventTransformation,
+    gradient_fn: GradientFn,
+    batches: Callable[[int], PyTree],
+    communicator: Communicator,
+    topology: Topology,
+    params: PyTree,
+    *,
+    gradients: int | None = None,
+    seconds: float | None = None,
+    rate: Any = 1.0,
+    pairing: str = "edge_clocks",
+    random_times: bool = True,
+    max_backlog: int | None = None,
+    model_state: PyTree = (),
+    looks: int = 20,
+    keep_looks: bool = False,
+    progress: Callable[[int], object] | None = None,
+    checkpoints: Checkpoints | None = None,
+    transport: str = "mpi",
+    timeout: float = 60.0,
+    jit: bool = True,
+    seed: int = 0,
+) -> Outcome:
+    """Trains asynchronously: nobody waits for anybody.
+
+    To be called by all ranks of an MPI job. Each computes gradients back to back, while
+    a second thread of it averages with neighbours; what an averaging changes is added
+    to the model as it is by then, so that no gradient is lost. A worker's time is
+    counted in its own gradients: a slow one averages less often, and its model ages
+    more slowly.
+
+    Args:
+      algorithm: :func:`djax.acid` or :func:`djax.adpsgd`.
+      gradient_fn: what ONE worker computes, as in :func:`djax.simulation.make_steps`:
+        `(params, model_state, batch) -> (grads, model_state, metrics)`.
+      batches: `epoch -> tree` with leaves `[1, steps, ...]`, this worker's data of the
+        epochs 0, 1, ..., always the same number of steps.
+      communicator: of :func:`djax.communicators.mpi`.
+      topology: who averages with whom.
+      params: the first model, with a leading axis of 1; all start from that of rank 0.
+      gradients: end when all workers together have computed so many. What is on its
+        way by then is added.
+      seconds: end after so long, or at whatever of the two comes first.
+      rate: averagings of a worker per own gradient, or `float[n, n]` of each pair, as
+        in :func:`djax.asynchronous.edge_rates`. Below 1 it is local SGD; at 0 nobody
+        averages.
+      pairing: how neighbours find each other. `"edge_clocks"`: at the times of a
+        Poisson process for each pair, as in the papers' analysis; `"first_free"`: with
+        the first of the neighbours, in random order, that wants to average, too;
+        `"fixed_order"`: with one after another, in the order of
+        `topology.rounds`, the schedule of AD-PSGD.
+      random_times: whether a worker wants its averagings at the times of a Poisson
+        process, or at constant gaps, which `"edge_clocks"` does not have.
+      max_backlog: let a gradient begin only when at most so many averagings are due
+        and not made; 0 is how the paper's program works. By default gradients never
+        wait, and averagings that the network cannot keep up with are left out in the
+        end.
+      model_state: what the gradients carry along, with a leading axis of 1.
+      looks: how often the consensus distance is taken, spread over the run.
+      keep_looks: keep the model of each look, in the device's memory.
+      progress: called with the number of all workers' gradients after each own one.
+      checkpoints: where to save and resume; by default nowhere.
+      transport: `"mpi"`, or `"zmq"`, with which the others go on when a worker is lost;
+        launch with `mpirun -disable-auto-cleanup` then.
+      timeout: seconds without any sign of life after which a worker is lost.
+      jit: compile `gradient_fn`; False for one that is a plain Python function.
+      seed: of the times and choices of averagings.
+
+    Returns:
+      The :class:`Outcome`.
+
+    Raises:
+      TypeError: if an argument is none of what it should be.
+      ValueError: if an argument is out of range; before anything is computed.
+      RuntimeError: if MPI does not let two threads communicate, a rank does not take
+        part, or a worker is lost that the others cannot do without: the message names
+        it and what it was doing.
+
+    References:
+      Nabli et al., `A²CiD²: Accelerating Asynchronous Communication in Decentralized
+      Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Section 3.3 and
+      Algorithm 1
+    """
+    check_participants(algorithm, communicator, topology)
+    settings = Settings(
+        topology,
+        rate,
+        gradients=gradients,
+        seconds=seconds,
+        pairing=pairing,
+        random_times=random_times,
+        max_backlog=max_backlog,
+        looks=looks,
+        keep_looks=keep_looks,
+        transport=transport,
+        timeout=timeout,
+        seed=seed,
+    )
+    check_leading_axis("run: params", (params,), 1)
+    check_leading_axis("run: model_state", (model_state,), 1)
+    stream = OwnBatches(batches)
+    own = jax.tree.map(lambda x: jnp.asarray(x)[0], (params, model_state))
+    if jit:
+        check_gradient_fn("run", gradient_fn, *own, stream.example)
+    compute = _Gradient(gradient_fn, stream, jit)
+    meet(communicator.host_comm, _START * timeout)
+    communicators.check_agreement(
+        communicator, "the arguments of asynchronous.run", [settings.common]
+    )
+    saver = checkpoints and Checkpointer(checkpoints, communicator.host_comm)
+    start = _start(algorithm, communicator, *own, saver)
+    model = Model(algorithm, start.params, start.state, start.finished)
+    carrier = TRANSPORTS[transport](communicator.host_comm)
+    members = Members(communicator.rank(), communicator.size, settings, carrier)
+    members.own.gradients = start.finished
+    record = Record()
+    averager = Averager(model, members, carrier, record, settings)
+    try:
+        averager.begin("compiling")
+        model.compile(compute.compile(start.params, start.model_state))
+        averager.start()
+        model_state, measured = _train(
+            compute, model, start.model_state, averager, members, saver, progress
+        )
+        result = averager.finish()
+        if saver is not None:
+            _save(saver, model, model_state)
+            saver.close()
+    except BaseException as error:
+        averager.fail(error)
+        if carrier.survives:
+            leave_alone(members.rank)
+        raise
+    if members.lost:
+        leave_together(carrier, members, _START * timeout)
+    params, state = model.settle()
+    workers = jax.tree.map(lambda x: x[None], Workers(params, state, model_state))
+    return Outcome(
+        jax.tree.map(lambda x: jnp.asarray(x)[None], model.unpack(result.mean)),
+        workers,
+        jax.tree.map(lambda *xs: np.stack(xs)[None], *measured) if measured else (),
+        averager.looks,
+        Report.of(settings, result.records, members.lost),
+    )
+
+
+class _Start(NamedTuple):
+    """What a worker begins with."""
+
+    params: PyTree
+    state: PyTree
+    model_state: PyTree
+    finished: int
+
+
+def _start(algorithm, communicator, params, model_state, saver) -> _Start:
+    """Everyone takes rank 0's model, or goes on from its own checkpoint."""
+    if communicator.size > 1:
+        share = jax.jit(communicator.spmd(communicator.broadcast))
+        everyones = share(jax.tree.map(lambda x: x[None], params))
+        params = jax.tree.map(lambda x: x[0], everyones)
+    start = _Start(params, jax.jit(algorithm.init)(params), model_state, 0)
+    if saver is None or saver.latest is None:
+        return start
+    return _Start(*saver.restore(start[:3]), saver.latest)
+
+
+class _Gradient:
+    """Computes one worker's gradients, each from its own batch.
+
+    Args:
+      gradient_fn: what is computed.
+      stream: the batches.
+      jit: whether it is compiled.
+    """
+
+    def __init__(self, gradient_fn: GradientFn, stream: OwnBatches, jit: bool):
+        """Compiles nothing yet."""
+        self._fn, self._stream, self._jit = gradient_fn, stream, jit
+        self._program: Any = None
+        self._epoch: PyTree = None
+        self._on_device: PyTree = None
+
+    def compile(self, params: PyTree, model_state: PyTree) -> PyTree:
+        """Compiles it, and returns what gradients are like."""
+        if not self._jit:
+            return params
+
+        def at(params, model_state, epoch, step):
+            batch = jax.tree.map(lambda x: x[0, step], epoch)
+            return self._fn(params, model_state, batch)
+
+        arguments = params, model_state, *self.batch(0)
+        lowered = jax.jit(at).lower(*arguments)
+        self._program = lowered.compile()
+        return lowered.out_info[0]
+
+    def batch(self, turn: int) -> tuple[PyTree, np.int32]:
+        """The epoch, on the device, and where in it a gradient's batch is."""
+        epoch, step = self._stream.locate(turn)
+        if epoch is not self._epoch:
+            put = jnp.asarray if self._jit else lambda x: x
+            self._epoch, self._on_device = epoch, jax.tree.map(put, epoch)
+        return self._on_device, np.int32(step)
+
+    def __call__(self, params: PyTree, model_state: PyTree, epoch: PyTree, step):
+        """Gradients, model state and metrics, computed."""
+        if self._program is not None:
+            results = self._program(params, model_state, epoch, step)
+        else:
+            batch = jax.tree.map(lambda x: x[0, step], epoch)
+            results = self._fn(params, model_state, batch)
+        return jax.block_until_ready(results)
+
+
+def _train(
+    compute: _Gradient,
+    model: Model,
+    model_state: PyTree,
+    averager: Averager,
+    members: Members,
+    saver: Checkpointer | None,
+    progress: Callable[[int], object] | None,
+) -> tuple[PyTree, list[PyTree]]:
+    """Computes gradients until the run is over; returns model state and metrics."""
+    measured = []
+    while not averager.enough():
+        turn = model.time.finished
+        averager.begin(f"loading the batch of gradient {turn + 1}")
+        model.time.begin()
+        batch = compute.batch(turn)
+        averager.begin(f"computing gradient {turn + 1}")
+        began = averager.record.now()
+        params, before = model.snapshot()
+        grads, model_state, metrics = compute(params, model_state, *batch)
+        measured.append(jax.tree.map(np.asarray, metrics))
+        averager.check()
+        after = model.update(grads, members.gradients)
+        averager.record.gradient(began, after - before)
+        averager.begin(f"waiting for averagings after gradient {turn + 1}")
+        averager.step()
+        if progress is not None:
+            progress(members.gradients)
+        if saver is not None and saver.due:
+            averager.begin("saving a checkpoint")
+            _save(saver, model, model_state)
+    return model_state, measured
+
+
+def _save(saver: Checkpointer, model: Model, model_state: PyTree) -> None:
+    with model.lock:
+        finished, (params, state) = model.time.finished, model.settle()
+    saver.save(finished, (params, state, model_state))
+
+
+def meet(comm: Any, timeout: float) -> None:
+    """Waits until all ranks are here, so that what follows cannot hang.
+
+    Args:
+      comm: an MPI communicator.
+      timeout: seconds to wait.
+
+    Raises:
+      RuntimeError: if some are not; it names them.
+    """
+    from mpi4py import MPI
+
+    others = [rank for rank in range(comm.size) if rank != comm.rank]
+    said = [comm.Isend([b"!", MPI.BYTE], rank, _HERE) for rank in others]
+    missing = {
+        rank: comm.Irecv([bytearray(1), MPI.BYTE], rank, _HERE) for rank in others
+    }
+    end = time.monotonic() + timeout
+    while missing := {
+        r: request for r, request in missing.items() if not request.Test()
+    }:
+        if time.monotonic() > end:
+            raise RuntimeError(
+                f"asynchronous.run: ranks {sorted(missing)} have not called it within "
+                f"{timeout:g} s; all ranks have to."
+            )
+        time.sleep(1e-3)
+    MPI.Request.Waitall(said)
+
+
+_HERE = 7

@@ -1,0 +1,174 @@
+"""What a run is asked for, checked before any time is spent."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from djax.topologies import Topology
+
+from ._acid import EventTransformation
+from ._constants import check_undirected, edge_rates
+from ._pairing import EdgeClocks, FirstFree, FixedOrder, Pairing
+from ._transport import TRANSPORTS
+
+PAIRINGS = ("edge_clocks", "first_free", "fixed_order")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Arguments of :func:`djax.asynchronous.run`, the same on all ranks.
+
+    Attributes:
+      rates: `float64[n, n]`, averagings of each pair per gradient.
+    """
+
+    topology: Topology
+    rate: Any
+    gradients: int | None
+    seconds: float | None
+    pairing: str
+    random_times: bool
+    max_backlog: int | None
+    looks: int
+    keep_looks: bool
+    transport: str
+    timeout: float
+    seed: int
+    rates: np.ndarray = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "rates", edge_rates(self.topology, self.rate))
+        for name, value, known in (
+            ("pairing", self.pairing, PAIRINGS),
+            ("transport", self.transport, tuple(TRANSPORTS)),
+        ):
+            if value not in known:
+                raise ValueError(f"run: {name} must be one of {known}, got {value!r}.")
+        if self.pairing == "edge_clocks" and not self.random_times:
+            raise ValueError(
+                "run: the clocks of pairs tick at random times; random_times=False is "
+                'for pairing="first_free" and "fixed_order".'
+            )
+        if self.pairing != "edge_clocks" and np.ndim(self.rate):
+            raise ValueError(
+                f'run: pairing="{self.pairing}" takes one rate for all; a matrix is '
+                'for "edge_clocks".'
+            )
+        if self.gradients is None and self.seconds is None:
+            raise ValueError("run: give the number of gradients, or the seconds.")
+        for name, least in (
+            ("gradients", 1),
+            ("seconds", 0),
+            ("max_backlog", 0),
+            ("looks", 1),
+            ("timeout", 0),
+            ("seed", 0),
+        ):
+            value = getattr(self, name)
+            whole = name not in ("seconds", "timeout")
+            if value is None:
+                continue
+            if whole and not isinstance(value, (int, np.integer)):
+                raise ValueError(f"run: {name} must be a whole number, got {value!r}.")
+            if not least <= value < math.inf or (not whole and value == 0):
+                raise ValueError(f"run: {name} is out of range: {value!r}.")
+
+    @property
+    def common(self) -> list[Any]:
+        """What has to be the same on all ranks, the graph as its rates."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del fields["topology"], fields["rate"]
+        return [fields.pop("rates").tolist(), *map(str, fields.values())]
+
+    def share(self, gradients: int, seconds: float) -> float:
+        """How much of the run is over, by what has been done."""
+        shares = []
+        if self.gradients:
+            shares.append(gradients / self.gradients)
+        if self.seconds:
+            shares.append(seconds / self.seconds)
+        return max(shares)
+
+    def make_pairing(self, rank: int, rng: np.random.Generator) -> Pairing:
+        """One worker's part of the protocol."""
+        neighbors = np.flatnonzero(self.rates[rank]).tolist()
+        if self.pairing == "edge_clocks":
+            return EdgeClocks(rank, neighbors)
+        if self.pairing == "first_free":
+            return FirstFree(rank, neighbors, lambda peers: int(rng.choice(peers)))
+        rounds = [r[rank] for r in self.topology.rounds]
+        return FixedOrder(rank, [p for p in rounds if p in neighbors])
+
+    def make_clocks(
+        self, rank: int, start: float, rng: np.random.Generator
+    ) -> "Clocks":
+        """When a worker wants its averagings; half of each pair's for each end."""
+        if self.pairing == "edge_clocks":
+            rates = {peer: r / 2 for peer, r in enumerate(self.rates[rank].tolist())}
+        else:
+            rates = {0: float(self.rate) if self.rates[rank].any() else 0.0}
+        return Clocks(rates, start, self.random_times, rng)
+
+
+class Clocks:
+    """Draws, in a worker's own time, when it wants an averaging.
+
+    Args:
+      rates: of the clocks: of one for each neighbour, or of a single one.
+      start: the worker's own time.
+      random: whether the gaps are exponentially distributed, or all the same.
+      rng: draws them.
+    """
+
+    def __init__(
+        self,
+        rates: dict[int, float],
+        start: float,
+        random: bool,
+        rng: np.random.Generator,
+    ):
+        """Draws the first times."""
+        self._rates = {key: rate for key, rate in rates.items() if rate > 0}
+        self._random, self._rng = random, rng
+        self._next = {key: start + self._gap(key) for key in self._rates}
+
+    def _gap(self, key: int) -> float:
+        mean = 1 / self._rates[key]
+        return float(self._rng.exponential(mean)) if self._random else mean
+
+    @property
+    def next(self) -> float:
+        """When one ticks next."""
+        return min(self._next.values(), default=math.inf)
+
+    def ticks(self, now: float) -> list[int]:
+        """Which have ticked since the last call, in the order of their times."""
+        due = []
+        for key in self._next:
+            while self._next[key] <= now:
+                due.append((self._next[key], key))
+                self._next[key] += self._gap(key)
+        return [key for _, key in sorted(due)]
+
+
+def check_participants(algorithm: Any, communicator: Any, topology: Any) -> None:
+    """Raises TypeError or ValueError unless they are what a run needs."""
+    if not isinstance(algorithm, EventTransformation):
+        raise TypeError(
+            "run needs an asynchronous algorithm, djax.acid(...) or djax.adpsgd(...), "
+            f"got {algorithm!r}."
+        )
+    if not hasattr(communicator, "host_comm"):
+        raise TypeError(
+            "run needs one process per worker: mpirun and djax.communicators.mpi(). "
+            "Use djax.asynchronous.simulate on one machine without; got "
+            f"{communicator!r}."
+        )
+    check_undirected("run", topology)
+    if topology.size != communicator.size:
+        raise ValueError(
+            f"run: the topology has {topology.size} workers, but mpirun started "
+            f"{communicator.size} ranks."
+        )

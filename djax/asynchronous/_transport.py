@@ -1,0 +1,291 @@
+"""How the workers of an asynchronous run reach each other: MPI, or sockets.
+
+Both deliver the messages of a pair in order, never block, and let their thread sleep
+when there is nothing to do. A message is a small header and arrays of any size; those
+may come later than what was sent after them.
+"""
+
+import os
+import secrets
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Array = np.ndarray
+
+
+class Message(NamedTuple):
+    """What a worker received.
+
+    Attributes:
+      sender: its rank.
+      header: what kind of message it is.
+      buffers: `uint8` arrays.
+    """
+
+    sender: int
+    header: bytes
+    buffers: list[Array]
+
+
+class Transport(Protocol):
+    """Carries messages between any two workers; all but `wake` for one thread only.
+
+    Attributes:
+      survives: whether messages still pass when a worker's process has died.
+    """
+
+    survives: bool
+
+    def send(self, peer: int, header: bytes, buffers: Sequence[Array] = ()) -> None:
+        """Sends a message; the arrays must not change any more."""
+
+    def poll(self, seconds: float) -> list[Message]:
+        """Returns what has arrived, after at most so long if that is nothing."""
+        ...
+
+    def recycle(self, buffers: list[Array]) -> None:
+        """Gives the arrays of a message back, to be written by a later one."""
+
+    def wake(self) -> None:
+        """Ends another thread's `poll` soon."""
+
+    def forget(self, peer: int) -> None:
+        """Drops what a worker that is lost has not taken."""
+
+    def close(self) -> None:
+        """Sends what is still to be sent, and ends."""
+
+    def abort(self, reason: str) -> None:
+        """Says why, and ends this process, whatever its other threads do."""
+
+
+_HEADER, _BUFFER = 1, 2
+# Seconds between two looks for messages: the first, and the longest.
+_SHORT, _LONG = 50e-6, 1e-3
+
+
+class MPITransport:
+    """Messages over an MPI communicator of its own, by non-blocking calls.
+
+    A large array is copied once, from the sender's memory to the receiver's.
+    """
+
+    survives = False
+
+    def __init__(self, comm: Any):
+        """Takes part in duplicating a communicator; all its ranks have to.
+
+        Raises:
+          RuntimeError: if MPI does not let several threads call it.
+        """
+        from mpi4py import MPI
+
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise RuntimeError(
+                "asynchronous.run needs an MPI in which two threads may communicate, "
+                "MPI_THREAD_MULTIPLE; use MPICH, or an Open MPI configured for it, and "
+                "leave mpi4py.rc.thread_level alone."
+            )
+        self._mpi, self._comm = MPI, comm.Dup()
+        self._sending: list[tuple[Any, Any]] = []  # Requests, and what they read.
+        self._receiving: list[tuple[Any, Message]] = []
+        self._free: dict[int, list[Array]] = {}
+        self._woken = threading.Event()
+
+    def send(self, peer: int, header: bytes, buffers: Sequence[Array] = ()) -> None:
+        """See :class:`Transport`."""
+        sizes = [buffer.nbytes for buffer in buffers]
+        head = struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes) + header
+        for data, tag in [(head, _HEADER), *((b, _BUFFER) for b in buffers)]:
+            request = self._comm.Isend([data, self._mpi.BYTE], peer, tag)
+            self._sending.append((request, data))
+
+    def poll(self, seconds: float) -> list[Message]:
+        """See :class:`Transport`."""
+        end, pause = time.perf_counter() + seconds, _SHORT
+        while True:
+            self._sending = [s for s in self._sending if not s[0].Test()]
+            if arrived := self._arrived():
+                return arrived
+            left = end - time.perf_counter()
+            if left <= 0 or self._woken.wait(min(pause, left)):
+                self._woken.clear()
+                return self._arrived()
+            moving = self._receiving or self._sending
+            pause = min(pause * 1.5, _LONG / 5 if moving else _LONG)
+
+    def _arrived(self) -> list[Message]:
+        MPI = self._mpi
+        status, complete = MPI.Status(), []
+        while found := self._comm.Improbe(MPI.ANY_SOURCE, _HEADER, status):
+            data = bytearray(status.Get_count(MPI.BYTE))
+            found.Recv([data, MPI.BYTE])
+            (count,) = struct.unpack_from("<I", data)
+            sizes = struct.unpack_from(f"<{count}Q", data, 4)
+            message = Message(
+                status.Get_source(),
+                bytes(data[4 + 8 * count :]),
+                [self._buffer(size) for size in sizes],
+            )
+            requests = [
+                self._comm.Irecv([buffer, MPI.BYTE], message.sender, _BUFFER)
+                for buffer in message.buffers
+            ]
+            self._receiving.append((requests, message))
+        waiting = []
+        for requests, message in self._receiving:
+            if MPI.Request.Testall(requests):
+                complete.append(message)
+            else:
+                waiting.append((requests, message))
+        self._receiving = waiting
+        return complete
+
+    def _buffer(self, size: int) -> Array:
+        if self._free.get(size):
+            return self._free[size].pop()
+        return aligned(size)
+
+    def recycle(self, buffers: list[Array]) -> None:
+        """See :class:`Transport`."""
+        for buffer in buffers:
+            self._free.setdefault(buffer.size, []).append(buffer)
+
+    def wake(self) -> None:
+        """See :class:`Transport`."""
+        self._woken.set()
+
+    def forget(self, peer: int) -> None:
+        """See :class:`Transport`."""
+
+    def close(self) -> None:
+        """See :class:`Transport`."""
+        self._mpi.Request.Waitall([request for request, _ in self._sending])
+        self._comm.Free()
+
+    def abort(self, reason: str) -> None:
+        """See :class:`Transport`; MPI cannot but end all processes."""
+        print(reason, file=sys.stderr, flush=True)
+        self._mpi.COMM_WORLD.Abort(1)
+
+
+class ZMQTransport:
+    """Messages over TCP, by ZeroMQ; MPI only tells the addresses.
+
+    Workers of one machine talk over its loopback device; others connect to the name
+    that MPI knows each other's machine by.
+    """
+
+    survives = True
+
+    def __init__(self, comm: Any):
+        """Takes part in exchanging addresses; all ranks have to.
+
+        Raises:
+          ModuleNotFoundError: if pyzmq is missing.
+        """
+        try:
+            import zmq
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                'transport="zmq" needs pyzmq: pip install "djax-gossip[asynchronous]".'
+            ) from None
+        from mpi4py import MPI
+
+        self._zmq, self._context = zmq, zmq.Context()
+        hosts = comm.allgather(MPI.Get_processor_name())
+        mine = hosts[comm.rank]
+        alone = len(set(hosts)) == 1
+        self._inbox = self._context.socket(zmq.ROUTER)
+        self._inbox.setsockopt(zmq.RCVHWM, 0)
+        port = self._inbox.bind_to_random_port(
+            "tcp://127.0.0.1" if alone else "tcp://*"
+        )
+        # Names that nobody else can guess: what comes from others is dropped.
+        names = comm.allgather((port, secrets.token_bytes(16)))
+        self._ranks = {name: rank for rank, (_, name) in enumerate(names)}
+        self._outbox = {}
+        for rank, (host, (port, _)) in enumerate(zip(hosts, names, strict=True)):
+            if rank != comm.rank:
+                self._outbox[rank] = self._connect(
+                    names[comm.rank][1], "127.0.0.1" if host == mine else host, port
+                )
+        self._woken, self._wake = os.pipe()
+        os.set_blocking(self._woken, False)
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox, zmq.POLLIN)
+        self._poller.register(self._woken, zmq.POLLIN)
+
+    def _connect(self, name: bytes, host: str, port: int) -> Any:
+        zmq = self._zmq
+        outbox = self._context.socket(zmq.DEALER)
+        outbox.setsockopt(zmq.SNDHWM, 0)
+        outbox.setsockopt(zmq.ROUTING_ID, name)
+        outbox.connect(f"tcp://{socket.gethostbyname(host)}:{port}")
+        return outbox
+
+    def send(self, peer: int, header: bytes, buffers: Sequence[Array] = ()) -> None:
+        """See :class:`Transport`."""
+        if outbox := self._outbox.get(peer):
+            parts = [memoryview(buffer) for buffer in buffers]
+            outbox.send_multipart([header, *parts], copy=False)
+
+    def poll(self, seconds: float) -> list[Message]:
+        """See :class:`Transport`."""
+        zmq = self._zmq
+        if dict(self._poller.poll(max(0.0, seconds) * 1e3)).get(self._woken):
+            os.read(self._woken, 4096)
+        complete = []
+        while True:
+            try:
+                name, header, *parts = self._inbox.recv_multipart(
+                    zmq.NOBLOCK, copy=False
+                )
+            except zmq.Again:
+                return complete
+            if (sender := self._ranks.get(name.bytes)) is not None:
+                buffers = [np.frombuffer(part.buffer, np.uint8) for part in parts]
+                complete.append(Message(sender, header.bytes, buffers))
+
+    def recycle(self, buffers: list[Array]) -> None:
+        """See :class:`Transport`."""
+
+    def wake(self) -> None:
+        """See :class:`Transport`."""
+        os.write(self._wake, b"!")
+
+    def forget(self, peer: int) -> None:
+        """See :class:`Transport`."""
+        if outbox := self._outbox.pop(peer, None):
+            outbox.close(linger=0)
+
+    def close(self) -> None:
+        """See :class:`Transport`."""
+        for outbox in self._outbox.values():
+            outbox.close(linger=2_000)
+        self._inbox.close(linger=0)
+        self._context.term()
+        os.close(self._woken)
+        os.close(self._wake)
+
+    def abort(self, reason: str) -> None:
+        """See :class:`Transport`; the other processes live on."""
+        print(reason, file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+TRANSPORTS = {"mpi": MPITransport, "zmq": ZMQTransport}
+
+
+def aligned(size: int) -> Array:
+    """An array of bytes that JAX can read where it is."""
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size]
