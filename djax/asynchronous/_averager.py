@@ -51,6 +51,7 @@ class Averager:
     Attributes:
       record: as given.
       error: why the run cannot go on, or None.
+      waits: whether gradients wait when too many averagings are due.
       looks: the models that were compared, if they are kept.
     """
 
@@ -64,6 +65,7 @@ class Averager:
     ):
         """Starts the thread."""
         self.record, self.error, self.looks = record, None, []
+        self.waits = settings.max_backlog is not None
         self._model, self._members, self._transport = model, members, transport
         self._settings = settings
         rng = np.random.default_rng((settings.seed, members.rank))
@@ -77,7 +79,8 @@ class Averager:
         self._served, self._served_until = threading.Condition(), -math.inf
         self._noticed = threading.Event()
         # The averaging that is being made, and what has come for it.
-        self._sent, self._met_at = None, 0.0
+        self._sent: tuple | None = None
+        self._met_at = 0.0
         self._models: dict[int, list[np.ndarray]] = {}
         self._in_use: list[np.ndarray] = []
         self._looked = 0
@@ -118,7 +121,7 @@ class Averager:
         finished = self._model.time.finished
         self._members.own.gradients = finished
         self._transport.wake()
-        if self._settings.max_backlog is not None:
+        if self.waits:
             with self._served:
                 self._served.wait_for(
                     lambda: self._served_until >= finished or self._over.is_set()
@@ -244,10 +247,12 @@ class Averager:
             if self._sent is None:
                 self._met_at = self.record.now()
                 self._sent = self._model.send()
-                jax.block_until_ready(self._sent)  # So the last arrival is read, too.
+                jax.block_until_ready(
+                    self._sent[0]
+                )  # So the last arrival is read, too.
                 self._transport.recycle(self._in_use)
                 self._in_use = []
-                buffers = [as_bytes(array) for array in self._sent]
+                buffers = [as_bytes(array) for array in self._sent[0]]
                 self._members.say(peer, Say.MODEL, buffers=buffers)
             if peer not in self._models:
                 return
@@ -258,7 +263,7 @@ class Averager:
                     self._in_use, self._model.layout, strict=True
                 )
             ]
-            self._model.receive(self._sent, arrived)
+            self._model.receive(*self._sent, arrived)
             self._sent = None
             self.record.averaging(peer, self._met_at)
             self._speak(self._pairing.ended())
@@ -300,7 +305,7 @@ class Averager:
     def _result(self) -> list[np.ndarray]:
         """The model as it travels, and the record."""
         self._model.settle()
-        return [*map(as_bytes, self._model.send()), *self.record.pack()]
+        return [*map(as_bytes, self._model.send()[0]), *self.record.pack()]
 
 
 def as_bytes(array: jax.Array) -> np.ndarray:

@@ -22,13 +22,13 @@ class Arrival(NamedTuple):
     """What an averaging will change, once somebody reads the model.
 
     Attributes:
-      sent: what this worker sent.
-      peer: what it received.
-      time: when, in the worker's own time.
+      peer: what this worker received.
+      sent: what it sent, or None: what the model is, mixed up to `time`.
+      time: of the averaging, in the worker's own time.
     """
 
-    sent: Buffers
     peer: Buffers
+    sent: Buffers | None
     time: float
 
 
@@ -115,30 +115,30 @@ class Model:
         self._last = float(finished)
 
     def compile(self, grads: PyTree) -> None:
-        """Compiles all programs before the clock runs.
+        """Runs all programs once, to no effect, before the clock runs.
 
         Args:
           grads: abstract gradients.
         """
-        packed = jax.eval_shape(self._programs.send, self.params, self.state, _ZERO)
+        grads = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), grads)
         model, times = (self.params, self.state), (_ZERO, _ZERO)
-        compiled = {}
-        for name, arrival in (("", None), ("_arrived", (packed, packed))):
-            compiled["settle" + name] = self._programs.settle.lower(
-                *model, arrival, *times
-            )
-            compiled["update" + name] = self._programs.update.lower(
-                grads, *model, arrival, *times, np.int32(0)
-            )
-        compiled["send"] = self._programs.send.lower(*model, _ZERO)
-        self._compiled = {name: low.compile() for name, low in compiled.items()}
+        packed = self._programs.send(*model, _ZERO)
+        received = jax.tree.map(np.asarray, packed)
+        for arrival in (None, (received, None), (received, packed)):
+            self._programs.settle(*model, arrival, *times)
+            self._programs.update(grads, *model, arrival, *times, np.int32(0))
 
-    def snapshot(self) -> tuple[PyTree, int]:
-        """The model with all that has arrived, and the number of averagings in it."""
+    def snapshot(self, settled: bool) -> tuple[PyTree, int]:
+        """The model that a gradient is taken at, and the number of averagings in it.
+
+        Args:
+          settled: whether the last averaging, if one has just been made, has to be in
+            it; it costs a pass over the parameters, which the next update saves.
+        """
         with self.lock:
-            if self._arrival is not None:
+            if settled and self._arrival is not None:
                 self.settle()
-            return self.params, self.averagings
+            return self.params, self.averagings - (self._arrival is not None)
 
     def update(self, grads: PyTree, global_step: int) -> int:
         """Applies a gradient, whenever the model was that it was taken at.
@@ -151,50 +151,58 @@ class Model:
           The number of averagings before.
         """
         with self.lock:
-            self.time.end()
-            arrival, *times = self._take_arrival()
-            program = self._compiled["update" if arrival is None else "update_arrived"]
-            self.params, self.state = program(
+            arrival, *times = self._take_arrival(self.time.finished + 1.0)
+            self.params, self.state = self._programs.update(
                 grads, self.params, self.state, arrival, *times, np.int32(global_step)
             )
+            self.time.end()
             return self.averagings
 
-    def send(self) -> Buffers:
-        """Mixes the model up to now, and packs it for a neighbour."""
+    def send(self) -> tuple[Buffers, float]:
+        """The model mixed up to now, packed for a neighbour, and the own time."""
         with self.lock:
             if self._arrival is not None:
                 self.settle()
-            params, state, since = self.params, self.state, self.time() - self._last
-        return self._compiled["send"](params, state, np.float32(since))
+            params, state, now = self.params, self.state, self._now()
+            since = np.float32(now - self._last)
+        return self._programs.send(params, state, since), now
 
-    def receive(self, sent: Buffers, peer: Buffers) -> None:
+    def receive(self, sent: Buffers, time: float, peer: Buffers) -> None:
         """An averaging is made.
 
         Args:
           sent: what `send` returned.
-          peer: what the neighbour sent, which must not change before `settled`, `send`
+          time: likewise.
+          peer: what the neighbour sent, which must not change before `settle`, `send`
             or `update` has returned and its results are computed.
         """
         with self.lock:
             assert self._arrival is None
-            self._arrival = Arrival(sent, peer, max(self._last, self.time()))
+            if self._last <= time:  # The model can tell what it was.
+                self._arrival = Arrival(peer, None, time)
+            else:
+                self._arrival = Arrival(peer, sent, self._last)
             self.averagings += 1
 
     def settle(self) -> tuple[PyTree, PyTree]:
         """Mixes up to now, for good, and returns the model and its state."""
         with self.lock:
-            arrival, *times = self._take_arrival()
-            program = self._compiled["settle" if arrival is None else "settle_arrived"]
-            self.params, self.state = program(self.params, self.state, arrival, *times)
+            arrival, *times = self._take_arrival(self._now())
+            self.params, self.state = self._programs.settle(
+                self.params, self.state, arrival, *times
+            )
             return self.params, self.state
 
-    def _take_arrival(self) -> tuple[Any, np.float32, np.float32]:
+    def _take_arrival(self, now: float) -> tuple[Any, np.float32, np.float32]:
         """What has arrived, and the times from the last event to it and to now."""
-        now, arrival = max(self._last, self.time()), self._arrival
+        arrival = self._arrival
         middle = self._last if arrival is None else arrival.time
         before, after = np.float32(middle - self._last), np.float32(now - middle)
         self._last, self._arrival = now, None
-        return arrival and (arrival.sent, arrival.peer), before, after
+        return arrival and (arrival.peer, arrival.sent), before, after
+
+    def _now(self) -> float:
+        return max(self._last, self.time())
 
 
 _ZERO = np.float32(0)
@@ -212,7 +220,7 @@ def _make_programs(algorithm: EventTransformation, pack, unpack) -> _Programs:
     def arrived(params, state, arrival, before):
         if arrival is None:
             return params, state
-        sent, peer = map(unpack, arrival)
+        peer, sent = (buffers and unpack(buffers) for buffers in arrival)
         params, state = algorithm.mix(params, state, before)
         updates, state = algorithm.average(peer, state, params, sent=sent)
         return optax.apply_updates(params, updates), state
@@ -230,7 +238,33 @@ def _make_programs(algorithm: EventTransformation, pack, unpack) -> _Programs:
         )
         return optax.apply_updates(params, updates), state
 
-    return _Programs(*map(jax.jit, (settle, send, update)))
+    return _Programs(*map(_jit, (settle, send, update)))
+
+
+def _jit(function):
+    """`jax.jit`, but what the function returns as it was given is not copied.
+
+    Which results these are may depend on the structure of the arguments alone.
+    """
+    kept: dict[Any, list[int | None]] = {}
+    structures: dict[Any, Any] = {}
+
+    def changed(*args):
+        leaves, given = jax.tree.flatten(args)
+        numbers = {id(leaf): i for i, leaf in enumerate(leaves)}
+        results, structures[given] = jax.tree.flatten(function(*args))
+        kept[given] = [numbers.get(id(result)) for result in results]
+        return [x for x in results if id(x) not in numbers]
+
+    program = jax.jit(changed)
+
+    def call(*args):
+        new = iter(program(*args))
+        leaves, given = jax.tree.flatten(args)
+        results = [next(new) if i is None else leaves[i] for i in kept[given]]
+        return structures[given].unflatten(results)
+
+    return call
 
 
 def make_packing(like: PyTree):
@@ -284,15 +318,16 @@ def sketch(params: PyTree) -> jax.Array:
         return jax.numpy.concatenate(leaves)
     total = jax.numpy.zeros(SKETCH, np.float32)
     for number, x in enumerate(leaves):
-        signed = x * _signs(number, x.size)
-        rows = jax.numpy.pad(signed, (0, -x.size % SKETCH)).reshape(-1, SKETCH)
-        total += rows.sum(0)
+        signed, whole = _flip(x, number), x.size // SKETCH * SKETCH
+        total += signed[:whole].reshape(-1, SKETCH).sum(0)
+        total += jax.numpy.pad(signed[whole:], (0, SKETCH + whole - x.size))
     return total
 
 
-def _signs(number: int, size: int) -> jax.Array:
-    """-1 or 1 for each coordinate, the same for all workers, by a hash."""
-    bits = jax.lax.iota(np.uint32, size) + np.uint32(number * 0x9E3779B9 & 0xFFFFFFFF)
+def _flip(x: jax.Array, number: int) -> jax.Array:
+    """Changes about half of the signs, the same on all workers, chosen by a hash."""
+    bits = jax.lax.iota(np.uint32, x.size) + np.uint32(number * 0x9E3779B9 & 0xFFFFFFFF)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         bits = (bits ^ (bits >> shift)) * np.uint32(factor)
-    return 1.0 - 2.0 * ((bits >> 16) & 1).astype(np.float32)
+    bits = jax.lax.bitcast_convert_type(x, np.uint32) ^ (bits & np.uint32(1 << 31))
+    return jax.lax.bitcast_convert_type(bits, np.float32)

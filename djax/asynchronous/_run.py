@@ -290,7 +290,7 @@ def _train(
         batch = compute.batch(turn)
         averager.begin(f"computing gradient {turn + 1}")
         began = averager.record.now()
-        params, before = model.snapshot()
+        params, before = model.snapshot(settled=averager.waits)
         grads, model_state, metrics = compute(params, model_state, *batch)
         measured.append(jax.tree.map(np.asarray, metrics))
         averager.check()

@@ -67,6 +67,8 @@ def prepare(world: Any) -> None:
     try:
         _share_cores(node)
         _choose_gpu(node)
+        _compute_in_place()
+        _keep_memory()
     finally:
         node.Free()
     if world.size > 1 and not isinstance(sys.excepthook, _AbortAll):
@@ -85,6 +87,27 @@ def _share_cores(node: Any) -> None:
         mine = frozenset(range(os.cpu_count() or 1))
     sharing = sum(not mine.isdisjoint(theirs) for theirs in node.allgather(mine))
     os.environ.setdefault("NPROC", str(max(1, len(mine) // sharing)))
+
+
+def _compute_in_place() -> None:
+    """Lets XLA's CPU programs run in the thread that calls them.
+
+    Else they queue up in one thread of XLA's, and a small program of a second thread,
+    such as an asynchronous averaging, waits for a gradient to end.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def _keep_memory() -> None:
+    """Lets glibc reuse the memory of large arrays instead of returning it.
+
+    Else each new array of more than 32 MiB has fresh pages, which take as long to get
+    as to fill. The threads share one heap, as one gives up what another made.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((-8, 1), (-3, 1 << 30), (-1, (1 << 31) - 1)):
+            mallopt(option, value)  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 
 def _choose_gpu(node: Any) -> None:

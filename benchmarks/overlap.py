@@ -1,0 +1,270 @@
+"""What averaging in the background costs the gradients, and what it costs in between.
+
+    mpirun -n 2 python -m benchmarks.overlap
+
+Two ranks with a network of 10 million parameters compute gradients as fast as they can,
+with SGD with momentum: without averaging, with one averaging per gradient in the
+background (`djax.asynchronous.run`), and with the same exchange between two gradients,
+during which nothing else happens. A gradient is either a wait of 50 ms, which stands
+for a GPU that leaves the CPU alone, or really computed, in about 200 ms on one core.
+
+Aim: with averagings in the background, at least 0.95 of the gradients per second for a
+gradient that waits, and 0.9 for one that computes, where an averaging takes its memory
+passes from the only core.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import platform
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich.console
+import tyro
+
+import djax
+from djax import asynchronous, communicators, topologies
+from experiments.common import figures, report
+
+AIMS = {"wait": 0.95, "compute": 0.9}
+LAYERS = (784, 2048, 2048, 2048, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    seconds: float = 10.0
+    """Of each run."""
+    repeats: int = 5
+    """How often, all contestants in turns."""
+    wait: float = 0.05
+    """Seconds of a gradient that waits."""
+    batch_size: int = 224
+    """Samples of a gradient that computes."""
+    output: pathlib.Path = pathlib.Path(__file__).parent / "results"
+    """Where the JSON goes."""
+
+
+def init() -> list[dict[str, jax.Array]]:
+    """The network's parameters, with a leading axis of 1."""
+    keys = jax.random.split(jax.random.key(0), len(LAYERS))
+    return [
+        {"w": jax.random.normal(key, (1, m, n)) / m**0.5, "b": jnp.zeros((1, n))}
+        for key, m, n in zip(keys, LAYERS[:-1], LAYERS[1:], strict=False)
+    ]
+
+
+def loss(params, images, labels):
+    """Cross entropy of the network."""
+    x = images
+    for layer in params[:-1]:
+        x = jax.nn.relu(x @ layer["w"] + layer["b"])
+    logits = x @ params[-1]["w"] + params[-1]["b"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def compute(params, model_state, batch):
+    """A gradient that is computed."""
+    value, grads = jax.value_and_grad(loss)(params, *batch)
+    return grads, model_state, {"loss": value}
+
+
+def waiting(params, seconds: float):
+    """A gradient that waits, and is always the same."""
+    grads = jax.tree.map(lambda x: 1e-6 * x[0], params)
+
+    def wait(params, model_state, batch):
+        time.sleep(seconds)
+        return grads, model_state, {"loss": np.float32(0)}
+
+    return wait
+
+
+class Contest:
+    """The contestants, with what they have in common.
+
+    Args:
+      config: what is measured.
+    """
+
+    def __init__(self, config: Config):
+        """Draws the model and the data."""
+        self.config, self.communicator = config, communicators.mpi()
+        if self.communicator.size != 2:
+            raise SystemExit("overlap: mpirun -n 2 python -m benchmarks.overlap")
+        self.topology = topologies.complete(2)
+        self.params = init()
+        rng = np.random.default_rng(self.communicator.rank())
+        self.data = (
+            jnp.asarray(rng.normal(size=(1, 1, config.batch_size, LAYERS[0])), "f4"),
+            jnp.asarray(rng.integers(0, 10, (1, 1, config.batch_size))),
+        )
+        self.gradients = {"wait": waiting(self.params, config.wait), "compute": compute}
+        sgd = optax.sgd(1e-3, momentum=0.9)
+        self.algorithms = {
+            "A²CiD²": djax.acid(sgd, djax.acid_constants(self.topology)),
+            "AD-PSGD": djax.adpsgd(sgd),
+        }
+
+    def behind(self, gradient: str, algorithm: str, rate: float) -> dict[str, float]:
+        """Averages in the background; gradients a second, and averagings of each."""
+        outcome = asynchronous.run(
+            self.algorithms[algorithm],
+            self.gradients[gradient],
+            lambda epoch: self.data,
+            self.communicator,
+            self.topology,
+            self.params,
+            rate=rate,
+            pairing="first_free",
+            random_times=False,
+            seconds=self.config.seconds,
+            looks=1,
+            jit=gradient == "compute",
+        )
+        report = outcome.report
+        return {
+            "gradients": report.gradients_per_second.mean(),
+            "averagings": 2 * report.pair_counts[0, 1] / report.gradient_counts.sum(),
+        }
+
+    def between(self, gradient: str, algorithm: str) -> dict[str, float]:
+        """Averages between the gradients."""
+        events, peer = self.algorithms[algorithm], 1 - self.communicator.rank()
+        params = jax.tree.map(lambda x: x[0], self.params)
+        batch = jax.tree.map(lambda x: x[0, 0], self.data)
+        state = events.init(params)
+        buffers = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), params)
+        fn = self.gradients[gradient]
+        fn = jax.jit(fn) if gradient == "compute" else fn
+
+        @jax.jit
+        def update(grads, params, state):
+            updates, state = events.update(grads, state, params, elapsed=1.0)
+            return optax.apply_updates(params, updates), state
+
+        @jax.jit
+        def average(theirs, params, state):
+            updates, state = events.average(theirs, state, params)
+            return optax.apply_updates(params, updates), state
+
+        def step(params, state):
+            grads, _, _ = jax.block_until_ready(fn(params, (), batch))
+            params, state = update(grads, params, state)
+            for ours, theirs in zip(
+                *map(jax.tree.leaves, (params, buffers)), strict=True
+            ):
+                self.communicator.host_comm.Sendrecv(
+                    np.asarray(ours), peer, recvbuf=theirs, source=peer
+                )
+            return jax.block_until_ready(average(buffers, params, state))
+
+        params, state = step(params, state)
+        self.communicator.host_comm.Barrier()
+        count, start = 0, time.perf_counter()
+        while (
+            self.communicator.host_comm.allreduce(time.perf_counter() - start)
+            < 2 * self.config.seconds
+        ):
+            params, state = step(params, state)
+            count += 1
+        return {
+            "gradients": count / (time.perf_counter() - start),
+            "averagings": 1.0,
+        }
+
+    def contestants(self) -> dict[str, Any]:
+        """By gradient, algorithm and name: what measures it."""
+        found = {}
+        for gradient in self.gradients:
+            for algorithm in self.algorithms:
+                run = functools.partial(self.behind, gradient, algorithm)
+                found[gradient, algorithm, "none"] = functools.partial(run, 0.0)
+                found[gradient, algorithm, "in the background"] = functools.partial(
+                    run, 1.0
+                )
+                found[gradient, algorithm, "in between"] = functools.partial(
+                    self.between, gradient, algorithm
+                )
+        return found
+
+
+def measure(contest: Contest) -> list[dict[str, Any]]:
+    """All contestants in turns; a record for each."""
+    found = contest.contestants()
+    results = {key: [] for key in found}
+    for _ in range(contest.config.repeats):
+        for key, run in found.items():
+            results[key].append(run())
+    records = []
+    for (gradient, algorithm, name), measured in results.items():
+        alone = results[gradient, algorithm, "none"]
+        records.append(
+            {
+                "gradient": gradient,
+                "algorithm": algorithm,
+                "averaging": name,
+                "gradients per second": [m["gradients"] for m in measured],
+                "averagings per gradient": statistics.fmean(
+                    m["averagings"] for m in measured
+                ),
+                "ratio": statistics.median(
+                    m["gradients"] / a["gradients"]
+                    for m, a in zip(measured, alone, strict=True)
+                ),
+                "aim": AIMS[gradient] if name == "in the background" else None,
+            }
+        )
+    return records
+
+
+def main() -> None:
+    """The command line."""
+    config = tyro.cli(Config, description=__doc__)
+    contest = Contest(config)
+    records = measure(contest)
+    if contest.communicator.rank():
+        return
+    count = sum(x.size for x in jax.tree.leaves(contest.params))
+    title = f"2 workers, {count / 1e6:.1f} million parameters"
+    columns = [
+        "gradient",
+        "",
+        "averaging",
+        "gradients/s (range)",
+        "ratio",
+        "aim",
+        "rate",
+    ]
+    rows = []
+    for record in records:
+        low, middle, high = np.percentile(record["gradients per second"], [0, 50, 100])
+        rows.append(
+            [
+                record["gradient"],
+                record["algorithm"],
+                record["averaging"],
+                f"{middle:.2f} ({low:.2f} to {high:.2f})",
+                f"{record['ratio']:.3f}",
+                record["aim"] and f">= {record['aim']}",
+                f"{record['averagings per gradient']:.2f}",
+            ]
+        )
+    rich.console.Console(width=100).print(figures.table(title, columns, rows))
+    config.output.mkdir(parents=True, exist_ok=True)
+    path = config.output / "overlap.json"
+    head = {"machine": platform.machine(), **report.provenance()}
+    path.write_text(json.dumps({**head, "records": records}, indent=1) + "\n")
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
