@@ -122,6 +122,7 @@ class Model:
         """
         grads = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), grads)
         model, times = (self.params, self.state), (_ZERO, _ZERO)
+        self._programs.pack(self.params)
         packed = self._programs.send(*model, _ZERO)
         received = jax.tree.map(np.asarray, packed)
         for arrival in (None, (received, None), (received, packed)):
@@ -163,6 +164,7 @@ class Model:
         with self.lock:
             if self._arrival is not None:
                 self.settle()
+                return self._programs.pack(self.params), self._last
             params, state, now = self.params, self.state, self._now()
             since = np.float32(now - self._last)
         return self._programs.send(params, state, since), now
@@ -210,6 +212,7 @@ _ZERO = np.float32(0)
 
 class _Programs(NamedTuple):
     settle: Any
+    pack: Any
     send: Any
     update: Any
 
@@ -238,7 +241,7 @@ def _make_programs(algorithm: EventTransformation, pack, unpack) -> _Programs:
         )
         return optax.apply_updates(params, updates), state
 
-    return _Programs(*map(_jit, (settle, send, update)))
+    return _Programs(*map(_jit, (settle, pack, send, update)))
 
 
 def _jit(function):
