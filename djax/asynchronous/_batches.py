@@ -34,9 +34,9 @@ class Batches:
 
     def _epoch(self, epoch: int) -> PyTree:
         if epoch not in self._epochs:
-            made = self._batches(epoch)
-            check_epoch("simulate", made, epoch, self._size, self._steps)
-            self._epochs[epoch] = made
+            self._epochs[epoch] = _load(
+                "simulate", self._batches, epoch, self._size, self._steps
+            )
         return self._epochs[epoch]
 
     def take(self, count: int, size: int) -> PyTree:
@@ -91,9 +91,7 @@ class OwnBatches:
         self.example = jax.tree.map(lambda x: x[0, 0], self._data)
 
     def _load(self, epoch: int) -> PyTree:
-        made = self._batches(epoch)
-        check_epoch("run", made, epoch, 1, self._steps)
-        return made
+        return _load("run", self._batches, epoch, 1, self._steps)
 
     def locate(self, turn: int) -> tuple[PyTree, int]:
         """The epoch that has a gradient's batch, and the number of its step."""
@@ -103,16 +101,28 @@ class OwnBatches:
         return self._data, step
 
 
-def check_epoch(name: str, made: PyTree, epoch: int, size: int, steps: int) -> None:
-    """Raises ValueError unless an epoch's leaves are `[size, steps, ...]`.
+def _load(
+    name: str, batches: Callable[[int], PyTree], epoch: int, size: int, steps: int
+) -> PyTree:
+    """Makes an epoch.
 
     Args:
       name: of the function that was given the batches.
-      made: the epoch.
+      batches: makes it.
       epoch: its number.
       size: number of workers.
       steps: those of the first epoch, or 0 if any number will do.
+
+    Raises:
+      TypeError: if `batches` is no function.
+      ValueError: unless the leaves are `[size, steps, ...]`.
     """
+    if not callable(batches):
+        raise TypeError(
+            f"{name}: batches must be a function from the number of an epoch to its "
+            f"batches, such as `lambda epoch: ...`; got {type(batches).__name__}."
+        )
+    made = batches(epoch)
     check_leading_axis(f"{name}: batches", (made,), size)
     counts = {np.shape(x)[1:2] for x in jax.tree.leaves(made)}
     if len(counts) != 1 or counts & {(), (0,)}:
@@ -125,6 +135,7 @@ def check_epoch(name: str, made: PyTree, epoch: int, size: int, steps: int) -> N
             f"{name}: epoch {epoch} has {counts.pop()[0]} steps, but epoch 0 has "
             f"{steps}."
         )
+    return made
 
 
 def _turns(workers: np.ndarray) -> np.ndarray:

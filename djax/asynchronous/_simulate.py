@@ -6,7 +6,9 @@ are one program. What comes out is what the events give one after another, but f
 rounding of batched matrix products.
 """
 
+import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -258,7 +260,21 @@ def _pad(array: np.ndarray, length: int) -> np.ndarray:
 
 def check_gradient_fn(name, gradient_fn, params, model_state, batch) -> None:
     """Raises TypeError unless it returns gradients, model state and metrics."""
-    made = jax.eval_shape(gradient_fn, params, model_state, batch)
+    arguments = params, model_state, batch
+    with contextlib.suppress(ValueError):  # Of functions without a signature.
+        try:
+            inspect.signature(gradient_fn).bind(*arguments)
+        except TypeError:
+            raise TypeError(
+                f"{name}: gradient_fn must take params, model_state and batch, got "
+                f"{gradient_fn!r}."
+            ) from None
+    made = jax.eval_shape(gradient_fn, *arguments)
+    check_gradients(name, made, params, model_state)
+
+
+def check_gradients(name, made, params, model_state) -> None:
+    """Raises TypeError unless they are gradients, model state and metrics."""
     if not isinstance(made, tuple) or len(made) != 3:
         raise TypeError(
             f"{name}: gradient_fn must return gradients, model_state and metrics, got "
@@ -267,16 +283,19 @@ def check_gradient_fn(name, gradient_fn, params, model_state, batch) -> None:
     if (shapes := jax.tree.map(jnp.shape, params)) != jax.tree.map(jnp.shape, made[0]):
         raise TypeError(
             f"{name}: gradient_fn must return gradients of the shapes {shapes}, got "
-            f"{made[0]}."
+            f"{jax.tree.map(jnp.shape, made[0])}."
         )
-    kinds = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), model_state
-    )
-    if kinds != made[1]:
+    kinds, found = _kinds(model_state), _kinds(made[1])
+    if kinds != found:
         raise TypeError(
-            f"{name}: gradient_fn must return a model_state like {kinds}, got "
-            f"{made[1]}."
+            f"{name}: gradient_fn must return a model_state like {kinds}, got {found}."
         )
+
+
+def _kinds(tree: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree
+    )
 
 
 def _check_times(times: Sequence[float], duration: float) -> np.ndarray:
