@@ -19,11 +19,11 @@ from djax._base import PyTree
 
 from ._ending import Ending, Result
 from ._members import Members, Say, WorkerLost
-from ._model import Model, sketch
+from ._model import Buffers, Model, sketch
 from ._pairing import EdgeClocks, Kind, Messages
 from ._record import Record
 from ._settings import Settings
-from ._transport import Message, Transport
+from ._transport import Message, Transport, as_bytes
 
 
 class Look(NamedTuple):
@@ -64,7 +64,8 @@ class Averager:
         settings: Settings,
     ):
         """Starts the thread."""
-        self.record, self.error, self.looks = record, None, []
+        self.record, self.looks = record, []
+        self.error: BaseException | None = None
         self.waits = settings.max_backlog is not None
         self._model, self._members, self._transport = model, members, transport
         self._settings = settings
@@ -75,11 +76,12 @@ class Averager:
         # Between the threads.
         self._phase, self._since = "starting", time.monotonic()
         self._started, self._over = threading.Event(), threading.Event()
-        self._finishing, self._failure = False, None
+        self._finishing = False
+        self._failure: str | None = None
         self._served, self._served_until = threading.Condition(), -math.inf
         self._noticed = threading.Event()
         # The averaging that is being made, and what has come for it.
-        self._sent: tuple | None = None
+        self._sent: Buffers | None = None
         self._met_at = 0.0
         self._models: dict[int, list[np.ndarray]] = {}
         self._in_use: list[np.ndarray] = []
@@ -247,13 +249,10 @@ class Averager:
             if self._sent is None:
                 self._met_at = self.record.now()
                 self._sent = self._model.send()
-                jax.block_until_ready(
-                    self._sent[0]
-                )  # So the last arrival is read, too.
+                jax.block_until_ready(self._sent)  # So the last arrival is read, too.
                 self._transport.recycle(self._in_use)
                 self._in_use = []
-                buffers = [as_bytes(array) for array in self._sent[0]]
-                self._members.say(peer, Say.MODEL, buffers=buffers)
+                self._members.say(peer, Say.MODEL, buffers=self._sent)
             if peer not in self._models:
                 return
             self._in_use = self._models.pop(peer)
@@ -263,7 +262,7 @@ class Averager:
                     self._in_use, self._model.layout, strict=True
                 )
             ]
-            self._model.receive(*self._sent, arrived)
+            self._model.receive(arrived)
             self._sent = None
             self.record.averaging(peer, self._met_at)
             self._speak(self._pairing.ended())
@@ -305,12 +304,4 @@ class Averager:
     def _result(self) -> list[np.ndarray]:
         """The model as it travels, and the record."""
         self._model.settle()
-        return [*map(as_bytes, self._model.send()[0]), *self.record.pack()]
-
-
-def as_bytes(array: jax.Array) -> np.ndarray:
-    """An array's bytes in the host's memory: on a CPU where they are."""
-    if array.device.platform != "cpu":
-        pinned = array.sharding.with_memory_kind("pinned_host")
-        array = jax.device_put(array, pinned)
-    return np.asarray(array).reshape(-1).view(np.uint8)
+        return [*map(as_bytes, self._model.send()), *self.record.pack()]

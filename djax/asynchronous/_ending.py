@@ -8,7 +8,6 @@ rank is lost meanwhile, the next one starts over.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from ._members import Members, Say
@@ -94,12 +93,14 @@ class Ending:
                 members.say(root, Say.RESULT, root, buffers=self._own)
         if root == members.rank and (self._result is None or self._result[0] != root):
             self._collect(root)
-        if self._result is None or self._result[0] != root:
+        if self._result is None:
             return False
-        if self._byes.get(members.rank) != root:
+        # Who has a result from a root that is lost by now may go if all others have it.
+        source = self._result[0]
+        if source == root and self._byes.get(members.rank) != root:
             self._byes[members.rank] = root
             members.say(None, Say.BYE, root)
-        return all(self._byes.get(rank) == root for rank in members.alive)
+        return all(self._byes.get(rank) == source for rank in members.alive)
 
     def _collect(self, root: int) -> None:
         """Makes the mean, once all models are here."""
@@ -118,7 +119,7 @@ class Ending:
 
 
 def _mean(buffers: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = np.promote_types(dtype, np.float32)
     total = buffers[0].view(dtype).astype(wide)
     for buffer in buffers[1:]:
         total += buffer.view(dtype)

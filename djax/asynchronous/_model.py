@@ -1,6 +1,5 @@
 """One worker's model, which gradients and averagings change at the same time."""
 
-import functools
 import threading
 import time
 from typing import Any, NamedTuple
@@ -59,15 +58,16 @@ class OwnTime:
         assert self._began is not None
         latest = time.perf_counter() - self._began
         self.duration = (latest + (self.duration or latest)) / 2
-        self.finished += 1
         self._began = None
+        self.finished += 1
 
     def __call__(self) -> float:
-        began = self._began  # The other thread may end it meanwhile.
+        # The other thread may end it meanwhile: then it has just begun, or just ended.
+        finished, began = self.finished, self._began
         if began is None or not self.duration:
-            return float(self.finished)
+            return float(finished)
         share = (time.perf_counter() - began) / self.duration
-        return self.finished + min(share, 1.0)
+        return finished + min(share, 1.0)
 
     def until(self, time_: float) -> float:
         """Seconds until then, if the current gradient lasts long enough."""
@@ -112,7 +112,9 @@ class Model:
         self.layout = [(x.shape, x.dtype) for x in jax.eval_shape(pack, params)]
         self._programs = _make_programs(algorithm, pack, self.unpack)
         self._arrival: Arrival | None = None
-        self._last = float(finished)
+        self._last = float(finished)  # Time of the last event.
+        self._sent: Buffers = []
+        self._sent_at: float | None = None  # If nothing has happened since.
 
     def compile(self, grads: PyTree) -> None:
         """Runs all programs once, to no effect, before the clock runs.
@@ -159,31 +161,33 @@ class Model:
             self.time.end()
             return self.averagings
 
-    def send(self) -> tuple[Buffers, float]:
-        """The model mixed up to now, packed for a neighbour, and the own time."""
+    def send(self) -> Buffers:
+        """The model mixed up to now, packed for a neighbour; `receive` is next."""
         with self.lock:
             if self._arrival is not None:
                 self.settle()
-                return self._programs.pack(self.params), self._last
-            params, state, now = self.params, self.state, self._now()
-            since = np.float32(now - self._last)
-        return self._programs.send(params, state, since), now
+                self._sent_at = self._last
+                self._sent = self._programs.pack(self.params)
+                return self._sent
+            params, state, self._sent_at = self.params, self.state, self._now()
+            since = np.float32(self._sent_at - self._last)
+        self._sent = self._programs.send(params, state, since)
+        return self._sent
 
-    def receive(self, sent: Buffers, time: float, peer: Buffers) -> None:
-        """An averaging is made.
+    def receive(self, peer: Buffers) -> None:
+        """An averaging is made of what `send` returned and what the neighbour sent.
 
         Args:
-          sent: what `send` returned.
-          time: likewise.
-          peer: what the neighbour sent, which must not change before `settle`, `send`
-            or `update` has returned and its results are computed.
+          peer: the latter, which must not change before `settle`, `send` or `update`
+            has returned and its results are computed.
         """
         with self.lock:
             assert self._arrival is None
-            if self._last <= time:  # The model can tell what it was.
-                self._arrival = Arrival(peer, None, time)
+            if self._sent_at is not None:  # The model can tell what it was.
+                self._arrival = Arrival(peer, None, self._sent_at)
             else:
-                self._arrival = Arrival(peer, sent, self._last)
+                self._arrival = Arrival(peer, self._sent, self._last)
+            self._sent = []
             self.averagings += 1
 
     def settle(self) -> tuple[PyTree, PyTree]:
@@ -200,7 +204,7 @@ class Model:
         arrival = self._arrival
         middle = self._last if arrival is None else arrival.time
         before, after = np.float32(middle - self._last), np.float32(now - middle)
-        self._last, self._arrival = now, None
+        self._last, self._arrival, self._sent_at = now, None, None
         return arrival and (arrival.peer, arrival.sent), before, after
 
     def _now(self) -> float:
@@ -308,7 +312,7 @@ SKETCH = 1024
 """Numbers that stand for a model when distances are estimated."""
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def sketch(params: PyTree) -> jax.Array:
     r"""Projects a model at random: distances survive to about :math:`\sqrt{2 / 1024}`.
 

@@ -71,8 +71,8 @@ class Pairing:
 
     @property
     def backlog(self) -> int:
-        """Number of averagings that are demanded and not made."""
-        raise NotImplementedError
+        """Number of averagings that are demanded here, or being made."""
+        return self._demanded() + (self.partner is not None)
 
     @property
     def quiet(self) -> bool:
@@ -114,6 +114,8 @@ class Pairing:
             if self.asking == peer:
                 self.asking = None
             self._drop(peer)
+            if not self.neighbors:
+                self._drop_demands()
         return self._advance()
 
     def _requested(self, sender: int) -> None:
@@ -169,6 +171,10 @@ class Pairing:
         """Whom a free worker asks next."""
         raise NotImplementedError
 
+    def _demanded(self) -> int:
+        """Number of averagings that are demanded here and have not begun."""
+        raise NotImplementedError
+
     def _drop_demands(self) -> None:
         raise NotImplementedError
 
@@ -206,16 +212,14 @@ class EdgeClocks(Pairing):
         super().__init__(rank, neighbors)
         self._owed: deque[int] = deque()
 
-    @property
-    def backlog(self) -> int:
-        """Number of averagings that are demanded here and not made."""
-        return len(self._owed) + (self.asking is not None)
-
     def demand(self, peer: int) -> Messages:
         """The clock of the pair has ticked."""
         if peer in self.neighbors and not self._finishing:
             self._owed.append(peer)
         return self._advance()
+
+    def _demanded(self):
+        return len(self._owed) + (self.asking is not None)
 
     def _willing(self):
         return True
@@ -264,16 +268,14 @@ class FirstFree(Pairing):
         self._noted: set[int] = set()  # They were ready, and know that we know.
         self._told: set[int] = set()  # They have a note of us.
 
-    @property
-    def backlog(self) -> int:
-        """Number of averagings that are demanded and not made."""
-        return max(0, self._due)
-
     def demand(self, count: int = 1) -> Messages:
         """So many more averagings, with whomever."""
-        if not self._finishing:
+        if self.neighbors and not self._finishing:
             self._due += count
         return self._advance()
+
+    def _demanded(self):
+        return max(0, self._due)
 
     def _willing(self):
         return self._due > 0
@@ -289,7 +291,6 @@ class FirstFree(Pairing):
         self._noted.clear()
 
     def _owe(self, peer):
-        self._told.discard(peer)  # Asking us, it has crossed us out.
         if not self._finishing:
             self._noted.add(peer)
 
@@ -331,28 +332,24 @@ class FixedOrder(Pairing):
         self._due = 0
         self._noted: list[int] = []
 
-    @property
-    def backlog(self) -> int:
-        """Number of averagings that are demanded and not made."""
-        return self._due
-
     def demand(self, count: int = 1) -> Messages:
         """So many more averagings, with those whose turn it is."""
-        if not self._finishing:
+        if self.neighbors and not self._finishing:
             self._due += count
         return self._advance()
+
+    def _demanded(self):
+        return self._due + (self.asking is not None)
 
     def _requested(self, sender):
         if self.asking == sender:
             self.asking = None
             self._meet(sender)
-        elif self.done:
-            self._waiting.append(sender)
         else:
             self._noted.append(sender)
 
     def _wanted(self):
-        if not self._due or not self._cycle:
+        if not self._due:
             return None
         self._due -= 1
         self._cycle.rotate(-1)

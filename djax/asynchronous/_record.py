@@ -58,7 +58,7 @@ class Record:
         """As arrays of bytes, one for each of `NAMES`."""
         parts = {**self._parts, "sketches": np.asarray(self._sketches, np.float32)}
         return [
-            np.ascontiguousarray(np.asarray(parts[name], dtype)).reshape(-1).view("u1")
+            np.array(parts[name], dtype).reshape(-1).view("u1")
             for name, dtype in zip(self.NAMES, self._TYPES, strict=True)
         ]
 
@@ -71,5 +71,7 @@ class Record:
         }
         for name in ("gradients", "averagings"):
             arrays[name] = arrays[name].reshape(-1, 2)
-        arrays["sketches"] = arrays["sketches"].reshape(len(arrays["looks"]), -1)
+        looks = len(arrays["looks"])
+        length = arrays["sketches"].size // max(1, looks)
+        arrays["sketches"] = arrays["sketches"].reshape(looks, length)
         return arrays

@@ -5,6 +5,8 @@ when there is nothing to do. A message is a small header and arrays of any size;
 may come later than what was sent after them.
 """
 
+import contextlib
+import math
 import os
 import secrets
 import socket
@@ -15,9 +17,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
-Array = np.ndarray
+Array = Any
+"""Of NumPy or JAX."""
 
 
 class Message(NamedTuple):
@@ -26,7 +30,7 @@ class Message(NamedTuple):
     Attributes:
       sender: its rank.
       header: what kind of message it is.
-      buffers: `uint8` arrays.
+      buffers: `uint8` arrays, JAX's if they came directly to the device.
     """
 
     sender: int
@@ -44,7 +48,7 @@ class Transport(Protocol):
     survives: bool
 
     def send(self, peer: int, header: bytes, buffers: Sequence[Array] = ()) -> None:
-        """Sends a message; the arrays must not change any more."""
+        """Sends a message; the arrays, computed, must not change any more."""
 
     def poll(self, seconds: float) -> list[Message]:
         """Returns what has arrived, after at most so long if that is nothing."""
@@ -74,7 +78,9 @@ _SHORT, _LONG = 50e-6, 1e-3
 class MPITransport:
     """Messages over an MPI communicator of its own, by non-blocking calls.
 
-    A large array is copied once, from the sender's memory to the receiver's.
+    A large array is copied once, from the sender's memory to the receiver's. Arrays of
+    JAX stay on their devices if the MPI is CUDA-aware and the user says so, as for
+    mpi4jax: `MPI4JAX_USE_CUDA_MPI=1`.
     """
 
     survives = False
@@ -94,18 +100,32 @@ class MPITransport:
                 "leave mpi4py.rc.thread_level alone."
             )
         self._mpi, self._comm = MPI, comm.Dup()
+        wanted = os.environ.get("MPI4JAX_USE_CUDA_MPI", "").lower()
+        self._direct = wanted in ("1", "true", "on")
         self._sending: list[tuple[Any, Any]] = []  # Requests, and what they read.
         self._receiving: list[tuple[Any, Message]] = []
-        self._free: dict[int, list[Array]] = {}
+        self._free: dict[tuple[int, bool], list[Array]] = {}
         self._woken = threading.Event()
 
     def send(self, peer: int, header: bytes, buffers: Sequence[Array] = ()) -> None:
         """See :class:`Transport`."""
+        count = len(buffers)
         sizes = [buffer.nbytes for buffer in buffers]
-        head = struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes) + header
-        for data, tag in [(head, _HEADER), *((b, _BUFFER) for b in buffers)]:
-            request = self._comm.Isend([data, self._mpi.BYTE], peer, tag)
-            self._sending.append((request, data))
+        direct = [self._direct and isinstance(buffer, jax.Array) for buffer in buffers]
+        head = struct.pack(f"<I{count}Q{count}?", count, *sizes, *direct) + header
+        self._isend(head, peer, _HEADER)
+        for buffer, stays in zip(buffers, direct, strict=True):
+            self._isend(buffer if stays else as_bytes(buffer), peer, _BUFFER)
+
+    def _isend(self, data: Any, peer: int, tag: int) -> None:
+        request = self._comm.Isend([self._memory(data), self._mpi.BYTE], peer, tag)
+        self._sending.append((request, data))
+
+    def _memory(self, data: Any) -> Any:
+        """What MPI takes: of an array of JAX its address, on whatever device."""
+        if not isinstance(data, jax.Array):
+            return data
+        return self._mpi.buffer.fromaddress(data.unsafe_buffer_pointer(), data.nbytes)
 
     def poll(self, seconds: float) -> list[Message]:
         """See :class:`Transport`."""
@@ -129,13 +149,16 @@ class MPITransport:
             found.Recv([data, MPI.BYTE])
             (count,) = struct.unpack_from("<I", data)
             sizes = struct.unpack_from(f"<{count}Q", data, 4)
+            direct = struct.unpack_from(f"<{count}?", data, 4 + 8 * count)
             message = Message(
                 status.Get_source(),
-                bytes(data[4 + 8 * count :]),
-                [self._buffer(size) for size in sizes],
+                bytes(data[4 + 9 * count :]),
+                list(map(self._buffer, sizes, direct)),
             )
             requests = [
-                self._comm.Irecv([buffer, MPI.BYTE], message.sender, _BUFFER)
+                self._comm.Irecv(
+                    [self._memory(buffer), MPI.BYTE], message.sender, _BUFFER
+                )
                 for buffer in message.buffers
             ]
             self._receiving.append((requests, message))
@@ -148,15 +171,18 @@ class MPITransport:
         self._receiving = waiting
         return complete
 
-    def _buffer(self, size: int) -> Array:
-        if self._free.get(size):
-            return self._free[size].pop()
+    def _buffer(self, size: int, direct: bool) -> Array:
+        if self._free.get((size, direct)):
+            return self._free[size, direct].pop()
+        if direct:
+            return jax.block_until_ready(jax.numpy.empty(size, np.uint8))
         return aligned(size)
 
     def recycle(self, buffers: list[Array]) -> None:
         """See :class:`Transport`."""
         for buffer in buffers:
-            self._free.setdefault(buffer.size, []).append(buffer)
+            key = buffer.size, isinstance(buffer, jax.Array)
+            self._free.setdefault(key, []).append(buffer)
 
     def wake(self) -> None:
         """See :class:`Transport`."""
@@ -219,6 +245,8 @@ class ZMQTransport:
                 )
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._woken, False)
+        os.set_blocking(self._wake, False)
+        self._closing = threading.Lock()
         self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
         self._poller.register(self._woken, zmq.POLLIN)
@@ -234,13 +262,14 @@ class ZMQTransport:
     def send(self, peer: int, header: bytes, buffers: Sequence[Array] = ()) -> None:
         """See :class:`Transport`."""
         if outbox := self._outbox.get(peer):
-            parts = [memoryview(buffer) for buffer in buffers]
+            parts = [memoryview(as_bytes(buffer)) for buffer in buffers]
             outbox.send_multipart([header, *parts], copy=False)
 
     def poll(self, seconds: float) -> list[Message]:
         """See :class:`Transport`."""
         zmq = self._zmq
-        if dict(self._poller.poll(max(0.0, seconds) * 1e3)).get(self._woken):
+        # ZeroMQ counts in whole milliseconds; rounded down it would not sleep at all.
+        if dict(self._poller.poll(math.ceil(seconds * 1e3))).get(self._woken):
             os.read(self._woken, 4096)
         complete = []
         while True:
@@ -259,7 +288,10 @@ class ZMQTransport:
 
     def wake(self) -> None:
         """See :class:`Transport`."""
-        os.write(self._wake, b"!")
+        with self._closing:
+            if self._wake >= 0:
+                with contextlib.suppress(BlockingIOError):  # It has been woken already.
+                    os.write(self._wake, b"!")
 
     def forget(self, peer: int) -> None:
         """See :class:`Transport`."""
@@ -272,8 +304,10 @@ class ZMQTransport:
             outbox.close(linger=2_000)
         self._inbox.close(linger=0)
         self._context.term()
-        os.close(self._woken)
-        os.close(self._wake)
+        with self._closing:
+            os.close(self._woken)
+            os.close(self._wake)
+            self._wake = -1
 
     def abort(self, reason: str) -> None:
         """See :class:`Transport`; the other processes live on."""
@@ -284,7 +318,15 @@ class ZMQTransport:
 TRANSPORTS = {"mpi": MPITransport, "zmq": ZMQTransport}
 
 
-def aligned(size: int) -> Array:
+def as_bytes(array: Array) -> np.ndarray:
+    """An array's bytes in the host's memory: on a CPU where they are."""
+    if isinstance(array, jax.Array) and next(iter(array.devices())).platform != "cpu":
+        pinned = array.sharding.with_memory_kind("pinned_host")
+        array = jax.device_put(array, pinned)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def aligned(size: int) -> np.ndarray:
     """An array of bytes that JAX can read where it is."""
     buffer = np.empty(size + 64, np.uint8)
     start = -buffer.ctypes.data % 64
