@@ -121,7 +121,7 @@ def test_constant_clocks_tick_in_order():
     assert clocks.ticks(18.5) == [7, 7, 3, 7, 7]  # At 12, 14, 15, 16 and 18.
     assert clocks.next == 20
     assert clocks.ticks(18.5) == []
-    assert clocks.ticks(20) == [3, 7]
+    assert sorted(clocks.ticks(20)) == [3, 7]
     assert make_clocks({0: 0.0}).next == math.inf
 
 
@@ -166,7 +166,7 @@ def test_other_pairings_have_one_clock():
     rng = np.random.default_rng(0)
     settings = make_settings(rate=4, pairing="first_free", random_times=False)
     clocks = settings.make_clocks(1, 2.0, rng)
-    assert clocks.ticks(3.1) == [0] * 4 and clocks.next == 3.25
+    assert clocks.ticks(3.1) == [None] * 4 and clocks.next == 3.25
     alone = make_settings(topologies.complete(1), 4, pairing="first_free")
     assert alone.make_clocks(0, 0.0, rng).next == math.inf
 
@@ -191,23 +191,26 @@ def test_other_pairings_have_one_clock():
             '"fixed_order" takes one rate',
         ),
         ({"gradients": None}, "give the number of gradients, or the seconds"),
-        ({"gradients": 0}, "gradients is out of range: 0"),
-        ({"gradients": 10.0}, "gradients must be a whole number, got 10.0"),
-        ({"seconds": 0}, "seconds is out of range: 0"),
-        ({"seconds": -1.5}, "seconds is out of range: -1.5"),
-        ({"seconds": math.inf}, "seconds is out of range: inf"),
-        ({"max_backlog": -1}, "max_backlog is out of range: -1"),
-        ({"max_backlog": 0.5}, "max_backlog must be a whole number, got 0.5"),
-        ({"looks": 0}, "looks is out of range: 0"),
-        ({"looks": 1.5}, "looks must be a whole number"),
-        ({"timeout": 0}, "timeout is out of range: 0"),
-        ({"timeout": math.nan}, "timeout is out of range: nan"),
-        ({"seed": -1}, "seed is out of range: -1"),
-        ({"seed": "a"}, "seed must be a whole number, got 'a'"),
+        ({"gradients": 0}, "gradients must be a whole number from 1 on, got 0"),
+        ({"gradients": 10.0}, "gradients must be a whole number from 1 on, got 10.0"),
+        ({"seconds": 0}, "seconds must be a positive number, got 0"),
+        ({"seconds": -1.5}, "seconds must be a positive number, got -1.5"),
+        ({"seconds": math.inf}, "seconds must be a positive number, got inf"),
+        ({"max_backlog": -1}, "max_backlog must be a whole number from 0 on, got -1"),
+        ({"max_backlog": 0.5}, "max_backlog must be a whole number from 0 on, got 0.5"),
+        ({"looks": 0}, "looks must be a whole number from 1 on, got 0"),
+        ({"looks": 1.5}, "looks must be a whole number from 1 on"),
+        ({"timeout": 0}, "timeout must be a positive number, got 0"),
+        ({"timeout": math.nan}, "timeout must be a positive number, got nan"),
+        ({"seed": -1}, "seed must be a whole number from 0 on, got -1"),
+        ({"gradients": True}, "gradients must be a whole number from 1 on, got True"),
+        ({"looks": None}, "looks must be a whole number from 1 on, got None"),
+        ({"seconds": "3"}, "seconds must be a positive number, got '3'"),
+        ({"seed": "a"}, "seed must be a whole number from 0 on, got 'a'"),
     ],
 )
 def test_impossible_settings_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make_settings(**options)
 
 

@@ -20,7 +20,7 @@ from djax._base import PyTree
 from ._ending import Ending, Result
 from ._members import Members, Say, WorkerLost
 from ._model import Buffers, Model, sketch
-from ._pairing import EdgeClocks, Kind, Messages
+from ._pairing import Kind, Messages
 from ._record import Record
 from ._settings import Settings
 from ._transport import Message, Transport, as_bytes
@@ -190,8 +190,7 @@ class Averager:
             self._lose(peer, reason)
         if not self._started.is_set():
             if all(status.ready for status in members.everyone):
-                self.record.origin = time.perf_counter()
-                self._started.set()
+                self._open()
         elif not self._finishing:
             self._demand()
         elif not self._pairing.done:
@@ -204,6 +203,12 @@ class Averager:
         done = all(status.done for status in members.everyone)
         return done and self._pairing.quiet and self._ending.advance()
 
+    def _open(self) -> None:
+        """The run begins."""
+        if not self._started.is_set():
+            self.record.origin = time.perf_counter()
+            self._started.set()
+
     def _describe(self) -> str:
         return f"{self._phase} for {time.monotonic() - self._since:.0f} s"
 
@@ -214,6 +219,7 @@ class Averager:
             return
         self._members.hear(sender, kind, content)
         if kind == Say.PAIR:
+            self._open()  # The sender knows that all are ready.
             self._speak(self._pairing.receive(sender, Kind(content[0])))
         elif kind == Say.MODEL:
             self._models[sender] = message.buffers
@@ -232,11 +238,8 @@ class Averager:
         """Asks for the averagings that are due."""
         now = self._model.time()
         ticks = self._clocks.ticks(now)
-        if isinstance(self._pairing, EdgeClocks):
-            for peer in ticks:
-                self._speak(self._pairing.demand(peer))
-        elif ticks:
-            self._speak(self._pairing.demand(len(ticks)))
+        for tick in ticks:
+            self._speak(self._pairing.demand(tick))
         most = self._settings.max_backlog
         if most is not None and self._pairing.backlog <= most:
             with self._served:

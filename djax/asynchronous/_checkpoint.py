@@ -90,8 +90,8 @@ class Checkpointer:
         everyones = comm.allgather(self.latest)
         if None in everyones and set(everyones) != {None}:
             raise ValueError(
-                f"checkpoints: {everything} has none of worker {everyones.index(None)}, "
-                "but of others; choose another directory."
+                f"checkpoints: {everything} has some, but none of worker "
+                f"{everyones.index(None)}; choose another directory."
             )
 
     @property

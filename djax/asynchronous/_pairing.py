@@ -79,6 +79,16 @@ class Pairing:
         """Whether there is nothing that this worker will do unless it is asked."""
         return self.done and self.partner is None and not self._waiting
 
+    def demand(self, peer: int | None = None) -> Messages:
+        """One more averaging is wanted.
+
+        Args:
+          peer: with whom; of the policies below only :class:`EdgeClocks` is told.
+        """
+        if self.neighbors and not self._finishing:
+            self._demand(peer)
+        return self._advance()
+
     def receive(self, sender: int, kind: Kind) -> Messages:
         """A neighbour's message has arrived."""
         if sender in self.neighbors:
@@ -163,6 +173,9 @@ class Pairing:
 
     # What the policies differ in.
 
+    def _demand(self, peer: int | None) -> None:
+        raise NotImplementedError
+
     def _willing(self) -> bool:
         """Whether a free worker averages with somebody who asks."""
         raise NotImplementedError
@@ -212,11 +225,9 @@ class EdgeClocks(Pairing):
         super().__init__(rank, neighbors)
         self._owed: deque[int] = deque()
 
-    def demand(self, peer: int) -> Messages:
-        """The clock of the pair has ticked."""
-        if peer in self.neighbors and not self._finishing:
+    def _demand(self, peer):
+        if peer in self.neighbors:
             self._owed.append(peer)
-        return self._advance()
 
     def _demanded(self):
         return len(self._owed) + (self.asking is not None)
@@ -268,11 +279,8 @@ class FirstFree(Pairing):
         self._noted: set[int] = set()  # They were ready, and know that we know.
         self._told: set[int] = set()  # They have a note of us.
 
-    def demand(self, count: int = 1) -> Messages:
-        """So many more averagings, with whomever."""
-        if self.neighbors and not self._finishing:
-            self._due += count
-        return self._advance()
+    def _demand(self, peer):
+        self._due += 1
 
     def _demanded(self):
         return max(0, self._due)
@@ -332,11 +340,8 @@ class FixedOrder(Pairing):
         self._due = 0
         self._noted: list[int] = []
 
-    def demand(self, count: int = 1) -> Messages:
-        """So many more averagings, with those whose turn it is."""
-        if self.neighbors and not self._finishing:
-            self._due += count
-        return self._advance()
+    def _demand(self, peer):
+        self._due += 1
 
     def _demanded(self):
         return self._due + (self.asking is not None)

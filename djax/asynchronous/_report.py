@@ -125,7 +125,7 @@ class Report:
 
     @cached_property
     def look_times(self) -> np.ndarray:
-        """`float64[looks]`: when the models were compared, the mean over the workers."""
+        """`float64[looks]`: when models were compared, the mean over the workers."""
         return self._looks("looks").mean(0)
 
     @cached_property
@@ -170,23 +170,15 @@ class Report:
         events = []
         for rank, record in sorted(self.records.items()):
             events.append(_named("process_name", rank, 0, f"worker {rank}"))
-            spans = {
-                "gradients": [
-                    (f"gradient {k + 1}", *times, {"averagings meanwhile": int(stale)})
-                    for k, (times, stale) in enumerate(
-                        zip(record["gradients"], record["staleness"], strict=True)
-                    )
-                ],
-                "averagings": [
-                    (f"with {peer}", *times, {"peer": int(peer)})
-                    for times, peer in zip(
-                        record["averagings"], record["peers"], strict=True
-                    )
-                ],
-            }
-            for thread, (name, found) in enumerate(spans.items()):
+            for thread, name in enumerate(("gradients", "averagings")):
                 events.append(_named("thread_name", rank, thread, name))
-                events += [_span(rank, thread, *span) for span in found]
+            gradients = zip(record["gradients"], record["staleness"], strict=True)
+            for k, (times, stale) in enumerate(gradients):
+                details = {"averagings meanwhile": int(stale)}
+                events.append(_span(rank, 0, f"gradient {k + 1}", times, details))
+            for times, peer in zip(record["averagings"], record["peers"], strict=True):
+                details = {"peer": int(peer)}
+                events.append(_span(rank, 1, f"with {peer}", times, details))
         pathlib.Path(path).write_text(json.dumps({"traceEvents": events}))
 
     def __repr__(self) -> str:
@@ -211,8 +203,9 @@ def _named(kind: str, worker: int, thread: int, name: str) -> dict:
 
 
 def _span(
-    worker: int, thread: int, name: str, begin: float, end: float, details: dict
+    worker: int, thread: int, name: str, times: np.ndarray, details: dict
 ) -> dict:
+    begin, end = times.tolist()
     return {
         "name": name,
         "ph": "X",

@@ -8,14 +8,14 @@ interpreter while it computes, and so do MPI and ZeroMQ while they wait.
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from djax import communicators
-from djax._base import Communicator, PyTree
+from djax._base import PyTree
 from djax.communicators._common import check_leading_axis
 from djax.simulation import GradientFn, Workers
 from djax.topologies import Topology
@@ -25,6 +25,7 @@ from ._averager import Averager, Look
 from ._batches import OwnBatches
 from ._checkpoint import Checkpointer, Checkpoints
 from ._departure import leave_alone, leave_together
+from ._gradient import Gradient
 from ._members import Members
 from ._model import Model
 from ._record import Record
@@ -33,8 +34,12 @@ from ._settings import Settings, check_participants
 from ._simulate import check_gradient_fn
 from ._transport import TRANSPORTS
 
+if TYPE_CHECKING:
+    from djax.communicators._mpi import MPICommunicator
+
 # Timeouts for which a rank may do other things before it takes part.
 _START = 10
+_HERE = 7  # Tag of the messages by which all meet.
 
 
 class Outcome(NamedTuple):
@@ -60,7 +65,7 @@ def run(
     algorithm: EventTransformation,
     gradient_fn: GradientFn,
     batches: Callable[[int], PyTree],
-    communicator: Communicator,
+    communicator: "MPICommunicator",
     topology: Topology,
     params: PyTree,
     *,
@@ -158,19 +163,24 @@ def run(
     check_leading_axis("run: params", (params,), 1)
     check_leading_axis("run: model_state", (model_state,), 1)
     stream = OwnBatches(batches)
-    own = jax.tree.map(lambda x: jnp.asarray(x)[0], (params, model_state))
+    params, model_state = jax.tree.map(
+        lambda x: jnp.asarray(x)[0], (params, model_state)
+    )
     if jit:
-        check_gradient_fn("run", gradient_fn, *own, stream.example)
-    compute = _Gradient(gradient_fn, stream, jit)
+        check_gradient_fn("run", gradient_fn, params, model_state, stream.example)
+    compute = Gradient(gradient_fn, stream, jit)
     meet(communicator.host_comm, _START * timeout)
     communicators.check_agreement(
         communicator, "the arguments of asynchronous.run", [settings.common]
     )
-    saver = checkpoints and Checkpointer(checkpoints, communicator.host_comm)
-    start = _start(algorithm, communicator, *own, saver)
+    saver = None
+    if checkpoints is not None:
+        saver = Checkpointer(checkpoints, communicator.host_comm)
+    start = _start(algorithm, communicator, params, model_state, saver)
     model = Model(algorithm, start.params, start.state, start.finished)
     carrier = TRANSPORTS[transport](communicator.host_comm)
-    members = Members(communicator.rank(), communicator.size, settings, carrier)
+    rank = communicator.host_comm.rank
+    members = Members(rank, communicator.size, settings, carrier)
     members.own.gradients = start.finished
     record = Record()
     averager = Averager(model, members, carrier, record, settings)
@@ -188,7 +198,7 @@ def run(
     except BaseException as error:
         averager.fail(error)
         if carrier.survives:
-            leave_alone(members.rank)
+            leave_alone(rank)
         raise
     if members.lost:
         leave_together(carrier, members, _START * timeout)
@@ -221,59 +231,12 @@ def _start(algorithm, communicator, params, model_state, saver) -> _Start:
     start = _Start(params, jax.jit(algorithm.init)(params), model_state, 0)
     if saver is None or saver.latest is None:
         return start
-    return _Start(*saver.restore(start[:3]), saver.latest)
-
-
-class _Gradient:
-    """Computes one worker's gradients, each from its own batch.
-
-    Args:
-      gradient_fn: what is computed.
-      stream: the batches.
-      jit: whether it is compiled.
-    """
-
-    def __init__(self, gradient_fn: GradientFn, stream: OwnBatches, jit: bool):
-        """Compiles nothing yet."""
-        self._fn, self._stream, self._jit = gradient_fn, stream, jit
-        self._program: Any = None
-        self._epoch: PyTree = None
-        self._on_device: PyTree = None
-
-    def compile(self, params: PyTree, model_state: PyTree) -> PyTree:
-        """Compiles it, and returns what gradients are like."""
-        if not self._jit:
-            return params
-
-        def at(params, model_state, epoch, step):
-            batch = jax.tree.map(lambda x: x[0, step], epoch)
-            return self._fn(params, model_state, batch)
-
-        arguments = params, model_state, *self.batch(0)
-        lowered = jax.jit(at).lower(*arguments)
-        self._program = lowered.compile()
-        return lowered.out_info[0]
-
-    def batch(self, turn: int) -> tuple[PyTree, np.int32]:
-        """The epoch, on the device, and where in it a gradient's batch is."""
-        epoch, step = self._stream.locate(turn)
-        if epoch is not self._epoch:
-            put = jnp.asarray if self._jit else lambda x: x
-            self._epoch, self._on_device = epoch, jax.tree.map(put, epoch)
-        return self._on_device, np.int32(step)
-
-    def __call__(self, params: PyTree, model_state: PyTree, epoch: PyTree, step):
-        """Gradients, model state and metrics, computed."""
-        if self._program is not None:
-            results = self._program(params, model_state, epoch, step)
-        else:
-            batch = jax.tree.map(lambda x: x[0, step], epoch)
-            results = self._fn(params, model_state, batch)
-        return jax.block_until_ready(results)
+    params, state, model_state = saver.restore(start[:3])
+    return _Start(params, state, model_state, saver.latest)
 
 
 def _train(
-    compute: _Gradient,
+    compute: Gradient,
     model: Model,
     model_state: PyTree,
     averager: Averager,
@@ -340,6 +303,3 @@ def meet(comm: Any, timeout: float) -> None:
             )
         time.sleep(1e-3)
     MPI.Request.Waitall(said)
-
-
-_HERE = 7

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,20 +61,24 @@ class Settings:
             raise ValueError("run: give the number of gradients, or the seconds.")
         for name, least in (
             ("gradients", 1),
-            ("seconds", 0),
             ("max_backlog", 0),
             ("looks", 1),
-            ("timeout", 0),
             ("seed", 0),
+            ("seconds", None),
+            ("timeout", None),
         ):
-            value = getattr(self, name)
-            whole = name not in ("seconds", "timeout")
-            if value is None:
-                continue
-            if whole and not isinstance(value, (int, np.integer)):
-                raise ValueError(f"run: {name} must be a whole number, got {value!r}.")
-            if not least <= value < math.inf or (not whole and value == 0):
-                raise ValueError(f"run: {name} is out of range: {value!r}.")
+            self._check(name, getattr(self, name), least)
+
+    def _check(self, name: str, value: Any, least: int | None) -> None:
+        """Checks a whole number of at least so much, or without that a positive one."""
+        if value is None and name in ("gradients", "max_backlog", "seconds"):
+            return
+        kind = (int, float, np.number) if least is None else (int, np.integer)
+        what = "positive number" if least is None else f"whole number from {least} on"
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TypeError(f"run: {name} must be a {what}, got {value!r}.")
+        if not (0 < value < math.inf if least is None else least <= value):
+            raise ValueError(f"run: {name} must be a {what}, got {value!r}.")
 
     @property
     def common(self) -> list[Any]:
@@ -108,7 +113,7 @@ class Settings:
         if self.pairing == "edge_clocks":
             rates = {peer: r / 2 for peer, r in enumerate(self.rates[rank].tolist())}
         else:
-            rates = {0: float(self.rate) if self.rates[rank].any() else 0.0}
+            rates = {None: float(self.rate) if self.rates[rank].any() else 0.0}
         return Clocks(rates, start, self.random_times, rng)
 
 
@@ -116,7 +121,7 @@ class Clocks:
     """Draws, in a worker's own time, when it wants an averaging.
 
     Args:
-      rates: of the clocks: of one for each neighbour, or of a single one.
+      rates: of the clocks: of one for each neighbour, or of a single one, None.
       start: the worker's own time.
       random: whether the gaps are exponentially distributed, or all the same.
       rng: draws them.
@@ -124,7 +129,7 @@ class Clocks:
 
     def __init__(
         self,
-        rates: dict[int, float],
+        rates: Mapping[Any, float],
         start: float,
         random: bool,
         rng: np.random.Generator,
@@ -143,14 +148,14 @@ class Clocks:
         """When one ticks next."""
         return min(self._next.values(), default=math.inf)
 
-    def ticks(self, now: float) -> list[int]:
+    def ticks(self, now: float) -> list[Any]:
         """Which have ticked since the last call, in the order of their times."""
         due = []
         for key in self._next:
             while self._next[key] <= now:
                 due.append((self._next[key], key))
                 self._next[key] += self._gap(key)
-        return [key for _, key in sorted(due)]
+        return [key for _, key in sorted(due, key=lambda tick: tick[0])]
 
 
 def check_participants(algorithm: Any, communicator: Any, topology: Any) -> None:

@@ -262,7 +262,7 @@ class ZMQTransport:
     def send(self, peer: int, header: bytes, buffers: Sequence[Array] = ()) -> None:
         """See :class:`Transport`."""
         if outbox := self._outbox.get(peer):
-            parts = [memoryview(as_bytes(buffer)) for buffer in buffers]
+            parts = [as_bytes(buffer).data for buffer in buffers]
             outbox.send_multipart([header, *parts], copy=False)
 
     def poll(self, seconds: float) -> list[Message]:
