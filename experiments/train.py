@@ -35,6 +35,7 @@ from .common import (
     optimizers,
     partition,
     report,
+    runtime,
     tasks,
     trainer,
 )
@@ -48,6 +49,7 @@ class Config:
     base: optimizers.BaseOptimizer
     averaging: algorithms.Algorithm
     clocks: asynchronous.Clocks
+    runtime: runtime.Runtime
     task: str = "digits"
     """What is learned: digits or quadratics."""
     task_options: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -112,45 +114,52 @@ class Run:
         errors.lookup(
             "--algorithm", algorithm, [*algorithms.ALGORITHMS, *asynchronous.ALGORITHMS]
         )
-        asynchronous.check_clocks(config.clocks, algorithm)
-        self.events: djax.asynchronous.Events | None = None
-        self.rounds: djax.asynchronous.Rounds | None = None
+        waitless = algorithm in asynchronous.ALGORITHMS
+        live = waitless and communicators.launcher_size() is not None
+        asynchronous.check_clocks(config.clocks, algorithm, live)
+        runtime.check_runtime(config.runtime, algorithm, live)
         model = self.task.init(jax.random.key(config.seed))
-        if algorithm in asynchronous.ALGORITHMS:
-            self._make_asynchronous(model)
+        if waitless:
+            self.job = self._make_asynchronous(live)
         else:
-            self._make_synchronous(model)
+            self.job = self._make_synchronous(model)
         self.params = communicators.replicate(self.communicator, model)
         communicators.check_agreement(
             self.communicator, "the initial parameters", [model] * len(local)
         )
         self.title = f"{config.task}-{algorithm}-{config.topology}{size}"
         self.folder = report.RunFolder(
-            config.runs, config.name or self.title, active=0 in local
+            config.runs, config.name or self.title, self.communicator
         )
 
-    def _make_synchronous(self, model) -> None:
+    def _make_synchronous(self, model) -> trainer.Synchronous:
         config = self.config
-        self.base = optimizers.make_base(config.base, self.steps)
-        self.optimizer = algorithms.make_optimizer(
+        optimizer = algorithms.make_optimizer(
             config.averaging,
             config.base,
             self.steps,
             self.topologies,
             self.communicator,
         )
-        self.cost = djax.communication_cost(self.optimizer, model, self.communicator)
-        self.rounds = asynchronous.make_rounds(
-            config.clocks, self.communicator.size, self.steps, config.seed
+        return trainer.Synchronous(
+            self.task,
+            optimizer,
+            optimizers.make_base(config.base, self.steps),
+            self.communicator,
+            config.epochs,
+            djax.communication_cost(optimizer, model, self.communicator),
+            asynchronous.make_rounds(
+                config.clocks, self.communicator.size, self.steps, config.seed
+            ),
         )
 
-    def _make_asynchronous(self, model) -> None:
+    def _make_asynchronous(self, live: bool) -> asynchronous.Virtual | runtime.Live:
         config, name = self.config, self.config.averaging.algorithm
         algorithms.check_options(config.averaging, set())
-        if not isinstance(self.communicator, communicators.SimulatedCommunicator):
+        if config.communicator == "mesh":
             raise UsageError(
-                f"--algorithm {name} is simulated on virtual clocks: leave mpirun and "
-                "--communicator away."
+                f"--algorithm {name} is not for --communicator mesh: start it under "
+                "mpirun, or leave the option away to simulate it."
             )
         if config.drop_probability or config.weights != Config.weights:
             raise UsageError(
@@ -162,13 +171,26 @@ class Run:
                 f"--algorithm {name} needs one graph: choose a --topology."
             )
         (topology,) = self.topologies
-        self.algorithm = asynchronous.make_algorithm(
+        algorithm = asynchronous.make_algorithm(
             name, config.clocks, config.base, self.steps, topology
         )
-        self.events = asynchronous.make_events(
+        if live:
+            return runtime.Live(
+                self.task,
+                algorithm,
+                self.communicator,
+                topology,
+                config.runtime,
+                config.clocks.rate,
+                self.steps,
+                config.seed,
+            )
+        events = asynchronous.make_events(
             config.clocks, topology, self.steps, config.seed
         )
-        self.model_bytes = sum(x.nbytes for x in jax.tree.leaves(model))
+        return asynchronous.Virtual(
+            self.task, algorithm, events, config.clocks.rate, self.communicator
+        )
 
 
 def make_communicator(config: Config) -> djax.Communicator:
@@ -210,115 +232,40 @@ def make_topologies(config: Config, size: int) -> tuple[djax.Topology, ...]:
 def execute(run: Run) -> trainer.Outcome:
     """Trains, shows and writes."""
     config, folder = run.config, run.folder
-    first = 0 in run.communicator.local_ranks
     folder.write_config(config)
-    if (counts := run.task.class_counts) is not None and first:
+    if (counts := run.task.class_counts) is not None and folder.active:
         title = f"{config.split}, {run.communicator.size} workers"
         folder.save("split.png", partition.plot_classes(counts, title))
     with tqdm.tqdm(
         total=config.epochs,
         desc=run.title,
         unit="epoch",
-        disable=not first,
+        disable=not folder.active,
         bar_format="{l_bar}{bar}| {n:.4g}/{total} [{elapsed}<{remaining}{postfix}]",
     ) as bar:
 
         def log(record):
-            if run.rounds is not None:
-                record["time"] = float(run.rounds.end[record["step"] - 1])
             folder.append(record)
-            score = f"{run.task.score} {record['mean']:.4g}"
-            bar.set_postfix_str(f"loss {record['loss']:.4g}, {score}")
+            score, value = run.task.score, record.get("mean", record["averaged"])
+            loss = record.get("loss", record["averaged_loss"])
+            bar.set_postfix_str(f"loss {loss:.4g}, {score} {value:.4g}")
 
-        outcome = _train(run, log, bar.update)
+        def advance(epochs):
+            bar.update(min(epochs, config.epochs - bar.n))  # But for rounding.
+
+        evaluations = min(config.evaluations, config.epochs)
+        outcome = run.job.train(run.params, evaluations, log, advance)
     title = f"{run.title}, seed {config.seed}"
-    rows = summarize(run, outcome.history[-1])
-    if run.events is not None:
-        rows += asynchronous.describe(run.events, config.clocks.rate, run.model_bytes)
-        for name in ("pairs", "timeline", "staleness"):
-            folder.save(f"{name}.png", asynchronous.draw(run.events, name, title))
-    else:
-        rows += costs(run)
-    if first:
+    rows = report.summarize(run.task.score, outcome.history[-1])
+    rows += run.job.describe(run.params)
+    run.job.save(folder, title)
+    if folder.active:
         report.show_table(title, rows)
         folder.save(
             "curves.png", report.plot_history(outcome.history, run.task.score, title)
         )
         print(f"written to {folder.path}")
     return outcome
-
-
-def _train(run: Run, log, advance) -> trainer.Outcome:
-    evaluations = min(run.config.evaluations, run.config.epochs)
-    if run.events is not None:
-        return asynchronous.train(
-            run.task,
-            run.algorithm,
-            run.events,
-            run.communicator,
-            run.params,
-            evaluations,
-            log,
-            advance,
-        )
-    return trainer.train(
-        run.task,
-        run.optimizer,
-        run.communicator,
-        run.params,
-        run.config.epochs,
-        evaluations,
-        log,
-        advance,
-    )
-
-
-def summarize(run: Run, last: dict) -> list[tuple[str, str]]:
-    """Rows of the final table: what was learned.
-
-    Args:
-      run: what was run.
-      last: the last record of the history.
-    """
-    score = run.task.score
-
-    def show(value):
-        return f"{value:.3%}" if score == "accuracy" else f"{value:.5g}"
-
-    return [
-        (f"{score}, worst worker", show(last["worst"])),
-        (f"{score}, mean of workers", show(last["mean"])),
-        (f"{score}, averaged model", show(last["averaged"])),
-        ("training loss of the last epoch", f"{last['loss']:.5g}"),
-        ("held-out loss, mean of workers", f"{last['mean_loss']:.5g}"),
-        ("consensus distance", f"{last['consensus_distance']:.5g}"),
-    ]
-
-
-def costs(run: Run) -> list[tuple[str, str]]:
-    """Rows of the final table: what synchronous steps cost; some are repeated for it.
-
-    Args:
-      run: what was run.
-    """
-    total, gradient = trainer.time_steps(
-        run.task, (run.optimizer, run.base), run.communicator, run.params
-    )
-    sent, most = run.cost.mean_bytes * run.steps, run.cost.max_bytes * run.steps
-    messages = run.cost.mean_messages * run.steps
-    rows = [
-        ("MB sent per worker, mean (largest)", f"{sent / 1e6:.5g} ({most / 1e6:.5g})"),
-        ("messages sent per worker", f"{messages:.5g}"),
-        ("time per step", f"{total * 1e3:.3g} ms"),
-        ("  of it gradient and base optimizer", f"{gradient * 1e3:.3g} ms"),
-        ("  of it communication", f"{max(0.0, total - gradient) * 1e3:.3g} ms"),
-    ]
-    if run.rounds is not None:
-        rows += [
-            ("virtual time", f"{run.rounds.end[-1]:.5g}"),
-            ("idle share of the workers' time", f"{run.rounds.idle_share:.1%}"),
-        ]
-    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:

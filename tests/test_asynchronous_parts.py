@@ -732,11 +732,11 @@ def test_records_arrive_as_they_were(monkeypatch):
     record = Record()
     clock.now += 1
     record.gradient(0.25, staleness=3)
-    record.look(np.float32([1, 2]))
+    record.look(1, np.float32([1, 2]))
     clock.now += 1
     record.gradient(1.5, staleness=0)
     record.averaging(7, 0.5)
-    record.look(np.float32([3, 4]))
+    record.look(1, np.float32([3, 4]))
     packed = record.pack()
     assert all(x.dtype == np.uint8 and x.ndim == 1 for x in packed)
     found = Record.unpack([np.frombuffer(x.tobytes(), np.uint8) for x in packed])
@@ -755,7 +755,7 @@ def test_records_arrive_as_they_were(monkeypatch):
 
 def test_a_worker_without_gradients_has_a_record():
     record = Record()
-    record.look(np.zeros(5, np.float32))
+    record.look(1, np.zeros(5, np.float32))
     found = Record.unpack(record.pack())
     shapes = {name: array.shape for name, array in found.items()}
     assert shapes["gradients"] == shapes["averagings"] == (0, 2)
@@ -775,11 +775,13 @@ def noted(gradients, meetings, looks=(), sketches=None):
     gradients = np.array(gradients, np.float64).reshape(-1, 3)
     meetings = np.array(meetings, np.float64).reshape(-1, 3)
     return {
+        "before": np.zeros(1, np.int32),
         "gradients": gradients[:, :2],
         "staleness": gradients[:, 2].astype(np.int32),
         "averagings": meetings[:, :2],
         "peers": meetings[:, 2].astype(np.int32),
         "looks": np.array(looks, np.float64),
+        "look_numbers": np.arange(1, len(looks) + 1, dtype=np.int32),
         "sketches": np.array(sketches, np.float32),
     }
 
@@ -1040,7 +1042,7 @@ class Worker:
         self.members = Members(rank, network.size, settings, network.line(rank))
         record = Record()
         record.gradient(float(rank), rank)
-        record.look(np.full(3, rank, np.float32))
+        record.look(1, np.full(3, rank, np.float32))
         layout = [(x.shape, x.dtype) for x in model]
         self.ending = Ending(
             self.members, lambda: [*map(as_bytes, model), *record.pack()], layout

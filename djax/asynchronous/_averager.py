@@ -30,10 +30,12 @@ class Look(NamedTuple):
     """A worker at a moment of the run.
 
     Attributes:
+      number: which of the looks that were asked for, from 1 on.
       time: seconds since the run began.
       params: its model, with a leading axis of 1.
     """
 
+    number: int
     time: float
     params: PyTree
 
@@ -295,14 +297,14 @@ class Averager:
         """Notes what the model is, each time that another share of the run is over."""
         if not self._started.is_set():
             return
-        while self._looked < min(1.0, self._share()) * self._settings.looks:
+        number = int(min(1.0, self._share()) * self._settings.looks)
+        if number > self._looked:
+            self._looked = number
             params, _ = self._model.settle()
-            self.record.look(np.asarray(sketch(params)))
+            self.record.look(number, np.asarray(sketch(params)))
             if self._settings.keep_looks:
-                self.looks.append(
-                    Look(self.record.now(), jax.tree.map(lambda x: x[None], params))
-                )
-            self._looked += 1
+                kept = jax.tree.map(lambda x: x[None], params)
+                self.looks.append(Look(number, self.record.now(), kept))
 
     def _result(self) -> list[np.ndarray]:
         """The model as it travels, and the record."""

@@ -10,28 +10,44 @@ import numpy as np
 class Record:
     """One worker's gradients, averagings and looks; times in seconds of the run.
 
+    Args:
+      before: gradients of earlier runs, which this one goes on from.
+
     Attributes:
       origin: `time.perf_counter()` when the run began.
+      before: `int32[1]`, as given.
       gradients: `float64[gradients, 2]`, begin and end of each.
       staleness: `int32[gradients]`, averagings between the two.
       averagings: `float64[averagings, 2]`, likewise.
       peers: `int32[averagings]`, with whom.
       looks: `float64[looks]`, when the model was compared.
+      look_numbers: `int32[looks]`, which of the looks that were asked for, from 1 on.
       sketches: `float32[looks, k]`, what was compared.
     """
 
-    NAMES = ("gradients", "staleness", "averagings", "peers", "looks", "sketches")
-    _TYPES = ("f8", "i4", "f8", "i4", "f8", "f4")
+    NAMES = (
+        "before",
+        "gradients",
+        "staleness",
+        "averagings",
+        "peers",
+        "looks",
+        "look_numbers",
+        "sketches",
+    )
+    _TYPES = ("i4", "f8", "i4", "f8", "i4", "f8", "i4", "f4")
 
-    def __init__(self):
+    def __init__(self, before: int = 0):
         """Nothing has happened."""
         self.origin = time.perf_counter()
         self._parts = {
+            "before": array.array("i", [before]),
             "gradients": array.array("d"),
             "staleness": array.array("i"),
             "averagings": array.array("d"),
             "peers": array.array("i"),
             "looks": array.array("d"),
+            "look_numbers": array.array("i"),
         }
         self._sketches: list[np.ndarray] = []
 
@@ -49,9 +65,10 @@ class Record:
         self._parts["averagings"].extend((begin, self.now()))
         self._parts["peers"].append(peer)
 
-    def look(self, sketch: np.ndarray) -> None:
+    def look(self, number: int, sketch: np.ndarray) -> None:
         """The model has been looked at."""
         self._parts["looks"].append(self.now())
+        self._parts["look_numbers"].append(number)
         self._sketches.append(sketch)
 
     def pack(self) -> list[np.ndarray]:

@@ -15,18 +15,21 @@ from ._settings import Settings
 class Report:
     """Telemetry of an asynchronous run, of all workers that came to its end.
 
+    What a run has resumed from a checkpoint is not in it, but `gradients_before`.
     Rows and entries of lost workers are zero or empty.
 
     Attributes:
       size: number of workers.
       rate: averagings per gradient that were asked for, `float64[n]`.
       lost: why workers were lost, by rank.
-      records: by rank, what each worker noted: `gradients` (`float64[gradients, 2]`,
-        begin and end in seconds since the run began), `staleness`
+      records: by rank, what each worker noted: `before` (`int32[1]`, gradients of
+        earlier runs), `gradients` (`float64[gradients, 2]`, begin and end in seconds
+        since the run began), `staleness`
         (`int32[gradients]`, averagings between the two), `averagings`
         (`float64[averagings, 2]`), `peers` (`int32[averagings]`), `looks`
-        (`float64[looks]`, times), `sketches` (`float32[looks, k]`, random projections
-        of the models, or small models themselves).
+        (`float64[looks]`, times), `look_numbers` (`int32[looks]`), `sketches`
+        (`float32[looks, k]`, random projections of the models, or small models
+        themselves).
     """
 
     size: int
@@ -68,6 +71,11 @@ class Report:
     def gradient_counts(self) -> np.ndarray:
         """`int64[n]`: gradients of each worker."""
         return self._each(lambda r: len(r["gradients"])).astype(np.int64)
+
+    @cached_property
+    def gradients_before(self) -> np.ndarray:
+        """`int64[n]`: gradients of each worker that a checkpoint already had."""
+        return self._each(lambda r: r["before"][0]).astype(np.int64)
 
     @cached_property
     def pair_counts(self) -> np.ndarray:
@@ -124,6 +132,15 @@ class Report:
         return np.concatenate([*parts, np.zeros(0, np.int32)]).astype(np.int64)
 
     @cached_property
+    def look_numbers(self) -> np.ndarray:
+        """`int64[looks]`: those looks, of the ones asked for, that all workers took.
+
+        All but the last are missing of what was over when a run was resumed.
+        """
+        found = [set(r["look_numbers"].tolist()) for r in self.records.values()]
+        return np.array(sorted(set.intersection(*found)), np.int64)
+
+    @cached_property
     def look_times(self) -> np.ndarray:
         """`float64[looks]`: when models were compared, the mean over the workers."""
         return self._looks("looks").mean(0)
@@ -139,8 +156,12 @@ class Report:
         return ((sketches - sketches.mean(0)) ** 2).sum(2).mean(0)
 
     def _looks(self, name: str) -> np.ndarray:
-        least = min(len(record["looks"]) for record in self.records.values())
-        return np.stack([record[name][:least] for record in self.records.values()])
+        return np.stack(
+            [
+                record[name][np.isin(record["look_numbers"], self.look_numbers)]
+                for record in self.records.values()
+            ]
+        )
 
     @cached_property
     def events(self) -> Events:
@@ -174,8 +195,9 @@ class Report:
                 events.append(_named("thread_name", rank, thread, name))
             gradients = zip(record["gradients"], record["staleness"], strict=True)
             for k, (times, stale) in enumerate(gradients):
+                number = self.gradients_before[rank] + k + 1
                 details = {"averagings meanwhile": int(stale)}
-                events.append(_span(rank, 0, f"gradient {k + 1}", times, details))
+                events.append(_span(rank, 0, f"gradient {number}", times, details))
             for times, peer in zip(record["averagings"], record["peers"], strict=True):
                 details = {"peer": int(peer)}
                 events.append(_span(rank, 1, f"with {peer}", times, details))

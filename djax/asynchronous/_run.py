@@ -8,14 +8,14 @@ interpreter while it computes, and so do MPI and ZeroMQ while they wait.
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from djax import communicators
-from djax._base import PyTree
+from djax._base import Communicator, PyTree
 from djax.communicators._common import check_leading_axis
 from djax.simulation import GradientFn, Workers
 from djax.topologies import Topology
@@ -33,9 +33,6 @@ from ._report import Report
 from ._settings import Settings, check_participants
 from ._simulate import check_gradient_fn
 from ._transport import TRANSPORTS
-
-if TYPE_CHECKING:
-    from djax.communicators._mpi import MPICommunicator
 
 # Timeouts for which a rank may do other things before it takes part.
 _START = 10
@@ -65,7 +62,7 @@ def run(
     algorithm: EventTransformation,
     gradient_fn: GradientFn,
     batches: Callable[[int], PyTree],
-    communicator: "MPICommunicator",
+    communicator: Communicator,
     topology: Topology,
     params: PyTree,
     *,
@@ -145,7 +142,7 @@ def run(
       Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Section 3.3 and
       Algorithm 1
     """
-    check_participants(algorithm, communicator, topology)
+    comm = check_participants(algorithm, communicator, topology)
     settings = Settings(
         topology,
         rate,
@@ -169,20 +166,19 @@ def run(
     if jit:
         check_gradient_fn("run", gradient_fn, params, model_state, stream.example)
     compute = Gradient(gradient_fn, stream, jit)
-    meet(communicator.host_comm, _START * timeout)
+    meet(comm, _START * timeout)
     communicators.check_agreement(
         communicator, "the arguments of asynchronous.run", [settings.common]
     )
     saver = None
     if checkpoints is not None:
-        saver = Checkpointer(checkpoints, communicator.host_comm)
+        saver = Checkpointer(checkpoints, comm)
     start = _start(algorithm, communicator, params, model_state, saver)
     model = Model(algorithm, start.params, start.state, start.finished)
-    carrier = TRANSPORTS[transport](communicator.host_comm)
-    rank = communicator.host_comm.rank
-    members = Members(rank, communicator.size, settings, carrier)
+    carrier = TRANSPORTS[transport](comm)
+    members = Members(comm.rank, communicator.size, settings, carrier)
     members.own.gradients = start.finished
-    record = Record()
+    record = Record(start.finished)
     averager = Averager(model, members, carrier, record, settings)
     try:
         averager.begin("compiling")
@@ -198,7 +194,7 @@ def run(
     except BaseException as error:
         averager.fail(error)
         if carrier.survives:
-            leave_alone(rank)
+            leave_alone(comm.rank)
         raise
     if members.lost:
         leave_together(carrier, members, _START * timeout)

@@ -158,8 +158,12 @@ class Clocks:
         return [key for _, key in sorted(due, key=lambda tick: tick[0])]
 
 
-def check_participants(algorithm: Any, communicator: Any, topology: Any) -> None:
-    """Raises TypeError or ValueError unless they are what a run needs."""
+def check_participants(algorithm: Any, communicator: Any, topology: Any) -> Any:
+    """Raises TypeError or ValueError unless they are what a run needs.
+
+    Returns:
+      The communicator of MPI for messages between processes.
+    """
     if not isinstance(algorithm, EventTransformation):
         raise TypeError(
             "run needs an asynchronous algorithm, djax.acid(...) or djax.adpsgd(...), "
@@ -177,3 +181,4 @@ def check_participants(algorithm: Any, communicator: Any, topology: Any) -> None
             f"run: the topology has {topology.size} workers, but mpirun started "
             f"{communicator.size} ranks."
         )
+    return communicator.host_comm

@@ -1,4 +1,4 @@
-"""Training on virtual clocks: workers that never wait, and workers that do."""
+"""Training without waiting, on virtual clocks, and what real time shares with it."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,9 @@ from djax import asynchronous, simulation
 
 from .errors import UsageError
 from .optimizers import BaseOptimizer, make_base
+from .report import RunFolder
 from .tasks import Task
 from .trainer import Outcome, check_losses, make_assess
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ALGORITHMS = ("a2cid2", "adpsgd")
 """Those that never wait, as the command line names them."""
@@ -30,7 +28,8 @@ ALGORITHMS = ("a2cid2", "adpsgd")
 
 @dataclasses.dataclass(frozen=True)
 class Clocks:
-    """Virtual clocks of a2cid2, adpsgd, and, for comparison, all_reduce_sgd."""
+    """Clocks of a2cid2 and adpsgd; virtual ones also, for comparison, of
+    all_reduce_sgd."""
 
     rate: float = 1.0
     """Averagings of a worker of a2cid2 or adpsgd per unit of time, in which a worker of
@@ -46,18 +45,35 @@ class Clocks:
     each worker's own."""
 
 
-def check_clocks(clocks: Clocks, algorithm: str) -> None:
-    """Raises UsageError if the algorithm would ignore one of the options."""
-    if algorithm in ALGORITHMS:
-        return
+def check_clocks(clocks: Clocks, algorithm: str, live: bool) -> None:
+    """Raises UsageError if the algorithm would ignore one of the options.
+
+    Args:
+      clocks: from the command line.
+      algorithm: likewise.
+      live: whether workers that never wait do so in real time.
+    """
     known = {"speeds", "variation"} if algorithm == "all_reduce_sgd" else set()
-    for field in dataclasses.fields(clocks):
-        flag = f"--{field.name}".replace("_", "-")
-        if field.name not in known and getattr(clocks, field.name) != field.default:
+    for flag in changed(clocks) - {f"--{name}" for name in known}:
+        if algorithm not in ALGORITHMS:
             raise UsageError(
                 f"--algorithm {algorithm} has no option {flag}; "
                 f"{' and '.join(ALGORITHMS)} have."
             )
+        if live and flag in ("--speeds", "--variation"):
+            raise UsageError(
+                f"{flag} is of virtual clocks: leave mpirun away, where workers take "
+                "the time that they take."
+            )
+
+
+def changed(options: Any) -> set[str]:
+    """The flags of those options, of a dataclass, that are not the default."""
+    return {
+        f"--{field.name}".replace("_", "-")
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != field.default
+    }
 
 
 def _options(clocks: Clocks, seed: int) -> dict[str, Any]:
@@ -140,114 +156,161 @@ def _in_global_steps(make):
     return wrapped
 
 
-def train(
-    task: Task,
-    algorithm: asynchronous.EventTransformation,
-    events: asynchronous.Events,
-    communicator: djax.Communicator,
-    params: Any,
-    evaluations: int,
-    report: Callable[[dict[str, Any]], None],
-    advance: Callable[[float], object],
-) -> Outcome:
-    """Trains all workers through a list of events.
+@dataclasses.dataclass(frozen=True)
+class Virtual:
+    """A training on virtual clocks.
 
-    Args:
+    Attributes:
       task: what is learned.
       algorithm: what every worker does.
       events: when.
+      rate: averagings per worker and unit of time that were asked for.
       communicator: simulates the workers, for the evaluations.
-      params: the first models, with their leading axis.
-      evaluations: how many, evenly spread over time; the last is at the end.
-      report: called with each record of the history: those of
-        :func:`experiments.common.trainer.train`, with the virtual `time`; `epoch` and
-        `step` are means over the workers.
-      advance: called after each evaluation with the epochs since the one before.
-
-    Returns:
-      As of :func:`experiments.common.trainer.train`; the loss of a record is the mean
-      of the last gradients, one epoch of all workers.
-
-    Raises:
-      Diverged: if the loss of a gradient is not finite.
     """
-    assess = make_assess(task, communicator)
-    moments = asynchronous.simulate(
-        algorithm,
-        events,
-        params,
-        task.gradient_fn,
-        lambda epoch: task.batches(epoch + 1),
-        times=[events.duration * k / evaluations for k in range(1, evaluations)],
-        model_state=jax.tree.map(jnp.asarray, task.model_state),
-        dispatch=task.dispatch,
-    )
-    workers = events.worker[events.is_gradient]
-    losses, history, start = np.zeros(0), [], time.perf_counter()
-    for moment in moments:
-        new = np.asarray(moment.metrics["loss"], np.float64)
-        check_losses(new, workers[len(losses) :], f"by time {moment.time:.4g}")
-        losses = np.concatenate([losses, new])
-        step = len(losses) / events.size
-        epoch = losses[-events.size * task.steps_per_epoch :]
-        record = {
-            "epoch": step / task.steps_per_epoch,
-            "step": step,
-            "time": moment.time,
-            "loss": float(epoch.mean()) if len(epoch) else math.nan,
-            **assess(moment.params),
-            "seconds": time.perf_counter() - start,
-        }
-        history.append(record)
-        report(record)
-        advance(len(new) / events.size / task.steps_per_epoch)
-    end = simulation.Workers(moment.params, moment.state, moment.model_state)
-    return Outcome(end, history)
+
+    task: Task
+    algorithm: asynchronous.EventTransformation
+    events: asynchronous.Events
+    rate: float
+    communicator: djax.Communicator
+
+    def train(
+        self,
+        params: Any,
+        evaluations: int,
+        report: Callable[[dict[str, Any]], None],
+        advance: Callable[[float], object],
+    ) -> Outcome:
+        """Trains all workers through the events.
+
+        Args:
+          params: the first models, with their leading axis.
+          evaluations: how many, evenly spread over time; the last is at the end.
+          report: called with each record of the history: those of
+            :func:`experiments.common.trainer.train`, with the virtual `time`; `epoch`
+            and `step` are means over the workers.
+          advance: called after each evaluation with the epochs since the one before.
+
+        Returns:
+          As of :func:`experiments.common.trainer.train`; the loss of a record is the
+          mean of the last gradients, one epoch of all workers.
+
+        Raises:
+          Diverged: if the loss of a gradient is not finite.
+        """
+        task, events = self.task, self.events
+        assess = make_assess(task, self.communicator)
+        moments = asynchronous.simulate(
+            self.algorithm,
+            events,
+            params,
+            task.gradient_fn,
+            lambda epoch: task.batches(epoch + 1),
+            times=[events.duration * k / evaluations for k in range(1, evaluations)],
+            model_state=jax.tree.map(jnp.asarray, task.model_state),
+            dispatch=task.dispatch,
+        )
+        workers = events.worker[events.is_gradient]
+        losses, history, start = np.zeros(0), [], time.perf_counter()
+        for moment in moments:
+            new = np.asarray(moment.metrics["loss"], np.float64)
+            check_losses(new, workers[len(losses) :], f"by time {moment.time:.4g}")
+            losses = np.concatenate([losses, new])
+            record = {
+                **progress(task, events.size, losses),
+                "time": moment.time,
+                **assess(moment.params),
+                "seconds": time.perf_counter() - start,
+            }
+            history.append(record)
+            report(record)
+            advance(len(new) / events.size / task.steps_per_epoch)
+        end = simulation.Workers(moment.params, moment.state, moment.model_state)
+        return Outcome(end, history)
+
+    def describe(self, params: Any) -> list[tuple[str, str]]:
+        """Rows of the final table: what the workers did."""
+        events = self.events
+        averagings, duration = events.averaging_counts, events.duration
+        return [
+            ("virtual time", f"{duration:.5g}"),
+            ("gradients of a worker, mean (fewest, most)", spread(events)),
+            (
+                "averagings of a worker per time (asked)",
+                f"{averagings.mean() / duration:.4g} ({self.rate:.4g})",
+            ),
+            *describe_averagings(events, params),
+        ]
+
+    def save(self, folder: RunFolder, title: str) -> None:
+        """Draws the events."""
+        save_events(folder, self.events, title)
 
 
-def describe(
-    events: asynchronous.Events, rate: float, model_bytes: int
+def progress(
+    task: Task, size: int, losses: np.ndarray, before: int = 0
+) -> dict[str, float]:
+    """Part of a record: how far the training is, and the loss of the last epoch.
+
+    Args:
+      task: what is learned.
+      size: number of workers.
+      losses: of all gradients so far.
+      before: gradients that are not among them.
+    """
+    step = (before + len(losses)) / size
+    epoch = losses[-size * task.steps_per_epoch :]
+    return {
+        "epoch": step / task.steps_per_epoch,
+        "step": step,
+        "loss": float(epoch.mean()) if len(epoch) else math.nan,
+    }
+
+
+def spread(events: asynchronous.Events) -> str:
+    """Mean, smallest and largest number of gradients of a worker."""
+    counts = events.gradient_counts
+    return f"{counts.mean():.5g} ({counts.min()}, {counts.max()})"
+
+
+def describe_averagings(
+    events: asynchronous.Events, params: Any
 ) -> list[tuple[str, str]]:
-    """Rows of the final table: what the workers did.
+    """Rows of the final table: what was sent, and how often a gradient is late.
 
     Args:
       events: of the run.
-      rate: averagings per worker and unit of time that were asked for.
-      model_bytes: what each end of an averaging sends.
+      params: models with a leading axis.
     """
-    gradients, averagings = events.gradient_counts, events.averaging_counts
-    sent = averagings * model_bytes / 1e6
-    staleness = events.staleness
+    model_bytes = sum(x.nbytes // len(x) for x in jax.tree.leaves(params))
+    sent, staleness = events.averaging_counts * model_bytes / 1e6, events.staleness
     return [
-        ("virtual time", f"{events.duration:.5g}"),
-        (
-            "gradients of a worker, mean (fewest, most)",
-            f"{gradients.mean():.5g} ({gradients.min()}, {gradients.max()})",
-        ),
-        (
-            "averagings of a worker per time (asked)",
-            f"{averagings.mean() / events.duration:.4g} ({rate:.4g})",
-        ),
         ("MB sent per worker, mean (largest)", f"{sent.mean():.5g} ({sent.max():.5g})"),
         (
             "averagings during a gradient, mean (most)",
-            f"{staleness.mean():.3g} ({staleness.max()})",
+            f"{staleness.mean():.3g} ({staleness.max(initial=0)})",
         ),
     ]
 
 
-def draw(events: asynchronous.Events, name: str, title: str) -> "Figure":
-    """A picture of the events.
+def save_events(folder: RunFolder, events: asynchronous.Events, title: str) -> None:
+    """Draws who averaged with whom, about ten gradients of a worker, and the staleness.
 
     Args:
+      folder: where to.
       events: of the run.
-      name: "pairs", "timeline" (of the first ten units of time) or "staleness".
-      title: of the figure.
+      title: of the figures.
     """
     from matplotlib.figure import Figure  # Slow to import.
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    options = {"until": min(10.0, events.duration)} if name == "timeline" else {}
-    getattr(events, f"plot_{name}")(figure.subplots(), **options)
-    figure.suptitle(title)
-    return figure
+    gradients = max(1.0, events.gradient_counts.mean())
+    until = min(1.0, 10 / gradients) * events.duration
+    for name, options in (
+        ("pairs", {}),
+        ("timeline", {"until": until}),
+        ("staleness", {}),
+    ):
+        figure = Figure(figsize=(7, 5), layout="constrained")
+        getattr(events, f"plot_{name}")(figure.subplots(), **options)
+        figure.suptitle(title)
+        folder.save(f"{name}.png", figure)

@@ -1,5 +1,6 @@
 """What a run shows and writes: a folder of its own, a table, pictures."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -14,6 +15,10 @@ import jax
 import rich.console
 import rich.table
 
+import djax
+
+from .errors import UsageError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -22,41 +27,47 @@ class RunFolder:
     """The files of one run; does nothing on processes other than rank 0's.
 
     Attributes:
-      path: the folder, or None where nothing is written.
+      path: the folder.
+      active: whether this process writes to it.
     """
 
-    def __init__(self, parent: pathlib.Path, name: str, active: bool):
+    def __init__(
+        self, parent: pathlib.Path, name: str, communicator: djax.Communicator
+    ):
         """Makes `parent/<time>-<name>/`, with a number behind it if that exists."""
-        self.path = None
-        if not active:
-            return
-        stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
-        parent.mkdir(parents=True, exist_ok=True)
-        for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
-            try:
-                (parent / f"{stem}{suffix}").mkdir()
-            except FileExistsError:
-                continue
-            self.path = parent / f"{stem}{suffix}"
-            return
+        local = communicator.local_ranks
+        self.active = 0 in local
+        made = str(_make_folder(parent, name)) if self.active else ""
+        self.path = pathlib.Path(communicator.gather([made] * len(local))[0])
 
     def write_config(self, config: Any) -> None:
         """Writes `config.json`: the configuration and what it ran on."""
-        if self.path is not None:
+        if self.active:
             content = {"config": dataclasses.asdict(config), **provenance()}
             text = json.dumps(content, indent=2, default=str) + "\n"
             (self.path / "config.json").write_text(text)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Appends a line to `metrics.jsonl`."""
-        if self.path is not None:
+        if self.active:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
     def save(self, name: str, figure: "Figure") -> None:
         """Saves a matplotlib figure."""
-        if self.path is not None:
+        if self.active:
             figure.savefig(self.path / name, dpi=150)
+
+
+def _make_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        folder = parent / f"{stem}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise UsageError(f"--runs {parent} has a thousand runs of the name {name} already.")
 
 
 def provenance() -> dict[str, Any]:
@@ -83,6 +94,32 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "devices": [d.device_kind for d in jax.local_devices()],
     }
+
+
+def summarize(score: str, last: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Rows of the final table: what was learned.
+
+    Args:
+      score: what the score is called.
+      last: the last record of the history.
+    """
+
+    def show(value):
+        return f"{value:.3%}" if score == "accuracy" else f"{value:.5g}"
+
+    rows = {
+        "worst": f"{score}, worst worker",
+        "mean": f"{score}, mean of workers",
+        "averaged": f"{score}, averaged model",
+        "loss": "training loss of the last epoch",
+        "mean_loss": "held-out loss, mean of workers",
+        "consensus_distance": "consensus distance",
+    }
+    return [
+        (name, show(last[key]) if score in name else f"{last[key]:.5g}")
+        for key, name in rows.items()
+        if key in last
+    ]
 
 
 def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:

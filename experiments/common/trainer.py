@@ -1,5 +1,6 @@
 """The training loop: one chunk of steps an epoch, and what is measured in between."""
 
+import dataclasses
 import functools
 import math
 import statistics
@@ -16,6 +17,7 @@ import djax
 from djax import metrics, simulation
 
 from .errors import UsageError
+from .report import RunFolder
 from .tasks import Task
 
 
@@ -86,6 +88,72 @@ def train(
             history.append(record)
             report(record)
     return Outcome(workers, history)
+
+
+@dataclasses.dataclass(frozen=True)
+class Synchronous:
+    """A training in steps that all workers take together.
+
+    Attributes:
+      task: what is learned.
+      optimizer: the chain with the mechanism.
+      base: the same without.
+      communicator: where the workers live.
+      epochs: passes over the data.
+      cost: what a step sends.
+      rounds: when the steps are on virtual clocks, or None.
+    """
+
+    task: Task
+    optimizer: optax.GradientTransformation
+    base: optax.GradientTransformation
+    communicator: djax.Communicator
+    epochs: int
+    cost: djax.CommunicationCost
+    rounds: djax.asynchronous.Rounds | None
+
+    def train(self, params: Any, evaluations: int, report, advance) -> "Outcome":
+        """See :func:`train`; the records have the virtual time, if there is one."""
+
+        def timed(record):
+            if self.rounds is not None:
+                record["time"] = float(self.rounds.end[record["step"] - 1])
+            report(record)
+
+        return train(
+            self.task,
+            self.optimizer,
+            self.communicator,
+            params,
+            self.epochs,
+            evaluations,
+            timed,
+            advance,
+        )
+
+    def describe(self, params: Any) -> list[tuple[str, str]]:
+        """Rows of the final table: what steps cost; some are repeated for it."""
+        total, gradient = time_steps(
+            self.task, (self.optimizer, self.base), self.communicator, params
+        )
+        cost, steps = self.cost, self.epochs * self.task.steps_per_epoch
+        sent, most = (cost.mean_bytes * steps / 1e6, cost.max_bytes * steps / 1e6)
+        rows = [
+            ("MB sent per worker, mean (largest)", f"{sent:.5g} ({most:.5g})"),
+            ("messages sent per worker", f"{cost.mean_messages * steps:.5g}"),
+            ("time per step", f"{total * 1e3:.3g} ms"),
+            ("  of it gradient and base optimizer", f"{gradient * 1e3:.3g} ms"),
+            ("  of it communication", f"{max(0.0, total - gradient) * 1e3:.3g} ms"),
+        ]
+        if self.rounds is not None:
+            rows += [
+                ("virtual time", f"{self.rounds.end[-1]:.5g}"),
+                ("idle share of the workers' time", f"{self.rounds.idle_share:.1%}"),
+            ]
+        return rows
+
+    def save(self, folder: RunFolder, title: str) -> None:
+        """There are no pictures but those of every run."""
 
 
 def time_steps(

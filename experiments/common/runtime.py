@@ -1,0 +1,272 @@
+"""Training without waiting, in real time, one process a worker."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import djax
+from djax import asynchronous
+
+from .asynchronous import (
+    ALGORITHMS,
+    changed,
+    describe_averagings,
+    progress,
+    save_events,
+    spread,
+)
+from .errors import UsageError
+from .report import RunFolder
+from .tasks import Task
+from .trainer import Outcome, check_losses, make_assess
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """Real time, of a2cid2 and adpsgd under mpirun."""
+
+    pairing: Literal["edge_clocks", "first_free", "fixed_order"] = "edge_clocks"
+    """How neighbours find each other: by Poisson clocks of the pairs, whoever is free
+    first, or one after another in the order of the graph's matchings."""
+    random_times: bool = True
+    """Poisson times; if not, constant gaps, which edge_clocks do not have."""
+    max_backlog: int | None = 1
+    """Begin a gradient only if at most so many averagings are due; None never waits,
+    and leaves out averagings that the network or the processor cannot keep up with."""
+    seconds: float | None = None
+    """End after so long, if --epochs are not over before."""
+    transport: Literal["mpi", "zmq"] = "mpi"
+    """How messages travel; with zmq, and mpirun -disable-auto-cleanup, the others go on
+    when a worker is lost."""
+    timeout: float = 60.0
+    """Seconds without a sign of life after which a worker is lost."""
+    checkpoints: pathlib.Path | None = None
+    """Folder for checkpoints of every worker; needs orbax."""
+    checkpoint_every: float = 600.0
+    """Seconds between them."""
+    resume: bool = False
+    """Go on from the last ones."""
+
+
+def check_runtime(options: Runtime, algorithm: str, live: bool) -> None:
+    """Raises UsageError for options that do not fit together, or would be ignored.
+
+    Args:
+      options: from the command line.
+      algorithm: likewise.
+      live: whether there is real time.
+    """
+    for flag in sorted(changed(options)) if not live else ():
+        raise UsageError(
+            f"{flag} is for workers in real time: --algorithm "
+            f"{' or '.join(ALGORITHMS)} under mpirun; --algorithm {algorithm} here has "
+            "no use for it."
+        )
+    if options.pairing == "edge_clocks" and not options.random_times:
+        raise UsageError(
+            "--no-random-times needs --pairing first_free or fixed_order: the clocks "
+            "of pairs tick at random times."
+        )
+    if options.checkpoints is None and options.resume:
+        raise UsageError("--resume needs the folder: --checkpoints.")
+    for name in ("seconds", "timeout", "checkpoint_every"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            flag = f"--{name}".replace("_", "-")
+            raise UsageError(f"{flag} {value} must be positive.")
+    if options.max_backlog is not None and options.max_backlog < 0:
+        raise UsageError(f"--max-backlog {options.max_backlog} must not be negative.")
+
+
+class Live:
+    """A training in real time.
+
+    Args:
+      task: what is learned.
+      algorithm: what every worker does.
+      communicator: of MPI.
+      topology: who averages with whom.
+      options: from the command line.
+      rate: averagings of a worker per gradient.
+      steps: gradients of a worker, on average.
+      seed: of the averagings.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        algorithm: asynchronous.EventTransformation,
+        communicator: djax.Communicator,
+        topology: djax.Topology,
+        options: Runtime,
+        rate: float,
+        steps: int,
+        seed: int,
+    ):
+        """Nothing has happened."""
+        self._task, self._communicator, self._options = task, communicator, options
+        self._algorithm, self._topology, self._rate = algorithm, topology, rate
+        self._gradients, self._seed = topology.size * steps, seed
+        self._report: asynchronous.Report | None = None
+
+    @property
+    def report(self) -> asynchronous.Report:
+        """What the workers did; once `train` has returned."""
+        assert self._report is not None
+        return self._report
+
+    def train(
+        self,
+        params: Any,
+        evaluations: int,
+        report: Callable[[dict[str, Any]], None],
+        advance: Callable[[float], object],
+    ) -> Outcome:
+        """Trains this process's worker beside the others.
+
+        The models are kept as they were at several times, and evaluated in the end, so
+        that nobody is stopped. When workers have been lost, only the mean of the
+        others' models is evaluated.
+
+        Args:
+          params: the first model, with its leading axis.
+          evaluations: how many, evenly spread over the run.
+          report: called with each record of the history, as those of virtual clocks;
+            `time` is in seconds.
+          advance: called with the epochs since the last call.
+
+        Returns:
+          As of :func:`experiments.common.trainer.train`.
+
+        Raises:
+          Diverged: if the loss of a gradient is not finite.
+        """
+        task, options = self._task, self._options
+        epoch, passed = self._topology.size * task.steps_per_epoch, 0
+
+        def show(gradients):
+            nonlocal passed
+            now = min(gradients, self._gradients)
+            advance((now - passed) / epoch)
+            passed = now
+
+        saving = None
+        if options.checkpoints is not None:
+            saving = asynchronous.Checkpoints(
+                options.checkpoints, options.checkpoint_every, resume=options.resume
+            )
+        outcome = asynchronous.run(
+            self._algorithm,
+            task.gradient_fn,
+            lambda epoch: task.batches(epoch + 1),
+            self._communicator,
+            self._topology,
+            params,
+            gradients=self._gradients,
+            seconds=options.seconds,
+            rate=self._rate,
+            pairing=options.pairing,
+            random_times=options.random_times,
+            max_backlog=options.max_backlog,
+            model_state=jax.tree.map(jnp.asarray, task.model_state),
+            looks=evaluations,
+            keep_looks=True,
+            progress=show,
+            checkpoints=saving,
+            transport=options.transport,
+            timeout=options.timeout,
+            seed=self._seed,
+        )
+        self._report = outcome.report
+        survey = self._survey_survivors if self._report.lost else self._survey
+        history = []
+        for record in survey(outcome):
+            history.append(record)
+            report(record)
+        return Outcome(outcome.workers, history)
+
+    def _survey(self, outcome: asynchronous.Outcome) -> Iterator[dict[str, Any]]:
+        """Evaluates what was kept, and the end, on all workers together."""
+        told, events = self.report, self.report.events
+        own = outcome.metrics["loss"][0].tolist() if outcome.metrics else []
+        everyones = self._communicator.gather([own])
+        workers = events.worker[events.is_gradient]
+        ends = events.time[events.is_gradient]
+        losses = np.zeros(len(workers))
+        for rank, found in enumerate(everyones):
+            losses[workers == rank] = found
+        check_losses(losses, workers, f"within {told.seconds:.3g} s")
+        assess = make_assess(self._task, self._communicator)
+        kept = {look.number: look.params for look in outcome.looks}
+        moments = [
+            (float(time), kept[number])
+            for time, number in zip(told.look_times, told.look_numbers, strict=True)
+        ]
+        moments[-1:] = [(told.seconds, outcome.workers.params)]
+        for time, params in moments:
+            done = losses[: np.searchsorted(ends, time, side="right")]
+            yield {
+                **progress(
+                    self._task, told.size, done, int(told.gradients_before.sum())
+                ),
+                "time": time,
+                **assess(params),
+                "seconds": time,
+            }
+
+    def _survey_survivors(
+        self, outcome: asynchronous.Outcome
+    ) -> Iterator[dict[str, Any]]:
+        """Evaluates what can be evaluated without those that are lost."""
+        task, told = self._task, self.report
+        own = np.asarray(outcome.metrics["loss"][0] if outcome.metrics else [])
+        workers = np.full(len(own), self._communicator.local_ranks[0])
+        check_losses(own, workers, f"within {told.seconds:.3g} s")
+        averaged = jax.jit(task.evaluate)(jax.tree.map(lambda x: x[0], outcome.params))
+        step = float((told.gradients_before + told.gradient_counts).sum()) / told.size
+        yield {
+            "epoch": step / task.steps_per_epoch,
+            "step": step,
+            "averaged": float(averaged[task.score]),
+            "averaged_loss": float(averaged["loss"]),
+            "consensus_distance": float(told.consensus_distance[-1]),
+            "time": told.seconds,
+            "seconds": told.seconds,
+        }
+
+    def describe(self, params: Any) -> list[tuple[str, str]]:
+        """Rows of the final table: what the workers did."""
+        told, alive = self.report, sorted(self.report.records)
+        rate, speed = told.realized_rate[alive], told.gradients_per_second[alive]
+        idle = told.idle_share[alive]
+        rows = [
+            ("seconds", f"{told.seconds:.4g}"),
+            ("gradients of a worker, mean (fewest, most)", spread(told.events)),
+            (
+                "gradients per second and worker, mean (slowest)",
+                f"{speed.mean():.4g} ({speed.min():.4g})",
+            ),
+            (
+                "averagings per gradient, mean (asked)",
+                f"{rate.mean():.4g} ({told.rate[alive].mean():.4g})",
+            ),
+            (
+                "idle share of the time, mean (most)",
+                f"{idle.mean():.1%} ({idle.max():.1%})",
+            ),
+            *describe_averagings(told.events, params),
+        ]
+        return rows + [
+            (f"lost: worker {rank}", reason) for rank, reason in told.lost.items()
+        ]
+
+    def save(self, folder: RunFolder, title: str) -> None:
+        """Draws the events, and writes a timeline for Perfetto."""
+        if folder.active:
+            save_events(folder, self.report.events, title)
+            self.report.save_trace(folder.path / "trace.json")
