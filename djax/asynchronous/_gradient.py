@@ -1,5 +1,6 @@
 """One worker's gradients, each from its own batch."""
 
+import functools
 from typing import Any
 
 import jax
@@ -34,13 +35,8 @@ class Gradient:
         """Compiles it, and returns what gradients are like."""
         if not self._jit:
             return params
-
-        def at(params, model_state, epoch, step):
-            batch = jax.tree.map(lambda x: x[0, step], epoch)
-            return self._fn(params, model_state, batch)
-
-        arguments = params, model_state, *self.batch(0)
-        lowered = jax.jit(at).lower(*arguments)
+        program = _make_program(self._fn)
+        lowered = program.lower(params, model_state, *self.batch(0))
         self._program = lowered.compile()
         return lowered.out_info[0]
 
@@ -69,3 +65,15 @@ class Gradient:
                 check_gradients("run", results, params, model_state)
                 self._checked = True
         return jax.block_until_ready(results)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_program(gradient_fn: GradientFn):
+    """Kept, so that another run of it in the same process compiles nothing."""
+
+    @jax.jit
+    def at(params, model_state, epoch, step):
+        batch = jax.tree.map(lambda x: x[0, step], epoch)
+        return gradient_fn(params, model_state, batch)
+
+    return at

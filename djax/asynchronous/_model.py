@@ -1,7 +1,9 @@
 """One worker's model, which gradients and averagings change at the same time."""
 
+import functools
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -108,9 +110,12 @@ class Model:
         self.time = OwnTime(finished)
         self.params, self.state = params, state
         self.averagings = 0
-        pack, self.unpack = make_packing(params)
-        self.layout = [(x.shape, x.dtype) for x in jax.eval_shape(pack, params)]
-        self._programs = _make_programs(algorithm, pack, self.unpack)
+        leaves, structure = jax.tree.flatten(params)
+        self._programs, self.unpack = _make_programs(
+            algorithm, structure, tuple((x.shape, x.dtype) for x in leaves)
+        )
+        packed = jax.eval_shape(self._programs.pack, params)
+        self.layout = [(x.shape, x.dtype) for x in packed]
         self._arrival: Arrival | None = None
         self._last = float(finished)  # Time of the last event.
         self._sent: Buffers = []
@@ -221,8 +226,18 @@ class _Programs(NamedTuple):
     update: Any
 
 
-def _make_programs(algorithm: EventTransformation, pack, unpack) -> _Programs:
-    """The events, composed such that each reads the parameters once."""
+@functools.lru_cache(maxsize=8)
+def _make_programs(
+    algorithm: EventTransformation,
+    structure: Any,
+    kinds: tuple[tuple[tuple[int, ...], np.dtype], ...],
+) -> tuple[_Programs, Callable[[Buffers], PyTree]]:
+    """The events, composed such that each reads the parameters once, and `unpack`.
+
+    They are kept, so that another run in the same process compiles nothing.
+    """
+    like = structure.unflatten([jax.ShapeDtypeStruct(*kind) for kind in kinds])
+    pack, unpack = make_packing(like)
 
     def arrived(params, state, arrival, before):
         if arrival is None:
@@ -245,7 +260,7 @@ def _make_programs(algorithm: EventTransformation, pack, unpack) -> _Programs:
         )
         return optax.apply_updates(params, updates), state
 
-    return _Programs(*map(_jit, (settle, pack, send, update)))
+    return _Programs(*map(_jit, (settle, pack, send, update))), unpack
 
 
 def _jit(function):

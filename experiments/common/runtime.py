@@ -95,6 +95,7 @@ class Live:
       rate: averagings of a worker per gradient.
       steps: gradients of a worker, on average.
       seed: of the averagings.
+      jit: compile the task's gradient; False for a plain Python function.
     """
 
     def __init__(
@@ -107,11 +108,13 @@ class Live:
         rate: float,
         steps: int,
         seed: int,
+        jit: bool = True,
     ):
         """Nothing has happened."""
         self._task, self._communicator, self._options = task, communicator, options
         self._algorithm, self._topology, self._rate = algorithm, topology, rate
         self._gradients, self._seed = topology.size * steps, seed
+        self._jit = jit
         self._report: asynchronous.Report | None = None
 
     @property
@@ -180,6 +183,7 @@ class Live:
             checkpoints=saving,
             transport=options.transport,
             timeout=options.timeout,
+            jit=self._jit,
             seed=self._seed,
         )
         self._report = outcome.report
