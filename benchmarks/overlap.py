@@ -34,7 +34,7 @@ from djax import asynchronous, communicators, topologies
 from experiments.common import figures, report
 
 AIMS = {"wait": 0.95, "compute": 0.9}
-LAYERS = (784, *(512,) * 37, 10)
+LAYERS = (784, 2048, 2048, 2048, 10)
 
 
 @dataclasses.dataclass(frozen=True)

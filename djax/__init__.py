@@ -20,7 +20,7 @@ live.
   :func:`gradient_tracking_sgd`, :func:`sgp`, :func:`power_gossip_sgd`,
   :func:`choco_sgd`, :func:`dcd_psgd`, :func:`ecd_psgd`, :func:`all_reduce_sgd`,
 * workers that never wait: :func:`acid` (A²CiD²), :func:`adpsgd`,
-  :func:`acid_constants`, and :mod:`djax.asynchronous`, which simulates them,
+  :func:`acid_constants`, and :mod:`djax.asynchronous`, which runs and simulates them,
 * measures: :mod:`djax.metrics`, :func:`communication_cost`,
 * what is known beforehand: :mod:`djax.theory`, :func:`relay_learning_rate_factor`,
 * loops over many steps: :mod:`djax.simulation`.

@@ -6,10 +6,13 @@ import re
 import tomllib
 
 import pytest
+from launch import mpirun
 
 import djax
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+MPI = "communicator = djax.communicators.mpi()"
 FACTORIES = [
     name
     for name, value in vars(djax).items()
@@ -37,10 +40,20 @@ def test_public_names_have_docstrings():
 
 
 def test_the_examples_of_the_readme_run():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = [block for block in BLOCKS if MPI not in block]
     assert blocks
     for block in blocks:
         exec(compile(block, str(README), "exec"), {})
+
+
+@pytest.mark.xdist_group("mpi")
+def test_the_example_under_mpirun_runs(tmp_path):
+    (block,) = [block for block in BLOCKS if MPI in block]
+    block = block.replace("trace.json", str(tmp_path / "trace.json"))
+    result = mpirun(4, "-c", block, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "Report(4 workers: 20" in result.stdout
+    assert (tmp_path / "trace.json").read_text().startswith('{"traceEvents"')
 
 
 def test_the_readme_names_every_algorithm():

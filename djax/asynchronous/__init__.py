@@ -1,8 +1,13 @@
-"""Workers that never wait: A²CiD², AD-PSGD, and an exact simulation of them.
+"""Workers that never wait: A²CiD², AD-PSGD, in real time and simulated exactly.
 
 An asynchronous algorithm is a set of pure functions, one for each kind of event
-(:class:`EventTransformation`, made by :func:`djax.acid` and :func:`djax.adpsgd`). What
-happens when is drawn beforehand (:func:`draw_events`), and :func:`simulate` runs it.
+(:class:`EventTransformation`, made by :func:`djax.acid` and :func:`djax.adpsgd`).
+
+* :func:`run` is called by every process of an MPI job: gradients follow each other
+  while a second thread averages. It ends with an :class:`Outcome`, whose
+  :class:`Report` says what all workers did; :class:`Checkpoints` let it be resumed.
+* On virtual clocks what happens when is drawn beforehand (:func:`draw_events`), and
+  :func:`simulate` runs it, on one device.
 """
 
 from ._acid import AcidState as AcidState

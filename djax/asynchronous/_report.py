@@ -106,6 +106,12 @@ class Report:
 
         return self._each(rate)
 
+    @property
+    def mean_rate(self) -> float:
+        """Averagings per gradient of all workers, while they computed."""
+        total = (self.realized_rate * self.gradient_counts).sum()
+        return float(total / max(1, self.gradient_counts.sum()))
+
     @cached_property
     def gradients_per_second(self) -> np.ndarray:
         """`float64[n]`: of each worker, while it computed."""
@@ -209,7 +215,7 @@ class Report:
         return (
             f"Report({self.size} workers{lost}: {self.gradient_counts.sum()} gradients "
             f"and {self.pair_counts.sum() // 2} averagings in {self.seconds:.4g} s; "
-            f"{self.realized_rate[alive].mean():.3g} averagings a gradient, "
+            f"{self.mean_rate:.3g} averagings of a worker per gradient, "
             f"{self.rate[alive].mean():.3g} asked)"
         )
 

@@ -88,7 +88,12 @@ def run(
     a second thread of it averages with neighbours; what an averaging changes is added
     to the model as it is by then, so that no gradient is lost. A worker's time is
     counted in its own gradients: a slow one averages less often, and its model ages
-    more slowly.
+    more slowly. What fraction of the current gradient has passed is estimated from the
+    previous ones.
+
+    The arguments from `topology` on, but for `params`, `model_state` and `progress`,
+    have to be the same on all ranks. After a run in which a worker was lost
+    (`report.lost`), communicate no more: MPI would wait for it.
 
     Args:
       algorithm: :func:`djax.acid` or :func:`djax.adpsgd`.
@@ -136,6 +141,22 @@ def run(
       RuntimeError: if MPI does not let two threads communicate, a rank does not take
         part, or a worker is lost that the others cannot do without: the message names
         it and what it was doing.
+
+    Examples:
+      In a file that is started by `mpirun -n 4 python`::
+
+        communicator = djax.communicators.mpi()
+        ring = djax.topologies.ring(communicator.size)
+        outcome = djax.asynchronous.run(
+            djax.acid(optax.sgd(0.1), djax.acid_constants(ring)),
+            gradient_fn,
+            lambda epoch: batches,
+            communicator,
+            ring,
+            jnp.zeros((1, 10)),
+            gradients=4000,
+        )
+        print(outcome.params, outcome.report)
 
     References:
       Nabli et al., `A²CiD²: Accelerating Asynchronous Communication in Decentralized

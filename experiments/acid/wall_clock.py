@@ -273,8 +273,9 @@ def draw(records: Sequence[dict[str, Any]]) -> Figure:
         ylabel="gradients per second",
         xticks=range(4),
         title="throughput",
+        ylim=(0, 1.4 / WAIT),
     )
-    bars.legend()
+    bars.legend(ncols=2)
     for axes, slower in zip(panels, (1, SLOWER), strict=True):
         for record in records:
             if record["slower"] == slower and record["method"] != "solo":

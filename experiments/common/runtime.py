@@ -246,8 +246,7 @@ class Live:
     def describe(self, params: Any) -> list[tuple[str, str]]:
         """Rows of the final table: what the workers did."""
         told, alive = self.report, sorted(self.report.records)
-        rate, speed = told.realized_rate[alive], told.gradients_per_second[alive]
-        idle = told.idle_share[alive]
+        speed, idle = told.gradients_per_second[alive], told.idle_share[alive]
         rows = [
             ("seconds", f"{told.seconds:.4g}"),
             ("gradients of a worker, mean (fewest, most)", spread(told.events)),
@@ -257,7 +256,7 @@ class Live:
             ),
             (
                 "averagings per gradient, mean (asked)",
-                f"{rate.mean():.4g} ({told.rate[alive].mean():.4g})",
+                f"{told.mean_rate:.4g} ({told.rate[alive].mean():.4g})",
             ),
             (
                 "idle share of the time, mean (most)",
