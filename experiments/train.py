@@ -245,6 +245,8 @@ def execute(run: Run) -> trainer.Outcome:
     ) as bar:
 
         def log(record):
+            # Rank 0 may be lost by now.
+            folder.active = min(run.job.ranks) in run.communicator.local_ranks
             folder.append(record)
             score, value = run.task.score, record.get("mean", record["averaged"])
             loss = record.get("loss", record["averaged_loss"])
@@ -261,9 +263,9 @@ def execute(run: Run) -> trainer.Outcome:
     run.job.save(folder, title)
     if folder.active:
         report.show_table(title, rows)
-        folder.save(
-            "curves.png", report.plot_history(outcome.history, run.task.score, title)
-        )
+        if len(run.job.ranks) == run.communicator.size:
+            curves = report.plot_history(outcome.history, run.task.score, title)
+            folder.save("curves.png", curves)
         print(f"written to {folder.path}")
     return outcome
 

@@ -5,19 +5,24 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def mpirun(
-    ranks: int, *command: str, timeout: float = 300, **environment: str
+    ranks: int,
+    *command: str,
+    options: Sequence[str] = (),
+    timeout: float = 300,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a Python command on several ranks; a hang is an error."""
     launcher = shutil.which("mpirun", path=pathlib.Path(sys.executable).parent)
     launcher = launcher or shutil.which("mpirun")
     assert launcher, "no mpirun: install the dependency group `dev`"
-    options = ("-n", str(ranks), sys.executable)
-    return run(launcher, *options, *command, timeout=timeout, **environment)
+    start = (launcher, *options, "-n", str(ranks), sys.executable)
+    return run(*start, *command, timeout=timeout, **environment)
 
 
 def python(*command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:

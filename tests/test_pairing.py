@@ -556,7 +556,7 @@ class Impatient(EdgeClocks):
     """Repeats a request that is declined."""
 
     def _declined(self, peer):
-        self._owed.appendleft(peer)
+        self._owed.appendleft((peer, self._own))
 
     def _owe(self, peer):
         pass
@@ -576,6 +576,9 @@ class Careless(EdgeClocks):
     def _owe(self, peer):
         pass
 
+    def _declined(self, peer):
+        pass
+
 
 class Sharing(EdgeClocks):
     """Serves both ends' demands by one averaging."""
@@ -588,7 +591,7 @@ class Doubling(EdgeClocks):
     """Serves neither end's demand by an averaging for both."""
 
     def _crossed(self, peer):
-        self._owed.append(peer)
+        self._owed.append((peer, self._own))
 
 
 class Hasty(EdgeClocks):
@@ -644,6 +647,27 @@ class Absent(FixedOrder):
 
 
 CIRCLE = ticks(3, [(0, 1), (1, 2), (2, 0)])
+
+
+def test_who_hands_a_demand_over_still_waits_for_it():
+    """And who takes it over does not: a slow worker's gradients need not wait."""
+    slow, fast = EdgeClocks(1, [0, 2]), EdgeClocks(2, [1])
+    assert slow.receive(0, Kind.REQUEST) == [(0, Kind.ACCEPT)]
+    for _ in range(3):
+        fast.demand(1)
+    assert fast.backlog == 3
+    assert slow.receive(2, Kind.REQUEST) == [(2, Kind.DECLINE)]
+    (repeated,) = fast.receive(1, Kind.DECLINE)
+    assert repeated == (1, Kind.REQUEST) and fast.backlog == 3
+    assert slow.backlog == 1  # The averaging with 0.
+    slow.receive(2, Kind.REQUEST)
+    fast.receive(1, Kind.DECLINE)
+    assert slow.ended() == [(2, Kind.RETURN)] and slow.backlog == 0
+    # Both ask: the lower rank's question is answered, for the demand that was handed.
+    fast.receive(1, Kind.RETURN)
+    assert fast.partner == 1 and fast.backlog == 3
+    fast.ended()
+    assert fast.backlog == 2
 
 
 @pytest.mark.parametrize(

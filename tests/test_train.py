@@ -218,7 +218,10 @@ def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
         ("--algorithm adpsgd --rate -1", "rate must be a finite number"),
         ("--algorithm adpsgd --drop-probability 0.1", "no options --drop-prob"),
         ("--algorithm adpsgd --topology double_binary_trees", "needs one graph"),
-        ("--algorithm adpsgd --communicator mesh --workers 1", "leave mpirun and"),
+        (
+            "--algorithm adpsgd --communicator mesh --workers 1",
+            "a2cid2|adpsgd is not for --communicator mesh",
+        ),
         ("--algorithm all_reduce_sgd --speeds 0", "speeds must be positive"),
         (
             "--algorithm adpsgd --task quadratics --learning-rate 1e9",
@@ -247,6 +250,10 @@ def test_mistakes_end_in_one_line(options, message, tmp_path, capfd):
         ("--workers 3", "mpirun started 2 ranks"),
         ("--communicator simulated", "launcher started 2"),
         ("--learning-rate 1e9 --epochs 2", "training diverged: worker"),
+        ("--algorithm adpsgd --learning-rate 1e9 --epochs 9", "diverged: worker"),
+        ("--algorithm a2cid2 --variation 0", "--variation is of virtual clocks"),
+        ("--algorithm dpsgd --max-backlog 3", "--max-backlog is for workers in real"),
+        ("--algorithm a2cid2 --resume", "--resume needs the folder: --checkpoints"),
         ("--bogus", "Unrecognized options:"),
     ],
 )
@@ -255,6 +262,66 @@ def test_mistakes_under_mpirun_are_said_once_by_all(options, message, tmp_path):
     assert result.returncode == 2
     assert result.stderr.count(message) == 1
     assert "Traceback" not in result.stderr
+
+
+@over_mpi
+def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
+    options = ("--algorithm", "a2cid2", "--seed", "1", "--evaluations", "5")
+    options += ("--checkpoints", f"{tmp_path}/saved", "--runs")
+    first = mpirun(4, *TRAIN, *options, f"{tmp_path}/a", "--epochs", "15", timeout=200)
+    assert first.returncode == 0, first.stderr
+    options += (f"{tmp_path}/b", "--resume", "--epochs", "30")
+    second = mpirun(4, *TRAIN, *options, timeout=200)
+    assert second.returncode == 0, second.stderr
+    rows = table(second.stdout)
+    rate, asked = rows["averagings per gradient, mean (asked)"].split()
+    assert asked == "(1)" and float(rate) == pytest.approx(1, rel=0.1)
+    last, best = last_record(tmp_path / "a"), last_record(tmp_path / "b")
+    assert last["epoch"] == pytest.approx(15, abs=0.5)
+    assert best["epoch"] == pytest.approx(30, abs=0.5)
+    assert best["worst"] > 0.85 and best["loss"] < last["loss"]
+    (folder,) = (tmp_path / "b").iterdir()
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "split.png",
+        "curves.png",
+        "pairs.png",
+        "timeline.png",
+        "staleness.png",
+        "trace.json",
+    }
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    epochs = [json.loads(line)["epoch"] for line in lines]
+    assert epochs == sorted(epochs) and 15 <= epochs[0] <= 18
+
+
+@over_mpi
+def test_survivors_write_what_they_have(tmp_path):
+    """Also when rank 0 is lost, which has made the folder."""
+    program = f"""
+import os, signal
+from experiments import train
+from experiments.common import runtime
+
+class Mortal(runtime.Live):
+    def train(self, params, evaluations, report, advance):
+        def live(epochs):
+            advance(epochs)
+            if os.environ["PMI_RANK"] == "0":
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().train(params, evaluations, report, live)
+
+runtime.Live = Mortal
+train.main("--algorithm adpsgd --transport zmq --epochs 8 --runs {tmp_path}".split())
+"""
+    options = ("-disable-auto-cleanup",)
+    result = mpirun(3, "-c", program, options=options, timeout=120)
+    assert "worker 0 is lost" in result.stderr
+    rows = table(result.stdout)
+    assert "lost: worker 0" in rows and "accuracy, worst worker" not in rows
+    assert float(rows["accuracy, averaged model"].strip("%")) > 30
+    assert last_record(tmp_path)["epoch"] == pytest.approx(8, abs=0.5)
 
 
 @over_mpi

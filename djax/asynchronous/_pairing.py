@@ -8,7 +8,8 @@ it wants to send. A worker is free, asks one neighbour, or averages with one:
   answer;
 * who is free and asked answers `ACCEPT`, and both average. Two that ask each other need
   no answer;
-* who is averaging and asked answers `DECLINE`, and owes the asker a request of its own;
+* who is averaging and asked answers `DECLINE`, and owes the asker a request of its own,
+  which is called `RETURN` where it matters whose demand it is for;
 * who asks one neighbour and is asked by another lets it wait for the answer to its own
   question if the asker has the higher rank, and else declines, owing it a request.
 
@@ -26,7 +27,7 @@ Which neighbour a worker wants is one of three policies:
 """
 
 import enum
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 
 Messages = list[tuple[int, "Kind"]]
@@ -40,6 +41,7 @@ class Kind(enum.IntEnum):
     ACCEPT = 2
     DECLINE = 3
     DONE = 4
+    RETURN = 5
 
 
 class Pairing:
@@ -92,7 +94,7 @@ class Pairing:
     def receive(self, sender: int, kind: Kind) -> Messages:
         """A neighbour's message has arrived."""
         if sender in self.neighbors:
-            if kind == Kind.REQUEST:
+            if kind in (Kind.REQUEST, Kind.RETURN):
                 self._requested(sender)
             elif kind == Kind.DONE:
                 self._served_by(sender)
@@ -159,7 +161,7 @@ class Pairing:
                     self._out += [(peer, Kind.DONE) for peer in self.neighbors]
                 break
             elif (peer := self._wanted()) is not None:
-                self._out.append((peer, Kind.REQUEST))
+                self._out.append((peer, self._kind()))
                 self.asking = peer
                 self._asked(peer)
             else:
@@ -183,6 +185,10 @@ class Pairing:
     def _wanted(self) -> int | None:
         """Whom a free worker asks next."""
         raise NotImplementedError
+
+    def _kind(self) -> Kind:
+        """How it is asked."""
+        return Kind.REQUEST
 
     def _demanded(self) -> int:
         """Number of averagings that are demanded here and have not begun."""
@@ -217,40 +223,82 @@ class EdgeClocks(Pairing):
     """Each demand names the neighbour: what a clock of the pair does.
 
     A neighbour that declines takes the demand over, so that pairs average as often as
-    their clocks tick, in whatever order.
+    their clocks tick, in whatever order. It stays in the backlog of the worker whose
+    clock has ticked.
     """
 
     def __init__(self, rank: int, neighbors: Iterable[int]):
         """A free worker without demands."""
         super().__init__(rank, neighbors)
-        self._owed: deque[int] = deque()
+        self._owed: deque[tuple[int, bool]] = deque()  # Whom to ask; if for ourselves.
+        self._own = False  # Whether what is asked now is for ourselves.
+        self._handed: Counter[int] = Counter()  # Our demands that others have.
+        self._returning: set[int] = set()  # Who asks for one of these.
+
+    def receive(self, sender: int, kind: Kind) -> Messages:
+        """A neighbour's message has arrived."""
+        if kind == Kind.RETURN:
+            self._returning.add(sender)
+        return super().receive(sender, kind)
 
     def _demand(self, peer):
         if peer in self.neighbors:
-            self._owed.append(peer)
+            self._owed.append((peer, True))
 
     def _demanded(self):
-        return len(self._owed) + (self.asking is not None)
+        waiting = sum(own for _, own in self._owed) + self._handed.total()
+        return waiting + (self.asking is not None and self._own)
 
     def _willing(self):
         return True
 
     def _wanted(self):
-        return self._owed.popleft() if self._owed else None
+        if not self._owed:
+            return None
+        peer, self._own = self._owed.popleft()
+        return peer
+
+    def _kind(self):
+        return Kind.REQUEST if self._own else Kind.RETURN
 
     def _drop_demands(self):
         self._owed.clear()
+        self._handed.clear()
 
     def _owe(self, peer):
+        own = self._take_back(peer)
         if not self._finishing:
-            self._owed.append(peer)
+            self._owed.append((peer, own))
+
+    def _declined(self, peer):
+        if self._own and not self._finishing:
+            self._handed[peer] += 1
 
     def _crossed(self, peer):
-        if self.rank > peer and not self._finishing:
-            self._owed.appendleft(peer)  # One averaging serves one demand: the other's.
+        """One averaging serves one demand: that of the lower rank's question."""
+        if self.rank < peer:
+            self._returning.discard(peer)
+        elif not self._finishing:
+            self._owed.appendleft((peer, self._own))
+
+    def _met(self, peer):
+        self._take_back(peer)
+
+    def _take_back(self, peer: int) -> bool:
+        """Whether its question is for a demand of ours, which it then has no more."""
+        own = peer in self._returning
+        self._returning.discard(peer)
+        self._handed[peer] -= own and not self._finishing
+        return own
+
+    def _served_by(self, peer):
+        """It has dropped what it had of ours, but answers."""
+        self._owed.extend([(peer, True)] * self._handed.pop(peer, 0))
 
     def _drop(self, peer):
-        self._owed = deque(p for p in self._owed if p != peer)
+        self._owed = deque(demand for demand in self._owed if demand[0] != peer)
+        self._handed.pop(peer, None)
+        self._returning.discard(peer)
 
 
 class FirstFree(Pairing):

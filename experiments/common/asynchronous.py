@@ -174,6 +174,11 @@ class Virtual:
     rate: float
     communicator: djax.Communicator
 
+    @property
+    def ranks(self) -> range:
+        """The workers that come to the end."""
+        return range(self.communicator.size)
+
     def train(
         self,
         params: Any,

@@ -119,9 +119,14 @@ class Live:
 
     @property
     def report(self) -> asynchronous.Report:
-        """What the workers did; once `train` has returned."""
+        """What the workers did; once the run is over."""
         assert self._report is not None
         return self._report
+
+    @property
+    def ranks(self) -> list[int]:
+        """The workers that came to the end; once the run is over."""
+        return sorted(self.report.records)
 
     def train(
         self,
@@ -245,7 +250,7 @@ class Live:
 
     def describe(self, params: Any) -> list[tuple[str, str]]:
         """Rows of the final table: what the workers did."""
-        told, alive = self.report, sorted(self.report.records)
+        told, alive = self.report, self.ranks
         speed, idle = told.gradients_per_second[alive], told.idle_share[alive]
         rows = [
             ("seconds", f"{told.seconds:.4g}"),

@@ -112,6 +112,11 @@ class Synchronous:
     cost: djax.CommunicationCost
     rounds: djax.asynchronous.Rounds | None
 
+    @property
+    def ranks(self) -> range:
+        """The workers that come to the end."""
+        return range(self.communicator.size)
+
     def train(self, params: Any, evaluations: int, report, advance) -> "Outcome":
         """See :func:`train`; the records have the virtual time, if there is one."""
 
