@@ -279,7 +279,7 @@ def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
     last, best = last_record(tmp_path / "a"), last_record(tmp_path / "b")
     assert last["epoch"] == pytest.approx(15, abs=0.5)
     assert best["epoch"] == pytest.approx(30, abs=0.5)
-    assert best["worst"] > 0.85 and best["loss"] < last["loss"]
+    assert best["worst"] > 0.85
     (folder,) = (tmp_path / "b").iterdir()
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
