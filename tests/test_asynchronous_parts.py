@@ -932,16 +932,33 @@ def hear_status(members, sender, *status):
 def test_who_is_silent_is_named_with_its_phase(monkeypatch):
     members, clock, _ = make_members(monkeypatch, timeout=8.0)
     hear_status(members, 1, 5, True, False, "computing gradient 6 for 1 s")
-    clock.now += 7
-    assert members.silent() == {}
+    for seconds in (4, 3):
+        clock.now += seconds
+        assert members.silent() == {}
     members.hear(2, Say.PAIR, [1])  # Any message is a sign of life.
     clock.now += 1.5
     silent = members.silent()
     assert silent == {1: "was not heard of for 8 s, last computing gradient 6 for 1 s"}
     members.lose(1, silent[1])
     assert members.silent() == {}
-    clock.now += 8
+    clock.now += 4
+    assert members.silent() == {}
+    clock.now += 4
     assert members.silent() == {2: "was not heard of for 8 s, last starting"}
+
+
+def test_who_was_away_itself_listens_before_it_gives_others_up(monkeypatch):
+    """Its process was stopped: what others have said meanwhile is still unread."""
+    members, clock, _ = make_members(monkeypatch, timeout=8.0)
+    clock.now += 100
+    assert members.silent() == {}
+    members.hear(2, Say.PAIR, [1])
+    for seconds in (4, 3.5):
+        clock.now += seconds
+        assert members.silent() == {}
+    members.hear(2, Say.PAIR, [1])
+    clock.now += 1
+    assert list(members.silent()) == [1]
 
 
 def stay(members, clock, seconds, statuses):
@@ -1019,6 +1036,22 @@ def test_statuses_are_told_when_they_matter(monkeypatch):
     assert not tells()
     clock.now += 0.2
     assert tells() and not tells()  # A fifth of the timeout is over.
+
+
+def test_what_changes_while_it_is_told_is_told_next(monkeypatch):
+    """The other thread gets ready while this one sends."""
+    members, _, told = make_members(monkeypatch, gradients=12)
+    send = members._transport.send
+
+    def get_ready(*message):
+        send(*message)
+        members.own.ready = True
+
+    members._transport.send = get_ready
+    members.own.gradients = 5
+    members.tell()
+    members.tell()
+    assert [status[2] for status in told()[1]] == [False, True]
 
 
 def test_a_run_for_a_time_counts_nothing(monkeypatch):

@@ -146,6 +146,7 @@ class Averager:
     def fail(self, error: BaseException) -> None:
         """This worker cannot go on; tells the others, and ends the thread."""
         self._noticed.set()
+        error.add_note(f"Worker {self._members.rank} was {self._phase}.")
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         self._failure = f"failed, {self._phase}: {text[:500]}"
         if not self._over.is_set():
@@ -227,7 +228,7 @@ class Averager:
             self._models[sender] = message.buffers
         elif kind == Say.LOST:
             self._lose(*content)
-        elif kind != Say.STATUS:
+        elif kind not in (Say.STATUS, Say.EXIT):
             self._ending.hear(sender, kind, content, message.buffers)
         self._average()
 

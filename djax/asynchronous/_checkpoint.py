@@ -102,9 +102,11 @@ class Checkpointer:
     def save(self, finished: int, tree: PyTree) -> None:
         """Copies a tree of arrays, and writes it behind the caller's back."""
         self._saved = time.monotonic()
-        if finished != self._manager.latest_step():
-            copied = jax.tree.map(lambda x: np.array(x), tree)
-            self._manager.save(finished, args=self._ocp.args.StandardSave(copied))
+        copied = jax.tree.map(lambda x: np.array(x), tree)
+        if finished == self._manager.latest_step():  # Averagings may have followed.
+            self._manager.wait_until_finished()
+            self._manager.delete(finished)
+        self._manager.save(finished, args=self._ocp.args.StandardSave(copied))
 
     def restore(self, like: PyTree) -> Any:
         """Reads the latest checkpoint, of the shapes of `like`.

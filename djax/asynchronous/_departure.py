@@ -39,7 +39,7 @@ def _wait(transport: Transport, members: Members, patience: float) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     members.say(None, Say.EXIT)
-    waiting, end = set(members.others), time.monotonic() + patience
+    waiting, end = set(members.others) - members.left, time.monotonic() + patience
     while waiting and time.monotonic() < end:
         for message in transport.poll(1.0):
             if message.header == encode(Say.EXIT):

@@ -80,6 +80,7 @@ class Members:
       own: this worker's status, to be kept up to date.
       others: those of the workers that are not lost.
       lost: the reasons by rank.
+      left: those that have come to the end of their process.
     """
 
     def __init__(
@@ -94,11 +95,13 @@ class Members:
         self.own = Status()
         self.others = {peer: Status() for peer in range(size) if peer != rank}
         self.lost: dict[int, str] = {}
+        self.left: set[int] = set()
         self._budget, self._timeout = settings.gradients, settings.timeout
         self._transport = transport
         now = time.monotonic()
         self._signs = {peer: _Signs(now, now) for peer in self.others}
         self._told, self._told_at, self._own_changed = Status(), now, now
+        self._looked_at = now
         self._gone = 0  # Gradients of those that are lost.
 
     @property
@@ -131,6 +134,8 @@ class Members:
         """A message has come, of whatever kind."""
         signs, now = self._signs[sender], time.monotonic()
         signs.heard = now
+        if kind == Say.EXIT:
+            self.left.add(sender)
         if kind == Say.STATUS and sender in self.others:
             status = Status(*content)
             if dataclasses.replace(self.others[sender], phase=status.phase) != status:
@@ -139,16 +144,16 @@ class Members:
 
     def tell(self) -> None:
         """Tells everyone this worker's status, if it is time to."""
-        now = time.monotonic()
+        now, own = time.monotonic(), dataclasses.replace(self.own)  # Others change it.
         left = (self._budget or 0) - self.gradients
         enough = max(1, left // (4 * self.size))
         counts = self._budget is not None and (
-            self.own.gradients - self._told.gradients >= enough
+            own.gradients - self._told.gradients >= enough
         )
-        news = (self.own.ready, self.own.done) != (self._told.ready, self._told.done)
+        news = (own.ready, own.done) != (self._told.ready, self._told.done)
         if counts or news or now - self._told_at >= self._timeout / 5:
-            self.say(None, Say.STATUS, *dataclasses.astuple(self.own))
-            self._told, self._told_at = dataclasses.replace(self.own), now
+            self.say(None, Say.STATUS, *dataclasses.astuple(own))
+            self._told, self._told_at = own, now
         if news:
             self._own_changed = now
 
@@ -160,6 +165,10 @@ class Members:
         `timeout`, or is not ready ten times as long after them.
         """
         now, found = time.monotonic(), {}
+        if now - self._looked_at > self._timeout / 2:
+            # It is this worker that was stopped: what others said is still unread.
+            self._signs = {peer: _Signs(now, now) for peer in self._signs}
+        self._looked_at = now
         for peer, signs in self._signs.items():
             status = self.others.get(peer)
             if status is None:

@@ -6,6 +6,7 @@ behind the gradient's back. Their common property is a :class:`Model`; JAX relea
 interpreter while it computes, and so do MPI and ZeroMQ while they wait.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from ._batches import OwnBatches
 from ._checkpoint import Checkpointer, Checkpoints
 from ._departure import leave_alone, leave_together
 from ._gradient import Gradient
-from ._members import Members
+from ._members import Members, WorkerLost
 from ._model import Model
 from ._record import Record
 from ._report import Report
@@ -36,6 +37,8 @@ from ._transport import TRANSPORTS
 
 # Timeouts for which a rank may do other things before it takes part.
 _START = 10
+# Seconds that a worker that has failed has to say why before others end the job.
+_LAST_WORDS = 2.0
 _HERE = 7  # Tag of the messages by which all meet.
 
 
@@ -216,6 +219,8 @@ def run(
         averager.fail(error)
         if carrier.survives:
             leave_alone(comm.rank)
+        elif isinstance(error, WorkerLost):
+            time.sleep(_LAST_WORDS)
         raise
     if members.lost:
         leave_together(carrier, members, _START * timeout)
@@ -242,14 +247,19 @@ class _Start(NamedTuple):
 def _start(algorithm, communicator, params, model_state, saver) -> _Start:
     """Everyone takes rank 0's model, or goes on from its own checkpoint."""
     if communicator.size > 1:
-        share = jax.jit(communicator.spmd(communicator.broadcast))
-        everyones = share(jax.tree.map(lambda x: x[None], params))
+        everyones = _make_share(communicator)(jax.tree.map(lambda x: x[None], params))
         params = jax.tree.map(lambda x: x[0], everyones)
     start = _Start(params, jax.jit(algorithm.init)(params), model_state, 0)
     if saver is None or saver.latest is None:
         return start
     params, state, model_state = saver.restore(start[:3])
     return _Start(params, state, model_state, saver.latest)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_share(communicator: Communicator):
+    """Kept, so that another run in the same process compiles nothing."""
+    return jax.jit(communicator.spmd(communicator.broadcast))
 
 
 def _train(

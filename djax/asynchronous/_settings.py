@@ -81,11 +81,12 @@ class Settings:
             raise ValueError(f"run: {name} must be a {what}, got {value!r}.")
 
     @property
-    def common(self) -> list[Any]:
-        """What has to be the same on all ranks, the graph as its rates."""
+    def common(self) -> dict[str, str]:
+        """What has to be the same on all ranks by name, the graph as its rates."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del fields["topology"], fields["rate"]
-        return [fields.pop("rates").tolist(), *map(str, fields.values())]
+        fields["rates"] = fields["rates"].tolist()
+        return {name: str(value) for name, value in fields.items()}
 
     def share(self, gradients: int, seconds: float) -> float:
         """How much of the run is over, by what has been done."""
