@@ -313,10 +313,14 @@ class Mortal(runtime.Live):
         return super().train(params, evaluations, report, live)
 
 runtime.Live = Mortal
-train.main("--algorithm adpsgd --transport zmq --epochs 8 --runs {tmp_path}".split())
+options = "--algorithm adpsgd --transport zmq --timeout 4 --epochs 8 --runs {tmp_path}"
+train.main(options.split())
 """
-    options = ("-disable-auto-cleanup",)
-    result = mpirun(3, "-c", program, options=options, timeout=120)
+    result = mpirun(
+        *(3, "-m", "djax.guard", "-c", program),
+        options=("-disable-auto-cleanup",),
+        timeout=120,
+    )
     assert "worker 0 is lost" in result.stderr
     rows = table(result.stdout)
     assert "lost: worker 0" in rows and "accuracy, worst worker" not in rows

@@ -46,7 +46,7 @@ class Averager:
     Args:
       model: of this worker.
       members: all workers.
-      transport: carries the messages; closed at the end unless somebody is lost.
+      transport: carries the messages; closed at the end.
       record: where this worker notes what happens.
       settings: of the run.
 
@@ -162,7 +162,7 @@ class Averager:
                     self._handle(message)
             if self._failure is not None:
                 self._members.say(None, Say.LOST, self._members.rank, self._failure)
-            if not self._members.lost:
+            if self._failure is None or self._transport.survives:
                 self._transport.close()
         except BaseException as error:
             self.error = error
@@ -228,7 +228,7 @@ class Averager:
             self._models[sender] = message.buffers
         elif kind == Say.LOST:
             self._lose(*content)
-        elif kind not in (Say.STATUS, Say.EXIT):
+        elif kind != Say.STATUS:
             self._ending.hear(sender, kind, content, message.buffers)
         self._average()
 

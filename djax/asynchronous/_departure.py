@@ -3,11 +3,7 @@
 import atexit
 import os
 import sys
-import time
 import traceback
-
-from ._members import Members, Say, encode
-from ._transport import Transport
 
 
 def leave_alone(rank: int) -> None:
@@ -18,33 +14,6 @@ def leave_alone(rank: int) -> None:
     """
     sys.excepthook = hook = _Excepthook(rank)
     atexit.register(hook.exit)
-
-
-def leave_together(transport: Transport, members: Members, patience: float) -> None:
-    """Likewise, but at the same time as the other survivors.
-
-    When a process has been killed, a launcher ends all others as soon as the next one
-    ends: nobody's last words may come after somebody else's.
-
-    Args:
-      transport: still open.
-      members: who is left.
-      patience: seconds for which to wait for the others.
-    """
-    leave_alone(members.rank)
-    atexit.register(_wait, transport, members, patience)
-
-
-def _wait(transport: Transport, members: Members, patience: float) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    members.say(None, Say.EXIT)
-    waiting, end = set(members.others) - members.left, time.monotonic() + patience
-    while waiting and time.monotonic() < end:
-        for message in transport.poll(1.0):
-            if message.header == encode(Say.EXIT):
-                waiting.discard(message.sender)
-    transport.close()
 
 
 class _Excepthook:

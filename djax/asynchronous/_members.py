@@ -30,7 +30,6 @@ class Say(enum.StrEnum):
     RESULT = "result"
     MEAN = "mean"
     BYE = "bye"
-    EXIT = "exit"
 
 
 def encode(kind: Say, *content: object) -> bytes:
@@ -80,7 +79,6 @@ class Members:
       own: this worker's status, to be kept up to date.
       others: those of the workers that are not lost.
       lost: the reasons by rank.
-      left: those that have come to the end of their process.
     """
 
     def __init__(
@@ -95,7 +93,6 @@ class Members:
         self.own = Status()
         self.others = {peer: Status() for peer in range(size) if peer != rank}
         self.lost: dict[int, str] = {}
-        self.left: set[int] = set()
         self._budget, self._timeout = settings.gradients, settings.timeout
         self._transport = transport
         now = time.monotonic()
@@ -134,8 +131,6 @@ class Members:
         """A message has come, of whatever kind."""
         signs, now = self._signs[sender], time.monotonic()
         signs.heard = now
-        if kind == Say.EXIT:
-            self.left.add(sender)
         if kind == Say.STATUS and sender in self.others:
             status = Status(*content)
             if dataclasses.replace(self.others[sender], phase=status.phase) != status:

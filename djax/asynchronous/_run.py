@@ -25,7 +25,7 @@ from ._acid import EventTransformation
 from ._averager import Averager, Look
 from ._batches import OwnBatches
 from ._checkpoint import Checkpointer, Checkpoints
-from ._departure import leave_alone, leave_together
+from ._departure import leave_alone
 from ._gradient import Gradient
 from ._members import Members, WorkerLost
 from ._model import Model
@@ -130,7 +130,7 @@ def run(
       progress: called with the number of all workers' gradients after each own one.
       checkpoints: where to save and resume; by default nowhere.
       transport: `"mpi"`, or `"zmq"`, with which the others go on when a worker is lost;
-        launch with `mpirun -disable-auto-cleanup` then.
+        launch with `mpirun -disable-auto-cleanup` and :mod:`djax.guard` then.
       timeout: seconds without any sign of life after which a worker is lost.
       jit: compile `gradient_fn`; False for one that is a plain Python function.
       seed: of the times and choices of averagings.
@@ -223,7 +223,7 @@ def run(
             time.sleep(_LAST_WORDS)
         raise
     if members.lost:
-        leave_together(carrier, members, _START * timeout)
+        leave_alone(comm.rank)
     params, state = model.settle()
     workers = jax.tree.map(lambda x: x[None], Workers(params, state, model_state))
     return Outcome(

@@ -41,8 +41,8 @@ class Runtime:
     seconds: float | None = None
     """End after so long, if --epochs are not over before."""
     transport: Literal["mpi", "zmq"] = "mpi"
-    """How messages travel; with zmq, and mpirun -disable-auto-cleanup, the others go on
-    when a worker is lost."""
+    """How messages travel; with zmq the others go on when a worker is lost, under
+    mpirun -disable-auto-cleanup -n ... python -m djax.guard -m experiments.train."""
     timeout: float = 60.0
     """Seconds without a sign of life after which a worker is lost."""
     checkpoints: pathlib.Path | None = None
