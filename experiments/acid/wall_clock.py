@@ -231,7 +231,10 @@ def show(records: Sequence[dict[str, Any]]):
             speed = throughput(records, method, slower)
             share = (speed / alone)[:3].mean()
             rates = [
-                np.mean(record["averagings_per_gradient"])
+                np.average(
+                    record["averagings_per_gradient"],
+                    weights=record["gradients_per_second"],
+                )
                 for record in records
                 if (record["method"], record["slower"]) == (method, slower)
                 and method in ("AD-PSGD", "A²CiD²")
