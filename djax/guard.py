@@ -43,4 +43,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    if __package__:  # By now JAX is loaded, which a process that waits has no use for.
+        os.execv(sys.executable, [sys.executable, __file__, *sys.argv[1:]])
     sys.exit(main(sys.argv[1:]))

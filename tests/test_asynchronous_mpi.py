@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from launch import ROOT, mpirun
+from launch import mpirun
 
 pytestmark = [pytest.mark.xdist_group("mpi"), pytest.mark.timeout(400)]
 
@@ -89,8 +89,8 @@ def run_ranks(
       options: of `mpirun`.
     """
     command = ["-c", PREAMBLE + program, str(folder), *map(str, arguments)]
-    if guarded:  # As a file: `-m djax.guard` starts JAX in each guard.
-        command.insert(0, str(ROOT / "djax" / "guard.py"))
+    if guarded:
+        command[:0] = ["-m", "djax.guard"]
         options["options"] = ["-disable-auto-cleanup"]
     result = mpirun(ranks, *command, **({"timeout": 120} | options))
     assert (result.returncode != 0) == fails, result.stdout + result.stderr

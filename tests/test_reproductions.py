@@ -7,6 +7,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from launch import mpirun
 
 import djax
 from djax import topologies
@@ -20,6 +21,7 @@ SCRIPTS = [
     for path in sorted((ROOT / "experiments").glob("*/*.py"))
     if "figures.configure(__file__" in path.read_text()
 ]
+WALL_CLOCK = "experiments.acid.wall_clock"  # Under mpirun.
 
 
 @pytest.fixture(autouse=True)
@@ -29,23 +31,37 @@ def promotion():
         yield
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if s != WALL_CLOCK])
 def test_every_figure_and_table_is_made(script, tmp_path, capsys):
     module = importlib.import_module(script)
     records = module.main(["--smoke", "--output", str(tmp_path)])
+    assert len(check_figure(script, tmp_path)) == len(records) > 0
     name = script.split(".")[-1]
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"{name}.jsonl",
-        f"{name}.png",
-    }
-    head, *lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
-    assert json.loads(head)["smoke"] is True
-    assert len(lines) == len(records) > 0
-    assert all(isinstance(json.loads(line), dict) for line in lines)
-    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     number = "".join(c for c in name.split("_")[0] if c.isdigit())
     assert number in capsys.readouterr().out  # The table says what it shows.
     assert f"python -m {script}" in module.__doc__
+
+
+def check_figure(script, folder):
+    """What a script has written: its records, and a picture."""
+    name = script.split(".")[-1]
+    assert {path.name for path in folder.iterdir()} == {f"{name}.jsonl", f"{name}.png"}
+    head, *lines = (folder / f"{name}.jsonl").read_text().splitlines()
+    assert json.loads(head)["smoke"] is True
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    records = [json.loads(line) for line in lines]
+    assert all(isinstance(record, dict) for record in records)
+    return records
+
+
+@pytest.mark.xdist_group("mpi")
+def test_the_figure_of_real_workers_is_made(tmp_path):
+    result = mpirun(4, "-m", WALL_CLOCK, "--smoke", "--output", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "Throughput of 4 workers" in result.stdout
+    records = check_figure(WALL_CLOCK, tmp_path)
+    methods = {record["method"] for record in records}
+    assert methods == {"solo", "AR-SGD", "AD-PSGD", "A²CiD²"} and len(records) == 8
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -191,8 +191,11 @@ def run(
         check_gradient_fn("run", gradient_fn, params, model_state, stream.example)
     compute = Gradient(gradient_fn, stream, jit)
     meet(comm, _START * timeout)
+    kinds = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", params)
     communicators.check_agreement(
-        communicator, "the arguments of asynchronous.run", [settings.common]
+        communicator,
+        "the arguments of asynchronous.run",
+        [settings.common | {"params": str(kinds)}],
     )
     saver = None
     if checkpoints is not None:
