@@ -41,13 +41,13 @@ LAYERS = (784, 2048, 2048, 2048, 10)
 class Config:
     """What is measured."""
 
-    seconds: float = 10.0
+    seconds: float = 6.0
     """Of each run."""
     repeats: int = 5
     """How often, all contestants in turns."""
     wait: float = 0.05
     """Seconds of a gradient that waits."""
-    batch_size: int = 224
+    batch_size: int = 304
     """Samples of a gradient that computes."""
     output: pathlib.Path = pathlib.Path(__file__).parent / "results"
     """Where the JSON goes."""
