@@ -23,7 +23,7 @@ def promotion():
 def table(output: str) -> dict[str, str]:
     """The rows of the final table."""
     lines = (line for line in output.splitlines() if "│" in line)
-    rows = (line.strip("│ ").split("│") for line in lines)
+    rows = (line.strip()[1:-1].split("│") for line in lines)
     return {name.strip(): value.strip() for name, value in rows}
 
 
