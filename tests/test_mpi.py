@@ -9,8 +9,8 @@ pytestmark = [pytest.mark.xdist_group("mpi"), pytest.mark.timeout(1600)]
 
 # More ranks than cores are slow, since MPI polls.
 SUITES = {
-    4: ["-k", "not float32 and not bfloat16"],
-    2: ["-k", "float32 or bfloat16 or permute"],
+    4: ["-k", "not float32"],
+    2: ["-k", "float32 or permute"],
     3: ["-k", "test_communicator_mpi and not cost"],
 }
 
