@@ -58,7 +58,7 @@ def synchronous(
     steps = simulation.make_steps(task.gradient_fn, base, communicator)
     epochs = -(-config.gradients // task.steps_per_epoch)
     batches = jax.tree.map(
-        lambda x: jax.numpy.tile(x, (1, epochs) + (1,) * (x.ndim - 2)), task.batches(0)
+        lambda x: jax.numpy.tile(x, (1, epochs) + (1,) * (x.ndim - 2)), task.epoch(1)
     )
 
     def run():
@@ -116,7 +116,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
         config.workers, range(config.workers), "iid", config.batch_size, 0
     )
     task = tasks.digits(setting)
-    data = task.batches(0)
+    data = task.epoch(1)
     task = task._replace(batches=lambda epoch: data)
     model = task.init(jax.random.key(0))
     params = communicators.replicate(communicators.simulated(config.workers), model)

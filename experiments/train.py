@@ -18,8 +18,9 @@ Each run writes runs/<time>-<name>/ with its configuration, metrics and pictures
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Sequence
-from typing import Literal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import tqdm
@@ -31,6 +32,7 @@ from djax import communicators, topologies
 from .common import (
     algorithms,
     asynchronous,
+    checkpoints,
     errors,
     optimizers,
     partition,
@@ -39,6 +41,7 @@ from .common import (
     tasks,
     trainer,
 )
+from .common.data import DataOptions
 from .common.errors import UsageError
 
 
@@ -50,10 +53,20 @@ class Config:
     averaging: algorithms.Algorithm
     clocks: asynchronous.Clocks
     runtime: runtime.Runtime
+    data: DataOptions
+    saving: checkpoints.Saving
     task: str = "digits"
-    """What is learned: digits or quadratics."""
+    """What is learned: digits, fashion_mnist, cifar10, imagenet2012 (images), ag_news
+    (classes of texts), sotu, wikitext2 (the next word or character), or quadratics."""
     task_options: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Its own arguments, as in `hidden "(64,)"` or `dim 20 noise 0.1`."""
+    """Its own arguments, as in `dim 20 noise 0.1` or `level character`."""
+    model: str | None = None
+    """The model, of images mlp, vgg11, resnet8, resnet20, resnet18, resnet50 or
+    resnet18_evonorm; by default the task's own."""
+    model_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Its arguments, as in `hidden "(64,)"` or `width 0.5`."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """In which models compute; parameters and messages are float32."""
     topology: str = "ring"
     """Who talks to whom: ring, chain, star, complete, torus, hypercube, exponential,
     binary_tree, regular_tree, social_network or double_binary_trees (two, for half of
@@ -62,8 +75,10 @@ class Config:
     weights: str = "metropolis"
     """Mixing weights of gossip: metropolis, uniform, lazy, or a number for every
     edge."""
-    split: str = "dirichlet:0.1"
-    """Who holds which samples: iid, dirichlet:ALPHA or shards:K."""
+    split: str | None = None
+    """Who holds which samples: iid, dirichlet:ALPHA, shards:K, reshuffled (iid, anew in
+    each epoch) or whole (each worker has all of them); of texts contiguous or iid. By
+    default dirichlet:0.1, of texts contiguous."""
     workers: int | None = None
     """Number of workers: 4 by default; under mpirun, the number of ranks."""
     communicator: Literal["auto", "simulated", "mesh", "mpi"] = "auto"
@@ -71,17 +86,25 @@ class Config:
     drop_probability: float = 0.0
     """Probability with which a message is lost."""
     batch_size: int = 32
-    """Samples of one worker's step."""
-    epochs: int = 40
-    """Passes over the data."""
+    """Samples of one worker's step; rows of a text."""
+    accumulation: int = 1
+    """Parts of a batch whose gradients are computed one after another."""
+    epochs: int | None = None
+    """Passes over the data; by default the task's own, 40 of the digits."""
+    steps_per_epoch: int | None = None
+    """Steps that are called an epoch, if not as many as one pass over the data has."""
     evaluations: int = 20
     """How often the models are evaluated, spread over the training."""
+    collapse: tuple[float, float] | None = None
+    """An epoch and a score: end there if no worker is better."""
     seed: int = 0
     """Of the split, the start, the batches and the losses of messages."""
     name: str | None = None
     """Name of the run's folder; by default task, algorithm and topology."""
     runs: pathlib.Path = pathlib.Path("runs")
     """Where the run's folder is made."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard, too."""
 
 
 class Run:
@@ -89,13 +112,7 @@ class Run:
 
     def __init__(self, config: Config):
         """Raises for what the user can mend, on all ranks alike."""
-        if config.epochs < 1 or config.evaluations < 1:
-            raise UsageError("--epochs and --evaluations must be at least 1.")
-        if not 0 <= config.seed < 2**32:
-            raise UsageError(f"--seed {config.seed} must be in [0, 2**32).")
-        if config.name is not None and pathlib.Path(config.name).name != config.name:
-            raise UsageError(f"--name {config.name!r} must be a plain folder name.")
-        self.config = config
+        check(config)
         self.communicator = make_communicator(config)
         local = self.communicator.local_ranks
         communicators.check_agreement(
@@ -106,9 +123,25 @@ class Run:
         size = self.communicator.size
         self.topologies = make_topologies(config, size)
         setting = tasks.Setting(
-            size, local, config.split, config.batch_size, config.seed
+            size,
+            local,
+            config.split,
+            config.batch_size,
+            config.seed,
+            config.data,
+            config.model,
+            config.model_options,
+            config.precision,
+            config.accumulation,
         )
         self.task = tasks.make_task(config.task, setting, config.task_options)
+        if config.steps_per_epoch is not None:
+            self.task = self.task._replace(steps_per_epoch=config.steps_per_epoch)
+        self.config = config = dataclasses.replace(
+            config,
+            base=optimizers.scale_linearly(config.base, size * config.batch_size),
+            epochs=self.task.epochs if config.epochs is None else config.epochs,
+        )
         self.steps = config.epochs * self.task.steps_per_epoch
         algorithm = config.averaging.algorithm
         errors.lookup(
@@ -129,8 +162,31 @@ class Run:
         )
         self.title = f"{config.task}-{algorithm}-{config.topology}{size}"
         self.folder = report.RunFolder(
-            config.runs, config.name or self.title, self.communicator
+            config.runs,
+            config.name or self.title,
+            self.communicator,
+            tensorboard=config.tensorboard,
         )
+        if isinstance(self.job, trainer.Synchronous) and self.job.saver is not None:
+            self.job.saver.fall_back(self.folder.path / "checkpoints")
+
+    def train(
+        self,
+        report: Callable[[dict[str, Any]], None],
+        advance: Callable[[float], object],
+    ) -> trainer.Outcome:
+        """Trains all local workers.
+
+        Args:
+          report: called with each record of the history.
+          advance: called with the epochs since the last call.
+
+        Raises:
+          Diverged: if a loss is not finite.
+          Stopped: after SIGTERM, when all is saved.
+        """
+        evaluations = min(self.config.evaluations, self.config.epochs)
+        return self.job.train(self.params, evaluations, report, advance)
 
     def _make_synchronous(self, model) -> trainer.Synchronous:
         config = self.config
@@ -151,6 +207,8 @@ class Run:
             asynchronous.make_rounds(
                 config.clocks, self.communicator.size, self.steps, config.seed
             ),
+            checkpoints.Saver(config.saving, self.communicator, identify(config)),
+            config.collapse,
         )
 
     def _make_asynchronous(self, live: bool) -> asynchronous.Virtual | runtime.Live:
@@ -171,6 +229,13 @@ class Run:
                 f"--algorithm {name} needs one graph: choose a --topology."
             )
         (topology,) = self.topologies
+        if config.collapse is not None:
+            raise UsageError(f"--algorithm {name} has no option --collapse.")
+        if not live and config.saving != checkpoints.Saving():
+            raise UsageError(
+                f"--algorithm {name} saves no checkpoints on virtual clocks, where "
+                "the same seed repeats a run: leave --checkpoints and its options away."
+            )
         algorithm = asynchronous.make_algorithm(
             name, config.clocks, config.base, self.steps, topology
         )
@@ -181,6 +246,7 @@ class Run:
                 self.communicator,
                 topology,
                 config.runtime,
+                config.saving,
                 config.clocks.rate,
                 self.steps,
                 config.seed,
@@ -191,6 +257,34 @@ class Run:
         return asynchronous.Virtual(
             self.task, algorithm, events, config.clocks.rate, self.communicator
         )
+
+
+def check(config: Config) -> None:
+    """Raises UsageError for numbers out of range, and options that do not fit."""
+    for name in ("epochs", "steps_per_epoch", "evaluations"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            flag = f"--{name}".replace("_", "-")
+            raise UsageError(f"{flag} {value} must be at least 1.")
+    if not 0 <= config.seed < 2**32:
+        raise UsageError(f"--seed {config.seed} must be in [0, 2**32).")
+    if config.name is not None and pathlib.Path(config.name).name != config.name:
+        raise UsageError(f"--name {config.name!r} must be a plain folder name.")
+    checkpoints.check_saving(config.saving)
+
+
+UNESSENTIAL = {"saving", "runs", "name", "tensorboard", "data"}
+"""What may differ between a run and the one that goes on with its checkpoints."""
+
+
+def identify(config: Config) -> dict[str, str]:
+    """What two runs have in common of which one goes on with the other's workers."""
+    found = {}
+    for name, value in dataclasses.asdict(config).items():
+        if name in UNESSENTIAL:
+            continue
+        parts = value if isinstance(value, dict) else {name: value}
+        found |= {f"{name}.{key}": repr(part) for key, part in parts.items()}
+    return found
 
 
 def make_communicator(config: Config) -> djax.Communicator:
@@ -255,8 +349,7 @@ def execute(run: Run) -> trainer.Outcome:
         def advance(epochs):
             bar.update(min(epochs, config.epochs - bar.n))  # But for rounding.
 
-        evaluations = min(config.evaluations, config.epochs)
-        outcome = run.job.train(run.params, evaluations, log, advance)
+        outcome = run.train(log, advance)
     title = f"{run.title}, seed {config.seed}"
     rows = report.summarize(run.task.score, outcome.history[-1])
     rows += run.job.describe(run.params)
@@ -270,23 +363,37 @@ def execute(run: Run) -> trainer.Outcome:
     return outcome
 
 
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """Reads the command line.
+
+    Args:
+      arguments: by default those of the process.
+    """
+    with errors.heard_once():
+        return tyro.cli(
+            tyro.conf.OmitArgPrefixes[Config],
+            prog="python -m experiments.train",
+            args=arguments,
+            description=__doc__,
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
     """The command line.
 
     Args:
       arguments: by default those of the process.
     """
-    with errors.heard_once():
-        config = tyro.cli(
-            tyro.conf.OmitArgPrefixes[Config],
-            prog="python -m experiments.train",
-            args=arguments,
-            description=__doc__,
-        )
+    config = parse(arguments)
     with errors.one_line_errors(Exception):
         run = Run(config)
     with errors.one_line_errors(trainer.Diverged):
-        return execute(run)
+        try:
+            return execute(run)
+        except trainer.Stopped as stop:
+            if run.folder.active:
+                print(stop, file=sys.stderr)
+            sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,14 @@ class Averager:
         """Whether the run is over."""
         return self._share() >= 1
 
+    def stop(self) -> None:
+        """Asks all workers to end now."""
+        self._members.own.stopping = True
+        self._transport.wake()
+
     def _share(self) -> float:
+        if self._members.stopping:
+            return 1.0
         return self._settings.share(self._members.gradients, self.record.now())
 
     def step(self) -> None:

@@ -46,12 +46,14 @@ class Status:
       ready: whether it could start.
       done: whether it wants no averaging any more.
       phase: what it does, for people.
+      stopping: whether it asks all to end now.
     """
 
     gradients: int = 0
     ready: bool = False
     done: bool = False
     phase: str = "starting"
+    stopping: bool = False
 
 
 @dataclasses.dataclass
@@ -116,6 +118,11 @@ class Members:
         """How many all workers have computed, as far as is known."""
         return self._gone + sum(status.gradients for status in self.everyone)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asks all to end now."""
+        return any(status.stopping for status in self.everyone)
+
     def say(
         self,
         peer: int | None,
@@ -145,7 +152,12 @@ class Members:
         counts = self._budget is not None and (
             own.gradients - self._told.gradients >= enough
         )
-        news = (own.ready, own.done) != (self._told.ready, self._told.done)
+        told = self._told
+        news = (own.ready, own.done, own.stopping) != (
+            told.ready,
+            told.done,
+            told.stopping,
+        )
         if counts or news or now - self._told_at >= self._timeout / 5:
             self.say(None, Say.STATUS, *dataclasses.astuple(own))
             self._told, self._told_at = own, now

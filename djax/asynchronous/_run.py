@@ -79,6 +79,7 @@ def run(
     looks: int = 20,
     keep_looks: bool = False,
     progress: Callable[[int], object] | None = None,
+    stop: Callable[[], bool] | None = None,
     checkpoints: Checkpoints | None = None,
     transport: str = "mpi",
     timeout: float = 60.0,
@@ -94,8 +95,8 @@ def run(
     more slowly. What fraction of the current gradient has passed is estimated from the
     previous ones.
 
-    The arguments from `topology` on, but for `params`, `model_state` and `progress`,
-    have to be the same on all ranks. After a run in which a worker was lost
+    The arguments from `topology` on, but for `params`, `model_state`, `progress` and
+    `stop`, have to be the same on all ranks. After a run in which a worker was lost
     (`report.lost`), communicate no more: MPI would wait for it.
 
     Args:
@@ -128,6 +129,8 @@ def run(
       looks: how often the consensus distance is taken, spread over the run.
       keep_looks: keep the model of each look, in the device's memory.
       progress: called with the number of all workers' gradients after each own one.
+      stop: asked after each own gradient; once it says True, on any rank, the run ends
+        for all, as if its budget were used up.
       checkpoints: where to save and resume; by default nowhere.
       transport: `"mpi"`, or `"zmq"`, with which the others go on when a worker is lost;
         launch with `mpirun -disable-auto-cleanup` and :mod:`djax.guard` then.
@@ -212,7 +215,7 @@ def run(
         model.compile(compute.compile(start.params, start.model_state))
         averager.start()
         model_state, measured = _train(
-            compute, model, start.model_state, averager, members, saver, progress
+            compute, model, start.model_state, averager, members, saver, progress, stop
         )
         result = averager.finish()
         if saver is not None:
@@ -273,6 +276,7 @@ def _train(
     members: Members,
     saver: Checkpointer | None,
     progress: Callable[[int], object] | None,
+    stop: Callable[[], bool] | None,
 ) -> tuple[PyTree, list[PyTree]]:
     """Computes gradients until the run is over; returns model state and metrics."""
     measured = []
@@ -293,6 +297,8 @@ def _train(
         averager.step()
         if progress is not None:
             progress(members.gradients)
+        if stop is not None and stop():
+            averager.stop()
         if saver is not None and saver.due:
             averager.begin("saving a checkpoint")
             _save(saver, model, model_state)

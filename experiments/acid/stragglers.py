@@ -31,7 +31,7 @@ from tqdm import tqdm
 import djax
 from djax import asynchronous, communicators, simulation, topologies
 
-from ..common import figures, tasks, trainer
+from ..common import evaluation, figures, tasks
 
 METHODS = {"AR-SGD": "tab:gray", "AD-PSGD": "black", "A²CiD²": "tab:blue"}
 VARIATION, BATCH_SIZE, GOAL = 0.3, 16, 0.9
@@ -55,7 +55,7 @@ def train(
     size = len(speeds)
     communicator = communicators.simulated(size)
     params = communicators.replicate(communicator, task.init(jax.random.key(seed)))
-    assess = trainer.make_assess(task, communicator)
+    assess = evaluation.make_assess(task, communicator)
     base = optax.sgd(0.05, momentum=0.9)
     clocks = {"speeds": speeds, "variation": VARIATION, "seed": seed}
     times, accuracies = [0.0], [assess(params)["mean"]]
@@ -65,7 +65,7 @@ def train(
         workers = simulation.init_workers(optimizer, communicator, params)
         steps = simulation.make_steps(task.gradient_fn, optimizer, communicator)
         for epoch in range(gradients // task.steps_per_epoch):
-            workers, _ = steps(workers, task.batches(epoch + 1))
+            workers, _ = steps(workers, task.epoch(epoch + 1))
             times.append(float(rounds.end[(epoch + 1) * task.steps_per_epoch - 1]))
             accuracies.append(assess(workers.params)["mean"])
         idle = rounds.idle_share
@@ -82,7 +82,7 @@ def train(
             events,
             params,
             task.gradient_fn,
-            lambda epoch: task.batches(epoch + 1),
+            lambda epoch: task.epoch(epoch + 1),
             times=np.linspace(0, events.duration, looks + 1)[1:].tolist(),
             model_state=jax.tree.map(jnp.asarray, task.model_state),
         ):

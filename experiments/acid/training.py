@@ -61,11 +61,11 @@ def total_loss(task: tasks.Task) -> Callable[[Any], jax.Array]:
     Returns:
       A function of `params` with a leading axis of workers, to `float[workers]`.
     """
-    data = jax.tree.map(lambda x: jnp.asarray(x[:, 0]), task.batches(1))
+    data = jax.tree.map(lambda x: jnp.asarray(x[:, 0]), task.epoch(1))
 
     def one(params):
         if task.score == "suboptimality":
-            return task.evaluate(params)["suboptimality"]
+            return task.assess(params)["suboptimality"]
         losses = jax.vmap(lambda batch: task.gradient_fn(params, (), batch)[2]["loss"])
         return losses(data).mean()
 
@@ -108,7 +108,7 @@ def train(
         events,
         params,
         task.gradient_fn,
-        lambda epoch: task.batches(epoch + 1),
+        lambda epoch: task.epoch(epoch + 1),
         times=times.tolist(),
         model_state=jax.tree.map(jnp.asarray, task.model_state),
     )

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 import djax
 from djax import communicators, topologies
 
-from ..common import errors, figures, runtime, tasks, trainer
+from ..common import checkpoints, errors, evaluation, figures, runtime, tasks
 
 WORKERS, BATCH_SIZE, WAIT, SLOWER = 4, 16, 0.02, 4
 RING = topologies.ring(WORKERS)
@@ -53,7 +53,7 @@ def make_task(communicator: djax.Communicator, wait: float, seed: int) -> tasks.
     local = communicator.local_ranks
     task = tasks.digits(tasks.Setting(WORKERS, local, "iid", BATCH_SIZE, seed))
     program = jax.jit(task.gradient_fn)
-    batch = jax.tree.map(lambda x: x[0, 0], task.batches(1))
+    batch = jax.tree.map(lambda x: x[0, 0], task.batches(0, 1))
     program(task.init(jax.random.key(0)), (), batch)  # Compiles before the clock runs.
 
     def gradient_fn(params, model_state, batch):
@@ -99,17 +99,17 @@ def all_reduce(
         return update(jax.tree.map(lambda x: x[None], grads), params, state)
 
     state = jax.jit(communicator.spmd(optimizer.init))(params)
-    batches = task.batches(1)
+    batches = task.epoch(1)
     jax.block_until_ready(step(params, state, batches, 0))  # Compiles.
     kept, start = [], time.perf_counter()
     for count in range(steps):
         epoch, t = divmod(count, task.steps_per_epoch)
         if epoch and t == 0:
-            batches = task.batches(epoch + 1)
+            batches = task.epoch(epoch + 1)
         params, state = jax.block_until_ready(step(params, state, batches, t))
         if (count + 1) * evaluations // steps > len(kept):
             kept.append((time.perf_counter() - start, params))
-    assess = trainer.make_assess(task, communicator)
+    assess = evaluation.make_assess(task, communicator)
     found = [assess(model) for _, model in kept]
     return {
         "gradients_per_second": [steps / kept[-1][0]] * WORKERS,
@@ -148,6 +148,7 @@ def wait_less(
         communicator,
         RING,
         runtime.Runtime(seconds=seconds, max_backlog=None),
+        checkpoints.Saving(),
         rate=rate,
         steps=10**6,
         seed=0,

@@ -13,7 +13,7 @@ from djax.transforms._relay import Missing
 
 from .errors import UsageError, lookup
 from .optimizers import BaseOptimizer, make_base
-from .tasks import read_options
+from .options import read_options
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,11 @@ import djax
 from djax import asynchronous, simulation
 
 from .errors import UsageError
+from .evaluation import make_assess
 from .optimizers import BaseOptimizer, make_base
 from .report import RunFolder
 from .tasks import Task
-from .trainer import Outcome, check_losses, make_assess
+from .trainer import Outcome, check_losses, chunk_steps
 
 ALGORITHMS = ("a2cid2", "adpsgd")
 """Those that never wait, as the command line names them."""
@@ -204,13 +205,13 @@ class Virtual:
           Diverged: if the loss of a gradient is not finite.
         """
         task, events = self.task, self.events
-        assess = make_assess(task, self.communicator)
+        assess, chunk = make_assess(task, self.communicator), chunk_steps(task)
         moments = asynchronous.simulate(
             self.algorithm,
             events,
             params,
             task.gradient_fn,
-            lambda epoch: task.batches(epoch + 1),
+            lambda i: task.batches(i * chunk, (i + 1) * chunk),
             times=[events.duration * k / evaluations for k in range(1, evaluations)],
             model_state=jax.tree.map(jnp.asarray, task.model_state),
             dispatch=task.dispatch,
@@ -224,7 +225,7 @@ class Virtual:
             record = {
                 **progress(task, events.size, losses),
                 "time": moment.time,
-                **assess(moment.params),
+                **assess(moment.params, moment.model_state),
                 "seconds": time.perf_counter() - start,
             }
             history.append(record)
@@ -232,6 +233,10 @@ class Virtual:
             advance(len(new) / events.size / task.steps_per_epoch)
         end = simulation.Workers(moment.params, moment.state, moment.model_state)
         return Outcome(end, history)
+
+    def megabytes(self, params: Any) -> tuple[float, float]:
+        """What a worker sends, on average and at most."""
+        return megabytes(self.events, params)
 
     def describe(self, params: Any) -> list[tuple[str, str]]:
         """Rows of the final table: what the workers did."""
@@ -278,6 +283,18 @@ def spread(events: asynchronous.Events) -> str:
     return f"{counts.mean():.5g} ({counts.min()}, {counts.max()})"
 
 
+def megabytes(events: asynchronous.Events, params: Any) -> tuple[float, float]:
+    """What a worker sent, on average and at most.
+
+    Args:
+      events: of the run.
+      params: models with a leading axis.
+    """
+    model_bytes = sum(x.nbytes // len(x) for x in jax.tree.leaves(params))
+    sent = events.averaging_counts * model_bytes / 1e6
+    return float(sent.mean()), float(sent.max())
+
+
 def describe_averagings(
     events: asynchronous.Events, params: Any
 ) -> list[tuple[str, str]]:
@@ -287,10 +304,10 @@ def describe_averagings(
       events: of the run.
       params: models with a leading axis.
     """
-    model_bytes = sum(x.nbytes // len(x) for x in jax.tree.leaves(params))
-    sent, staleness = events.averaging_counts * model_bytes / 1e6, events.staleness
+    sent, most = megabytes(events, params)
+    staleness = events.staleness
     return [
-        ("MB sent per worker, mean (largest)", f"{sent.mean():.5g} ({sent.max():.5g})"),
+        ("MB sent per worker, mean (largest)", f"{sent:.5g} ({most:.5g})"),
         (
             "averagings during a gradient, mean (most)",
             f"{staleness.mean():.3g} ({staleness.max(initial=0)})",

@@ -8,7 +8,7 @@ import json
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -32,13 +32,30 @@ class RunFolder:
     """
 
     def __init__(
-        self, parent: pathlib.Path, name: str, communicator: djax.Communicator
+        self,
+        parent: pathlib.Path,
+        name: str,
+        communicator: djax.Communicator,
+        *,
+        tensorboard: bool = False,
     ):
-        """Makes `parent/<time>-<name>/`, with a number behind it if that exists."""
+        """Makes `parent/<time>-<name>/`, with a number behind it if that exists.
+
+        Args:
+          parent: where.
+          name: of the run.
+          communicator: where the workers live.
+          tensorboard: whether the metrics are also written for TensorBoard.
+
+        Raises:
+          UsageError: if TensorBoard's writer is missing.
+        """
+        make_writer = _find_writer() if tensorboard else None
         local = communicator.local_ranks
         self.active = 0 in local
         made = str(_make_folder(parent, name)) if self.active else ""
         self.path = pathlib.Path(communicator.gather([made] * len(local))[0])
+        self._writer = make_writer(str(self.path)) if make_writer else None
 
     def write_config(self, config: Any) -> None:
         """Writes `config.json`: the configuration and what it ran on."""
@@ -52,11 +69,32 @@ class RunFolder:
         if self.active:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
+            if self._writer is not None:
+                self._write_scalars(record)
+
+    def _write_scalars(self, record: Mapping[str, Any]) -> None:
+        step = round(record["step"])
+        for name, value in record.items():
+            values = value if isinstance(value, list) else [value]
+            for i, number in enumerate(values):
+                tag = f"{name}/worker {i}" if value is values else name
+                self._writer.add_scalar(tag, number, step)
+        self._writer.flush()
 
     def save(self, name: str, figure: "Figure") -> None:
         """Saves a matplotlib figure."""
         if self.active:
             figure.savefig(self.path / name, dpi=150)
+
+
+def _find_writer() -> Callable[[str], Any]:
+    try:
+        from tensorboardX import SummaryWriter
+    except ModuleNotFoundError:
+        raise UsageError(
+            '--tensorboard needs its writer: pip install "djax-gossip[tensorboard]".'
+        ) from None
+    return SummaryWriter
 
 
 def _make_folder(parent: pathlib.Path, name: str) -> pathlib.Path:

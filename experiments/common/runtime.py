@@ -1,7 +1,6 @@
 """Training without waiting, in real time, one process a worker."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -16,14 +15,18 @@ from .asynchronous import (
     ALGORITHMS,
     changed,
     describe_averagings,
+    megabytes,
     progress,
     save_events,
     spread,
 )
+from .checkpoints import Saving, Termination
+from .data import Prefetch
 from .errors import UsageError
+from .evaluation import assess_one, make_assess
 from .report import RunFolder
 from .tasks import Task
-from .trainer import Outcome, check_losses, make_assess
+from .trainer import Outcome, Stopped, check_losses, chunk_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +48,6 @@ class Runtime:
     mpirun -disable-auto-cleanup -n ... python -m djax.guard -m experiments.train."""
     timeout: float = 60.0
     """Seconds without a sign of life after which a worker is lost."""
-    checkpoints: pathlib.Path | None = None
-    """Folder for checkpoints of every worker; needs orbax."""
-    checkpoint_every: float = 600.0
-    """Seconds between them."""
-    resume: bool = False
-    """Go on from the last ones."""
 
 
 def check_runtime(options: Runtime, algorithm: str, live: bool) -> None:
@@ -72,9 +69,7 @@ def check_runtime(options: Runtime, algorithm: str, live: bool) -> None:
             "--no-random-times needs --pairing first_free or fixed_order: the clocks "
             "of pairs tick at random times."
         )
-    if options.checkpoints is None and options.resume:
-        raise UsageError("--resume needs the folder: --checkpoints.")
-    for name in ("seconds", "timeout", "checkpoint_every"):
+    for name in ("seconds", "timeout"):
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
             flag = f"--{name}".replace("_", "-")
@@ -92,6 +87,7 @@ class Live:
       communicator: of MPI.
       topology: who averages with whom.
       options: from the command line.
+      saving: likewise.
       rate: averagings of a worker per gradient.
       steps: gradients of a worker, on average.
       seed: of the averagings.
@@ -105,6 +101,7 @@ class Live:
         communicator: djax.Communicator,
         topology: djax.Topology,
         options: Runtime,
+        saving: Saving,
         rate: float,
         steps: int,
         seed: int,
@@ -114,7 +111,7 @@ class Live:
         self._task, self._communicator, self._options = task, communicator, options
         self._algorithm, self._topology, self._rate = algorithm, topology, rate
         self._gradients, self._seed = topology.size * steps, seed
-        self._jit = jit
+        self._jit, self._saving = jit, saving
         self._report: asynchronous.Report | None = None
 
     @property
@@ -153,9 +150,11 @@ class Live:
 
         Raises:
           Diverged: if the loss of a gradient is not finite.
+          Stopped: after SIGTERM, if there are checkpoints.
         """
         task, options = self._task, self._options
         epoch, passed = self._topology.size * task.steps_per_epoch, 0
+        chunk = chunk_steps(task)
 
         def show(gradients):
             nonlocal passed
@@ -163,41 +162,58 @@ class Live:
             advance((now - passed) / epoch)
             passed = now
 
-        saving = None
-        if options.checkpoints is not None:
-            saving = asynchronous.Checkpoints(
-                options.checkpoints, options.checkpoint_every, resume=options.resume
+        saving = self._make_checkpoints()
+        with Termination(listen=saving is not None) as termination:
+            outcome = asynchronous.run(
+                self._algorithm,
+                task.gradient_fn,
+                Prefetch(lambda i: task.batches(i * chunk, (i + 1) * chunk)),
+                self._communicator,
+                self._topology,
+                params,
+                gradients=self._gradients,
+                seconds=options.seconds,
+                rate=self._rate,
+                pairing=options.pairing,
+                random_times=options.random_times,
+                max_backlog=options.max_backlog,
+                model_state=jax.tree.map(jnp.asarray, task.model_state),
+                looks=evaluations,
+                keep_looks=True,
+                progress=show,
+                stop=lambda: termination.requested,
+                checkpoints=saving,
+                transport=options.transport,
+                timeout=options.timeout,
+                jit=self._jit,
+                seed=self._seed,
             )
-        outcome = asynchronous.run(
-            self._algorithm,
-            task.gradient_fn,
-            lambda epoch: task.batches(epoch + 1),
-            self._communicator,
-            self._topology,
-            params,
-            gradients=self._gradients,
-            seconds=options.seconds,
-            rate=self._rate,
-            pairing=options.pairing,
-            random_times=options.random_times,
-            max_backlog=options.max_backlog,
-            model_state=jax.tree.map(jnp.asarray, task.model_state),
-            looks=evaluations,
-            keep_looks=True,
-            progress=show,
-            checkpoints=saving,
-            transport=options.transport,
-            timeout=options.timeout,
-            jit=self._jit,
-            seed=self._seed,
-        )
         self._report = outcome.report
+        self._check_stopped(termination.requested)
         survey = self._survey_survivors if self._report.lost else self._survey
         history = []
         for record in survey(outcome):
             history.append(record)
             report(record)
         return Outcome(outcome.workers, history)
+
+    def _make_checkpoints(self) -> asynchronous.Checkpoints | None:
+        saving = self._saving
+        if saving.checkpoints is None:
+            return None
+        return asynchronous.Checkpoints(
+            saving.checkpoints, saving.checkpoint_every, saving.keep, saving.resume
+        )
+
+    def _check_stopped(self, requested: bool) -> None:
+        """Raises Stopped if any worker was told to end; all have been saved by now."""
+        if not self.report.lost:
+            requested = any(self._communicator.gather([requested]))
+        if requested:
+            raise Stopped(
+                "stopped by SIGTERM; to go on, start the same with --checkpoints "
+                f"{self._saving.checkpoints} --resume"
+            )
 
     def _survey(self, outcome: asynchronous.Outcome) -> Iterator[dict[str, Any]]:
         """Evaluates what was kept, and the end, on all workers together."""
@@ -236,17 +252,21 @@ class Live:
         own = np.asarray(outcome.metrics["loss"][0] if outcome.metrics else [])
         workers = np.full(len(own), self._communicator.local_ranks[0])
         check_losses(own, workers, f"within {told.seconds:.3g} s")
-        averaged = jax.jit(task.evaluate)(jax.tree.map(lambda x: x[0], outcome.params))
+        averaged = assess_one(task, jax.tree.map(lambda x: x[0], outcome.params))
         step = float((told.gradients_before + told.gradient_counts).sum()) / told.size
         yield {
             "epoch": step / task.steps_per_epoch,
             "step": step,
-            "averaged": float(averaged[task.score]),
-            "averaged_loss": float(averaged["loss"]),
+            "averaged": averaged[task.score],
+            "averaged_loss": averaged["loss"],
             "consensus_distance": float(told.consensus_distance[-1]),
             "time": told.seconds,
             "seconds": told.seconds,
         }
+
+    def megabytes(self, params: Any) -> tuple[float, float]:
+        """What a worker sent, on average and at most; once the run is over."""
+        return megabytes(self.report.events, params)
 
     def describe(self, params: Any) -> list[tuple[str, str]]:
         """Rows of the final table: what the workers did."""

@@ -1,9 +1,8 @@
-"""The training loop: one chunk of steps an epoch, and what is measured in between."""
+"""The training loop: chunks of steps, and what is measured in between."""
 
 import dataclasses
 import functools
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,15 +13,27 @@ import numpy as np
 import optax
 
 import djax
-from djax import metrics, simulation
+from djax import simulation
 
+from .checkpoints import Saver, Termination
+from .data import Prefetch
 from .errors import UsageError
+from .evaluation import make_assess
 from .report import RunFolder
 from .tasks import Task
+
+CHUNK_BYTES, CHUNK_STEPS = 64 * 2**20, 500
+"""Batches that are loaded together have at most so many bytes, and steps."""
+TIMED_STEPS = 3
+"""How many are timed where each is a program of its own."""
 
 
 class Diverged(UsageError):
     """The loss is no longer finite."""
+
+
+class Stopped(Exception):
+    """The run was told to end, and what it has is saved."""
 
 
 class Outcome(NamedTuple):
@@ -31,63 +42,13 @@ class Outcome(NamedTuple):
     Attributes:
       workers: the local workers.
       history: one record an evaluation, the last at the end: `epoch`, `step`, `loss`
-        (mean training loss of the epoch), `mean`, `worst` and `averaged` (the task's
-        score of the workers and of the averaged model), `mean_loss` and
-        `averaged_loss` of the same, `consensus_distance`, `seconds` since the start.
+        (mean training loss of the epoch), what
+        :func:`experiments.common.evaluation.make_assess` measures, `seconds` since the
+        start; and `collapsed`, if the training was ended for that.
     """
 
     workers: simulation.Workers
     history: list[dict[str, Any]]
-
-
-def train(
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    communicator: djax.Communicator,
-    params: Any,
-    epochs: int,
-    evaluations: int,
-    report: Callable[[dict[str, Any]], None],
-    advance: Callable[[float], object],
-) -> Outcome:
-    """Trains the local workers.
-
-    Args:
-      task: what is learned.
-      optimizer: the chain with the mechanism.
-      communicator: where the workers live.
-      params: of the local workers, with their leading axis.
-      epochs: passes over the data.
-      evaluations: how many, spread evenly; the last is at the end.
-      report: called with each record of the history.
-      advance: called after each epoch, with 1.
-
-    Raises:
-      Diverged: on every process alike, if the loss of a worker is not finite.
-    """
-    workers = simulation.init_workers(
-        optimizer, communicator, params, jax.tree.map(jnp.asarray, task.model_state)
-    )
-    steps = _make_steps(task.gradient_fn, optimizer, communicator, task.dispatch)
-    assess = make_assess(task, communicator)
-    due = {round((i + 1) * epochs / evaluations) for i in range(evaluations)}
-    history, start = [], time.perf_counter()
-    for epoch in range(1, epochs + 1):
-        workers, measured = steps(workers, task.batches(epoch))
-        losses = np.asarray(measured["loss"])
-        loss = _mean_loss(communicator, losses, epoch, task.steps_per_epoch)
-        advance(1)
-        if epoch in due:
-            record = {
-                "epoch": epoch,
-                "step": epoch * task.steps_per_epoch,
-                "loss": loss,
-                **assess(workers.params),
-                "seconds": time.perf_counter() - start,
-            }
-            history.append(record)
-            report(record)
-    return Outcome(workers, history)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +63,9 @@ class Synchronous:
       epochs: passes over the data.
       cost: what a step sends.
       rounds: when the steps are on virtual clocks, or None.
+      saver: of checkpoints, or None.
+      collapse: an epoch, and the score that the best worker has to have by then for the
+        training to go on; or None.
     """
 
     task: Task
@@ -110,45 +74,140 @@ class Synchronous:
     communicator: djax.Communicator
     epochs: int
     cost: djax.CommunicationCost
-    rounds: djax.asynchronous.Rounds | None
+    rounds: djax.asynchronous.Rounds | None = None
+    saver: Saver | None = None
+    collapse: tuple[float, float] | None = None
 
     @property
     def ranks(self) -> range:
         """The workers that come to the end."""
         return range(self.communicator.size)
 
-    def train(self, params: Any, evaluations: int, report, advance) -> "Outcome":
-        """See :func:`train`; the records have the virtual time, if there is one."""
+    def train(
+        self,
+        params: Any,
+        evaluations: int,
+        report: Callable[[dict[str, Any]], None],
+        advance: Callable[[float], object],
+    ) -> Outcome:
+        """Trains the local workers, from where the saver has them.
 
-        def timed(record):
-            if self.rounds is not None:
-                record["time"] = float(self.rounds.end[record["step"] - 1])
-            report(record)
+        Args:
+          params: the first models, with a leading axis of local workers.
+          evaluations: how many, spread evenly; the last is at the end.
+          report: called with each record of the history; with `time`, if there are
+            virtual clocks.
+          advance: called with the epochs since the last call.
 
-        return train(
-            self.task,
+        Raises:
+          Diverged: on every process alike, if the loss of a worker is not finite.
+          Stopped: on every process alike, after SIGTERM.
+        """
+        task = self.task
+        workers = simulation.init_workers(
             self.optimizer,
             self.communicator,
             params,
-            self.epochs,
-            evaluations,
-            timed,
-            advance,
+            jax.tree.map(jnp.asarray, task.model_state),
         )
+        position = _Position()
+        if self.saver is not None and self.saver.latest is not None:
+            workers, saved = self.saver.restore(workers)
+            position = _Position(**saved)
+            for record in position.history:
+                report(record)
+            advance(position.step / task.steps_per_epoch)
+        with Termination() as termination:
+            workers = self._run(
+                workers, position, evaluations, report, advance, termination
+            )
+        return Outcome(workers, position.history)
+
+    def _run(self, workers, position, evaluations, report, advance, termination):
+        task, start = self.task, time.perf_counter() - position.seconds
+        steps = _make_steps(
+            task.gradient_fn, self.optimizer, self.communicator, task.dispatch
+        )
+        assess = make_assess(task, self.communicator)
+        due = {round((i + 1) * self.epochs / evaluations) for i in range(evaluations)}
+        chunks = _cut(task, position.step, self.epochs)
+        with Prefetch(
+            lambda i: task.batches(*chunks[i]) if i < len(chunks) else None
+        ) as p:
+            for i, (first, last) in enumerate(chunks):
+                workers, measured = steps(workers, p(i))
+                position.losses.append(np.asarray(measured["loss"]).tolist())
+                position.step = last
+                advance((last - first) / task.steps_per_epoch)
+                epoch, rest = divmod(last, task.steps_per_epoch)
+                if rest == 0:
+                    loss = position.finish_epoch(self.communicator, epoch)
+                    if epoch in due:
+                        record = {"epoch": epoch, "step": last, "loss": loss}
+                        record |= assess(workers.params, workers.model_state)
+                        record["seconds"] = time.perf_counter() - start
+                        if self.rounds is not None:
+                            record["time"] = float(self.rounds.end[last - 1])
+                        record |= self._find_collapse(record)
+                        position.history.append(record)
+                        report(record)
+                        if "collapsed" in record:
+                            break
+                position.seconds = time.perf_counter() - start
+                self._save(workers, position, termination)
+        return workers
+
+    def _find_collapse(self, record: dict[str, Any]) -> dict[str, bool]:
+        if self.collapse is None:
+            return {}
+        epoch, least = self.collapse
+        sign = 1 if self.task.higher_is_better else -1
+        best = max(sign * score for score in record["scores"])
+        fails = record["epoch"] >= epoch and not best >= sign * least
+        return {"collapsed": True} if fails else {}
+
+    def _save(self, workers, position, termination) -> None:
+        """Saves if any process has to, and ends the run if it was told to end."""
+        if self.saver is None:
+            return
+        local = len(self.communicator.local_ranks)
+        asked = self.communicator.gather(
+            [(self.saver.due, termination.requested)] * local
+        )
+        stopping = any(stop for _, stop in asked)
+        last = position.step == self.epochs * self.task.steps_per_epoch
+        if last and not stopping:
+            return
+        if stopping or any(due for due, _ in asked):
+            self.saver.save(position.step, workers, dataclasses.asdict(position))
+        if stopping:
+            self.saver.close()
+            raise Stopped(
+                f"stopped by SIGTERM after step {position.step}; to go on, start the "
+                f"same with --checkpoints {self.saver.folder} --resume"
+            )
+
+    def megabytes(self, params: Any) -> tuple[float, float]:
+        """What a worker sends, on average and at most."""
+        del params  # The cost knows them.
+        steps = self.epochs * self.task.steps_per_epoch
+        cost = self.cost
+        return cost.mean_bytes * steps / 1e6, cost.max_bytes * steps / 1e6
 
     def describe(self, params: Any) -> list[tuple[str, str]]:
         """Rows of the final table: what steps cost; some are repeated for it."""
         total, gradient = time_steps(
             self.task, (self.optimizer, self.base), self.communicator, params
         )
-        cost, steps = self.cost, self.epochs * self.task.steps_per_epoch
-        sent, most = (cost.mean_bytes * steps / 1e6, cost.max_bytes * steps / 1e6)
+        gradient = min(total, gradient)  # Where averaging takes no time, noise is left.
+        sent, most = self.megabytes(params)
+        messages = self.cost.mean_messages * self.epochs * self.task.steps_per_epoch
         rows = [
             ("MB sent per worker, mean (largest)", f"{sent:.5g} ({most:.5g})"),
-            ("messages sent per worker", f"{cost.mean_messages * steps:.5g}"),
+            ("messages sent per worker", f"{messages:.5g}"),
             ("time per step", f"{total * 1e3:.3g} ms"),
             ("  of it gradient and base optimizer", f"{gradient * 1e3:.3g} ms"),
-            ("  of it communication", f"{max(0.0, total - gradient) * 1e3:.3g} ms"),
+            ("  of it communication", f"{(total - gradient) * 1e3:.3g} ms"),
         ]
         if self.rounds is not None:
             rows += [
@@ -171,7 +230,7 @@ def time_steps(
     """Seconds of a step with each of several optimizers, measured in turns.
 
     Args:
-      task: what is learned; its first epoch is repeated.
+      task: what is learned; its first steps are repeated.
       optimizers: what is compared.
       communicator: where the workers live.
       params: of the local workers, with their leading axis.
@@ -181,7 +240,8 @@ def time_steps(
       The shortest time of each, without compilation and loading of data.
     """
     model_state = jax.tree.map(jnp.asarray, task.model_state)
-    batches = jax.tree.map(jnp.asarray, task.batches(1))
+    chunk = min(chunk_steps(task), TIMED_STEPS if task.dispatch else CHUNK_STEPS)
+    batches = jax.tree.map(jnp.asarray, task.batches(0, chunk))
     programs = [
         _make_steps(task.gradient_fn, optimizer, communicator, task.dispatch)
         for optimizer in optimizers
@@ -196,7 +256,7 @@ def time_steps(
         everyone[i], measured = programs[i](everyone[i], batches)
         jax.block_until_ready((everyone[i], measured))
         durations[repeat, i] = time.perf_counter() - began
-    return list(durations[1:].min(0) / task.steps_per_epoch)
+    return list(durations[1:].min(0) / chunk)
 
 
 @functools.lru_cache(maxsize=1)
@@ -205,19 +265,6 @@ def _make_steps(gradient_fn, optimizer, communicator, dispatch):
     return simulation.make_steps(
         gradient_fn, optimizer, communicator, dispatch=dispatch
     )
-
-
-def make_assess(
-    task: Task, communicator: djax.Communicator
-) -> Callable[[Any], dict[str, float]]:
-    """Makes what evaluates the local workers' models: `params -> ` part of a record.
-
-    Args:
-      task: what is learned.
-      communicator: where the workers live.
-    """
-    program = jax.jit(communicator.spmd(lambda p: _assess(task, communicator, p)))
-    return lambda params: _summarize(task, communicator, program(params))
 
 
 def check_losses(losses: np.ndarray, workers: np.ndarray, when: str) -> None:
@@ -237,40 +284,52 @@ def check_losses(losses: np.ndarray, workers: np.ndarray, when: str) -> None:
         )
 
 
-def _assess(task: Task, communicator: djax.Communicator, params: Any) -> dict:
-    """One worker's model, and the averaged one."""
-    averaged = metrics.mean_params(params, communicator)
-    return {
-        "own": task.evaluate(params),
-        "averaged": task.evaluate(averaged),
-        "consensus_distance": metrics.consensus_distance(params, communicator),
-    }
+@dataclasses.dataclass
+class _Position:
+    """How far a training is; what a checkpoint has of it besides the workers.
+
+    Attributes:
+      step: steps that are done.
+      seconds: what they took.
+      losses: of the present epoch, a list `[local][steps]` for each chunk.
+      history: the records so far.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[list[list[float]]] = dataclasses.field(default_factory=list)
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def finish_epoch(self, communicator: djax.Communicator, epoch: int) -> float:
+        """Mean loss of all workers; raises Diverged if one is not finite."""
+        local = np.concatenate(self.losses, axis=1)
+        self.losses = []
+        before = self.step - local.shape[1]
+        everyone = np.asarray(communicator.gather(list(local)), np.float64)
+        for t, losses in enumerate(everyone.T):
+            check_losses(
+                losses,
+                np.arange(len(losses)),
+                f"in epoch {epoch} (step {before + t + 1})",
+            )
+        return math.fsum(everyone.ravel()) / everyone.size
 
 
-def _summarize(task: Task, communicator: djax.Communicator, assessed: dict) -> dict:
-    """Puts the local workers' arrays `[local]` together with those of all others."""
-    local = jax.tree.map(np.asarray, assessed)
-    everyone = communicator.gather(
-        [
-            jax.tree.map(lambda x, i=i: float(x[i]), local)
-            for i in range(len(communicator.local_ranks))
-        ]
-    )
-    scores = [worker["own"][task.score] for worker in everyone]
-    return {
-        "mean": statistics.fmean(scores),
-        "worst": min(scores) if task.higher_is_better else max(scores),
-        "averaged": everyone[0]["averaged"][task.score],
-        "mean_loss": statistics.fmean(worker["own"]["loss"] for worker in everyone),
-        "averaged_loss": everyone[0]["averaged"]["loss"],
-        "consensus_distance": everyone[0]["consensus_distance"],
-    }
+def chunk_steps(task: Task) -> int:
+    """How many steps' batches are loaded together."""
+    one = task.batches(0, 1)
+    size = sum(x.nbytes for x in jax.tree.leaves(one))
+    most = min(CHUNK_STEPS, max(1, CHUNK_BYTES // max(1, size)))
+    return math.ceil(task.steps_per_epoch / math.ceil(task.steps_per_epoch / most))
 
 
-def _mean_loss(communicator, losses, epoch, steps_per_epoch) -> float:
-    """Mean training loss of all workers; raises if one is not finite."""
-    everyone = np.asarray(communicator.gather(list(losses)), np.float64)
-    for t, losses in enumerate(everyone.T):
-        step = (epoch - 1) * steps_per_epoch + t + 1
-        check_losses(losses, np.arange(len(losses)), f"in epoch {epoch} (step {step})")
-    return math.fsum(everyone.ravel()) / everyone.size
+def _cut(task: Task, start: int, epochs: int) -> list[tuple[int, int]]:
+    """Chunks `(first, last)` of steps from `start` on, within epochs."""
+    whole, size = task.steps_per_epoch, chunk_steps(task)
+    ends = [
+        epoch * whole + min(end, whole)
+        for epoch in range(epochs)
+        for end in range(size, whole + size, size)
+    ]
+    ends = [end for end in ends if end > start]
+    return list(zip([start, *ends[:-1]], ends, strict=True)) if ends else []

@@ -83,7 +83,7 @@ def try_out(
     setting = tasks.Setting(n, range(n), "iid", configuration.batch_size, seed=0)
     task = tasks.digits(setting, hidden=())
     start = task.init(jax.random.key(0))
-    epochs = [task.batches(epoch) for epoch in range(steps)]
+    epochs = [task.epoch(epoch) for epoch in range(steps)]
     batches = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1)[:, :steps], *epochs)
     ring, communicator = graphs.ring(n), communicators.simulated(n)
     optimizer = make_optimizer(configuration, method, ring, communicator, STEPS)

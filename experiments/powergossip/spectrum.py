@@ -153,14 +153,14 @@ def train(method: Method, hidden: Sequence[int], epochs: int) -> list[dict[str, 
         optimizer, communicator, communicators.replicate(communicator, start)
     )
     steps = simulation.make_steps(task.gradient_fn, optimizer, communicator)
-    evaluate = jax.jit(communicator.spmd(task.evaluate))
+    evaluate = jax.jit(communicator.spmd(task.assess))
     due = {max(1, round(epoch / EPOCHS * epochs)) for epoch in RECORDED}
     records = []
     for epoch in range(1, max(due) + 1):
-        workers, measured = steps(workers, task.batches(epoch))
+        workers, measured = steps(workers, task.epoch(epoch))
         if epoch not in due:
             continue
-        params = workers.params["params"]
+        params = workers.params
         spectra = difference_spectra(params, PAIRS)
         accuracy = np.asarray(evaluate(workers.params)["accuracy"])
         records.append(

@@ -100,7 +100,7 @@ def train(
     starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     data = jax.tree.map(
         lambda *leaves: np.stack(leaves).reshape(seeds, epochs, *leaves[0].shape),
-        *(t.batches(epoch) for t in everyone for epoch in range(epochs)),
+        *(t.epoch(epoch) for t in everyone for epoch in range(epochs)),
     )
     data = jax.tree.map(lambda x: np.moveaxis(x, 2, 1), data)  # [seed, worker, epoch]
     shape = learning_rate_schedule(
@@ -122,7 +122,7 @@ def train(
             carry, losses = jax.lax.scan(step, carry, batches)
             accuracy = jax.lax.cond(
                 number >= epochs - 2,
-                lambda params: task.evaluate(params)["accuracy"],
+                lambda params: task.assess(params)["accuracy"],
                 lambda params: jnp.zeros(()),
                 carry[0],
             )

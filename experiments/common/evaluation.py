@@ -1,0 +1,175 @@
+"""How good the workers' models are, and their average."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import djax
+from djax import metrics
+
+from .tasks import Task
+
+STATISTICS_STEPS = 10
+"""Steps of each worker from whose batches an averaged model gets its statistics."""
+
+Assess = Callable[..., dict[str, Any]]
+
+
+def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
+    """Makes what evaluates the local workers' models, and the averaged one.
+
+    The averaged model takes the statistics of its normalizations, if it has some, from
+    training data: the mean over the first steps of all workers.
+
+    Args:
+      task: what is learned.
+      communicator: where the workers live.
+
+    Returns:
+      `(params, model_state=None) -> ` part of a record: `mean` and `worst` of the
+      workers' scores, that of the `averaged` model, `mean_loss` and `averaged_loss`,
+      `consensus_distance`, and `scores`, of each worker. Without a model state the
+      workers' models get statistics as the averaged one does, each from its own data.
+    """
+    local = communicator.local_ranks
+    alone = len(local) < communicator.size  # Other processes have the other workers.
+    evaluate_one = jax.jit(task.evaluate)
+    evaluate_own = _make_evaluate(task, communicator, evaluate_one)
+    measure = jax.jit(communicator.spmd(lambda p: _measure(p, communicator)))
+    derive = _make_statistics(task, communicator)
+
+    def assess(params, model_state=None):
+        averaged, distance = measure(params)
+        first = jax.tree.map(lambda x: x[0], averaged)
+        state, own_state = task.model_state, model_state
+        if task.statistics is not None:
+            state = derive(averaged, everybody=True)
+            if model_state is None:
+                own_state = derive(params, everybody=False)
+        elif model_state is None:
+            own_state = jax.tree.map(jnp.asarray, task.model_state)
+        state = jax.tree.map(lambda x: x[0], state)
+        own, shared = [], []
+        for i, batch in enumerate(task.held_out()):
+            own.append(evaluate_own(params, own_state, batch))
+            if not alone or i % communicator.size == local[0]:
+                shared.append(evaluate_one(first, state, batch))
+        sums, part = _total(own), _total(shared)
+        everyone = communicator.gather(
+            [
+                ({key: float(x[i]) for key, x in sums.items()}, part)
+                for i in range(len(local))
+            ]
+        )
+        parts = [part for _, part in (everyone if alone else everyone[:1]) if part]
+        whole = {key: float(sum(part[key] for part in parts)) for key in sums}
+        return _summarize(
+            task,
+            [task.average(own) for own, _ in everyone],
+            task.average(whole),
+        ) | {"consensus_distance": float(np.asarray(distance)[0])}
+
+    return assess
+
+
+def assess_one(task: Task, params: Any) -> dict[str, float]:
+    """Evaluates one model in one process, with statistics from the process's own data.
+
+    Args:
+      task: what is learned.
+      params: the model.
+
+    Returns:
+      Means of the task's measures.
+    """
+    state = task.model_state
+    if task.statistics is not None:
+        state = _find_statistics(task, jax.tree.map(lambda x: x[None], params))
+    state, program = jax.tree.map(lambda x: x[0], state), jax.jit(task.evaluate)
+    results = [program(params, state, batch) for batch in task.held_out()]
+    means = task.average(_total(results))
+    return {key: float(value) for key, value in means.items()}
+
+
+def _measure(params: Any, communicator: djax.Communicator) -> tuple[Any, jax.Array]:
+    """The averaged model, and how far it is from the workers'."""
+    averaged = metrics.mean_params(params, communicator)
+    return averaged, metrics.consensus_distance(params, communicator)
+
+
+def _make_evaluate(task, communicator, evaluate_one) -> Callable:
+    """Makes `(params, model_state, batch) -> sums`; all else is `[local, ...]`."""
+    if not (task.dispatch and len(communicator.local_ranks) > 1):
+
+        def evaluate(params, model_state, batch):
+            worker = communicator.spmd(lambda p, s: task.evaluate(p, s, batch))
+            return worker(params, model_state)
+
+        return jax.jit(evaluate)
+
+    def one_by_one(params, model_state, batch):
+        results = [
+            evaluate_one(
+                *jax.tree.map(lambda x, i=i: x[i], (params, model_state)), batch
+            )
+            for i in range(communicator.size)
+        ]
+        return jax.tree.map(lambda *xs: jnp.stack(xs), *results)
+
+    return one_by_one
+
+
+def _make_statistics(task: Task, communicator: djax.Communicator) -> Callable:
+    """Makes `(params, everybody) -> model_state`, both `[local, ...]`."""
+    mean = jax.jit(communicator.spmd(communicator.mean))
+
+    def derive(params, *, everybody):
+        found = _find_statistics(task, params)
+        return mean(found) if everybody else found
+
+    return derive
+
+
+def _find_statistics(task: Task, params: Any) -> Any:
+    """What each local worker's model needs, from the worker's own data."""
+    assert task.statistics is not None
+    steps, program = (
+        min(STATISTICS_STEPS, task.steps_per_epoch),
+        jax.jit(task.statistics),
+    )
+    batches = task.batches(0, steps)
+    found = []
+    for i in range(len(jax.tree.leaves(params)[0])):
+        model = jax.tree.map(lambda x, i=i: x[i], params)
+        own = [
+            program(model, jax.tree.map(lambda x, i=i, t=t: x[i, t], batches))
+            for t in range(steps)
+        ]
+        found.append(jax.tree.map(lambda *xs: sum(xs) / steps, *own))
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *found)
+
+
+def _total(results: Sequence[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+    """Sums over batches, in float64."""
+    if not results:
+        return {}
+    return {
+        key: np.sum([np.asarray(result[key], np.float64) for result in results], axis=0)
+        for key in results[0]
+    }
+
+
+def _summarize(task: Task, workers: list[dict], averaged: dict) -> dict[str, Any]:
+    scores = [float(worker[task.score]) for worker in workers]
+    return {
+        "mean": statistics.fmean(scores),
+        "worst": min(scores) if task.higher_is_better else max(scores),
+        "averaged": float(averaged[task.score]),
+        "mean_loss": statistics.fmean(float(worker["loss"]) for worker in workers),
+        "averaged_loss": float(averaged["loss"]),
+        "scores": scores,
+    }

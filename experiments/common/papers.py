@@ -1,0 +1,248 @@
+"""Tables of papers: every row a command line of :mod:`experiments.train`.
+
+A script `tableN_topic.py` lists the rows with the paper's results, and runs those that
+are chosen, in a simulation or, under mpirun or srun, with one process a worker.
+"""
+
+import dataclasses
+import pathlib
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import jax
+import rich.console
+import rich.table
+import tyro
+
+from djax import communicators
+
+from .. import train
+from . import errors, figures
+from .errors import UsageError
+
+SMOKE_WORKERS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A result of the paper, and how it is made.
+
+    Attributes:
+      method: who averages.
+      arguments: of :mod:`experiments.train`, without those of the whole table.
+      learning_rate: with which the paper's result was made, as far as is known.
+      setting: of the data or the workers, if the table has several.
+      expected: the paper's result; a dash if none is known.
+      tried: the learning rates among which the paper's was chosen.
+      seeds: of the paper's runs.
+      workers: how many, if not as many as in the rest of the table.
+    """
+
+    method: str
+    arguments: str
+    learning_rate: float
+    setting: str = ""
+    expected: str = "–"
+    tried: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (1, 2, 3)
+    workers: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a paper.
+
+    Attributes:
+      title: what it shows.
+      arguments: of :mod:`experiments.train` for all rows.
+      workers: how many.
+      smoke: arguments that make it tiny.
+      rows: its rows.
+      score: of the last record of the history by which rows are compared.
+      last: how many of the last evaluations it is averaged over.
+      accuracy: whether the score is an accuracy, which is told in %, and good if high.
+    """
+
+    title: str
+    arguments: str
+    workers: int
+    smoke: str
+    rows: tuple[Row, ...]
+    score: str = "worst"
+    last: int = 1
+    accuracy: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which rows are run; without a choice all are listed, and none is run."""
+
+    method: str | None = None
+    """Only rows of this method, as it is listed."""
+    setting: str | None = None
+    """Only rows of this setting, as it is listed."""
+    seeds: tuple[int, ...] = ()
+    """The paper's by default."""
+    tune: bool = False
+    """Run once with each of the paper's learning rates, with the first seed."""
+    smoke: bool = False
+    """Run a row of each method on random data with a narrow model for three steps:
+    shows that it runs, not what the paper shows."""
+    more: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """After --: further arguments for experiments.train, such as --data-dir."""
+
+
+def main(
+    script: str, doc: str | None, table: Table, arguments: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """The command line of a table's script.
+
+    Args:
+      script: its `__file__`.
+      doc: its docstring, the help text.
+      table: what it shows.
+      arguments: by default those of the process.
+
+    Returns:
+      A record for each run.
+    """
+    path = pathlib.Path(script)
+    with errors.heard_once():
+        choice = tyro.cli(
+            Choice,
+            prog=f"python -m experiments.{path.parent.name}.{path.stem}",
+            description=doc,
+            args=arguments,
+        )
+    with errors.one_line_errors(UsageError):
+        rows = select(table, choice)
+    speaks = communicators.launcher_rank() == 0
+    if not choice.smoke and choice.method is None and choice.setting is None:
+        if speaks:
+            show(table)
+        return []
+    records = []
+    for row in rows:
+        for rate, seed in plan(row, choice):
+            line = command(table, row, rate, seed, smoke=choice.smoke)
+            if speaks:
+                print(f"{row.method} {row.setting}: {shlex.join(line)}", flush=True)
+            history = train.main([*line, *choice.more]).history
+            records.append(
+                {
+                    "method": row.method,
+                    "setting": row.setting,
+                    "learning_rate": rate,
+                    "seed": seed,
+                    "score": score(table, history),
+                }
+            )
+            jax.clear_caches()
+    if speaks:
+        rich.console.Console(width=150, highlight=False).print(results(table, records))
+    return records
+
+
+def select(table: Table, choice: Choice) -> list[Row]:
+    """The rows that are chosen.
+
+    Raises:
+      UsageError: if there is none.
+    """
+    for kind in ("method", "setting"):
+        if (chosen := getattr(choice, kind)) is not None:
+            known = {getattr(row, kind) for row in table.rows}
+            errors.lookup(f"--{kind}", chosen, known)
+    rows = [
+        row
+        for row in table.rows
+        if choice.method in (None, row.method) and choice.setting in (None, row.setting)
+    ]
+    if not rows:
+        raise UsageError(f"{choice.method} has no setting {choice.setting}.")
+    if choice.smoke and choice.setting is None:
+        rows = list({row.method: row for row in reversed(rows)}.values())[::-1]
+    return rows
+
+
+def plan(row: Row, choice: Choice) -> list[tuple[float, int]]:
+    """Learning rates and seeds with which a row is run."""
+    seeds = choice.seeds or row.seeds
+    if choice.smoke:
+        return [(row.learning_rate, seeds[0])]
+    if choice.tune:
+        return [(rate, seeds[0]) for rate in row.tried or (row.learning_rate,)]
+    return [(row.learning_rate, seed) for seed in seeds]
+
+
+def command(
+    table: Table, row: Row, rate: float, seed: int, *, smoke: bool = False
+) -> list[str]:
+    """The arguments of :mod:`experiments.train`."""
+    line = f"{table.arguments} {row.arguments} --learning-rate {rate:g} --seed {seed}"
+    workers = row.workers or table.workers
+    if smoke:
+        workers = communicators.launcher_size() or SMOKE_WORKERS
+        line += f" {table.smoke}"
+    line += f" --workers {workers}"
+    return shlex.split(line)
+
+
+def score(table: Table, history: Sequence[Mapping[str, Any]]) -> float:
+    """By what a run is compared.
+
+    Args:
+      table: says how.
+      history: of the run.
+    """
+    last = history[-table.last :]
+    if table.score == "worst":  # Each worker's mean first, then the worst of them.
+        everyone = zip(*(record["scores"] for record in last), strict=True)
+        means = [statistics.fmean(scores) for scores in everyone]
+        found = min(means) if table.accuracy else max(means)
+    else:
+        found = statistics.fmean(record[table.score] for record in last)
+    return 100 * found if table.accuracy else found
+
+
+def show(table: Table) -> None:
+    """Lists the rows and their command lines, without time spent."""
+    columns = ("method", "setting", "paper", "learning rate", "of", "seeds")
+    rows = [
+        (
+            row.method,
+            row.setting,
+            row.expected,
+            row.learning_rate,
+            " ".join(f"{rate:g}" for rate in row.tried) or None,
+            " ".join(map(str, row.seeds)),
+        )
+        for row in table.rows
+    ]
+    console = rich.console.Console(width=150, highlight=False)
+    console.print(figures.table(table.title, columns, rows))
+    for row in table.rows:
+        line = command(table, row, row.learning_rate, row.seeds[0])
+        print(f"{row.method} {row.setting}: experiments.train {shlex.join(line)}")
+
+
+def results(table: Table, records: Sequence[dict[str, Any]]) -> rich.table.Table:
+    """Scores beside those of the paper, seeds together."""
+    rows = []
+    for row in table.rows:
+        own = [
+            record
+            for record in records
+            if (record["method"], record["setting"]) == (row.method, row.setting)
+        ]
+        for rate in sorted({record["learning_rate"] for record in own}):
+            scores = [r["score"] for r in own if r["learning_rate"] == rate]
+            mean = statistics.fmean(scores)
+            spread = f" ± {statistics.stdev(scores):.2g}" if len(scores) > 1 else ""
+            rows.append(
+                (row.method, row.setting, rate, f"{mean:.4g}{spread}", row.expected)
+            )
+    columns = ("method", "setting", "learning rate", table.score, "paper")
+    return figures.table(table.title, columns, rows)

@@ -1,0 +1,356 @@
+"""Tables of papers at the size of one machine: tuned, really run, and kept.
+
+A script `tableN_topic.py` has a :class:`experiments.common.papers.Table` whose rows are
+small enough. Every run is added to its `results/<script>.jsonl` as soon as it is over,
+so that a study can be stopped at any time and goes on where it was.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+import tqdm
+import tyro
+
+from .. import train
+from . import figures, papers, report, trainer
+from .papers import Row, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How a study is made."""
+
+    smoke: bool = False
+    """Tiny sizes and random data: shows that it runs, not what the paper shows."""
+    output: pathlib.Path | None = None
+    """Where the files go: by default results/ beside the script; --smoke: runs/."""
+    jobs: int = os.cpu_count() or 1
+    """Runs at the same time, of one thread each."""
+    draw: bool = False
+    """Only draw and show what has been run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A table, and how its rows are tuned.
+
+    Attributes:
+      table: whose rows are run.
+      rates: learning rates that every method is tried with.
+      seeds: of the runs; learning rates are chosen with the first.
+      variants: further arguments that a method is tried with, together with each of
+        the rates; by method.
+      borrowed: methods that take the learning rate of another one, and are not tuned.
+    """
+
+    table: Table
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...] = (1, 2, 3)
+    variants: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    borrowed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def configure(script: str, doc: str | None, arguments: Sequence[str] | None) -> Config:
+    """Reads the command line of a study's script.
+
+    Args:
+      script: its `__file__`.
+      doc: its docstring, the help text.
+      arguments: by default those of the process.
+
+    Returns:
+      The configuration, with an output folder that exists.
+    """
+    path = pathlib.Path(script)
+    config = tyro.cli(
+        Config,
+        prog=f"python -m experiments.{path.parent.name}.{path.stem}",
+        description=doc,
+        args=arguments,
+    )
+    default = pathlib.Path("runs") if config.smoke else path.parent / "results"
+    output = config.output or default
+    output.mkdir(parents=True, exist_ok=True)
+    return dataclasses.replace(config, output=output)
+
+
+class Ledger:
+    """The runs of a study, a line each, behind one that says by what they were made.
+
+    Args:
+      path: the file.
+      smoke: whether they are tiny; those start anew each time.
+
+    Attributes:
+      name: of the study.
+      records: what is there.
+    """
+
+    def __init__(self, path: pathlib.Path, smoke: bool):
+        """Reads it, or begins it."""
+        self._path, self.name = path, path.stem
+        if smoke or not path.exists():
+            head = {"smoke": smoke, **report.provenance()}
+            path.write_text(json.dumps(head) + "\n")
+        self.records = [json.loads(s) for s in path.read_text().splitlines()[1:]]
+
+    def find(self, **values: Any) -> dict[str, Any] | None:
+        """The record that has these values, if there is one."""
+        return next(iter(select(self.records, **values)), None)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Keeps a record."""
+        self.records.append(record)
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def select(records: Iterable[dict], **values: Any) -> list[dict[str, Any]]:
+    """The records that have these values."""
+    return [r for r in records if all(r[key] == value for key, value in values.items())]
+
+
+_CHOICES = ("learning_rate", "variant")
+
+
+def _merit(table: Table, record: Mapping[str, Any]) -> float:
+    """The more the better; nothing is worse than to diverge."""
+    if record["score"] is None:
+        return -math.inf
+    return record["score"] if table.accuracy else -record["score"]
+
+
+def chosen(study: Study, records: Sequence[dict], row: Row) -> list[dict[str, Any]]:
+    """The runs of a row with its best learning rate and variant, one for each seed.
+
+    Args:
+      study: what was run.
+      records: of it.
+      row: of its table.
+    """
+    own = select(records, method=row.method, setting=row.setting)
+    first = select(own, seed=study.seeds[0])
+    if not first:
+        return []
+    best = max(first, key=lambda record: _merit(study.table, record))
+    same = {key: best[key] for key in _CHOICES}
+    return sorted(select(own, **same), key=lambda r: r["seed"])
+
+
+def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
+    """Runs what is not in the ledger yet: first all learning rates, then all seeds.
+
+    Args:
+      study: what is run.
+      config: from :func:`configure`.
+      ledger: where the records are.
+
+    Returns:
+      All records.
+    """
+    with _pool(config.jobs) as pool:
+        for stage in (_tuning, _borrowing, _repeating):
+            todo = [job for job in stage(study, ledger) if not ledger.find(**job.key)]
+            lines = {
+                pool.submit(_execute, job.line(study.table, config.smoke)): job
+                for job in todo
+            }
+            title = f"{ledger.name}: {stage.__name__.removeprefix('_')}"
+            done = concurrent.futures.as_completed(lines)
+            for future in tqdm.tqdm(done, title, len(todo), unit="run"):
+                ledger.add(
+                    {**lines[future].key, **_digest(study.table, future.result())}
+                )
+    return ledger.records
+
+
+def main(
+    script: str,
+    doc: str | None,
+    study: Study,
+    draw: Callable[[Sequence[dict[str, Any]]], "Figure"],
+    arguments: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """The command line of a study's script.
+
+    Args:
+      script: its `__file__`.
+      doc: its docstring, the help text.
+      study: what is run.
+      draw: makes the figure of all records.
+      arguments: by default those of the process.
+
+    Returns:
+      The records: what was run, the score, and how it came about.
+    """
+    config = configure(script, doc, arguments)
+    assert config.output is not None
+    path = config.output / pathlib.Path(script).stem
+    if config.smoke:
+        study = _small(study)
+    ledger = Ledger(path.with_suffix(".jsonl"), config.smoke)
+    records = ledger.records if config.draw else run(study, config, ledger)
+    draw(records).savefig(path.with_suffix(".png"), dpi=200)
+    console = rich.console.Console(width=150, highlight=False)
+    console.print(results(study, records))
+    console.print(f"written: {path}.jsonl and .png")
+    return records
+
+
+def _small(study: Study) -> Study:
+    """One learning rate, two seeds, and one variant of everything."""
+    variants = {method: tried[:1] for method, tried in study.variants.items()}
+    return dataclasses.replace(
+        study, rates=study.rates[:1], seeds=study.seeds[:2], variants=variants
+    )
+
+
+def results(study: Study, records: Sequence[dict]) -> rich.table.Table:
+    """The best of each row, mean and deviation of the seeds, beside the paper's."""
+    rows = []
+    for row in study.table.rows:
+        runs = chosen(study, records, row)
+        scores = [r["score"] for r in runs if r["score"] is not None]
+        if not runs:
+            continue
+        failed = (
+            f", {len(runs) - len(scores)} diverged" if len(scores) < len(runs) else ""
+        )
+        found = f"{np.mean(scores):.4g} ± {np.std(scores):.2g}" if scores else ""
+        rows.append(
+            (
+                row.method,
+                row.setting,
+                runs[0]["learning_rate"],
+                runs[0]["variant"],
+                f"{found}{failed}",
+                runs[0]["megabytes"],
+                row.expected,
+            )
+        )
+    columns = ("method", "setting", "learning rate", "", "found", "MB sent", "paper")
+    return figures.table(study.table.title, columns, rows)
+
+
+class _Job(NamedTuple):
+    """One run."""
+
+    row: Row
+    learning_rate: float
+    variant: str
+    seed: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What a record is found by."""
+        return {
+            "method": self.row.method,
+            "setting": self.row.setting,
+            "learning_rate": self.learning_rate,
+            "variant": self.variant,
+            "seed": self.seed,
+        }
+
+    def line(self, table: Table, smoke: bool) -> list[str]:
+        """The arguments of :mod:`experiments.train`."""
+        arguments = f"{self.row.arguments} {self.variant}"
+        row = dataclasses.replace(self.row, arguments=arguments)
+        return papers.command(table, row, self.learning_rate, self.seed, smoke=smoke)
+
+
+def _tuning(study: Study, ledger: Ledger) -> Iterator[_Job]:
+    """All learning rates and variants of those that are tuned, with the first seed."""
+    for row in study.table.rows:
+        rates = () if row.method in study.borrowed else study.rates
+        for rate in rates:
+            for variant in study.variants.get(row.method, ("",)):
+                yield _Job(row, rate, variant, study.seeds[0])
+
+
+def _borrowing(study: Study, ledger: Ledger) -> Iterator[_Job]:
+    """Those that take over a learning rate, with the first seed."""
+    for row in study.table.rows:
+        if row.method in study.borrowed:
+            owner = dataclasses.replace(row, method=study.borrowed[row.method])
+            rate = chosen(study, ledger.records, owner)[0]["learning_rate"]
+            for variant in study.variants.get(row.method, ("",)):
+                yield _Job(row, rate, variant, study.seeds[0])
+
+
+def _repeating(study: Study, ledger: Ledger) -> Iterator[_Job]:
+    """The best of all, with the other seeds."""
+    for row in study.table.rows:
+        best = chosen(study, ledger.records, row)[0]
+        for seed in study.seeds[1:]:
+            yield _Job(row, *(best[key] for key in _CHOICES), seed)
+
+
+@contextlib.contextmanager
+def _pool(jobs: int) -> Iterator[concurrent.futures.Executor]:
+    """Processes of one thread each, so that runs do not wait for each other."""
+    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    before = os.environ.get("XLA_FLAGS")
+    os.environ["XLA_FLAGS"] = f"{before or ''} {flags}".strip()
+    context = multiprocessing.get_context("spawn")
+    try:
+        with concurrent.futures.ProcessPoolExecutor(jobs, context) as pool:
+            yield pool
+    finally:
+        os.environ.pop("XLA_FLAGS")
+        if before is not None:
+            os.environ["XLA_FLAGS"] = before
+
+
+def _execute(arguments: Sequence[str]) -> dict[str, Any]:
+    """Runs a command line of :mod:`experiments.train` in silence.
+
+    Returns:
+      The history; what each worker sent, in MB; and why it ended early, if it did.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run = train.Run(train.parse([*arguments, "--runs", folder]))
+        history: list[dict[str, Any]] = []
+        try:
+            run.train(history.append, lambda epochs: None)
+        except trainer.Diverged as error:
+            return {"history": history, "megabytes": None, "error": str(error)}
+        megabytes, _ = run.job.megabytes(run.params)
+    jax.clear_caches()
+    return {"history": history, "megabytes": megabytes, "error": None}
+
+
+_CURVES = ("epoch", "time", "loss", "worst", "mean", "averaged", "consensus_distance")
+
+
+def _digest(table: Table, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a run."""
+    history = result["history"]
+    curves = {
+        key: [float(f"{record[key]:.5g}") for record in history]
+        for key in _CURVES
+        if history and key in history[-1]
+    }
+    failed = result["error"] is not None
+    return {
+        "score": None if failed else papers.score(table, history),
+        "megabytes": result["megabytes"],
+        "error": result["error"],
+        "scores": history[-1]["scores"] if history else [],
+        **curves,
+    }

@@ -1,0 +1,160 @@
+"""What is learned: data, model, loss and score."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from .. import data, models
+from ..errors import UsageError, lookup
+from ..options import read_options
+from ._base import Setting as Setting
+from ._base import Task as Task
+from ._classification import classification as classification
+from ._language import language as language
+from ._quadratics import quadratics as quadratics
+
+
+class _Default(NamedTuple):
+    """What a task is learned by where nobody says.
+
+    Attributes:
+      model: its name.
+      options: the model's.
+      epochs: how many.
+      length: of a row of a text.
+    """
+
+    model: str
+    options: dict[str, Any] = {}
+    epochs: int = 40
+    length: int = 30
+
+
+_IMAGES = {
+    "digits": _Default("mlp"),
+    "fashion_mnist": _Default("mlp", {"hidden": (256,)}, epochs=20),
+    "cifar10": _Default("vgg11", epochs=200),
+    "imagenet2012": _Default("resnet18_evonorm", epochs=90),
+}
+_TEXTS = {"ag_news": _Default("distilbert", epochs=10)}
+_CORPORA = {
+    "wikitext2": _Default("lstm", epochs=90),
+    "sotu": _Default("lstm", {"layers": 1, "hidden": 128, "dropout": 0.0}, epochs=5),
+}
+TASKS = ("quadratics", *_IMAGES, *_TEXTS, *_CORPORA)
+PRECISIONS = ("float32", "bfloat16")
+
+
+def digits(setting: Setting, hidden: Sequence[int] = (128,)) -> Task:
+    """Handwritten digits (1,797 images of 8 x 8, ten classes), and an MLP.
+
+    A fifth of each class is held out for the evaluation.
+
+    Args:
+      setting: who learns.
+      hidden: widths of the hidden layers.
+    """
+    options = {"hidden": repr(tuple(hidden))}
+    return make_task("digits", setting._replace(model_options=options), {})
+
+
+def make_task(name: str, setting: Setting, options: Mapping[str, str]) -> Task:
+    """Makes a task by its name on the command line.
+
+    Args:
+      name: one of `TASKS`.
+      setting: who learns.
+      options: the task's own arguments, as Python literals.
+
+    Raises:
+      UsageError: if a name or an option is unknown, a value is refused, or the data
+        are missing.
+    """
+    lookup("--task", name, TASKS)
+    lookup("--precision", setting.precision, PRECISIONS)
+    if setting.accumulation < 1 or setting.batch_size % setting.accumulation:
+        raise UsageError(
+            f"--accumulation {setting.accumulation} must divide --batch-size "
+            f"{setting.batch_size}."
+        )
+    if name == "quadratics":
+        return _make_quadratics(setting, options)
+    if name in _CORPORA:
+        return _make_language(name, setting, options)
+    return _make_classification(name, setting, options)
+
+
+def _make_quadratics(setting, options):
+    for flag, value, default in (
+        ("--model", setting.model, None),
+        ("--model-options", setting.model_options, {}),
+        ("--precision", setting.precision, "float32"),
+        ("--accumulation", setting.accumulation, 1),
+    ):
+        if value != default:
+            raise UsageError(f"--task quadratics has no option {flag}.")
+    values = read_options("--task-options of quadratics", quadratics, options)
+    return _call("--task quadratics", values, quadratics, setting)
+
+
+def _make_classification(name, setting, options):
+    default = (_IMAGES | _TEXTS)[name]
+    known = models.IMAGE_MODELS if name in _IMAGES else models.TEXT_MODELS
+    dataset = _load(name, data.DATASETS[name], setting, options)
+    given = (dataset.vocabulary,) if name in _TEXTS else ()
+    weights = setting.model_options.get("weights") if name in _TEXTS else None
+    rest = {
+        k: v for k, v in setting.model_options.items() if k != "weights" or not weights
+    }
+    setting = setting._replace(model_options=rest)
+    model = _make_model(known, default, setting, *given, dataset.classes)
+    return classification(
+        setting,
+        dataset,
+        model,
+        epochs=default.epochs,
+        convolutions=name in _IMAGES and (setting.model or default.model) != "mlp",
+        load=weights and functools.partial(models.load_distilbert, path=weights),
+    )
+
+
+def _make_language(name, setting, options):
+    default = _CORPORA[name]
+    options = dict(options)
+    what = f"--task-options of {name}"
+    length = _positive(what, "length", options.pop("length", str(default.length)))
+    corpus = _load(name, data.CORPORA[name], setting, options)
+    model = _make_model(
+        models.LANGUAGE_MODELS, default, setting, len(corpus.vocabulary)
+    )
+    return language(setting, corpus, model, length, epochs=default.epochs)
+
+
+def _positive(what, name, text):
+    if not (text.isdecimal() and int(text) > 0):
+        raise UsageError(f"{what}: {name}={text} must be a positive integer.")
+    return int(text)
+
+
+def _load(name, load, setting, options):
+    values = read_options(f"--task-options of {name}", load, options)
+    return _call(f"--task {name}", values, load, setting.data)
+
+
+def _make_model(known: Mapping[str, Callable], default: _Default, setting, *given):
+    """The model that the setting names, or the task's own."""
+    name = lookup("--model", setting.model or default.model, known)
+    options = dict(default.options) if name == default.model else {}
+    what = f"--model-options of {name}"
+    options |= read_options(what, known[name], setting.model_options, given=len(given))
+    options["dtype"] = jnp.dtype(setting.precision)
+    return _call(f"--model {name}", options, known[name], *given)
+
+
+def _call(what, options, make, *given):
+    try:
+        return make(*given, **options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{what} with options {options}: {error}") from error

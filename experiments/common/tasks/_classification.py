@@ -1,0 +1,151 @@
+"""Classes of images or texts."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..data import Dataset, Prefetch, Sampler, Source
+from ._base import Setting, Task, accumulate, make_keys, random_key
+
+SPLIT = "dirichlet:0.1"
+"""Where the setting has none."""
+EVALUATION_BATCH = 1000
+"""Samples that are evaluated at once."""
+RESIDENT = 512 * 2**20
+"""Bytes of held-out samples that stay on the device from one evaluation to the next."""
+
+
+def classification(
+    setting: Setting,
+    dataset: Dataset,
+    model,
+    *,
+    epochs: int,
+    convolutions: bool,
+    load: Callable[[Any], Any] | None = None,
+) -> Task:
+    """Learns the classes of a data set.
+
+    Args:
+      setting: who learns.
+      dataset: what.
+      model: of :mod:`experiments.common.models`.
+      epochs: how many are enough.
+      convolutions: whether the model has some.
+      load: replaces the first parameters by others.
+    """
+    sampler = Sampler(
+        dataset.train.labels,
+        setting.workers,
+        setting.split or SPLIT,
+        setting.batch_size,
+        setting.seed,
+    )
+    example = jax.tree.map(jnp.asarray, dataset.train.read(np.zeros(1, int), (0,)))
+
+    def inputs(batch, key):
+        if "tokens" in batch:
+            return batch["tokens"], batch["tokens"] > 0
+        if key is None:
+            return (dataset.normalize(batch["image"]),)
+        return (dataset.augment(key, batch["image"]),)
+
+    def init(key):
+        return model.init(key, *inputs(example, None), train=False)
+
+    init_params = jax.jit(lambda key: init(key)["params"])
+    rest = jax.jit(lambda: _but_params(init(jax.random.key(0))))()
+    model_state = jax.tree.map(lambda x: np.stack([x] * len(setting.local_ranks)), rest)
+
+    def loss_fn(params, model_state, batch):
+        augmenting, dropping = jax.random.split(random_key(setting.seed, batch["key"]))
+        logits, model_state = model.apply(
+            {"params": params, **model_state},
+            *inputs(batch, augmenting),
+            train=True,
+            rngs={"dropout": dropping},
+            mutable=list(rest),
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean(), model_state
+
+    def gradient_fn(params, model_state, batch):
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, after), grads = gradient(params, dict(model_state), batch)
+        return grads, after if rest else model_state, {"loss": loss}
+
+    def statistics(params, batch):
+        zeros = jax.tree.map(jnp.zeros_like, rest)
+        _, found = loss_fn(params, zeros, batch)
+        return jax.tree.map(lambda x: x / (1 - model.momentum), found)
+
+    def evaluate(params, model_state, batch):
+        variables = {"params": params, **dict(model_state)}
+        logits = model.apply(variables, *inputs(batch, None), train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        right = logits.argmax(-1) == batch["label"]
+        weight = batch["weight"]
+        return {
+            "loss": losses @ weight,
+            "accuracy": right.astype(weight.dtype) @ weight,
+            "samples": weight.sum(),
+        }
+
+    def batches(start, stop):
+        chosen = np.stack(
+            [sampler.indices(r, start, stop) for r in setting.local_ranks]
+        )
+        read = dataset.train.read(chosen, (setting.seed, start))
+        return read | {"key": make_keys(setting.local_ranks, start, stop)}
+
+    if setting.accumulation > 1:
+        gradient_fn = accumulate(gradient_fn, setting.accumulation, rows=False)
+    return Task(
+        init=lambda key: load(init_params(key)) if load else init_params(key),
+        gradient_fn=gradient_fn,
+        evaluate=evaluate,
+        held_out=_held_out(dataset.test),
+        score="accuracy",
+        higher_is_better=True,
+        batches=batches,
+        steps_per_epoch=sampler.steps_per_epoch,
+        model_state=model_state if rest else (),
+        statistics=statistics if rest else None,
+        dispatch=convolutions,
+        class_counts=sampler.class_counts,
+        epochs=epochs,
+    )
+
+
+def _but_params(variables):
+    return {name: tree for name, tree in variables.items() if name != "params"}
+
+
+def _held_out(source: Source) -> Callable[[], Iterable[Any]]:
+    """Makes what makes the batches of an evaluation, the last one filled up."""
+    count = len(source.labels)
+    size = min(EVALUATION_BATCH, count)
+    starts = range(0, count, size)
+
+    def load(i):
+        indices = np.arange(starts[i], starts[i] + size)
+        read = source.read(np.minimum(indices, count - 1), (0,))
+        return read | {"weight": (indices < count).astype(np.float32)}
+
+    @functools.cache
+    def resident():
+        return [jax.tree.map(jnp.asarray, load(i)) for i in range(len(starts))]
+
+    def streamed():
+        with Prefetch(lambda i: load(i) if i < len(starts) else None) as prefetch:
+            for i in range(len(starts)):
+                yield prefetch(i)
+
+    one = source.read(np.zeros(1, int), (0,))
+    fits = count * sum(x.nbytes for x in one.values()) <= RESIDENT
+    return resident if fits else streamed

@@ -1,0 +1,115 @@
+"""The next word, or character, of a text."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..data import Corpus, TextSampler
+from ._base import Setting, Task, accumulate, make_keys, random_key
+
+SPLIT = "contiguous"
+"""Where the setting has none."""
+STREAMS = 8
+"""Parts of the held-out text that are read at once."""
+
+
+def language(
+    setting: Setting, corpus: Corpus, model, length: int, *, epochs: int
+) -> Task:
+    """Learns to predict a text.
+
+    The network's state is carried from one batch to the next through a worker's part of
+    the text, and gradients go back `length` tokens.
+
+    Args:
+      setting: who learns.
+      corpus: what.
+      model: recurrent, of :mod:`experiments.common.models`.
+      length: tokens of a row of a batch.
+      epochs: how many are enough.
+    """
+    sampler = TextSampler(
+        corpus,
+        setting.workers,
+        setting.split or SPLIT,
+        setting.batch_size,
+        length,
+        setting.seed,
+    )
+    start = jax.jit(model.initial_carry, static_argnums=0)
+    carry = jax.tree.map(np.asarray, start(setting.batch_size))
+    model_state = jax.tree.map(
+        lambda x: np.stack([x] * len(setting.local_ranks)), carry
+    )
+
+    def init(key):
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return model.init(key, tokens, model.initial_carry(1), train=False)["params"]
+
+    def loss_fn(params, carry, batch):
+        carry = jax.tree.map(lambda x: jnp.where(batch["first"], 0, x), carry)
+        key = random_key(setting.seed, batch["key"])
+        logits, carry = model.apply(
+            {"params": params},
+            batch["tokens"][:, :-1],
+            jax.lax.stop_gradient(carry),
+            train=True,
+            rngs={"dropout": key},
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits, batch["tokens"][:, 1:]
+        )
+        return losses.mean(), carry
+
+    def gradient_fn(params, carry, batch):
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, carry), grads = gradient(params, carry, batch)
+        return grads, carry, {"loss": loss}
+
+    def evaluate(params, model_state, batch):
+        del model_state  # The held-out text has a beginning of its own.
+
+        def chunk(carry, tokens):
+            logits, carry = model.apply(
+                {"params": params}, tokens[:, :-1], carry, train=False
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits, tokens[:, 1:]
+            )
+            return carry, losses.sum()
+
+        rows = batch["tokens"].shape[1]
+        _, losses = jax.lax.scan(chunk, model.initial_carry(rows), batch["tokens"])
+        count = jnp.asarray(batch["tokens"][..., 1:].size, losses.dtype)
+        return {"loss": losses.sum(), "samples": count}
+
+    def batches(first, stop):
+        parts = [sampler.read(rank, first, stop) for rank in setting.local_ranks]
+        read = jax.tree.map(lambda *xs: np.stack(xs), *parts)
+        return read | {"key": make_keys(setting.local_ranks, first, stop)}
+
+    held_out = [{"tokens": jnp.asarray(_cut(corpus.valid, length))}]
+    if setting.accumulation > 1:
+        gradient_fn = accumulate(gradient_fn, setting.accumulation, rows=True)
+    return Task(
+        init=jax.jit(init),
+        gradient_fn=gradient_fn,
+        evaluate=evaluate,
+        held_out=lambda: held_out,
+        score="perplexity",
+        higher_is_better=False,
+        batches=batches,
+        steps_per_epoch=sampler.steps_per_epoch,
+        model_state=model_state,
+        derive=lambda means: means | {"perplexity": np.exp(means["loss"])},
+        epochs=epochs,
+    )
+
+
+def _cut(text: np.ndarray, length: int) -> np.ndarray:
+    """`int32[chunks, STREAMS, length + 1]`, whose last tokens are the next's first."""
+    chunks = (len(text) // STREAMS - 1) // length
+    rows = text[: len(text) // STREAMS * STREAMS].reshape(STREAMS, -1)
+    starts = np.arange(chunks)[:, None] * length
+    return np.moveaxis(rows[:, starts + np.arange(length + 1)], 0, 1)

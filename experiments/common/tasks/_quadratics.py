@@ -1,0 +1,90 @@
+"""Random quadratics, whose optimum is known."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..quadratics import random_quadratics
+from ._base import Setting, Task
+
+
+def quadratics(
+    setting: Setting,
+    dim: int = 10,
+    heterogeneity: float = 1.0,
+    noise: float = 0.0,
+    distance: float = 10.0,
+    smallest: float | None = 0.5,
+    steps_per_epoch: int = 10,
+) -> Task:
+    r"""Random quadratics: each worker follows :math:`A_i^\top (A_i x - b_i)` + noise.
+
+    The score is the suboptimality of a model under the mean objective. The split and
+    the batch size play no role.
+
+    Args:
+      setting: who learns.
+      dim: number of parameters.
+      heterogeneity: mean squared norm of the workers' gradients at the optimum.
+      noise: standard deviation of a gradient, over all coordinates together.
+      distance: of the optimum from the start.
+      smallest: smallest singular value of each matrix (the largest is 1), or None for
+        those of a Gaussian matrix.
+      steps_per_epoch: how many steps are called an epoch.
+    """
+    problem = random_quadratics(
+        setting.workers,
+        dim,
+        heterogeneity,
+        distance=distance,
+        smallest=smallest,
+        seed=setting.seed,
+    )
+    best = problem.value(problem.optimum)
+    local = np.asarray(setting.local_ranks)
+
+    def gradient_fn(params, objective, noise):
+        matrix, offset = objective
+        residual = matrix @ params - offset
+        gradient = matrix.T @ residual + noise
+        return gradient, objective, {"loss": jnp.sum(residual**2)}
+
+    def evaluate(params, model_state, batch):
+        del model_state, batch
+        # f(x) - f* is the mean of |A_i (x - x*)|^2: no cancellation near the optimum.
+        matrices = jnp.asarray(problem.matrices, params.dtype)
+        offset = params - jnp.asarray(problem.optimum, params.dtype)
+        suboptimality = jnp.sum((matrices @ offset) ** 2) / setting.workers
+        return {
+            "loss": suboptimality + best,
+            "suboptimality": suboptimality,
+            "samples": jnp.ones((), params.dtype),
+        }
+
+    def batches(start, stop):
+        first, last = start // steps_per_epoch, (stop - 1) // steps_per_epoch
+        draws = [
+            [
+                np.random.default_rng((setting.seed, 1 + epoch, rank)).standard_normal(
+                    (steps_per_epoch, dim)
+                )
+                for epoch in range(first, last + 1)
+            ]
+            for rank in setting.local_ranks
+        ]
+        offset = start - first * steps_per_epoch
+        chosen = np.concatenate(np.moveaxis(draws, 1, 0), 1)[:, offset:][
+            :, : stop - start
+        ]
+        return chosen * (noise / np.sqrt(dim))
+
+    return Task(
+        init=lambda key: jnp.zeros(dim),
+        gradient_fn=gradient_fn,
+        evaluate=evaluate,
+        held_out=lambda: [()],
+        score="suboptimality",
+        higher_is_better=False,
+        batches=batches,
+        steps_per_epoch=steps_per_epoch,
+        model_state=(problem.matrices[local], problem.offsets[local]),
+    )
