@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from ..data import Dataset, Prefetch, Sampler, Source
+from ..models import BATCH_NORM_MOMENTUM
 from ._base import Setting, Task, accumulate, make_keys, random_key
 
 SPLIT = "dirichlet:0.1"
@@ -82,7 +83,7 @@ def classification(
     def statistics(params, batch):
         zeros = jax.tree.map(jnp.zeros_like, rest)
         _, found = loss_fn(params, zeros, batch)
-        return jax.tree.map(lambda x: x / (1 - model.momentum), found)
+        return jax.tree.map(lambda x: x / (1 - BATCH_NORM_MOMENTUM), found)
 
     def evaluate(params, model_state, batch):
         variables = {"params": params, **dict(model_state)}
@@ -97,10 +98,11 @@ def classification(
         }
 
     def batches(start, stop):
-        chosen = np.stack(
-            [sampler.indices(r, start, stop) for r in setting.local_ranks]
-        )
-        read = dataset.train.read(chosen, (setting.seed, start))
+        parts = []
+        for number, *steps in sampler.passes(start, stop):
+            chosen = [sampler.indices(rank, *steps) for rank in setting.local_ranks]
+            parts.append(dataset.train.read(np.stack(chosen), (setting.seed, number)))
+        read = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
         return read | {"key": make_keys(setting.local_ranks, start, stop)}
 
     if setting.accumulation > 1:

@@ -1,0 +1,118 @@
+"""What data sets are, and where they lie."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from ..errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Where data sets come from."""
+
+    data_dir: pathlib.Path | None = None
+    """Where data sets lie: by default $DJAX_DATA, or ~/tensorflow_datasets."""
+    download: bool = False
+    """Get what is missing from the internet."""
+    mock: bool = False
+    """Random data of the same shapes: shows that it runs."""
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where data sets lie."""
+        default = os.environ.get("DJAX_DATA", "~/tensorflow_datasets")
+        return pathlib.Path(self.data_dir or default).expanduser()
+
+
+class Source(Protocol):
+    """Samples by their numbers.
+
+    Attributes:
+      labels: `int32[samples]`.
+    """
+
+    labels: np.ndarray
+
+    def read(self, indices: np.ndarray, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Reads samples.
+
+        Args:
+          indices: of any shape.
+          seed: of what is random, if something is; the same gives the same.
+
+        Returns:
+          Leaves `[*indices.shape, ...]`: `label`, int32, and `image`, uint8 with axes
+          height, width and channel, or `tokens`, int32.
+        """
+        ...
+
+
+class Arrays:
+    """A source that is in memory.
+
+    Args:
+      **fields: `[samples, ...]`, a `label` among them.
+    """
+
+    def __init__(self, **fields: np.ndarray):
+        """Keeps them."""
+        self._fields, self.labels = fields, fields["label"]
+
+    def read(self, indices: np.ndarray, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Reads samples; nothing is random."""
+        del seed
+        return {name: values[indices] for name, values in self._fields.items()}
+
+
+class Dataset(NamedTuple):
+    """Samples of classes.
+
+    Attributes:
+      train: what is learned.
+      test: what is held out.
+      classes: how many.
+      augment: `(key, uint8[batch, ...]) -> float32[batch, ...]`, for training, on the
+        device.
+      normalize: `uint8[batch, ...] -> float32[batch, ...]`, for the evaluation.
+      vocabulary: how many different tokens texts have.
+    """
+
+    train: Source
+    test: Source
+    classes: int
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    normalize: Callable[[jax.Array], jax.Array] | None = None
+    vocabulary: int = 0
+
+
+class Corpus(NamedTuple):
+    """A text.
+
+    Attributes:
+      train: `int32[tokens]`, what is learned, in the order of the text.
+      valid: `int32[tokens]`, what is held out.
+      documents: `int64[documents + 1]`, where those of `train` begin, and its length.
+      vocabulary: the tokens.
+    """
+
+    train: np.ndarray
+    valid: np.ndarray
+    documents: np.ndarray
+    vocabulary: tuple[str, ...]
+
+
+def missing(name: str, looked: object, remedy: str) -> UsageError:
+    """The error that data are not there.
+
+    Args:
+      name: of the data set.
+      looked: where it was looked for.
+      remedy: what gets it.
+    """
+    return UsageError(f"no {name} in {looked}: {remedy}")

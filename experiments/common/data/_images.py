@@ -1,0 +1,179 @@
+"""Images: handwritten digits, Fashion-MNIST, CIFAR-10 and ImageNet."""
+
+import gzip
+import hashlib
+import pathlib
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import UsageError
+from . import _tfds
+from ._augment import crop_and_flip, normalizer
+from ._base import Arrays, DataOptions, Dataset, Source, missing
+from ._mock import mock_images
+
+DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
+
+
+def digits(options: DataOptions) -> Dataset:
+    """Handwritten digits: 1,797 images of 8 x 8, a fifth of each class held out.
+
+    Args:
+      options: unused; scikit-learn brings them.
+    """
+    from sklearn import datasets, model_selection
+
+    del options
+    images, labels = datasets.load_digits(return_X_y=True)
+    parts = model_selection.train_test_split(
+        images.reshape(-1, 8, 8, 1).astype(np.uint8),
+        np.asarray(labels, np.int32),
+        test_size=0.2,
+        stratify=labels,
+        random_state=0,
+    )
+
+    def normalize(images):
+        return images.astype(jnp.float32) / 16
+
+    return Dataset(
+        train=Arrays(image=parts[0], label=parts[2]),
+        test=Arrays(image=parts[1], label=parts[3]),
+        classes=10,
+        augment=lambda key, images: normalize(images),
+        normalize=normalize,
+    )
+
+
+def fashion_mnist(
+    options: DataOptions, augment: bool = False, pool: int = 1
+) -> Dataset:
+    """Fashion-MNIST: 70,000 grey images of 28 x 28, ten kinds of clothes.
+
+    Args:
+      options: its files may also be those of Debian's package dataset-fashion-mnist.
+      augment: move and mirror the images.
+      pool: side of squares of pixels that are replaced by their mean.
+
+    Raises:
+      UsageError: if the files are missing, or not what they should be.
+    """
+    if pool < 1 or 28 % pool:
+        raise ValueError(f"pool={pool} must divide 28.")
+    if options.mock:
+        train, test = mock_images((28 // pool, 28 // pool, 1), 10)
+    else:
+        train, test = (
+            Arrays(image=_pool(images, pool), label=labels)
+            for images, labels in _read_fashion(options)
+        )
+    normalize = normalizer([0.2860], [0.3530])
+    return _dataset(train, test, 10, normalize, 4 // pool if augment else None)
+
+
+def cifar10(options: DataOptions, augment: bool = True) -> Dataset:
+    """CIFAR-10: 60,000 colour images of 32 x 32, ten classes.
+
+    Args:
+      options: where tensorflow-datasets has prepared it.
+      augment: move and mirror the images.
+
+    Raises:
+      UsageError: if it is not there.
+    """
+    if options.mock:
+        train, test = mock_images((32, 32, 3), 10)
+    else:
+        train, test = _tfds.load_images("cifar10", options)
+    normalize = normalizer((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    return _dataset(train, test, 10, normalize, 4 if augment else None)
+
+
+def imagenet2012(options: DataOptions) -> Dataset:
+    """ImageNet: 1.28 million images of 224 x 224, a thousand classes.
+
+    Args:
+      options: where tensorflow-datasets has prepared it.
+
+    Raises:
+      UsageError: if it is not there.
+    """
+    if options.mock:
+        train, test = mock_images((224, 224, 3), 1000, samples=256)
+    else:
+        train, test = _tfds.open_imagenet(options)
+    normalize = normalizer((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return _dataset(train, test, 1000, normalize, 0)
+
+
+def _dataset(
+    train: Source, test: Source, classes: int, normalize: Callable, padding: int | None
+) -> Dataset:
+    """With images that are moved by up to `padding` pixels and mirrored, or are not."""
+
+    def augment(key, images):
+        if padding is not None:
+            images = crop_and_flip(key, images, padding)
+        return normalize(images)
+
+    return Dataset(train, test, classes, augment, normalize)
+
+
+def _pool(images: np.ndarray, side: int) -> np.ndarray:
+    """`uint8[samples, size, size, 1]`: means of squares of pixels."""
+    if side == 1:
+        return images[..., None]
+    count, size, _ = images.shape
+    cut = images.reshape(count, size // side, side, size // side, side)
+    return np.rint(cut.mean((2, 4), dtype=np.float32)).astype(np.uint8)[..., None]
+
+
+_CHECKSUMS = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
+"""MD5 of the unpacked files."""
+
+
+def _read_fashion(options: DataOptions):
+    """Images and labels, those to train with and those held out."""
+    folders = (options.folder / "fashion-mnist", options.folder, DEBIAN)
+    for folder in folders:
+        if any((folder / f"{name}.gz").exists() for name in _CHECKSUMS):
+            arrays = [_read_idx(folder / f"{name}.gz") for name in _CHECKSUMS]
+            return [
+                (images, labels.astype(np.int32))
+                for images, labels in (arrays[:2], arrays[2:])
+            ]
+    if not _tfds.is_prepared("fashion_mnist", options) and not options.download:
+        looked = ", ".join(map(str, folders))
+        raise missing(
+            "fashion_mnist",
+            looked,
+            "apt install dataset-fashion-mnist, or python -m experiments.prepare "
+            f"fashion_mnist --data-dir {options.folder} --download",
+        )
+    parts = _tfds.load_images("fashion_mnist", options)
+    everything = [part.read(np.arange(len(part.labels)), (0,)) for part in parts]
+    return [(part["image"][..., 0], part["label"]) for part in everything]
+
+
+def _read_idx(path: pathlib.Path) -> np.ndarray:
+    """Reads a file of the format of MNIST, and checks what is in it."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+        dimensions = content[3]
+        header = np.frombuffer(content, ">u4", dimensions, offset=4)
+        array = np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions))
+        array = array.reshape(tuple(header.tolist()))
+    except (OSError, EOFError, IndexError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); get it again.") from None
+    official = len(array) == (60_000 if path.name.startswith("train") else 10_000)
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if official and digest != _CHECKSUMS[path.name.removesuffix(".gz")]:
+        raise UsageError(f"{path} has the MD5 sum {digest}, not its own; get it again.")
+    return array

@@ -1,0 +1,67 @@
+"""Random data of the shapes of real ones."""
+
+import numpy as np
+
+from ._base import Arrays, Corpus
+
+
+def mock_images(
+    shape: tuple[int, int, int], classes: int, samples: int = 1024
+) -> tuple[Arrays, Arrays]:
+    """Images of random colours, one for each class, and noise.
+
+    Args:
+      shape: of an image.
+      classes: how many.
+      samples: how many to train with; a quarter as many are held out.
+    """
+    rng = np.random.default_rng(0)
+    colors = rng.integers(64, 192, (classes, 1, 1, shape[-1]))
+
+    def make(count):
+        labels = np.arange(count, dtype=np.int32) * classes // count % classes
+        noise = rng.integers(-64, 64, (count, *shape), dtype=np.int16)
+        images = (colors[labels] + noise).astype(np.uint8)
+        return Arrays(image=images, label=labels)
+
+    return make(samples), make(samples // 4)
+
+
+def mock_texts(
+    length: int, vocabulary: int, classes: int, samples: int = 512
+) -> tuple[Arrays, Arrays]:
+    """Random texts of different lengths.
+
+    Args:
+      length: of the longest.
+      vocabulary: how many different tokens.
+      classes: how many.
+      samples: how many to train with; a quarter as many are held out.
+    """
+    rng = np.random.default_rng(0)
+
+    def make(count):
+        labels = np.arange(count, dtype=np.int32) % classes
+        tokens = rng.integers(1, vocabulary, (count, length), dtype=np.int32)
+        ends = rng.integers(length // 4, length + 1, (count, 1))
+        tokens[np.arange(length) >= ends] = 0
+        return Arrays(tokens=tokens, label=labels)
+
+    return make(samples), make(samples // 4)
+
+
+def mock_corpus(vocabulary: int, tokens: int = 20_000) -> Corpus:
+    """A random text of ten documents.
+
+    Args:
+      vocabulary: how many different tokens.
+      tokens: how many to train with; a tenth as many are held out.
+    """
+    rng = np.random.default_rng(0)
+    text = rng.zipf(1.3, tokens + tokens // 10).astype(np.int64) % vocabulary
+    return Corpus(
+        train=text[:tokens].astype(np.int32),
+        valid=text[tokens:].astype(np.int32),
+        documents=np.linspace(0, tokens, 11).astype(np.int64),
+        vocabulary=tuple(f"word{i}" for i in range(vocabulary)),
+    )

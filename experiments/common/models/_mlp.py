@@ -1,0 +1,47 @@
+"""Multilayer perceptrons."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron with ReLU.
+
+    Attributes:
+      features: widths of the layers, the last being the number of outputs.
+      dtype: in which it computes.
+    """
+
+    features: Sequence[int]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Maps `float[batch, ...]` to `float32[batch, features[-1]]`."""
+        del train
+        x = x.reshape(len(x), -1).astype(self.dtype)
+        for width in self.features[:-1]:
+            x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+        return nn.Dense(self.features[-1], dtype=self.dtype)(x).astype(jnp.float32)
+
+
+def mlp(
+    outputs: int,
+    *,
+    hidden: Sequence[int] = (128,),
+    width: float = 1.0,
+    dtype: Any = jnp.float32,
+) -> MLP:
+    """A multilayer perceptron.
+
+    Args:
+      outputs: how many.
+      hidden: widths of the hidden layers.
+      width: factor of them.
+      dtype: in which it computes.
+    """
+    return MLP((*(max(1, round(h * width)) for h in hidden), outputs), dtype)

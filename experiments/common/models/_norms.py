@@ -1,0 +1,86 @@
+"""Normalizations."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+BATCH_NORM_MOMENTUM = 0.9
+"""Weight of the past in running statistics, 1 - PyTorch's."""
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization, with or without running statistics.
+
+    Attributes:
+      running: whether the evaluation uses statistics of the training; if not, those of
+        the batch, as the training does.
+      scale: initial value of the scales.
+      dtype: of what is returned.
+    """
+
+    running: bool = True
+    scale: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `[batch, H, W, C]` to the same shape."""
+        channels, axes = x.shape[-1], tuple(range(x.ndim - 1))
+        scale = self.param("scale", nn.initializers.constant(self.scale), (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        wide = x.astype(jnp.float32)
+        mean, var = None, None
+        if self.running:
+            mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+            var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if train or not self.running:
+            center = wide.mean(axes)
+            spread = jnp.square(wide - center).mean(axes)
+            if self.running and not self.is_initializing():
+                keep, count = BATCH_NORM_MOMENTUM, x.size // channels
+                unbiased = spread * (count / max(1, count - 1))
+                mean.value = keep * mean.value + (1 - keep) * center
+                var.value = keep * var.value + (1 - keep) * unbiased
+        else:
+            center, spread = mean.value, var.value
+        y = (wide - center) * (jax.lax.rsqrt(spread + 1e-5) * scale) + bias
+        return y.astype(self.dtype)
+
+
+class EvoNormS0(nn.Module):
+    r"""A normalization and a nonlinearity in one, of each image by itself.
+
+    .. math::
+        y = \frac{x \, \sigma(v x)}{\sqrt{s^2_{w,h,c/g}(x) + \epsilon}} \gamma + \beta
+
+    with the variance :math:`s^2` within a group of channels.
+
+    Liu et al., Evolving Normalization-Activation Layers, 2020,
+    https://arxiv.org/abs/2004.02967, Table 1.
+
+    Attributes:
+      groups: of channels, or as many as there are channels if those are fewer.
+      dtype: of what is returned.
+    """
+
+    groups: int = 32
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, H, W, C]` to the same shape."""
+        channels = x.shape[-1]
+        gamma = self.param("gamma", nn.initializers.ones, (channels,))
+        beta = self.param("beta", nn.initializers.zeros, (channels,))
+        v = self.param("v", nn.initializers.ones, (channels,))
+        wide = x.astype(jnp.float32)
+        groups = min(self.groups, channels)
+        cut = wide.reshape(*x.shape[:-1], groups, channels // groups)
+        variance = cut.var((1, 2, 4), keepdims=True)
+        deviation = jnp.sqrt(variance + 1e-5)
+        deviation = jnp.broadcast_to(deviation, (*cut.shape[:1], 1, 1, *cut.shape[3:]))
+        deviation = deviation.reshape(x.shape[0], 1, 1, channels)
+        y = wide * nn.sigmoid(v * wide) / deviation * gamma + beta
+        return y.astype(self.dtype)

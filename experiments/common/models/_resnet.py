@@ -1,0 +1,175 @@
+"""Residual networks for small and large images.
+
+He et al., Deep Residual Learning for Image Recognition, 2016,
+https://arxiv.org/abs/1512.03385. Those for CIFAR of depth 6 k + 2 change their width by
+convolutions of 1 x 1, as in the PowerGossip paper; 18 and 50 are torchvision's.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ._layers import dense, he_normal
+from ._norms import BatchNorm, EvoNormS0
+
+Stem = Literal["cifar", "imagenet"]
+
+
+class ResNet(nn.Module):
+    """A residual network.
+
+    Attributes:
+      outputs: number of classes.
+      blocks: how many in each stage; all stages but the first halve the image.
+      widths: channels of the stages.
+      bottleneck: whether blocks have three convolutions, the last of 4 x the width.
+      first: channels of the stem.
+      stem: of small or of large images, which it makes a quarter as large.
+      evonorm: normalize the stem and the first convolution of each block by EvoNorm-S0,
+        and the rest by batch normalization without running statistics.
+      dtype: in which it computes.
+    """
+
+    outputs: int
+    blocks: Sequence[int]
+    widths: Sequence[int]
+    bottleneck: bool = False
+    first: int = 64
+    stem: Stem = "cifar"
+    evonorm: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `float[batch, H, W, C]` to `float32[batch, outputs]`."""
+        x = x.astype(self.dtype)
+        if self.stem == "imagenet":
+            x = self._activate(self._conv(x, self.first, 7, 2), train)
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        else:
+            x = self._activate(self._conv(x, self.first, 3), train)
+        make = self._bottleneck_block if self.bottleneck else self._basic_block
+        for stage, (count, width) in enumerate(
+            zip(self.blocks, self.widths, strict=True)
+        ):
+            for block in range(count):
+                stride = 2 if stage and not block else 1
+                x = make(x, width, stride, train)
+        return dense(x.mean((1, 2)), self.outputs, self.dtype).astype(jnp.float32)
+
+    def _basic_block(self, x, width, stride, train):
+        y = self._activate(self._conv(x, width, 3, stride), train)
+        y = self._normalize(self._conv(y, width, 3), train)
+        return nn.relu(y + self._shortcut(x, width, stride, train))
+
+    def _bottleneck_block(self, x, width, stride, train):
+        y = self._activate(self._conv(x, width, 1), train)
+        y = nn.relu(self._normalize(self._conv(y, width, 3, stride), train))
+        y = self._normalize(self._conv(y, 4 * width, 1), train)
+        return nn.relu(y + self._shortcut(x, 4 * width, stride, train))
+
+    def _shortcut(self, x, width, stride, train):
+        if x.shape[-1] == width and stride == 1:
+            return x
+        return self._normalize(self._conv(x, width, 1, stride), train)
+
+    def _conv(self, x, width, size, stride=1):
+        return nn.Conv(
+            width,
+            (size, size),
+            stride,
+            padding=(size - 1) // 2,
+            use_bias=False,
+            kernel_init=he_normal,
+            dtype=self.dtype,
+        )(x)
+
+    def _activate(self, x, train):
+        if self.evonorm:
+            return EvoNormS0(dtype=self.dtype)(x)
+        return nn.relu(self._normalize(x, train))
+
+    def _normalize(self, x, train):
+        return BatchNorm(running=not self.evonorm, dtype=self.dtype)(x, train=train)
+
+
+def resnet(
+    outputs: int, *, depth: int = 20, width: float = 1.0, dtype: Any = jnp.float32
+) -> ResNet:
+    """A residual network for images of 32 x 32; of 272,474 parameters at depth 20.
+
+    Args:
+      outputs: number of classes.
+      depth: 6 k + 2.
+      width: factor of 16, 32 and 64 channels.
+      dtype: in which it computes.
+
+    Raises:
+      ValueError: if there is no network of that depth.
+    """
+    if depth < 8 or depth % 6 != 2:
+        raise ValueError(f"depth={depth} must be 8, 14, 20, ...")
+    widths = _scale((16, 32, 64), width)
+    blocks = (depth // 6,) * 3
+    return ResNet(outputs, blocks, widths, first=widths[0], dtype=dtype)
+
+
+def resnet18(
+    outputs: int,
+    *,
+    stem: Stem = "cifar",
+    evonorm: bool = False,
+    width: float = 1.0,
+    dtype: Any = jnp.float32,
+) -> ResNet:
+    """ResNet-18, of 11,173,962 parameters; with ImageNet's stem and classes 11,689,512.
+
+    Args:
+      outputs: number of classes.
+      stem: `cifar`, for small images, or `imagenet`.
+      evonorm: normalize by EvoNorm-S0, as the RelaySGD paper does on ImageNet.
+      width: factor of 64 to 512 channels.
+      dtype: in which it computes.
+    """
+    widths = _scale((64, 128, 256, 512), width)
+    return ResNet(
+        outputs, (2, 2, 2, 2), widths, False, widths[0], _check(stem), evonorm, dtype
+    )
+
+
+def resnet50(
+    outputs: int,
+    *,
+    stem: Stem = "cifar",
+    width: float = 1.0,
+    dtype: Any = jnp.float32,
+) -> ResNet:
+    """ResNet-50, of 23,520,842 parameters; with ImageNet's stem and classes 25,557,032.
+
+    Args:
+      outputs: number of classes.
+      stem: `cifar`, for small images, or `imagenet`.
+      width: factor of 64 to 512 channels.
+      dtype: in which it computes.
+    """
+    widths = _scale((64, 128, 256, 512), width)
+    return ResNet(
+        outputs, (3, 4, 6, 3), widths, True, widths[0], _check(stem), dtype=dtype
+    )
+
+
+resnet18_evonorm = functools.partial(resnet18, evonorm=True, stem="imagenet")
+
+
+def _scale(widths: Sequence[int], factor: float) -> tuple[int, ...]:
+    return tuple(max(1, round(width * factor)) for width in widths)
+
+
+def _check(stem: str) -> Stem:
+    if stem not in ("cifar", "imagenet"):
+        raise ValueError(f"stem={stem} must be cifar or imagenet.")
+    return stem

@@ -1,0 +1,71 @@
+"""VGG-11 without batch normalization.
+
+Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image
+Recognition, 2015, https://arxiv.org/abs/1409.1556; as the RelaySGD paper has it for
+CIFAR-10.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ._layers import dense
+
+LAYERS = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
+"""Channels of the convolutions of VGG-11; M halves the image."""
+
+
+class VGG(nn.Module):
+    """Convolutions of 3 x 3, and three dense layers with dropout between them.
+
+    Attributes:
+      outputs: number of classes.
+      layers: channels of the convolutions; M halves the image.
+      hidden: width of the dense layers.
+      dropout: before each hidden one.
+      dtype: in which it computes.
+    """
+
+    outputs: int
+    layers: Sequence[int | str] = LAYERS
+    hidden: int = 512
+    dropout: float = 0.5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `float[batch, H, W, C]`, H and W >= 32, to `float32[batch, outputs]`."""
+        x = x.astype(self.dtype)
+        # Of variance 2 / (9 * channels out).
+        kernel = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        for layer in self.layers:
+            if layer == "M":
+                x = nn.max_pool(x, (2, 2), (2, 2))
+                continue
+            conv = nn.Conv(layer, (3, 3), kernel_init=kernel, dtype=self.dtype)
+            x = nn.relu(conv(x))
+        x = x.reshape(len(x), -1)
+        for width in (self.hidden, self.hidden):
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = nn.relu(dense(x, width, self.dtype))
+        return dense(x, self.outputs, self.dtype).astype(jnp.float32)
+
+
+def vgg11(
+    outputs: int, *, dropout: float = 0.5, width: float = 1.0, dtype: Any = jnp.float32
+) -> VGG:
+    """VGG-11, of 9,750,922 parameters for ten classes.
+
+    Args:
+      outputs: number of classes.
+      dropout: before each hidden dense layer.
+      width: factor of all channels.
+      dtype: in which it computes.
+    """
+    layers = tuple(
+        x if isinstance(x, str) else max(1, round(x * width)) for x in LAYERS
+    )
+    return VGG(outputs, layers, max(1, round(512 * width)), dropout, dtype)
