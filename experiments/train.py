@@ -137,12 +137,10 @@ class Run:
         self.task = tasks.make_task(config.task, setting, config.task_options)
         if config.steps_per_epoch is not None:
             self.task = self.task._replace(steps_per_epoch=config.steps_per_epoch)
-        self.config = config = dataclasses.replace(
-            config,
-            base=optimizers.scale_linearly(config.base, size * config.batch_size),
-            epochs=self.task.epochs if config.epochs is None else config.epochs,
-        )
-        self.steps = config.epochs * self.task.steps_per_epoch
+        base = optimizers.scale_linearly(config.base, size * config.batch_size)
+        self.config = config = dataclasses.replace(config, base=base)
+        self.epochs = self.task.epochs if config.epochs is None else config.epochs
+        self.steps = self.epochs * self.task.steps_per_epoch
         algorithm = config.averaging.algorithm
         errors.lookup(
             "--algorithm", algorithm, [*algorithms.ALGORITHMS, *asynchronous.ALGORITHMS]
@@ -185,7 +183,7 @@ class Run:
           Diverged: if a loss is not finite.
           Stopped: after SIGTERM, when all is saved.
         """
-        evaluations = min(self.config.evaluations, self.config.epochs)
+        evaluations = min(self.config.evaluations, self.epochs)
         return self.job.train(self.params, evaluations, report, advance)
 
     def _make_synchronous(self, model) -> trainer.Synchronous:
@@ -202,7 +200,7 @@ class Run:
             optimizer,
             optimizers.make_base(config.base, self.steps),
             self.communicator,
-            config.epochs,
+            self.epochs,
             djax.communication_cost(optimizer, model, self.communicator),
             asynchronous.make_rounds(
                 config.clocks, self.communicator.size, self.steps, config.seed
@@ -331,7 +329,7 @@ def execute(run: Run) -> trainer.Outcome:
         title = f"{config.split}, {run.communicator.size} workers"
         folder.save("split.png", partition.plot_classes(counts, title))
     with tqdm.tqdm(
-        total=config.epochs,
+        total=run.epochs,
         desc=run.title,
         unit="epoch",
         disable=not folder.active,
@@ -347,7 +345,7 @@ def execute(run: Run) -> trainer.Outcome:
             bar.set_postfix_str(f"loss {loss:.4g}, {score} {value:.4g}")
 
         def advance(epochs):
-            bar.update(min(epochs, config.epochs - bar.n))  # But for rounding.
+            bar.update(min(epochs, run.epochs - bar.n))  # But for rounding.
 
         outcome = run.train(log, advance)
     title = f"{run.title}, seed {config.seed}"

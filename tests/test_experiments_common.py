@@ -83,41 +83,31 @@ def setting(workers=4, local=None, batch_size=32):
 
 
 def test_processes_draw_the_batches_of_their_own_workers():
-    together = tasks.digits(setting()).batches(5)
+    together = tasks.digits(setting()).epoch(5)
     for rank in range(4):
-        alone = tasks.digits(setting(local=[rank])).batches(5)
-        for a, b in zip(alone, together, strict=True):
-            np.testing.assert_array_equal(a[0], b[rank])
+        alone = tasks.digits(setting(local=[rank])).epoch(5)
+        for name in ("image", "label", "key"):
+            np.testing.assert_array_equal(alone[name][0], together[name][rank])
 
 
 def test_an_epoch_shows_every_sample_at_most_once():
     task = tasks.digits(setting())
-    images, labels = task.batches(1)
-    assert images.shape == (4, task.steps_per_epoch, 32, 64)
-    assert labels.shape == images.shape[:3]
-    again, _ = task.batches(2)
-    assert not np.array_equal(images, again)
+    epoch, again = task.epoch(1), task.epoch(2)
+    images, labels = epoch["image"], epoch["label"]
+    assert images.shape == (4, task.steps_per_epoch, 32, 8, 8, 1)
+    assert images.dtype == np.uint8 and labels.shape == images.shape[:3]
+    assert not np.array_equal(images, again["image"])
     held = task.class_counts
     for worker in range(4):
         seen = np.bincount(labels[worker].ravel(), minlength=10)
         assert (seen <= held[worker]).all()
 
 
-def test_workers_with_the_same_samples_see_them_in_orders_of_their_own():
-    share = np.arange(100)
-    orders = [
-        tasks._shuffled_batches(share, setting(batch_size=10), 10, epoch, rank).ravel()
-        for epoch, rank in ((0, 0), (0, 1), (1, 0))
-    ]
-    for order in orders:
-        np.testing.assert_array_equal(np.sort(order), share)
-    assert not np.array_equal(orders[0], orders[1])
-    assert not np.array_equal(orders[0], orders[2])
-
-
 def test_the_noise_of_quadratics_has_the_asked_norm():
     task = tasks.quadratics(setting(), dim=50, noise=3.0, steps_per_epoch=400)
-    noise = task.batches(0)
+    noise = task.epoch(1)
+    np.testing.assert_array_equal(task.batches(397, 403)[:, 3:], task.batches(400, 403))
+    np.testing.assert_array_equal(task.batches(397, 400), noise[:, 397:])
     assert noise.shape == (4, 400, 50)
     assert np.sqrt((noise**2).sum(-1).mean()) == pytest.approx(3, rel=0.02)
 
@@ -135,7 +125,7 @@ def test_digits_hold_out_a_fifth():
     task = tasks.digits(setting())
     assert task.class_counts.sum() == 1437
     params = task.init(jax.random.key(0))
-    metrics = task.evaluate(params)
+    metrics = task.assess(params)
     assert 0 <= metrics["accuracy"] <= 0.4  # Untrained.
     assert metrics["loss"] > 1.5
 
@@ -143,8 +133,10 @@ def test_digits_hold_out_a_fifth():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("digit", {}, "choose from digits, quadratics"),
-        ("digits", {"wide": "3"}, "choose from hidden"),
+        ("digit", {}, "choose from ag_news, cifar10, digits"),
+        ("digits", {"wide": "3"}, "there are none, but wide was given"),
+        ("sotu", {"level": "page"}, "level=page must be word or character"),
+        ("sotu", {"length": "0"}, "length=0 must be a positive integer"),
         ("quadratics", {"dim": "many"}, "cannot read dim=many"),
     ],
 )
@@ -193,7 +185,7 @@ def test_the_quadratic_task_measures_the_suboptimality_of_a_model():
     problem = random_quadratics(4, 5, 2.0, distance=10.0, smallest=0.5, seed=3)
     x = jnp.arange(5.0)
     expected = problem.value(np.arange(5.0)) - problem.value(problem.optimum)
-    np.testing.assert_allclose(task.evaluate(x)["suboptimality"], expected, rtol=1e-5)
+    np.testing.assert_allclose(task.assess(x)["suboptimality"], expected, rtol=1e-5)
     with pytest.raises(ValueError, match="one worker alone"):
         tasks.quadratics(setting(workers=1))
 

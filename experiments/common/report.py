@@ -70,16 +70,7 @@ class RunFolder:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
             if self._writer is not None:
-                self._write_scalars(record)
-
-    def _write_scalars(self, record: Mapping[str, Any]) -> None:
-        step = round(record["step"])
-        for name, value in record.items():
-            values = value if isinstance(value, list) else [value]
-            for i, number in enumerate(values):
-                tag = f"{name}/worker {i}" if value is values else name
-                self._writer.add_scalar(tag, number, step)
-        self._writer.flush()
+                _write_scalars(self._writer, record)
 
     def save(self, name: str, figure: "Figure") -> None:
         """Saves a matplotlib figure."""
@@ -95,6 +86,16 @@ def _find_writer() -> Callable[[str], Any]:
             '--tensorboard needs its writer: pip install "djax-gossip[tensorboard]".'
         ) from None
     return SummaryWriter
+
+
+def _write_scalars(writer: Any, record: Mapping[str, Any]) -> None:
+    step = round(record["step"])
+    for name, value in record.items():
+        values = value if isinstance(value, list) else [value]
+        for i, number in enumerate(values):
+            tag = f"{name}/worker {i}" if value is values else name
+            writer.add_scalar(tag, number, step)
+    writer.flush()
 
 
 def _make_folder(parent: pathlib.Path, name: str) -> pathlib.Path:

@@ -298,7 +298,7 @@ def _repeating(study: Study, ledger: Ledger) -> Iterator[_Job]:
     for row in study.table.rows:
         best = chosen(study, ledger.records, row)[0]
         for seed in study.seeds[1:]:
-            yield _Job(row, *(best[key] for key in _CHOICES), seed)
+            yield _Job(row, best["learning_rate"], best["variant"], seed)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,13 @@
 """The paper's runs as command lines of :mod:`experiments.train`."""
 
+from collections.abc import Callable
+
 import djax
 
 from ..common.papers import Row
 from .settings import SIGN, TOP, Configuration, Method
 
-_ALGORITHMS = {
+_ALGORITHMS: dict[Callable, str] = {
     djax.all_reduce: "all_reduce_sgd",
     djax.gossip: "dpsgd",
     djax.power_gossip: "power_gossip",

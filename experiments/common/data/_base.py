@@ -86,8 +86,8 @@ class Dataset(NamedTuple):
     train: Source
     test: Source
     classes: int
-    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    normalize: Callable[[jax.Array], jax.Array] | None = None
+    augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda key, x: x
+    normalize: Callable[[jax.Array], jax.Array] = lambda x: x
     vocabulary: int = 0
 
 

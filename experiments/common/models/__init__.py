@@ -5,6 +5,9 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+from ._distilbert import distilbert
+from ._distilbert import load_distilbert as load_distilbert
+from ._lstm import lstm
 from ._mlp import MLP as MLP
 from ._mlp import mlp
 from ._norms import BATCH_NORM_MOMENTUM as BATCH_NORM_MOMENTUM
@@ -21,5 +24,7 @@ IMAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18_evonorm": resnet18_evonorm,
 }
 """`(outputs, *, width, dtype, ...) -> module`, of `(images, train)`."""
-TEXT_MODELS: dict[str, Callable[..., nn.Module]] = {}
-LANGUAGE_MODELS: dict[str, Callable[..., nn.Module]] = {}
+TEXT_MODELS: dict[str, Callable[..., nn.Module]] = {"distilbert": distilbert}
+"""`(vocabulary, outputs, *, width, dtype, ...) -> module`, of tokens and mask."""
+LANGUAGE_MODELS: dict[str, Callable[..., nn.Module]] = {"lstm": lstm}
+"""`(vocabulary, *, width, dtype, ...) -> module`, of `(tokens, carry, train)`."""

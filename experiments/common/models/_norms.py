@@ -16,37 +16,39 @@ class BatchNorm(nn.Module):
     Attributes:
       running: whether the evaluation uses statistics of the training; if not, those of
         the batch, as the training does.
-      scale: initial value of the scales.
       dtype: of what is returned.
     """
 
     running: bool = True
-    scale: float = 1.0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `[batch, H, W, C]` to the same shape."""
         channels, axes = x.shape[-1], tuple(range(x.ndim - 1))
-        scale = self.param("scale", nn.initializers.constant(self.scale), (channels,))
+        scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         wide = x.astype(jnp.float32)
-        mean, var = None, None
-        if self.running:
-            mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-            var = self.variable("batch_stats", "var", jnp.ones, (channels,))
-        if train or not self.running:
+        if self.running and not train:
+            center, spread = (found.value for found in self._running(channels))
+        else:
             center = wide.mean(axes)
             spread = jnp.square(wide - center).mean(axes)
-            if self.running and not self.is_initializing():
-                keep, count = BATCH_NORM_MOMENTUM, x.size // channels
-                unbiased = spread * (count / max(1, count - 1))
-                mean.value = keep * mean.value + (1 - keep) * center
-                var.value = keep * var.value + (1 - keep) * unbiased
-        else:
-            center, spread = mean.value, var.value
+            if self.running:
+                self._update(center, spread, x.size // channels)
         y = (wide - center) * (jax.lax.rsqrt(spread + 1e-5) * scale) + bias
         return y.astype(self.dtype)
+
+    def _running(self, channels):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        return mean, self.variable("batch_stats", "var", jnp.ones, (channels,))
+
+    def _update(self, center, spread, count):
+        mean, var = self._running(len(center))
+        if not self.is_initializing():
+            keep, unbiased = BATCH_NORM_MOMENTUM, spread * (count / max(1, count - 1))
+            mean.value = keep * mean.value + (1 - keep) * center
+            var.value = keep * var.value + (1 - keep) * unbiased
 
 
 class EvoNormS0(nn.Module):

@@ -42,7 +42,7 @@ class VGG(nn.Module):
         # Of variance 2 / (9 * channels out).
         kernel = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         for layer in self.layers:
-            if layer == "M":
+            if isinstance(layer, str):
                 x = nn.max_pool(x, (2, 2), (2, 2))
                 continue
             conv = nn.Conv(layer, (3, 3), kernel_init=kernel, dtype=self.dtype)

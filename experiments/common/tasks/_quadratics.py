@@ -62,19 +62,17 @@ def quadratics(
 
     def batches(start, stop):
         first, last = start // steps_per_epoch, (stop - 1) // steps_per_epoch
-        draws = [
+        epochs = [
             [
                 np.random.default_rng((setting.seed, 1 + epoch, rank)).standard_normal(
                     (steps_per_epoch, dim)
                 )
-                for epoch in range(first, last + 1)
+                for rank in setting.local_ranks
             ]
-            for rank in setting.local_ranks
+            for epoch in range(first, last + 1)
         ]
         offset = start - first * steps_per_epoch
-        chosen = np.concatenate(np.moveaxis(draws, 1, 0), 1)[:, offset:][
-            :, : stop - start
-        ]
+        chosen = np.concatenate(epochs, axis=1)[:, offset : offset + stop - start]
         return chosen * (noise / np.sqrt(dim))
 
     return Task(

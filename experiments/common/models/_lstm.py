@@ -1,0 +1,122 @@
+"""A recurrent language model whose decoder is its embedding.
+
+Hochreiter and Schmidhuber, Long Short-Term Memory, 1997; in the form of PyTorch's
+word-level example, which the PowerGossip paper trains on WikiText-2.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ._layers import uniform
+
+Carry = tuple[jax.Array, jax.Array]
+"""Outputs and cells of all layers, `float32[batch, layers, hidden]` each."""
+
+
+class LSTM(nn.Module):
+    r"""Layers of long short-term memory between an embedding and its transpose.
+
+    .. math::
+        i, f, g, o &= W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh} \\
+        c_t &= \sigma(f) c_{t-1} + \sigma(i) \tanh(g), \quad h_t = \sigma(o) \tanh(c_t)
+
+    Attributes:
+      vocabulary: number of tokens.
+      hidden: width of embedding and layers.
+      layers: how many.
+      dropout: of embeddings and of what each layer gives.
+      bound: embeddings, and all else, are uniform on +-bound at first.
+      dtype: in which it computes; cells are float32.
+    """
+
+    vocabulary: int
+    hidden: int = 650
+    layers: int = 3
+    dropout: float = 0.4
+    bound: float = 0.1
+    dtype: Any = jnp.float32
+
+    def initial_carry(self, batch: int) -> Carry:
+        """What the first step of a text starts from: zeros."""
+        zeros = jnp.zeros((batch, self.layers, self.hidden))
+        return zeros, zeros
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, carry: Carry, *, train: bool
+    ) -> tuple[jax.Array, Carry]:
+        """Predicts the tokens that follow.
+
+        Args:
+          tokens: `int32[batch, time]`.
+          carry: what the tokens before have left.
+          train: whether there is dropout.
+
+        Returns:
+          Logits, `float32[batch, time, vocabulary]`, and the next carry.
+        """
+        init = uniform(self.bound)
+        embedding = self.param("encoder", init, (self.vocabulary, self.hidden))
+        x = self._drop(embedding[tokens].astype(self.dtype), train)
+        outputs, cells = [], []
+        for layer in range(self.layers):
+            x, (h, c) = self._layer(layer, x, (carry[0][:, layer], carry[1][:, layer]))
+            x = self._drop(x, train)
+            outputs.append(h)
+            cells.append(c)
+        bias = self.param("decoder_bias", nn.initializers.zeros, (self.vocabulary,))
+        logits = x @ embedding.T.astype(self.dtype)
+        carry = jnp.stack(outputs, axis=1), jnp.stack(cells, axis=1)
+        return logits.astype(jnp.float32) + bias, carry
+
+    def _drop(self, x, train):
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+    def _layer(self, layer, x, carry):
+        """All steps of a layer; `[batch, time, hidden]`."""
+        shape, init = (self.hidden, 4 * self.hidden), uniform(self.bound)
+        weight_ih = self.param(f"weight_ih_{layer}", init, shape)
+        weight_hh = self.param(f"weight_hh_{layer}", init, shape)
+        bias_ih = self.param(f"bias_ih_{layer}", init, shape[1:])
+        bias_hh = self.param(f"bias_hh_{layer}", init, shape[1:])
+        # What does not depend on the steps before is one matrix product.
+        inputs = x @ weight_ih.astype(self.dtype)
+        inputs = inputs.astype(jnp.float32) + (bias_ih + bias_hh)
+        recurrent = weight_hh.astype(self.dtype)
+
+        def step(carry, at):
+            h, c = carry
+            gates = at + (h.astype(self.dtype) @ recurrent).astype(jnp.float32)
+            i, f, g, o = jnp.split(gates, 4, axis=-1)
+            c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+            h = nn.sigmoid(o) * jnp.tanh(c)
+            return (h, c), h
+
+        carry, hs = jax.lax.scan(step, carry, jnp.moveaxis(inputs, 1, 0))
+        return jnp.moveaxis(hs, 0, 1).astype(self.dtype), carry
+
+
+def lstm(
+    vocabulary: int,
+    *,
+    hidden: int = 650,
+    layers: int = 3,
+    dropout: float = 0.4,
+    width: float = 1.0,
+    dtype: Any = jnp.float32,
+) -> LSTM:
+    """An LSTM whose decoder is its embedding.
+
+    Args:
+      vocabulary: number of tokens.
+      hidden: width of embedding and layers.
+      layers: how many.
+      dropout: of embeddings and of what each layer gives.
+      width: factor of `hidden`.
+      dtype: in which it computes.
+    """
+    hidden = max(1, round(hidden * width))
+    return LSTM(vocabulary, hidden, layers, dropout, dtype=dtype)
