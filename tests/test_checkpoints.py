@@ -1,0 +1,149 @@
+"""Runs that are cut off, and go on as if they had not been."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from launch import mpirun, python
+
+from experiments import train
+from experiments.common import checkpoints, trainer
+
+ALGORITHMS = [
+    "--algorithm dpsgd --drop-probability 0.2 --local-steps 2",
+    "--algorithm relay_sgd --topology double_binary_trees --missing latest",
+    "--algorithm power_gossip --rank 2 --no-warm-start --optimizer adam",
+    "--algorithm choco_sgd --consensus-rate 0.1 --compressor random_k",
+    "--algorithm moniqua --consensus-rate 0.1 --overlap",
+    "--algorithm quasi_global_momentum --clip-norm 1 --weight-decay 1e-3",
+]
+MOCK = "--mock --batch-size 8 --steps-per-epoch 3 --model-options width 0.125"
+TASKS = [
+    f"--task cifar10 --model resnet20 --split reshuffled {MOCK}",
+    f"--task fashion_mnist --task-options augment True --accumulation 2 {MOCK}",
+    f"--task sotu --batch-size 4 --accumulation 2 --model-options dropout 0.3 {MOCK}",
+    f"--task ag_news --model-options layers 1 width 0.1 heads 2 {MOCK} --precision "
+    "bfloat16",
+]
+
+
+@pytest.fixture(autouse=True)
+def promotion():
+    """As users have it."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def run(options, folder):
+    """The outcome of a command line of `experiments.train`."""
+    line = f"{options} --epochs 2 --evaluations 2 --seed 3 --runs {folder}"
+    return train.Run(train.parse(line.split())).train(lambda r: None, lambda e: None)
+
+
+@pytest.mark.parametrize("options", ALGORITHMS + TASKS)
+def test_a_run_goes_on_as_if_nothing_had_happened(options, tmp_path, monkeypatch):
+    """After one epoch of two, and with all state: of optimizer, mechanism and model."""
+    whole = run(options, tmp_path)
+    halted = f"{options} --checkpoints {tmp_path}/saved"
+
+    class Halt(checkpoints.Termination):
+        @property
+        def requested(self):
+            return True
+
+        @requested.setter
+        def requested(self, value):
+            pass
+
+    with monkeypatch.context() as patch, pytest.raises(trainer.Stopped, match="step"):
+        patch.setattr(trainer, "Termination", Halt)
+        run(halted, tmp_path)
+    resumed = run(f"{halted} --resume", tmp_path)
+    for ours, theirs in zip(whole.history, resumed.history, strict=True):
+        assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+    leaves = zip(*map(jax.tree.leaves, (whole.workers, resumed.workers)), strict=True)
+    for ours, theirs in leaves:
+        assert ours.dtype == theirs.dtype
+        if jax.dtypes.issubdtype(ours.dtype, jax.dtypes.prng_key):
+            ours, theirs = map(jax.random.key_data, (ours, theirs))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+KILLED = """
+import os, signal, sys
+from experiments import train
+from experiments.common import trainer
+
+save, (name, rank, step) = trainer.Synchronous._save, sys.argv[1:4]
+
+def save_or_die(self, workers, position, termination):
+    if position.step == int(step) and os.environ.get("PMI_RANK", "0") == rank:
+        if name == "SIGKILL":  # What it saved before is still being written.
+            self.saver._manager.wait_until_finished()
+        os.kill(os.getpid(), getattr(signal, name))
+    save(self, workers, position, termination)
+
+trainer.Synchronous._save = save_or_die
+train.main(sys.argv[4:])
+"""
+OPTIONS = ("--algorithm", "relay_sgd", "--topology", "chain", "--batch-size", "16")
+OPTIONS += ("--epochs", "3", "--evaluations", "3", "--drop-probability", "0.1")
+
+
+def metrics(folder):
+    """The last run's, without what depends on time."""
+    path = max(folder.iterdir())
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) | {"seconds": 0} for line in lines]
+
+
+def check_kills(start, tmp_path):
+    """Kills a run in its second epoch, ends it by SIGTERM, and lets it end."""
+    whole = start("-m", "experiments.train", *OPTIONS, "--runs", f"{tmp_path}/whole")
+    assert whole.returncode == 0, whole.stderr
+    options = (*OPTIONS, "--runs", f"{tmp_path}/cut", "--resume")
+    options += ("--checkpoints", f"{tmp_path}/saved", "--checkpoint-every", "0.001")
+    killed = start("-c", KILLED, "SIGKILL", "0", "44", *options)
+    assert killed.returncode != 0
+    stopped = start("-c", KILLED, "SIGTERM", "0", "44", *options)
+    assert stopped.returncode == 0, stopped.stderr
+    assert stopped.stderr.count("stopped by SIGTERM after step 44") == 1
+    ended = start("-m", "experiments.train", *options)
+    assert ended.returncode == 0, ended.stderr
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_a_killed_simulation_is_resumed(tmp_path):
+    check_kills(python, tmp_path)
+
+
+@pytest.mark.xdist_group("mpi")
+def test_a_killed_job_is_resumed(tmp_path):
+    check_kills(lambda *command: mpirun(4, *command), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "has some already; add --resume"),
+        ("--resume --learning-rate 0.3", "run with --learning-rate 0.1, this one"),
+        ("--resume --workers 3", "is of a run with other processes"),
+        ("--resume --keep 0", "--keep 0 must be at least 1"),
+        ("--resume --checkpoint-every 0", "--checkpoint-every 0.0 must be positive"),
+    ],
+)
+def test_checkpoints_of_another_run_are_refused(options, message, tmp_path, capsys):
+    shared = f"--epochs 1 --runs {tmp_path} --checkpoints {tmp_path}/saved"
+    train.main(f"{shared} --epochs 2 --checkpoint-every 0.0001".split())
+    with pytest.raises(SystemExit) as stop:
+        train.main(f"{shared} --epochs 2 {options}".split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    options = f"--checkpoints {tmp_path}/saved --checkpoint-every 0.0001 --keep 3"
+    train.main(f"--epochs 6 --runs {tmp_path} {options}".split())
+    steps = {path.name for path in (tmp_path / "saved" / "workers_0-3_of_4").iterdir()}
+    assert steps == {"33", "44", "55"}
