@@ -68,8 +68,8 @@ STUDY = Study(
     Table(
         "Table 2 on Fashion-MNIST: test accuracy of the worst worker in %",
         """
-        --task fashion_mnist --model mlp --model-options hidden "(128,)"
-        --batch-size 32 --epochs 20 --evaluations 10 --warmup 0.025
+        --task fashion_mnist --model mlp --model-options hidden "(64,)"
+        --batch-size 32 --epochs 20 --evaluations 5 --warmup 0.025
         --decay-at 0.75 0.9 --weight-decay 1e-4
         """,
         workers=16,
