@@ -25,12 +25,7 @@ GRAPHS = {
 }
 DIM, STEPS = 3, 4
 
-
-@pytest.fixture(autouse=True)
-def promotion():
-    """As users have it: optax's optimizers rely on it."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users")
 
 
 # ---- Events ----------------------------------------------------------------------

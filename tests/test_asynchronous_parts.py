@@ -31,12 +31,7 @@ from djax.asynchronous._transport import ZMQTransport
 
 RING = topologies.ring(4)
 
-
-@pytest.fixture(autouse=True)
-def promotion():
-    """As users have it: optax's optimizers rely on it."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users")
 
 
 class Hands:

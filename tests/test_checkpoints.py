@@ -27,12 +27,7 @@ TASKS = [
     "bfloat16",
 ]
 
-
-@pytest.fixture(autouse=True)
-def promotion():
-    """As users have it."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users")
 
 
 def run(options, folder):

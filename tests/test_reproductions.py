@@ -23,12 +23,7 @@ SCRIPTS = [
 ]
 WALL_CLOCK = "experiments.acid.wall_clock"  # Under mpirun.
 
-
-@pytest.fixture(autouse=True)
-def promotion():
-    """As users have it."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users")
 
 
 @pytest.mark.parametrize("script", [s for s in SCRIPTS if s != WALL_CLOCK])

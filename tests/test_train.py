@@ -4,7 +4,6 @@ import json
 import os
 import re
 
-import jax
 import numpy as np
 import pytest
 from launch import mpirun, python
@@ -13,12 +12,7 @@ TRAIN = ("-m", "experiments.train")
 
 over_mpi = pytest.mark.xdist_group("mpi")  # One after the other: ranks poll.
 
-
-@pytest.fixture(autouse=True)
-def promotion():
-    """As users have it: optax's optimizers rely on it."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users")
 
 
 def table(output: str) -> dict[str, str]:

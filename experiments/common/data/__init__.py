@@ -13,6 +13,8 @@ from ._prefetch import Prefetch as Prefetch
 from ._sampling import Sampler as Sampler
 from ._sampling import TextSampler as TextSampler
 from ._text import ag_news, sotu, wikitext2
+from ._tfds import is_prepared as is_prepared
+from ._tfds import prepare as prepare
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,

@@ -72,8 +72,8 @@ def open_split(name: str, split: str, options: DataOptions) -> Sequence[Any]:
             raise missing(
                 name,
                 options.folder / name,
-                f"python -m experiments.prepare {name} --data-dir {options.folder} "
-                "--download",
+                f"python -m experiments.prepare {name.removesuffix('_subset')} "
+                f"--data-dir {options.folder} --download",
             ) from None
     prepare(name, options.folder)
     return _builder(name, options).as_data_source(split)
