@@ -350,6 +350,10 @@ def execute(run: Run) -> trainer.Outcome:
         outcome = run.train(log, advance)
     title = f"{run.title}, seed {config.seed}"
     rows = report.summarize(run.task.score, outcome.history[-1])
+    if outcome.history[-1].get("collapsed"):
+        rows.append(
+            ("given up, collapsed, in epoch", f"{outcome.history[-1]['epoch']}")
+        )
     rows += run.job.describe(run.params)
     run.job.save(folder, title)
     if folder.active:
@@ -392,6 +396,8 @@ def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
             if run.folder.active:
                 print(stop, file=sys.stderr)
             sys.exit(0)
+        finally:
+            run.folder.close()
 
 
 if __name__ == "__main__":

@@ -4,11 +4,15 @@ A script `tableN_topic.py` lists the rows with the paper's results, and runs tho
 are chosen, in a simulation or, under mpirun or srun, with one process a worker.
 """
 
+import atexit
+import contextlib
 import dataclasses
+import functools
 import pathlib
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -19,7 +23,7 @@ import tyro
 from djax import communicators
 
 from .. import train
-from . import errors, figures
+from . import errors, figures, trainer
 from .errors import UsageError
 
 SMOKE_WORKERS = 2
@@ -48,6 +52,12 @@ class Row:
     tried: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (1, 2, 3)
     workers: int | None = None
+
+    @property
+    def algorithm(self) -> str:
+        """Its name on the command line."""
+        words = shlex.split(self.arguments)
+        return words[words.index("--algorithm") + 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +98,7 @@ class Choice:
     tune: bool = False
     """Run once with each of the paper's learning rates, with the first seed."""
     smoke: bool = False
-    """Run a row of each method on random data with a narrow model for three steps:
+    """Run a row of each algorithm on random data with a narrow model for three steps:
     shows that it runs, not what the paper shows."""
     more: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """After --: further arguments for experiments.train, such as --data-dir."""
@@ -129,7 +139,8 @@ def main(
             line = command(table, row, rate, seed, smoke=choice.smoke)
             if speaks:
                 print(f"{row.method} {row.setting}: {shlex.join(line)}", flush=True)
-            history = train.main([*line, *choice.more]).history
+            start = try_out if choice.smoke else train.main
+            history = start([*line, *choice.more]).history
             records.append(
                 {
                     "method": row.method,
@@ -143,6 +154,46 @@ def main(
     if speaks:
         rich.console.Console(width=150, highlight=False).print(results(table, records))
     return records
+
+
+def try_out(arguments: Sequence[str]) -> trainer.Outcome:
+    """Trains, and neither times the steps nor draws.
+
+    Programs that differ in nothing are compiled once, and not for each row.
+
+    Args:
+      arguments: of :mod:`experiments.train`.
+    """
+    with tempfile.TemporaryDirectory() as folder, compiled_once():
+        config = train.parse([*arguments, "--runs", folder])
+        with errors.one_line_errors(Exception):
+            run = train.Run(config)
+        return run.train(lambda record: None, lambda epochs: None)
+
+
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+    """Keeps compiled programs in a folder that lasts as long as this process."""
+    options = {
+        "jax_compilation_cache_dir": _keep_folder(),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+@functools.cache
+def _keep_folder() -> str:
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return folder.name
 
 
 def select(table: Table, choice: Choice) -> list[Row]:
@@ -163,7 +214,7 @@ def select(table: Table, choice: Choice) -> list[Row]:
     if not rows:
         raise UsageError(f"{choice.method} has no setting {choice.setting}.")
     if choice.smoke and choice.setting is None:
-        rows = list({row.method: row for row in reversed(rows)}.values())[::-1]
+        rows = list({row.algorithm: row for row in reversed(rows)}.values())[::-1]
     return rows
 
 

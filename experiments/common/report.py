@@ -55,7 +55,9 @@ class RunFolder:
         self.active = 0 in local
         made = str(_make_folder(parent, name)) if self.active else ""
         self.path = pathlib.Path(communicator.gather([made] * len(local))[0])
-        self._writer = make_writer(str(self.path)) if make_writer else None
+        self._writer: Any = None
+        if make_writer and self.active:
+            self._writer = make_writer(str(self.path), flush_secs=10)
 
     def write_config(self, config: Any) -> None:
         """Writes `config.json`: the configuration and what it ran on."""
@@ -72,13 +74,18 @@ class RunFolder:
             if self._writer is not None:
                 _write_scalars(self._writer, record)
 
+    def close(self) -> None:
+        """Writes what TensorBoard's writer has not written yet."""
+        if self._writer is not None:
+            self._writer.close()
+
     def save(self, name: str, figure: "Figure") -> None:
         """Saves a matplotlib figure."""
         if self.active:
             figure.savefig(self.path / name, dpi=150)
 
 
-def _find_writer() -> Callable[[str], Any]:
+def _find_writer() -> Callable[..., Any]:
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError:
@@ -93,9 +100,8 @@ def _write_scalars(writer: Any, record: Mapping[str, Any]) -> None:
     for name, value in record.items():
         values = value if isinstance(value, list) else [value]
         for i, number in enumerate(values):
-            tag = f"{name}/worker {i}" if value is values else name
+            tag = f"{name}/{i}" if value is values else name
             writer.add_scalar(tag, number, step)
-    writer.flush()
 
 
 def _make_folder(parent: pathlib.Path, name: str) -> pathlib.Path:

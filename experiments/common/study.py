@@ -41,7 +41,7 @@ class Config:
     output: pathlib.Path | None = None
     """Where the files go: by default results/ beside the script; --smoke: runs/."""
     jobs: int = os.cpu_count() or 1
-    """Runs at the same time, of one thread each."""
+    """Runs at the same time, each a process of one thread; a single one has all."""
     draw: bool = False
     """Only draw and show what has been run."""
 
@@ -214,10 +214,12 @@ def main(
 
 
 def _small(study: Study) -> Study:
-    """One learning rate, two seeds, and one variant of everything."""
+    """A row of each algorithm, one learning rate, one seed and one variant."""
+    rows = {row.algorithm: row for row in reversed(study.table.rows)}
+    table = dataclasses.replace(study.table, rows=tuple(rows.values())[::-1])
     variants = {method: tried[:1] for method, tried in study.variants.items()}
-    return dataclasses.replace(
-        study, rates=study.rates[:1], seeds=study.seeds[:2], variants=variants
+    return Study(
+        table, study.rates[:1], study.seeds[:1], variants, borrowed=study.borrowed
     )
 
 
@@ -303,7 +305,17 @@ def _repeating(study: Study, ledger: Ledger) -> Iterator[_Job]:
 
 @contextlib.contextmanager
 def _pool(jobs: int) -> Iterator[concurrent.futures.Executor]:
-    """Processes of one thread each, so that runs do not wait for each other."""
+    """Processes of one thread each, so that runs do not wait for each other.
+
+    For one job at a time there is none besides this one.
+    """
+    if jobs == 1:
+        with (
+            papers.compiled_once(),
+            concurrent.futures.ThreadPoolExecutor(1) as pool,
+        ):
+            yield pool
+        return
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     before = os.environ.get("XLA_FLAGS")
     os.environ["XLA_FLAGS"] = f"{before or ''} {flags}".strip()

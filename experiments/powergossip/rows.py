@@ -31,11 +31,8 @@ def make_rows(configuration: Configuration) -> tuple[Row, ...]:
         Row(
             method.name,
             arguments(method),
-            round(method.factor * configuration.learning_rate, 6),
-            tried=tuple(
-                factor * configuration.learning_rate
-                for factor in method.tried.get("F", ())
-            ),
+            _peak(configuration, method.factor),
+            tried=tuple(_peak(configuration, f) for f in method.tried.get("F", ())),
             seeds=method.seeds,
         )
         for method in configuration.methods
@@ -58,3 +55,7 @@ def arguments(method: Method) -> str:
         else:
             words += [flag, str(value)]
     return " ".join([*words, *(["--overlap"] if method.overlap else [])])
+
+
+def _peak(configuration: Configuration, factor: float) -> float:
+    return round(factor * configuration.learning_rate, 6)

@@ -1,6 +1,6 @@
 """Quality against bytes, as both studies of the paper's tables show it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ COLORS = {
 """By the first words of a method's name."""
 
 
-def draw(label: str, shown: Study, records: Sequence[Mapping[str, Any]]) -> Figure:
+def draw(label: str, shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
     """The score against what was sent, and against time.
 
     Args:
@@ -31,7 +31,7 @@ def draw(label: str, shown: Study, records: Sequence[Mapping[str, Any]]) -> Figu
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for row in shown.table.rows:
-        runs = study.chosen(shown, list(records), row)
+        runs = study.chosen(shown, records, row)
         scores = [run["score"] for run in runs if run["score"] is not None]
         if not scores:
             continue

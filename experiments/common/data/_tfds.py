@@ -239,20 +239,15 @@ def open_imagenet(options: DataOptions) -> tuple[_ImageNet, _ImageNet]:
     parts = []
     for split in ("train", "validation"):
         open_split("imagenet2012", split, options)  # Raises if it is not there.
-        builder = _builder("imagenet2012", options)
-        raw = builder.as_data_source(
-            split,
-            decoders={"image": tfds.decode.SkipDecoding()},
+        source = _builder("imagenet2012", options).as_data_source(
+            split, decoders={"image": tfds.decode.SkipDecoding()}
         )
 
-        def labels(split=split, builder=builder):
-            small = builder.as_data_source(
-                split, decoders=tfds.decode.PartialDecoding({"label": True})
-            )
-            numbers = tqdm.tqdm(range(len(small)), f"labels of {split}", disable=None)
-            return {"label": np.array([small[i]["label"] for i in numbers], np.int32)}
+        def labels(split=split, source=source):
+            numbers = tqdm.tqdm(range(len(source)), f"labels of {split}", disable=None)
+            return {"label": np.array([source[i]["label"] for i in numbers], np.int32)}
 
         path = options.folder / f"imagenet2012-{split}-labels.npz"
         found = keep(path, labels)["label"]
-        parts.append(_ImageNet(raw, found, random=split == "train"))
+        parts.append(_ImageNet(source, found, random=split == "train"))
     return parts[0], parts[1]

@@ -1,0 +1,176 @@
+"""The papers' tables can be run as they are, and those of this machine were."""
+
+import importlib
+import json
+import pathlib
+import shlex
+
+import pytest
+from launch import mpirun
+
+from experiments import train
+from experiments.common import papers, study
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def scripts(call):
+    """Those that have such a call."""
+    return [
+        f"experiments.{path.parent.name}.{path.stem}"
+        for path in sorted((ROOT / "experiments").glob("*/table*.py"))
+        if call in path.read_text()
+    ]
+
+
+TABLES, STUDIES = scripts("papers.main(__file__"), scripts("study.main(__file__")
+
+pytestmark = pytest.mark.usefixtures("as_users")
+
+
+def test_there_is_a_script_for_each_table():
+    names = {script.removeprefix("experiments.") for script in TABLES}
+    assert names == {
+        "relaysgd.table2_cifar10",
+        "relaysgd.table3_imagenet",
+        "relaysgd.table4_ag_news",
+        "relaysgd.table5_cifar10",
+        "powergossip.table_cifar10",
+        "powergossip.table_wikitext2",
+        "acid.table_cifar10",
+        "acid.table_imagenet",
+    }
+    assert len(STUDIES) == 4
+
+
+@pytest.mark.parametrize("script", TABLES + STUDIES)
+def test_every_row_is_a_command_line(script):
+    module = importlib.import_module(script)
+    table = module.TABLE if script in TABLES else module.STUDY.table
+    rows = {(row.method, row.setting): row for row in table.rows}
+    assert len(rows) == len(table.rows)
+    variants = {} if script in TABLES else module.STUDY.variants
+    for row in table.rows:
+        assert not row.tried or row.learning_rate in row.tried, row
+        line = papers.command(table, row, row.learning_rate, row.seeds[0])
+        for variant in variants.get(row.method, ("",)):
+            config = train.parse([*line, *shlex.split(variant)])
+            train.check(config)
+        assert config.workers == (row.workers or table.workers)
+        assert config.base.learning_rate == row.learning_rate
+
+
+@pytest.mark.parametrize("script", TABLES)
+def test_a_table_is_listed_before_it_is_run(script, capsys):
+    module = importlib.import_module(script)
+    assert module.main([]) == []
+    shown = capsys.readouterr().out
+    for row in module.TABLE.rows:
+        assert f"{row.method} {row.setting}: experiments.train" in shown
+    for part in (f"python -m {script}", "mpirun -n", "#SBATCH", "srun python -m"):
+        assert part in module.__doc__
+
+
+@pytest.mark.parametrize("script", TABLES)
+def test_every_table_starts_in_simulation(script, capsys):
+    module = importlib.import_module(script)
+    records = module.main(["--smoke"])
+    algorithms = {row.algorithm for row in module.TABLE.rows}
+    assert len(records) == len(algorithms)
+    assert module.TABLE.title[:20] in capsys.readouterr().out
+
+
+METHODS = {
+    "relaysgd.table2_cifar10": "RelaySGD + momentum, double trees",
+    "relaysgd.table3_imagenet": "D-PSGD + quasi-global momentum, ring",
+    "relaysgd.table4_ag_news": "Relay-Adam, chain",
+    "relaysgd.table5_cifar10": "SGP, one-peer exponential",
+    "powergossip.table_cifar10": "PowerGossip, 2 iterations",
+    "powergossip.table_wikitext2": "CHOCO, sign",
+    "acid.table_cifar10": "A²CiD², rate 1",
+    "acid.table_imagenet": "baseline, rate 1",
+}
+
+
+@pytest.mark.xdist_group("mpi")
+@pytest.mark.parametrize("script", TABLES)
+def test_every_table_starts_under_mpirun(script):
+    method = METHODS[script.removeprefix("experiments.")]
+    result = mpirun(2, "-m", script, "--smoke", "--method", method)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("--workers 2") == 1 and method in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "RelaySGD"], "unknown --method 'RelaySGD'; choose from D-PSGD"),
+        (["--setting", "alpha 2"], "choose from alpha 0.01, alpha 0.1, alpha 1"),
+        (["--smoke", "--", "--epochs", "0"], "--epochs 0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_chosen_is_said(options, message, capsys):
+    module = importlib.import_module("experiments.relaysgd.table2_cifar10")
+    with pytest.raises(SystemExit) as stop:
+        module.main(options)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", STUDIES)
+def test_every_study_is_made(script, tmp_path, capsys):
+    module = importlib.import_module(script)
+    records = module.main(["--smoke", "--jobs", "1", "--output", str(tmp_path)])
+    name = script.rsplit(".", 1)[-1]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}.jsonl",
+        f"{name}.png",
+    }
+    head, *lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+    assert json.loads(head)["smoke"] is True
+    assert [json.loads(line) for line in lines] == records
+    assert {r["method"] for r in records} <= {r.method for r in module.STUDY.table.rows}
+    assert all(r["score"] is not None and r["megabytes"] > 0 for r in records)
+    assert module.STUDY.table.title[:20] in capsys.readouterr().out
+
+
+def row(method):
+    return papers.Row(method, "--algorithm dpsgd", 0.1)
+
+
+def test_a_study_tunes_borrows_and_repeats(tmp_path, monkeypatch):
+    """With the first seed; what is in the ledger is not run again."""
+    table = papers.Table("", "", 2, "", (row("a"), row("b"), row("c")), score="mean")
+    plan = study.Study(
+        table, (0.1, 0.2), (1, 2, 3), variants={"b": ("x", "y")}, borrowed={"c": "a"}
+    )
+    done = []
+
+    def execute(line):
+        done.append(line)
+        rate, seed = (
+            float(line[line.index(f"--{flag}") + 1])
+            for flag in ("learning-rate", "seed")
+        )
+        score = rate - 0.15 * ("x" in line) + seed / 1000
+        if rate == 0.2 and "y" in line:
+            return {"history": [], "megabytes": None, "error": "diverged"}
+        history = [{"epoch": 1, "mean": score, "scores": [score]}]
+        return {"history": history, "megabytes": 1.0, "error": None}
+
+    monkeypatch.setattr(study, "_execute", execute)
+    config = study.Config(jobs=1)
+    ledger = study.Ledger(tmp_path / "ledger.jsonl", smoke=False)
+    records = study.run(plan, config, ledger)
+    assert len(done) == len(records) == 2 + 4 + 1 + 3 * 2
+    best = {r.method: study.chosen(plan, records, r) for r in table.rows}
+    assert [run["seed"] for run in best["a"]] == [1, 2, 3]
+    assert {run["learning_rate"] for run in best["a"] + best["c"]} == {0.2}
+    assert {(r["learning_rate"], r["variant"]) for r in best["b"]} == {(0.1, "y")}
+    again = study.Ledger(tmp_path / "ledger.jsonl", smoke=False)
+    assert again.records == records
+    study.run(plan, config, again)
+    assert len(done) == len(records)
+    assert "a" in [
+        cell for column in study.results(plan, records).columns for cell in column.cells
+    ]
