@@ -354,7 +354,7 @@ def execute(run: Run) -> trainer.Outcome:
         rows.append(
             ("given up, collapsed, in epoch", f"{outcome.history[-1]['epoch']}")
         )
-    rows += run.job.describe(run.params)
+    rows += run.job.describe(run.params, outcome.history)
     run.job.save(folder, title)
     if folder.active:
         report.show_table(title, rows)

@@ -212,6 +212,7 @@ def test_rank_one_removes_the_factors_of_the_sign_variant_too():
     assert jnp.square(last - last.mean(0, keepdims=True)).sum() < 1e-4
 
 
+@pytest.mark.usefixtures("as_users")
 @pytest.mark.parametrize(
     ("iterations", "per_neighbor"), [(1, 19_410), (2, 32_508), (None, 1_089_896)]
 )

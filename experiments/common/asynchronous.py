@@ -238,8 +238,9 @@ class Virtual:
         """What a worker sends, on average and at most."""
         return megabytes(self.events, params)
 
-    def describe(self, params: Any) -> list[tuple[str, str]]:
+    def describe(self, params: Any, history: Any) -> list[tuple[str, str]]:
         """Rows of the final table: what the workers did."""
+        del history
         events = self.events
         averagings, duration = events.averaging_counts, events.duration
         return [

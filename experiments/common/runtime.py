@@ -268,8 +268,9 @@ class Live:
         """What a worker sent, on average and at most; once the run is over."""
         return megabytes(self.report.events, params)
 
-    def describe(self, params: Any) -> list[tuple[str, str]]:
+    def describe(self, params: Any, history: Any) -> list[tuple[str, str]]:
         """Rows of the final table: what the workers did."""
+        del history
         told, alive = self.report, self.ranks
         speed, idle = told.gradients_per_second[alive], told.idle_share[alive]
         rows = [

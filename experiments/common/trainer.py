@@ -24,8 +24,8 @@ from .tasks import Task
 
 CHUNK_BYTES, CHUNK_STEPS = 64 * 2**20, 500
 """Batches that are loaded together have at most so many bytes, and steps."""
-TIMED_STEPS = 3
-"""How many are timed where each is a program of its own."""
+TIMED_SECONDS = 1.0
+"""About how long the steps last that are timed together."""
 
 
 class Diverged(UsageError):
@@ -194,10 +194,16 @@ class Synchronous:
         cost = self.cost
         return cost.mean_bytes * steps / 1e6, cost.max_bytes * steps / 1e6
 
-    def describe(self, params: Any) -> list[tuple[str, str]]:
+    def describe(
+        self, params: Any, history: Sequence[dict[str, Any]]
+    ) -> list[tuple[str, str]]:
         """Rows of the final table: what steps cost; some are repeated for it."""
         total, gradient = time_steps(
-            self.task, (self.optimizer, self.base), self.communicator, params
+            self.task,
+            (self.optimizer, self.base),
+            self.communicator,
+            params,
+            self._count_timed(history[-1]),
         )
         gradient = min(total, gradient)  # Where averaging takes no time, noise is left.
         sent, most = self.megabytes(params)
@@ -216,6 +222,13 @@ class Synchronous:
             ]
         return rows
 
+    def _count_timed(self, last: dict[str, Any]) -> int:
+        """How many steps are repeated: as many as a chunk has, if they are fast."""
+        local = len(self.communicator.local_ranks)
+        paces = self.communicator.gather([last["seconds"] / last["step"]] * local)
+        most = max(1, int(TIMED_SECONDS / paces[0]))
+        return min(most, chunk_steps(self.task))
+
     def save(self, folder: RunFolder, title: str) -> None:
         """There are no pictures but those of every run."""
 
@@ -225,6 +238,7 @@ def time_steps(
     optimizers: Sequence[optax.GradientTransformation],
     communicator: djax.Communicator,
     params: Any,
+    steps: int,
     repeats: int = 5,
 ) -> list[float]:
     """Seconds of a step with each of several optimizers, measured in turns.
@@ -234,14 +248,14 @@ def time_steps(
       optimizers: what is compared.
       communicator: where the workers live.
       params: of the local workers, with their leading axis.
+      steps: how many are timed together.
       repeats: how often each is timed, after once that compiles.
 
     Returns:
       The shortest time of each, without compilation and loading of data.
     """
     model_state = jax.tree.map(jnp.asarray, task.model_state)
-    chunk = min(chunk_steps(task), TIMED_STEPS if task.dispatch else CHUNK_STEPS)
-    batches = jax.tree.map(jnp.asarray, task.batches(0, chunk))
+    batches = jax.tree.map(jnp.asarray, task.batches(0, steps))
     programs = [
         _make_steps(task.gradient_fn, optimizer, communicator, task.dispatch)
         for optimizer in optimizers
@@ -256,7 +270,7 @@ def time_steps(
         everyone[i], measured = programs[i](everyone[i], batches)
         jax.block_until_ready((everyone[i], measured))
         durations[repeat, i] = time.perf_counter() - began
-    return list(durations[1:].min(0) / chunk)
+    return list(durations[1:].min(0) / steps)
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,15 +12,20 @@ workers, as in its paper, there not; top-k sends indices of 32 bits, there of 64
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 import djax
 from djax import Communicator, Topology, compressors
+
+from ..common import models
+from ..common.optimizers import all_but_norms
 
 STEPS = 49
 """Of an epoch of CIFAR-10 among 8 workers, with batches of 128."""
@@ -111,57 +116,24 @@ class Configuration:
     steps_per_epoch: int | None = None
 
 
-def resnet20_shapes() -> dict[str, Any]:
-    """The parameters of ResNet-20 with batch normalization, 272,474 numbers.
-
-    Returns:
-      A tree in the layout of flax.
-    """
-
-    def layers(*kernels: tuple[int, ...]) -> dict[str, Any]:
-        tree: dict[str, Any] = {}
-        for i, kernel in enumerate(kernels):
-            vectors = {"scale": _shape(kernel[-1]), "bias": _shape(kernel[-1])}
-            tree[f"Conv_{i}"] = {"kernel": _shape(*kernel)}
-            tree[f"BatchNorm_{i}"] = vectors
-        return tree
-
-    tree, before = layers((3, 3, 3, 16)), 16
-    for block, width in enumerate(3 * [16] + 3 * [32] + 3 * [64]):
-        kernels = [(3, 3, before, width), (3, 3, width, width)]
-        if before != width:  # The residual connection has to change its width.
-            kernels.append((1, 1, before, width))
-        tree[f"Block_{block}"] = layers(*kernels)
-        before = width
-    tree["Dense_0"] = {"kernel": _shape(64, 10), "bias": _shape(10)}
-    return tree
+def resnet20_shapes() -> Any:
+    """The parameters of ResNet-20 with batch normalization, 272,474 numbers."""
+    return _shapes(models.IMAGE_MODELS["resnet20"](10), jnp.zeros((1, 32, 32, 3)))
 
 
-def lstm_shapes(vocabulary: int = 28_869, width: int = 650) -> dict[str, Any]:
+def lstm_shapes(vocabulary: int = 28_869) -> Any:
     """The parameters of the three-layer LSTM whose decoder is its embedding.
 
     Args:
       vocabulary: words; how many depends on the tokenizer.
-      width: of embedding and layers.
-
-    Returns:
-      A tree in the layout of PyTorch.
     """
-    layer = {
-        "weight_ih": _shape(4 * width, width),
-        "weight_hh": _shape(4 * width, width),
-        "bias_ih": _shape(4 * width),
-        "bias_hh": _shape(4 * width),
-    }
-    return {
-        "encoder": {"weight": _shape(vocabulary, width)},
-        **{f"rnn_{i}": layer for i in range(3)},
-        "decoder": {"bias": _shape(vocabulary)},
-    }
+    model = models.lstm(vocabulary)
+    return _shapes(model, jnp.zeros((1, 1), jnp.int32), model.initial_carry(1))
 
 
-def _shape(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
+def _shapes(model: nn.Module, *inputs: Any) -> Any:
+    init = functools.partial(model.init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
 
 
 def _power_gossip(
@@ -414,7 +386,9 @@ def make_optimizer(
     if configuration.clip:
         links.append(optax.clip_by_global_norm(configuration.clip))
     if configuration.weight_decay:
-        links.append(optax.add_decayed_weights(configuration.weight_decay, is_decayed))
+        links.append(
+            optax.add_decayed_weights(configuration.weight_decay, all_but_norms)
+        )
     rate = learning_rate(configuration, method, steps_per_epoch)
     links.append(
         optax.sgd(rate, configuration.momentum, nesterov=configuration.nesterov)
@@ -439,22 +413,3 @@ def make_mechanism(
     if method.mechanism is djax.all_reduce:
         return djax.all_reduce(communicator, **options)
     return method.mechanism(topology, communicator, **options)
-
-
-def is_decayed(params: Any) -> Any:
-    """Which parameters decay: all but those of normalization layers.
-
-    Args:
-      params: a tree of dictionaries, in which those layers' names begin with
-        `BatchNorm` or `bn`.
-
-    Returns:
-      A tree of truth values.
-    """
-
-    def decays(path, leaf):
-        del leaf
-        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        return not any(name.startswith(("BatchNorm", "bn")) for name in names)
-
-    return jax.tree_util.tree_map_with_path(decays, params)

@@ -166,7 +166,7 @@ def _read_wiki(path: pathlib.Path) -> list[str]:
 def sotu(
     options: DataOptions,
     level: Literal["word", "character"] = "word",
-    vocabulary: int = 10_000,
+    vocabulary: int = 2_000,
     held_out: int = 10,
 ) -> Corpus:
     """The State of the Union: 249 speeches of presidents, from 1790 to 2026.

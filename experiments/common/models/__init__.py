@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from ._distilbert import distilbert
 from ._distilbert import load_distilbert as load_distilbert
-from ._lstm import lstm
+from ._lstm import lstm as lstm
 from ._mlp import MLP as MLP
 from ._mlp import mlp
 from ._norms import BATCH_NORM_MOMENTUM as BATCH_NORM_MOMENTUM

@@ -41,7 +41,7 @@ class LSTM(nn.Module):
 
     def initial_carry(self, batch: int) -> Carry:
         """What the first step of a text starts from: zeros."""
-        zeros = jnp.zeros((batch, self.layers, self.hidden))
+        zeros = jnp.zeros((batch, self.layers, self.hidden), jnp.float32)
         return zeros, zeros
 
     @nn.compact
@@ -59,7 +59,9 @@ class LSTM(nn.Module):
           Logits, `float32[batch, time, vocabulary]`, and the next carry.
         """
         init = uniform(self.bound)
-        embedding = self.param("encoder", init, (self.vocabulary, self.hidden))
+        embedding = self.param(
+            "encoder", init, (self.vocabulary, self.hidden), jnp.float32
+        )
         x = self._drop(embedding[tokens].astype(self.dtype), train)
         outputs, cells = [], []
         for layer in range(self.layers):
@@ -67,7 +69,9 @@ class LSTM(nn.Module):
             x = self._drop(x, train)
             outputs.append(h)
             cells.append(c)
-        bias = self.param("decoder_bias", nn.initializers.zeros, (self.vocabulary,))
+        bias = self.param(
+            "decoder_bias", nn.initializers.zeros, (self.vocabulary,), jnp.float32
+        )
         logits = x @ embedding.T.astype(self.dtype)
         carry = jnp.stack(outputs, axis=1), jnp.stack(cells, axis=1)
         return logits.astype(jnp.float32) + bias, carry
@@ -78,10 +82,10 @@ class LSTM(nn.Module):
     def _layer(self, layer, x, carry):
         """All steps of a layer; `[batch, time, hidden]`."""
         shape, init = (self.hidden, 4 * self.hidden), uniform(self.bound)
-        weight_ih = self.param(f"weight_ih_{layer}", init, shape)
-        weight_hh = self.param(f"weight_hh_{layer}", init, shape)
-        bias_ih = self.param(f"bias_ih_{layer}", init, shape[1:])
-        bias_hh = self.param(f"bias_hh_{layer}", init, shape[1:])
+        weight_ih = self.param(f"weight_ih_{layer}", init, shape, jnp.float32)
+        weight_hh = self.param(f"weight_hh_{layer}", init, shape, jnp.float32)
+        bias_ih = self.param(f"bias_ih_{layer}", init, shape[1:], jnp.float32)
+        bias_hh = self.param(f"bias_hh_{layer}", init, shape[1:], jnp.float32)
         # What does not depend on the steps before is one matrix product.
         inputs = x @ weight_ih.astype(self.dtype)
         inputs = inputs.astype(jnp.float32) + (bias_ih + bias_hh)

@@ -26,8 +26,8 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `[batch, H, W, C]` to the same shape."""
         channels, axes = x.shape[-1], tuple(range(x.ndim - 1))
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         wide = x.astype(jnp.float32)
         if self.running and not train:
             center, spread = (found.value for found in self._running(channels))
@@ -40,8 +40,10 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
     def _running(self, channels):
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-        return mean, self.variable("batch_stats", "var", jnp.ones, (channels,))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        return mean, self.variable(
+            "batch_stats", "var", jnp.ones, (channels,), jnp.float32
+        )
 
     def _update(self, center, spread, count):
         mean, var = self._running(len(center))
@@ -74,9 +76,9 @@ class EvoNormS0(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[batch, H, W, C]` to the same shape."""
         channels = x.shape[-1]
-        gamma = self.param("gamma", nn.initializers.ones, (channels,))
-        beta = self.param("beta", nn.initializers.zeros, (channels,))
-        v = self.param("v", nn.initializers.ones, (channels,))
+        gamma = self.param("gamma", nn.initializers.ones, (channels,), jnp.float32)
+        beta = self.param("beta", nn.initializers.zeros, (channels,), jnp.float32)
+        v = self.param("v", nn.initializers.ones, (channels,), jnp.float32)
         wide = x.astype(jnp.float32)
         groups = min(self.groups, channels)
         cut = wide.reshape(*x.shape[:-1], groups, channels // groups)

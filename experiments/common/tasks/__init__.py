@@ -41,7 +41,7 @@ _IMAGES = {
 _TEXTS = {"ag_news": _Default("distilbert", epochs=10)}
 _CORPORA = {
     "wikitext2": _Default("lstm", epochs=90),
-    "sotu": _Default("lstm", {"layers": 1, "hidden": 128, "dropout": 0.0}, epochs=5),
+    "sotu": _Default("lstm", {"layers": 1, "hidden": 128, "dropout": 0.0}, epochs=3),
 }
 TASKS = ("quadratics", *_IMAGES, *_TEXTS, *_CORPORA)
 PRECISIONS = ("float32", "bfloat16")
