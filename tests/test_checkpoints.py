@@ -118,6 +118,40 @@ def test_a_killed_job_is_resumed(tmp_path):
     check_kills(lambda *command: mpirun(4, *command), tmp_path)
 
 
+TOLD = """
+import os, signal, sys
+from experiments import train
+from experiments.common import runtime
+
+class Told(runtime.Live):
+    def train(self, params, evaluations, report, advance):
+        passed = 0.0
+        def show(epochs):
+            nonlocal passed
+            advance(epochs)
+            passed += epochs
+            if passed > 2 and os.environ["PMI_RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGTERM)
+        return super().train(params, evaluations, report, show)
+
+runtime.Live = Told
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.xdist_group("mpi")
+def test_workers_that_do_not_wait_end_and_go_on_together(tmp_path):
+    options = ("--algorithm", "a2cid2", "--epochs", "5", "--runs", f"{tmp_path}/runs")
+    options += ("--checkpoints", f"{tmp_path}/saved", "--resume")
+    stopped = mpirun(2, "-c", TOLD, *options)
+    assert stopped.returncode == 0, stopped.stderr
+    assert stopped.stderr.count("stopped by SIGTERM; to go on") == 1
+    ended = mpirun(2, "-m", "experiments.train", *options)
+    assert ended.returncode == 0, ended.stderr
+    records = metrics(tmp_path / "runs")
+    assert 2 < records[0]["epoch"] < 4 and abs(records[-1]["epoch"] - 5) < 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -30,7 +30,16 @@ def last_record(runs):
 @over_mpi
 @pytest.mark.parametrize(
     ("size", "algorithm"),
-    [(4, "--algorithm dpsgd"), (3, "--algorithm relay_sgd --topology chain")],
+    [
+        (4, "--algorithm dpsgd"),
+        (3, "--algorithm relay_sgd --topology chain"),
+        (
+            2,
+            "--task fashion_mnist --mock --model resnet8 --model-options width 0.125 "
+            "--steps-per-epoch 2 --split reshuffled --task-options augment True "
+            "--consensus-rate 0.5",
+        ),
+    ],
 )
 def test_simulation_and_mpi_print_the_same(size, algorithm, tmp_path):
     options = ("--seed", "1", "--drop-probability", "0.05", "--epochs", "4")
