@@ -38,6 +38,7 @@ from .common import (
     partition,
     report,
     runtime,
+    synchronous,
     tasks,
     trainer,
 )
@@ -165,7 +166,7 @@ class Run:
             self.communicator,
             tensorboard=config.tensorboard,
         )
-        if isinstance(self.job, trainer.Synchronous) and self.job.saver is not None:
+        if isinstance(self.job, synchronous.Synchronous) and self.job.saver is not None:
             self.job.saver.fall_back(self.folder.path / "checkpoints")
 
     def train(
@@ -186,7 +187,7 @@ class Run:
         evaluations = min(self.config.evaluations, self.epochs)
         return self.job.train(self.params, evaluations, report, advance)
 
-    def _make_synchronous(self, model) -> trainer.Synchronous:
+    def _make_synchronous(self, model) -> synchronous.Synchronous:
         config = self.config
         optimizer = algorithms.make_optimizer(
             config.averaging,
@@ -195,7 +196,7 @@ class Run:
             self.topologies,
             self.communicator,
         )
-        return trainer.Synchronous(
+        return synchronous.Synchronous(
             self.task,
             optimizer,
             optimizers.make_base(config.base, self.steps),

@@ -70,16 +70,16 @@ import os, signal, sys
 from experiments import train
 from experiments.common import trainer
 
-save, (name, rank, step) = trainer.Synchronous._save, sys.argv[1:4]
+save, (name, rank, step) = trainer._save, sys.argv[1:4]
 
-def save_or_die(self, workers, position, termination):
+def save_or_die(saver, communicator, workers, position, *rest):
     if position.step == int(step) and os.environ.get("PMI_RANK", "0") == rank:
         if name == "SIGKILL":  # What it saved before is still being written.
-            self.saver._manager.wait_until_finished()
+            saver._manager.wait_until_finished()
         os.kill(os.getpid(), getattr(signal, name))
-    save(self, workers, position, termination)
+    save(saver, communicator, workers, position, *rest)
 
-trainer.Synchronous._save = save_or_die
+trainer._save = save_or_die
 train.main(sys.argv[4:])
 """
 OPTIONS = ("--algorithm", "relay_sgd", "--topology", "chain", "--batch-size", "16")

@@ -1,0 +1,169 @@
+"""Training in steps that all workers take together."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import djax
+from djax import simulation
+
+from . import trainer
+from .checkpoints import Saver
+from .report import RunFolder
+from .tasks import Task
+
+TIMED_SECONDS = 1.0
+"""About how long the steps last that are timed together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Synchronous:
+    """A training in steps that all workers take together.
+
+    Attributes:
+      task: what is learned.
+      optimizer: the chain with the mechanism.
+      base: the same without.
+      communicator: where the workers live.
+      epochs: passes over the data.
+      cost: what a step sends.
+      rounds: when the steps are on virtual clocks, or None.
+      saver: of checkpoints, or None.
+      collapse: an epoch, and the score that the best worker has to have by then for the
+        training to go on; or None.
+    """
+
+    task: Task
+    optimizer: optax.GradientTransformation
+    base: optax.GradientTransformation
+    communicator: djax.Communicator
+    epochs: int
+    cost: djax.CommunicationCost
+    rounds: djax.asynchronous.Rounds | None = None
+    saver: Saver | None = None
+    collapse: tuple[float, float] | None = None
+
+    @property
+    def ranks(self) -> range:
+        """The workers that come to the end."""
+        return range(self.communicator.size)
+
+    def train(
+        self,
+        params: Any,
+        evaluations: int,
+        report: Callable[[dict[str, Any]], None],
+        advance: Callable[[float], object],
+    ) -> trainer.Outcome:
+        """See :func:`experiments.common.trainer.train`.
+
+        The records have the virtual `time`, if there is one.
+        """
+
+        def timed(record):
+            if self.rounds is not None:
+                record["time"] = float(self.rounds.end[record["step"] - 1])
+            report(record)
+
+        return trainer.train(
+            self.task,
+            self.optimizer,
+            self.communicator,
+            params,
+            self.epochs,
+            evaluations,
+            timed,
+            advance,
+            saver=self.saver,
+            collapse=self.collapse,
+        )
+
+    def megabytes(self, params: Any) -> tuple[float, float]:
+        """What a worker sends, on average and at most."""
+        del params  # The cost knows them.
+        steps = self.epochs * self.task.steps_per_epoch
+        cost = self.cost
+        return cost.mean_bytes * steps / 1e6, cost.max_bytes * steps / 1e6
+
+    def describe(
+        self, params: Any, history: Sequence[dict[str, Any]]
+    ) -> list[tuple[str, str]]:
+        """Rows of the final table: what steps cost; some are repeated for it."""
+        total, gradient = time_steps(
+            self.task,
+            (self.optimizer, self.base),
+            self.communicator,
+            params,
+            self._count_timed(history[-1]),
+        )
+        gradient = min(total, gradient)  # Where averaging takes no time, noise is left.
+        sent, most = self.megabytes(params)
+        messages = self.cost.mean_messages * self.epochs * self.task.steps_per_epoch
+        rows = [
+            ("MB sent per worker, mean (largest)", f"{sent:.5g} ({most:.5g})"),
+            ("messages sent per worker", f"{messages:.5g}"),
+            ("time per step", f"{total * 1e3:.3g} ms"),
+            ("  of it gradient and base optimizer", f"{gradient * 1e3:.3g} ms"),
+            ("  of it communication", f"{(total - gradient) * 1e3:.3g} ms"),
+        ]
+        if self.rounds is not None:
+            rows += [
+                ("virtual time", f"{self.rounds.end[-1]:.5g}"),
+                ("idle share of the workers' time", f"{self.rounds.idle_share:.1%}"),
+            ]
+        return rows
+
+    def _count_timed(self, last: dict[str, Any]) -> int:
+        """How many steps are repeated: as many as a chunk has, if they are fast."""
+        local = len(self.communicator.local_ranks)
+        paces = self.communicator.gather([last["seconds"] / last["step"]] * local)
+        most = max(1, int(TIMED_SECONDS / paces[0]))
+        return min(most, trainer.chunk_steps(self.task))
+
+    def save(self, folder: RunFolder, title: str) -> None:
+        """There are no pictures but those of every run."""
+
+
+def time_steps(
+    task: Task,
+    optimizers: Sequence[optax.GradientTransformation],
+    communicator: djax.Communicator,
+    params: Any,
+    steps: int,
+    repeats: int = 5,
+) -> list[float]:
+    """Seconds of a step with each of several optimizers, measured in turns.
+
+    Args:
+      task: what is learned; its first steps are repeated.
+      optimizers: what is compared.
+      communicator: where the workers live.
+      params: of the local workers, with their leading axis.
+      steps: how many are timed together.
+      repeats: how often each is timed, after once that compiles.
+
+    Returns:
+      The shortest time of each, without compilation and loading of data.
+    """
+    model_state = jax.tree.map(jnp.asarray, task.model_state)
+    batches = jax.tree.map(jnp.asarray, task.batches(0, steps))
+    programs = [
+        trainer.make_steps(task, optimizer, communicator) for optimizer in optimizers
+    ]
+    everyone = [
+        simulation.init_workers(optimizer, communicator, params, model_state)
+        for optimizer in optimizers
+    ]
+    durations = np.empty((repeats + 1, len(programs)))
+    for repeat, i in np.ndindex(durations.shape):
+        began = time.perf_counter()
+        everyone[i], measured = programs[i](everyone[i], batches)
+        jax.block_until_ready((everyone[i], measured))
+        durations[repeat, i] = time.perf_counter() - began
+    return list(durations[1:].min(0) / steps)
