@@ -158,7 +158,7 @@ def test_workers_that_do_not_wait_end_and_go_on_together(tmp_path):
         ("", "has some already; add --resume"),
         ("--resume --learning-rate 0.3", "run with --learning-rate 0.1, this one"),
         ("--resume --workers 3", "is of a run with other processes"),
-        ("--resume --keep 0", "--keep 0 must be at least 1"),
+        ("--resume --keep-checkpoints 0", "--keep-checkpoints 0 must be at least 1"),
         ("--resume --checkpoint-every 0", "--checkpoint-every 0.0 must be positive"),
     ],
 )
@@ -172,7 +172,9 @@ def test_checkpoints_of_another_run_are_refused(options, message, tmp_path, caps
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
-    options = f"--checkpoints {tmp_path}/saved --checkpoint-every 0.0001 --keep 3"
+    options = (
+        f"--checkpoints {tmp_path}/saved --checkpoint-every 0.0001 --keep-checkpoints 3"
+    )
     train.main(f"--epochs 6 --runs {tmp_path} {options}".split())
     steps = {path.name for path in (tmp_path / "saved" / "workers_0-3_of_4").iterdir()}
     assert steps == {"33", "44", "55"}

@@ -28,7 +28,7 @@ class Saving:
     all."""
     checkpoint_every: float = 600.0
     """Seconds between them."""
-    keep: int = 2
+    keep_checkpoints: int = 2
     """How many are kept, the last ones."""
     resume: bool = False
     """Go on from the last one, if there is one."""
@@ -46,8 +46,10 @@ def check_saving(options: Saving) -> None:
         raise UsageError(
             f"--checkpoint-every {options.checkpoint_every} must be positive."
         )
-    if options.keep < 1:
-        raise UsageError(f"--keep {options.keep} must be at least 1.")
+    if options.keep_checkpoints < 1:
+        raise UsageError(
+            f"--keep-checkpoints {options.keep_checkpoints} must be at least 1."
+        )
 
 
 class Saver:
@@ -139,7 +141,7 @@ class Saver:
         if self._manager is None:
             ocp = _orbax()
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._options.keep, create=True
+                max_to_keep=self._options.keep_checkpoints, create=True
             )
             self._manager = ocp.CheckpointManager(own, options=options)
         return self._manager

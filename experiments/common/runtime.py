@@ -202,7 +202,10 @@ class Live:
         if saving.checkpoints is None:
             return None
         return asynchronous.Checkpoints(
-            saving.checkpoints, saving.checkpoint_every, saving.keep, saving.resume
+            saving.checkpoints,
+            saving.checkpoint_every,
+            saving.keep_checkpoints,
+            saving.resume,
         )
 
     def _check_stopped(self, requested: bool) -> None:

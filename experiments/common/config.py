@@ -1,0 +1,139 @@
+"""A training as the command line describes it."""
+
+import contextlib
+import dataclasses
+import pathlib
+from typing import Literal
+
+import djax
+from djax import communicators, topologies
+
+from . import algorithms, asynchronous, checkpoints, errors, optimizers, runtime
+from .data import DataOptions
+from .errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    base: optimizers.BaseOptimizer
+    averaging: algorithms.Algorithm
+    clocks: asynchronous.Clocks
+    runtime: runtime.Runtime
+    data: DataOptions
+    saving: checkpoints.Saving
+    task: str = "digits"
+    """What is learned: digits, fashion_mnist, cifar10, imagenet2012 (images), ag_news
+    (classes of texts), sotu, wikitext2 (the next word or character), or quadratics."""
+    task_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Its own arguments, as in `dim 20 noise 0.1` or `level character`."""
+    model: str | None = None
+    """The model, of images mlp, vgg11, resnet8, resnet20, resnet18, resnet50 or
+    resnet18_evonorm; by default the task's own."""
+    model_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Its arguments, as in `hidden "(64,)"` or `width 0.5`."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """In which models compute; parameters and messages are float32."""
+    topology: str = "ring"
+    """Who talks to whom: ring, chain, star, complete, torus, hypercube, exponential,
+    binary_tree, regular_tree, social_network or double_binary_trees (two, for half of
+    the coordinates each). Relays need trees; sgp has a graph of its own, the one-peer
+    exponential, and all_reduce_sgd needs none."""
+    weights: str = "metropolis"
+    """Mixing weights of gossip: metropolis, uniform, lazy, or a number for every
+    edge."""
+    split: str | None = None
+    """Who holds which samples: iid, dirichlet:ALPHA, shards:K, reshuffled (iid, anew in
+    each epoch) or whole (each worker has all of them); of texts contiguous or iid. By
+    default dirichlet:0.1, of texts contiguous."""
+    workers: int | None = None
+    """Number of workers: 4 by default; under mpirun, the number of ranks."""
+    communicator: Literal["auto", "simulated", "mesh", "mpi"] = "auto"
+    """How messages travel; auto is mpi under a launcher, else simulated."""
+    drop_probability: float = 0.0
+    """Probability with which a message is lost."""
+    batch_size: int = 32
+    """Samples of one worker's step; rows of a text."""
+    accumulation: int = 1
+    """Parts of a batch whose gradients are computed one after another."""
+    epochs: int | None = None
+    """Passes over the data; by default the task's own, 40 of the digits."""
+    steps_per_epoch: int | None = None
+    """Steps that are called an epoch, if not as many as one pass over the data has."""
+    evaluations: int = 20
+    """How often the models are evaluated, spread over the training."""
+    collapse: tuple[float, float] | None = None
+    """An epoch and a score: end there if no worker is better."""
+    seed: int = 0
+    """Of the split, the start, the batches and the losses of messages."""
+    name: str | None = None
+    """Name of the run's folder; by default task, algorithm and topology."""
+    runs: pathlib.Path = pathlib.Path("runs")
+    """Where the run's folder is made."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard, too."""
+
+
+def check(config: Config) -> None:
+    """Raises UsageError for numbers out of range, and options that do not fit."""
+    for name in ("epochs", "steps_per_epoch", "evaluations"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            flag = f"--{name}".replace("_", "-")
+            raise UsageError(f"{flag} {value} must be at least 1.")
+    if not 0 <= config.seed < 2**32:
+        raise UsageError(f"--seed {config.seed} must be in [0, 2**32).")
+    if config.name is not None and pathlib.Path(config.name).name != config.name:
+        raise UsageError(f"--name {config.name!r} must be a plain folder name.")
+    checkpoints.check_saving(config.saving)
+
+
+UNESSENTIAL = {"saving", "runs", "name", "tensorboard", "data"}
+"""What may differ between a run and the one that goes on with its checkpoints."""
+
+
+def identify(config: Config) -> dict[str, str]:
+    """What two runs have in common of which one goes on with the other's workers."""
+    found = {}
+    for name, value in dataclasses.asdict(config).items():
+        if name in UNESSENTIAL:
+            continue
+        parts = value if isinstance(value, dict) else {name: value}
+        found |= {f"{name}.{key}": repr(part) for key, part in parts.items()}
+    return found
+
+
+def make_communicator(config: Config) -> djax.Communicator:
+    """Chooses where the workers live."""
+    kind, ranks = config.communicator, communicators.launcher_size()
+    if kind == "auto":
+        kind = "simulated" if ranks is None else "mpi"
+    losses = {"drop_probability": config.drop_probability, "drop_seed": config.seed}
+    if kind != "mpi":
+        if (ranks or 1) > 1:
+            raise UsageError(
+                f"--communicator {kind} runs all workers in one process, but the "
+                f"launcher started {ranks}; leave mpirun away, or use mpi."
+            )
+        workers = 4 if config.workers is None else config.workers
+        return getattr(communicators, kind)(workers, **losses)
+    if ranks is None:
+        raise UsageError("--communicator mpi needs mpirun: mpirun -n 4 python -m ...")
+    communicator = communicators.mpi(**losses)
+    if config.workers not in (None, communicator.size):
+        raise UsageError(
+            f"--workers {config.workers}, but mpirun started {communicator.size} "
+            f"ranks; use mpirun -n {config.workers}, or leave --workers away."
+        )
+    return communicator
+
+
+def make_topologies(config: Config, size: int) -> tuple[djax.Topology, ...]:
+    """Builds the graph that the command line names, or its pair of trees."""
+    names = (*topologies.BUILDERS, "double_binary_trees")
+    build = getattr(topologies, errors.lookup("--topology", config.topology, names))
+    weights = config.weights
+    with contextlib.suppress(ValueError):
+        weights = float(weights)
+    built = build(size, weights=weights)
+    return (built,) if isinstance(built, djax.Topology) else built
