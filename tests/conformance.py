@@ -289,9 +289,10 @@ def train(
     steps=20,
     learning_rate=0.1,
     dtype=jnp.float32,
+    trace=False,
     **extra_args,
-) -> np.ndarray:
-    """Runs all steps in one scan; returns `[local workers, DIM]`."""
+):
+    """Runs all steps in one scan, or only traces them; `[local workers, DIM]`."""
     optimizer = optax.chain(optax.sgd(learning_rate), mechanism)
 
     def worker(hessian, target, x):
@@ -307,7 +308,9 @@ def train(
 
     size, local = communicator.size, np.asarray(communicator.local_ranks)
     hessian, target, _ = quadratics(size)
-    arrays = (jnp.asarray(a[local], dtype) for a in (hessian, target, start(size)))
+    arrays = [jnp.asarray(a[local], dtype) for a in (hessian, target, start(size))]
+    if trace:
+        return jax.eval_shape(communicator.spmd(worker), *arrays)
     return np.asarray(jax.jit(communicator.spmd(worker))(*arrays))
 
 

@@ -13,8 +13,6 @@ from djax import communicators, topologies
 SIZE = 8
 GRAPHS = {
     "ring": topologies.ring,
-    "star": topologies.star,
-    "complete": topologies.complete,
     "exponential": topologies.exponential,
     "binary_tree": topologies.binary_tree,
 }
@@ -92,7 +90,8 @@ def test_preserves_dtypes_and_carries_a_stable_state(name, dtype):
     # The scan inside fails if the state changes its structure, shapes or dtypes.
     topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
     mechanism = make(name, topology, communicator)
-    assert train(mechanism, communicator, steps=2, dtype=dtype).dtype == dtype
+    found = train(mechanism, communicator, steps=2, dtype=dtype, trace=True)
+    assert found.dtype == dtype
 
 
 @each_algorithm
@@ -129,13 +128,13 @@ def test_needs_parameters(name):
     topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
     mechanism = make(name, topology, communicator)
     params = jnp.ones((SIZE, 3))
-    state = communicator.spmd(mechanism.init)(params)
+    state = jax.eval_shape(communicator.spmd(mechanism.init), params)
     update = communicator.spmd(lambda u, s: mechanism.update(u, s))
     if not ALGORITHMS[name].averages_models:
-        update(params, state)
+        jax.eval_shape(update, params, state)
         return
     with pytest.raises(ValueError, match="params"):
-        update(params, state)
+        jax.eval_shape(update, params, state)
 
 
 @each_algorithm
@@ -173,7 +172,9 @@ def test_updates_keep_their_own_dtype(name):
 
     for mine, theirs in (("float32", "bfloat16"), ("bfloat16", "float32")):
         with jax.numpy_dtype_promotion("standard"):
-            out = communicator.spmd(worker)(
-                jnp.ones((SIZE, 3), mine), jnp.ones((SIZE, 3), theirs)
+            out = jax.eval_shape(
+                communicator.spmd(worker),
+                jnp.ones((SIZE, 3), mine),
+                jnp.ones((SIZE, 3), theirs),
             )
         assert out.dtype == theirs

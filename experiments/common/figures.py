@@ -9,7 +9,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich.console
 import rich.table
@@ -31,20 +31,29 @@ class Config:
     """Where the files go: by default results/ beside the script; --smoke: runs/."""
 
 
-def configure(script: str, doc: str | None, arguments: Sequence[str] | None) -> Config:
+C = TypeVar("C", bound=Config)
+
+
+def configure(
+    script: str,
+    doc: str | None,
+    arguments: Sequence[str] | None,
+    kind: type[C] = Config,
+) -> C:
     """Reads the command line of a figure's script.
 
     Args:
       script: its `__file__`.
       doc: its docstring, the help text.
       arguments: by default those of the process.
+      kind: with further options.
 
     Returns:
       The configuration, with an output folder that exists.
     """
     path = pathlib.Path(script)
     config = tyro.cli(
-        Config,
+        kind,
         prog=f"python -m experiments.{path.parent.name}.{path.stem}",
         description=doc,
         args=arguments,

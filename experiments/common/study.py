@@ -22,7 +22,6 @@ import numpy as np
 import rich.console
 import rich.table
 import tqdm
-import tyro
 
 from .. import train
 from . import figures, papers, report, trainer
@@ -33,13 +32,9 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(figures.Config):
     """How a study is made."""
 
-    smoke: bool = False
-    """Tiny sizes and random data: shows that it runs, not what the paper shows."""
-    output: pathlib.Path | None = None
-    """Where the files go: by default results/ beside the script; --smoke: runs/."""
     jobs: int = os.cpu_count() or 1
     """Runs at the same time, each a process of one thread; a single one has all."""
     draw: bool = False
@@ -64,30 +59,6 @@ class Study:
     seeds: tuple[int, ...] = (1, 2, 3)
     variants: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     borrowed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def configure(script: str, doc: str | None, arguments: Sequence[str] | None) -> Config:
-    """Reads the command line of a study's script.
-
-    Args:
-      script: its `__file__`.
-      doc: its docstring, the help text.
-      arguments: by default those of the process.
-
-    Returns:
-      The configuration, with an output folder that exists.
-    """
-    path = pathlib.Path(script)
-    config = tyro.cli(
-        Config,
-        prog=f"python -m experiments.{path.parent.name}.{path.stem}",
-        description=doc,
-        args=arguments,
-    )
-    default = pathlib.Path("runs") if config.smoke else path.parent / "results"
-    output = config.output or default
-    output.mkdir(parents=True, exist_ok=True)
-    return dataclasses.replace(config, output=output)
 
 
 class Ledger:
@@ -158,7 +129,7 @@ def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
 
     Args:
       study: what is run.
-      config: from :func:`configure`.
+      config: from the command line.
       ledger: where the records are.
 
     Returns:
@@ -199,7 +170,7 @@ def main(
     Returns:
       The records: what was run, the score, and how it came about.
     """
-    config = configure(script, doc, arguments)
+    config = figures.configure(script, doc, arguments, Config)
     assert config.output is not None
     path = config.output / pathlib.Path(script).stem
     if config.smoke:
