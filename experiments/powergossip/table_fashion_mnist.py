@@ -59,7 +59,7 @@ STUDY = Study(
         "PowerGossip on Fashion-MNIST: mean test accuracy of the workers in %",
         """
         --task fashion_mnist --task-options pool 2 --model resnet8 --split reshuffled
-        --topology ring --batch-size 32 --epochs 5 --evaluations 5 --weight-decay 1e-4
+        --topology ring --batch-size 32 --epochs 5 --evaluations 2 --weight-decay 1e-4
         --decayed all_but_norms --optimizer-options momentum 0.9 nesterov True
         --warmup 0.05 --decay-at 0.5 0.75
         """,
@@ -74,7 +74,7 @@ STUDY = Study(
         ),
         score="mean",
     ),
-    rates=(0.05, 0.1, 0.2),
+    rates=(0.1, 0.2, 0.4),
     variants={
         method: tuple(f"--consensus-rate {rate}" for rate in rates)
         for method, rates in TUNED.items()
