@@ -58,10 +58,10 @@ class Run:
         check(config)
         self.communicator = make_communicator(config)
         local = self.communicator.local_ranks
+        agreed = dataclasses.asdict(config) | {"jax": jax.__version__}
+        del agreed["runs"]  # Rank 0's is where the folder is made.
         communicators.check_agreement(
-            self.communicator,
-            "the configurations",
-            [dataclasses.asdict(config) | {"jax": jax.__version__}] * len(local),
+            self.communicator, "the configurations", [agreed] * len(local)
         )
         size = self.communicator.size
         self.topologies = make_topologies(config, size)

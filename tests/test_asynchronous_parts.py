@@ -1056,7 +1056,7 @@ def test_a_run_for_a_time_counts_nothing(monkeypatch):
     assert told() == {1: [], 2: []}
     members.own.ready = True
     members.tell()
-    assert told()[2] == [["status", 50, True, False, "starting"]]
+    assert told()[2] == [["status", 50, True, False, "starting", False]]
 
 
 # ---- The end ---------------------------------------------------------------------

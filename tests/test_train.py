@@ -84,6 +84,9 @@ def test_without_communication_they_do_not(tmp_path):
     "options",
     [
         "--workers 32 --topology social_network",
+        "--workers 4 --communicator mesh --algorithm choco_sgd --consensus-rate 0.2",
+        "--workers 2 --communicator mesh --task cifar10 --mock --model resnet8 "
+        "--steps-per-epoch 2 --batch-size 4 --model-options width 0.125",
         "--workers 32 --topology torus",
         "--workers 32 --topology exponential --weights lazy",
         "--workers 32 --topology hypercube --overlap",

@@ -234,8 +234,9 @@ class Virtual:
         end = simulation.Workers(moment.params, moment.state, moment.model_state)
         return Outcome(end, history)
 
-    def megabytes(self, params: Any) -> tuple[float, float]:
-        """What a worker sends, on average and at most."""
+    def megabytes(self, params: Any, history: Any) -> tuple[float, float]:
+        """What a worker sent, on average and at most."""
+        del history
         return megabytes(self.events, params)
 
     def describe(self, params: Any, history: Any) -> list[tuple[str, str]]:

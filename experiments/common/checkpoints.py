@@ -95,26 +95,28 @@ class Saver:
 
     def _find(self, folder: pathlib.Path) -> int | None:
         """The last step that all processes have; newer ones are removed."""
-        names = [path.name for path in folder.glob("workers_*_of_*")]
+        names = {path.name for path in folder.glob("workers_*_of_*")}
         own = self._own_folder(folder)
         steps = self._open(own).all_steps() if own.name in names else []
         local = self._communicator.local_ranks
-        everyones = self._communicator.gather([(names, steps)] * len(local))
-        found = sorted(name for names, _ in everyones for name in names)
-        if not found:
-            return None
-        if not any(steps for _, steps in everyones) and not self._manager:
+        everyones = self._communicator.gather([(own.name, names, steps)] * len(local))
+        expected = {name for name, _, _ in everyones}
+        others = set().union(*(names for _, names, _ in everyones)) - expected
+        if others:
             raise UsageError(
                 f"--checkpoints {folder} is of a run with other processes, "
-                f"{found[0]}; choose another folder."
+                f"{min(others)}; choose another folder."
             )
+        if not any(steps for _, _, steps in everyones):
+            return None
         if not self._options.resume:
             raise UsageError(
                 f"--checkpoints {folder} has some already; add --resume to go on from "
                 "the last one, or choose another folder."
             )
-        self._compare(folder)
-        common = set.intersection(*(set(steps) for _, steps in everyones))
+        common = set.intersection(*(set(steps) for _, _, steps in everyones))
+        if common:
+            self._compare(folder)
         latest = max(common, default=-1)
         for step in steps:
             if step > latest:  # Others were killed before they had saved it.

@@ -88,7 +88,9 @@ def check(config: Config) -> None:
     checkpoints.check_saving(config.saving)
 
 
-UNESSENTIAL = {"saving", "runs", "name", "tensorboard", "data"}
+UNESSENTIAL = {"runs", "name", "tensorboard", "data_dir", "download"} | {
+    field.name for field in dataclasses.fields(checkpoints.Saving)
+}
 """What may differ between a run and the one that goes on with its checkpoints."""
 
 
@@ -96,10 +98,9 @@ def identify(config: Config) -> dict[str, str]:
     """What two runs have in common of which one goes on with the other's workers."""
     found = {}
     for name, value in dataclasses.asdict(config).items():
-        if name in UNESSENTIAL:
-            continue
         parts = value if isinstance(value, dict) else {name: value}
-        found |= {f"{name}.{key}": repr(part) for key, part in parts.items()}
+        for key in parts.keys() - UNESSENTIAL:
+            found[f"{name}.{key}"] = repr(parts[key])
     return found
 
 

@@ -40,16 +40,16 @@ def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
     evaluate_one = jax.jit(task.evaluate)
     evaluate_own = _make_evaluate(task, communicator, evaluate_one)
     measure = jax.jit(communicator.spmd(lambda p: _measure(p, communicator)))
-    derive = _make_statistics(task, communicator)
+    mean = jax.jit(communicator.spmd(communicator.mean))
 
     def assess(params, model_state=None):
         averaged, distance = measure(params)
         first = jax.tree.map(lambda x: x[0], averaged)
         state, own_state = task.model_state, model_state
         if task.statistics is not None:
-            state = derive(averaged, everybody=True)
+            state = mean(_find_statistics(task, averaged))
             if model_state is None:
-                own_state = derive(params, everybody=False)
+                own_state = _find_statistics(task, params)
         elif model_state is None:
             own_state = jax.tree.map(jnp.asarray, task.model_state)
         state = jax.tree.map(lambda x: x[0], state)
@@ -123,24 +123,11 @@ def _make_evaluate(task, communicator, evaluate_one) -> Callable:
     return one_by_one
 
 
-def _make_statistics(task: Task, communicator: djax.Communicator) -> Callable:
-    """Makes `(params, everybody) -> model_state`, both `[local, ...]`."""
-    mean = jax.jit(communicator.spmd(communicator.mean))
-
-    def derive(params, *, everybody):
-        found = _find_statistics(task, params)
-        return mean(found) if everybody else found
-
-    return derive
-
-
 def _find_statistics(task: Task, params: Any) -> Any:
     """What each local worker's model needs, from the worker's own data."""
     assert task.statistics is not None
-    steps, program = (
-        min(STATISTICS_STEPS, task.steps_per_epoch),
-        jax.jit(task.statistics),
-    )
+    program = jax.jit(task.statistics)
+    steps = min(STATISTICS_STEPS, task.steps_per_epoch)
     batches = task.batches(0, steps)
     found = []
     for i in range(len(jax.tree.leaves(params)[0])):

@@ -163,11 +163,14 @@ class Live:
             passed = now
 
         saving = self._make_checkpoints()
-        with Termination(listen=saving is not None) as termination:
+        with (
+            Termination(listen=saving is not None) as termination,
+            Prefetch(lambda i: task.batches(i * chunk, (i + 1) * chunk)) as batches,
+        ):
             outcome = asynchronous.run(
                 self._algorithm,
                 task.gradient_fn,
-                Prefetch(lambda i: task.batches(i * chunk, (i + 1) * chunk)),
+                batches,
                 self._communicator,
                 self._topology,
                 params,
@@ -267,8 +270,9 @@ class Live:
             "seconds": told.seconds,
         }
 
-    def megabytes(self, params: Any) -> tuple[float, float]:
+    def megabytes(self, params: Any, history: Any) -> tuple[float, float]:
         """What a worker sent, on average and at most; once the run is over."""
+        del history
         return megabytes(self.report.events, params)
 
     def describe(self, params: Any, history: Any) -> list[tuple[str, str]]:

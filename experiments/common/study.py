@@ -313,7 +313,7 @@ def _execute(arguments: Sequence[str]) -> dict[str, Any]:
             run.train(history.append, lambda epochs: None)
         except trainer.Diverged as error:
             return {"history": history, "megabytes": None, "error": str(error)}
-        megabytes, _ = run.job.megabytes(run.params)
+        megabytes, _ = run.job.megabytes(run.params, history)
     jax.clear_caches()
     return {"history": history, "megabytes": megabytes, "error": None}
 

@@ -84,11 +84,12 @@ class Synchronous:
             collapse=self.collapse,
         )
 
-    def megabytes(self, params: Any) -> tuple[float, float]:
-        """What a worker sends, on average and at most."""
+    def megabytes(
+        self, params: Any, history: Sequence[dict[str, Any]]
+    ) -> tuple[float, float]:
+        """What a worker sent, on average and at most."""
         del params  # The cost knows them.
-        steps = self.epochs * self.task.steps_per_epoch
-        cost = self.cost
+        cost, steps = self.cost, history[-1]["step"]
         return cost.mean_bytes * steps / 1e6, cost.max_bytes * steps / 1e6
 
     def describe(
@@ -103,8 +104,8 @@ class Synchronous:
             self._count_timed(history[-1]),
         )
         gradient = min(total, gradient)  # Where averaging takes no time, noise is left.
-        sent, most = self.megabytes(params)
-        messages = self.cost.mean_messages * self.epochs * self.task.steps_per_epoch
+        sent, most = self.megabytes(params, history)
+        messages = self.cost.mean_messages * history[-1]["step"]
         rows = [
             ("MB sent per worker, mean (largest)", f"{sent:.5g} ({most:.5g})"),
             ("messages sent per worker", f"{messages:.5g}"),

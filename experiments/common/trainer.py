@@ -210,8 +210,16 @@ def chunk_steps(task: Task) -> int:
     """How many steps' batches are loaded together."""
     one = task.batches(0, 1)
     size = sum(x.nbytes for x in jax.tree.leaves(one))
-    most = min(CHUNK_STEPS, max(1, CHUNK_BYTES // max(1, size)))
-    return math.ceil(task.steps_per_epoch / math.ceil(task.steps_per_epoch / most))
+    most, whole = (
+        min(CHUNK_STEPS, max(1, CHUNK_BYTES // max(1, size))),
+        task.steps_per_epoch,
+    )
+    fewest = math.ceil(whole / most)
+    # Chunks of two sizes are compiled twice: rather up to twice as many of one size.
+    for count in range(fewest, 2 * fewest + 1):
+        if whole % count == 0:
+            return whole // count
+    return math.ceil(whole / fewest)
 
 
 def _cut(task: Task, start: int, epochs: int) -> list[tuple[int, int]]:

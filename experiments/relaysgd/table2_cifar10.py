@@ -21,9 +21,9 @@ Without mpirun the 16 workers of a row are simulated on one device. With Slurm, 
 
 The score is the test accuracy of the worst worker, of each worker's mean over epochs
 196 and 200; the paper's is the mean of seeds 1, 2 and 3. Learning rates were tuned with
-seed 1 (`--tune` repeats it) on the grids that are listed. A run is given up if no
-worker has 11 % at epoch 20. Where ours differs: the momentum that is written as 0.0126
-for D² is of the grid's 0.0125.
+seed 1 (`--tune` repeats it) on the grids that are listed. D²'s learning rate that is
+written as 0.0126 is taken for the grid's 0.0125. A run is given up if no worker has
+11 % at epoch 20.
 
 Expect RelaySGD to keep its accuracy from alpha 1 to 0.01, and D-PSGD to lose it.
 """

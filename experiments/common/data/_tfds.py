@@ -13,7 +13,13 @@ import tqdm
 from ..errors import UsageError
 from ._base import Arrays, DataOptions, missing
 
-_NOT_THERE = (AssertionError, KeyError, NotImplementedError, ValueError)
+_NOT_THERE = (
+    AssertionError,
+    KeyError,
+    NotImplementedError,
+    StopIteration,
+    ValueError,
+)
 """What tensorflow-datasets raises, as it happens, where data are missing."""
 
 
@@ -27,7 +33,8 @@ def is_prepared(name: str, options: DataOptions) -> bool:
     if not (options.folder / name).is_dir():
         return False
     try:
-        _builder(name, options)
+        builder = _builder(name, options)
+        builder.as_data_source(next(iter(builder.info.splits)))
     except _NOT_THERE:
         return False
     return True
@@ -119,27 +126,22 @@ def load_images(name: str, options: DataOptions) -> tuple[Arrays, Arrays]:
       name: of a data set with the splits train and test.
       options: where it is.
     """
-
-    def decode(example):
-        return {"image": example["image"], "label": np.int32(example["label"])}
-
-    return _load(name, options, decode)
-
-
-def _load(name: str, options: DataOptions, decode: Callable) -> tuple[Arrays, Arrays]:
     parts = []
     for split in ("train", "test"):
         path = options.folder / f"{name}-{split}.npz"
-        fields = keep(path, lambda split=split: _read_all(name, split, options, decode))
+        fields = keep(path, lambda split=split: _read_images(name, split, options))
         parts.append(Arrays(**fields))
     return parts[0], parts[1]
 
 
-def _read_all(name, split, options, decode) -> dict[str, np.ndarray]:
+def _read_images(name: str, split: str, options: DataOptions) -> dict[str, np.ndarray]:
     source = open_split(name, split, options)
     numbers = tqdm.tqdm(range(len(source)), f"{name} {split}", disable=None)
-    examples = [decode(source[i]) for i in numbers]
-    return {key: np.stack([e[key] for e in examples]) for key in examples[0]}
+    examples = [source[i] for i in numbers]
+    return {
+        "image": np.stack([example["image"] for example in examples]),
+        "label": np.array([example["label"] for example in examples], np.int32),
+    }
 
 
 def keep(

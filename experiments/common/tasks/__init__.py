@@ -104,11 +104,9 @@ def _make_classification(name, setting, options):
     known = models.IMAGE_MODELS if name in _IMAGES else models.TEXT_MODELS
     dataset = _load(name, data.DATASETS[name], setting, options)
     given = (dataset.vocabulary,) if name in _TEXTS else ()
-    weights = setting.model_options.get("weights") if name in _TEXTS else None
-    rest = {
-        k: v for k, v in setting.model_options.items() if k != "weights" or not weights
-    }
-    setting = setting._replace(model_options=rest)
+    options = dict(setting.model_options)
+    weights = options.pop("weights", None) if name in _TEXTS else None
+    setting = setting._replace(model_options=options)
     model = _make_model(known, default, setting, *given, dataset.classes)
     return classification(
         setting,
