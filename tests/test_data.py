@@ -303,6 +303,9 @@ def test_imagenet_is_decoded_when_it_is_needed(tmp_path):
     assert not np.array_equal(other, once["image"])
     held_out = dataset.test.read(np.arange(3), (0,))["image"]
     assert held_out.shape == (3, 224, 224, 3)
+    small = data.DATASETS["imagenet2012"](options(tmp_path), size=96)
+    for part in (small.train, small.test):
+        assert part.read(np.arange(3), (0,))["image"].shape == (3, 96, 96, 3)
 
 
 @pytest.mark.filterwarnings("ignore")

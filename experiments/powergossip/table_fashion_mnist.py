@@ -10,7 +10,7 @@ The paper's protocol: 8 workers on a ring, data dealt out anew in each epoch, Re
 with batch normalization, Nesterov momentum 0.9, weight decay 1e-4, linear warm-up,
 decays after 50 and 75 % of the training, averaging before the step's update; 3 seeds.
 Scaled down: ResNet-8 in place of ResNet-20, clothes of 14 x 14 pixels in place of
-CIFAR-10, 5 epochs of batches of 32 in place of 300 of 128. Every method is tuned on the
+CIFAR-10, 3 epochs of batches of 32 in place of 300 of 128. Every method is tuned on the
 same grid of learning rates, and those that need a consensus rate on a grid of these,
 too, with the first seed; PowerGossip is not tuned: it takes D-PSGD's learning rate.
 
@@ -59,7 +59,7 @@ STUDY = Study(
         "PowerGossip on Fashion-MNIST: mean test accuracy of the workers in %",
         """
         --task fashion_mnist --task-options pool 2 --model resnet8 --split reshuffled
-        --topology ring --batch-size 32 --epochs 5 --evaluations 2 --weight-decay 1e-4
+        --topology ring --batch-size 32 --epochs 3 --evaluations 1 --weight-decay 1e-4
         --decayed all_but_norms --optimizer-options momentum 0.9 nesterov True
         --warmup 0.05 --decay-at 0.5 0.75
         """,

@@ -44,8 +44,8 @@ TABLE = Table(
     """,
     workers=16,
     smoke="""
-    --mock --model-options width 0.125 --batch-size 4 --epochs 1 --steps-per-epoch 3
-    --evaluations 1
+    --mock --task-options size 32 --model-options width 0.125 --batch-size 4
+    --epochs 1 --steps-per-epoch 3 --evaluations 1
     """,
     rows=(
         Row(

@@ -91,19 +91,22 @@ def cifar10(options: DataOptions, augment: bool = True) -> Dataset:
     return _dataset(train, test, 10, normalize, 4 if augment else None)
 
 
-def imagenet2012(options: DataOptions) -> Dataset:
-    """ImageNet: 1.28 million images of 224 x 224, a thousand classes.
+def imagenet2012(options: DataOptions, size: int = 224) -> Dataset:
+    """ImageNet: 1.28 million images of a thousand classes.
 
     Args:
       options: where tensorflow-datasets has prepared it.
+      size: side of what is cut out of an image, and scaled, in pixels.
 
     Raises:
       UsageError: if it is not there.
     """
+    if size < 1:
+        raise ValueError(f"size={size} must be positive.")
     if options.mock:
-        train, test = mock_images((224, 224, 3), 1000, samples=256)
+        train, test = mock_images((size, size, 3), 1000, samples=256)
     else:
-        train, test = _tfds.open_imagenet(options)
+        train, test = _tfds.open_imagenet(options, size)
     normalize = normalizer((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return _dataset(train, test, 1000, normalize, 0)
 

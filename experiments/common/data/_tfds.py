@@ -174,11 +174,15 @@ class _ImageNet:
       source: encoded, at random access.
       labels: `int32[samples]`.
       random: whether a random part is cut out, else the middle.
+      size: of an image, in pixels.
     """
 
-    def __init__(self, source: Sequence[Any], labels: np.ndarray, random: bool):
+    def __init__(
+        self, source: Sequence[Any], labels: np.ndarray, random: bool, size: int
+    ):
         """Reads nothing yet."""
         self._source, self.labels, self._random = source, labels, random
+        self._size = size
         self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
 
     def read(self, indices: np.ndarray, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -191,19 +195,19 @@ class _ImageNet:
     def _image(self, index: int, seed: tuple[int, ...]) -> np.ndarray:
         from PIL import Image
 
+        size = self._size
         with Image.open(io.BytesIO(self._source[index]["image"])) as image:
             image = image.convert("RGB")
             if self._random:
                 rng = np.random.default_rng((*seed, index))
                 box = random_box(rng, *image.size)
-                return np.asarray(
-                    image.resize((224, 224), Image.Resampling.BILINEAR, box)
-                )
-            scale = 256 / min(image.size)
+                cut = image.resize((size, size), Image.Resampling.BILINEAR, box)
+                return np.asarray(cut)
+            scale = size * 256 / 224 / min(image.size)
             width, height = (round(side * scale) for side in image.size)
             image = image.resize((width, height), Image.Resampling.BILINEAR)
-            left, top = (width - 224) // 2, (height - 224) // 2
-            return np.asarray(image.crop((left, top, left + 224, top + 224)))
+            left, top = (width - size) // 2, (height - size) // 2
+            return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def random_box(
@@ -231,11 +235,12 @@ def random_box(
     return left, top, left + w, top + h
 
 
-def open_imagenet(options: DataOptions) -> tuple[_ImageNet, _ImageNet]:
+def open_imagenet(options: DataOptions, size: int) -> tuple[_ImageNet, _ImageNet]:
     """Training and validation images.
 
     Args:
       options: where they are.
+      size: of an image, in pixels.
     """
     tfds = import_tfds()
     parts = []
@@ -251,5 +256,5 @@ def open_imagenet(options: DataOptions) -> tuple[_ImageNet, _ImageNet]:
 
         path = options.folder / f"imagenet2012-{split}-labels.npz"
         found = keep(path, labels)["label"]
-        parts.append(_ImageNet(source, found, random=split == "train"))
+        parts.append(_ImageNet(source, found, split == "train", size))
     return parts[0], parts[1]
