@@ -33,6 +33,13 @@ KEY = jax.random.key(0)
         ("resnet50", 10, {}, CIFAR, 23_520_842),
         ("resnet18", 1000, {"stem": "imagenet"}, IMAGENET, 11_689_512),
         ("resnet50", 1000, {"stem": "imagenet"}, IMAGENET, 25_557_032),
+        (
+            "resnet50",
+            1000,
+            {"stem": "imagenet", "blocks": (3, 4, 23, 3)},
+            IMAGENET,
+            44_549_160,
+        ),
         # ResNet-18's, and a third vector in the stem's and each block's first norm.
         (
             "resnet18_evonorm",

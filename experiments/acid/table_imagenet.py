@@ -42,8 +42,10 @@ TABLE = Table(
     --warmup 0.0556 --decay-at 0.3 0.6 0.8 {COMMON}
     """,
     workers=64,
-    smoke=SMOKE.replace("width 0.125", "width 0.125 stem imagenet")
-    + "--task-options size 32",
+    smoke=f"""
+    {SMOKE} --task-options size 32
+    --model-options width 0.125 stem imagenet blocks 1,1,1,1
+    """,
     rows=tuple(
         row
         for row in make_rows((16, 32, 64), (1,))

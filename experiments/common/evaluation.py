@@ -44,7 +44,7 @@ def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
 
     def assess(params, model_state=None):
         averaged, distance = measure(params)
-        first = jax.tree.map(lambda x: x[0], averaged)
+        first = _take(averaged, 0)
         state, own_state = task.model_state, model_state
         if task.statistics is not None:
             state = mean(_find_statistics(task, averaged))
@@ -52,7 +52,7 @@ def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
                 own_state = _find_statistics(task, params)
         elif model_state is None:
             own_state = jax.tree.map(jnp.asarray, task.model_state)
-        state = jax.tree.map(lambda x: x[0], state)
+        state = _take(state, 0)
         own, shared = [], []
         for i, batch in enumerate(task.held_out()):
             own.append(evaluate_own(params, own_state, batch))
@@ -89,10 +89,16 @@ def assess_one(task: Task, params: Any) -> dict[str, float]:
     state = task.model_state
     if task.statistics is not None:
         state = _find_statistics(task, jax.tree.map(lambda x: x[None], params))
-    state, program = jax.tree.map(lambda x: x[0], state), jax.jit(task.evaluate)
+    state, program = _take(state, 0), jax.jit(task.evaluate)
     results = [program(params, state, batch) for batch in task.held_out()]
     means = task.average(_total(results))
     return {key: float(value) for key, value in means.items()}
+
+
+@jax.jit
+def _take(tree: Any, *index: int) -> Any:
+    """Parts of all leaves; compiled, for one by one they take longer to start."""
+    return jax.tree.map(lambda x: x[index], tree)
 
 
 def _measure(params: Any, communicator: djax.Communicator) -> tuple[Any, jax.Array]:
@@ -113,9 +119,7 @@ def _make_evaluate(task, communicator, evaluate_one) -> Callable:
 
     def one_by_one(params, model_state, batch):
         results = [
-            evaluate_one(
-                *jax.tree.map(lambda x, i=i: x[i], (params, model_state)), batch
-            )
+            evaluate_one(*_take((params, model_state), i), batch)
             for i in range(communicator.size)
         ]
         return jax.tree.map(lambda *xs: jnp.stack(xs), *results)
@@ -131,11 +135,8 @@ def _find_statistics(task: Task, params: Any) -> Any:
     batches = task.batches(0, steps)
     found = []
     for i in range(len(jax.tree.leaves(params)[0])):
-        model = jax.tree.map(lambda x, i=i: x[i], params)
-        own = [
-            program(model, jax.tree.map(lambda x, i=i, t=t: x[i, t], batches))
-            for t in range(steps)
-        ]
+        model = _take(params, i)
+        own = [program(model, _take(batches, i, t)) for t in range(steps)]
         found.append(jax.tree.map(lambda *xs: sum(xs) / steps, *own))
     return jax.tree.map(lambda *xs: jnp.stack(xs), *found)
 

@@ -46,8 +46,8 @@ TABLE = Table(
     """,
     workers=8,
     smoke="""
-    --mock --model-options width 0.125 --batch-size 4 --epochs 1 --steps-per-epoch 3
-    --evaluations 1
+    --mock --model-options width 0.125 depth 8 --batch-size 4 --epochs 1
+    --steps-per-epoch 3 --evaluations 1
     """,
     rows=make_rows(CIFAR10),
     score="mean",

@@ -45,8 +45,8 @@ TABLE = Table(
     """,
     workers=16,
     smoke="""
-    --mock --model-options width 0.125 layers 2 --batch-size 4 --epochs 1
-    --steps-per-epoch 3 --evaluations 1
+    --mock --task-options length 32 --model-options width 0.125 layers 2
+    --batch-size 4 --epochs 1 --steps-per-epoch 3 --evaluations 1
     """,
     rows=(
         Row(

@@ -146,6 +146,7 @@ def resnet50(
     *,
     stem: Stem = "cifar",
     width: float = 1.0,
+    blocks: Sequence[int] = (3, 4, 6, 3),
     dtype: Any = jnp.float32,
 ) -> ResNet:
     """ResNet-50, of 23,520,842 parameters; with ImageNet's stem and classes 25,557,032.
@@ -154,11 +155,17 @@ def resnet50(
       outputs: number of classes.
       stem: `cifar`, for small images, or `imagenet`.
       width: factor of 64 to 512 channels.
+      blocks: of the four stages; with 3, 4, 23, 3 it is ResNet-101.
       dtype: in which it computes.
+
+    Raises:
+      ValueError: if the stages are not four of at least one block.
     """
+    if len(blocks) != 4 or min(blocks) < 1:
+        raise ValueError(f"blocks={blocks} must be four, of at least 1.")
     widths = _scale((64, 128, 256, 512), width)
     return ResNet(
-        outputs, (3, 4, 6, 3), widths, True, widths[0], _check(stem), dtype=dtype
+        outputs, tuple(blocks), widths, True, widths[0], _check(stem), dtype=dtype
     )
 
 
