@@ -2,11 +2,12 @@
 
 import os
 
+from launch import QUICK_COMPILATION
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    + " --xla_backend_optimization_level=0"  # Programs that run once compile faster.
+    + f" --xla_force_host_platform_device_count=8 {QUICK_COMPILATION}"
 )
 os.environ["MPLBACKEND"] = "agg"
 
@@ -14,8 +15,14 @@ import hypothesis
 import jax
 import pytest
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+
+def set_promotion(dtype, rank):
+    """In all threads, other than JAX's own context managers."""
+    jax.config.update("jax_numpy_dtype_promotion", dtype)
+    jax.config.update("jax_numpy_rank_promotion", rank)
+
+
+set_promotion("strict", "raise")
 
 hypothesis.settings.register_profile("djax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("djax")
@@ -24,5 +31,6 @@ hypothesis.settings.load_profile("djax")
 @pytest.fixture
 def as_users():
     """Promotion as users have it: experiments and optax's optimizers rely on it."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+    set_promotion("standard", "allow")
+    yield
+    set_promotion("strict", "raise")

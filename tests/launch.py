@@ -8,6 +8,10 @@ import sys
 from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
+QUICK_COMPILATION = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
+"""Of programs that run a few times."""
 
 
 def mpirun(
@@ -35,7 +39,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command in the repository's root, with one CPU device a process."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # Compiles faster.
+    environment["XLA_FLAGS"] = QUICK_COMPILATION
     # Ranks outnumber cores: while one waits, MPICH lets the others compute.
     environment["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # All but the first start faster.
