@@ -23,7 +23,8 @@ TASKS = [
     f"--task cifar10 --model resnet8 --split reshuffled {MOCK}",
     f"--task fashion_mnist --task-options augment True --accumulation 2 {MOCK}",
     f"--task sotu {MOCK} --accumulation 2 --model-options dropout 0.3 width 0.125",
-    f"--task ag_news {MOCK} --model-options layers 1 width 0.1 heads 2",
+    f"--task ag_news --task-options length 16 {MOCK} --model-options layers 1 "
+    "width 0.1 heads 2",
 ]
 
 pytestmark = pytest.mark.usefixtures("as_users")
@@ -94,29 +95,32 @@ def metrics(folder):
     return [json.loads(line) | {"seconds": 0} for line in lines]
 
 
-def check_kills(start, tmp_path):
-    """Kills a run in its second epoch, ends it by SIGTERM, and lets it end."""
-    whole = start("-m", "experiments.train", *OPTIONS, "--runs", f"{tmp_path}/whole")
-    assert whole.returncode == 0, whole.stderr
+def test_a_killed_simulation_is_resumed(tmp_path):
+    train.main([*OPTIONS, "--runs", f"{tmp_path}/whole"])
     options = (*OPTIONS, "--runs", f"{tmp_path}/cut", "--resume")
     options += ("--checkpoints", f"{tmp_path}/saved", "--checkpoint-every", "0.001")
-    killed = start("-c", KILLED, "SIGKILL", "0", "44", *options)
-    assert killed.returncode != 0
-    stopped = start("-c", KILLED, "SIGTERM", "0", "44", *options)
-    assert stopped.returncode == 0, stopped.stderr
-    assert stopped.stderr.count("stopped by SIGTERM after step 44") == 1
-    ended = start("-m", "experiments.train", *options)
-    assert ended.returncode == 0, ended.stderr
+    assert python("-c", KILLED, "SIGKILL", "0", "44", *options).returncode != 0
+    train.main(options)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
-
-
-def test_a_killed_simulation_is_resumed(tmp_path):
-    check_kills(python, tmp_path)
 
 
 @pytest.mark.xdist_group("mpi")
 def test_a_killed_job_is_resumed(tmp_path):
-    check_kills(lambda *command: mpirun(4, *command), tmp_path)
+    """Killed in its second epoch, ended by SIGTERM, and let go on to the end."""
+    whole = mpirun(
+        4, "-m", "experiments.train", *OPTIONS, "--runs", f"{tmp_path}/whole"
+    )
+    assert whole.returncode == 0, whole.stderr
+    options = (*OPTIONS, "--runs", f"{tmp_path}/cut", "--resume")
+    options += ("--checkpoints", f"{tmp_path}/saved", "--checkpoint-every", "0.001")
+    killed = mpirun(4, "-c", KILLED, "SIGKILL", "0", "44", *options)
+    assert killed.returncode != 0
+    stopped = mpirun(4, "-c", KILLED, "SIGTERM", "0", "44", *options)
+    assert stopped.returncode == 0, stopped.stderr
+    assert stopped.stderr.count("stopped by SIGTERM after step 44") == 1
+    ended = mpirun(4, "-m", "experiments.train", *options)
+    assert ended.returncode == 0, ended.stderr
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
 TOLD = """
@@ -153,23 +157,21 @@ def test_workers_that_do_not_wait_end_and_go_on_together(tmp_path):
     assert 2 < records[0]["epoch"] < 4 and abs(records[-1]["epoch"] - 5) < 0.5
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("", "has some already; add --resume"),
-        ("--resume --learning-rate 0.3", "run with --learning-rate 0.1, this one"),
-        ("--resume --workers 3", "is of a run with other processes"),
-        ("--resume --keep-checkpoints 0", "--keep-checkpoints 0 must be at least 1"),
-        ("--resume --checkpoint-every 0", "--checkpoint-every 0.0 must be positive"),
-    ],
-)
-def test_checkpoints_of_another_run_are_refused(options, message, tmp_path, capsys):
-    shared = f"--epochs 1 --runs {tmp_path} --checkpoints {tmp_path}/saved"
-    train.main(f"{shared} --epochs 2 --checkpoint-every 0.0001".split())
-    with pytest.raises(SystemExit) as stop:
-        train.main(f"{shared} --epochs 2 {options}".split())
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+def test_checkpoints_of_another_run_are_refused(tmp_path, capsys):
+    shared = f"--runs {tmp_path} --checkpoints {tmp_path}/saved --epochs"
+    train.main(f"{shared} 2 --checkpoint-every 0.05".split())
+    for options, message in (
+        ("2", "has some already; add --resume"),
+        ("2 --resume --learning-rate 0.3", "run with --learning-rate 0.1, this one"),
+        ("2 --resume --mock", "run with --mock False, this one"),
+        ("2 --resume --workers 3", "is of a run with other processes"),
+        ("2 --resume --keep-checkpoints 0", "--keep-checkpoints 0 must be at least 1"),
+        ("2 --resume --checkpoint-every 0", "--checkpoint-every 0.0 must be positive"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            train.main(f"{shared} {options}".split())
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):

@@ -115,7 +115,7 @@ def test_hyperparameters_can_be_injected_and_scheduled():
     )
     for mechanism in (constant, scheduled):
         np.testing.assert_allclose(
-            conformance.train(mechanism, communicator), plain, rtol=1e-6
+            conformance.train(mechanism, communicator), plain, rtol=1e-6, atol=1e-7
         )
 
 

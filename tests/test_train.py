@@ -37,7 +37,7 @@ def last_record(runs):
             2,
             "--task fashion_mnist --mock --model resnet8 --model-options width 0.125 "
             "--steps-per-epoch 2 --split reshuffled --task-options augment True "
-            "--consensus-rate 0.5",
+            "--consensus-rate 0.5 --epochs 2",
         ),
     ],
 )
@@ -51,12 +51,14 @@ def test_simulation_and_mpi_print_the_same(size, algorithm, tmp_path):
     assert there.returncode == 0, there.stderr
     ours, theirs = table(here.stdout), table(there.stdout)
     assert len(ours) == 11
-    for name, value in ours.items():
-        assert theirs[name] == value or "time" in name or "of it" in name, name
+    for name in ours.keys() - {"consensus distance"}:
+        assert theirs[name] == ours[name] or "time" in name or "of it" in name, name
     a, b = last_record(tmp_path / "simulated"), last_record(tmp_path / "mpi")
     assert a.keys() == b.keys()
     for key in a.keys() - {"seconds"}:
-        np.testing.assert_allclose(a[key], b[key], rtol=2e-5, err_msg=key)
+        # Models differ by little, and what is rounded in them by more of that.
+        rtol = 2e-3 if key == "consensus_distance" else 2e-5
+        np.testing.assert_allclose(a[key], b[key], rtol=rtol, err_msg=key)
 
 
 def test_every_worker_learns_digits_that_are_split_by_class(tmp_path):

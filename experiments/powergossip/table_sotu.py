@@ -55,9 +55,8 @@ STUDY = Study(
         """
         --task sotu --task-options vocabulary 1000 length 30 --model lstm
         --model-options layers 1 hidden 64 dropout 0.0 --split contiguous
-        --topology ring --batch-size 16 --epochs 3 --evaluations 3
-        --clip-norm 0.4
-        --optimizer-options momentum None nesterov False
+        --topology ring --batch-size 16 --epochs 3 --evaluations 1
+        --clip-norm 0.4 --optimizer-options momentum None nesterov False
         --warmup 0.05556 --decay-at 0.66667 0.88889
         """,
         workers=8,
