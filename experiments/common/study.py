@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pathlib
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -292,12 +293,26 @@ def _pool(jobs: int) -> Iterator[concurrent.futures.Executor]:
     os.environ["XLA_FLAGS"] = f"{before or ''} {flags}".strip()
     context = multiprocessing.get_context("spawn")
     try:
-        with concurrent.futures.ProcessPoolExecutor(jobs, context) as pool:
+        with concurrent.futures.ProcessPoolExecutor(
+            jobs, context, _end_with_parent
+        ) as pool:
             yield pool
     finally:
         os.environ.pop("XLA_FLAGS")
         if before is not None:
             os.environ["XLA_FLAGS"] = before
+
+
+def _end_with_parent() -> None:
+    """Leaves no process behind when a study is killed."""
+
+    def end():
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _execute(arguments: Sequence[str]) -> dict[str, Any]:
