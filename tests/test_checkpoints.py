@@ -100,6 +100,9 @@ def test_a_killed_simulation_is_resumed(tmp_path):
     options = (*OPTIONS, "--runs", f"{tmp_path}/cut", "--resume")
     options += ("--checkpoints", f"{tmp_path}/saved", "--checkpoint-every", "0.001")
     assert python("-c", KILLED, "SIGKILL", "0", "44", *options).returncode != 0
+    stopped = python("-c", KILLED, "SIGTERM", "0", "44", *options)
+    assert stopped.returncode == 0, stopped.stderr
+    assert stopped.stderr.count("stopped by SIGTERM after step 44") == 1
     train.main(options)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 

@@ -51,13 +51,14 @@ def test_simulation_and_mpi_print_the_same(size, algorithm, tmp_path):
     assert there.returncode == 0, there.stderr
     ours, theirs = table(here.stdout), table(there.stdout)
     assert len(ours) == 11
-    for name in ours.keys() - {"consensus distance"}:
+    # What is rounded in the models is more of their difference, after a normalization.
+    rounded = {"consensus distance"} if "resnet8" in algorithm else set()
+    for name in ours.keys() - rounded:
         assert theirs[name] == ours[name] or "time" in name or "of it" in name, name
     a, b = last_record(tmp_path / "simulated"), last_record(tmp_path / "mpi")
     assert a.keys() == b.keys()
     for key in a.keys() - {"seconds"}:
-        # Models differ by little, and what is rounded in them by more of that.
-        rtol = 2e-3 if key == "consensus_distance" else 2e-5
+        rtol = 2e-3 if key.replace("_", " ") in rounded else 2e-5
         np.testing.assert_allclose(a[key], b[key], rtol=rtol, err_msg=key)
 
 
