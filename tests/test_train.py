@@ -296,7 +296,8 @@ def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
     assert second.returncode == 0, second.stderr
     rows = table(second.stdout)
     rate, asked = rows["averagings per gradient, mean (asked)"].split()
-    assert asked == "(1)" and float(rate) == pytest.approx(1, rel=0.1)
+    # Some 500 averagings, Poisson: a deviation of 4 %.
+    assert asked == "(1)" and float(rate) == pytest.approx(1, rel=0.25)
     last, best = last_record(tmp_path / "a"), last_record(tmp_path / "b")
     assert last["epoch"] == pytest.approx(8, abs=0.5)
     assert best["epoch"] == pytest.approx(20, abs=0.5)
