@@ -74,7 +74,7 @@ STUDY = Study(
         ),
         score="mean",
     ),
-    rates=(0.1, 0.2, 0.4),
+    rates=(0.05, 0.1, 0.2, 0.4, 0.8),
     variants={
         method: tuple(f"--consensus-rate {rate}" for rate in rates)
         for method, rates in TUNED.items()

@@ -71,7 +71,7 @@ STUDY = Study(
         score="mean",
         accuracy=False,
     ),
-    rates=(2.5, 5.0, 10.0, 20.0),
+    rates=(5.0, 10.0, 20.0, 40.0),
     variants={
         method: tuple(f"--consensus-rate {rate}" for rate in rates)
         for method, rates in TUNED.items()
