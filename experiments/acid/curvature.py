@@ -3,7 +3,7 @@ r"""What the momentum gains against noise of gradients, by the loss's curvature.
 Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
 Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
 
-    python -m experiments.acid.curvature           # a minute
+    python -m experiments.acid.curvature           # half a minute
     python -m experiments.acid.curvature --smoke   # seconds
 
 All workers of a ring have the same quadratic loss, a sum of :math:`h x^2 / 2` of
@@ -13,10 +13,11 @@ momentum :math:`\beta` has settled, their variance around their mean is measured
 gradient descent forgets at the rate :math:`\gamma h / (1 - \beta)`, A²CiD²'s momentum
 mixes at the rate :math:`\eta`, both per gradient.
 
-Expect A²CiD² at rate 1 below the baseline at rate 2 where the curvature is small, and
-no better than the baseline at rate 1 where gradients forget faster than :math:`\eta`:
-before the momentum has spread a disturbance, it is gone. A loss weights the variance by
-the curvature, so that identical data and large steps leave little to gain.
+With momentum 0.9, expect A²CiD² at rate 1 below the baseline at rate 2 where the
+curvature is small, and above the baseline at rate 1 where gradients forget much faster
+than :math:`\eta`: a disturbance is gone before it is spread. Without, noise is white, and
+hardly anything is gained. A loss weights the variance by the curvature, so that
+identical data and large steps leave little to gain.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
 """Quality against bytes, as both studies here show it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,23 @@ COLORS = {
     "Moniqua": "tab:gray",
 }
 """By the first words of a method's name."""
+
+
+AFTER = ", after the step"
+"""Ends the names of methods that average after a step's update, not before."""
+
+
+def owners(methods: Iterable[str]) -> dict[str, str]:
+    """Whose learning rate PowerGossip takes: D-PSGD's, which averages when it does.
+
+    Args:
+      methods: all names.
+    """
+    return {
+        method: "D-PSGD" + AFTER * method.endswith(AFTER)
+        for method in methods
+        if method.startswith("PowerGossip")
+    }
 
 
 def draw(label: str, shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
@@ -38,9 +55,13 @@ def draw(label: str, shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
         color = next(c for name, c in COLORS.items() if row.method.startswith(name))
         x, y = runs[0]["megabytes"], np.mean(scores)
         axes.plot([x] * len(scores), scores, ".", color=color, alpha=0.5)
-        axes.plot(x, y, "o", color=color)
-        axes.annotate(row.method, (x, y), (5, 4), textcoords="offset points", size=8)
+        face = "white" if row.method.endswith(AFTER) else color
+        axes.plot(x, y, "o", color=color, markerfacecolor=face)
+        name = row.method.removesuffix(AFTER)
+        style: dict[str, Any] = {"size": 8, "rotation": 20, "rotation_mode": "anchor"}
+        axes.annotate(name, (x, y), (6, 3), textcoords="offset points", **style)
     axes.set(xscale="log", xlabel="MB that a worker sends", ylabel=label)
-    axes.margins(x=0.2)
+    axes.set_title("open circles: averaging after the step, not before", size=9)
+    axes.margins(x=0.2, y=0.1)
     axes.grid(alpha=0.3)
     return figure
