@@ -15,8 +15,8 @@ mixes at the rate :math:`\eta`, both per gradient.
 
 With momentum 0.9, expect A²CiD² at rate 1 below the baseline at rate 2 where the
 curvature is small, and above the baseline at rate 1 where gradients forget much faster
-than :math:`\eta`: a disturbance is gone before it is spread. Without, noise is white, and
-hardly anything is gained. A loss weights the variance by the curvature, so that
+than :math:`\eta`: a disturbance is gone before it is spread. Without, noise is white,
+and hardly anything is gained. A loss weights the variance by the curvature, so that
 identical data and large steps leave little to gain.
 """
 
