@@ -22,8 +22,8 @@ perplexity: with 1 iteration, for 1/42 of the bytes, where averaging comes befor
 update, with 2, for 1/31, where it comes after. And expect the order to matter more than
 the method: where the mixing matrix has an eigenvalue :math:`\lambda` and the loss a
 curvature :math:`h`, the step :math:`x \gets W x - \gamma H x` is stable for
-:math:`\gamma h < 1 + \lambda`, 2/3 on a ring, but
-:math:`x \gets W (x - \gamma H x)` for all :math:`\gamma h < 2`.
+:math:`\gamma h < 1 + \lambda`, 2/3 with this ring's smallest eigenvalue -1/3;
+:math:`x \gets W (x - \gamma H x)` is for all :math:`\gamma h < 2`.
 """
 
 import functools
