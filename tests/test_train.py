@@ -288,12 +288,12 @@ def test_mistakes_under_mpirun_are_said_once_by_all(options, message, tmp_path):
 @over_mpi
 def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
     options = ("--algorithm", "a2cid2", "--seed", "1", "--evaluations", "5")
-    # Random times would make the realized rate random: 260 averagings, give or take 16.
+    # Random times would make the realized rate random.
     options += ("--pairing", "first_free", "--no-random-times")
     options += ("--checkpoints", f"{tmp_path}/saved", "--runs")
     first = mpirun(4, *TRAIN, *options, f"{tmp_path}/a", "--epochs", "8", timeout=200)
     assert first.returncode == 0, first.stderr
-    options += (f"{tmp_path}/b", "--resume", "--epochs", "20")
+    options += (f"{tmp_path}/b", "--resume", "--epochs", "60")
     second = mpirun(4, *TRAIN, *options, timeout=200)
     assert second.returncode == 0, second.stderr
     rows = table(second.stdout)
@@ -301,7 +301,7 @@ def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
     assert asked == "(1)" and float(rate) == pytest.approx(1, rel=0.1)
     last, best = last_record(tmp_path / "a"), last_record(tmp_path / "b")
     assert last["epoch"] == pytest.approx(8, abs=0.5)
-    assert best["epoch"] == pytest.approx(20, abs=0.5)
+    assert best["epoch"] == pytest.approx(60, abs=1)
     assert best["worst"] > 0.85
     (folder,) = (tmp_path / "b").iterdir()
     assert {path.name for path in folder.iterdir()} == {
@@ -316,7 +316,7 @@ def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
     }
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     epochs = [json.loads(line)["epoch"] for line in lines]
-    assert epochs == sorted(epochs) and 8 <= epochs[0] <= 11
+    assert epochs == sorted(epochs) and 8 <= epochs[0] <= 19
 
 
 @over_mpi
