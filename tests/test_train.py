@@ -300,7 +300,7 @@ def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
     rate, asked = rows["averagings per gradient, mean (asked)"].split()
     assert asked == "(1)" and float(rate) == pytest.approx(1, rel=0.1)
     last, best = last_record(tmp_path / "a"), last_record(tmp_path / "b")
-    assert last["epoch"] == pytest.approx(8, abs=0.5)
+    assert last["epoch"] == pytest.approx(8, abs=1)
     assert best["epoch"] == pytest.approx(60, abs=1)
     assert best["worst"] > 0.85
     (folder,) = (tmp_path / "b").iterdir()
@@ -316,7 +316,7 @@ def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
     }
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     epochs = [json.loads(line)["epoch"] for line in lines]
-    assert epochs == sorted(epochs) and 8 <= epochs[0] <= 19
+    assert epochs == sorted(epochs) and 8 <= epochs[0] <= 25
 
 
 @over_mpi
