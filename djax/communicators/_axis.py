@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from djax._base import OutsideError, PyTree, wide
@@ -100,6 +101,25 @@ class SimulatedCommunicator(_AxisCommunicator):
     def agreed(self, value: ArrayLike) -> ArrayLike:
         """See :class:`djax.Communicator`."""
         return jax.lax.pmax(value, self.axis_name)
+
+    @accounted
+    @_inside
+    def mean(self, tree: PyTree) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        # As a product: XLA's CPU backend sums over a leading axis ten times slower.
+        ones = np.ones(self.size)
+
+        def mean(x):
+            everyones = jax.lax.all_gather(wide(x), self.axis_name)
+            total = jnp.tensordot(
+                jnp.asarray(ones, everyones.dtype),
+                everyones,
+                axes=1,
+                precision=jax.lax.Precision.HIGHEST,
+            )
+            return (total / self.size).astype(jnp.result_type(x))
+
+        return jax.tree.map(mean, tree)
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """See :class:`djax.Communicator`."""

@@ -211,35 +211,53 @@ def power_gossip(
         parities = [(first + t * iterations) % 2 for t in range(1 + iterations % 2)]
         branches = [functools.partial(all_iterations, odd) for odd in parities]
         schedule, now = range(len(branches)), communicator.agreed(state.step)
-        pull, left, right = alternate(now, schedule, branches, model, state)
-        return add_pull(updates, pull, 1.0), PowerGossipState(left, right, step)
+        found = alternate(now, schedule, branches, model, state)
+        corrections, vector_pulls, (left, right) = found
+        leaves, treedef = jax.tree.flatten(model)
+        pulls = vector_pulls | {
+            i: _product_of(rows, leaves[i], rows_axis) for i, rows in corrections.items()
+        }
+        updates = add_pull(updates, _unflatten(treedef, pulls), 1.0)
+        state = PowerGossipState(
+            _unflatten(treedef, left), _unflatten(treedef, right), step
+        )
+        return updates, state
 
     def all_iterations(odd, model, state):
-        """Returns what one step adds to the model, and its factors.
+        """All that travels in one step.
 
-        Leaves are told apart by their number in the tree.
+        Matrices are told apart by their leaf's number in the tree, vectors likewise.
+
+        Returns:
+          What the step adds to the matrices, as rows on the left and on the right, and
+          to the vectors; and the next factors.
         """
         leaves, treedef = jax.tree.flatten(jax.tree.map(wide, model))
-        layouts = {
-            i: layout(x, rows_axis) for i, x in enumerate(leaves) if is_matrix(x)
-        }
-        start = {i: as_matrix(leaves[i], rows_axis) for i in layouts}
-        vectors = {i: x for i, x in enumerate(leaves) if i not in layouts}
+        matrices = {i: x for i, x in enumerate(leaves) if is_matrix(x)}
+        vectors = {i: x for i, x in enumerate(leaves) if i not in matrices}
         before = tuple(
-            {i: treedef.flatten_up_to(side)[i] for i in layouts}
+            {i: treedef.flatten_up_to(side)[i] for i in matrices}
             for side in (state.left, state.right)
         )
         number = first + state.step * iterations
-        pulls, vector_pulls, factors = iteration(
-            odd, number, layouts, start, before, vectors
+        change, vector_pulls, factors = iteration(
+            odd, number, matrices, before, {}, vectors
         )
-
-        def move(odd, matrices, factors, number):
-            pulls, _, factors = iteration(odd, number, layouts, matrices, factors, {})
-            return jax.tree.map(jnp.add, matrices, pulls), factors, number + 1
-
+        corrections = jax.tree.map(lambda x: x[None], change)
         if iterations > 1:
-            carry = jax.tree.map(jnp.add, start, pulls), factors, number + 1
+            room = ((0, iterations - 1),) + ((0, 0),) * 3
+            corrections = jax.tree.map(lambda x: jnp.pad(x, room), corrections)
+
+            def move(odd, t, factors, corrections):
+                change, _, factors = iteration(
+                    odd, number + t, matrices, factors, corrections, {}
+                )
+                corrections = jax.tree.map(
+                    lambda rows, new: rows.at[t].set(new), corrections, change
+                )
+                return t + 1, factors, corrections
+
+            carry = 1, factors, corrections
             if iterations > 2:
                 carry, _ = jax.lax.scan(
                     lambda carry, _: (move(odd, *move(1 - odd, *carry)), None),
@@ -248,23 +266,34 @@ def power_gossip(
                 )
             if iterations % 2 == 0:
                 carry = move(1 - odd, *carry)
-            matrices, factors, _ = carry
-            pulls = jax.tree.map(jnp.subtract, matrices, start)
+            _, factors, corrections = carry
         if idle_first_step:
             idle = state.step == 0
-            pulls = optax.tree.where(idle, optax.tree.zeros_like(pulls), pulls)
-            factors = optax.tree.where(idle, before, factors)
-        pulls = {i: from_matrix(x, leaves[i], rows_axis) for i, x in pulls.items()}
-        trees = pulls | vector_pulls, *factors
-        return tuple(_unflatten(treedef, tree) for tree in trees)
+            corrections, factors = optax.tree.where(
+                idle, (optax.tree.zeros_like(corrections), before), (corrections, factors)
+            )
+        return corrections, vector_pulls, factors
 
-    def iteration(odd, number, layouts, matrices, factors, vectors):
-        """One exchange; returns what it adds to matrices and vectors, and factors."""
+    def iteration(odd, number, matrices, factors, corrections, vectors):
+        """One exchange.
+
+        Args:
+          odd: whether the right factor is the one to orthogonalize.
+          number: of the iteration.
+          matrices: the model's, before the first iteration of the step.
+          factors: of the differences, left and right.
+          corrections: what the step's iterations so far have added to each matrix.
+          vectors: what else is to be sent.
+
+        Returns:
+          What it adds to the matrices, as rows on the left and on the right, and to the
+          vectors; and the next factors.
+        """
         left, right = factors
-        given, found = "km" if odd else "mk"
-        bases = orthogonalize(right if odd else left)
+        given, found = (1, 0) if odd else (0, 1)
+        bases = orthogonalize(factors[given])
         products = {
-            i: _einsum(f"rc{given},{layouts[i]}->rc{found}", bases[i], matrix)
+            i: _multiply(bases[i], matrix, given, rows_axis, corrections.get(i))
             for i, matrix in matrices.items()
         }
         gaps, vector_gaps = exchange(products, vectors)
@@ -273,13 +302,10 @@ def power_gossip(
         def weighted(gap, rate):
             return _scale(weights, gap) * jnp.asarray(rate, gap.dtype)
 
-        pulls = {
-            i: _einsum(
-                f"rc{found},rc{given}->{layouts[i]}",
-                weighted(gap, consensus_rate),
-                bases[i],
-            )
-            for i, gap in gaps.items()
+        steps = {i: weighted(gap, consensus_rate) for i, gap in gaps.items()}
+        change = {
+            i: (step, bases[i]) if odd else (bases[i], step)
+            for i, step in steps.items()
         }
         vector_pulls = {
             i: weighted(gap, vector_rate).sum(axis=0) for i, gap in vector_gaps.items()
@@ -288,14 +314,13 @@ def power_gossip(
         signs = jnp.where(peers() > communicator.rank(), 1, -1)
         products = {i: _scale(signs, gap) for i, gap in gaps.items()}
         if not warm_start:  # What the next iteration multiplies by is drawn anew.
-            side = 1 - odd
             products = {
-                i: random_factor((i, side), number, x.shape[1:], x)
+                i: random_factor((i, found), number, x.shape[1:], x)
                 for i, x in products.items()
             }
         if odd:
-            return pulls, vector_pulls, (_keep(products, left), _keep(bases, right))
-        return pulls, vector_pulls, (_keep(bases, left), _keep(products, right))
+            return change, vector_pulls, (_keep(products, left), _keep(bases, right))
+        return change, vector_pulls, (_keep(bases, left), _keep(products, right))
 
     def exchange(products, vectors):
         """Returns the neighbour's minus my arrays; their first axis is the round's."""
@@ -335,6 +360,44 @@ def power_gossip(
 def _unflatten(treedef: Any, leaves: dict[int, jax.Array]) -> PyTree:
     """The tree with these leaves under their numbers, None in place of all others."""
     return treedef.unflatten(leaves.get(i) for i in range(treedef.num_leaves))
+
+
+def _multiply(
+    basis: jax.Array,
+    x: jax.Array,
+    side: int,
+    rows_axis: int,
+    correction: tuple[jax.Array, jax.Array] | None,
+) -> jax.Array:
+    """Multiplies a parameter, as a matrix, by rows for each round.
+
+    Args:
+      basis: `[rounds, r, m or k]`.
+      x: the parameter.
+      side: on which side the basis is, 0 for left or 1 for right.
+      rows_axis: what makes a matrix of it.
+      correction: rows on the left and on the right, `[iterations, rounds, r, m]` and
+        `[iterations, rounds, r, k]`, whose product is added to it; None for nothing.
+
+    Returns:
+      `[rounds, r, k or m]`.
+    """
+    given, found = "mk" if side == 0 else "km"
+    matrix, axes = as_matrix(x, rows_axis), layout(x, rows_axis)
+    product = _einsum(f"rc{given},{axes}->rc{found}", basis, matrix)
+    if correction is None:
+        return product
+    inner = _einsum(f"rc{given},tsd{given}->rctsd", basis, correction[side])
+    return product + _einsum(f"rctsd,tsd{found}->rc{found}", inner, correction[1 - side])
+
+
+def _product_of(
+    rows: tuple[jax.Array, jax.Array], like: jax.Array, rows_axis: int
+) -> jax.Array:
+    """Multiplies rows on the left by rows on the right: a matrix shaped like `like`."""
+    left, right = (x.reshape(-1, x.shape[-1]) for x in rows)
+    product = _einsum(f"qm,qk->{layout(like, rows_axis)}", left, right)
+    return from_matrix(product, like, rows_axis)
 
 
 def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -388,26 +451,31 @@ def _gram_schmidt(rows: jax.Array) -> jax.Array:
     together its rows would be longer than one.
     """
     count = rows.shape[-2]
-    lengths = jnp.linalg.norm(rows, axis=-1, keepdims=True)
-    number = jnp.arange(count)[:, None]
+    number = jnp.arange(count)
+    lengths = _lengths(rows)
 
     def normalize(row):
-        length = jnp.linalg.norm(row, axis=-1, keepdims=True)
+        length = _lengths(row)
         return row / (length + EPSILON), length
 
     def projections(rows, row, some):
-        along = jnp.sum(rows * row, axis=-1, keepdims=True)
-        return jnp.where(some, along, 0)
+        return jnp.where(some, _einsum("...rl,...l->...r", rows, row), 0)
 
     def take(i, rows):
-        row, length = normalize(jax.lax.dynamic_index_in_dim(rows, i, axis=-2))
-        new = length / jax.lax.dynamic_index_in_dim(lengths, i, axis=-2)
+        row, length = normalize(jax.lax.dynamic_index_in_dim(rows, i, -2, False))
+        new = length / jax.lax.dynamic_index_in_dim(lengths, i, -2, False)
         for _ in range(2):
-            earlier = projections(rows, row, number < i) * rows
-            again, length = normalize(row - earlier.sum(axis=-2, keepdims=True))
+            along = projections(rows, row, number < i)
+            again, length = normalize(row - _einsum("...r,...rl->...l", along, rows))
             row = jnp.where(new < DEPENDENT, again, row)
             new = jnp.where(new < DEPENDENT, length, new)
-        rows = rows - projections(rows, row, number > i) * row
-        return jax.lax.dynamic_update_slice_in_dim(rows, row, i, axis=-2)
+        along = projections(rows, row, number > i)
+        rows = rows - along[..., None] * row[..., None, :]
+        return jax.lax.dynamic_update_index_in_dim(rows, row, i, -2)
 
     return jax.lax.fori_loop(0, count, take, rows, unroll=count <= 4)
+
+
+def _lengths(rows: jax.Array) -> jax.Array:
+    """Norms along the last axis, which is kept; a product is faster than a sum."""
+    return jnp.sqrt(_einsum("...l,...l->...", rows, rows))[..., None]
