@@ -6,7 +6,7 @@ import pathlib
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,10 +16,14 @@ from experiments.common import figures, report
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
+Name = TypeVar("Name")
+
 
 def in_turns(
-    contestants: Mapping[Any, Callable[[], Any]], repeats: int
-) -> dict[Any, np.ndarray]:
+    contestants: Mapping[Name, Callable[[], Any]],
+    repeats: int,
+    before: Callable[[], Any] = lambda: None,
+) -> dict[Name, np.ndarray]:
     """Times contestants one after another, again and again.
 
     What disturbs the machine for a while thus disturbs all of them, and ratios within
@@ -28,6 +32,7 @@ def in_turns(
     Args:
       contestants: what each does; it returns arrays, which are waited for.
       repeats: how often, after once that compiles.
+      before: done before each, outside of its time, such as a barrier of all ranks.
 
     Returns:
       `float64[repeats]` seconds of each.
@@ -35,6 +40,7 @@ def in_turns(
     seconds = {name: [] for name in contestants}
     for repeat in range(repeats + 1):
         for name, run in contestants.items():
+            before()
             start = time.perf_counter()
             jax.block_until_ready(run())
             if repeat:
@@ -48,31 +54,33 @@ def spread(values: Iterable[float], digits: int = 3) -> str:
     return f"{middle:.{digits}g} ({low:.{digits}g} to {high:.{digits}g})"
 
 
+def verdict(value: float, aim: float, *, at_least: bool = False) -> str:
+    """The aim, and whether the value meets it."""
+    met = value >= aim if at_least else value <= aim
+    sign = ">=" if at_least else "<="
+    return f"{sign} {aim:g} {'met' if met else 'not met'}"
+
+
 def publish(
     name: str,
-    title: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[Any]],
+    tables: Sequence[tuple[str, Sequence[str], Iterable[Sequence[Any]]]],
     records: Sequence[Mapping[str, Any]],
     folder: pathlib.Path,
 ) -> None:
-    """Prints the table, and writes the records with what they were made by.
+    """Prints tables, and writes the records with what they were made by.
 
     Args:
       name: of the file, without its suffix.
-      title: above the table.
-      columns: heads of the table.
-      rows: of the table.
+      tables: title, heads of the columns, and rows of each.
       records: what was measured.
       folder: where the JSON goes.
     """
     head = machine()
-    caption = ", ".join(
-        [head["processor"], f"{head['cores']} cores"]
-        + [f"{package} {head['versions'][package]}" for package in ("jax", "mpi4jax")]
-    )
-    table = figures.table(title, columns, rows, caption)
-    rich.console.Console(width=120).print(table)
+    versions = [f"{name} {head['versions'][name]}" for name in ("jax", "mpi4jax")]
+    place = [head["processor"], f"{head['cores']} cores", *head["devices"], *versions]
+    console = rich.console.Console(width=120)
+    for title, columns, rows in tables:
+        console.print(figures.table(title, columns, rows, ", ".join(place)))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps({**head, "records": list(records)}, indent=1) + "\n")

@@ -15,6 +15,9 @@ import jax
 
 # What Open MPI's mpirun, MPICH's, and srun set.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_BLOCK = 1 << 30  # Bytes in which the heap is set up.
+_HUGE_PAGE = 1 << 21  # Bytes.
+
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
@@ -68,7 +71,7 @@ def prepare(world: Any) -> None:
         _share_cores(node)
         _choose_gpu(node)
         _compute_in_place()
-        _keep_memory()
+        _keep_memory(node.size)
     finally:
         node.Free()
     if world.size > 1 and not isinstance(sys.excepthook, _AbortAll):
@@ -98,16 +101,35 @@ def _compute_in_place() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def _keep_memory() -> None:
-    """Lets glibc reuse the memory of large arrays instead of returning it.
+def _keep_memory(sharing: int) -> None:
+    """Lets glibc keep the memory of large arrays for later ones, in huge pages.
 
-    Else each new array of more than 32 MiB has fresh pages, which take as long to get
-    as to fill. The threads share one heap, as one gives up what another made.
+    Else each new array has fresh pages, which take as long to get as to fill, and a
+    message between ranks of one node, which the kernel copies page by page, takes up to
+    twice as long. The threads share one heap, as one gives up what another made.
+
+    Args:
+      sharing: number of ranks on this node.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, value in ((-8, 1), (-3, 1 << 30), (-1, (1 << 31) - 1)):
-            mallopt(option, value)  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    for option, value in ((-8, 1), (-4, 0), (-1, -1)):
+        libc.mallopt(option, value)  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    blocks = []
+    for _ in range(memory // (2 * sharing * _BLOCK)):
+        if (block := libc.malloc(_BLOCK)) is None:
+            break
+        start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
+        libc.madvise(start, (block + _BLOCK - start) // _HUGE_PAGE * _HUGE_PAGE, 14)
+        blocks.append(block)
+    for block in blocks:  # Nothing of it was touched, and so takes memory.
+        libc.free(block)
 
 
 def _choose_gpu(node: Any) -> None:

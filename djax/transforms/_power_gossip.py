@@ -30,6 +30,7 @@ Algorithm 1.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -418,10 +419,10 @@ def _keep(new: Factors, old: Factors) -> Factors:
     """
 
     def keep(new, old):
-        norm = jnp.linalg.norm(new, axis=-1, keepdims=True)
-        return jnp.where((norm > 0) & jnp.isfinite(norm), new, old)
+        length = _lengths(new)
+        return jnp.where((length > 0) & jnp.isfinite(length), new, old)
 
-    return jax.tree.map(keep, new, old)
+    return _together(keep, new, old)
 
 
 def _signs(factors: Factors) -> Factors:
@@ -432,15 +433,35 @@ def _signs(factors: Factors) -> Factors:
 
 
 def _orthonormal(factors: Factors) -> Factors:
-    """Orthonormalizes the rows of `[rounds, r, length]`, all of one shape together."""
+    """Orthonormalizes the rows of `[rounds, r, length]`."""
+    return _together(_gram_schmidt, factors)
+
+
+def _together(fn: Callable[..., jax.Array], *factors: Factors) -> Factors:
+    """Applies a function of rows, `[..., r, length]`, to many matrices' at once.
+
+    They are filled up to few shapes by rows of zeros, and zeros at the ends of rows,
+    which must change nothing: what is compiled for every shape takes long to compile.
+    """
     groups: dict[Any, list[int]] = {}
-    for i, x in factors.items():
-        groups.setdefault((x.shape, x.dtype), []).append(i)
+    for i, x in factors[0].items():
+        groups.setdefault((x.shape[-1].bit_length() // 2, x.dtype), []).append(i)
     result = {}
     for indices in groups.values():
-        together = _gram_schmidt(jnp.stack([factors[i] for i in indices]))
-        result |= zip(indices, together, strict=True)
+        shapes = [factors[0][i].shape for i in indices]
+        largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+
+        def stack(some, indices=indices, largest=largest):
+            return jnp.stack([_fill_up(some[i], largest) for i in indices])
+
+        for i, shape, x in zip(indices, shapes, fn(*map(stack, factors)), strict=True):
+            result[i] = jax.lax.slice(x, (0,) * x.ndim, shape)
     return result
+
+
+def _fill_up(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Appends zeros along all axes."""
+    return jnp.pad(x, [(0, m - n) for m, n in zip(shape, x.shape, strict=True)])
 
 
 def _gram_schmidt(rows: jax.Array) -> jax.Array:
@@ -473,7 +494,7 @@ def _gram_schmidt(rows: jax.Array) -> jax.Array:
         rows = rows - along[..., None] * row[..., None, :]
         return jax.lax.dynamic_update_index_in_dim(rows, row, i, -2)
 
-    return jax.lax.fori_loop(0, count, take, rows, unroll=count <= 4)
+    return jax.lax.fori_loop(0, count, take, rows, unroll=count == 1)
 
 
 def _lengths(rows: jax.Array) -> jax.Array:
