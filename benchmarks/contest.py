@@ -1,9 +1,11 @@
 """Contestants that run in turns, and the table and the JSON of what they took."""
 
+import atexit
 import json
 import os
 import pathlib
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -48,6 +50,14 @@ def in_turns(
     return {name: np.array(times) for name, times in seconds.items()}
 
 
+def compile_once() -> None:
+    """Keeps compiled programs, for those that are compiled again to be inspected."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    jax.config.update("jax_compilation_cache_dir", folder.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 def spread(values: Iterable[float], digits: int = 3) -> str:
     """The median, and from where to where the values reach."""
     low, middle, high = np.percentile(np.fromiter(values, float), [0, 50, 100])
@@ -78,7 +88,7 @@ def publish(
     head = machine()
     versions = [f"{name} {head['versions'][name]}" for name in ("jax", "mpi4jax")]
     place = [head["processor"], f"{head['cores']} cores", *head["devices"], *versions]
-    console = rich.console.Console(width=120)
+    console = rich.console.Console(width=150)
     for title, columns, rows in tables:
         console.print(figures.table(title, columns, rows, ", ".join(place)))
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,11 @@ measured, too. What stands beside it:
 * *bare*: one `Sendrecv` of mpi4py for each neighbour, of all parameters in one array,
   into a buffer that is used again and again, and an axpy of BLAS; behind SGD an axpy
   more. Aim: gossip takes at most 1.1 times as long.
-* *a pass*: a program that reads the parameters and writes them. Aim: behind SGD,
-  PowerGossip of rank 1, 2 and 4 takes at most 3 passes more than SGD alone.
-* *memory*: XLA's account of the program of a step: what it is given, what it returns,
-  and what it needs in between. Aim: at most the parameters, the gradients, what the
-  README says that the algorithm keeps, and one more model.
+* *a pass*: a program that reads the parameters and writes them. Aim: PowerGossip of
+  rank 1, 2 and 4 takes at most 3 passes. Behind SGD are shown those beyond SGD's own.
+* *memory*: XLA's account of the program: what it is given, what it returns, and what it
+  needs in between. Aim: at most the parameters, what the README says that the algorithm
+  keeps, and one more model.
 
 With `--torch`: the same over gloo, in the manner of the algorithms' published code.
 Aim: gossip 3 times, PowerGossip 4 times as fast.
@@ -69,13 +69,11 @@ class Mechanism:
       make: of a communicator, the transformation.
       kept: number of models that it keeps, as the README says.
       bare: what stands against it, if anything.
-      passes: at most so many read-write passes behind SGD, if that is an aim.
     """
 
     make: Callable[[Any], optax.GradientTransformation]
     kept: Callable[[int], float] = lambda degree: 0.0
     bare: str | None = None
-    passes: float | None = None
 
 
 def mechanisms(size: int) -> dict[str, Mechanism]:
@@ -84,10 +82,10 @@ def mechanisms(size: int) -> dict[str, Mechanism]:
     sign = compressors.sign()
 
     def power(rank):
-        return Mechanism(lambda c: djax.power_gossip(ring, c, rank), passes=PASSES)
+        return Mechanism(lambda c: djax.power_gossip(ring, c, rank))
 
     return {
-        "gossip": Mechanism(lambda c: djax.gossip(ring, c), bare="Sendrecv + axpy"),
+        "gossip": Mechanism(lambda c: djax.gossip(ring, c), bare="bare Sendrecv + axpy"),
         "relay": Mechanism(
             lambda c: djax.relay(chain, c), lambda degree: min(degree, size - 1) + 1
         ),
@@ -95,7 +93,7 @@ def mechanisms(size: int) -> dict[str, Mechanism]:
         "choco_gossip, sign": Mechanism(
             lambda c: djax.choco_gossip(ring, c, sign, 0.1), lambda degree: 2
         ),
-        "all_reduce": Mechanism(djax.all_reduce, bare="Allreduce + axpy"),
+        "all_reduce": Mechanism(djax.all_reduce, bare="bare Allreduce + axpy"),
     }
 
 
@@ -115,47 +113,47 @@ def parameters(model: str) -> Any:
 
 
 class Program:
-    """The jitted steps of one transformation, on parameters of their own.
+    """Some steps of one transformation as one program, on parameters of their own.
 
     Args:
       optimizer: of each worker.
       communicator: between the ranks.
       params: to start from.
       steps: of one run.
-
-    Attributes:
-      models: memory that one step takes at its peak, in models.
     """
 
     def __init__(self, optimizer, communicator, params, steps: int):
-        """Compiles a step."""
-        self.steps = steps
+        """Makes the program."""
         self.params = communicators.replicate(communicator, params)
         self.grads = jax.tree.map(lambda x: 0.5 * x, self.params)
         self.state = jax.jit(communicator.spmd(optimizer.init))(self.params)
 
-        def step(params, state, grads):
-            updates, state = optimizer.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
+        def worker(params, state, grads):
+            def step(carry, _):
+                params, state = carry
+                updates, state = optimizer.update(grads, state, params)
+                return (optax.apply_updates(params, updates), state), None
 
-        self.step = jax.jit(communicator.spmd(step), donate_argnums=(0, 1))
-        lowered = self.step.lower(self.params, self.state, self.grads)
-        import time; t=time.perf_counter()
+            return jax.lax.scan(step, (params, state), length=steps)[0]
+
+        self.program = jax.jit(communicator.spmd(worker), donate_argnums=(0, 1))
+
+    def __call__(self):
+        """Runs it."""
+        self.params, self.state = self.program(self.params, self.state, self.grads)
+        return self.params
+
+    def memory(self) -> float:
+        """What it takes at its peak, in models."""
+        lowered = self.program.lower(self.params, self.state, self.grads)
         memory = lowered.compile().memory_analysis()
-        print(time.perf_counter()-t, flush=True)
         peak = (
             memory.argument_size_in_bytes
             + memory.output_size_in_bytes
             + memory.temp_size_in_bytes
             - memory.alias_size_in_bytes
         )
-        self.models = peak / sum(x.nbytes for x in jax.tree.leaves(params))
-
-    def __call__(self):
-        """Some steps."""
-        for _ in range(self.steps):
-            self.params, self.state = self.step(self.params, self.state, self.grads)
-        return self.params
+        return peak / sum(x.nbytes for x in jax.tree.leaves(self.params))
 
 
 class Bare:
@@ -198,22 +196,102 @@ class Bare:
 
 
 def field(config: Config, communicator, params) -> Iterator[tuple[Any, Any]]:
-    """All contestants: their mechanism, whether behind SGD or alone, and what runs."""
+    """All contestants: their name, whether alone or behind SGD, and what runs."""
     given = communicator, params, config.steps
     for behind, base in (("alone", optax.set_to_zero()), ("SGD", optax.sgd(RATE))):
         for name, mechanism in mechanisms(communicator.size).items():
             optimizer = optax.chain(base, mechanism.make(communicator))
             yield (name, behind), Program(optimizer, *given)
-            if mechanism.bare:
-                reduced = name == "all_reduce"
-                yield (mechanism.bare, behind), Bare(*given, behind == "SGD", reduced)
+        for name in ("Sendrecv", "Allreduce"):
+            bare = Bare(*given, sgd=behind == "SGD", all_reduce=name == "Allreduce")
+            yield (f"bare {name} + axpy", behind), bare
     yield ("none", "SGD"), Program(optax.sgd(RATE), *given)
     yield ("a pass", "alone"), Program(shrink(), *given)
 
 
 def shrink() -> optax.GradientTransformation:
     """Makes every parameter a little smaller: reads and writes it once."""
-    return optax.stateless(lambda updates, params: jax.tree.map(lambda x: -RATE * x, params))
+    return optax.stateless(lambda _, params: jax.tree.map(lambda x: -RATE * x, params))
+
+
+def measure(config: Config, communicator, model: str) -> list[dict[str, Any]]:
+    """A record for each contestant, of one model."""
+    params = parameters(model)
+    contestants = dict(field(config, communicator, params))
+    barrier = communicator.host_comm.Barrier
+    times = contest.in_turns(contestants, config.repeats, barrier)
+    seconds = {key: taken / config.steps for key, taken in times.items()}
+    degree = topologies.ring(communicator.size).max_degree
+    records = []
+    for (name, behind), taken in seconds.items():
+        record = {"model": model, "contestant": name, "behind": behind}
+        record["milliseconds"] = (1e3 * taken).tolist()
+        if name in (known := mechanisms(communicator.size)):
+            mechanism = known[name]
+            record["memory"] = contestants[name, behind].memory()
+            record["memory allowed"] = 2 + mechanism.kept(degree)
+            if mechanism.bare:
+                record["bare"] = (taken / seconds[mechanism.bare, behind]).tolist()
+            rest = taken - seconds["none", "SGD"] if behind == "SGD" else taken
+            record["passes"] = (rest / seconds["a pass", "alone"]).tolist()
+        records.append(record)
+    return records
+
+
+def against_torch(config: Config, communicator, model: str) -> list[dict[str, Any]]:
+    """The same of what PyTorch competes in."""
+    from . import torch_step
+
+    torch_step.start(communicator)
+    given = communicator, parameters(model), config.steps
+    theirs = {"gossip": torch_step.Gossip(*given)}
+    for rank in (1, 2, 4):
+        theirs[f"power_gossip, rank {rank}"] = torch_step.PowerGossip(*given, rank)
+    contestants = {}
+    for name, run in theirs.items():
+        mechanism = mechanisms(communicator.size)[name].make(communicator)
+        optimizer = optax.chain(optax.set_to_zero(), mechanism)
+        contestants[name, "djax"] = Program(optimizer, *given)
+        contestants[name, "torch"] = run
+    barrier = communicator.host_comm.Barrier
+    times = contest.in_turns(contestants, config.repeats, barrier)
+    seconds = {key: taken / config.steps for key, taken in times.items()}
+    torch_step.stop()
+    return [
+        {
+            "model": model,
+            "contestant": name,
+            "djax": (1e3 * seconds[name, "djax"]).tolist(),
+            "torch": (1e3 * seconds[name, "torch"]).tolist(),
+            "ratio": (seconds[name, "torch"] / seconds[name, "djax"]).tolist(),
+        }
+        for name in theirs
+    ]
+
+
+def table(records: list[dict[str, Any]]) -> list[list[Any]]:
+    """Rows of what :func:`measure` found."""
+    rows = []
+    for record in records:
+        alone = record["behind"] == "alone"
+        bare, passes = record.get("bare"), record.get("passes")
+        aim = None
+        if bare and record["contestant"] == "gossip" and alone:
+            aim = contest.verdict(np.median(bare), SLOWER_THAN_BARE)
+        elif passes and "power_gossip" in record["contestant"] and alone:
+            aim = contest.verdict(np.median(passes), PASSES)
+        memory, allowed = record.get("memory"), record.get("memory allowed")
+        rows.append(
+            [
+                record["contestant"] + ("" if alone else " (SGD)"),
+                contest.spread(record["milliseconds"]),
+                bare and contest.spread(bare),
+                passes and contest.spread(passes),
+                aim,
+                memory and alone and f"{memory:.2f}, {contest.verdict(memory, allowed)}",
+            ]
+        )
+    return rows
 
 
 def main() -> None:
@@ -222,16 +300,28 @@ def main() -> None:
     communicator = communicators.mpi()
     if communicator.size < 2:
         raise SystemExit("mpi_step: mpirun -n 2 python -m benchmarks.mpi_step")
-    threadpoolctl.threadpool_limits(1)
-    for name in config.models:
-        params = parameters(name)
-        contestants = dict(field(config, communicator, params))
-        times = contest.in_turns(contestants, config.repeats, communicator.host_comm.Barrier)
-        if communicator.rank() == 0:
-            for k, v in times.items():
-                c = contestants[k]
-                print(name, k, contest.spread(1e3 * v / config.steps), getattr(c, "models", ""))
-        del contestants
+    threadpoolctl.threadpool_limits(1)  # Of BLAS: a rank has one core.
+    contest.compile_once()
+    records, tables = [], []
+    for model in config.models:
+        run = against_torch if config.torch else measure
+        found = run(config, communicator, model)
+        records += found
+        if config.torch:
+            columns = ["", "djax, ms", "torch, ms", "torch / djax", "aim"]
+            rows = []
+            for record in found:
+                aim = FASTER_THAN_TORCH[record["contestant"].partition(",")[0]]
+                met = contest.verdict(np.median(record["ratio"]), aim, at_least=True)
+                spreads = [contest.spread(record[k]) for k in ("djax", "torch", "ratio")]
+                rows.append([record["contestant"], *spreads, met])
+        else:
+            columns = ["", "ms a step", "/ bare", "passes", "aim", "memory, models"]
+            rows = table(found)
+        tables.append((f"{model}, {communicator.size} ranks", columns, rows))
+    if communicator.rank() == 0:
+        name = "mpi_step_torch" if config.torch else "mpi_step"
+        contest.publish(name, tables, records, config.output)
 
 
 if __name__ == "__main__":

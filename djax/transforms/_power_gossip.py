@@ -66,6 +66,7 @@ from djax.topologies._checks import check_integer
 
 from ._gossip import add_pull
 
+FEW = 16  # Products of rows.
 EPSILON = 1e-8  # Of the reference's Gram-Schmidt, added to the norms.
 DEPENDENT = 1e-3  # What is left of a row, relative to it, when little of it is new.
 
@@ -395,10 +396,18 @@ def _multiply(
 def _product_of(
     rows: tuple[jax.Array, jax.Array], like: jax.Array, rows_axis: int
 ) -> jax.Array:
-    """Multiplies rows on the left by rows on the right: a matrix shaped like `like`."""
+    """Multiplies rows on the left by rows on the right: a matrix shaped like `like`.
+
+    A sum of few products is fused with what it is added to; a product of matrices would
+    be written, and read once more.
+    """
     left, right = (x.reshape(-1, x.shape[-1]) for x in rows)
-    product = _einsum(f"qm,qk->{layout(like, rows_axis)}", left, right)
-    return from_matrix(product, like, rows_axis)
+    axes = layout(like, rows_axis)
+    if len(left) > FEW:
+        return from_matrix(_einsum(f"qm,qk->{axes}", left, right), like, rows_axis)
+    first, second = (right, left) if axes == "km" else (left, right)
+    terms = [x[:, None] * y[None] for x, y in zip(first, second, strict=True)]
+    return from_matrix(functools.reduce(jnp.add, terms), like, rows_axis)
 
 
 def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:

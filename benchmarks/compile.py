@@ -1,0 +1,214 @@
+"""How long the programs of steps take to trace and to compile.
+
+    mpirun -n 2 python -m benchmarks.compile
+
+1. A step of 64 simulated workers against the number of rounds, from a ring's 2 to a
+   complete graph's 63, and against PowerGossip's iterations. Aim: sub-linear where the
+   same is done again: 16 iterations take at most 4 times as long as one.
+2. A step of one of two real workers with ResNet-50, on images of ImageNet's size:
+   gradient and SGD, and what the mechanism adds. Aim: at most 20 %.
+
+Nothing is run. The size is the number of XLA's instructions, after optimization.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import djax
+from djax import communicators, compressors, topologies
+from experiments.common import models
+
+from . import contest
+
+WORKERS = 64
+LAYERS = ((784, 128), (128,), (128, 10), (10,))
+TIMES_AS_LONG = 4.0
+ADDED = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    repeats: int = 3
+    """How often, all contestants in turns."""
+    output: pathlib.Path = contest.RESULTS
+    """Where the JSON goes."""
+
+
+def build(fn: Callable, *args: Any) -> dict[str, float]:
+    """Traces and compiles a function of arrays' shapes."""
+    jax.clear_caches()
+    start = time.perf_counter()
+    lowered = jax.jit(fn).lower(*args)
+    traced = time.perf_counter()
+    program = lowered.compile()
+    end = time.perf_counter()
+    return {
+        "trace": traced - start,
+        "compile": end - traced,
+        "instructions": program.as_text().count(" = "),
+    }
+
+
+def update_of(optimizer: optax.GradientTransformation, communicator, model: Any):
+    """A step without gradients, and the shapes of its arguments."""
+
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    n = len(communicator.local_ranks)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), model)
+    state = jax.eval_shape(communicator.spmd(optimizer.init), params)
+    return communicator.spmd(step), params, state, params
+
+
+def rounds() -> dict[str, tuple[int, Callable]]:
+    """What grows: how many times something is done, and what makes its optimizer."""
+    graphs = {
+        name: getattr(topologies, name)(WORKERS)
+        for name in ("ring", "torus", "hypercube", "exponential", "complete")
+    }
+    found = {
+        f"gossip, {name}": (len(graph.rounds), lambda c, g=graph: djax.gossip(g, c))
+        for name, graph in graphs.items()
+    }
+    for k in (1, 2, 4, 16):
+        found[f"power_gossip, {k} iterations"] = (
+            k,
+            lambda c, k=k: djax.power_gossip(graphs["ring"], c, iterations=k),
+        )
+    return found
+
+
+def simulated(config: Config) -> list[dict[str, Any]]:
+    """The records of the first table."""
+    communicator = communicators.simulated(WORKERS)
+    model = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in LAYERS]
+    measured = {name: [] for name in rounds()}
+    for _ in range(config.repeats):
+        for name, (_, make) in rounds().items():
+            optimizer = optax.chain(optax.sgd(0.1), make(communicator))
+            measured[name].append(build(*update_of(optimizer, communicator, model)))
+    return [
+        {"contestant": name, "rounds": rounds()[name][0], **_collect(builds)}
+        for name, builds in measured.items()
+    ]
+
+
+def resnet(config: Config, communicator: Any) -> list[dict[str, Any]]:
+    """The records of the second table."""
+    network = models.resnet50(1000, stem="imagenet")
+    images = jax.ShapeDtypeStruct((1, 8, 224, 224, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    variables = jax.eval_shape(
+        lambda key: network.init(key, jnp.zeros((1, 224, 224, 3)), train=False),
+        jax.random.key(0),
+    )
+    params, statistics = variables["params"], variables["batch_stats"]
+
+    def step(optimizer):
+        def worker(params, statistics, state, images, labels):
+            def loss(params):
+                logits, new = network.apply(
+                    {"params": params, "batch_stats": statistics},
+                    images,
+                    train=True,
+                    mutable=["batch_stats"],
+                )
+                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+                return losses.mean(), new["batch_stats"]
+
+            grads, new = jax.grad(loss, has_aux=True)(params)
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), new, state
+
+        _, models_, state, _ = update_of(optimizer, communicator, params)
+        own = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), statistics
+        )
+        return communicator.spmd(worker), models_, own, state, images, labels
+
+    ring, sign = topologies.ring(communicator.size), compressors.sign()
+    field = {
+        "SGD alone": optax.identity(),
+        "gossip": djax.gossip(ring, communicator),
+        "relay": djax.relay(topologies.chain(communicator.size), communicator),
+        "all_reduce": djax.all_reduce(communicator),
+        "choco_gossip, sign": djax.choco_gossip(ring, communicator, sign, 0.1),
+        "power_gossip, rank 1": djax.power_gossip(ring, communicator),
+        "power_gossip, rank 4": djax.power_gossip(ring, communicator, 4),
+    }
+    measured = {name: [] for name in field}
+    for _ in range(config.repeats):
+        for name, mechanism in field.items():
+            optimizer = optax.chain(optax.sgd(0.1), mechanism)
+            measured[name].append(build(*step(optimizer)))
+    return [{"contestant": n, **_collect(builds)} for n, builds in measured.items()]
+
+
+def _collect(builds: list[dict[str, float]]) -> dict[str, Any]:
+    found = {key: [build[key] for build in builds] for key in builds[0]}
+    total = [b["trace"] + b["compile"] for b in builds]
+    return {**found, "total": total, "instructions": builds[0]["instructions"]}
+
+
+def main() -> None:
+    """The command line."""
+    config = tyro.cli(Config, description=__doc__)
+    communicator = communicators.mpi()
+    if communicator.size < 2:
+        raise SystemExit("compile: mpirun -n 2 python -m benchmarks.compile")
+    real = resnet(config, communicator)
+    if communicator.rank():
+        return
+    many = simulated(config)
+    columns = ["", "rounds", "trace, s", "compile, s", "instructions", "ratio", "aim"]
+    rows = []
+    for record in many:
+        kind = record["contestant"].partition(",")[0]
+        first = next(r for r in many if r["contestant"].startswith(kind))
+        ratio = np.array(record["total"]) / np.array(first["total"])
+        record["ratio"] = ratio.tolist()
+        last = record["contestant"].startswith("power_gossip, 16")
+        rows.append(
+            [
+                record["contestant"],
+                str(record["rounds"]),
+                *(contest.spread(record[key]) for key in ("trace", "compile")),
+                str(record["instructions"]),
+                contest.spread(ratio),
+                contest.verdict(np.median(ratio), TIMES_AS_LONG) if last else None,
+            ]
+        )
+    tables = [(f"a step of {WORKERS} simulated workers, an MLP", columns, rows)]
+    rows = []
+    for record in real:
+        added = np.array(record["total"]) / np.array(real[0]["total"]) - 1
+        record["added"] = added.tolist()
+        rows.append(
+            [
+                record["contestant"],
+                *(contest.spread(record[key]) for key in ("trace", "compile")),
+                str(record["instructions"]),
+                f"{100 * np.median(added):.1f} %",
+                contest.verdict(np.median(added), ADDED) if record is not real[0] else None,
+            ]
+        )
+    columns = ["", "trace, s", "compile, s", "instructions", "added", "aim"]
+    tables.append(("a step of ResNet-50, one of 2 ranks", columns, rows))
+    contest.publish("compile", tables, many + real, config.output)
+
+
+if __name__ == "__main__":
+    main()

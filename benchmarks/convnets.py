@@ -1,0 +1,114 @@
+"""Simulated workers with convolutions, against as many gradients of one.
+
+    python -m benchmarks.convnets
+
+ResNet-20 on images of 32 x 32, batches of 16, D-PSGD on a ring. A step of n simulated
+workers (`djax.simulation.make_steps` with `dispatch=True`) stands against n calls of
+one jitted gradient, with nothing else.
+
+Aim: at most 1.1 times as long.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import djax
+from djax import communicators, simulation, topologies
+from experiments.common import models
+
+from . import contest
+
+AIM = 1.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    workers: tuple[int, ...] = (8, 16, 32)
+    """Numbers of workers."""
+    batch_size: int = 16
+    """Samples of a gradient."""
+    repeats: int = 7
+    """How often, all contestants in turns."""
+    output: pathlib.Path = contest.RESULTS
+    """Where the JSON goes."""
+
+
+def measure(config: Config, n: int) -> dict[str, Any]:
+    """The record of n workers."""
+    network = models.resnet(10, depth=20)
+    images = jax.random.normal(
+        jax.random.key(0), (n, 1, config.batch_size, 32, 32, 3)
+    )
+    labels = jnp.zeros((n, 1, config.batch_size), jnp.int32)
+    variables = network.init(jax.random.key(1), images[0, 0], train=False)
+    params, statistics = variables["params"], variables["batch_stats"]
+
+    def gradient_fn(params, statistics, batch):
+        def loss(params):
+            logits, new = network.apply(
+                {"params": params, "batch_stats": statistics},
+                batch[0],
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+            return losses.mean(), new["batch_stats"]
+
+        (value, new), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return grads, new, {"loss": value}
+
+    communicator = communicators.simulated(n)
+    gossip = djax.gossip(topologies.ring(n), communicator)
+    optimizer = optax.chain(optax.sgd(0.01), gossip)
+    start = communicators.replicate(communicator, (params, statistics))
+    workers = simulation.init_workers(optimizer, communicator, *start)
+    steps = simulation.make_steps(gradient_fn, optimizer, communicator, dispatch=True)
+    gradient = jax.jit(gradient_fn)
+    batches = [(images[i, 0], labels[i, 0]) for i in range(n)]
+
+    def simulated():
+        nonlocal workers
+        workers, _ = steps(workers, (images, labels))
+        return workers.params
+
+    def gradients():
+        return [gradient(params, statistics, batch)[0] for batch in batches]
+
+    contestants = {"simulated": simulated, "gradients": gradients}
+    seconds = contest.in_turns(contestants, config.repeats)
+    return {
+        "workers": n,
+        "seconds": {name: times.tolist() for name, times in seconds.items()},
+        "ratio": (seconds["simulated"] / seconds["gradients"]).tolist(),
+    }
+
+
+def main() -> None:
+    """The command line."""
+    config = tyro.cli(Config, description=__doc__)
+    records = [measure(config, n) for n in config.workers]
+    rows = [
+        [
+            f"{record['workers']} workers",
+            *(contest.spread(record["seconds"][k]) for k in ("gradients", "simulated")),
+            contest.spread(record["ratio"]),
+            contest.verdict(np.median(record["ratio"]), AIM),
+        ]
+        for record in records
+    ]
+    title = f"ResNet-20, batches of {config.batch_size}"
+    columns = ["", "n gradients, s", "a simulated step, s", "ratio", "aim"]
+    contest.publish("convnets", [(title, columns, rows)], records, config.output)
+
+
+if __name__ == "__main__":
+    main()

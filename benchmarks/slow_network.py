@@ -1,0 +1,267 @@
+"""Training steps over slow networks, which are made on one machine.
+
+    sudo python -m benchmarks.slow_network
+
+Four ranks train a ResNet-20 of twice its width over TCP, through a loopback device that
+lets 100 Mbit, 1 Gbit or 10 Gbit pass in a second, in a network namespace of its own.
+All ranks share this one line. Shown is a whole step, gradient and SGD included, and the
+mechanism's part, measured alone.
+
+Aim: at 100 Mbit, PowerGossip of rank 1 takes at most 1/20 of gossip's own time.
+
+Linux only, with `unshare`, `ip` and `tc` (Debian: util-linux, iproute2), and as root.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from matplotlib.figure import Figure
+
+import djax
+from djax import communicators, compressors, topologies
+from experiments.common import models
+
+from . import contest
+
+SHARE_OF_GOSSIP = 1 / 20
+TICKS = 250  # A second; a token bucket holds at least what passes between two.
+LARGEST_PACKET = 1 << 16  # Bytes, of the loopback device.
+IMAGES = (16, 32, 32, 3)  # Of a rank's gradient.
+COMMUNICATION = {
+    "MPIR_CVAR_NOLOCAL": "1",  # No shared memory.
+    "MPIR_CVAR_CH4_NETMOD": "ofi",
+    "FI_PROVIDER": "tcp",
+    "FI_TCP_IFACE": "lo",
+    "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",  # The ranks outnumber the cores.
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    workers: int = 4
+    """Number of ranks."""
+    megabits: tuple[int, ...] = (100, 1000, 10000)
+    """What passes in a second."""
+    seconds: float = 2.0
+    """About how long a run takes; it has at least 2 steps."""
+    repeats: int = 3
+    """How often, all contestants in turns."""
+    output: pathlib.Path = contest.RESULTS
+    """Where the JSON and the figure go."""
+    measure_into: pathlib.Path | None = None
+    """Be one of the ranks; for the script itself."""
+
+
+def mechanisms(n: int, communicator: Any) -> dict[str, optax.GradientTransformation]:
+    """The contestants, on a ring; relay on a chain."""
+    ring, sign = topologies.ring(n), compressors.sign()
+    return {
+        "none": optax.identity(),
+        "all_reduce": djax.all_reduce(communicator),
+        "gossip": djax.gossip(ring, communicator),
+        "relay": djax.relay(topologies.chain(n), communicator),
+        "choco_gossip, sign": djax.choco_gossip(ring, communicator, sign, 0.1),
+        "power_gossip, rank 1": djax.power_gossip(ring, communicator),
+    }
+
+
+def network() -> tuple[Any, Any]:
+    """The network, and its parameters and statistics."""
+    net = models.resnet(10, depth=20, width=2.0)
+    return net, net.init(jax.random.key(0), jnp.zeros(IMAGES), train=False)
+
+
+class Program:
+    """Any number of steps as one program.
+
+    Args:
+      mechanism: averages.
+      communicator: between the ranks.
+      train: whether a step has a gradient and SGD, too.
+    """
+
+    def __init__(self, mechanism, communicator, train: bool):
+        """Compiles it, and finds out how many steps take a while."""
+        net, variables = network()
+        self.communicator = communicator
+        base = optax.sgd(1e-3) if train else optax.set_to_zero()
+        optimizer = optax.chain(base, mechanism)
+        images = jax.random.normal(jax.random.key(communicator.rank()), IMAGES)
+
+        def loss(params):
+            inputs = {**variables, "params": params}
+            logits, _ = net.apply(inputs, images, train=True, mutable=["batch_stats"])
+            labels = jnp.zeros(len(images), jnp.int32)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean()
+
+        def step(params, state):
+            grads = jax.grad(loss)(params) if train else params
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        self.step = jax.jit(communicator.spmd(step), donate_argnums=(0, 1))
+        self.params = communicators.replicate(communicator, variables["params"])
+        self.state = jax.jit(communicator.spmd(optimizer.init))(self.params)
+        self.steps = 1
+
+    def __call__(self):
+        """Runs some steps."""
+        for _ in range(self.steps):
+            self.params, self.state = self.step(self.params, self.state)
+        return self.params
+
+
+def measure(config: Config) -> list[dict[str, Any]]:
+    """Be one rank: a record for each mechanism."""
+    communicator = communicators.mpi()
+    barrier = communicator.host_comm.Barrier
+    contestants = {
+        (name, train): Program(mechanism, communicator, train)
+        for train in (False, True)
+        for name, mechanism in mechanisms(config.workers, communicator).items()
+    }
+    once = contest.in_turns(contestants, 1, barrier)
+    for key, program in contestants.items():
+        needed = communicator.host_comm.bcast(int(config.seconds / once[key][0]))
+        program.steps = min(max(needed, 2), 200)
+    times = contest.in_turns(contestants, config.repeats, barrier)
+    params = network()[1]["params"]
+    graph = topologies.ring(config.workers)
+    records = []
+    for name, mechanism in mechanisms(config.workers, communicator).items():
+        cost = djax.communication_cost(mechanism, params, graph)
+        seconds = {
+            train: (times[name, train] / contestants[name, train].steps).tolist()
+            for train in (False, True)
+        }
+        records.append(
+            {
+                "mechanism": name,
+                "step": seconds[True],
+                "alone": seconds[False],
+                "bytes": sum(cost.bytes_per_step),
+                "messages": max(cost.messages_per_step),
+            }
+        )
+    return records
+
+
+def run(config: Config, megabits: int, programs: str) -> list[dict[str, Any]]:
+    """Starts the ranks behind a slow device; returns their records.
+
+    Args:
+      config: what is measured.
+      megabits: what passes in a second.
+      programs: folder of compiled programs, which are the same at every bandwidth.
+    """
+    burst = max(2 * LARGEST_PACKET, 1_200_000 * megabits // 8 // TICKS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "records.json"
+        script = (
+            "ip link set lo up && tc qdisc add dev lo root tbf "
+            f'rate {megabits}mbit burst {burst} latency 200ms && exec "$@"'
+        )
+        command = ["unshare", "-n", "sh", "-c", script, "sh", "mpirun"]
+        command += ["-launcher", "fork", "-hosts", "localhost"]
+        command += ["-n", str(config.workers), sys.executable, "-m"]
+        command += ["benchmarks.slow_network", "--measure-into", str(path)]
+        command += ["--seconds", str(config.seconds), "--repeats", str(config.repeats)]
+        command += ["--workers", str(config.workers)]
+        root = pathlib.Path(__file__).parent.parent
+        environment = {**os.environ, **COMMUNICATION}
+        environment["JAX_COMPILATION_CACHE_DIR"] = programs
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        subprocess.run(command, cwd=root, env=environment, check=True)
+        return [{"megabits": megabits, **r} for r in json.loads(path.read_text())]
+
+
+def obstacle() -> str | None:
+    """Why the network cannot be slowed down here."""
+    missing = [name for name in ("unshare", "ip", "tc") if shutil.which(name) is None]
+    if missing:
+        return f"needs {', '.join(missing)}; Debian has them in util-linux, iproute2."
+    if os.geteuid() != 0:
+        return "needs root."
+    if subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode:
+        return "may not make a network namespace here."
+    return None
+
+
+def draw(records: list[dict[str, Any]]) -> Figure:
+    """The time of a step against the bandwidth."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(record["mechanism"] for record in records):
+        mine = [record for record in records if record["mechanism"] == name]
+        axes.plot(
+            [record["megabits"] for record in mine],
+            [np.median(record["step"]) for record in mine],
+            marker="o",
+            label=name,
+            linestyle="--" if name == "none" else "-",
+        )
+    axes.set(xscale="log", yscale="log", xlabel="Mbit/s of the line that all share")
+    axes.set(ylabel="seconds a step", title="ResNet-20 x 2, 4 ranks")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def main() -> None:
+    """The command line."""
+    config = tyro.cli(Config, description=__doc__)
+    if config.measure_into is not None:
+        records = measure(config)
+        if communicators.launcher_rank() == 0:
+            config.measure_into.write_text(json.dumps(records))
+        return
+    if (reason := obstacle()) is not None:
+        print(f"slow_network: skipped: {reason}")
+        return
+    with tempfile.TemporaryDirectory() as programs:
+        found = [run(config, megabits, programs) for megabits in config.megabits]
+    records = [record for some in found for record in some]
+    tables = []
+    for megabits in config.megabits:
+        mine = [r for r in records if r["megabits"] == megabits]
+        gossip = next(r for r in mine if r["mechanism"] == "gossip")
+        rows = []
+        for record in mine:
+            share = np.array(record["alone"]) / np.array(gossip["alone"])
+            met = None
+            if megabits == 100 and record["mechanism"].startswith("power"):
+                met = contest.verdict(np.median(share), SHARE_OF_GOSSIP)
+            rows.append(
+                [
+                    record["mechanism"],
+                    contest.spread(1e3 * np.array(record["step"])),
+                    contest.spread(1e3 * np.array(record["alone"])),
+                    f"{np.median(share):.3f}",
+                    f"{record['bytes'] / 1e6:.3f}",
+                    met,
+                ]
+            )
+        columns = ["", "step, ms", "alone, ms", "/ gossip", "MB of all", "aim"]
+        title = f"{megabits} Mbit/s, {config.workers} ranks"
+        tables.append((title, columns, rows))
+    contest.publish("slow_network", tables, records, config.output)
+    draw(records).savefig(config.output / "slow_network.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

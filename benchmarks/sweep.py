@@ -1,0 +1,144 @@
+"""A grid of learning rates and seeds in one program, against one run after another.
+
+    python -m benchmarks.sweep
+
+8 learning rates times 8 seeds of D-PSGD and of RelaySGD, each by 16 workers; a seed
+draws the random quadratics. A run is a function of its learning rate and its problem,
+and the grid is `vmap` of it. Against it run one after another, without waiting in
+between, for the same errors:
+
+* *one program*: the jitted run, compiled beforehand as the grid is;
+* *a program a rate*: what rebuilds its optimizer for each learning rate, as scripts
+  do, and compiles it each time; the grid's compilation then counts, too.
+
+Aim: the grid is at least 10 times as fast.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import djax
+from djax import communicators, topologies
+from experiments.common.quadratics import random_quadratics
+
+from . import contest
+
+AIM = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    workers: int = 16
+    """Number of workers of a run."""
+    steps: int = 500
+    """Steps of a run."""
+    repeats: int = 7
+    """How often, all contestants in turns."""
+    output: pathlib.Path = contest.RESULTS
+    """Where the JSON goes."""
+
+
+def make_run(config: Config, algorithm: str):
+    """A run as a function of learning rate and problem; it returns the final error."""
+    communicator = communicators.simulated(config.workers)
+    ring, chain = (make(config.workers) for make in (topologies.ring, topologies.chain))
+    mechanism = {
+        "gossip, ring": djax.gossip(ring, communicator),
+        "relay, chain": djax.relay(chain, communicator),
+    }[algorithm]
+
+    def run(learning_rate, problem):
+        optimizer = optax.chain(optax.sgd(learning_rate), mechanism)
+
+        def worker(matrix, offset):
+            def step(carry, _):
+                x, state = carry
+                grads = matrix.T @ (matrix @ x - offset)
+                updates, state = optimizer.update(grads, state, x)
+                return (optax.apply_updates(x, updates), state), None
+
+            x = jnp.zeros_like(offset)
+            return jax.lax.scan(step, (x, optimizer.init(x)), length=config.steps)[0][0]
+
+        x = communicator.spmd(worker)(problem.matrices, problem.offsets).mean(axis=0)
+        return jnp.linalg.norm(x - problem.optimum)
+
+    return run
+
+
+def measure(config: Config, algorithm: str) -> list[dict[str, Any]]:
+    """The records of one algorithm."""
+    run = make_run(config, algorithm)
+    rates = jnp.repeat(jnp.geomspace(1e-3, 0.1, 8), 8)
+    drawn = [random_quadratics(config.workers, 10, 1.0, seed=i) for i in range(8)]
+    problems = jax.tree.map(lambda *xs: jnp.asarray(8 * xs, jnp.float32), *drawn)
+    points = [(rates[i], jax.tree.map(lambda x, i=i: x[i], problems)) for i in range(64)]
+    alone, grid = jax.jit(run), jax.jit(jax.vmap(run))
+
+    def one_by_one():
+        return jnp.stack([alone(*point) for point in points])
+
+    def compiled_grid():
+        return jax.jit(jax.vmap(make_run(config, algorithm)))(rates, problems)
+
+    def program_a_rate():
+        errors = []
+        for i, (rate, problem) in enumerate(points):
+            if i % 8 == 0:
+                program = jax.jit(functools.partial(make_run(config, algorithm), rate))
+            errors.append(program(problem))
+        return jnp.stack(errors)
+
+    contestants = {
+        ("one program", "grid"): lambda: grid(rates, problems),
+        ("one program", "one by one"): one_by_one,
+        ("a program a rate", "grid"): compiled_grid,
+        ("a program a rate", "one by one"): program_a_rate,
+    }
+    for other in contestants.values():
+        np.testing.assert_allclose(other(), grid(rates, problems), rtol=1e-3)
+    seconds = contest.in_turns(contestants, config.repeats)
+    return [
+        {
+            "algorithm": algorithm,
+            "against": against,
+            "grid": seconds[against, "grid"].tolist(),
+            "one by one": seconds[against, "one by one"].tolist(),
+            "ratio": (
+                seconds[against, "one by one"] / seconds[against, "grid"]
+            ).tolist(),
+        }
+        for against in ("one program", "a program a rate")
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    config = tyro.cli(Config, description=__doc__)
+    algorithms = "gossip, ring", "relay, chain"
+    records = [record for name in algorithms for record in measure(config, name)]
+    rows = [
+        [
+            f"{record['algorithm']}, {record['against']}",
+            *(contest.spread(record[k]) for k in ("one by one", "grid", "ratio")),
+            contest.verdict(np.median(record["ratio"]), AIM, at_least=True),
+        ]
+        for record in records
+    ]
+    title = f"64 runs of {config.workers} workers, {config.steps} steps"
+    columns = ["", "one by one, s", "grid, s", "times as fast", "aim"]
+    contest.publish("sweep", [(title, columns, rows)], records, config.output)
+
+
+if __name__ == "__main__":
+    main()

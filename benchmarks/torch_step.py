@@ -1,0 +1,166 @@
+"""Gossip and PowerGossip in PyTorch over gloo, in the manner of their published code.
+
+Models are lists of tensors. Messages are packed into one buffer, sent to each neighbour
+by `isend`, received one after another, and unpacked; matrices are multiplied one by one
+for each neighbour.
+"""
+
+import socket
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from djax import topologies
+
+
+def start(communicator: Any) -> None:
+    """Makes PyTorch's process group of the ranks."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        address = (socket.gethostname(), free.getsockname()[1])
+    host, port = communicator.host_comm.bcast(address)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"tcp://{host}:{port}",
+        rank=communicator.rank(),
+        world_size=communicator.size,
+    )
+
+
+def stop() -> None:
+    """Ends the process group."""
+    dist.destroy_process_group()
+
+
+def tensors(params: Any) -> list[torch.Tensor]:
+    """The parameters with the layout of PyTorch: outputs first."""
+    leaves = [np.array(x) for x in jax.tree.leaves(params)]
+    return [torch.from_numpy(np.ascontiguousarray(x.T)) for x in leaves]
+
+
+class Gossip:
+    """D-PSGD's averaging on a ring.
+
+    Args:
+      communicator: between the ranks.
+      params: to start from.
+      steps: of one run.
+    """
+
+    def __init__(self, communicator, params, steps: int):
+        """Takes over the parameters."""
+        self.params, self.steps = tensors(params), steps
+        topology = topologies.ring(communicator.size)
+        self.rank = communicator.rank()
+        self.peers = sorted(topology.graph.neighbors(self.rank))
+        self.weights = topology.mixing_matrix[self.rank]
+
+    def __call__(self):
+        """Some steps."""
+        for _ in range(self.steps):
+            self.step()
+        return ()
+
+    def step(self):
+        """Replaces the model by the average over the neighbourhood."""
+        model = _pack(self.params)
+        average = self.weights[self.rank] * model
+        for peer, theirs in zip(self.peers, _exchange(model, self.peers), strict=True):
+            average.add_(theirs, alpha=self.weights[peer])
+        for tensor, new in zip(self.params, _unpack(average, self.params), strict=True):
+            tensor.copy_(new)
+
+
+class PowerGossip(Gossip):
+    """PowerGossip's averaging on a ring, by one iteration.
+
+    Args:
+      communicator: between the ranks.
+      params: to start from.
+      steps: of one run.
+      rank: number of columns.
+    """
+
+    def __init__(self, communicator, params, steps: int, rank: int):
+        """Takes over the parameters; draws the factors of each edge."""
+        super().__init__(communicator, params, steps)
+        self.matrices = [x.view(len(x), -1) for x in self.params if x.ndim > 1]
+        self.vectors = [x for x in self.params if x.ndim <= 1]
+        self.factors, self.number = {}, 1
+        for peer in self.peers:
+            low, high = sorted((self.rank, peer))
+            generator = torch.Generator().manual_seed(low * communicator.size + high)
+            self.factors[peer] = tuple(
+                [
+                    torch.randn(m.shape[side], min(rank, *m.shape), generator=generator)
+                    for m in self.matrices
+                ]
+                for side in (0, 1)
+            )
+
+    def step(self):
+        """One iteration for each neighbour, and gossip of the vectors."""
+        odd = self.number % 2
+        products = {}
+        for peer in self.peers:
+            bases = self.factors[peer][odd]
+            for basis in bases:
+                _orthogonalize(basis)
+            products[peer] = [
+                (m if odd else m.T) @ basis
+                for m, basis in zip(self.matrices, bases, strict=True)
+            ]
+        for peer in self.peers:
+            mine = _pack(products[peer])
+            (theirs,) = _exchange(mine, [peer])
+            gap = mine - theirs if self.rank > peer else theirs - mine
+            found = self.factors[peer][1 - odd]
+            for factor, new in zip(found, _unpack(gap, found), strict=True):
+                factor.copy_(new)
+        for peer in self.peers:
+            sign = -1 if self.rank > peer else 1
+            for m, p, q in zip(self.matrices, *self.factors[peer], strict=True):
+                m.add_(p @ q.T, alpha=sign * self.weights[peer])
+        vectors = _pack(self.vectors)
+        average = self.weights[self.rank] * vectors
+        for peer, theirs in zip(
+            self.peers, _exchange(vectors, self.peers), strict=True
+        ):
+            average.add_(theirs, alpha=self.weights[peer])
+        for tensor, new in zip(
+            self.vectors, _unpack(average, self.vectors), strict=True
+        ):
+            tensor.copy_(new)
+        self.number += 1
+
+
+def _pack(some: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([x.reshape(-1) for x in some])
+
+
+def _unpack(buffer: torch.Tensor, like: list[torch.Tensor]) -> list[torch.Tensor]:
+    parts = torch.split(buffer, [x.numel() for x in like])
+    return [part.view_as(x) for part, x in zip(parts, like, strict=True)]
+
+
+def _exchange(message: torch.Tensor, peers: list[int]) -> list[torch.Tensor]:
+    requests = [dist.isend(message, peer) for peer in peers]
+    received = []
+    for peer in peers:
+        received.append(torch.empty_like(message))
+        dist.recv(received[-1], peer)
+    for request in requests:
+        request.wait()
+    return received
+
+
+def _orthogonalize(columns: torch.Tensor) -> None:
+    """Gram and Schmidt's, in place."""
+    for i in range(columns.shape[1]):
+        column = columns[:, i : i + 1]
+        column /= column.norm() + 1e-8
+        rest = columns[:, i + 1 :]
+        rest -= column @ (column.T @ rest)
