@@ -120,10 +120,12 @@ class Program:
         self.steps = 1
 
     def __call__(self):
-        """Runs some steps."""
+        """Runs some steps, and waits for all ranks."""
         for _ in range(self.steps):
             self.params, self.state = self.step(self.params, self.state)
-        return self.params
+        jax.block_until_ready(self.params)
+        self.communicator.host_comm.Barrier()
+        return ()
 
 
 def measure(config: Config) -> list[dict[str, Any]]:
@@ -152,6 +154,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
         records.append(
             {
                 "mechanism": name,
+                "ranks": config.workers,
                 "step": seconds[True],
                 "alone": seconds[False],
                 "bytes": sum(cost.bytes_per_step),
@@ -167,7 +170,7 @@ def run(config: Config, megabits: int, programs: str) -> list[dict[str, Any]]:
     Args:
       config: what is measured.
       megabits: what passes in a second.
-      programs: folder of compiled programs, which are the same at every bandwidth.
+      programs: folder of compiled programs, the same at every bandwidth.
     """
     burst = max(2 * LARGEST_PACKET, 1_200_000 * megabits // 8 // TICKS)
     with tempfile.TemporaryDirectory() as folder:

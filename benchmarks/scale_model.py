@@ -1,0 +1,261 @@
+r"""Predicted steps of up to 4,096 workers on fast networks.
+
+    python -m benchmarks.scale_model                    # a gradient as long as here
+    python -m benchmarks.scale_model --gradient-ms 100  # or as it takes elsewhere
+
+A worker computes a gradient in :math:`t` seconds and then sends messages, each of which
+takes a latency :math:`\alpha` and its bytes over the bandwidth :math:`\beta` of its own
+link, both ways at once:
+
+.. math:: T = t + m \alpha + b / \beta.
+
+The bytes b and messages m of the worker that sends most are `djax.communication_cost`'s.
+An all-reduce is taken for a ring's, :math:`m = 2 (n - 1)` and
+:math:`b = 2 M (n - 1) / n`. A²CiD² averages once a gradient while it computes:
+:math:`T = \max(t, m \alpha + b / \beta)`. The mechanism's own passes over memory are
+left out. Efficiency is :math:`t / T`: how much of the time is spent on gradients, not
+how much they are worth.
+
+The model is held against what :mod:`benchmarks.slow_network` has measured. Its ranks
+share one line, and two cores: while some compute, others' messages pass. A step takes
+the larger of two times, the bytes of all over the bandwidth, and what it took at the
+largest bandwidth beyond that. The error is that at the other bandwidths.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import djax
+from djax import communicators, compressors, topologies
+from experiments.common import models
+
+from . import contest
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is predicted."""
+
+    model: Literal["resnet18", "resnet50"] = "resnet50"
+    """What is trained, on images of ImageNet's size."""
+    gradient_ms: float | None = None
+    """Milliseconds of a gradient; by default it is measured here."""
+    batch_size: int = 32
+    """Samples of a gradient that is measured."""
+    latency_us: float = 5.0
+    """Microseconds of a message."""
+    gigabits: tuple[float, ...] = (10.0, 100.0, 400.0)
+    """Of each worker's link, a second."""
+    workers: tuple[int, ...] = (8, 64, 512, 4096)
+    """Numbers of workers."""
+    output: pathlib.Path = contest.RESULTS
+    """Where `slow_network.json` is, and this one's goes."""
+
+
+class Load(NamedTuple):
+    """What a step asks of one worker.
+
+    Attributes:
+      bytes: that it sends.
+      messages: that it sends.
+      memory: bytes of parameters, gradients, momentum and what the mechanism keeps.
+      hidden: whether messages travel while it computes.
+    """
+
+    bytes: float
+    messages: float
+    memory: float
+    hidden: bool = False
+
+
+Mechanism = Callable[[Any, Any], optax.GradientTransformation]
+SIGN = compressors.sign()
+FIELD: dict[str, tuple[str, Mechanism]] = {
+    "gossip, ring": ("ring", djax.gossip),
+    "gossip, torus": ("torus", djax.gossip),
+    "gossip, exponential": ("exponential", djax.gossip),
+    "relay, chain": ("chain", djax.relay),
+    "relay, binary tree": ("binary_tree", djax.relay),
+    "push_sum, one peer": ("one_peer_exponential", djax.push_sum),
+    "choco_gossip sign, ring": (
+        "ring",
+        lambda graph, c: djax.choco_gossip(graph, c, SIGN, 0.1),
+    ),
+    "power_gossip rank 1, ring": ("ring", djax.power_gossip),
+    "power_gossip rank 1, exponential": ("exponential", djax.power_gossip),
+}
+
+
+def loads(model: Any, n: int) -> dict[str, Load]:
+    """What each mechanism asks of the busiest of n workers."""
+    communicator = communicators.simulated(n)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model))
+    rounds = 2 * (n - 1)
+    found = {"all_reduce": Load(size * rounds / n, rounds, 3 * size)}
+    graphs = {name: getattr(topologies, name)(n) for name, _ in FIELD.values()}
+    everyones = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), model
+    )
+    for name, (graph, make) in FIELD.items():
+        mechanism = make(graphs[graph], communicator)
+        cost = djax.communication_cost(mechanism, model, graphs[graph])
+        state = jax.eval_shape(communicator.spmd(mechanism.init), everyones)
+        kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / n
+        found[name] = Load(cost.max_bytes, cost.max_messages, 3 * size + kept)
+    messages = djax.communication_cost(
+        djax.gossip(graphs["ring"], communicator), model, graphs["ring"]
+    ).max_messages
+    # One averaging a gradient: one neighbour's messages, and a second model.
+    found["A²CiD², any graph"] = Load(size, messages / 2, 4 * size, hidden=True)
+    return found
+
+
+def step_seconds(load: Load, gradient: float, latency: float, bandwidth: float):
+    """Seconds of a step.
+
+    Args:
+      load: of the busiest worker.
+      gradient: seconds.
+      latency: seconds of a message.
+      bandwidth: bytes a second.
+    """
+    sending = load.messages * latency + load.bytes / bandwidth
+    return max(gradient, sending) if load.hidden else gradient + sending
+
+
+def shapes(model: str) -> tuple[Any, Any]:
+    """The network, and the shapes of its variables."""
+    network = getattr(models, model)(1000, stem="imagenet")
+    images = jnp.zeros((1, 64, 64, 3))
+    init = lambda key: network.init(key, images, train=False)  # noqa: E731
+    return network, jax.eval_shape(init, jax.random.key(0))
+
+
+def measure_gradient(config: Config) -> float:
+    """Seconds of a gradient here, with random images."""
+    network, variables = shapes(config.model)
+    variables = jax.tree.map(lambda x: 0.01 * jnp.ones(x.shape, x.dtype), variables)
+    images = jax.random.normal(jax.random.key(0), (config.batch_size, 224, 224, 3))
+    labels = jnp.zeros(config.batch_size, jnp.int32)
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            inputs = {**variables, "params": params}
+            logits, _ = network.apply(
+                inputs, images, train=True, mutable=["batch_stats"]
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean()
+
+        return jax.grad(loss)(params)
+
+    run = {"gradient": lambda: gradient(variables["params"])}
+    return float(np.median(contest.in_turns(run, 3)["gradient"]))
+
+
+def errors(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The model against what was measured on slow networks."""
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: run python -m benchmarks.slow_network.")
+    points = json.loads(path.read_text())["records"]
+    fastest = max(point["megabits"] for point in points)
+
+    def on_the_line(point):
+        """Seconds that a step's bytes take."""
+        ranks = point["ranks"]
+        passed = 2 * (ranks - 1) / ranks if point["mechanism"] == "all_reduce" else 1
+        return 8 * passed * point["bytes"] / (1e6 * point["megabits"])
+
+    records = []
+    for point in points:
+        if point["megabits"] == fastest or not point["bytes"]:
+            continue
+        (best,) = (
+            p
+            for p in points
+            if p["megabits"] == fastest and p["mechanism"] == point["mechanism"]
+        )
+        measured = float(np.median(point["alone"]))
+        rest = max(float(np.median(best["alone"])) - on_the_line(best), 0.0)
+        predicted = max(rest, on_the_line(point))
+        records.append(
+            {
+                "mechanism": point["mechanism"],
+                "megabits": point["megabits"],
+                "measured": measured,
+                "predicted": predicted,
+                "error": predicted / measured - 1,
+            }
+        )
+    return records
+
+
+def main() -> None:
+    """The command line."""
+    config = tyro.cli(Config, description=__doc__)
+    held = errors(config.output / "slow_network.json")
+    gradient = (
+        measure_gradient(config)
+        if config.gradient_ms is None
+        else config.gradient_ms / 1e3
+    )
+    model = shapes(config.model)[1]["params"]
+    by_size = {n: loads(model, n) for n in config.workers}
+    names = list(by_size[config.workers[0]])
+    records, tables = [], []
+    for gigabits in config.gigabits:
+        rows = []
+        for name in names:
+            cells = []
+            for n in config.workers:
+                seconds = step_seconds(
+                    by_size[n][name],
+                    gradient,
+                    config.latency_us / 1e6,
+                    gigabits * 1e9 / 8,
+                )
+                records.append(
+                    {
+                        "mechanism": name,
+                        "workers": n,
+                        "gigabits": gigabits,
+                        "gradient": gradient,
+                        "step": seconds,
+                        "efficiency": gradient / seconds,
+                        "memory": by_size[n][name].memory,
+                    }
+                )
+                cells.append(f"{1e3 * seconds:.4g} ms, {gradient / seconds:.0%}")
+            memory = max(by_size[n][name].memory for n in config.workers)
+            rows.append([name, *cells, f"{memory / 1e6:.0f}"])
+        title = (
+            f"{config.model}, gradients of {1e3 * gradient:.4g} ms, {gigabits:g} Gbit/s"
+        )
+        columns = ["", *(f"{n} workers" for n in config.workers), "MB a worker"]
+        tables.append((title, columns, rows))
+    rows = [
+        [
+            f"{r['mechanism']}, {r['megabits']} Mbit/s",
+            f"{1e3 * r['measured']:.4g}",
+            f"{1e3 * r['predicted']:.4g}",
+            f"{r['error']:+.1%}",
+        ]
+        for r in held
+    ]
+    columns = ["", "measured, ms", "predicted, ms", "error"]
+    tables.append(("the model on slow_network's points", columns, rows))
+    contest.publish("scale_model", tables, records + held, config.output)
+
+
+if __name__ == "__main__":
+    main()
