@@ -196,13 +196,14 @@ def main() -> None:
     for record in real:
         added = np.array(record["total"]) / np.array(real[0]["total"]) - 1
         record["added"] = added.tolist()
+        aim = contest.verdict(np.median(added), ADDED)
         rows.append(
             [
                 record["contestant"],
                 *(contest.spread(record[key]) for key in ("trace", "compile")),
                 str(record["instructions"]),
                 f"{100 * np.median(added):.1f} %",
-                contest.verdict(np.median(added), ADDED) if record is not real[0] else None,
+                None if record is real[0] else aim,
             ]
         )
     columns = ["", "trace, s", "compile, s", "instructions", "added", "aim"]

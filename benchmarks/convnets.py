@@ -45,9 +45,7 @@ class Config:
 def measure(config: Config, n: int) -> dict[str, Any]:
     """The record of n workers."""
     network = models.resnet(10, depth=20)
-    images = jax.random.normal(
-        jax.random.key(0), (n, 1, config.batch_size, 32, 32, 3)
-    )
+    images = jax.random.normal(jax.random.key(0), (n, 1, config.batch_size, 32, 32, 3))
     labels = jnp.zeros((n, 1, config.batch_size), jnp.int32)
     variables = network.init(jax.random.key(1), images[0, 0], train=False)
     params, statistics = variables["params"], variables["batch_stats"]

@@ -1,7 +1,7 @@
 """A step of every mechanism between real processes, with parameters of real networks.
 
     mpirun -n 2 python -m benchmarks.mpi_step
-    mpirun -n 2 python -m benchmarks.mpi_step --torch   # against PyTorch; pip install torch
+    mpirun -n 2 python -m benchmarks.mpi_step --torch   # with the extra torch
 
 No gradients are computed. A mechanism runs alone, then behind SGD, whose own time is
 measured, too. What stands beside it:
@@ -42,6 +42,7 @@ from . import contest
 SLOWER_THAN_BARE = 1.1
 PASSES = 3.0
 FASTER_THAN_TORCH = {"gossip": 3.0, "power_gossip": 4.0}
+SENDRECV, ALLREDUCE = "bare Sendrecv + axpy", "bare Allreduce + axpy"
 RATE = 1e-6  # Of all updates: the numbers shall stay small.
 
 
@@ -85,7 +86,7 @@ def mechanisms(size: int) -> dict[str, Mechanism]:
         return Mechanism(lambda c: djax.power_gossip(ring, c, rank))
 
     return {
-        "gossip": Mechanism(lambda c: djax.gossip(ring, c), bare="bare Sendrecv + axpy"),
+        "gossip": Mechanism(lambda c: djax.gossip(ring, c), bare=SENDRECV),
         "relay": Mechanism(
             lambda c: djax.relay(chain, c), lambda degree: min(degree, size - 1) + 1
         ),
@@ -93,7 +94,7 @@ def mechanisms(size: int) -> dict[str, Mechanism]:
         "choco_gossip, sign": Mechanism(
             lambda c: djax.choco_gossip(ring, c, sign, 0.1), lambda degree: 2
         ),
-        "all_reduce": Mechanism(djax.all_reduce, bare="bare Allreduce + axpy"),
+        "all_reduce": Mechanism(djax.all_reduce, bare=ALLREDUCE),
     }
 
 
@@ -202,9 +203,8 @@ def field(config: Config, communicator, params) -> Iterator[tuple[Any, Any]]:
         for name, mechanism in mechanisms(communicator.size).items():
             optimizer = optax.chain(base, mechanism.make(communicator))
             yield (name, behind), Program(optimizer, *given)
-        for name in ("Sendrecv", "Allreduce"):
-            bare = Bare(*given, sgd=behind == "SGD", all_reduce=name == "Allreduce")
-            yield (f"bare {name} + axpy", behind), bare
+        for name in (SENDRECV, ALLREDUCE):
+            yield (name, behind), Bare(*given, behind == "SGD", name == ALLREDUCE)
     yield ("none", "SGD"), Program(optax.sgd(RATE), *given)
     yield ("a pass", "alone"), Program(shrink(), *given)
 
@@ -228,8 +228,9 @@ def measure(config: Config, communicator, model: str) -> list[dict[str, Any]]:
         record["milliseconds"] = (1e3 * taken).tolist()
         if name in (known := mechanisms(communicator.size)):
             mechanism = known[name]
-            record["memory"] = contestants[name, behind].memory()
-            record["memory allowed"] = 2 + mechanism.kept(degree)
+            if behind == "alone":
+                record["memory"] = contestants[name, behind].memory()
+                record["memory allowed"] = 2 + mechanism.kept(degree)
             if mechanism.bare:
                 record["bare"] = (taken / seconds[mechanism.bare, behind]).tolist()
             rest = taken - seconds["none", "SGD"] if behind == "SGD" else taken
@@ -240,10 +241,10 @@ def measure(config: Config, communicator, model: str) -> list[dict[str, Any]]:
 
 def against_torch(config: Config, communicator, model: str) -> list[dict[str, Any]]:
     """The same of what PyTorch competes in."""
-    from . import torch_step
+    from . import torch_step  # PyTorch is an extra.
 
-    torch_step.start(communicator)
     given = communicator, parameters(model), config.steps
+    torch_step.start(communicator)
     theirs = {"gossip": torch_step.Gossip(*given)}
     for rank in (1, 2, 4):
         theirs[f"power_gossip, rank {rank}"] = torch_step.PowerGossip(*given, rank)
@@ -269,29 +270,41 @@ def against_torch(config: Config, communicator, model: str) -> list[dict[str, An
     ]
 
 
-def table(records: list[dict[str, Any]]) -> list[list[Any]]:
-    """Rows of what :func:`measure` found."""
+def table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of what :func:`measure` found."""
     rows = []
     for record in records:
-        alone = record["behind"] == "alone"
-        bare, passes = record.get("bare"), record.get("passes")
-        aim = None
-        if bare and record["contestant"] == "gossip" and alone:
-            aim = contest.verdict(np.median(bare), SLOWER_THAN_BARE)
-        elif passes and "power_gossip" in record["contestant"] and alone:
-            aim = contest.verdict(np.median(passes), PASSES)
-        memory, allowed = record.get("memory"), record.get("memory allowed")
+        name, alone = record["contestant"], record["behind"] == "alone"
+        ratios = [record.get("bare"), record.get("passes")]
+        aim = memory = None
+        if alone and name == "gossip":
+            aim = contest.verdict(np.median(ratios[0]), SLOWER_THAN_BARE)
+        elif alone and name.startswith("power_gossip"):
+            aim = contest.verdict(np.median(ratios[1]), PASSES)
+        if "memory" in record:
+            met = contest.verdict(record["memory"], record["memory allowed"])
+            memory = f"{record['memory']:.2f}, {met}"
         rows.append(
             [
-                record["contestant"] + ("" if alone else " (SGD)"),
+                name + ("" if alone else " (SGD)"),
                 contest.spread(record["milliseconds"]),
-                bare and contest.spread(bare),
-                passes and contest.spread(passes),
+                *(ratio and contest.spread(ratio) for ratio in ratios),
                 aim,
-                memory and alone and f"{memory:.2f}, {contest.verdict(memory, allowed)}",
+                memory,
             ]
         )
-    return rows
+    return ["", "ms a step", "/ bare", "passes", "aim", "memory, models"], rows
+
+
+def table_of_torch(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of what :func:`against_torch` found."""
+    rows = []
+    for record in records:
+        aim = FASTER_THAN_TORCH[record["contestant"].partition(",")[0]]
+        met = contest.verdict(np.median(record["ratio"]), aim, at_least=True)
+        spreads = [contest.spread(record[key]) for key in ("djax", "torch", "ratio")]
+        rows.append([record["contestant"], *spreads, met])
+    return ["", "djax, ms", "PyTorch, ms", "times as fast", "aim"], rows
 
 
 def main() -> None:
@@ -302,25 +315,15 @@ def main() -> None:
         raise SystemExit("mpi_step: mpirun -n 2 python -m benchmarks.mpi_step")
     threadpoolctl.threadpool_limits(1)  # Of BLAS: a rank has one core.
     contest.compile_once()
+    run, show, name = measure, table, "mpi_step"
+    if config.torch:
+        run, show, name = against_torch, table_of_torch, "mpi_step_torch"
     records, tables = [], []
     for model in config.models:
-        run = against_torch if config.torch else measure
         found = run(config, communicator, model)
         records += found
-        if config.torch:
-            columns = ["", "djax, ms", "torch, ms", "torch / djax", "aim"]
-            rows = []
-            for record in found:
-                aim = FASTER_THAN_TORCH[record["contestant"].partition(",")[0]]
-                met = contest.verdict(np.median(record["ratio"]), aim, at_least=True)
-                spreads = [contest.spread(record[k]) for k in ("djax", "torch", "ratio")]
-                rows.append([record["contestant"], *spreads, met])
-        else:
-            columns = ["", "ms a step", "/ bare", "passes", "aim", "memory, models"]
-            rows = table(found)
-        tables.append((f"{model}, {communicator.size} ranks", columns, rows))
+        tables.append((f"{model}, {communicator.size} ranks", *show(found)))
     if communicator.rank() == 0:
-        name = "mpi_step_torch" if config.torch else "mpi_step"
         contest.publish(name, tables, records, config.output)
 
 

@@ -9,9 +9,9 @@ link, both ways at once:
 
 .. math:: T = t + m \alpha + b / \beta.
 
-The bytes b and messages m of the worker that sends most are `djax.communication_cost`'s.
-An all-reduce is taken for a ring's, :math:`m = 2 (n - 1)` and
-:math:`b = 2 M (n - 1) / n`. A²CiD² averages once a gradient while it computes:
+The bytes b and messages m are those of the worker that sends most, counted by
+`djax.communication_cost`. An all-reduce is taken for a ring's, :math:`m = 2 (n - 1)`
+and :math:`b = 2 M (n - 1) / n`. A²CiD² averages once a gradient while it computes:
 :math:`T = \max(t, m \alpha + b / \beta)`. The mechanism's own passes over memory are
 left out. Efficiency is :math:`t / T`: how much of the time is spent on gradients, not
 how much they are worth.

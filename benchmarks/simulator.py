@@ -1,25 +1,26 @@
 """Steps of simulated workers: what every mechanism adds to the gradients.
 
     python -m benchmarks.simulator               # all that follows but the reference
-    python -m benchmarks.simulator --reference   # against a NumPy loop
+    python -m benchmarks.simulator --reference   # against a loop in NumPy
 
-1. An MLP of 101,770 parameters learned by 32 workers, each with its own batch of 32, all
-   workers under one `vmap` and all steps under one `lax.scan`: the time of a step with
-   each mechanism on a ring (relay: on a chain), over that of a step without any. Aim: at
-   most 1.5.
-2. The same ratio's parts on the random quadratics of 10 dimensions, and on the MLP with
-   small batches, for 8 to 1,024 workers on sparse graphs. Aim: the cost per worker is flat
-   in the number of workers.
-3. With `--reference`, relay for 64 workers on the quadratics against a loop over workers
-   and edges in NumPy, which finds the same trajectory. Aim: at least 200 times faster.
+1. An MLP of 101,770 parameters learned by 32 workers, each with its own batches of 32
+   or 128, all workers under one `vmap` and all steps under one `lax.scan`: the time of
+   a step with each mechanism on a ring (relay: on a chain), over that of a step without
+   any. Aim: at most 1.5.
+2. Steps of 8 to 1,024 workers on sparse graphs: of the random quadratics with 10
+   parameters, and of a small MLP. Aim: a worker's share of a step of 1,024 takes at
+   most 1.5 times that of 128; with fewer, starting the operations takes longest.
+3. With `--reference`, relay for 64 workers on the quadratics against a loop over
+   workers and edges in NumPy, which finds the same trajectory. Aim: at least 200 times
+   as fast.
 """
 
 import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,10 @@ from . import contest
 
 DIM = 10  # Of the quadratics.
 LAYERS = (784, 128, 10)  # 101,770 parameters.
-AIM = 1.5
+SMALL = (32, 16, 10)
+RATIO = 1.5
 FLAT = 1.5
+FLAT_FROM = 128  # Workers; for fewer, starting an operation takes longest.
 FASTER = 200.0
 
 
@@ -45,15 +48,15 @@ class Config:
     """What is measured."""
 
     reference: bool = False
-    """Measure the NumPy loop in place of everything else."""
+    """Measure the loop in NumPy in place of everything else."""
     workers: int = 32
     """Of the first table."""
+    batch_sizes: tuple[int, ...] = (32, 128)
+    """Samples of a gradient there."""
     sizes: tuple[int, ...] = (8, 32, 128, 512, 1024)
     """Numbers of workers of the second."""
-    batch_size: int = 32
-    """Samples of a gradient of the MLP."""
     steps: int = 20
-    """Of the MLP in one run; of the quadratics 25 times as many."""
+    """Of one run; of the quadratics 10 times as many."""
     repeats: int = 7
     """How often, all contestants in turns."""
     output: pathlib.Path = contest.RESULTS
@@ -92,31 +95,42 @@ def mechanisms(n: int) -> dict[str, Callable[[Any], optax.GradientTransformation
 
 def sparse(n: int) -> dict[str, Callable[[Any], optax.GradientTransformation]]:
     """The mechanisms whose cost has to be flat in `n`, by their graphs."""
-    graphs = {
-        "ring": topologies.ring(n),
-        "torus": topologies.torus(n),
-        "binary tree": topologies.binary_tree(n),
-    }
+    ring, torus = topologies.ring(n), topologies.torus(n)
+    chain, tree = topologies.chain(n), topologies.binary_tree(n)
     made = {"none": lambda c: optax.identity()}
-    for name, graph in graphs.items():
+    for name, graph in {"ring": ring, "torus": torus, "binary tree": tree}.items():
         made[f"gossip, {name}"] = functools.partial(djax.gossip, graph)
+    for name, graph in {"chain": chain, "binary tree": tree}.items():
+        made[f"relay, {name}"] = functools.partial(djax.relay, graph)
+    for name, graph in {"ring": ring, "torus": torus}.items():
         made[f"power_gossip, {name}"] = functools.partial(djax.power_gossip, graph)
-    for name, graph in {"chain": topologies.chain(n), **graphs}.items():
-        if graph.is_tree:
-            made[f"relay, {name}"] = functools.partial(djax.relay, graph)
     return made
 
 
-def mlp(config: Config, n: int) -> tuple[Any, Callable, Any]:
-    """Initial parameters, gradient function, and batches `[n, steps, ...]`."""
-    keys = jax.random.split(jax.random.key(0), 4)
+class Problem(NamedTuple):
+    """What n workers learn.
+
+    Attributes:
+      params: initial parameters of one worker.
+      gradient_fn: see :func:`djax.simulation.make_steps`.
+      batches: leaves `[n, steps, ...]`.
+    """
+
+    params: Any
+    gradient_fn: Callable
+    batches: Any
+
+
+def mlp(layers: Sequence[int], n: int, steps: int, batch_size: int) -> Problem:
+    """An MLP, on random images."""
+    keys = jax.random.split(jax.random.key(0), len(layers) + 1)
     params = [
         {"w": jax.random.normal(key, shape) / shape[0] ** 0.5, "b": jnp.zeros(shape[1])}
-        for key, shape in zip(keys[:2], itertools.pairwise(LAYERS), strict=True)
+        for key, shape in zip(keys, itertools.pairwise(layers), strict=False)
     ]
-    lead = (n, config.steps, config.batch_size)
-    images = jax.random.normal(keys[2], (*lead, LAYERS[0]))
-    labels = jax.random.randint(keys[3], lead, 0, LAYERS[-1])
+    lead = (n, steps, batch_size)
+    images = jax.random.normal(keys[-2], (*lead, layers[0]))
+    labels = jax.random.randint(keys[-1], lead, 0, layers[-1])
 
     def loss(params, images, labels):
         hidden = jax.nn.relu(images @ params[0]["w"] + params[0]["b"])
@@ -128,15 +142,13 @@ def mlp(config: Config, n: int) -> tuple[Any, Callable, Any]:
         value, grads = jax.value_and_grad(loss)(params, *batch)
         return grads, model_state, {"loss": value}
 
-    return params, gradient, (images, labels)
+    return Problem(params, gradient, (images, labels))
 
 
-def quadratics(config: Config, n: int) -> tuple[Any, Callable, Any]:
-    """The same of the random quadratics; the batches are the workers' problems."""
-    steps = 25 * config.steps
+def quadratics(n: int, steps: int) -> Problem:
+    """The random quadratics; every batch is the worker's own problem."""
     problem = random_quadratics(n, DIM, 1.0)
-    params = jnp.zeros(DIM)
-    data = tuple(
+    batches = tuple(
         jnp.broadcast_to(jnp.asarray(x, "f4")[:, None], (n, steps, *x.shape[1:]))
         for x in (problem.matrices, problem.offsets)
     )
@@ -145,41 +157,183 @@ def quadratics(config: Config, n: int) -> tuple[Any, Callable, Any]:
         matrix, offset = batch
         return matrix.T @ (matrix @ x - offset), model_state, ()
 
-    return params, gradient, data
+    return Problem(jnp.zeros(DIM), gradient, batches)
 
 
-def race(
-    config: Config, problem: tuple[Any, Callable, Any], n: int, field: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """Seconds of a step of all workers, with each of the mechanisms."""
-    params, gradient, batches = problem
+def prepare(problem: Problem, make: Callable, n: int) -> Callable[[], Any]:
+    """What runs the steps of a mechanism and returns the models."""
     communicator = communicators.simulated(n)
-    steps = jax.tree.leaves(batches)[0].shape[1]
+    optimizer = optax.chain(optax.sgd(0.01), make(communicator))
+    start = communicators.replicate(communicator, problem.params)
+    workers = simulation.init_workers(optimizer, communicator, start)
+    program = simulation.make_steps(problem.gradient_fn, optimizer, communicator)
 
-    def contestant(make):
-        optimizer = optax.chain(optax.sgd(0.01), make(communicator))
-        start = communicators.replicate(communicator, params)
-        workers = simulation.init_workers(optimizer, communicator, start)
-        program = simulation.make_steps(gradient, optimizer, communicator)
+    def run():
+        nonlocal workers
+        workers, _ = program(workers, problem.batches)
+        return workers.params
 
-        def run():
-            nonlocal workers
-            workers, _ = program(workers, batches)
-            return workers.params
+    return run
 
-        return run
 
-    runs = {name: contestant(make) for name, make in field.items()}
-    times = contest.in_turns(runs, config.repeats)
-    return {name: seconds / steps for name, seconds in times.items()}
+def against_gradients(config: Config) -> list[dict[str, Any]]:
+    """The records of the first table."""
+    n, records = config.workers, []
+    for batch_size in config.batch_sizes:
+        problem = mlp(LAYERS, n, config.steps, batch_size)
+        field = mechanisms(n)
+        runs = {name: prepare(problem, make, n) for name, make in field.items()}
+        seconds = contest.in_turns(runs, config.repeats)
+        records += [
+            {
+                "table": "mechanisms",
+                "contestant": name,
+                "batch size": batch_size,
+                "milliseconds": (1e3 * taken / config.steps).tolist(),
+                "ratio": (taken / seconds["none"]).tolist(),
+            }
+            for name, taken in seconds.items()
+        ]
+    return records
+
+
+def against_size(config: Config) -> list[dict[str, Any]]:
+    """The records of the second table."""
+    records = []
+    for kind, steps in (("quadratics", 10 * config.steps), ("small MLP", config.steps)):
+        for n in config.sizes:
+            problem = (
+                quadratics(n, steps)
+                if kind == "quadratics"
+                else mlp(SMALL, n, steps, 8)
+            )
+            runs = {name: prepare(problem, make, n) for name, make in sparse(n).items()}
+            seconds = contest.in_turns(runs, config.repeats)
+            records += [
+                {
+                    "table": "sizes",
+                    "contestant": name,
+                    "problem": kind,
+                    "workers": n,
+                    "microseconds": (1e6 * taken / steps / n).tolist(),
+                    "steps per second": (steps / taken).tolist(),
+                }
+                for name, taken in seconds.items()
+            ]
+    return records
+
+
+def loop(problem: Any, tree: topologies.Topology, steps: int, rate: float):
+    """RelaySGD by a loop over steps, workers and edges; the models of all workers."""
+    n = tree.size
+    neighbours = [list(tree.graph.neighbors(i)) for i in range(n)]
+    x = [np.zeros(DIM) for _ in range(n)]
+    messages = {(j, i): np.zeros(DIM) for i in range(n) for j in neighbours[i]}
+    counts = dict.fromkeys(messages, 0)
+    for _ in range(steps):
+        u = []
+        for i in range(n):
+            matrix, offset = problem.matrices[i], problem.offsets[i]
+            u.append(x[i] - rate * matrix.T @ (matrix @ x[i] - offset))
+        sent, numbers = {}, {}
+        for i in range(n):
+            for j in neighbours[i]:
+                others = [k for k in neighbours[i] if k != j]
+                sent[i, j] = u[i] + sum(messages[k, i] for k in others)
+                numbers[i, j] = 1 + sum(counts[k, i] for k in others)
+        messages, counts = sent, numbers
+        for i in range(n):  # The initial model, zero, stands for all that is missing.
+            x[i] = (u[i] + sum(messages[j, i] for j in neighbours[i])) / n
+    return np.array(x)
+
+
+def against_loop(config: Config) -> list[dict[str, Any]]:
+    """The records with `--reference`."""
+    n, rate = 64, 0.01
+    short, steps = config.steps, 100 * config.steps
+    problem, records = random_quadratics(n, DIM, 1.0), []
+    for name in ("chain", "binary_tree"):
+        tree = getattr(topologies, name)(n)
+        relay = functools.partial(djax.relay, tree)
+        ours = prepare(quadratics(n, short), relay, n)()
+        theirs = loop(problem, tree, short, rate)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+        runs = {
+            "djax": prepare(quadratics(n, steps), relay, n),
+            "loop": lambda tree=tree: loop(problem, tree, short, rate),
+        }
+        seconds = contest.in_turns(runs, config.repeats)
+        ours, theirs = seconds["djax"] / steps, seconds["loop"] / short
+        records.append(
+            {
+                "table": "reference",
+                "tree": name,
+                "djax, microseconds": (1e6 * ours).tolist(),
+                "loop, microseconds": (1e6 * theirs).tolist(),
+                "ratio": (theirs / ours).tolist(),
+            }
+        )
+    return records
+
+
+def table_of_mechanisms(config: Config, records: list[dict[str, Any]]):
+    """The first table."""
+    rows = []
+    for name in mechanisms(config.workers):
+        cells = []
+        for record in records:
+            if record["contestant"] == name:
+                cells += [contest.spread(record[k]) for k in ("milliseconds", "ratio")]
+                met = contest.verdict(np.median(record["ratio"]), RATIO)
+                cells.append(None if name == "none" else met)
+        rows.append([name, *cells])
+    columns = []
+    for batch_size in config.batch_sizes:
+        columns += [f"ms, batch {batch_size}", "ratio", "aim"]
+    title = f"a step of {config.workers} workers with an MLP of 101,770 parameters"
+    return title, ["", *columns], rows
+
+
+def tables_of_sizes(config: Config, records: list[dict[str, Any]]):
+    """The second table, of each problem."""
+    for kind in ("quadratics", "small MLP"):
+        mine = [record for record in records if record["problem"] == kind]
+        rows = []
+        for name in sparse(config.sizes[0]):
+            by_size = {
+                record["workers"]: np.median(record["microseconds"])
+                for record in mine
+                if record["contestant"] == name
+            }
+            growth = by_size[max(config.sizes)] / by_size[FLAT_FROM]
+            cells = [f"{by_size[n]:.3g}" for n in config.sizes]
+            rows.append([name, *cells, f"{growth:.2f}", contest.verdict(growth, FLAT)])
+        columns = ["", *(f"{n} workers" for n in config.sizes), "growth", "aim"]
+        yield f"{kind}: µs a worker and step, median", columns, rows
 
 
 def main() -> None:
-    config = tyro.cli(Config)
-    t = race(config, mlp(config, config.workers), config.workers, mechanisms(config.workers))
-    for k, v in t.items():
-        r = v / t["none"]
-        print(f"{k:30s} {1e3*np.median(v):.2f} ms ratio {contest.spread(r)}")
+    """The command line."""
+    config = tyro.cli(Config, description=__doc__)
+    if config.reference:
+        records = against_loop(config)
+        rows = [
+            [
+                record["tree"],
+                contest.spread(record["loop, microseconds"]),
+                contest.spread(record["djax, microseconds"]),
+                contest.spread(record["ratio"]),
+                contest.verdict(np.median(record["ratio"]), FASTER, at_least=True),
+            ]
+            for record in records
+        ]
+        columns = ["", "loop, µs a step", "djax, µs a step", "times as fast", "aim"]
+        tables = [("RelaySGD, 64 workers, quadratics", columns, rows)]
+        contest.publish("simulator_reference", tables, records, config.output)
+        return
+    first, second = against_gradients(config), against_size(config)
+    tables = [table_of_mechanisms(config, first), *tables_of_sizes(config, second)]
+    contest.publish("simulator", tables, first + second, config.output)
 
 
 if __name__ == "__main__":

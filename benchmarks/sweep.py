@@ -82,7 +82,7 @@ def measure(config: Config, algorithm: str) -> list[dict[str, Any]]:
     rates = jnp.repeat(jnp.geomspace(1e-3, 0.1, 8), 8)
     drawn = [random_quadratics(config.workers, 10, 1.0, seed=i) for i in range(8)]
     problems = jax.tree.map(lambda *xs: jnp.asarray(8 * xs, jnp.float32), *drawn)
-    points = [(rates[i], jax.tree.map(lambda x, i=i: x[i], problems)) for i in range(64)]
+    points = [jax.tree.map(lambda x, i=i: x[i], (rates, problems)) for i in range(64)]
     alone, grid = jax.jit(run), jax.jit(jax.vmap(run))
 
     def one_by_one():

@@ -1,5 +1,7 @@
 """Tests of the communicators that need no mpirun."""
 
+import platform
+import subprocess
 import sys
 
 import conformance
@@ -346,3 +348,26 @@ def test_losses_of_two_rounds_are_independent(make):
     draws = np.concatenate([first, second]).astype(float)
     correlations = np.corrcoef(draws) - np.eye(2 * SIZE)
     assert np.abs(correlations).max() < 5 / np.sqrt(4000)
+
+
+KEEP_MEMORY = """
+import resource
+import numpy as np
+from djax.communicators import _launch
+
+_launch._keep_memory(sharing=1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    np.ones(25_000_000)  # 200 MB, which would be returned and be got anew.
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc")
+def test_memory_of_large_arrays_is_kept():
+    done = subprocess.run(
+        [sys.executable, "-c", KEEP_MEMORY], capture_output=True, text=True, check=True
+    )
+    faults = int(done.stdout)
+    assert faults < 200_000  # Fewer than four times the pages of one array.

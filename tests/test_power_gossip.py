@@ -280,7 +280,19 @@ def test_a_matrix_is_read_once_an_iteration_and_written_once(graph):
     assert dots_with(program.jaxpr, x.size) == 4 + 1
 
 
-def test_the_matrices_of_one_shape_are_orthonormalized_together():
+@pytest.mark.parametrize("rows_axis", [-1, 0, 1])
+def test_a_sum_of_few_products_is_a_product_of_matrices(rows_axis, monkeypatch):
+    x = {"a": normal(0, SIZE, 3, 5, 7), "b": normal(1, SIZE, 6, 4)}
+    power = djax.power_gossip(RING, COMMUNICATOR, 2, 3, rows_axis=rows_axis)
+    summed = run(power, x, steps=2)
+    monkeypatch.setattr(_power_gossip, "FEW", 0)
+    multiplied = run(power, x, steps=2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), summed, multiplied
+    )
+
+
+def test_matrices_of_any_shape_are_orthonormalized_together():
     factors = {i: normal(i, 2, 3, n) for i, n in enumerate([7, 5, 7, 7])}
     bases = _power_gossip._orthonormal(factors)
     assert bases.keys() == factors.keys()
