@@ -114,11 +114,13 @@ class Problem(NamedTuple):
       params: initial parameters of one worker.
       gradient_fn: see :func:`djax.simulation.make_steps`.
       batches: leaves `[n, steps, ...]`.
+      model_state: leaves `[n, ...]`.
     """
 
     params: Any
     gradient_fn: Callable
     batches: Any
+    model_state: Any = ()
 
 
 def mlp(layers: Sequence[int], n: int, steps: int, batch_size: int) -> Problem:
@@ -146,18 +148,15 @@ def mlp(layers: Sequence[int], n: int, steps: int, batch_size: int) -> Problem:
 
 
 def quadratics(n: int, steps: int) -> Problem:
-    """The random quadratics; every batch is the worker's own problem."""
+    """The random quadratics, which the workers carry along instead of batches."""
     problem = random_quadratics(n, DIM, 1.0)
-    batches = tuple(
-        jnp.broadcast_to(jnp.asarray(x, "f4")[:, None], (n, steps, *x.shape[1:]))
-        for x in (problem.matrices, problem.offsets)
-    )
+    own = tuple(jnp.asarray(x, "f4") for x in (problem.matrices, problem.offsets))
 
-    def gradient(x, model_state, batch):
-        matrix, offset = batch
-        return matrix.T @ (matrix @ x - offset), model_state, ()
+    def gradient(x, own, batch):
+        matrix, offset = own
+        return matrix.T @ (matrix @ x - offset), own, ()
 
-    return Problem(jnp.zeros(DIM), gradient, batches)
+    return Problem(jnp.zeros(DIM), gradient, jnp.zeros((n, steps)), own)
 
 
 def prepare(problem: Problem, make: Callable, n: int) -> Callable[[], Any]:
@@ -165,7 +164,9 @@ def prepare(problem: Problem, make: Callable, n: int) -> Callable[[], Any]:
     communicator = communicators.simulated(n)
     optimizer = optax.chain(optax.sgd(0.01), make(communicator))
     start = communicators.replicate(communicator, problem.params)
-    workers = simulation.init_workers(optimizer, communicator, start)
+    workers = simulation.init_workers(
+        optimizer, communicator, start, problem.model_state
+    )
     program = simulation.make_steps(problem.gradient_fn, optimizer, communicator)
 
     def run():
