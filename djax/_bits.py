@@ -1,5 +1,7 @@
 """Small integers, packed without a bit between them."""
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ def check_bits(name: str, bits: Any) -> int:
 
 
 def pack(codes: jax.Array, bits: int) -> jax.Array:
-    """Packs integers into bytes.
+    """Packs integers into bytes, the first into the highest bits.
 
     Args:
       codes: `uint8[n]` below `2 ** bits`.
@@ -25,16 +27,39 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
     Returns:
       `uint8[ceil(n * bits / 8)]`.
     """
-    weights = jnp.arange(bits, dtype=jnp.uint8)
-    planes = (codes[:, None] >> weights[None]) & jnp.uint8(1)
-    return jnp.packbits(planes.ravel())
+    if bits == 1 or 8 % bits:
+        planes = (codes[:, None] >> _shifts(bits, 1)[None]) & jnp.uint8(1)
+        return jnp.packbits(planes.ravel())
+    shifts = _shifts(8, bits)
+    codes = jnp.pad(codes, (0, -codes.size % len(shifts))).reshape(-1, len(shifts))
+    shifted = [codes[:, i] << shift for i, shift in enumerate(shifts)]
+    return functools.reduce(jnp.bitwise_or, shifted)
 
 
 def unpack(packed: jax.Array, bits: int, count: int) -> jax.Array:
     """Returns the `uint8[count]` that were packed."""
-    planes = jnp.unpackbits(packed, count=count * bits).reshape(count, bits)
-    weights = jnp.arange(bits, dtype=jnp.uint8)
-    return (planes << weights[None]).sum(axis=1, dtype=jnp.uint8)
+    if bits == 1 or 8 % bits:
+        planes = jnp.unpackbits(packed, count=count * bits).reshape(count, bits)
+        return (planes << _shifts(bits, 1)[None]).sum(axis=1, dtype=jnp.uint8)
+    codes = packed[:, None] >> _shifts(8, bits)[None]
+    return (codes & jnp.uint8(2**bits - 1)).ravel()[:count]
+
+
+def _shifts(total: int, width: int) -> jax.Array:
+    """Positions of the fields of `width` bits in `total`, the highest first."""
+    return jnp.arange(total - width, -1, -width, dtype=jnp.uint8)
+
+
+def noise(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+    """Draws uniformly from (0, 1) for the rounding of numbers, in steps of 2^-16.
+
+    Random bits take longer than everything else that a code does, and 16 are as fine as
+    what float32 leaves of a number between 128 levels.
+    """
+    count = math.prod(shape)
+    words = jax.random.bits(key, (-(-count // 2),), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).ravel()[:count]
+    return ((halves.astype(dtype) + 0.5) * 2.0**-16).reshape(shape)
 
 
 def pack_leaves(codes: Sequence[jax.Array], bits: int) -> jax.Array:

@@ -141,8 +141,8 @@ def test_unbiased_codes_lead_close_to_the_mean(make):
         x = np.asarray(x)
     before = np.square(x - x.mean(0, keepdims=True)).sum()
     assert np.square(last - last.mean(0, keepdims=True)).sum() < 1e-5 * before
-    # A message's relative error is sqrt(omega), 0.04.
-    assert np.abs(last.mean(0) - x.mean(0)).max() < 0.1
+    # A message's relative error is sqrt(omega), 0.04, and errors add up.
+    assert np.abs(last.mean(0) - x.mean(0)).max() < 0.2
 
 
 @pytest.mark.parametrize("make", [djax.dcd, djax.ecd])

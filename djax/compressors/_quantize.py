@@ -110,7 +110,7 @@ def quantize(
         largest = jnp.abs(rows).max(axis=1, initial=0)
         rows = rows / jnp.where(largest > 0, largest, 1)[:, None]
         norms = jnp.maximum(jnp.linalg.norm(rows, axis=1), 1)
-        noise = jax.random.uniform(rounding, rows.shape, rows.dtype)
+        noise = _bits.noise(rounding, rows.shape, rows.dtype)
         level = jnp.floor(rows * (levels / norms)[:, None] + noise)
         codes = (jnp.clip(level, -levels, levels) + levels).astype(jnp.uint8)
         return codes.ravel()[: x.size], largest * norms / levels

@@ -125,7 +125,7 @@ def moniqua(
         levels = [
             encode(
                 x,
-                jax.random.uniform(jax.random.fold_in(now, i), x.shape, x.dtype),
+                _bits.noise(jax.random.fold_in(now, i), x.shape, x.dtype),
                 theta,
                 bits,
             )
@@ -182,6 +182,9 @@ def _modulus(x: jax.Array, theta: ArrayLike, bits: int) -> jax.Array:
 
 
 def _mod(x: jax.Array, modulus: ArrayLike) -> jax.Array:
-    """The remainder between minus and plus half of the modulus."""
-    half = jnp.sign(x) * modulus / 2
-    return jnp.fmod(x + half, jnp.asarray(modulus, x.dtype)) - half
+    """The remainder between minus and plus half of the modulus.
+
+    By rounding, which processors do to many numbers at once, unlike `fmod`.
+    """
+    modulus = jnp.asarray(modulus, x.dtype)
+    return x - modulus * jnp.round(x / modulus)
