@@ -454,7 +454,7 @@ def _together(fn: Callable[..., jax.Array], *factors: Factors) -> Factors:
     """
     groups: dict[Any, list[int]] = {}
     for i, x in factors[0].items():
-        groups.setdefault((x.shape[-1].bit_length() // 2, x.dtype), []).append(i)
+        groups.setdefault((x.shape[-1].bit_length() // 3, x.dtype), []).append(i)
     result = {}
     for indices in groups.values():
         shapes = [factors[0][i].shape for i in indices]
@@ -488,6 +488,9 @@ def _gram_schmidt(rows: jax.Array) -> jax.Array:
         length = _lengths(row)
         return row / (length + EPSILON), length
 
+    if count == 1:
+        return normalize(rows)[0]
+
     def projections(rows, row, some):
         return jnp.where(some, _einsum("...rl,...l->...r", rows, row), 0)
 
@@ -503,7 +506,7 @@ def _gram_schmidt(rows: jax.Array) -> jax.Array:
         rows = rows - along[..., None] * row[..., None, :]
         return jax.lax.dynamic_update_index_in_dim(rows, row, i, -2)
 
-    return jax.lax.fori_loop(0, count, take, rows, unroll=count == 1)
+    return jax.lax.fori_loop(0, count, take, rows)
 
 
 def _lengths(rows: jax.Array) -> jax.Array:
