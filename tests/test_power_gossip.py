@@ -277,7 +277,8 @@ def test_a_matrix_is_read_once_an_iteration_and_written_once(graph):
     program = jax.make_jaxpr(worker, axis_env=[(COMMUNICATOR.axis_name, SIZE)])(
         jax.tree.map(lambda v: v[0], state)
     )
-    assert dots_with(program.jaxpr, x.size) == 4 + 1
+    sums = 4 * len(topology.rounds) <= _power_gossip.FEW  # In place of a last product.
+    assert dots_with(program.jaxpr, x.size) == (4 if sums else 5)
 
 
 @pytest.mark.parametrize("rows_axis", [-1, 0, 1])
