@@ -27,7 +27,7 @@ import djax
 from djax import communicators, compressors, topologies
 from experiments.common import models
 
-from . import contest
+from . import contest, images
 
 WORKERS = 64
 LAYERS = ((784, 128), (128,), (128, 10), (10,))
@@ -67,10 +67,13 @@ def update_of(optimizer: optax.GradientTransformation, communicator, model: Any)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    n = len(communicator.local_ranks)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), model)
+    params = _of_local_workers(model, len(communicator.local_ranks))
     state = jax.eval_shape(communicator.spmd(optimizer.init), params)
     return communicator.spmd(step), params, state, params
+
+
+def _of_local_workers(model: Any, n: int) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), model)
 
 
 def rounds() -> dict[str, tuple[int, Callable]]:
@@ -109,35 +112,18 @@ def simulated(config: Config) -> list[dict[str, Any]]:
 def resnet(config: Config, communicator: Any) -> list[dict[str, Any]]:
     """The records of the second table."""
     network = models.resnet50(1000, stem="imagenet")
-    images = jax.ShapeDtypeStruct((1, 8, 224, 224, 3), jnp.float32)
-    labels = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    variables = jax.eval_shape(
-        lambda key: network.init(key, jnp.zeros((1, 224, 224, 3)), train=False),
-        jax.random.key(0),
-    )
-    params, statistics = variables["params"], variables["batch_stats"]
+    params, model_state = (_of_local_workers(x, 1) for x in images.shapes(network, 224))
+    gradient_fn = images.make_gradient(network)
+    data = jax.eval_shape(lambda: images.batch((1, 8), 224))
 
     def step(optimizer):
-        def worker(params, statistics, state, images, labels):
-            def loss(params):
-                logits, new = network.apply(
-                    {"params": params, "batch_stats": statistics},
-                    images,
-                    train=True,
-                    mutable=["batch_stats"],
-                )
-                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-                return losses.mean(), new["batch_stats"]
-
-            grads, new = jax.grad(loss, has_aux=True)(params)
+        def worker(params, model_state, state, batch):
+            grads, model_state, _ = gradient_fn(params, model_state, batch)
             updates, state = optimizer.update(grads, state, params)
-            return optax.apply_updates(params, updates), new, state
+            return optax.apply_updates(params, updates), model_state, state
 
-        _, models_, state, _ = update_of(optimizer, communicator, params)
-        own = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), statistics
-        )
-        return communicator.spmd(worker), models_, own, state, images, labels
+        state = jax.eval_shape(communicator.spmd(optimizer.init), params)
+        return communicator.spmd(worker), params, model_state, state, data
 
     ring, sign = topologies.ring(communicator.size), compressors.sign()
     field = {

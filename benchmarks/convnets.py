@@ -14,7 +14,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -23,7 +22,7 @@ import djax
 from djax import communicators, simulation, topologies
 from experiments.common import models
 
-from . import contest
+from . import contest, images
 
 AIM = 1.1
 
@@ -45,41 +44,26 @@ class Config:
 def measure(config: Config, n: int) -> dict[str, Any]:
     """The record of n workers."""
     network = models.resnet(10, depth=20)
-    images = jax.random.normal(jax.random.key(0), (n, 1, config.batch_size, 32, 32, 3))
-    labels = jnp.zeros((n, 1, config.batch_size), jnp.int32)
-    variables = network.init(jax.random.key(1), images[0, 0], train=False)
-    params, statistics = variables["params"], variables["batch_stats"]
-
-    def gradient_fn(params, statistics, batch):
-        def loss(params):
-            logits, new = network.apply(
-                {"params": params, "batch_stats": statistics},
-                batch[0],
-                train=True,
-                mutable=["batch_stats"],
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-            return losses.mean(), new["batch_stats"]
-
-        (value, new), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return grads, new, {"loss": value}
+    params, model_state = images.start(network, 32)
+    gradient_fn = images.make_gradient(network)
+    data = images.batch((n, 1, config.batch_size), 32)
 
     communicator = communicators.simulated(n)
     gossip = djax.gossip(topologies.ring(n), communicator)
     optimizer = optax.chain(optax.sgd(0.01), gossip)
-    start = communicators.replicate(communicator, (params, statistics))
+    start = communicators.replicate(communicator, (params, model_state))
     workers = simulation.init_workers(optimizer, communicator, *start)
     steps = simulation.make_steps(gradient_fn, optimizer, communicator, dispatch=True)
     gradient = jax.jit(gradient_fn)
-    batches = [(images[i, 0], labels[i, 0]) for i in range(n)]
+    batches = [jax.tree.map(lambda x, i=i: x[i, 0], data) for i in range(n)]
 
     def simulated():
         nonlocal workers
-        workers, _ = steps(workers, (images, labels))
+        workers, _ = steps(workers, data)
         return workers.params
 
     def gradients():
-        return [gradient(params, statistics, batch)[0] for batch in batches]
+        return [gradient(params, model_state, batch)[0] for batch in batches]
 
     contestants = {"simulated": simulated, "gradients": gradients}
     seconds = contest.in_turns(contestants, config.repeats)

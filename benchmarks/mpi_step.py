@@ -20,13 +20,11 @@ Aim: gossip 3 times, PowerGossip 4 times as fast.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.linalg.blas
@@ -37,7 +35,7 @@ import djax
 from djax import communicators, compressors, topologies
 from experiments.common import models
 
-from . import contest
+from . import contest, images
 
 SLOWER_THAN_BARE = 1.1
 PASSES = 3.0
@@ -101,16 +99,7 @@ def mechanisms(size: int) -> dict[str, Mechanism]:
 def parameters(model: str) -> Any:
     """Random values with the shapes of the network's parameters."""
     network = getattr(models, model)(1000, stem="imagenet")
-    images = jnp.zeros((1, 64, 64, 3))
-    init = functools.partial(network.init, train=False)
-    shapes = jax.eval_shape(init, jax.random.key(0), images)["params"]
-    leaves, treedef = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    drawn = [
-        0.1 * jax.random.normal(key, x.shape)
-        for key, x in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, drawn)
+    return images.start(network, 64)[0]
 
 
 class Program:

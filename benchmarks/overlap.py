@@ -15,9 +15,7 @@ passes from the only core.
 
 import dataclasses
 import functools
-import json
 import pathlib
-import platform
 import statistics
 import time
 from typing import Any
@@ -26,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import rich.console
 import tyro
 
 import djax
 from djax import asynchronous, communicators, topologies
-from experiments.common import figures, report
+
+from . import contest
 
 AIMS = {"wait": 0.95, "compute": 0.9}
 LAYERS = (784, 2048, 2048, 2048, 10)
@@ -49,7 +47,7 @@ class Config:
     """Seconds of a gradient that waits."""
     batch_size: int = 304
     """Samples of a gradient that computes."""
-    output: pathlib.Path = pathlib.Path(__file__).parent / "results"
+    output: pathlib.Path = contest.RESULTS
     """Where the JSON goes."""
 
 
@@ -197,11 +195,11 @@ class Contest:
         return found
 
 
-def measure(contest: Contest) -> list[dict[str, Any]]:
+def measure(field: Contest) -> list[dict[str, Any]]:
     """All contestants in turns; a record for each."""
-    found = contest.contestants()
+    found = field.contestants()
     results = {key: [] for key in found}
-    for _ in range(contest.config.repeats):
+    for _ in range(field.config.repeats):
         for key, run in found.items():
             results[key].append(run())
     records = []
@@ -229,41 +227,35 @@ def measure(contest: Contest) -> list[dict[str, Any]]:
 def main() -> None:
     """The command line."""
     config = tyro.cli(Config, description=__doc__)
-    contest = Contest(config)
-    records = measure(contest)
-    if contest.communicator.rank():
+    field = Contest(config)
+    records = measure(field)
+    if field.communicator.rank():
         return
-    count = sum(x.size for x in jax.tree.leaves(contest.params))
+    rows = [
+        [
+            record["gradient"],
+            record["algorithm"],
+            record["averaging"],
+            contest.spread(record["gradients per second"]),
+            f"{record['ratio']:.3f}",
+            record["aim"]
+            and contest.verdict(record["ratio"], record["aim"], at_least=True),
+            f"{record['averagings per gradient']:.2f}",
+        ]
+        for record in records
+    ]
+    count = sum(x.size for x in jax.tree.leaves(field.params))
     title = f"2 workers, {count / 1e6:.1f} million parameters"
     columns = [
         "gradient",
         "",
         "averaging",
-        "gradients/s (range)",
+        "gradients a second",
         "ratio",
         "aim",
         "rate",
     ]
-    rows = []
-    for record in records:
-        low, middle, high = np.percentile(record["gradients per second"], [0, 50, 100])
-        rows.append(
-            [
-                record["gradient"],
-                record["algorithm"],
-                record["averaging"],
-                f"{middle:.2f} ({low:.2f} to {high:.2f})",
-                f"{record['ratio']:.3f}",
-                record["aim"] and f">= {record['aim']}",
-                f"{record['averagings per gradient']:.2f}",
-            ]
-        )
-    rich.console.Console(width=100).print(figures.table(title, columns, rows))
-    config.output.mkdir(parents=True, exist_ok=True)
-    path = config.output / "overlap.json"
-    head = {"machine": platform.machine(), **report.provenance()}
-    path.write_text(json.dumps({**head, "records": records}, indent=1) + "\n")
-    print(f"written: {path}")
+    contest.publish("overlap", [(title, columns, rows)], records, config.output)
 
 
 if __name__ == "__main__":

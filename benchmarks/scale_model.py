@@ -29,7 +29,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -38,7 +37,7 @@ import djax
 from djax import communicators, compressors, topologies
 from experiments.common import models
 
-from . import contest
+from . import contest, images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,34 +131,13 @@ def step_seconds(load: Load, gradient: float, latency: float, bandwidth: float):
     return max(gradient, sending) if load.hidden else gradient + sending
 
 
-def shapes(model: str) -> tuple[Any, Any]:
-    """The network, and the shapes of its variables."""
-    network = getattr(models, model)(1000, stem="imagenet")
-    images = jnp.zeros((1, 64, 64, 3))
-    init = lambda key: network.init(key, images, train=False)  # noqa: E731
-    return network, jax.eval_shape(init, jax.random.key(0))
-
-
 def measure_gradient(config: Config) -> float:
     """Seconds of a gradient here, with random images."""
-    network, variables = shapes(config.model)
-    variables = jax.tree.map(lambda x: 0.01 * jnp.ones(x.shape, x.dtype), variables)
-    images = jax.random.normal(jax.random.key(0), (config.batch_size, 224, 224, 3))
-    labels = jnp.zeros(config.batch_size, jnp.int32)
-
-    @jax.jit
-    def gradient(params):
-        def loss(params):
-            inputs = {**variables, "params": params}
-            logits, _ = network.apply(
-                inputs, images, train=True, mutable=["batch_stats"]
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean()
-
-        return jax.grad(loss)(params)
-
-    run = {"gradient": lambda: gradient(variables["params"])}
+    network = getattr(models, config.model)(1000, stem="imagenet")
+    params, model_state = images.start(network, 224)
+    gradient = jax.jit(images.make_gradient(network))
+    batch = images.batch((config.batch_size,), 224)
+    run = {"gradient": lambda: gradient(params, model_state, batch)[0]}
     return float(np.median(contest.in_turns(run, 3)["gradient"]))
 
 
@@ -209,7 +187,8 @@ def main() -> None:
         if config.gradient_ms is None
         else config.gradient_ms / 1e3
     )
-    model = shapes(config.model)[1]["params"]
+    network = getattr(models, config.model)(1000, stem="imagenet")
+    model, _ = images.shapes(network, 224)
     by_size = {n: loads(model, n) for n in config.workers}
     names = list(by_size[config.workers[0]])
     records, tables = [], []

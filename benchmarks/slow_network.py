@@ -23,7 +23,6 @@ import tempfile
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -33,12 +32,13 @@ import djax
 from djax import communicators, compressors, topologies
 from experiments.common import models
 
-from . import contest
+from . import contest, images
 
 SHARE_OF_GOSSIP = 1 / 20
 TICKS = 250  # A second; a token bucket holds at least what passes between two.
 LARGEST_PACKET = 1 << 16  # Bytes, of the loopback device.
-IMAGES = (16, 32, 32, 3)  # Of a rank's gradient.
+NETWORK = models.resnet(10, depth=20, width=2.0)
+BATCH_SIZE, SIZE = 16, 32  # Of a rank's images.
 COMMUNICATION = {
     "MPIR_CVAR_NOLOCAL": "1",  # No shared memory.
     "MPIR_CVAR_CH4_NETMOD": "ofi",
@@ -79,12 +79,6 @@ def mechanisms(n: int, communicator: Any) -> dict[str, optax.GradientTransformat
     }
 
 
-def network() -> tuple[Any, Any]:
-    """The network, and its parameters and statistics."""
-    net = models.resnet(10, depth=20, width=2.0)
-    return net, net.init(jax.random.key(0), jnp.zeros(IMAGES), train=False)
-
-
 class Program:
     """Any number of steps as one program.
 
@@ -96,26 +90,20 @@ class Program:
 
     def __init__(self, mechanism, communicator, train: bool):
         """Compiles it, and finds out how many steps take a while."""
-        net, variables = network()
         self.communicator = communicator
         base = optax.sgd(1e-3) if train else optax.set_to_zero()
         optimizer = optax.chain(base, mechanism)
-        images = jax.random.normal(jax.random.key(communicator.rank()), IMAGES)
-
-        def loss(params):
-            inputs = {**variables, "params": params}
-            logits, _ = net.apply(inputs, images, train=True, mutable=["batch_stats"])
-            labels = jnp.zeros(len(images), jnp.int32)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean()
+        params, model_state = images.start(NETWORK, SIZE)
+        gradient_fn = images.make_gradient(NETWORK)
+        data = images.batch((BATCH_SIZE,), SIZE)
 
         def step(params, state):
-            grads = jax.grad(loss)(params) if train else params
+            grads = gradient_fn(params, model_state, data)[0] if train else params
             updates, state = optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
         self.step = jax.jit(communicator.spmd(step), donate_argnums=(0, 1))
-        self.params = communicators.replicate(communicator, variables["params"])
+        self.params = communicators.replicate(communicator, params)
         self.state = jax.jit(communicator.spmd(optimizer.init))(self.params)
         self.steps = 1
 
@@ -142,7 +130,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
         needed = communicator.host_comm.bcast(int(config.seconds / once[key][0]))
         program.steps = min(max(needed, 2), 200)
     times = contest.in_turns(contestants, config.repeats, barrier)
-    params = network()[1]["params"]
+    params, _ = images.shapes(NETWORK, SIZE)
     graph = topologies.ring(config.workers)
     records = []
     for name, mechanism in mechanisms(config.workers, communicator).items():

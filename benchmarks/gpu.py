@@ -1,0 +1,188 @@
+"""What the mechanisms take of a GPU.
+
+    mpirun -n 2 python -m benchmarks.gpu             # ranks may share one GPU
+    python -m benchmarks.gpu --mesh                  # one process, a worker a GPU
+    MPI4JAX_USE_CUDA_MPI=1 mpirun -n 2 python -m benchmarks.gpu --name gpu_cuda_aware
+
+1. A step of ResNet-50 that computes in bfloat16, with SGD, and with each mechanism.
+2. Each mechanism alone, and the bandwidth of memory that a program reaches which reads
+   and writes the parameters once: a pass.
+
+Messages leave from host memory unless the MPI is CUDA-aware and the third line is used;
+the two JSON files then stand side by side. `benchmarks.overlap` shows the averaging
+thread of A²CiD² beside a busy GPU, by the same command as on a CPU.
+
+Without a GPU it runs as well, slowly; `--width 0.25 --image-size 64` makes it small.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import djax
+from djax import communicators, compressors, simulation, topologies
+from experiments.common import models
+
+from . import contest, images
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    mesh: bool = False
+    """Workers are the devices of this process, in place of MPI's ranks."""
+    batch_size: int = 32
+    """Samples of a worker's gradient."""
+    image_size: int = 224
+    """Height and width of the images."""
+    width: float = 1.0
+    """Factor of ResNet-50's channels."""
+    steps: int = 5
+    """Of one run."""
+    repeats: int = 7
+    """How often, all contestants in turns."""
+    name: str = "gpu"
+    """Of the JSON file."""
+    output: pathlib.Path = contest.RESULTS
+    """Where it goes."""
+
+
+def mechanisms(communicator: Any) -> dict[str, optax.GradientTransformation]:
+    """All contestants, on a ring; relay on a chain."""
+    ring = topologies.ring(communicator.size)
+    chain, sign = topologies.chain(communicator.size), compressors.sign()
+    return {
+        "none": optax.identity(),
+        "all_reduce": djax.all_reduce(communicator),
+        "gossip": djax.gossip(ring, communicator),
+        "relay": djax.relay(chain, communicator),
+        "choco_gossip, sign": djax.choco_gossip(ring, communicator, sign, 0.1),
+        "power_gossip, rank 1": djax.power_gossip(ring, communicator, 1),
+        "power_gossip, rank 2": djax.power_gossip(ring, communicator, 2),
+        "power_gossip, rank 4": djax.power_gossip(ring, communicator, 4),
+        "a pass": optax.stateless(
+            lambda _, params: jax.tree.map(lambda x: -1e-6 * x, params)
+        ),
+    }
+
+
+def prepare(config: Config, communicator: Any, mechanism: Any, train: bool):
+    """What runs some steps of all workers of this process."""
+    network = models.resnet50(
+        1000, stem="imagenet", width=config.width, dtype=jnp.bfloat16
+    )
+    start = images.start(network, config.image_size)
+    gradient_fn = images.make_gradient(network)
+    data = images.batch((1, config.steps, config.batch_size), config.image_size)
+    if not train:
+        data = jnp.zeros((1, config.steps))
+    local = len(communicator.local_ranks)
+    data = jax.tree.map(lambda x: jnp.repeat(x, local, axis=0), data)
+    base = optax.sgd(1e-3) if train else optax.set_to_zero()
+    optimizer = optax.chain(base, mechanism)
+
+    def nothing(params, model_state, batch):
+        return params, model_state, ()
+
+    workers = simulation.init_workers(
+        optimizer,
+        communicator,
+        communicators.replicate(communicator, start[0]),
+        communicators.replicate(communicator, start[1]),
+    )
+    steps = simulation.make_steps(
+        gradient_fn if train else nothing, optimizer, communicator
+    )
+
+    def run():
+        nonlocal workers
+        workers, _ = steps(workers, data)
+        return workers.params
+
+    return run
+
+
+def measure(config: Config, communicator: Any) -> list[dict[str, Any]]:
+    """A record for each mechanism, in a step of training and alone."""
+    before = getattr(communicator, "host_comm", None)
+    records = []
+    for train in (False, True):
+        runs = {
+            name: prepare(config, communicator, mechanism, train)
+            for name, mechanism in mechanisms(communicator).items()
+            if name != ("a pass" if train else "none")
+        }
+        barrier = before.Barrier if before else lambda: None
+        times = contest.in_turns(runs, config.repeats, barrier)
+        unit = times["none" if train else "a pass"]
+        records += [
+            {
+                "mechanism": name,
+                "train": train,
+                "milliseconds": (1e3 * taken / config.steps).tolist(),
+                "ratio": (taken / unit).tolist(),
+            }
+            for name, taken in times.items()
+        ]
+    return records
+
+
+def main() -> None:
+    """The command line."""
+    config = tyro.cli(Config, description=__doc__)
+    devices = jax.device_count()
+    communicator = communicators.mesh(devices) if config.mesh else communicators.mpi()
+    if communicator.size < 2:
+        raise SystemExit(
+            "gpu needs two workers: mpirun -n 2 python -m benchmarks.gpu, or --mesh "
+            "with two devices."
+        )
+    records = measure(config, communicator)
+    if 0 not in communicator.local_ranks:
+        return
+    network = models.resnet50(1000, stem="imagenet", width=config.width)
+    params, _ = images.shapes(network, config.image_size)
+    size = sum(4 * x.size for x in jax.tree.leaves(params))
+    aware = os.environ.get("MPI4JAX_USE_CUDA_MPI", "0") not in ("", "0")
+    alone, trained = (
+        [
+            [
+                record["mechanism"],
+                contest.spread(record["milliseconds"]),
+                contest.spread(record["ratio"]),
+            ]
+            for record in records
+            if record["train"] == train
+        ]
+        for train in (False, True)
+    )
+    (one,) = (r for r in records if r["mechanism"] == "a pass")
+    bandwidth = 2 * size / np.median(one["milliseconds"]) / 1e6
+    place = f"{communicator.size} workers, " + (
+        "messages from GPU memory" if aware else "messages from host memory"
+    )
+    tables = [
+        (
+            f"alone, {place}; a pass reaches {bandwidth:.0f} GB/s",
+            ["", "ms", "passes"],
+            alone,
+        ),
+        (
+            f"ResNet-50 in bfloat16, batches of {config.batch_size}, {place}",
+            ["", "ms a step", "/ none"],
+            trained,
+        ),
+    ]
+    contest.publish(config.name, tables, records, config.output)
+
+
+if __name__ == "__main__":
+    main()
