@@ -8,8 +8,9 @@ compilation and the loading of data are left out, which is why the data of one e
 used again and again. The synchronous one runs no mechanism: what stands against it is
 the gradient and the base optimizer alone.
 
-Aim: at one averaging a gradient, at most 2 x the time per gradient. What the events cost comes from memory: a second
-copy of the model, a third that gradients are taken at, and two models in an averaging.
+Aim: at one averaging a gradient, at most 2 x the time. What the events cost comes from
+memory: a second copy of the model, a third that gradients are taken at, and two models
+in an averaging.
 """
 
 import dataclasses
@@ -88,7 +89,7 @@ def asynchronously(
             events,
             params,
             task.gradient_fn,
-            task.batches,
+            lambda epoch: task.epoch(1),
             times=[events.duration / 2],
         )
         jax.block_until_ready(next(moments).params)
@@ -116,7 +117,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
     )
     task = tasks.digits(setting)
     data = task.epoch(1)
-    task = task._replace(batches=lambda epoch: data)
+    task = task._replace(batches=lambda start, stop: data)
     model = task.init(jax.random.key(0))
     params = communicators.replicate(communicators.simulated(config.workers), model)
     contestants = {"synchronous": synchronous(config, task, params)}
