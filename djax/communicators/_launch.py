@@ -6,6 +6,8 @@ This module starts neither MPI nor JAX's devices when it is imported.
 import ctypes
 import dataclasses
 import os
+import pathlib
+import resource
 import sys
 import time
 import traceback
@@ -15,10 +17,11 @@ import jax
 
 # What Open MPI's mpirun, MPICH's, and srun set.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+
 _BLOCK = 1 << 30  # Bytes in which the heap is set up.
 _HUGE_PAGE = 1 << 21  # Bytes.
-
-_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+_MADV_HUGEPAGE = 14  # Of Linux's <sys/mman.h>.
 
 
 def launcher_size() -> int | None:
@@ -116,6 +119,8 @@ def _keep_memory(sharing: int) -> None:
         return
     for option, value in ((-8, 1), (-4, 0), (-1, -1)):
         libc.mallopt(option, value)  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
+    if not _addresses_are_free():
+        return
     libc.malloc.restype = ctypes.c_void_p
     libc.malloc.argtypes = [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
@@ -126,10 +131,20 @@ def _keep_memory(sharing: int) -> None:
         if (block := libc.malloc(_BLOCK)) is None:
             break
         start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
-        libc.madvise(start, (block + _BLOCK - start) // _HUGE_PAGE * _HUGE_PAGE, 14)
+        length = (block + _BLOCK - start) // _HUGE_PAGE * _HUGE_PAGE
+        libc.madvise(start, length, _MADV_HUGEPAGE)
         blocks.append(block)
-    for block in blocks:  # Nothing of it was touched, and so takes memory.
+    for block in blocks:  # None was touched: they take addresses, and no memory.
         libc.free(block)
+
+
+def _addresses_are_free() -> bool:
+    """Whether memory that is never touched counts for nothing."""
+    limits = resource.RLIMIT_AS, resource.RLIMIT_DATA
+    if any(resource.getrlimit(x)[0] != resource.RLIM_INFINITY for x in limits):
+        return False
+    strict = pathlib.Path("/proc/sys/vm/overcommit_memory")
+    return not strict.exists() or strict.read_text().strip() != "2"
 
 
 def _choose_gpu(node: Any) -> None:

@@ -217,7 +217,8 @@ def power_gossip(
         corrections, vector_pulls, (left, right) = found
         leaves, treedef = jax.tree.flatten(model)
         pulls = vector_pulls | {
-            i: _product_of(rows, leaves[i], rows_axis) for i, rows in corrections.items()
+            i: _product_of(rows, leaves[i], rows_axis)
+            for i, rows in corrections.items()
         }
         updates = add_pull(updates, _unflatten(treedef, pulls), 1.0)
         state = PowerGossipState(
@@ -272,7 +273,9 @@ def power_gossip(
         if idle_first_step:
             idle = state.step == 0
             corrections, factors = optax.tree.where(
-                idle, (optax.tree.zeros_like(corrections), before), (corrections, factors)
+                idle,
+                (optax.tree.zeros_like(corrections), before),
+                (corrections, factors),
             )
         return corrections, vector_pulls, factors
 
@@ -390,7 +393,9 @@ def _multiply(
     if correction is None:
         return product
     inner = _einsum(f"rc{given},tsd{given}->rctsd", basis, correction[side])
-    return product + _einsum(f"rctsd,tsd{found}->rc{found}", inner, correction[1 - side])
+    return product + _einsum(
+        f"rctsd,tsd{found}->rc{found}", inner, correction[1 - side]
+    )
 
 
 def _product_of(
