@@ -80,7 +80,7 @@ def mechanisms(n: int, communicator: Any) -> dict[str, optax.GradientTransformat
 
 
 class Program:
-    """Any number of steps as one program.
+    """Steps of one mechanism; `steps` of them in a run.
 
     Args:
       mechanism: averages.
@@ -89,7 +89,7 @@ class Program:
     """
 
     def __init__(self, mechanism, communicator, train: bool):
-        """Compiles it, and finds out how many steps take a while."""
+        """Makes the program of a step."""
         self.communicator = communicator
         base = optax.sgd(1e-3) if train else optax.set_to_zero()
         optimizer = optax.chain(base, mechanism)

@@ -66,11 +66,15 @@ class Gossip:
 
     def step(self):
         """Replaces the model by the average over the neighbourhood."""
-        model = _pack(self.params)
-        average = self.weights[self.rank] * model
-        for peer, theirs in zip(self.peers, _exchange(model, self.peers), strict=True):
+        self.average(self.params)
+
+    def average(self, some: list[torch.Tensor]):
+        """Replaces some tensors by their averages, in one message a neighbour."""
+        mine = _pack(some)
+        average = self.weights[self.rank] * mine
+        for peer, theirs in zip(self.peers, _exchange(mine, self.peers), strict=True):
             average.add_(theirs, alpha=self.weights[peer])
-        for tensor, new in zip(self.params, _unpack(average, self.params), strict=True):
+        for tensor, new in zip(some, _unpack(average, some), strict=True):
             tensor.copy_(new)
 
 
@@ -124,16 +128,7 @@ class PowerGossip(Gossip):
             sign = -1 if self.rank > peer else 1
             for m, p, q in zip(self.matrices, *self.factors[peer], strict=True):
                 m.add_(p @ q.T, alpha=sign * self.weights[peer])
-        vectors = _pack(self.vectors)
-        average = self.weights[self.rank] * vectors
-        for peer, theirs in zip(
-            self.peers, _exchange(vectors, self.peers), strict=True
-        ):
-            average.add_(theirs, alpha=self.weights[peer])
-        for tensor, new in zip(
-            self.vectors, _unpack(average, self.vectors), strict=True
-        ):
-            tensor.copy_(new)
+        self.average(self.vectors)
         self.number += 1
 
 

@@ -20,6 +20,9 @@ def check_bits(name: str, bits: Any) -> int:
 def pack(codes: jax.Array, bits: int) -> jax.Array:
     """Packs integers into bytes, the first into the highest bits.
 
+    Planes of bits serve for any width, and single bits are faster so; for the other
+    widths that divide 8, bytes are put together from whole integers.
+
     Args:
       codes: `uint8[n]` below `2 ** bits`.
       bits: of each of them, 1 to 8.

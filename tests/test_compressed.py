@@ -134,15 +134,19 @@ def test_moniqua_is_exact_to_its_levels_and_needs_its_bound():
 
 @pytest.mark.parametrize("make", [djax.dcd, djax.ecd])
 def test_unbiased_codes_lead_close_to_the_mean(make):
-    mechanism = make(RING, COMMUNICATOR, compressors.quantize(8))
-    with jax.enable_x64(True):
-        x = models(0)["w"]
-        last = np.asarray(consensus(mechanism, x, 300)[:, -1])
-        x = np.asarray(x)
-    before = np.square(x - x.mean(0, keepdims=True)).sum()
-    assert np.square(last - last.mean(0, keepdims=True)).sum() < 1e-5 * before
-    # A message's relative error is sqrt(omega), 0.04, and errors add up.
-    assert np.abs(last.mean(0) - x.mean(0)).max() < 0.2
+    errors = []
+    for seed in range(5):
+        code = compressors.quantize(8, key=jax.random.key(seed))
+        mechanism = make(RING, COMMUNICATOR, code)
+        with jax.enable_x64(True):
+            x = models(0)["w"]
+            last = np.asarray(consensus(mechanism, x, 300)[:, -1])
+            x = np.asarray(x)
+        before = np.square(x - x.mean(0, keepdims=True)).sum()
+        assert np.square(last - last.mean(0, keepdims=True)).sum() < 1e-5 * before
+        errors.append(np.abs(last.mean(0) - x.mean(0)).max())
+    # A message's relative error is sqrt(omega), 0.04; how they add up is random.
+    assert np.median(errors) < 0.1
 
 
 @pytest.mark.parametrize("make", [djax.dcd, djax.ecd])

@@ -66,7 +66,7 @@ from djax.topologies._checks import check_integer
 
 from ._gossip import add_pull
 
-FEW = 16  # Products of rows.
+FEW = 16  # Products of rows that are summed one by one.
 EPSILON = 1e-8  # Of the reference's Gram-Schmidt, added to the norms.
 DEPENDENT = 1e-3  # What is left of a row, relative to it, when little of it is new.
 
