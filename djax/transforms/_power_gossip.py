@@ -30,7 +30,6 @@ Algorithm 1.
 """
 
 import functools
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -64,14 +63,10 @@ from djax._matrix import (
 from djax.topologies import Topology
 from djax.topologies._checks import check_integer
 
+from ._factors import einsum, keep, orthonormal, signs
 from ._gossip import add_pull
 
 FEW = 16  # Products of rows that are summed one by one.
-EPSILON = 1e-8  # Of the reference's Gram-Schmidt, added to the norms.
-DEPENDENT = 1e-3  # What is left of a row, relative to it, when little of it is new.
-
-
-Factors = dict[int, jax.Array]  # Of each matrix, under its leaf's number in the tree.
 
 
 class PowerGossipState(NamedTuple):
@@ -180,7 +175,7 @@ def power_gossip(
     if sign and rank > 1:
         raise ValueError(f"power_gossip: sign=True is for rank 1, not {rank}.")
     seed = shared_key("power_gossip", key)
-    orthogonalize = _signs if sign else _orthonormal
+    orthogonalize = signs if sign else orthonormal
     first = 0 if idle_first_step else 1  # Number of the first iteration.
 
     def init_fn(params):
@@ -316,16 +311,16 @@ def power_gossip(
             i: weighted(gap, vector_rate).sum(axis=0) for i, gap in vector_gaps.items()
         }
         # Both ends keep the product of the higher rank's model minus the lower one's.
-        signs = jnp.where(peers() > communicator.rank(), 1, -1)
-        products = {i: _scale(signs, gap) for i, gap in gaps.items()}
+        higher = jnp.where(peers() > communicator.rank(), 1, -1)
+        products = {i: _scale(higher, gap) for i, gap in gaps.items()}
         if not warm_start:  # What the next iteration multiplies by is drawn anew.
             products = {
                 i: random_factor((i, found), number, x.shape[1:], x)
                 for i, x in products.items()
             }
         if odd:
-            return change, vector_pulls, (_keep(products, left), _keep(bases, right))
-        return change, vector_pulls, (_keep(bases, left), _keep(products, right))
+            return change, vector_pulls, (keep(products, left), keep(bases, right))
+        return change, vector_pulls, (keep(bases, left), keep(products, right))
 
     def exchange(products, vectors):
         """Returns the neighbour's minus my arrays; their first axis is the round's."""
@@ -389,13 +384,11 @@ def _multiply(
     """
     given, found = "mk" if side == 0 else "km"
     matrix, axes = as_matrix(x, rows_axis), layout(x, rows_axis)
-    product = _einsum(f"rc{given},{axes}->rc{found}", basis, matrix)
+    product = einsum(f"rc{given},{axes}->rc{found}", basis, matrix)
     if correction is None:
         return product
-    inner = _einsum(f"rc{given},tsd{given}->rctsd", basis, correction[side])
-    return product + _einsum(
-        f"rctsd,tsd{found}->rc{found}", inner, correction[1 - side]
-    )
+    inner = einsum(f"rc{given},tsd{given}->rctsd", basis, correction[side])
+    return product + einsum(f"rctsd,tsd{found}->rc{found}", inner, correction[1 - side])
 
 
 def _product_of(
@@ -409,111 +402,13 @@ def _product_of(
     left, right = (x.reshape(-1, x.shape[-1]) for x in rows)
     axes = layout(like, rows_axis)
     if len(left) > FEW:
-        return from_matrix(_einsum(f"qm,qk->{axes}", left, right), like, rows_axis)
+        return from_matrix(einsum(f"qm,qk->{axes}", left, right), like, rows_axis)
     first, second = (right, left) if axes == "km" else (left, right)
     terms = [x[:, None] * y[None] for x, y in zip(first, second, strict=True)]
     return from_matrix(functools.reduce(jnp.add, terms), like, rows_axis)
-
-
-def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """A product of which a difference will be taken: without reduced precision."""
-    return jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _scale(coefficients: jax.Array, x: jax.Array) -> jax.Array:
     """Multiplies along the first axis."""
     shape = (-1,) + (1,) * (x.ndim - 1)
     return coefficients.astype(x.dtype).reshape(shape) * x
-
-
-def _keep(new: Factors, old: Factors) -> Factors:
-    """The new rows, and the old ones in place of those with no finite, positive norm.
-
-    From zero there is no way back: both factors would be zero for ever.
-    """
-
-    def keep(new, old):
-        length = _lengths(new)
-        return jnp.where((length > 0) & jnp.isfinite(length), new, old)
-
-    return _together(keep, new, old)
-
-
-def _signs(factors: Factors) -> Factors:
-    return {
-        i: jnp.sign(x) / np.sqrt(x.shape[-1]).astype(x.dtype)
-        for i, x in factors.items()
-    }
-
-
-def _orthonormal(factors: Factors) -> Factors:
-    """Orthonormalizes the rows of `[rounds, r, length]`."""
-    return _together(_gram_schmidt, factors)
-
-
-def _together(fn: Callable[..., jax.Array], *factors: Factors) -> Factors:
-    """Applies a function of rows, `[..., r, length]`, to many matrices' at once.
-
-    They are filled up to few shapes by rows of zeros, and zeros at the ends of rows,
-    which must change nothing: what is compiled for every shape takes long to compile.
-    """
-    groups: dict[Any, list[int]] = {}
-    for i, x in factors[0].items():
-        groups.setdefault((x.shape[-1].bit_length() // 3, x.dtype), []).append(i)
-    result = {}
-    for indices in groups.values():
-        shapes = [factors[0][i].shape for i in indices]
-        largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
-
-        def stack(some, indices=indices, largest=largest):
-            return jnp.stack([_fill_up(some[i], largest) for i in indices])
-
-        for i, shape, x in zip(indices, shapes, fn(*map(stack, factors)), strict=True):
-            result[i] = jax.lax.slice(x, (0,) * x.ndim, shape)
-    return result
-
-
-def _fill_up(x: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Appends zeros along all axes."""
-    return jnp.pad(x, [(0, m - n) for m, n in zip(shape, x.shape, strict=True)])
-
-
-def _gram_schmidt(rows: jax.Array) -> jax.Array:
-    """Orthonormalizes `[..., r, length]` row by row, as the reference does.
-
-    Of a row that depends on the ones before it only rounding errors are left, in any
-    direction. The earlier rows are then removed again, where the reference does not:
-    together its rows would be longer than one.
-    """
-    count = rows.shape[-2]
-    number = jnp.arange(count)
-    lengths = _lengths(rows)
-
-    def normalize(row):
-        length = _lengths(row)
-        return row / (length + EPSILON), length
-
-    if count == 1:
-        return normalize(rows)[0]
-
-    def projections(rows, row, some):
-        return jnp.where(some, _einsum("...rl,...l->...r", rows, row), 0)
-
-    def take(i, rows):
-        row, length = normalize(jax.lax.dynamic_index_in_dim(rows, i, -2, False))
-        new = length / jax.lax.dynamic_index_in_dim(lengths, i, -2, False)
-        for _ in range(2):
-            along = projections(rows, row, number < i)
-            again, length = normalize(row - _einsum("...r,...rl->...l", along, rows))
-            row = jnp.where(new < DEPENDENT, again, row)
-            new = jnp.where(new < DEPENDENT, length, new)
-        along = projections(rows, row, number > i)
-        rows = rows - along[..., None] * row[..., None, :]
-        return jax.lax.dynamic_update_index_in_dim(rows, row, i, -2)
-
-    return jax.lax.fori_loop(0, count, take, rows)
-
-
-def _lengths(rows: jax.Array) -> jax.Array:
-    """Norms along the last axis, which is kept; a product is faster than a sum."""
-    return jnp.sqrt(_einsum("...l,...l->...", rows, rows))[..., None]
