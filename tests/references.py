@@ -228,10 +228,7 @@ def moniqua(gradient, x, learning_rate, steps, W, theta=8.0, rate=0.1, bits=8):
     for step in range(steps):
         y = x - learning_rate * gradient(x)
         now = jax.random.fold_in(jax.random.key(0), step)
-        noise = [
-            np.ravel(jax.random.uniform(jax.random.fold_in(now, i), shape, float))
-            for i, shape in enumerate([(2,), (2, 2)])
-        ]
+        noise = [_noise(jax.random.fold_in(now, i), k) for i, k in enumerate([2, 4])]
         phase = y / B - np.round(y / B)
         levels = np.floor((phase + 0.5) / delta + np.concatenate(noise))
         sent = (levels * delta - 0.5) * B
@@ -241,6 +238,12 @@ def moniqua(gradient, x, learning_rate, steps, W, theta=8.0, rate=0.1, bits=8):
             theirs, mine = (d - B * np.round(d / B) for d in (theirs, mine))
             x[i] += rate * W[i, j] * (theirs - mine)
     return x
+
+
+def _noise(key, count):
+    """Uniform in steps of 2^-16, from the lower and the upper half of each word."""
+    words = np.asarray(jax.random.bits(key, (count // 2,), np.uint32))
+    return (np.stack([words % 2**16, words // 2**16], axis=1).ravel() + 0.5) / 2**16
 
 
 def power_gossip(rank=1, iterations=1, overlap=False, rate=1.0):
