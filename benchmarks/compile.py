@@ -24,10 +24,10 @@ import optax
 import tyro
 
 import djax
-from djax import communicators, compressors, topologies
+from djax import communicators, topologies
 from experiments.common import models
 
-from . import contest, images
+from . import contest, field, images
 
 WORKERS = 64
 LAYERS = ((784, 128), (128,), (128, 10), (10,))
@@ -125,19 +125,11 @@ def resnet(config: Config, communicator: Any) -> list[dict[str, Any]]:
         state = jax.eval_shape(communicator.spmd(optimizer.init), params)
         return communicator.spmd(worker), params, model_state, state, data
 
-    ring, sign = topologies.ring(communicator.size), compressors.sign()
-    field = {
-        "SGD alone": optax.identity(),
-        "gossip": djax.gossip(ring, communicator),
-        "relay": djax.relay(topologies.chain(communicator.size), communicator),
-        "all_reduce": djax.all_reduce(communicator),
-        "choco_gossip, sign": djax.choco_gossip(ring, communicator, sign, 0.1),
-        "power_gossip, rank 1": djax.power_gossip(ring, communicator),
-        "power_gossip, rank 4": djax.power_gossip(ring, communicator, 4),
-    }
-    measured = {name: [] for name in field}
+    mechanisms = field.mechanisms(communicator)
+    del mechanisms["power_gossip, rank 2"]
+    measured = {name: [] for name in mechanisms}
     for _ in range(config.repeats):
-        for name, mechanism in field.items():
+        for name, mechanism in mechanisms.items():
             optimizer = optax.chain(optax.sgd(0.1), mechanism)
             measured[name].append(build(*step(optimizer)))
     return [{"contestant": n, **_collect(builds)} for n, builds in measured.items()]

@@ -19,10 +19,10 @@ import optax
 import tyro
 
 import djax
-from djax import communicators, simulation, topologies
+from djax import communicators, topologies
 from experiments.common import models
 
-from . import contest, images
+from . import contest, field, images
 
 AIM = 1.1
 
@@ -52,15 +52,11 @@ def measure(config: Config, n: int) -> dict[str, Any]:
     gossip = djax.gossip(topologies.ring(n), communicator)
     optimizer = optax.chain(optax.sgd(0.01), gossip)
     start = communicators.replicate(communicator, (params, model_state))
-    workers = simulation.init_workers(optimizer, communicator, *start)
-    steps = simulation.make_steps(gradient_fn, optimizer, communicator, dispatch=True)
+    simulated = field.training(
+        optimizer, communicator, start, gradient_fn, data, dispatch=True
+    )
     gradient = jax.jit(gradient_fn)
     batches = [jax.tree.map(lambda x, i=i: x[i, 0], data) for i in range(n)]
-
-    def simulated():
-        nonlocal workers
-        workers, _ = steps(workers, data)
-        return workers.params
 
     def gradients():
         return [gradient(params, model_state, batch)[0] for batch in batches]

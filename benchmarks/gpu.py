@@ -26,11 +26,10 @@ import numpy as np
 import optax
 import tyro
 
-import djax
-from djax import communicators, compressors, simulation, topologies
+from djax import communicators
 from experiments.common import models
 
-from . import contest, images
+from . import contest, field, images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,25 +54,6 @@ class Config:
     """Where it goes."""
 
 
-def mechanisms(communicator: Any) -> dict[str, optax.GradientTransformation]:
-    """All contestants, on a ring; relay on a chain."""
-    ring = topologies.ring(communicator.size)
-    chain, sign = topologies.chain(communicator.size), compressors.sign()
-    return {
-        "none": optax.identity(),
-        "all_reduce": djax.all_reduce(communicator),
-        "gossip": djax.gossip(ring, communicator),
-        "relay": djax.relay(chain, communicator),
-        "choco_gossip, sign": djax.choco_gossip(ring, communicator, sign, 0.1),
-        "power_gossip, rank 1": djax.power_gossip(ring, communicator, 1),
-        "power_gossip, rank 2": djax.power_gossip(ring, communicator, 2),
-        "power_gossip, rank 4": djax.power_gossip(ring, communicator, 4),
-        "a pass": optax.stateless(
-            lambda _, params: jax.tree.map(lambda x: -1e-6 * x, params)
-        ),
-    }
-
-
 def prepare(config: Config, communicator: Any, mechanism: Any, train: bool):
     """What runs some steps of all workers of this process."""
     network = models.resnet50(
@@ -92,22 +72,13 @@ def prepare(config: Config, communicator: Any, mechanism: Any, train: bool):
     def nothing(params, model_state, batch):
         return params, model_state, ()
 
-    workers = simulation.init_workers(
+    return field.training(
         optimizer,
         communicator,
-        communicators.replicate(communicator, start[0]),
-        communicators.replicate(communicator, start[1]),
+        communicators.replicate(communicator, start),
+        gradient_fn if train else nothing,
+        data,
     )
-    steps = simulation.make_steps(
-        gradient_fn if train else nothing, optimizer, communicator
-    )
-
-    def run():
-        nonlocal workers
-        workers, _ = steps(workers, data)
-        return workers.params
-
-    return run
 
 
 def measure(config: Config, communicator: Any) -> list[dict[str, Any]]:
@@ -115,10 +86,13 @@ def measure(config: Config, communicator: Any) -> list[dict[str, Any]]:
     before = getattr(communicator, "host_comm", None)
     records = []
     for train in (False, True):
+        contestants = field.mechanisms(communicator)
+        if not train:
+            del contestants["none"]
+            contestants["a pass"] = field.a_pass()
         runs = {
             name: prepare(config, communicator, mechanism, train)
-            for name, mechanism in mechanisms(communicator).items()
-            if name != ("a pass" if train else "none")
+            for name, mechanism in contestants.items()
         }
         barrier = before.Barrier if before else lambda: None
         times = contest.in_turns(runs, config.repeats, barrier)

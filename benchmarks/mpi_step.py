@@ -21,7 +21,7 @@ Aim: gossip 3 times, PowerGossip 4 times as fast.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -31,16 +31,16 @@ import scipy.linalg.blas
 import threadpoolctl
 import tyro
 
-import djax
-from djax import communicators, compressors, topologies
+from djax import communicators, topologies
 from experiments.common import models
 
-from . import contest, images
+from . import contest, field, images
 
 SLOWER_THAN_BARE = 1.1
 PASSES = 3.0
 FASTER_THAN_TORCH = {"gossip": 3.0, "power_gossip": 4.0}
 SENDRECV, ALLREDUCE = "bare Sendrecv + axpy", "bare Allreduce + axpy"
+BARE = {"gossip": SENDRECV, "all_reduce": ALLREDUCE}
 RATE = 1e-6  # Of all updates: the numbers shall stay small.
 
 
@@ -58,42 +58,6 @@ class Config:
     """How often, all contestants in turns."""
     output: pathlib.Path = contest.RESULTS
     """Where the JSON goes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Mechanism:
-    """What is measured of one mechanism.
-
-    Attributes:
-      make: of a communicator, the transformation.
-      kept: number of models that it keeps, as the README says.
-      bare: what stands against it, if anything.
-    """
-
-    make: Callable[[Any], optax.GradientTransformation]
-    kept: Callable[[int], float] = lambda degree: 0.0
-    bare: str | None = None
-
-
-def mechanisms(size: int) -> dict[str, Mechanism]:
-    """All of them, on a ring; relay on a chain."""
-    ring, chain = topologies.ring(size), topologies.chain(size)
-    sign = compressors.sign()
-
-    def power(rank):
-        return Mechanism(lambda c: djax.power_gossip(ring, c, rank))
-
-    return {
-        "gossip": Mechanism(lambda c: djax.gossip(ring, c), bare=SENDRECV),
-        "relay": Mechanism(
-            lambda c: djax.relay(chain, c), lambda degree: min(degree, size - 1) + 1
-        ),
-        **{f"power_gossip, rank {rank}": power(rank) for rank in (1, 2, 4)},
-        "choco_gossip, sign": Mechanism(
-            lambda c: djax.choco_gossip(ring, c, sign, 0.1), lambda degree: 2
-        ),
-        "all_reduce": Mechanism(djax.all_reduce, bare=ALLREDUCE),
-    }
 
 
 def parameters(model: str) -> Any:
@@ -185,43 +149,41 @@ class Bare:
         scipy.linalg.blas.saxpy(y, self.x, a=RATE)
 
 
-def field(config: Config, communicator, params) -> Iterator[tuple[Any, Any]]:
+def kept(name: str, size: int) -> int:
+    """Number of models that a mechanism keeps, as the README says."""
+    return {"relay": min(2, size - 1) + 1, "choco_gossip, sign": 2}.get(name, 0)
+
+
+def contestants(config: Config, communicator, params) -> Iterator[tuple[Any, Any]]:
     """All contestants: their name, whether alone or behind SGD, and what runs."""
     given = communicator, params, config.steps
     for behind, base in (("alone", optax.set_to_zero()), ("SGD", optax.sgd(RATE))):
-        for name, mechanism in mechanisms(communicator.size).items():
-            optimizer = optax.chain(base, mechanism.make(communicator))
-            yield (name, behind), Program(optimizer, *given)
-        for name in (SENDRECV, ALLREDUCE):
-            yield (name, behind), Bare(*given, behind == "SGD", name == ALLREDUCE)
-    yield ("none", "SGD"), Program(optax.sgd(RATE), *given)
-    yield ("a pass", "alone"), Program(shrink(), *given)
-
-
-def shrink() -> optax.GradientTransformation:
-    """Makes every parameter a little smaller: reads and writes it once."""
-    return optax.stateless(lambda _, params: jax.tree.map(lambda x: -RATE * x, params))
+        for name, mechanism in field.mechanisms(communicator).items():
+            if (name, behind) != ("none", "alone"):
+                yield (name, behind), Program(optax.chain(base, mechanism), *given)
+            if bare := BARE.get(name):  # Next to each other: a machine has its moods.
+                yield (bare, behind), Bare(*given, behind == "SGD", bare == ALLREDUCE)
+        if behind == "alone":
+            yield ("a pass", behind), Program(field.a_pass(), *given)
 
 
 def measure(config: Config, communicator, model: str) -> list[dict[str, Any]]:
     """A record for each contestant, of one model."""
     params = parameters(model)
-    contestants = dict(field(config, communicator, params))
+    runs = dict(contestants(config, communicator, params))
     barrier = communicator.host_comm.Barrier
-    times = contest.in_turns(contestants, config.repeats, barrier)
+    times = contest.in_turns(runs, config.repeats, barrier)
     seconds = {key: taken / config.steps for key, taken in times.items()}
-    degree = topologies.ring(communicator.size).max_degree
     records = []
     for (name, behind), taken in seconds.items():
         record = {"model": model, "contestant": name, "behind": behind}
         record["milliseconds"] = (1e3 * taken).tolist()
-        if name in (known := mechanisms(communicator.size)):
-            mechanism = known[name]
+        if name != "none" and name in field.mechanisms(communicator):
             if behind == "alone":
-                record["memory"] = contestants[name, behind].memory()
-                record["memory allowed"] = 2 + mechanism.kept(degree)
-            if mechanism.bare:
-                record["bare"] = (taken / seconds[mechanism.bare, behind]).tolist()
+                record["memory"] = runs[name, behind].memory()
+                record["memory allowed"] = 2 + kept(name, communicator.size)
+            if name in BARE:
+                record["bare"] = (taken / seconds[BARE[name], behind]).tolist()
             rest = taken - seconds["none", "SGD"] if behind == "SGD" else taken
             record["passes"] = (rest / seconds["a pass", "alone"]).tolist()
         records.append(record)
@@ -237,14 +199,15 @@ def against_torch(config: Config, communicator, model: str) -> list[dict[str, An
     theirs = {"gossip": torch_step.Gossip(*given)}
     for rank in (1, 2, 4):
         theirs[f"power_gossip, rank {rank}"] = torch_step.PowerGossip(*given, rank)
-    contestants = {}
+    runs = {}
     for name, run in theirs.items():
-        mechanism = mechanisms(communicator.size)[name].make(communicator)
-        optimizer = optax.chain(optax.set_to_zero(), mechanism)
-        contestants[name, "djax"] = Program(optimizer, *given)
-        contestants[name, "torch"] = run
+        optimizer = optax.chain(
+            optax.set_to_zero(), field.mechanisms(communicator)[name]
+        )
+        runs[name, "djax"] = Program(optimizer, *given)
+        runs[name, "torch"] = run
     barrier = communicator.host_comm.Barrier
-    times = contest.in_turns(contestants, config.repeats, barrier)
+    times = contest.in_turns(runs, config.repeats, barrier)
     seconds = {key: taken / config.steps for key, taken in times.items()}
     torch_step.stop()
     return [

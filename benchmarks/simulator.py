@@ -29,10 +29,10 @@ import optax
 import tyro
 
 import djax
-from djax import communicators, compressors, simulation, topologies
+from djax import communicators, compressors, topologies
 from experiments.common.quadratics import random_quadratics
 
-from . import contest
+from . import contest, field
 
 DIM = 10  # Of the quadratics.
 LAYERS = (784, 128, 10)  # 101,770 parameters.
@@ -162,19 +162,14 @@ def quadratics(n: int, steps: int) -> Problem:
 def prepare(problem: Problem, make: Callable, n: int) -> Callable[[], Any]:
     """What runs the steps of a mechanism and returns the models."""
     communicator = communicators.simulated(n)
-    optimizer = optax.chain(optax.sgd(0.01), make(communicator))
-    start = communicators.replicate(communicator, problem.params)
-    workers = simulation.init_workers(
-        optimizer, communicator, start, problem.model_state
+    params = communicators.replicate(communicator, problem.params)
+    return field.training(
+        optax.chain(optax.sgd(0.01), make(communicator)),
+        communicator,
+        (params, problem.model_state),
+        problem.gradient_fn,
+        problem.batches,
     )
-    program = simulation.make_steps(problem.gradient_fn, optimizer, communicator)
-
-    def run():
-        nonlocal workers
-        workers, _ = program(workers, problem.batches)
-        return workers.params
-
-    return run
 
 
 def against_gradients(config: Config) -> list[dict[str, Any]]:
@@ -182,8 +177,7 @@ def against_gradients(config: Config) -> list[dict[str, Any]]:
     n, records = config.workers, []
     for batch_size in config.batch_sizes:
         problem = mlp(LAYERS, n, config.steps, batch_size)
-        field = mechanisms(n)
-        runs = {name: prepare(problem, make, n) for name, make in field.items()}
+        runs = {name: prepare(problem, make, n) for name, make in mechanisms(n).items()}
         seconds = contest.in_turns(runs, config.repeats)
         records += [
             {

@@ -29,16 +29,24 @@ import tyro
 from matplotlib.figure import Figure
 
 import djax
-from djax import communicators, compressors, topologies
+from djax import communicators, topologies
 from experiments.common import models
 
-from . import contest, images
+from . import contest, field, images
 
 SHARE_OF_GOSSIP = 1 / 20
 TICKS = 250  # A second; a token bucket holds at least what passes between two.
 LARGEST_PACKET = 1 << 16  # Bytes, of the loopback device.
 NETWORK = models.resnet(10, depth=20, width=2.0)
 BATCH_SIZE, SIZE = 16, 32  # Of a rank's images.
+CONTESTANTS = (
+    "none",
+    "all_reduce",
+    "gossip",
+    "relay",
+    "choco_gossip, sign",
+    "power_gossip, rank 1",
+)
 COMMUNICATION = {
     "MPIR_CVAR_NOLOCAL": "1",  # No shared memory.
     "MPIR_CVAR_CH4_NETMOD": "ofi",
@@ -64,19 +72,6 @@ class Config:
     """Where the JSON and the figure go."""
     measure_into: pathlib.Path | None = None
     """Be one of the ranks; for the script itself."""
-
-
-def mechanisms(n: int, communicator: Any) -> dict[str, optax.GradientTransformation]:
-    """The contestants, on a ring; relay on a chain."""
-    ring, sign = topologies.ring(n), compressors.sign()
-    return {
-        "none": optax.identity(),
-        "all_reduce": djax.all_reduce(communicator),
-        "gossip": djax.gossip(ring, communicator),
-        "relay": djax.relay(topologies.chain(n), communicator),
-        "choco_gossip, sign": djax.choco_gossip(ring, communicator, sign, 0.1),
-        "power_gossip, rank 1": djax.power_gossip(ring, communicator),
-    }
 
 
 class Program:
@@ -120,10 +115,12 @@ def measure(config: Config) -> list[dict[str, Any]]:
     """Be one rank: a record for each mechanism."""
     communicator = communicators.mpi()
     barrier = communicator.host_comm.Barrier
+    known = field.mechanisms(communicator)
+    mechanisms = {name: known[name] for name in CONTESTANTS}
     contestants = {
         (name, train): Program(mechanism, communicator, train)
         for train in (False, True)
-        for name, mechanism in mechanisms(config.workers, communicator).items()
+        for name, mechanism in mechanisms.items()
     }
     once = contest.in_turns(contestants, 1, barrier)
     for key, program in contestants.items():
@@ -133,7 +130,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
     params, _ = images.shapes(NETWORK, SIZE)
     graph = topologies.ring(config.workers)
     records = []
-    for name, mechanism in mechanisms(config.workers, communicator).items():
+    for name, mechanism in mechanisms.items():
         cost = djax.communication_cost(mechanism, params, graph)
         seconds = {
             train: (times[name, train] / contestants[name, train].steps).tolist()

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from djax._split import unravel
+
 
 def check_bits(name: str, bits: Any) -> int:
     """Returns the number of bits, or raises ValueError unless it is 2 to 8."""
@@ -75,9 +77,4 @@ def unpack_leaves(
     packed: jax.Array, bits: int, leaves: Sequence[Any]
 ) -> list[jax.Array]:
     """Undoes :func:`pack_leaves`; only the shapes of `leaves` matter."""
-    ends = np.cumsum([0, *(x.size for x in leaves)]).tolist()
-    flat = unpack(packed, bits, ends[-1])
-    return [
-        flat[start:end].reshape(x.shape)
-        for start, end, x in zip(ends, ends[1:], leaves, strict=False)
-    ]
+    return unravel(unpack(packed, bits, sum(x.size for x in leaves)), leaves)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from djax._split import unravel
+
 # Copying a large leaf into a packed buffer costs more than a message of its own.
 LARGE_LEAF_BYTES = 1 << 20
 
@@ -53,9 +55,8 @@ def exchange(tree, transfer: Callable[[jax.Array], jax.Array]):
         parts = [leaves[i] for i in indices]
         flat = jnp.concatenate([part.ravel() for part in parts])
         received = _decode(_in_chunks(transfer, _encode(flat)), flat.dtype)
-        ends = np.cumsum([part.size for part in parts])[:-1]
-        for i, part in zip(indices, jnp.split(received, ends), strict=True):
-            leaves[i] = part.reshape(leaves[i].shape)
+        for i, part in zip(indices, unravel(received, parts), strict=True):
+            leaves[i] = part
     return jax.tree.unflatten(treedef, leaves)
 
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from djax._split import split
+
 EPSILON = 1e-8  # Of the reference's Gram-Schmidt, added to the norms.
 DEPENDENT = 1e-3  # What is left of a row, relative to it, when little of it is new.
 
@@ -61,8 +63,9 @@ def _together(fn: Callable[..., jax.Array], *factors: Factors) -> Factors:
         def stack(some, indices=indices, largest=largest):
             return jnp.stack([_fill_up(some[i], largest) for i in indices])
 
-        for i, shape, x in zip(indices, shapes, fn(*map(stack, factors)), strict=True):
-            result[i] = jax.lax.slice(x, (0,) * x.ndim, shape)
+        pieces = split(fn(*map(stack, factors)), [1] * len(indices))
+        for i, shape, x in zip(indices, shapes, pieces, strict=True):
+            result[i] = jax.lax.slice(x[0], (0,) * len(shape), shape)
     return result
 
 

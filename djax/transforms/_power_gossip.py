@@ -60,6 +60,7 @@ from djax._matrix import (
     layout,
     matrix_shape,
 )
+from djax._split import unravel
 from djax.topologies import Topology
 from djax.topologies._checks import check_integer
 
@@ -327,8 +328,11 @@ def power_gossip(
         gaps = []
         for r, source in enumerate(topology.rounds):
             parts = {i: product[r] for i, product in products.items()}, vectors
-            message, unravel = jax.flatten_util.ravel_pytree(parts)
-            gaps.append(unravel(communicator.permute(message, source) - message))
+            mine, treedef = jax.tree.flatten(parts)
+            message, _ = jax.flatten_util.ravel_pytree(mine)
+            found = unravel(communicator.permute(message, source) - message, mine)
+            found = [gap.astype(x.dtype) for gap, x in zip(found, mine, strict=True)]
+            gaps.append(treedef.unflatten(found))
         return jax.tree.map(lambda *rounds: jnp.stack(rounds), *gaps)
 
     def random_factor(which, number, shape, like):
