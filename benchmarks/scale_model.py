@@ -178,31 +178,15 @@ def errors(path: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def main() -> None:
-    """The command line."""
-    config = tyro.cli(Config, description=__doc__)
-    held = errors(config.output / "slow_network.json")
-    gradient = (
-        measure_gradient(config)
-        if config.gradient_ms is None
-        else config.gradient_ms / 1e3
-    )
+def predict(config: Config, gradient: float) -> list[dict[str, Any]]:
+    """A record for each mechanism, network and number of workers."""
     network = getattr(models, config.model)(1000, stem="imagenet")
     model, _ = images.shapes(network, 224)
-    by_size = {n: loads(model, n) for n in config.workers}
-    names = list(by_size[config.workers[0]])
-    records, tables = [], []
-    for gigabits in config.gigabits:
-        rows = []
-        for name in names:
-            cells = []
-            for n in config.workers:
-                seconds = step_seconds(
-                    by_size[n][name],
-                    gradient,
-                    config.latency_us / 1e6,
-                    gigabits * 1e9 / 8,
-                )
+    latency, records = config.latency_us / 1e6, []
+    for n in config.workers:
+        for name, load in loads(model, n).items():
+            for gigabits in config.gigabits:
+                seconds = step_seconds(load, gradient, latency, gigabits * 1e9 / 8)
                 records.append(
                     {
                         "mechanism": name,
@@ -211,17 +195,38 @@ def main() -> None:
                         "gradient": gradient,
                         "step": seconds,
                         "efficiency": gradient / seconds,
-                        "memory": by_size[n][name].memory,
+                        "memory": load.memory,
                     }
                 )
-                cells.append(f"{1e3 * seconds:.4g} ms, {gradient / seconds:.0%}")
-            memory = max(by_size[n][name].memory for n in config.workers)
-            rows.append([name, *cells, f"{memory / 1e6:.0f}"])
-        title = (
-            f"{config.model}, gradients of {1e3 * gradient:.4g} ms, {gigabits:g} Gbit/s"
-        )
-        columns = ["", *(f"{n} workers" for n in config.workers), "MB a worker"]
-        tables.append((title, columns, rows))
+    return records
+
+
+def table(config: Config, gigabits: float, records: list[dict[str, Any]]):
+    """Title, columns and rows of one network's predictions."""
+    rows = []
+    for name in dict.fromkeys(record["mechanism"] for record in records):
+        mine = [r for r in records if r["mechanism"] == name]
+        steps = [
+            f"{1e3 * r['step']:.4g} ms, {r['efficiency']:.0%}"
+            for r in mine
+            if r["gigabits"] == gigabits
+        ]
+        rows.append([name, *steps, f"{max(r['memory'] for r in mine) / 1e6:.0f}"])
+    gradient = 1e3 * records[0]["gradient"]
+    title = f"{config.model}, gradients of {gradient:.4g} ms, {gigabits:g} Gbit/s"
+    return title, ["", *(f"{n} workers" for n in config.workers), "MB a worker"], rows
+
+
+def main() -> None:
+    """The command line."""
+    config = tyro.cli(Config, description=__doc__)
+    held = errors(config.output / "slow_network.json")
+    if config.gradient_ms is None:
+        gradient = measure_gradient(config)
+    else:
+        gradient = config.gradient_ms / 1e3
+    records = predict(config, gradient)
+    tables = [table(config, gigabits, records) for gigabits in config.gigabits]
     rows = [
         [
             f"{r['mechanism']}, {r['megabits']} Mbit/s",
