@@ -293,6 +293,13 @@ def test_a_sum_of_few_products_is_a_product_of_matrices(rows_axis, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("lines", [64, 128, 147, 192, 256])
+def test_a_product_by_blocks_is_the_product(lines):
+    basis, matrix = normal(0, 2, 3, 5), normal(1, lines, 5)
+    for product in (_power_gossip._along_last, jax.jit(_power_gossip._along_last)):
+        np.testing.assert_allclose(product(basis, matrix), basis @ matrix.T, rtol=1e-12)
+
+
 def test_matrices_of_any_shape_are_orthonormalized_together():
     factors = {i: normal(i, 2, 3, n) for i, n in enumerate([7, 5, 7, 7])}
     bases = _factors.orthonormal(factors)

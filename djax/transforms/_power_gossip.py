@@ -30,6 +30,7 @@ Algorithm 1.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -68,6 +69,7 @@ from ._factors import einsum, keep, orthonormal, signs
 from ._gossip import add_pull
 
 FEW = 16  # Products of rows that are summed one by one.
+LINES = 128  # Of a matrix, that a product takes at a time.
 
 
 class PowerGossipState(NamedTuple):
@@ -387,12 +389,37 @@ def _multiply(
       `[rounds, r, k or m]`.
     """
     given, found = "mk" if side == 0 else "km"
-    matrix, axes = as_matrix(x, rows_axis), layout(x, rows_axis)
-    product = einsum(f"rc{given},{axes}->rc{found}", basis, matrix)
+    matrix = as_matrix(x, rows_axis)
+    product = _along_last if layout(x, rows_axis)[1] == given else _along_first
+    product = product(basis, matrix)
     if correction is None:
         return product
     inner = einsum(f"rc{given},tsd{given}->rctsd", basis, correction[side])
     return product + einsum(f"rctsd,tsd{found}->rc{found}", inner, correction[1 - side])
+
+
+def _along_first(basis: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Multiplies `[rounds, r, a]` by `[a, b]`."""
+    return einsum("rca,ab->rcb", basis, matrix)
+
+
+def _along_last(basis: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Multiplies `[rounds, r, b]` by `[a, b]`.
+
+    For two rows and more, a processor's library makes a copy of the matrix that it
+    reads in its own order. Of some lines at a time, the copy stays in the cache.
+    """
+    lines = math.gcd(len(matrix), LINES)
+    whole = functools.partial(einsum, "rcb,ab->rca")
+    if len(matrix) == lines or 2 * lines < LINES:
+        return whole(basis, matrix)
+
+    def by_blocks(basis, matrix):
+        blocks = matrix.reshape(-1, lines, matrix.shape[1])
+        bases = jnp.broadcast_to(basis, (len(blocks), *basis.shape))
+        return einsum("nrcb,nab->rcna", bases, blocks).reshape(*basis.shape[:2], -1)
+
+    return jax.lax.platform_dependent(basis, matrix, cpu=by_blocks, default=whole)
 
 
 def _product_of(
