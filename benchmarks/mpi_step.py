@@ -174,11 +174,11 @@ def measure(config: Config, communicator, model: str) -> list[dict[str, Any]]:
     barrier = communicator.host_comm.Barrier
     times = contest.in_turns(runs, config.repeats, barrier)
     seconds = {key: taken / config.steps for key, taken in times.items()}
-    records = []
+    records, mechanisms = [], field.mechanisms(communicator).keys() - {"none"}
     for (name, behind), taken in seconds.items():
         record = {"model": model, "contestant": name, "behind": behind}
         record["milliseconds"] = (1e3 * taken).tolist()
-        if name != "none" and name in field.mechanisms(communicator):
+        if name in mechanisms:
             if behind == "alone":
                 record["memory"] = runs[name, behind].memory()
                 record["memory allowed"] = 2 + kept(name, communicator.size)

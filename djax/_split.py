@@ -12,7 +12,7 @@ LARGEST_START = np.iinfo(np.int32).max
 
 
 def unravel(flat: jax.Array, like: Sequence[Any]) -> list[jax.Array]:
-    """Cuts what raveled arrays were put together to; of `like` only shapes matter."""
+    """Cuts joined raveled arrays apart again; of `like` only the shapes matter."""
     pieces = split(flat, [x.size for x in like])
     return [piece.reshape(x.shape) for piece, x in zip(pieces, like, strict=True)]
 
@@ -23,11 +23,12 @@ def split(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
     XLA's CPU compiler takes about 10 ms for each kernel that is unlike all others, and
     a constant start makes a piece's kernel, with all that is fused into it, unlike the
     other pieces'. Starts that come out of a branch are arguments to it; XLA does not
-    notice that both branches give the same. On other platforms, in derivatives, and
-    under `vmap`, which would have a branch for every worker, starts are constants.
+    notice that both branches give the same. Starts are constants on other platforms,
+    outside of a program, in tangents, and under `vmap`, which would have a branch for
+    every worker.
 
     Args:
-      x: `[sum(sizes), ...]` of any dtype.
+      x: `[sum(sizes), ...]` of any dtype but PRNG keys.
       sizes: of the pieces.
 
     Returns:
@@ -40,11 +41,11 @@ def split(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
 
     def varying(x):
         same = [np.int32(start) for start in starts]
-        either = x[(0,) * x.ndim].astype(bool)
-        known = jax.lax.cond(either, lambda starts: same, lambda starts: starts, same)
+        flag = x[(0,) * x.ndim].astype(bool)
+        hidden = jax.lax.cond(flag, lambda starts: same, lambda starts: starts, same)
         return [
             jax.lax.dynamic_slice_in_dim(x, start, n, allow_negative_indices=False)
-            for start, n in zip(known, sizes, strict=True)
+            for start, n in zip(hidden, sizes, strict=True)
         ]
 
     @custom_vmap
@@ -63,5 +64,5 @@ def split(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
     def _(primals, tangents):
         return cut(*primals), constant(*tangents)
 
-    shared = len(sizes) > 1 and x.size > 0 and len(x) <= LARGEST_START
-    return cut(x) if shared else constant(x)
+    compiled = isinstance(x, jax.core.Tracer) and len(x) <= LARGEST_START
+    return cut(x) if compiled and len(sizes) > 1 and x.size else constant(x)

@@ -293,11 +293,30 @@ def test_a_sum_of_few_products_is_a_product_of_matrices(rows_axis, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("lines", [64, 128, 147, 192, 256])
-def test_a_product_by_blocks_is_the_product(lines):
-    basis, matrix = normal(0, 2, 3, 5), normal(1, lines, 5)
-    for product in (_power_gossip._along_last, jax.jit(_power_gossip._along_last)):
-        np.testing.assert_allclose(product(basis, matrix), basis @ matrix.T, rtol=1e-12)
+@pytest.mark.parametrize(
+    ("shape", "rows", "blocks"),
+    [
+        ((192, 64), 4, "[3,64,64]"),
+        ((256, 70), 2, "[2,128,70]"),
+        ((147, 64), 4, None),  # No block of 64 or 128 rows.
+        ((128, 64), 4, None),
+        ((256, 5), 4, None),
+        ((256, 64), 9, None),  # The basis is copied for every block.
+    ],
+)
+def test_a_product_by_blocks_is_the_product(shape, rows, blocks):
+    basis, matrix = normal(0, 3, 1, rows, shape[1]), normal(1, 3, *shape)
+    product = _power_gossip._along_last
+    program = str(jax.make_jaxpr(product)(basis[0], matrix[0]))
+    assert ("platform_index" in program) == (blocks is not None)
+    assert blocks is None or f"{blocks} = reshape" in program
+    expected = np.einsum("wrcb,wab->wrca", basis, matrix)
+    one, all_of = (
+        product(basis[0], matrix[0]),
+        jax.jit(jax.vmap(product))(basis, matrix),
+    )
+    np.testing.assert_allclose(one, expected[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(all_of, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_matrices_of_any_shape_are_orthonormalized_together():

@@ -69,7 +69,7 @@ from ._factors import einsum, keep, orthonormal, signs
 from ._gossip import add_pull
 
 FEW = 16  # Products of rows that are summed one by one.
-LINES = 128  # Of a matrix, that a product takes at a time.
+BLOCK = 128  # Rows of a stored matrix, or half of it, that are multiplied together.
 
 
 class PowerGossipState(NamedTuple):
@@ -389,9 +389,8 @@ def _multiply(
       `[rounds, r, k or m]`.
     """
     given, found = "mk" if side == 0 else "km"
-    matrix = as_matrix(x, rows_axis)
-    product = _along_last if layout(x, rows_axis)[1] == given else _along_first
-    product = product(basis, matrix)
+    multiply = _along_last if layout(x, rows_axis)[1] == given else _along_first
+    product = multiply(basis, as_matrix(x, rows_axis))
     if correction is None:
         return product
     inner = einsum(f"rc{given},tsd{given}->rctsd", basis, correction[side])
@@ -406,16 +405,18 @@ def _along_first(basis: jax.Array, matrix: jax.Array) -> jax.Array:
 def _along_last(basis: jax.Array, matrix: jax.Array) -> jax.Array:
     """Multiplies `[rounds, r, b]` by `[a, b]`.
 
-    For two rows and more, a processor's library makes a copy of the matrix that it
-    reads in its own order. Of some lines at a time, the copy stays in the cache.
+    For two rows of the basis and more, a processor's library copies the matrix into an
+    order of its own. Of a block of the matrix at a time, the copy stays in the cache.
+    Every block has a copy of the basis, which must be small beside it.
     """
-    lines = math.gcd(len(matrix), LINES)
+    size, width = math.gcd(len(matrix), BLOCK), matrix.shape[1]
     whole = functools.partial(einsum, "rcb,ab->rca")
-    if len(matrix) == lines or 2 * lines < LINES:
+    rows = basis.shape[0] * basis.shape[1]
+    if len(matrix) == size or size < BLOCK // 2 or width < BLOCK // 2 or rows > 8:
         return whole(basis, matrix)
 
     def by_blocks(basis, matrix):
-        blocks = matrix.reshape(-1, lines, matrix.shape[1])
+        blocks = matrix.reshape(-1, size, width)
         bases = jnp.broadcast_to(basis, (len(blocks), *basis.shape))
         return einsum("nrcb,nab->rcna", bases, blocks).reshape(*basis.shape[:2], -1)
 
