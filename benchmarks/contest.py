@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import rich.console
 
+from djax import communicators
 from experiments.common import figures, report
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -42,6 +44,9 @@ def in_turns(
     seconds = {name: [] for name in contestants}
     for repeat in range(repeats + 1):
         for name, run in contestants.items():
+            if communicators.launcher_rank() == 0:
+                doing = f"{repeat} of {repeats}" if repeat else "compiling"
+                print(f"{doing}: {name}", file=sys.stderr, flush=True)
             before()
             start = time.perf_counter()
             jax.block_until_ready(run())

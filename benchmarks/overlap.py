@@ -6,7 +6,7 @@ Two ranks with a network of 10 million parameters compute gradients as fast as t
 with SGD with momentum: without averaging, with one averaging per gradient in the
 background (`djax.asynchronous.run`), and with the same exchange between two gradients,
 during which nothing else happens. A gradient is either a wait of 50 ms, which stands
-for a GPU that leaves the CPU alone, or really computed, in about 200 ms on one core.
+for a GPU that leaves the CPU alone, or really computed, in about 100 ms on one core.
 
 Aim: with averagings in the background, at least 0.95 of the gradients per second for a
 gradient that waits, and 0.9 for one that computes, where an averaging takes its memory

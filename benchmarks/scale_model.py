@@ -144,7 +144,10 @@ def measure_gradient(config: Config) -> float:
 def errors(path: pathlib.Path) -> list[dict[str, Any]]:
     """The model against what was measured on slow networks."""
     if not path.exists():
-        raise SystemExit(f"{path} is missing: run python -m benchmarks.slow_network.")
+        raise SystemExit(
+            f"{path} is missing: run benchmarks.slow_network with this --output, or "
+            f"copy {contest.RESULTS / path.name}."
+        )
     points = json.loads(path.read_text())["records"]
     fastest = max(point["megabits"] for point in points)
 

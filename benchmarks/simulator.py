@@ -300,7 +300,8 @@ def tables_of_sizes(config: Config, records: list[dict[str, Any]]):
                 for record in mine
                 if record["contestant"] == name
             }
-            growth = by_size[max(config.sizes)] / by_size[FLAT_FROM]
+            start = min(config.sizes, key=lambda n: (n < FLAT_FROM, n))
+            growth = by_size[max(config.sizes)] / by_size[start]
             cells = [f"{by_size[n]:.3g}" for n in config.sizes]
             rows.append([name, *cells, f"{growth:.2f}", contest.verdict(growth, FLAT)])
         columns = ["", *(f"{n} workers" for n in config.sizes), "growth", "aim"]

@@ -1,6 +1,6 @@
 """Training steps over slow networks, which are made on one machine.
 
-    sudo python -m benchmarks.slow_network
+    sudo env "PATH=$PATH" python -m benchmarks.slow_network
 
 Four ranks train a ResNet-20 of twice its width over TCP, through a loopback device that
 lets 100 Mbit, 1 Gbit or 10 Gbit pass in a second, in a network namespace of its own.
@@ -184,7 +184,7 @@ def obstacle() -> str | None:
     if missing:
         return f"needs {', '.join(missing)}; Debian has them in util-linux, iproute2."
     if os.geteuid() != 0:
-        return "needs root."
+        return 'needs root: sudo env "PATH=$PATH" python -m benchmarks.slow_network.'
     if subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode:
         return "may not make a network namespace here."
     return None
