@@ -27,9 +27,9 @@ def mechanisms(communicator: Any) -> dict[str, optax.GradientTransformation]:
     }
 
 
-def a_pass(rate: float = 1e-6) -> optax.GradientTransformation:
+def a_pass() -> optax.GradientTransformation:
     """Makes every parameter a little smaller: reads and writes it once."""
-    return optax.stateless(lambda _, params: jax.tree.map(lambda x: -rate * x, params))
+    return optax.stateless(lambda _, params: jax.tree.map(lambda x: -1e-6 * x, params))
 
 
 def training(

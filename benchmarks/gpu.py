@@ -83,7 +83,8 @@ def prepare(config: Config, communicator: Any, mechanism: Any, train: bool):
 
 def measure(config: Config, communicator: Any) -> list[dict[str, Any]]:
     """A record for each mechanism, in a step of training and alone."""
-    before = getattr(communicator, "host_comm", None)
+    ranks = getattr(communicator, "host_comm", None)
+    barrier = ranks.Barrier if ranks else lambda: None
     records = []
     for train in (False, True):
         contestants = field.mechanisms(communicator)
@@ -94,7 +95,6 @@ def measure(config: Config, communicator: Any) -> list[dict[str, Any]]:
             name: prepare(config, communicator, mechanism, train)
             for name, mechanism in contestants.items()
         }
-        barrier = before.Barrier if before else lambda: None
         times = contest.in_turns(runs, config.repeats, barrier)
         unit = times["none" if train else "a pass"]
         records += [

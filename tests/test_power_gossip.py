@@ -11,7 +11,7 @@ import pytest
 
 import djax
 from djax import communicators, metrics, topologies
-from djax.transforms import _factors, _power_gossip
+from djax.transforms import _factors, _products
 from experiments.powergossip.settings import resnet20_shapes
 
 SIZE = 8
@@ -286,7 +286,7 @@ def test_a_sum_of_few_products_is_a_product_of_matrices(rows_axis, monkeypatch):
     x = {"a": normal(0, SIZE, 3, 5, 7), "b": normal(1, SIZE, 6, 4)}
     power = djax.power_gossip(RING, COMMUNICATOR, 2, 3, rows_axis=rows_axis)
     summed = run(power, x, steps=2)
-    monkeypatch.setattr(_power_gossip, "FEW", 0)
+    monkeypatch.setattr(_products, "FEW", 0)
     multiplied = run(power, x, steps=2)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), summed, multiplied
@@ -306,7 +306,7 @@ def test_a_sum_of_few_products_is_a_product_of_matrices(rows_axis, monkeypatch):
 )
 def test_a_product_by_blocks_is_the_product(shape, rows, blocks):
     basis, matrix = normal(0, 3, 1, rows, shape[1]), normal(1, 3, *shape)
-    product = _power_gossip._along_last
+    product = _products._along_last
     program = str(jax.make_jaxpr(product)(basis[0], matrix[0]))
     assert ("platform_index" in program) == (blocks is not None)
     assert blocks is None or f"{blocks} = reshape" in program
