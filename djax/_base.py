@@ -180,35 +180,87 @@ def check_params(name: str, params: PyTree) -> PyTree:
     return params
 
 
-_REFUSING_OVERLAP: contextvars.ContextVar[str | None] = contextvars.ContextVar(
-    "djax_refusing_overlap", default=None
+class _Refusal(NamedTuple):
+    """What the mechanisms that are initialized inside of a context may not be."""
+
+    by: str
+    overlap: bool
+    losses: bool
+    needs_every_message: bool
+
+
+_REFUSALS: contextvars.ContextVar[tuple[_Refusal, ...]] = contextvars.ContextVar(
+    "djax_refusals", default=()
 )
 
 
 @contextlib.contextmanager
-def refusing_overlap(correction: str) -> Iterator[None]:
-    """Lets mechanisms with `overlap=True` refuse to be initialized inside.
+def refusing(
+    by: str,
+    *,
+    overlap: bool = False,
+    losses: bool = False,
+    needs_every_message: bool = False,
+) -> Iterator[None]:
+    """Refuses mechanisms with these properties that are initialized inside.
 
-    A mechanism is an opaque pair of functions, possibly wrapped several times: only it
-    knows that it averages the parameters without this step's updates.
+    A mechanism is an opaque pair of functions, possibly wrapped several times: only
+    its own `init` knows the mechanism's properties, and states them by
+    :func:`state_facts`. Contexts may be nested; all of them count.
 
     Args:
-      correction: who refuses them, for the error.
+      by: who refuses them, for the error.
+      overlap: refuse those that average the parameters without this step's updates.
+      losses: refuse those whose communicator loses messages.
+      needs_every_message: refuse those that cannot go on without a message.
     """
-    token = _REFUSING_OVERLAP.set(correction)
+    refusal = _Refusal(by, overlap, losses, needs_every_message)
+    token = _REFUSALS.set((*_REFUSALS.get(), refusal))
     try:
         yield
     finally:
-        _REFUSING_OVERLAP.reset(token)
+        _REFUSALS.reset(token)
 
 
-def check_no_overlap(mechanism: str, remedy: str | None = None) -> None:
-    """Raises ValueError inside of :func:`refusing_overlap`."""
-    if (correction := _REFUSING_OVERLAP.get()) is not None:
-        raise ValueError(
-            f"{correction} needs the average of this step's updated parameters: "
-            f"{remedy or f'use {mechanism} without overlap=True'}."
-        )
+def state_facts(
+    mechanism: str,
+    communicator: Communicator | None = None,
+    *,
+    overlap: bool = False,
+    needs_every_message: bool = False,
+    without_overlap: str | None = None,
+) -> None:
+    """States the properties of a mechanism that is being initialized.
+
+    Args:
+      mechanism: its name, for errors.
+      communicator: how its messages travel; None for a correction, which sends nothing
+        itself.
+      overlap: whether it averages the parameters without this step's updates.
+      needs_every_message: whether it cannot go on without a message.
+      without_overlap: the remedy for an overlap, by default to switch it off.
+
+    Raises:
+      ValueError: inside of a :func:`refusing` that refuses one of them.
+    """
+    probability = getattr(communicator, "drop_probability", 0.0)
+    for by, no_overlap, no_losses, no_needs in _REFUSALS.get():
+        if overlap and no_overlap:
+            raise ValueError(
+                f"{by} needs the average of this step's updated parameters: "
+                f"{without_overlap or f'use {mechanism} without overlap=True'}."
+            )
+        if probability > 0 and no_losses:
+            raise ValueError(
+                f"{by} needs every message, but the communicator of {mechanism} loses "
+                f"{probability:.3g} of them: make it without drop_probability, or use "
+                f"{mechanism} without {by}."
+            )
+        if needs_every_message and no_needs:
+            raise ValueError(
+                f"{by} lets workers go on without a message that is not finite, but "
+                f"{mechanism} needs every message: use gossip, relay or push_sum."
+            )
 
 
 def check_real(name: str, params: PyTree) -> None:

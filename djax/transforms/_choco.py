@@ -25,11 +25,11 @@ from djax._base import (
     Compressor,
     PyTree,
     add,
-    check_no_overlap,
     check_params,
     check_rate,
     check_reliable,
     check_topology,
+    state_facts,
 )
 from djax.topologies import Topology
 
@@ -111,8 +111,9 @@ def choco_gossip(
 
     def init_fn(params):
         check_params("choco_gossip", params)
-        if overlap:
-            check_no_overlap("choco_gossip")
+        state_facts(
+            "choco_gossip", communicator, overlap=overlap, needs_every_message=True
+        )
         state = init_compressor(compressor, params, communicator)
         return ChocoState(zeros(params), zeros(params), state)
 

@@ -23,7 +23,7 @@ import networkx as nx
 import numpy as np
 import optax
 
-from djax._base import add, check_params, refusing_overlap
+from djax._base import add, check_params, refusing, state_facts
 from djax.topologies import Topology
 
 # Below it the recursion of D² has an eigenvalue outside of the unit circle.
@@ -86,7 +86,8 @@ def d2(
 
     def init_fn(params):
         check_params("d2", params)
-        with refusing_overlap("d2"):
+        state_facts("d2", needs_every_message=True)
+        with refusing("d2", overlap=True, losses=True):
             mechanism_state = mechanism.init(params)
         return D2State(jax.tree.map(jnp.zeros_like, params), mechanism_state)
 

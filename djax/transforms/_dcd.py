@@ -22,10 +22,10 @@ from djax._base import (
     Communicator,
     Compressor,
     PyTree,
-    check_no_overlap,
     check_params,
     check_reliable,
     check_topology,
+    state_facts,
     wide,
 )
 from djax.topologies import Topology
@@ -104,7 +104,13 @@ def dcd(
 
     def init_fn(params):
         check_params("dcd", params)
-        check_no_overlap("dcd", "dcd averages older ones; use gossip")
+        state_facts(
+            "dcd",
+            communicator,
+            overlap=True,
+            needs_every_message=True,
+            without_overlap="dcd averages older ones; use gossip",
+        )
         pull = first_pull(params, topology, communicator)
         state = init_compressor(compressor, params, communicator)
         return DCDState(start_of(params), pull, state)

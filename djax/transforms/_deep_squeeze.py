@@ -23,11 +23,11 @@ from djax._base import (
     Communicator,
     Compressor,
     PyTree,
-    check_no_overlap,
     check_params,
     check_rate,
     check_reliable,
     check_topology,
+    state_facts,
     wide,
 )
 from djax.topologies import Topology
@@ -104,8 +104,9 @@ def deep_squeeze(
 
     def init_fn(params):
         check_params("deep_squeeze", params)
-        if overlap:
-            check_no_overlap("deep_squeeze")
+        state_facts(
+            "deep_squeeze", communicator, overlap=overlap, needs_every_message=True
+        )
         state = init_compressor(compressor, params, communicator)
         return DeepSqueezeState(zeros(params), state)
 

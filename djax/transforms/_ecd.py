@@ -26,10 +26,10 @@ from djax._base import (
     Communicator,
     Compressor,
     PyTree,
-    check_no_overlap,
     check_params,
     check_reliable,
     check_topology,
+    state_facts,
     wide,
 )
 from djax.topologies import Topology
@@ -104,7 +104,13 @@ def ecd(
 
     def init_fn(params):
         check_params("ecd", params)
-        check_no_overlap("ecd", "ecd averages older ones; use gossip")
+        state_facts(
+            "ecd",
+            communicator,
+            overlap=True,
+            needs_every_message=True,
+            without_overlap="ecd averages older ones; use gossip",
+        )
         average = accumulate(first_pull(params, topology, communicator), params)
         state = init_compressor(compressor, params, communicator)
         return ECDState(average, start_of(params), state, jnp.zeros((), jnp.int32))

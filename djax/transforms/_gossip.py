@@ -26,11 +26,11 @@ from jax.typing import ArrayLike
 from djax._base import (
     Communicator,
     PyTree,
-    check_no_overlap,
     check_params,
     check_rate,
     check_topology,
     key_of_step,
+    state_facts,
     wide,
 )
 from djax.topologies import Topology
@@ -102,8 +102,7 @@ def gossip(
 
     def init_fn(params):
         check_params("gossip", params)
-        if overlap:
-            check_no_overlap("gossip")
+        state_facts("gossip", communicator, overlap=overlap)
         return GossipState(jnp.zeros((), jnp.int32))
 
     def update_fn(updates, state, params=None, **extra_args):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import add, check_params, refusing_overlap
+from djax._base import add, check_params, refusing, state_facts
 
 from ._on_updates import on_updates
 
@@ -79,7 +79,8 @@ def gradient_tracking(
 
     def init_fn(params):
         check_params("gradient_tracking", params)
-        with refusing_overlap("gradient_tracking"):
+        state_facts("gradient_tracking", needs_every_message=True)
+        with refusing("gradient_tracking", overlap=True, losses=True):
             return GradientTrackingState(
                 jax.tree.map(jnp.zeros_like, params),
                 average_models.init(params),

@@ -28,13 +28,13 @@ from jax.typing import ArrayLike
 from djax import _bits
 from djax._base import (
     Communicator,
-    check_no_overlap,
     check_params,
     check_rate,
     check_real,
     check_reliable,
     check_topology,
     shared_key,
+    state_facts,
     wide,
 )
 from djax.topologies import Topology
@@ -112,8 +112,7 @@ def moniqua(
 
     def init_fn(params):
         check_real("moniqua", check_params("moniqua", params))
-        if overlap:
-            check_no_overlap("moniqua")
+        state_facts("moniqua", communicator, overlap=overlap, needs_every_message=True)
         return MoniquaState(jnp.zeros((), jnp.int32))
 
     def update_fn(updates, state, params=None, **extra_args):

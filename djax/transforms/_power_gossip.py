@@ -43,13 +43,13 @@ from djax._base import (
     Communicator,
     PyTree,
     alternate,
-    check_no_overlap,
     check_params,
     check_rate,
     check_real,
     check_reliable,
     check_topology,
     shared_key,
+    state_facts,
     wide,
 )
 from djax._matrix import (
@@ -178,8 +178,9 @@ def power_gossip(
     def init_fn(params):
         check_real("power_gossip", check_params("power_gossip", params))
         check_rows_axis("power_gossip", params, rows_axis)
-        if overlap:
-            check_no_overlap("power_gossip")
+        state_facts(
+            "power_gossip", communicator, overlap=overlap, needs_every_message=True
+        )
         leaves, treedef = jax.tree.flatten(params)
 
         def factors(side):

@@ -29,10 +29,10 @@ from djax._base import (
     Communicator,
     PyTree,
     alternate,
-    check_no_overlap,
     check_params,
     check_sizes,
     key_of_step,
+    state_facts,
     wide,
 )
 from djax.topologies import Schedule
@@ -120,8 +120,7 @@ def push_sum(
 
     def init_fn(params):
         check_params("push_sum", params)
-        if overlap:
-            check_no_overlap("push_sum")
+        state_facts("push_sum", communicator, overlap=overlap)
         return PushSumState(jnp.ones(()), jnp.zeros((), jnp.int32))
 
     def update_fn(updates, state, params=None, **extra_args):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._base import PyTree, add, check_choice, check_params, refusing_overlap, wide
+from djax._base import PyTree, add, check_choice, check_params, refusing, wide
 
 Form = Literal["nesterov", "heavy_ball", "normalized"]
 
@@ -250,7 +250,7 @@ def quasi_global_adam(
 
 
 def _init(mechanism, params: PyTree, name: str) -> optax.OptState:
-    with refusing_overlap(name):
+    with refusing(name, overlap=True):
         return mechanism.init(params)
 
 

@@ -36,10 +36,10 @@ from djax._base import (
     OutsideError,
     PyTree,
     check_choice,
-    check_no_overlap,
     check_params,
     check_topology,
     key_of_step,
+    state_facts,
     wide,
 )
 from djax.topologies import Topology
@@ -134,8 +134,7 @@ def relay(
 
     def init_fn(params):
         check_params("relay", params)
-        if overlap:
-            check_no_overlap("relay")
+        state_facts("relay", communicator, overlap=overlap)
         return RelayState(
             messages=tuple(optax.tree.zeros_like(params) for _ in tree.rounds),
             counts=jnp.zeros(len(tree.rounds), jnp.int32),
