@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.typing import ArrayLike
 
 from .topologies import Topology
@@ -142,6 +143,63 @@ def check_reliable(name: str, communicator: Communicator) -> None:
             f"{probability:.3g} of them: make it without drop_probability, or use "
             "gossip, relay or push_sum."
         )
+
+
+def as_transformation(
+    name: str, transformation: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer or mechanism that takes extra arguments.
+
+    Args:
+      name: who was given it, for the error.
+      transformation: of optax, or two functions of the same names.
+
+    Raises:
+      TypeError: if it is asynchronous, or no such thing.
+    """
+    if callable(getattr(transformation, "average", None)):
+        raise TypeError(asynchronous_text(name))
+    if not all(callable(getattr(transformation, f, None)) for f in ("init", "update")):
+        raise TypeError(
+            f"{name} needs an optimizer or a mechanism, such as optax.sgd(0.1) or "
+            f"djax.gossip(topology, communicator), got {transformation!r}."
+        )
+    return optax.with_extra_args_support(transformation)
+
+
+def asynchronous_text(name: str) -> str:
+    """What to say where an asynchronous algorithm is taken for a synchronous one."""
+    return (
+        f"{name}: djax.acid and djax.adpsgd are asynchronous. Their updates average "
+        "nothing: workers meet at events. Run them by djax.asynchronous.simulate or "
+        "djax.asynchronous.run; in synchronous steps use djax.gossip(topology, "
+        "communicator)."
+    )
+
+
+_IN_LOCKSTEP: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "djax_in_lockstep", default=False
+)
+
+
+@contextlib.contextmanager
+def lockstep() -> Iterator[None]:
+    """Marks the trace of a program in which all workers make the same steps."""
+    token = _IN_LOCKSTEP.set(True)
+    try:
+        yield
+    finally:
+        _IN_LOCKSTEP.reset(token)
+
+
+def check_not_in_lockstep(name: str) -> None:
+    """Raises TypeError inside of :func:`lockstep`.
+
+    Only there is an asynchronous algorithm's update known to be a mistake, however
+    deep it is in a chain of optax.
+    """
+    if _IN_LOCKSTEP.get():
+        raise TypeError(asynchronous_text(name))
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

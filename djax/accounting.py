@@ -5,17 +5,19 @@ import dataclasses
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.extend
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
 from . import _wire
-from ._base import PyTree, wide
+from ._base import PyTree, as_transformation, lockstep, wide
 from .asynchronous import EventTransformation
 
 
@@ -119,6 +121,10 @@ def communication_cost(
       ValueError: if the number of workers is not the transformation's, or if what is
         sent depends on values: in a `while_loop`, or in a `cond` whose branches differ.
 
+    Warns:
+      UserWarning: if all leaves have a leading axis of as many as there are workers,
+        as the parameters of all workers have.
+
     Examples:
       >>> import djax, jax
       >>> ring = djax.topologies.ring(8)
@@ -135,7 +141,8 @@ def communication_cost(
             "an asynchronous algorithm sends nothing in its updates, but one model in "
             "each averaging: multiply Events.averaging_counts by the bytes of a model"
         )
-    update = optax.with_extra_args_support(transformation).update
+    update = as_transformation("communication_cost", transformation).update
+    _warn_of_all_workers(params, topology.size)
     _, state = _trace(topology.size, transformation.init, params)
     program, _ = _trace(
         topology.size,
@@ -143,6 +150,19 @@ def communication_cost(
         *(params, state, extra_args),
     )
     return _cost_of(program, topology.size)
+
+
+def _warn_of_all_workers(params: PyTree, size: int) -> None:
+    """Warns if these seem to be the parameters of all workers."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(params)]
+    if size > 1 and shapes and all(shape[:1] == (size,) for shape in shapes):
+        warnings.warn(
+            f"communication_cost takes ONE worker's parameters, but all leaves have a "
+            f"leading axis of {size}, the number of workers. If these are the "
+            f"parameters of all workers, the cost is counted {size} times: pass "
+            "jax.tree.map(lambda x: x[0], params).",
+            stacklevel=3,
+        )
 
 
 def _trace(size: int, fn: Callable, *args: PyTree) -> tuple[Any, PyTree]:
@@ -155,7 +175,8 @@ def _trace(size: int, fn: Callable, *args: PyTree) -> tuple[Any, PyTree]:
     alone = jax.vmap(fn, in_axes=None, out_axes=None, axis_size=1, axis_name=axis_name)
     token = _COUNTER.set(_Counter(size))
     try:
-        program, shapes = jax.make_jaxpr(alone, return_shape=True)(*args)
+        with lockstep():
+            program, shapes = jax.make_jaxpr(alone, return_shape=True)(*args)
     finally:
         _COUNTER.reset(token)
     return program.jaxpr, shapes

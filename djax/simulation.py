@@ -12,19 +12,27 @@ Under MPI and on a mesh the same functions run each process's or device's one wo
 so that a script written for the simulator is launched by `mpirun` unchanged.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._base import Communicator, PyTree
+from ._base import Communicator, PyTree, as_transformation, check_choice, refusing
+from ._gradient_fn import GradientFn as GradientFn
+from ._gradient_fn import check_gradients, check_signature, check_unchanged
+from ._nonfinite import NonFinite, all_finite, flaw, make_check, without_step
+from ._nonfinite import NonFiniteError as NonFiniteError
 from .communicators import MeshCommunicator, SimulatedCommunicator, replicate
-from .communicators._common import check_leading_axis
+from .communicators._common import (
+    check_arrays,
+    check_communicator,
+    check_leading_axis,
+)
 
-GradientFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
 StepsFn = Callable[["Workers", PyTree], tuple["Workers", PyTree]]
 
 
@@ -60,7 +68,16 @@ def init_workers(
 
     Returns:
       The workers; their arrays are copies, which :func:`make_steps` may donate.
+
+    Raises:
+      TypeError: if the optimizer is none, as an asynchronous algorithm is, if the
+        communicator is none, or if a leaf is no array, as in modules.
+      ValueError: if a leaf has no leading axis of local workers.
     """
+    optimizer = as_transformation("init_workers", optimizer)
+    check_communicator("init_workers", communicator)
+    check_arrays("init_workers", params, modules=False)
+    check_arrays("init_workers", model_state)
     opt_state = jax.jit(communicator.spmd(optimizer.init))(params)
     params, model_state = jax.tree.map(jnp.copy, (params, model_state))
     return Workers(params, opt_state, model_state)
@@ -72,6 +89,7 @@ def make_steps(
     communicator: Communicator,
     *,
     dispatch: bool = False,
+    nonfinite: NonFinite = "raise",
 ) -> StepsFn:
     """Makes a function that trains all local workers for several steps.
 
@@ -82,12 +100,35 @@ def make_steps(
       communicator: where the workers live.
       dispatch: compute the gradients worker by worker, for models with convolutions,
         instead of in one program with everything else.
+      nonfinite: what to do about a gradient that is infinite or not a number. An
+        averaging would pass such numbers on to all other workers.
+
+        * "raise": after the steps of a call, raise :class:`NonFiniteError` on all
+          processes alike if a gradient or the parameters after a step were not finite.
+          It names the workers in which that began, and the step. The process waits for
+          the end of the computation in every call.
+        * "skip": the worker makes no step of its own. Its gradient counts as zero (a
+          momentum or weight decay of the optimizer still acts), its `model_state`
+          stays as it was, and it goes on averaging. The metrics are those of the
+          gradient that was left out. Parameters that are not finite are not noticed.
+        * "isolate": the worker itself is left alone, and the others go on without it:
+          what it sends counts as lost. Only mechanisms that can do without a message
+          are accepted.
 
     Returns:
       `(workers, batches) -> (workers, metrics)`, where the leaves of `batches` and
-      `metrics` have two leading axes, local workers and steps. It donates `workers`,
-      returns before the computation ends, and raises ValueError if the leading axes
-      do not fit.
+      `metrics` have two leading axes, local workers and steps. It donates `workers`:
+      afterwards only those that it returned can be used. Unless `nonfinite="raise"` it
+      returns before the computation ends. It raises ValueError if the leading axes do
+      not fit or, before computing anything, if `nonfinite="isolate"` and a mechanism
+      needs every message; RuntimeError if the workers were donated before; TypeError
+      if `gradient_fn` returns something else than gradients like the parameters, the
+      model state and metrics; and :class:`NonFiniteError`, a `FloatingPointError`.
+
+    Raises:
+      TypeError: if the optimizer is none, as an asynchronous algorithm is, or the
+        communicator is none, or if `gradient_fn` does not take three arguments.
+      ValueError: if `nonfinite` is none of the three.
 
     Examples:
       >>> import djax, jax.numpy as jnp, optax
@@ -103,69 +144,108 @@ def make_steps(
       >>> print(workers.params.round(2), metrics["loss"].shape)
       [2. 2.] (2, 9)
     """
+    check_choice("nonfinite", nonfinite, NonFinite)
+    optimizer = as_transformation("make_steps", optimizer)
+    check_communicator("make_steps", communicator)
+    check_signature("make_steps", gradient_fn)
     if not dispatch:
         make = _scanned
     elif isinstance(communicator, SimulatedCommunicator):
         make = _dispatched
     else:
         make = _stepwise
-    program = make(gradient_fn, optimizer, communicator)
+    program = make(_Worker(gradient_fn, optimizer, nonfinite), communicator)
+    all_start_finite = jax.jit(communicator.spmd(all_finite))
+    check = make_check(communicator)
+    mechanisms_fit = nonfinite != "isolate"
 
     def steps(workers: Workers, batches: PyTree) -> tuple[Workers, PyTree]:
+        nonlocal mechanisms_fit
+        _check_not_donated(workers)
         _check_axes(workers, batches, communicator)
-        return program(workers, jax.tree.map(jnp.asarray, batches))
+        if not mechanisms_fit:
+            _check_isolation(optimizer, communicator, workers.params)
+            mechanisms_fit = True
+        batches = jax.tree.map(jnp.asarray, batches)
+        if nonfinite != "raise":
+            workers, (metrics, _) = program(workers, batches)
+            return workers, metrics
+        started = all_start_finite(workers.params)
+        workers, (metrics, flaws) = program(workers, batches)
+        check(started, flaws, workers, metrics)
+        return workers, metrics
 
     return steps
 
 
-def _step(gradient_fn, optimizer, workers, batch):
-    """One step of one worker."""
-    grads, model_state, metrics = gradient_fn(
-        workers.params, workers.model_state, batch
-    )
-    return _apply(optimizer, workers, grads, model_state), metrics
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    """What one worker does in a step."""
+
+    gradient_fn: GradientFn
+    optimizer: optax.GradientTransformation
+    nonfinite: NonFinite
+
+    def gradient(self, params: PyTree, model_state: PyTree, batch: PyTree) -> Any:
+        """Returns what the gradient function makes, checked while it is traced."""
+        made = self.gradient_fn(params, model_state, batch)
+        check_gradients("make_steps", made, params, model_state)
+        return made
+
+    def apply(self, workers: Workers, made: Any) -> tuple[Workers, tuple[PyTree, Any]]:
+        """Returns the worker after the step; the metrics, and what was not finite."""
+        grads, model_state, metrics = made
+        if self.nonfinite == "skip":
+            grads, model_state = without_step(
+                all_finite(grads), grads, model_state, workers.model_state
+            )
+        updates, opt_state = self.optimizer.update(
+            grads, workers.opt_state, workers.params
+        )
+        params = optax.apply_updates(workers.params, updates)
+        flaws = flaw(grads, params) if self.nonfinite == "raise" else ()
+        return Workers(params, opt_state, model_state), (metrics, flaws)
+
+    def step(self, workers: Workers, batch: PyTree) -> tuple[Workers, Any]:
+        """The gradient, and its application."""
+        made = self.gradient(workers.params, workers.model_state, batch)
+        return self.apply(workers, made)
 
 
-def _apply(optimizer, workers, grads, model_state):
-    updates, opt_state = optimizer.update(grads, workers.opt_state, workers.params)
-    params = optax.apply_updates(workers.params, updates)
-    return Workers(params, opt_state, model_state)
-
-
-def _scanned(gradient_fn, optimizer, communicator) -> StepsFn:
+def _scanned(worker: _Worker, communicator: Communicator) -> StepsFn:
     """All steps of all workers in one program."""
 
-    def worker(state, batches):
-        return jax.lax.scan(
-            lambda state, batch: _step(gradient_fn, optimizer, state, batch),
-            state,
-            batches,
-        )
+    def step(before, batch):
+        after, measured = worker.step(before, batch)
+        check_unchanged("make_steps", before, after)
+        return after, measured
 
-    return jax.jit(communicator.spmd(worker), donate_argnums=0)
+    def all_steps(state, batches):
+        return jax.lax.scan(step, state, batches)
+
+    return jax.jit(communicator.spmd(all_steps), donate_argnums=0)
 
 
-def _stepwise(gradient_fn, optimizer, communicator) -> StepsFn:
+def _stepwise(worker: _Worker, communicator: Communicator) -> StepsFn:
     """A program a step, for devices that each have one worker."""
 
-    def worker(state, batches, t):
-        batch = jax.tree.map(lambda x: x[t], batches)
-        return _step(gradient_fn, optimizer, state, batch)
+    def one_step(state, batches, t):
+        return worker.step(state, jax.tree.map(lambda x: x[t], batches))
 
-    program = jax.jit(communicator.spmd(worker), donate_argnums=0)
+    program = jax.jit(communicator.spmd(one_step), donate_argnums=0)
 
     def steps(workers, batches):
         history = []
         for t in range(_count_steps(batches)):
             now = replicate(communicator, t)
-            workers, metrics = program(workers, batches, now)
-            history.append(metrics)
+            workers, measured = program(workers, batches, now)
+            history.append(measured)
         return workers, _stack(history)
 
     return steps
 
 
-def _dispatched(gradient_fn, optimizer, communicator) -> StepsFn:
+def _dispatched(worker: _Worker, communicator: Communicator) -> StepsFn:
     """A program for each worker's gradient, and one for the update of all."""
 
     @jax.jit
@@ -174,12 +254,11 @@ def _dispatched(gradient_fn, optimizer, communicator) -> StepsFn:
         params, model_state = jax.tree.map(
             lambda x: x[i], (workers.params, workers.model_state)
         )
-        return gradient_fn(params, model_state, batch)
+        return worker.gradient(params, model_state, batch)
 
     def update(workers, results):
-        grads, model_state, metrics = jax.tree.map(lambda *xs: jnp.stack(xs), *results)
-        apply = communicator.spmd(lambda *args: _apply(optimizer, *args))
-        return apply(workers, grads, model_state), metrics
+        made = jax.tree.map(lambda *xs: jnp.stack(xs), *results)
+        return communicator.spmd(worker.apply)(workers, made)
 
     update = jax.jit(update, donate_argnums=0)
 
@@ -189,11 +268,31 @@ def _dispatched(gradient_fn, optimizer, communicator) -> StepsFn:
             results = [
                 gradient(workers, batches, i, t) for i in range(communicator.size)
             ]
-            workers, metrics = update(workers, results)
-            history.append(metrics)
+            workers, measured = update(workers, results)
+            history.append(measured)
         return workers, _stack(history)
 
     return steps
+
+
+def _check_not_donated(workers: Workers) -> None:
+    """Raises RuntimeError if the workers' memory has been given to others."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(workers):
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise RuntimeError(
+                f"steps: workers{jax.tree_util.keystr(path)} has been donated: what "
+                "make_steps returns takes over the memory of the workers that it is "
+                "given. Go on with the workers that it returned; to keep others, copy "
+                "them before by jax.tree.map(jnp.copy, workers)."
+            )
+
+
+def _check_isolation(
+    optimizer: optax.GradientTransformation, communicator: Communicator, params: PyTree
+) -> None:
+    """Raises ValueError if a mechanism cannot do without the messages of a worker."""
+    with refusing("make_steps(nonfinite='isolate')", needs_every_message=True):
+        jax.eval_shape(communicator.spmd(optimizer.init), params)
 
 
 def _check_axes(workers: Workers, batches: PyTree, communicator: Communicator) -> None:

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import PyTree, add, check_params, wide
+from djax._base import PyTree, add, check_not_in_lockstep, check_params, wide
 
 from ._constants import AcidConstants
 
@@ -160,7 +160,8 @@ def acid(
         momentum = add(state.momentum, flow, state.momentum, sign=-1)
         return params, state._replace(momentum=momentum)
 
-    def update_fn(grads, state, params=None, *, elapsed=0.0, **extra_args):
+    def update_fn(grads, state, params=None, *, elapsed=None, **extra_args):
+        elapsed = _known_elapsed("acid", elapsed)
         params = check_params("acid", params)
         mixed, state = mix_fn(params, state, elapsed)
         step, base_state = base.update(grads, state.base_state, mixed, **extra_args)
@@ -223,7 +224,8 @@ def adpsgd(base: optax.GradientTransformation) -> EventTransformation:
         _check_elapsed(elapsed)
         return params, state
 
-    def update_fn(grads, state, params=None, *, elapsed=0.0, **extra_args):
+    def update_fn(grads, state, params=None, *, elapsed=None, **extra_args):
+        elapsed = _known_elapsed("adpsgd", elapsed)
         params, state = mix_fn(check_params("adpsgd", params), state, elapsed)
         step, base_state = base.update(grads, state.base_state, params, **extra_args)
         return step, ADPSGDState(base_state)
@@ -248,6 +250,17 @@ def _gap(sent: PyTree, peer: PyTree) -> PyTree:
 
 def _pull(gap: PyTree, alpha: Any, params: PyTree) -> PyTree:
     return optax.tree.cast_like(optax.tree.scale(-alpha, gap), params)
+
+
+def _known_elapsed(name: str, elapsed: Any) -> Any:
+    """Returns the time that has passed, by default none; refuses synchronous steps.
+
+    In those no time is given: whoever calls the update takes it for an optimizer's.
+    """
+    if elapsed is not None:
+        return elapsed
+    check_not_in_lockstep(name)
+    return 0.0
 
 
 def _check_elapsed(elapsed: Any) -> None:

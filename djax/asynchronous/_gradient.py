@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._base import PyTree
-from djax.simulation import GradientFn
+from djax._gradient_fn import GradientFn, check_gradients
 
 from ._batches import OwnBatches
-from ._simulate import check_gradients
 
 
 class Gradient:

@@ -17,8 +17,9 @@ import numpy as np
 
 from djax import communicators
 from djax._base import Communicator, PyTree
+from djax._gradient_fn import GradientFn, check_gradient_fn
 from djax.communicators._common import check_leading_axis
-from djax.simulation import GradientFn, Workers
+from djax.simulation import Workers
 from djax.topologies import Topology
 
 from ._acid import EventTransformation
@@ -32,7 +33,6 @@ from ._model import Model
 from ._record import Record
 from ._report import Report
 from ._settings import Settings, check_participants
-from ._simulate import check_gradient_fn
 from ._transport import TRANSPORTS
 
 # Timeouts for which a rank may do other things before it takes part.

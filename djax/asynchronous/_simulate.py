@@ -6,9 +6,7 @@ are one program. What comes out is what the events give one after another, but f
 rounding of batched matrix products.
 """
 
-import contextlib
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,9 +18,9 @@ from jax.typing import ArrayLike
 
 from djax import metrics
 from djax._base import PyTree
+from djax._gradient_fn import GradientFn, check_gradient_fn
 from djax.communicators import simulated
 from djax.communicators._common import check_leading_axis
-from djax.simulation import GradientFn
 
 from ._acid import EventTransformation
 from ._batches import Batches
@@ -255,46 +253,6 @@ def _copies(tree: PyTree) -> PyTree:
 def _pad(array: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate(
         [array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)]
-    )
-
-
-def check_gradient_fn(name, gradient_fn, params, model_state, batch) -> None:
-    """Raises TypeError unless it returns gradients, model state and metrics."""
-    arguments = params, model_state, batch
-    with contextlib.suppress(ValueError):  # Of functions without a signature.
-        try:
-            inspect.signature(gradient_fn).bind(*arguments)
-        except TypeError:
-            raise TypeError(
-                f"{name}: gradient_fn must take params, model_state and batch, got "
-                f"{gradient_fn!r}."
-            ) from None
-    made = jax.eval_shape(gradient_fn, *arguments)
-    check_gradients(name, made, params, model_state)
-
-
-def check_gradients(name, made, params, model_state) -> None:
-    """Raises TypeError unless they are gradients, model state and metrics."""
-    if not isinstance(made, tuple) or len(made) != 3:
-        raise TypeError(
-            f"{name}: gradient_fn must return gradients, model_state and metrics, got "
-            f"{made!r}."
-        )
-    if (shapes := jax.tree.map(jnp.shape, params)) != jax.tree.map(jnp.shape, made[0]):
-        raise TypeError(
-            f"{name}: gradient_fn must return gradients of the shapes {shapes}, got "
-            f"{jax.tree.map(jnp.shape, made[0])}."
-        )
-    kinds, found = _kinds(model_state), _kinds(made[1])
-    if kinds != found:
-        raise TypeError(
-            f"{name}: gradient_fn must return a model_state like {kinds}, got {found}."
-        )
-
-
-def _kinds(tree: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree
     )
 
 

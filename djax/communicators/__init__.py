@@ -12,6 +12,8 @@ that they hold the same, :func:`launcher_size` and :func:`launcher_rank` tell wh
 `mpirun` says before MPI is started.
 """
 
+import functools
+import warnings
 from typing import Any
 
 import jax
@@ -119,6 +121,10 @@ def mpi(
     Returns:
       A communicator whose `spmd` runs this process's one worker.
 
+    Warns:
+      UserWarning: once, if no launcher has started the process, so that it is the only
+        worker. Pass `MPI.COMM_WORLD` or `MPI.COMM_SELF` where one is meant.
+
     Raises:
       ImportError: if mpi4py or mpi4jax is missing.
       RuntimeError: if the launcher belongs to another MPI than mpi4py, or if JAX
@@ -135,9 +141,22 @@ def mpi(
             "communicators.mpi needs mpi4py and mpi4jax: install djax-gossip[mpi], "
             "and djax-gossip[mpi,mpich] where there is no MPI yet."
         ) from error
-    comm = MPI.COMM_WORLD if comm is None else comm
+    if comm is None:
+        comm = MPI.COMM_WORLD
+        if comm.Get_size() == 1 and _launch.launcher_size() is None:
+            _warn_of_one_rank()
     _launch.prepare(MPI.COMM_WORLD)
     return MPICommunicator(comm.Dup(), comm.Dup(), drop_probability, drop_seed)
+
+
+@functools.cache
+def _warn_of_one_rank() -> None:
+    warnings.warn(
+        "djax.communicators.mpi() has one worker, as this process was started without "
+        "a launcher: start several by `mpirun -n SIZE python ...` (or srun), or pass "
+        "mpi4py.MPI.COMM_WORLD if one is meant.",
+        stacklevel=3,
+    )
 
 
 def _check_size(size: int) -> None:

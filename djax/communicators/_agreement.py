@@ -10,6 +10,7 @@ import numpy as np
 
 from djax._base import Communicator, PyTree
 
+from . import _common
 from ._axis import MeshCommunicator
 
 
@@ -24,12 +25,18 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
       The tree with a leading axis of local workers on every leaf, as
       :meth:`djax.Communicator.spmd` takes it; on a mesh, lying on its devices.
 
+    Raises:
+      TypeError: if the communicator is none, or a leaf of the tree is no array.
+
     Examples:
       >>> import djax, jax.numpy as jnp
       >>> communicator = djax.communicators.simulated(3)
       >>> djax.communicators.replicate(communicator, jnp.zeros(2)).shape
       (3, 2)
     """
+
+    _common.check_communicator("replicate", communicator)
+    _common.check_arrays("replicate", tree)
 
     def stack(tree, count):
         return jax.tree.map(
@@ -55,11 +62,12 @@ def check_agreement(
       communicator: whose workers are compared.
       name: what the values are, for the error.
       values: one tree for each of the communicator's `local_ranks`; its leaves are
-        arrays or any Python objects that have a faithful `repr`.
+        arrays, PRNG keys included, or any Python objects that have a faithful `repr`.
 
     Raises:
+      TypeError: if the values are no list, or the communicator is none.
       ValueError: on every rank; names the leaves and the ranks that differ from rank
-        0's.
+        0's. On this rank alone: if there is not one value for each local worker.
 
     Examples:
       >>> import djax
@@ -70,6 +78,9 @@ def check_agreement(
       ...
       ValueError: the settings differ: ['seed'] of rank 2 is not rank 0's. Start ...
     """
+    _common.check_communicator("check_agreement", communicator)
+    local = len(communicator.local_ranks)
+    values = _common.check_one_each("check_agreement", values, local)
     digests = communicator.gather([_digests(value) for value in values])
     differing = [
         f"{path or 'the value'} of rank{'s' * (len(ranks) > 1)} "
@@ -95,9 +106,12 @@ def _digests(tree: PyTree) -> dict[str, str]:
 
 
 def _digest(leaf: Any) -> str:
+    kind = b""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        kind, leaf = str(leaf.dtype).encode(), jax.random.key_data(leaf)
     if isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
         array = np.asarray(leaf)
         content = f"{array.dtype}{array.shape}".encode() + array.tobytes()
     else:
         content = repr(leaf).encode()
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(kind + content).hexdigest()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from djax._base import OutsideError, PyTree, wide
+from djax._base import OutsideError, PyTree, lockstep, wide
 from djax.accounting import accounted
 
 from . import _common
@@ -125,15 +125,17 @@ class SimulatedCommunicator(_AxisCommunicator):
         """See :class:`djax.Communicator`."""
 
         @functools.wraps(fn)
-        def all_workers(*args):
-            _common.check_leading_axis("spmd", args, self.size)
-            return jax.vmap(fn, axis_name=self.axis_name, axis_size=self.size)(*args)
+        def all_workers(*args, **kwargs):
+            _common.check_leading_axis("spmd", args, self.size, kwargs)
+            program = jax.vmap(fn, axis_name=self.axis_name, axis_size=self.size)
+            with lockstep():
+                return program(*args, **kwargs)
 
         return all_workers
 
     def gather(self, values: Sequence[Any]) -> list[Any]:
         """See :class:`djax.Communicator`."""
-        return list(values)
+        return _common.check_one_each("gather", values, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,21 +177,24 @@ class MeshCommunicator(_AxisCommunicator):
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """See :class:`djax.Communicator`."""
 
-        def one_worker(*args):
-            results = fn(*jax.tree.map(lambda x: x[0], args))
+        def one_worker(args, kwargs):
+            args, kwargs = jax.tree.map(lambda x: x[0], (args, kwargs))
+            results = fn(*args, **kwargs)
             return jax.tree.map(lambda x: jnp.asarray(x)[None], results)
 
         @functools.wraps(fn)
-        def all_workers(*args):
-            _common.check_leading_axis("spmd", args, self.size)
+        def all_workers(*args, **kwargs):
+            _common.check_leading_axis("spmd", args, self.size, kwargs)
             sharding = self.sharding
-            return jax.shard_map(
+            program = jax.shard_map(
                 one_worker,
                 mesh=sharding.mesh,
                 in_specs=sharding.spec,
                 out_specs=sharding.spec,
                 check_vma=False,
-            )(*args)
+            )
+            with lockstep():
+                return program(args, kwargs)
 
         return all_workers
 
@@ -200,4 +205,4 @@ class MeshCommunicator(_AxisCommunicator):
                 "gather collects Python objects within one process; on several hosts "
                 "use jax.experimental.multihost_utils."
             )
-        return list(values)
+        return _common.check_one_each("gather", values, self.size)

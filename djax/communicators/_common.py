@@ -1,7 +1,9 @@
 """What the communicators share."""
 
+import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,26 +42,126 @@ def arrived(
     return kept | (jnp.asarray(senders)[receiver] == receiver)
 
 
-def check_leading_axis(function: str, args: PyTree, count: int) -> None:
-    """Raises ValueError unless every array has a leading axis of `count` workers.
+def check_leading_axis(
+    function: str, args: PyTree, count: int, kwargs: Mapping[str, PyTree] | None = None
+) -> None:
+    """Raises unless every leaf is an array with a leading axis of `count` workers.
 
     Args:
       function: what was called, for the error.
       args: its arguments, a tuple.
       count: number of workers.
+      kwargs: its keyword arguments.
+
+    Raises:
+      TypeError: if a leaf is no array.
+      ValueError: if an array has another leading axis.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
-        shape = np.shape(leaf)
-        if shape[:1] != (count,):
-            position, *rest = path
-            name = f"{position.idx}{jax.tree_util.keystr(tuple(rest))}"
-            raise ValueError(
-                f"{function}: argument {name} has "
-                f"shape {shape}, but needs a leading axis of the {count} workers of "
-                "this program: of data pass the rows of communicator.local_ranks; make "
-                "optimizer states by communicator.spmd(optimizer.init)(params); "
-                "djax.communicators.replicate gives all workers the same."
+    named = {**dict(enumerate(args)), **(kwargs or {})}
+    for argument, tree in named.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = f"argument {argument}{jax.tree_util.keystr(path)}"
+            if not _is_array(leaf):
+                raise TypeError(
+                    f"{function}: {name} is {leaf!r}, but the program of all workers "
+                    "takes arrays with a leading axis of workers: bind by "
+                    "functools.partial what is no array."
+                )
+            _check_rows(function, name, np.shape(leaf), count)
+
+
+def _check_rows(function: str, name: str, shape: tuple[int, ...], count: int) -> None:
+    """Raises ValueError unless there is one row a worker."""
+    if shape[:1] != (count,):
+        raise ValueError(
+            f"{function}: {name} has shape {shape}, but needs a leading axis of the "
+            f"{count} workers of this program: of data pass the rows of "
+            "communicator.local_ranks; make optimizer states by "
+            "communicator.spmd(optimizer.init)(params); "
+            "djax.communicators.replicate gives all workers the same."
+        )
+
+
+def check_communicator(function: str, communicator: Any) -> None:
+    """Raises TypeError if something else was passed where a communicator belongs."""
+    if not all(hasattr(communicator, name) for name in ("spmd", "local_ranks")):
+        raise TypeError(
+            f"{function} needs a communicator, such as djax.communicators.simulated(8),"
+            f" in this place, but got {_shortened(communicator)}; check the order of "
+            "the arguments."
+        )
+
+
+def check_arrays(function: str, tree: PyTree, *, modules: bool = True) -> None:
+    """Raises TypeError if a leaf of a tree is no array.
+
+    Args:
+      function: what was called, for the error.
+      tree: its argument.
+      modules: whether a module of Flax NNX passes, whose leaves are more than its
+        parameters.
+    """
+    remedy = (
+        "Keep what is no parameter out of the tree: "
+        "`graph, params, rest = nnx.split(module, nnx.Param, ...)` of Flax NNX, "
+        "`params, static = eqx.partition(module, eqx.is_inexact_array)` (or eqx.filter)"
+        " of Equinox."
+    )
+    if not modules and (module := _find_module(tree)) is not None:
+        raise TypeError(
+            f"{function}: the parameters are an nnx.Module, {type(module).__name__}, "
+            f"which may also hold statistics and counters. {remedy}"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not _is_array(leaf):
+            name = jax.tree_util.keystr(path) or "the argument"
+            raise TypeError(
+                f"{function}: {name} is {_shortened(leaf)}, which is no array. {remedy}"
             )
+
+
+def check_one_each(function: str, values: Any, count: int) -> list[Any]:
+    """Returns a list of the values, or raises unless there is one a local worker.
+
+    Args:
+      function: what was called, for the error.
+      values: its argument.
+      count: number of local workers.
+    """
+    if isinstance(values, (Mapping, str)) or not hasattr(values, "__iter__"):
+        raise TypeError(
+            f"{function} needs a list with one value for each of the {count} local "
+            f"workers, got {_shortened(values)}."
+        )
+    values = list(values)
+    if len(values) != count:
+        raise ValueError(
+            f"{function} needs one value for each of the {count} local workers "
+            f"(communicator.local_ranks), got {len(values)}."
+        )
+    return values
+
+
+def _find_module(tree: PyTree) -> Any:
+    """A module of Flax NNX in a tree, if there is one."""
+    if (nnx := sys.modules.get("flax.nnx")) is None:
+        return None
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Module))
+    return next((x for x in leaves if isinstance(x, nnx.Module)), None)
+
+
+def _is_array(x: Any) -> bool:
+    """Whether JAX can take it as an array."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return x.dtype.kind not in "OSUMm"
+    if isinstance(x, (jax.Array, jax.ShapeDtypeStruct, bool, int, float, complex)):
+        return True
+    return hasattr(x, "__jax_array__")
+
+
+def _shortened(x: Any) -> str:
+    text = repr(x)
+    return text if len(text) <= 80 else f"a {type(x).__name__}"
 
 
 def check_permutation(source: Sequence[int], size: int) -> None:

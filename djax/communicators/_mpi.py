@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from mpi4py import MPI
 
 from djax import _wire
-from djax._base import PyTree, wide
+from djax._base import PyTree, lockstep, wide
 from djax.accounting import accounted
 
 from . import _common
@@ -94,14 +94,16 @@ class MPICommunicator:
         """See :class:`djax.Communicator`."""
 
         @functools.wraps(fn)
-        def this_worker(*args):
-            _common.check_leading_axis("spmd", args, 1)
-            results = fn(*jax.tree.map(lambda x: x[0], args))
+        def this_worker(*args, **kwargs):
+            _common.check_leading_axis("spmd", args, 1, kwargs)
+            args, kwargs = jax.tree.map(lambda x: x[0], (args, kwargs))
+            with lockstep():
+                results = fn(*args, **kwargs)
             return jax.tree.map(lambda x: jnp.asarray(x)[None], results)
 
         return this_worker
 
     def gather(self, values: Sequence[Any]) -> list[Any]:
         """See :class:`djax.Communicator`."""
-        (value,) = values
+        (value,) = _common.check_one_each("gather", values, 1)
         return self.host_comm.allgather(value)

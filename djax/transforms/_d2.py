@@ -23,7 +23,7 @@ import networkx as nx
 import numpy as np
 import optax
 
-from djax._base import add, check_params, refusing, state_facts
+from djax._base import add, as_transformation, check_params, refusing, state_facts
 from djax.topologies import Topology
 
 # Below it the recursion of D² has an eigenvalue outside of the unit circle.
@@ -82,7 +82,7 @@ def d2(
       Yuan et al., `Exact Diffusion for Distributed Optimization and Learning
       <https://arxiv.org/abs/1702.05122>`_, 2019
     """
-    mechanism = optax.with_extra_args_support(mechanism)
+    mechanism = as_transformation("d2", mechanism)
 
     def init_fn(params):
         check_params("d2", params)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._base import alternate
+from djax._base import alternate, as_transformation
 from djax.topologies._checks import check_integer
 
 
@@ -53,7 +53,7 @@ def every(
       <https://arxiv.org/abs/1805.09767>`_, 2019
     """
     k = check_integer(k, "every: k")
-    mechanism = optax.with_extra_args_support(mechanism)
+    mechanism = as_transformation("every", mechanism)
 
     def init_fn(params):
         return EveryState(jnp.zeros((), jnp.int32), mechanism.init(params))

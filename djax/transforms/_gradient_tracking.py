@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import add, check_params, refusing, state_facts
+from djax._base import add, as_transformation, check_params, refusing, state_facts
 
 from ._on_updates import on_updates
 
@@ -74,7 +74,7 @@ def gradient_tracking(
       Pu and Nedić, `Distributed Stochastic Gradient Tracking Methods
       <https://arxiv.org/abs/1805.11454>`_, 2021
     """
-    average_models = optax.with_extra_args_support(mechanism)
+    average_models = as_transformation("gradient_tracking", mechanism)
     average_updates = on_updates(mechanism)
 
     def init_fn(params):

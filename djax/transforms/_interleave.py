@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from djax._base import PyTree, check_params
+from djax._base import PyTree, as_transformation, check_params
 
 
 class InterleaveState(NamedTuple):
@@ -55,7 +55,7 @@ def interleave(
     """
     if not mechanisms:
         raise ValueError("interleave needs at least one mechanism.")
-    mechanisms = [optax.with_extra_args_support(m) for m in mechanisms]
+    mechanisms = [as_transformation("interleave", m) for m in mechanisms]
     count = len(mechanisms)
 
     def init_fn(params):

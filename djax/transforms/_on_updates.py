@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from djax._base import as_transformation
+
 
 def on_updates(
     mechanism: optax.GradientTransformation,
@@ -32,7 +34,7 @@ def on_updates(
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021, RelaySum/Grad
     """
-    mechanism = optax.with_extra_args_support(mechanism)
+    mechanism = as_transformation("on_updates", mechanism)
 
     def init_fn(params):
         return mechanism.init(jax.tree.map(jnp.zeros_like, params))

@@ -22,7 +22,15 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._base import PyTree, add, check_choice, check_params, refusing, wide
+from djax._base import (
+    PyTree,
+    add,
+    as_transformation,
+    check_choice,
+    check_params,
+    refusing,
+    wide,
+)
 
 Form = Literal["nesterov", "heavy_ball", "normalized"]
 
@@ -111,7 +119,7 @@ def quasi_global_momentum(
       Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021, Algorithm 1
     """
     check_choice("quasi_global_momentum: form", form, Form)
-    mechanism = optax.with_extra_args_support(mechanism)
+    mechanism = as_transformation("quasi_global_momentum", mechanism)
 
     def init_fn(params):
         check_params("quasi_global_momentum", params)
@@ -204,7 +212,7 @@ def quasi_global_adam(
       Lin et al., `Quasi-Global Momentum: Accelerating Decentralized Deep Learning on
       Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021, QG-Adam
     """
-    mechanism = optax.with_extra_args_support(mechanism)
+    mechanism = as_transformation("quasi_global_adam", mechanism)
 
     def init_fn(params):
         check_params("quasi_global_adam", params)
