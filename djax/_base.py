@@ -209,17 +209,36 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
         raise ValueError(f"{name} must be one of {known}; got {value!r}.")
 
 
-def check_rate(name: str, rate: Any) -> None:
-    """Raises ValueError if a step size is no number, or is known and not positive."""
-    if isinstance(rate, jax.Array):  # Perhaps a tracer.
-        return
-    if not isinstance(rate, (int, float, np.number)):
+def check_rate(name: str, rate: Any, *, zero: bool = False) -> None:
+    """Raises ValueError unless a step size is one real number in the right range.
+
+    Traced values, which `optax.inject_hyperparams` and `jax.jit` pass, have only their
+    shape and dtype checked.
+
+    Args:
+      name: of the mechanism and the argument, for the error.
+      rate: a number, or an array of shape `()`.
+      zero: whether the rate may be 0.
+    """
+    is_array = isinstance(rate, (jax.Array, np.ndarray, np.generic))
+    number = jnp.result_type(rate) if is_array else np.dtype(type(rate))
+    real = jnp.issubdtype(number, jnp.floating) or jnp.issubdtype(number, jnp.integer)
+    if not (real and (is_array or isinstance(rate, (int, float)))):
         raise ValueError(
             f"{name} must be a number, got {rate!r}; a schedule goes through "
             "optax.inject_hyperparams."
         )
-    if not 0 < rate < float("inf"):
-        raise ValueError(f"{name} must be positive and finite, got {rate}.")
+    if np.shape(rate) != ():
+        raise ValueError(
+            f"{name} must be one number for all parameters, got an array of shape "
+            f"{np.shape(rate)}; give groups of parameters rates of their own by "
+            "optax.masked."
+        )
+    if isinstance(rate, jax.core.Tracer):
+        return
+    if not (0 < rate < float("inf") or (zero and rate == 0)):
+        least = "at least 0" if zero else "positive"
+        raise ValueError(f"{name} must be {least} and finite, got {rate}.")
 
 
 def check_params(name: str, params: PyTree) -> PyTree:

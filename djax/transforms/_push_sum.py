@@ -47,10 +47,14 @@ class PushSumState(NamedTuple):
     Attributes:
       weight: `float[]`, :math:`w_i`; the worker's model is `params / weight`.
       exchanges: `int32[]`, number of exchanges so far.
+      averaged: a tree like the parameters with no arrays in it, which tells the leaves
+        that are averaged from those that `optax.masked` keeps out (`optax.MaskedNode`);
+        None if all leaves are averaged.
     """
 
     weight: jax.Array
     exchanges: ArrayLike
+    averaged: PyTree = None
 
 
 def push_sum(
@@ -121,7 +125,8 @@ def push_sum(
     def init_fn(params):
         check_params("push_sum", params)
         state_facts("push_sum", communicator, overlap=overlap)
-        return PushSumState(jnp.ones(()), jnp.zeros((), jnp.int32))
+        averaged = jax.tree.map(lambda _: optax.EmptyState(), params)
+        return PushSumState(jnp.ones(()), jnp.zeros((), jnp.int32), averaged)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
@@ -144,7 +149,7 @@ def push_sum(
             model,
             start,
         )
-        return updates, PushSumState(weight, exchanges)
+        return updates, state._replace(weight=weight, exchanges=exchanges)
 
     def exchange(t):
         def with_matrix(model, weight, losses):
@@ -172,7 +177,8 @@ def push_sum(
 def push_sum_eval_params(state: Any, params: PyTree) -> PyTree:
     r"""The models :math:`z_i / w_i` of workers that train with :func:`push_sum`.
 
-    Gradients are taken and models evaluated there.
+    Gradients are taken and models evaluated there. Leaves that the mechanism never
+    averaged, since `optax.masked` or `optax.partition` kept them out, stay as they are.
 
     Args:
       state: the :class:`PushSumState`, or the state of a chain that contains it.
@@ -182,7 +188,8 @@ def push_sum_eval_params(state: Any, params: PyTree) -> PyTree:
       A tree like `params`.
 
     Raises:
-      ValueError: if the state contains no or several :class:`PushSumState`.
+      ValueError: if the state contains no or several :class:`PushSumState`, or is of
+        other parameters, as inside of :func:`djax.interleave`.
 
     Examples:
       >>> import djax, jax.numpy as jnp
@@ -210,7 +217,27 @@ def push_sum_eval_params(state: Any, params: PyTree) -> PyTree:
             "push_sum_eval_params needs a state with exactly one PushSumState, got "
             f"{len(found)}: pass the one of the chain in question."
         )
-    weight = found[0].weight
-    return jax.tree.map(
-        lambda z: (wide(z) / weight.astype(wide(z).dtype)).astype(z.dtype), params
-    )
+    weight, _, averaged = found[0]
+
+    def divide(z):
+        return (wide(z) / weight.astype(wide(z).dtype)).astype(z.dtype)
+
+    if averaged is None:
+        return jax.tree.map(divide, params)
+
+    def divide_averaged(place, z):
+        return z if isinstance(place, optax.MaskedNode) else divide(z)
+
+    try:
+        return jax.tree.map(divide_averaged, averaged, params, is_leaf=_is_place)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "push_sum_eval_params needs the parameters that push_sum averaged, but got "
+            "a tree of another structure; inside of djax.interleave push_sum averages "
+            "vectors of its own."
+        ) from error
+
+
+def _is_place(node: Any) -> bool:
+    """Whether it stands for a leaf, or for what is masked, in a state's `averaged`."""
+    return isinstance(node, (optax.EmptyState, optax.MaskedNode))

@@ -28,13 +28,15 @@ from djax._base import (
     as_transformation,
     check_choice,
     check_params,
+    check_rate,
     refusing,
     wide,
 )
 
 Form = Literal["nesterov", "heavy_ball", "normalized"]
 
-# What the authors divide by instead, where the learning rate is smaller.
+# A movement cannot be divided by a smaller learning rate, such as the zeros at the
+# start and the end of a schedule: such a step tells nothing about the gradients.
 SMALLEST_LEARNING_RATE = 1e-8
 
 
@@ -57,7 +59,7 @@ class QuasiGlobalAdamState(NamedTuple):
 
     Attributes:
       mu: first moment of the normalized movements of the averaged model.
-      nu: their second moment.
+      nu: their second moment, real.
       step: `int32[]`, number of updates so far.
       mechanism_state: state of the mechanism.
     """
@@ -80,7 +82,8 @@ def quasi_global_momentum(
 
     .. math::
        x_i' &= \operatorname{average}_i(x_1 - \gamma d_1, \dots, x_n - \gamma d_n) \\
-       m_i &\leftarrow \mu m_i + (1 - \mu) (x_i - x_i') / \max(\gamma, 10^{-8})
+       m_i &\leftarrow \mu m_i + (1 - \mu) (x_i - x_i') / \gamma
+       \qquad\text{(kept where } \gamma < 10^{-8} \text{)}
 
     where the direction :math:`d_i` is, by `form`,
 
@@ -92,8 +95,14 @@ def quasi_global_momentum(
     With `overlap` the parameters are averaged first, :math:`m_i` is fed by that, and
     then the step :math:`-\gamma d_i` is taken.
 
+    A schedule may pass 0. What the averaging alone moves says nothing about gradients,
+    so that such a step leaves the momentum as it is; the authors' code divides by
+    :math:`10^{-8}` there. At other small rates the differences between the workers'
+    models do enter the momentum, divided by the rate: start a warm-up from 0 or from
+    equal models.
+
     Args:
-      learning_rate: :math:`\gamma`, a number or a schedule.
+      learning_rate: :math:`\gamma`, a number that is not negative, or a schedule.
       mechanism: any mechanism without `overlap`.
       momentum: :math:`\mu`.
       form: how the direction is made.
@@ -104,7 +113,8 @@ def quasi_global_momentum(
       `params`, with a :class:`QuasiGlobalMomentumState`. It is the last of a chain.
 
     Raises:
-      ValueError: if `form` is unknown, or in `init` if the mechanism overlaps.
+      ValueError: if `form` is unknown or the learning rate is negative or not finite;
+        in `init`, if the mechanism overlaps.
 
     Examples:
       >>> import djax, optax
@@ -120,6 +130,7 @@ def quasi_global_momentum(
     """
     check_choice("quasi_global_momentum: form", form, Form)
     mechanism = as_transformation("quasi_global_momentum", mechanism)
+    _check_learning_rate("quasi_global_momentum", learning_rate)
 
     def init_fn(params):
         check_params("quasi_global_momentum", params)
@@ -153,11 +164,12 @@ def quasi_global_momentum(
             step, state.mechanism_state, params, **extra_args
         )
         feed = (1 - momentum) / jnp.maximum(rate, SMALLEST_LEARNING_RATE)
-        new_momentum = jax.tree.map(
-            lambda m, a: (momentum * wide(m) - _scale(feed, wide(a))).astype(m.dtype),
-            state.momentum,
-            averaged,
-        )
+
+        def fed(m, a):
+            new = (momentum * wide(m) - _scale(feed, wide(a))).astype(m.dtype)
+            return jnp.where(rate < SMALLEST_LEARNING_RATE, m, new)
+
+        new_momentum = jax.tree.map(fed, state.momentum, averaged)
         if overlap:
             averaged = add(averaged, step_along(new_momentum), like=grads)
         return averaged, QuasiGlobalMomentumState(
@@ -179,18 +191,18 @@ def quasi_global_adam(
 
     .. math::
        d_i &= \frac{\beta_1 m_i + (1 - \beta_1) g_i}{1 - \beta_1^{t+1}} \Big/ \Bigl(
-         \sqrt{\frac{\beta_2 v_i + (1 - \beta_2) g_i^2}{1 - \beta_2^{t+1}}}
+         \sqrt{\frac{\beta_2 v_i + (1 - \beta_2) |g_i|^2}{1 - \beta_2^{t+1}}}
          + \epsilon \Bigr) \\
        x_i' &= \operatorname{average}_i(x_1 - \gamma d_1, \dots, x_n - \gamma d_n),
        \qquad \delta_i = \frac{x_i - x_i'}{\|x_i - x_i'\|_2 + 10^{-8}} \\
        m_i &\leftarrow \beta_1 m_i + (1 - \beta_1) \delta_i, \qquad
-       v_i \leftarrow \beta_2 v_i + (1 - \beta_2) \delta_i^2
+       v_i \leftarrow \beta_2 v_i + (1 - \beta_2) |\delta_i|^2
 
     The norm is over all parameters of the worker. The authors' code does without the
     factor :math:`1 - \beta_1` of :math:`g_i`.
 
     Args:
-      learning_rate: :math:`\gamma`, a number or a schedule.
+      learning_rate: :math:`\gamma`, a number that is not negative, or a schedule.
       mechanism: any mechanism without `overlap`.
       b1: :math:`\beta_1`, decay of the first moment.
       b2: :math:`\beta_2`, decay of the second moment.
@@ -201,7 +213,8 @@ def quasi_global_adam(
       `params`, with a :class:`QuasiGlobalAdamState`. It is the last of a chain.
 
     Raises:
-      ValueError: in `init`, if the mechanism overlaps.
+      ValueError: if the learning rate is negative or not finite; in `init`, if the
+        mechanism overlaps.
 
     Examples:
       >>> import djax
@@ -213,12 +226,13 @@ def quasi_global_adam(
       Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021, QG-Adam
     """
     mechanism = as_transformation("quasi_global_adam", mechanism)
+    _check_learning_rate("quasi_global_adam", learning_rate)
 
     def init_fn(params):
         check_params("quasi_global_adam", params)
         return QuasiGlobalAdamState(
             optax.tree.zeros_like(params),
-            optax.tree.zeros_like(params),
+            jax.tree.map(lambda x: jnp.zeros_like(jnp.real(x)), params),
             jnp.zeros((), jnp.int32),
             _init(mechanism, params, "quasi_global_adam"),
         )
@@ -236,7 +250,7 @@ def quasi_global_adam(
         nu = feed(state.nu, b2, _square(wide_grads))
 
         def step_along(g, m, v):
-            m = m / (1 - b1 ** time.astype(m.dtype))
+            m = m / (1 - b1 ** time.astype(v.dtype))
             v = v / (1 - b2 ** time.astype(v.dtype))
             return _scale(-rate, m / (jnp.sqrt(v) + eps)).astype(g.dtype)
 
@@ -263,7 +277,13 @@ def _init(mechanism, params: PyTree, name: str) -> optax.OptState:
 
 
 def _square(tree: PyTree) -> PyTree:
-    return jax.tree.map(jnp.square, tree)
+    """The squared magnitudes, which are real."""
+    return jax.tree.map(lambda x: jnp.real(jnp.conj(x) * x), tree)
+
+
+def _check_learning_rate(name: str, learning_rate: optax.ScalarOrSchedule) -> None:
+    if not callable(learning_rate):
+        check_rate(f"{name}: learning_rate", learning_rate, zero=True)
 
 
 def _scale(factor: ArrayLike, x: jax.Array) -> jax.Array:
