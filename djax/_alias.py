@@ -198,7 +198,7 @@ def _relay(tree, communicator, missing, overlap):
     def over(tree):
         return relay(tree, communicator, missing=missing, overlap=overlap)
 
-    if isinstance(tree, Sequence):
+    if isinstance(tree, (tuple, list)):
         return interleave([over(t) for t in tree])
     return over(tree)
 

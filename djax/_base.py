@@ -11,7 +11,8 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from .topologies import Topology
+from .topologies._checks import describe, is_communicator
+from .topologies._kinds import check_undirected
 
 PyTree = Any
 
@@ -101,7 +102,11 @@ class Communicator(Protocol):
 
 
 class Compressor(NamedTuple):
-    """A lossy code for trees of arrays: three pure functions.
+    """A lossy code for trees of arrays: three pure functions, and what they promise.
+
+    Each mechanism needs a code of one class (see :mod:`djax.compressors`) and diverges,
+    or loses what is left out, with one of the other: a code that says of itself that it
+    is not of the class in question is refused.
 
     Attributes:
       init: `params -> state`, what the sender remembers. Typed PRNG keys in it become
@@ -110,15 +115,29 @@ class Compressor(NamedTuple):
         that really travel.
       decompress: `(message, like) -> tree`, with the shapes and dtypes of `like`. It
         needs no state: whoever receives the message can read it.
+      contraction: whether it is one; None if unknown, which every mechanism accepts.
+      unbiased: whether its expectation is what was compressed; None if unknown.
     """
 
     init: Callable[[PyTree], PyTree]
     compress: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
     decompress: Callable[[PyTree, PyTree], PyTree]
+    contraction: bool | None = None
+    unbiased: bool | None = None
+
+
+def check_communicator(name: str, communicator: Any) -> None:
+    """Raises TypeError unless it can be used as a communicator."""
+    if not is_communicator(communicator) or isinstance(communicator, type):
+        raise TypeError(
+            f"{name} needs a communicator such as djax.communicators.simulated(8), got "
+            f"{describe(communicator)}."
+        )
 
 
 def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
     """Raises ValueError if the graph and the communicator differ in size."""
+    check_communicator(name, communicator)
     if topology.size != communicator.size:
         raise ValueError(
             f"{name}: the topology {topology!r} has {topology.size} workers but the "
@@ -128,10 +147,7 @@ def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
 
 def check_topology(name: str, topology: Any, communicator: Communicator) -> None:
     """Raises unless it is an undirected graph of the communicator's workers."""
-    if not isinstance(topology, Topology):
-        raise TypeError(
-            f"{name} needs a Topology, got {topology!r}; a Schedule is directed."
-        )
+    check_undirected(name, topology)
     check_sizes(name, topology, communicator)
 
 
@@ -350,6 +366,24 @@ def check_real(name: str, params: PyTree) -> None:
             )
 
 
+def check_key(name: str, key: Any) -> None:
+    """Raises TypeError unless it is None or one PRNG key, typed or of raw numbers.
+
+    Args:
+      name: who takes the key, for errors.
+      key: what the user passed.
+    """
+    if key is None:
+        return
+    if isinstance(key, (jax.Array, np.ndarray)):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.ndim == 0 if typed else key.ndim == 1 and key.dtype == jnp.uint32:
+            return
+    raise TypeError(
+        f"{name}: key must be a single PRNG key such as jax.random.key(0), got {key!r}."
+    )
+
+
 def shared_key(name: str, key: jax.Array | None) -> jax.Array:
     """The key of draws that several workers have to make alike.
 
@@ -361,8 +395,10 @@ def shared_key(name: str, key: jax.Array | None) -> jax.Array:
       A typed key whose draws do not depend on `vmap`.
 
     Raises:
+      TypeError: if it is no key, for example a plain seed.
       ValueError: if the draws of this kind of key do.
     """
+    check_key(name, key)
     if key is None:
         return jax.random.key(0, impl="threefry2x32")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):

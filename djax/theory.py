@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .topologies import Topology
+from .topologies._kinds import check_undirected
 from .transforms._relay import check_tree
 
 # The search of the paper's figure: how far it looks, and when it gives up.
@@ -49,6 +50,7 @@ def relay_delays(tree: Topology, *, overlap: bool = False) -> np.ndarray:
       :math:`\text{hops}_{ij}` with overlap.
 
     Raises:
+      TypeError: if `tree` is no topology.
       ValueError: if the topology has cycles.
 
     Examples:
@@ -56,8 +58,7 @@ def relay_delays(tree: Topology, *, overlap: bool = False) -> np.ndarray:
       >>> theory.relay_delays(topologies.chain(4))[0].tolist()
       [0, 0, 1, 2]
     """
-    check_tree("relay_delays", tree)
-    return tree.distances if overlap else np.maximum(tree.distances - 1, 0)
+    return _delays("relay_delays", tree, overlap)
 
 
 def relay_learning_rate_factor(tree: Topology, *, overlap: bool = False) -> float:
@@ -80,6 +81,7 @@ def relay_learning_rate_factor(tree: Topology, *, overlap: bool = False) -> floa
       :math:`1 + \bar\tau`.
 
     Raises:
+      TypeError: if `tree` is no topology.
       ValueError: if the topology has cycles.
 
     Examples:
@@ -91,7 +93,7 @@ def relay_learning_rate_factor(tree: Topology, *, overlap: bool = False) -> floa
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021, appendix, Figure 6
     """
-    return 1 + float(relay_delays(tree, overlap=overlap).mean())
+    return 1 + float(_delays("relay_learning_rate_factor", tree, overlap).mean())
 
 
 def relay_matrix(tree: Topology, *, overlap: bool = True) -> np.ndarray:
@@ -111,6 +113,7 @@ def relay_matrix(tree: Topology, *, overlap: bool = True) -> np.ndarray:
       `delay * n + worker`.
 
     Raises:
+      TypeError: if `tree` is no topology.
       ValueError: if the topology has cycles.
 
     Examples:
@@ -124,7 +127,7 @@ def relay_matrix(tree: Topology, *, overlap: bool = True) -> np.ndarray:
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021, Section 4
     """
-    delays, n = relay_delays(tree, overlap=overlap), tree.size
+    delays, n = _delays("relay_matrix", tree, overlap), tree.size
     matrix = np.eye(n * (1 + delays.max()), k=-n)
     workers = np.arange(n)
     matrix[workers[:, None], delays * n + workers] = 1 / n
@@ -148,6 +151,7 @@ def relay_perron_vector(tree: Topology, *, overlap: bool = True) -> np.ndarray:
       `float64[n (1 + max delay)]`, positive but where nobody waits so long; sums to 1.
 
     Raises:
+      TypeError: if `tree` is no topology.
       ValueError: if the topology has cycles.
 
     Examples:
@@ -159,7 +163,7 @@ def relay_perron_vector(tree: Topology, *, overlap: bool = True) -> np.ndarray:
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021, Theorem II
     """
-    delays = relay_delays(tree, overlap=overlap)
+    delays = _delays("relay_perron_vector", tree, overlap)
     waiting = [(delays >= k).sum(axis=0) for k in range(1 + delays.max())]
     weights = np.concatenate(waiting).astype(np.float64)
     return weights / weights.sum()
@@ -181,6 +185,7 @@ def relay_constant(tree: Topology) -> RelayConstant:
       A :class:`RelayConstant`.
 
     Raises:
+      TypeError: if `tree` is no topology.
       ValueError: if the topology has cycles, or only one worker.
 
     Examples:
@@ -192,6 +197,8 @@ def relay_constant(tree: Topology) -> RelayConstant:
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021, Lemma 1 and appendix, Figure 5
     """
+    check_undirected("relay_constant", tree)
+    check_tree("relay_constant", tree)
     if tree.size < 2:
         raise ValueError("relay_constant: one worker alone has nothing to agree on.")
     matrix = relay_matrix(tree)
@@ -214,3 +221,10 @@ def relay_constant(tree: Topology) -> RelayConstant:
     if best is None:
         raise ValueError(f"relay_constant: no contraction of {tree!r} within 99 steps.")
     return best
+
+
+def _delays(name: str, tree: Topology, overlap: bool) -> np.ndarray:
+    """The :func:`relay_delays`, for a function whose errors have its own name."""
+    check_undirected(name, tree)
+    check_tree(name, tree)
+    return tree.distances if overlap else np.maximum(tree.distances - 1, 0)

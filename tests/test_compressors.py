@@ -220,7 +220,7 @@ def test_a_worker_rounds_with_noise_of_its_own():
     communicator = communicators.simulated(3)
     ring = djax.topologies.ring(3)
     for key in (None, jax.random.key(1), jax.random.PRNGKey(1)):
-        code = compressors.quantize(4, key=key)
+        code = compressors.quantize(4, unbiased=False, key=key)
         mechanism = djax.choco_gossip(ring, communicator, code, 0.5)
         state = communicator.spmd(mechanism.init)({"w": jnp.ones((3, 4))})
         keys = jax.random.key_data(state.compressor_state.key)

@@ -20,13 +20,14 @@ Nabli, Belilovsky and Oyallon, `A²CiD²: Accelerating Asynchronous Communicatio
 Decentralized Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Proposition 3.6.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
 from numpy.typing import ArrayLike
 
 from djax.topologies import Topology
+from djax.topologies._kinds import check_undirected
 
 
 class AcidConstants(NamedTuple):
@@ -114,6 +115,7 @@ def acid_constants(topology: Topology, rate: ArrayLike = 1.0) -> AcidConstants:
       The constants.
 
     Raises:
+      TypeError: if `topology` is none, for example a Schedule, or `rate` no number.
       ValueError: if the rates are none of :func:`djax.asynchronous.edge_rates`, or
         leave the workers unconnected.
 
@@ -127,6 +129,7 @@ def acid_constants(topology: Topology, rate: ArrayLike = 1.0) -> AcidConstants:
       Nabli et al., `A²CiD²: Accelerating Asynchronous Communication in Decentralized
       Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Proposition 3.6
     """
+    check_undirected("acid_constants", topology)
     rates = edge_rates(topology, rate)
     _check_connected(rates)
     laplacian = np.diag(rates.sum(1)) - rates
@@ -142,14 +145,6 @@ def acid_constants(topology: Topology, rate: ArrayLike = 1.0) -> AcidConstants:
         alpha=0.5,
         alpha_tilde=float(np.sqrt(chi1 / chi2) / 2),
     )
-
-
-def check_undirected(name: str, topology: Any) -> None:
-    """Raises TypeError unless it is a Topology."""
-    if not isinstance(topology, Topology):
-        raise TypeError(
-            f"{name} needs a Topology, got {topology!r}; a Schedule is directed."
-        )
 
 
 def _check_rates(rates: np.ndarray, adjacency: np.ndarray) -> None:

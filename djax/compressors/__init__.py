@@ -21,6 +21,10 @@ the same, `unbiased=True`              unbiased, d/k - 1            4 k bytes
 the same, `unbiased=False`             contraction                  b d/8 bytes, scales
 =====================================  ===========================  ===================
 
+A code declares its class (`contraction` and `unbiased` of :class:`djax.Compressor`),
+and mechanisms refuse codes that are declared to be of the wrong one. What
+:func:`quantize` makes is declared to be unbiased and no contraction whatever its bits.
+
 The bytes are those of float32. All codes treat each leaf by itself; those that pack
 bits put the bits of all leaves of a tree into one array.
 """

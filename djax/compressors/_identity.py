@@ -22,4 +22,6 @@ def identity() -> Compressor:
         init=lambda params: optax.EmptyState(),
         compress=lambda tree, state: (tree, state),
         decompress=lambda message, like: message,
+        contraction=True,
+        unbiased=True,
     )

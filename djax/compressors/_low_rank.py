@@ -102,4 +102,4 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
         factors = map(treedef.flatten_up_to, (message.left, message.right))
         return treedef.unflatten(map(compose, leaves, *factors))
 
-    return Compressor(init, compress, decompress)
+    return Compressor(init, compress, decompress, contraction=True, unbiased=False)

@@ -4,6 +4,7 @@ import jax
 
 from djax import _wire
 from djax._base import Compressor, PyTree
+from djax._codes import check_compressor
 
 
 def message_bytes(compressor: Compressor, params: PyTree) -> int:
@@ -18,12 +19,16 @@ def message_bytes(compressor: Compressor, params: PyTree) -> int:
     Returns:
       An exact integer.
 
+    Raises:
+      TypeError: if `compressor` is none, for example a function that was not called.
+
     Examples:
       >>> import djax, jax
       >>> weights = jax.ShapeDtypeStruct((100, 10), "float32")
       >>> djax.compressors.message_bytes(djax.compressors.sign(), weights)
       129
     """
+    check_compressor("message_bytes", compressor)
     state = jax.eval_shape(compressor.init, params)
     message, _ = jax.eval_shape(compressor.compress, params, state)
     return _wire.count_bytes(jax.tree.leaves(message))

@@ -137,7 +137,8 @@ def quantize(
             restored.append(values.ravel()[: x.size].reshape(x.shape).astype(x.dtype))
         return treedef.unflatten(restored)
 
-    return Compressor(init, compress, decompress)
+    classes = {"contraction": not unbiased, "unbiased": bool(unbiased)}
+    return Compressor(init, compress, decompress, **classes)
 
 
 def _in_buckets(x: jax.Array, bucket_size: int) -> jax.Array:

@@ -120,4 +120,5 @@ def random_k(
         places = treedef.unflatten(indices_of(message.step, leaves))
         return jax.tree.map(scatter, message.values, places, like)
 
-    return Compressor(init, compress, decompress)
+    classes = {"contraction": not unbiased, "unbiased": bool(unbiased)}
+    return Compressor(init, compress, decompress, **classes)

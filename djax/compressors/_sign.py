@@ -73,4 +73,4 @@ def sign() -> Compressor:
             )
         )
 
-    return Compressor(init, compress, decompress)
+    return Compressor(init, compress, decompress, contraction=True, unbiased=False)

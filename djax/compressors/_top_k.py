@@ -80,4 +80,4 @@ def top_k(
     def decompress(message, like):
         return jax.tree.map(scatter, message.values, message.indices, like)
 
-    return Compressor(init, compress, decompress)
+    return Compressor(init, compress, decompress, contraction=True, unbiased=False)

@@ -1,6 +1,7 @@
 """Checks of graphs and weights: each error names the place and the remedy."""
 
 import operator
+import reprlib
 from typing import Any
 
 import networkx as nx
@@ -10,11 +11,38 @@ import numpy as np
 TOLERANCE = 1e-9
 
 
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of NumPy, JAX or another library."""
+    return all(hasattr(value, name) for name in ("__array__", "shape", "dtype"))
+
+
+def is_communicator(value: Any) -> bool:
+    """Whether a value exchanges messages, as :class:`djax.Communicator` does."""
+    return hasattr(value, "permute") and hasattr(value, "local_ranks")
+
+
+def describe(value: Any) -> str:
+    """A value in few words, for errors."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    if isinstance(value, nx.Graph):
+        return f"a networkx.{type(value).__name__} of {len(value)} nodes"
+    if is_array(value) and np.ndim(value):
+        return f"an array of shape {np.shape(value)}"
+    if is_communicator(value):
+        return f"the communicator {value!r}"
+    return reprlib.repr(value) if isinstance(value, (list, tuple)) else repr(value)
+
+
 def check_integer(value: Any, what: str, minimum: int = 1) -> int:
     """Returns the value as an `int`, or raises a `ValueError` that says what it is."""
     try:
         integer = operator.index(value)
     except TypeError:
+        integer = None
+    if isinstance(value, (bool, np.bool_)):  # Python takes it for 0 or 1.
         integer = None
     if integer is None or integer < minimum:
         raise ValueError(

@@ -4,6 +4,7 @@ import networkx as nx
 
 from ._build import from_links
 from ._checks import check_integer
+from ._kinds import check_undirected
 from ._topology import Topology
 from ._weights import Weights
 
@@ -181,6 +182,7 @@ def spanning_tree(
       before.
 
     Raises:
+      TypeError: `topology` is none, for example a graph of networkx.
       ValueError: the topology has no such root.
 
     Examples:
@@ -192,12 +194,13 @@ def spanning_tree(
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021
     """
-    if root not in topology.graph:
+    check_undirected("spanning_tree", topology)
+    if isinstance(root, bool) or root not in range(topology.size):
         raise ValueError(
             f"spanning_tree: root must be one of 0, ..., {topology.size - 1}, "
             f"got {root!r}"
         )
     # Breadth first, the first path to reach a worker is the smallest: neighbours are
     # visited in ascending order, and so are the paths of the same length before them.
-    links = nx.bfs_edges(topology.graph, root)
+    links = nx.bfs_edges(topology.graph, int(root))
     return from_links("spanning_tree", topology.size, links, weights)

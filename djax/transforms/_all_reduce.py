@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import Communicator, check_params, state_facts, wide
+from djax._base import (
+    Communicator,
+    check_communicator,
+    check_params,
+    state_facts,
+    wide,
+)
 
 
 class AllReduceState(NamedTuple):
@@ -41,6 +47,9 @@ def all_reduce(
       A :class:`optax.GradientTransformationExtraArgs` that needs `params`; stateless
       without `overlap`, with an :class:`AllReduceState` else.
 
+    Raises:
+      TypeError: if `communicator` is none, for example a Topology.
+
     Examples:
       >>> import djax, optax
       >>> communicator = djax.communicators.simulated(4)
@@ -51,6 +60,7 @@ def all_reduce(
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021, the baseline "all-reduce"
     """
+    check_communicator("all_reduce", communicator)
 
     def init_fn(params):
         check_params("all_reduce", params)

@@ -31,6 +31,7 @@ from djax._base import (
     check_topology,
     state_facts,
 )
+from djax._codes import check_contraction
 from djax.topologies import Topology
 
 from ._compressed import accumulate, exchange, init_compressor, zeros
@@ -76,9 +77,9 @@ def choco_gossip(
     Args:
       topology: the graph and its weights.
       communicator: how messages travel; it must not lose any.
-      compressor: the code C, a contraction; see :mod:`djax.compressors`. With an
-        unbiased one that is none, such as `quantize(4)`, it diverges:
-        use `quantize(4, unbiased=False)`.
+      compressor: the code C, a contraction; see :mod:`djax.compressors`. A code
+        that is declared to be none, such as `quantize(4)`, is refused, since the models
+        would diverge: use `quantize(4, unbiased=False)`.
       consensus_rate: :math:`\gamma`, which has to be tuned: the coarser the code, the
         smaller. A float, or a scalar array.
       overlap: average the parameters before this step's updates.
@@ -88,9 +89,11 @@ def choco_gossip(
       :class:`ChocoState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule.
-      ValueError: if the sizes differ, the rate is not positive, or messages get lost;
-        in `init`, with overlap inside of a correction such as :func:`djax.d2`.
+      TypeError: if `topology` is none, for example a Schedule, or `compressor` is none,
+        for example a function that was not called.
+      ValueError: if the sizes differ, the rate is not positive, messages get lost, or
+        the code is declared to be no contraction; in `init`, with overlap inside of a
+        correction such as :func:`djax.d2`.
 
     Examples:
       >>> import djax, optax
@@ -107,6 +110,7 @@ def choco_gossip(
     """
     check_topology("choco_gossip", topology, communicator)
     check_reliable("choco_gossip", communicator)
+    check_contraction("choco_gossip", compressor)
     check_rate("choco_gossip: consensus_rate", consensus_rate)
 
     def init_fn(params):

@@ -30,6 +30,7 @@ from djax._base import (
     state_facts,
     wide,
 )
+from djax._codes import check_contraction
 from djax.topologies import Topology
 
 from ._compressed import accumulate, exchange, init_compressor, zeros
@@ -71,9 +72,9 @@ def deep_squeeze(
     Args:
       topology: the graph and its weights.
       communicator: how messages travel; it must not lose any.
-      compressor: the code C, a contraction; see :mod:`djax.compressors`. With an
-        unbiased one that is none, such as `quantize(4)`, it diverges:
-        use `quantize(4, unbiased=False)`.
+      compressor: the code C, a contraction; see :mod:`djax.compressors`. A code
+        that is declared to be none, such as `quantize(4)`, is refused, since the models
+        would diverge: use `quantize(4, unbiased=False)`.
       consensus_rate: :math:`\eta`, which has to be tuned. A float, or a scalar array.
       overlap: average the parameters before this step's updates.
 
@@ -82,9 +83,11 @@ def deep_squeeze(
       :class:`DeepSqueezeState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule.
-      ValueError: if the sizes differ, the rate is not positive, or messages get lost;
-        in `init`, with overlap inside of a correction such as :func:`djax.d2`.
+      TypeError: if `topology` is none, for example a Schedule, or `compressor` is none,
+        for example a function that was not called.
+      ValueError: if the sizes differ, the rate is not positive, messages get lost, or
+        the code is declared to be no contraction; in `init`, with overlap inside of a
+        correction such as :func:`djax.d2`.
 
     Examples:
       >>> import djax, optax
@@ -100,6 +103,7 @@ def deep_squeeze(
     """
     check_topology("deep_squeeze", topology, communicator)
     check_reliable("deep_squeeze", communicator)
+    check_contraction("deep_squeeze", compressor)
     check_rate("deep_squeeze: consensus_rate", consensus_rate)
 
     def init_fn(params):

@@ -32,6 +32,7 @@ from djax._base import (
     state_facts,
     wide,
 )
+from djax._codes import check_unbiased
 from djax.topologies import Topology
 
 from ._compressed import (
@@ -83,10 +84,11 @@ def ecd(
       :class:`ECDState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule.
-      ValueError: if the sizes differ, or messages get lost; in `init`, inside of a
-        correction such as :func:`djax.d2`, since what is averaged are the models before
-        this step's updates.
+      TypeError: if `topology` is none, for example a Schedule, or `compressor` is none,
+        for example a function that was not called.
+      ValueError: if the sizes differ, messages get lost, or the code is declared to be
+        biased; in `init`, inside of a correction such as :func:`djax.d2`, since what is
+        averaged are the models before this step's updates.
 
     Examples:
       >>> import djax, optax
@@ -101,6 +103,7 @@ def ecd(
     """
     check_topology("ecd", topology, communicator)
     check_reliable("ecd", communicator)
+    check_unbiased("ecd", compressor)
 
     def init_fn(params):
         check_params("ecd", params)

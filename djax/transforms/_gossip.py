@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from djax._base import (
     Communicator,
     PyTree,
+    check_key,
     check_params,
     check_rate,
     check_topology,
@@ -84,7 +85,7 @@ def gossip(
       :class:`GossipState`. Updates keep their dtypes; sums are in float32 or wider.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule.
+      TypeError: if `topology` is none, for example a Schedule, or `key` is no key.
       ValueError: if the sizes differ or the rate is not positive.
 
     Examples:
@@ -98,6 +99,7 @@ def gossip(
       <https://arxiv.org/abs/1705.09056>`_, 2017, Algorithm 1
     """
     check_topology("gossip", topology, communicator)
+    check_key("gossip", key)
     check_rate("gossip: consensus_rate", consensus_rate)
 
     def init_fn(params):

@@ -29,6 +29,7 @@ from djax._base import (
     Communicator,
     PyTree,
     alternate,
+    check_key,
     check_params,
     check_sizes,
     key_of_step,
@@ -37,6 +38,7 @@ from djax._base import (
 )
 from djax.topologies import Schedule
 from djax.topologies._checks import TOLERANCE, check_integer
+from djax.topologies._kinds import check_directed
 
 from ._gossip import difference, pull_over_rounds
 
@@ -98,7 +100,7 @@ def push_sum(
       :class:`PushSumState`. Updates keep their dtypes; sums are in float32 or wider.
 
     Raises:
-      TypeError: if `schedule` is none, for example a Topology.
+      TypeError: if `schedule` is none, for example a Topology, or `key` is no key.
       ValueError: if the sizes differ, or `rounds` is no positive integer.
 
     Examples:
@@ -112,11 +114,8 @@ def push_sum(
       Assran et al., `Stochastic Gradient Push for Distributed Deep Learning
       <https://arxiv.org/abs/1811.10792>`_, 2019, Algorithm 1
     """
-    if not isinstance(schedule, Schedule):
-        raise TypeError(
-            f"push_sum needs a Schedule, got {schedule!r}; of a topology make one by "
-            "topologies.from_matrices([topology.mixing_matrix])."
-        )
+    check_directed("push_sum", schedule)
+    check_key("push_sum", key)
     check_sizes("push_sum", schedule, communicator)
     rounds = check_integer(rounds, "push_sum: rounds")
     received = schedule.matrices.sum(axis=2)

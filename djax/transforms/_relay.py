@@ -36,6 +36,7 @@ from djax._base import (
     OutsideError,
     PyTree,
     check_choice,
+    check_key,
     check_params,
     check_topology,
     key_of_step,
@@ -115,7 +116,7 @@ def relay(
       and the initial one. Updates keep their dtypes; sums are in float32 or wider.
 
     Raises:
-      TypeError: if `tree` is no topology, for example a Schedule.
+      TypeError: if `tree` is no topology, for example a Schedule, or `key` is no key.
       ValueError: if it has cycles, the sizes differ, or `missing` is unknown.
 
     Examples:
@@ -129,6 +130,7 @@ def relay(
       <https://arxiv.org/abs/2110.04175>`_, 2021, Algorithm 1
     """
     check_topology("relay", tree, communicator)
+    check_key("relay", key)
     check_tree("relay", tree)
     check_choice("relay: missing", missing, Missing)
 
