@@ -11,6 +11,7 @@ from djax.topologies import Topology
 
 from ._acid import EventTransformation
 from ._constants import check_undirected, edge_rates
+from ._finite import check_nonfinite
 from ._pairing import EdgeClocks, FirstFree, FixedOrder, Pairing
 from ._transport import TRANSPORTS
 
@@ -37,6 +38,7 @@ class Settings:
     transport: str
     timeout: float
     seed: int
+    nonfinite: str = "raise"
     rates: np.ndarray = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -47,6 +49,7 @@ class Settings:
         ):
             if value not in known:
                 raise ValueError(f"run: {name} must be one of {known}, got {value!r}.")
+        check_nonfinite("run", self.nonfinite)
         if self.pairing == "edge_clocks" and not self.random_times:
             raise ValueError(
                 "run: the clocks of pairs tick at random times; random_times=False is "
