@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from djax.topologies import Topology
 
 from . import _plot
-from ._constants import check_undirected, edge_rates
+from ._constants import Asked, check_undirected
 from ._events import NOBODY, Events
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def draw_events(
     """
     check_undirected("draw_events", topology)
     size = topology.size
-    rates = edge_rates(topology, rate)
+    asked = Asked(topology, rate)
+    rates = asked.rates
     speeds = check_speeds("draw_events", speeds, size)
     check_variation("draw_events", variation)
     if (gradients is None) == (duration is None):
@@ -131,7 +132,7 @@ def draw_events(
     order = np.argsort(time, kind="stable")
     if gradients is not None:  # At the last one's time there may be more.
         order = order[np.cumsum(peer[order] == NOBODY) <= gradients]
-    return Events(size, time[order], worker[order], peer[order], end)
+    return Events(size, time[order], worker[order], peer[order], end, asked)
 
 
 def draw_rounds(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import _plot
+from ._constants import Asked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,7 @@ class Events:
       worker: `int32[events]`, whose gradient it is, or one end of an averaging.
       peer: `int32[events]`, the other end, or -1 for a gradient.
       duration: when the run ends, not before the last event.
+      asked: the rates of averagings that the events were drawn for, if they were.
 
     Raises:
       ValueError: if a time is out of order, or a worker does not exist or averages with
@@ -50,6 +52,7 @@ class Events:
     worker: np.ndarray
     peer: np.ndarray
     duration: float
+    asked: Asked | None = None
 
     def __post_init__(self):
         for name, dtype in (("time", "f8"), ("worker", "i4"), ("peer", "i4")):

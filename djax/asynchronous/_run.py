@@ -8,6 +8,7 @@ interpreter while it computes, and so do MPI and ZeroMQ while they wait.
 
 import functools
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,10 +22,11 @@ from djax.communicators._common import check_leading_axis
 from djax.simulation import GradientFn, Workers
 from djax.topologies import Topology
 
-from ._acid import EventTransformation
+from ._acid import EventTransformation, other_rates
 from ._averager import Averager, Look
 from ._batches import OwnBatches
 from ._checkpoint import Checkpointer, Checkpoints
+from ._constants import Asked
 from ._departure import leave_alone
 from ._finite import NonFiniteError, describe
 from ._gradient import Gradient
@@ -115,7 +117,8 @@ def run(
       seconds: end after so long, or at whatever of the two comes first.
       rate: averagings of a worker per own gradient, or `float[n, n]` of each pair, as
         in :func:`djax.asynchronous.edge_rates`. Below 1 it is local SGD; at 0 nobody
-        averages.
+        averages. The constants of :func:`djax.acid` should be for the same rate: if
+        they are known to be for another, rank 0 warns.
       pairing: how neighbours find each other. `"edge_clocks"`: at the times of a
         Poisson process for each pair, as in the papers' analysis; `"first_free"`: with
         the first of the neighbours, in random order, that wants to average, too;
@@ -195,6 +198,9 @@ def run(
         seed=seed,
         nonfinite=nonfinite,
     )
+    mistake = other_rates(algorithm, Asked(topology, rate))
+    if mistake and comm.rank == 0:
+        warnings.warn(f"asynchronous.run: {mistake}", stacklevel=2)
     check_leading_axis("run: params", (params,), 1)
     check_leading_axis("run: model_state", (model_state,), 1)
     stream = OwnBatches(batches)

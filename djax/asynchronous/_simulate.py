@@ -21,7 +21,7 @@ from djax._base import PyTree
 from djax.communicators._common import check_leading_axis
 from djax.simulation import GradientFn
 
-from ._acid import EventTransformation
+from ._acid import EventTransformation, other_rates
 from ._batches import Batches
 from ._events import Events
 from ._finite import NonFiniteError, check_nonfinite
@@ -103,8 +103,10 @@ def simulate(
     Raises:
       TypeError: if the algorithm or the events are none, or what `gradient_fn` returns
         does not fit.
-      ValueError: if arguments do not fit together or `times` are not ascending in
-        [0, `events.duration`]; before anything is computed.
+      ValueError: if arguments do not fit together, such as constants of
+        :func:`djax.acid_constants` for another graph or rate than the events', or
+        `times` are not ascending in [0, `events.duration`]; before anything is
+        computed.
       djax.asynchronous.NonFiniteError: a `FloatingPointError`, from the iterator, which
         names the worker and its gradient; unless `nonfinite` says otherwise.
 
@@ -132,6 +134,8 @@ def simulate(
         raise TypeError(
             f"simulate needs events, such as those of draw_events, got {events!r}."
         )
+    if mistake := other_rates(algorithm, events.asked):
+        raise ValueError(f"simulate: {mistake}")
     check_leading_axis("simulate: params", (params,), events.size)
     check_leading_axis("simulate: model_state", (model_state,), events.size)
     check_nonfinite("simulate", nonfinite)
