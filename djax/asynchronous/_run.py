@@ -30,6 +30,7 @@ from ._constants import Asked
 from ._departure import leave_alone
 from ._finite import NonFiniteError, describe
 from ._gradient import Gradient
+from ._history import History
 from ._members import Members, WorkerLost
 from ._model import Model
 from ._record import Record
@@ -262,7 +263,7 @@ def run(
     return Outcome(
         jax.tree.map(lambda x: jnp.asarray(x)[None], model.unpack(result.mean)),
         workers,
-        jax.tree.map(lambda *xs: np.stack(xs)[None], *measured) if measured else (),
+        measured.stacked(),
         averager.looks,
         Report.of(settings, result.records, members.lost),
     )
@@ -305,9 +306,9 @@ def _train(
     progress: Callable[[int], object] | None,
     stop: Callable[[], bool] | None,
     nonfinite: str,
-) -> tuple[PyTree, list[PyTree]]:
+) -> tuple[PyTree, History]:
     """Computes gradients until the run is over; returns model state and metrics."""
-    measured = []
+    measured = History()
     while not averager.enough():
         turn = model.time.finished
         averager.begin(f"loading the batch of gradient {turn + 1}")
@@ -317,8 +318,7 @@ def _train(
         began = averager.record.now()
         params, before = model.snapshot(settled=averager.waits)
         grads, new_model_state, metrics = compute(params, model_state, *batch)
-        # Copies, since views would keep all arrays of JAX that they are of.
-        measured.append(jax.tree.map(np.array, metrics))
+        measured.append(metrics)
         averager.check()
         after = model.update(grads, members.gradients)
         averager.record.gradient(began, after - before)
