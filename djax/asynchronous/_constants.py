@@ -128,11 +128,12 @@ def edge_rates(topology: Topology, rate: ArrayLike = 1.0) -> np.ndarray:
     """
     check_undirected("edge_rates", topology)
     try:
-        given = np.asarray(rate, np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"edge_rates: rate must be a number or a matrix, got {rate!r}."
-        ) from None
+        given = np.asarray(rate)
+    except (TypeError, ValueError):  # Rows of different lengths, for example.
+        given = np.asarray(None)
+    if given.dtype.kind not in "iuf":
+        raise TypeError(f"edge_rates: rate must be a number or a matrix, got {rate!r}.")
+    given = given.astype(np.float64)
     adjacency = nx.to_numpy_array(topology.graph, weight="multiplicity")
     if given.ndim == 0:
         if not 0 <= given < np.inf:

@@ -8,6 +8,7 @@ import numpy as np
 
 from . import _plot
 from ._constants import Asked
+from ._numbers import is_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,6 +60,10 @@ class Events:
             array = np.array(getattr(self, name), dtype)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
+        if not is_number(self.duration):
+            raise TypeError(
+                f"Events: duration must be a number, got {self.duration!r}."
+            )
         object.__setattr__(self, "duration", float(self.duration))
         _check_events(self)
 
@@ -176,6 +181,10 @@ class Events:
 
 def _check_events(events: Events) -> None:
     count = events.time.size
+    if not is_whole(events.size) or events.size < 1:
+        raise ValueError(
+            f"Events: size must be a number of workers, got {events.size!r}."
+        )
     if not 0 <= events.duration < np.inf:
         raise ValueError(f"Events: the run cannot end at {events.duration}.")
     if (
