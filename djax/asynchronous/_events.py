@@ -60,10 +60,6 @@ class Events:
             array = np.array(getattr(self, name), dtype)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        if not is_number(self.duration):
-            raise TypeError(
-                f"Events: duration must be a number, got {self.duration!r}."
-            )
         object.__setattr__(self, "duration", float(self.duration))
         _check_events(self)
 
