@@ -257,8 +257,22 @@ def check_rate(name: str, rate: Any, *, zero: bool = False) -> None:
         raise ValueError(f"{name} must be {least} and finite, got {rate}.")
 
 
-def check_params(name: str, params: PyTree) -> PyTree:
-    """Returns the parameters, or raises if there are none that can be averaged."""
+def check_params(
+    name: str,
+    params: PyTree,
+    remedy: str = "keep it out of the parameters or wrap the mechanism in optax.masked",
+) -> PyTree:
+    """Returns the parameters, or raises if there are none that can be averaged.
+
+    Args:
+      name: of the mechanism, for errors.
+      params: the parameters.
+      remedy: what to do about an array that is not of floats, for errors.
+
+    Raises:
+      ValueError: if there are no parameters.
+      TypeError: if a leaf is not of floats.
+    """
     if params is None:
         raise ValueError(
             f"{name} averages parameters: call update(updates, state, params)."
@@ -267,8 +281,7 @@ def check_params(name: str, params: PyTree) -> PyTree:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
                 f"{name} averages floating-point arrays, but params"
-                f"{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}; keep it "
-                "out of the parameters or wrap the mechanism in optax.masked."
+                f"{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}; {remedy}."
             )
     return params
 

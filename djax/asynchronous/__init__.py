@@ -24,6 +24,7 @@ from ._constants import AcidConstants as AcidConstants
 from ._constants import acid_constants as acid_constants
 from ._constants import edge_rates as edge_rates
 from ._events import Events as Events
+from ._finite import NonFiniteError as NonFiniteError
 from ._members import WorkerLost as WorkerLost
 from ._report import Report as Report
 from ._run import Outcome as Outcome

@@ -29,16 +29,20 @@ exchanges models before it mixes them, which lets the mean drift and loses most 
 acceleration; here as in the paper both ends mix first.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from djax._base import PyTree, add, check_not_in_lockstep, check_params, wide
 
-from ._constants import AcidConstants
+from ._constants import AcidConstants, Asked, asked_of
+
+_ARRAYS = (np.number, np.ndarray, jax.Array)
 
 
 class EventTransformation(NamedTuple):
@@ -56,12 +60,14 @@ class EventTransformation(NamedTuple):
       average: `(peer, state, params, *, sent=None) -> (updates, state)`, likewise: an
         averaging with a neighbour that sent its model `peer` and received `sent`, by
         default `params`. Both have to be mixed up to the time when they were sent.
+      asked: the rates of averagings that the algorithm is made for, if it is for any.
     """
 
     init: Callable[[PyTree], PyTree]
     mix: Callable[..., tuple[PyTree, PyTree]]
     update: Callable[..., tuple[PyTree, PyTree]]
     average: Callable[..., tuple[PyTree, PyTree]]
+    asked: Asked | None = None
 
 
 class AcidState(NamedTuple):
@@ -120,7 +126,7 @@ def acid(
 
     Raises:
       TypeError: if `base` is no optimizer or `constants` are none.
-      ValueError: if a constant is negative or not finite.
+      ValueError: if a constant is negative, not finite, or an array of several.
 
     Examples:
       >>> import djax, jax.numpy as jnp, optax
@@ -141,11 +147,30 @@ def acid(
     """
     _check_base("acid", base)
     _check_constants(constants)
-    eta, alpha, alpha_tilde = constants.eta, constants.alpha, constants.alpha_tilde
+    values = constants.eta, constants.alpha, constants.alpha_tilde
+    asked = asked_of(constants)
+    if any(isinstance(value, jax.core.Tracer) for value in values):
+        return _make_acid.__wrapped__(base, *values, asked)
+    return _make_acid(base, *map(float, values), asked)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_acid(
+    base: optax.GradientTransformation,
+    eta: Any,
+    alpha: Any,
+    alpha_tilde: Any,
+    asked: Asked | None,
+) -> EventTransformation:
+    """What :func:`acid` returns; the same for the same arguments.
+
+    Compiled programs are found by the algorithm that they are of. Algorithms of equal
+    constants around the same optimizer are one object, so that they share them.
+    """
     base = optax.with_extra_args_support(base)
 
     def init_fn(params):
-        check_params("acid", params)
+        _check_params("acid", params)
         return AcidState(jax.tree.map(jnp.copy, params), base.init(params))
 
     def mix_fn(params, state, elapsed):
@@ -162,7 +187,7 @@ def acid(
 
     def update_fn(grads, state, params=None, *, elapsed=None, **extra_args):
         elapsed = _known_elapsed("acid", elapsed)
-        params = check_params("acid", params)
+        params = _check_params("acid", params)
         mixed, state = mix_fn(params, state, elapsed)
         step, base_state = base.update(grads, state.base_state, mixed, **extra_args)
         momentum = optax.apply_updates(state.momentum, step)
@@ -180,7 +205,7 @@ def acid(
         )
         return _pull(gap, alpha, params), state._replace(momentum=momentum)
 
-    return EventTransformation(init_fn, mix_fn, update_fn, average_fn)
+    return EventTransformation(init_fn, mix_fn, update_fn, average_fn, asked)
 
 
 def adpsgd(base: optax.GradientTransformation) -> EventTransformation:
@@ -215,10 +240,16 @@ def adpsgd(base: optax.GradientTransformation) -> EventTransformation:
       <https://arxiv.org/abs/1710.06952>`_, 2018, Algorithm 1
     """
     _check_base("adpsgd", base)
+    return _make_adpsgd(base)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_adpsgd(base: optax.GradientTransformation) -> EventTransformation:
+    """What :func:`adpsgd` returns; the same for the same optimizer."""
     base = optax.with_extra_args_support(base)
 
     def init_fn(params):
-        return ADPSGDState(base.init(check_params("adpsgd", params)))
+        return ADPSGDState(base.init(_check_params("adpsgd", params)))
 
     def mix_fn(params, state, elapsed):
         _check_elapsed(elapsed)
@@ -226,7 +257,7 @@ def adpsgd(base: optax.GradientTransformation) -> EventTransformation:
 
     def update_fn(grads, state, params=None, *, elapsed=None, **extra_args):
         elapsed = _known_elapsed("adpsgd", elapsed)
-        params, state = mix_fn(check_params("adpsgd", params), state, elapsed)
+        params, state = mix_fn(_check_params("adpsgd", params), state, elapsed)
         step, base_state = base.update(grads, state.base_state, params, **extra_args)
         return step, ADPSGDState(base_state)
 
@@ -235,6 +266,18 @@ def adpsgd(base: optax.GradientTransformation) -> EventTransformation:
         return _pull(gap, 0.5, params), state
 
     return EventTransformation(init_fn, mix_fn, update_fn, average_fn)
+
+
+def other_rates(algorithm: EventTransformation, asked: Asked | None) -> str | None:
+    """Says that an algorithm is not for these rates, if both are known and differ."""
+    if algorithm.asked is None or asked is None or algorithm.asked == asked:
+        return None
+    return (
+        f"the constants of acid were made for {algorithm.asked}, and the workers "
+        f"average on {asked}: give acid_constants the same topology and rate. With "
+        "constants for more averagings than there are training may diverge; with "
+        "constants for fewer consensus is slower than it could be."
+    )
 
 
 def _gap(sent: PyTree, peer: PyTree) -> PyTree:
@@ -263,6 +306,12 @@ def _known_elapsed(name: str, elapsed: Any) -> Any:
     return 0.0
 
 
+def _check_params(name: str, params: PyTree) -> PyTree:
+    """As :func:`djax._base.check_params`, with what helps where models travel whole."""
+    remedy = "keep it in the model_state, which gradient_fn carries along unaveraged"
+    return check_params(name, params, remedy)
+
+
 def _check_elapsed(elapsed: Any) -> None:
     if not isinstance(elapsed, jax.Array) and not 0 <= elapsed < float("inf"):
         raise ValueError(
@@ -285,7 +334,14 @@ def _check_constants(constants: Any) -> None:
         )
     for name in ("eta", "alpha", "alpha_tilde"):
         value = getattr(constants, name)
-        if not isinstance(value, jax.Array) and not 0 <= value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, (int, float, *_ARRAYS)):
+            raise TypeError(f"acid: {name} must be a number, got {value!r}.")
+        if np.shape(value):
+            raise ValueError(
+                f"acid: {name} must be one number for all workers, got an array of "
+                f"shape {np.shape(value)}."
+            )
+        if not isinstance(value, jax.core.Tracer) and not 0 <= value < float("inf"):
             raise ValueError(
                 f"acid: {name} must be at least 0 and finite, got {value}."
             )

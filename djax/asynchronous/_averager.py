@@ -10,7 +10,7 @@ import math
 import sys
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from djax._base import PyTree
 
 from ._ending import Ending, Result
+from ._finite import NonFiniteError
 from ._members import Members, Say, WorkerLost
 from ._model import Buffers, Model, sketch
 from ._pairing import Kind, Messages
@@ -79,13 +80,13 @@ class Averager:
         self._phase, self._since = "starting", time.monotonic()
         self._started, self._over = threading.Event(), threading.Event()
         self._finishing = False
-        self._failure: str | None = None
+        self._failure: tuple[Any, ...] | None = None  # What to say of it.
         self._served, self._served_until = threading.Condition(), -math.inf
         self._noticed = threading.Event()
         # The averaging that is being made, and what has come for it.
         self._sent: Buffers | None = None
         self._met_at = 0.0
-        self._models: dict[int, list[np.ndarray]] = {}
+        self._models: dict[int, list[np.ndarray] | None] = {}
         self._in_use: list[np.ndarray] = []
         self._looked = 0
         self._thread = threading.Thread(
@@ -154,8 +155,12 @@ class Averager:
         """This worker cannot go on; tells the others, and ends the thread."""
         self._noticed.set()
         error.add_note(f"Worker {self._members.rank} was {self._phase}.")
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        self._failure = f"failed, {self._phase}: {text[:500]}"
+        if isinstance(error, NonFiniteError):
+            self._failure = Say.NONFINITE, str(error)
+        else:
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = f"failed, {self._phase}: {text[:500]}"
+            self._failure = Say.LOST, self._members.rank, reason
         if not self._over.is_set():
             self._transport.wake()
             self._over.wait(10.0)
@@ -168,7 +173,7 @@ class Averager:
                 for message in self._transport.poll(self._pause()):
                     self._handle(message)
             if self._failure is not None:
-                self._members.say(None, Say.LOST, self._members.rank, self._failure)
+                self._members.say(None, *self._failure)
             if self._failure is None or self._transport.survives:
                 self._transport.close()
         except BaseException as error:
@@ -232,9 +237,11 @@ class Averager:
             self._open()  # The sender knows that all are ready.
             self._speak(self._pairing.receive(sender, Kind(content[0])))
         elif kind == Say.MODEL:
-            self._models[sender] = message.buffers
+            self._models[sender] = message.buffers if content[0] else None
         elif kind == Say.LOST:
             self._lose(*content)
+        elif kind == Say.NONFINITE:
+            raise NonFiniteError(*content)
         elif kind != Say.STATUS:
             self._ending.hear(sender, kind, content, message.buffers)
         self._average()
@@ -257,7 +264,11 @@ class Averager:
                 self._served.notify_all()
 
     def _average(self) -> None:
-        """Exchanges models with the partner, and with the next one."""
+        """Exchanges models with the partner, and with the next one.
+
+        A model that is not finite does not travel: both ends know of it, and both go on
+        as if they had not met. If only one of them did, sums over workers would change.
+        """
         while (peer := self._pairing.partner) is not None:
             if self._sent is None:
                 self._met_at = self.record.now()
@@ -265,20 +276,28 @@ class Averager:
                 jax.block_until_ready(self._sent)  # So the last arrival is read, too.
                 self._transport.recycle(self._in_use)
                 self._in_use = []
-                self._members.say(peer, Say.MODEL, buffers=self._sent)
+                finite = self._model.sent_finite
+                buffers = self._sent if finite else ()
+                self._members.say(peer, Say.MODEL, finite, buffers=buffers)
             if peer not in self._models:
                 return
-            self._in_use = self._models.pop(peer)
-            arrived = [
-                buffer.view(dtype).reshape(shape)
-                for buffer, (shape, dtype) in zip(
-                    self._in_use, self._model.layout, strict=True
-                )
-            ]
-            self._model.receive(arrived)
+            received = self._models.pop(peer)
+            if received is not None and self._model.sent_finite:
+                self._in_use = received
+                self._model.receive(self._as_model(received))
+                self.record.averaging(peer, self._met_at)
+            else:
+                self._model.keep()
+                self._transport.recycle(received or [])
             self._sent = None
-            self.record.averaging(peer, self._met_at)
             self._speak(self._pairing.ended())
+
+    def _as_model(self, buffers: list[np.ndarray]) -> Buffers:
+        """Bytes as the arrays that they are of."""
+        return [
+            buffer.view(dtype).reshape(shape)
+            for buffer, (shape, dtype) in zip(buffers, self._model.layout, strict=True)
+        ]
 
     def _lose(self, peer: int, reason: str) -> None:
         """A worker is lost."""
@@ -317,4 +336,6 @@ class Averager:
     def _result(self) -> list[np.ndarray]:
         """The model as it travels, and the record."""
         self._model.settle()
-        return [*map(as_bytes, self._model.send()), *self.record.pack()]
+        model = [*map(as_bytes, self._model.send())]
+        self.record.end(self._model.sent_finite)
+        return [*model, *self.record.pack()]

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from djax.topologies import Topology
+from djax.topologies._kinds import check_undirected
 
 from . import _plot
-from ._constants import check_undirected, edge_rates
+from ._constants import Asked
 from ._events import NOBODY, Events
+from ._numbers import is_number, is_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +28,15 @@ if TYPE_CHECKING:
 # Streams of random numbers. Nobody else's: NumPy takes (seed, 0) for (seed,), so that
 # small numbers would be epochs of data, too.
 _CLOCKS, _MEETINGS = 0x6772616469656E74, 0x617665726167696E
+
+# Of the coefficient of variation. Of a gamma distribution of a larger one nearly all
+# times are next to zero, and their mean is that of a few huge ones that nobody draws:
+# at 10 the median is 1e-28 of the mean.
+_MOST_VARIATION = 10.0
+# Smaller ones are lost in rounding.
+_LEAST_VARIATION = 1e-6
+# Events of one list; more would not fit into memory.
+_MOST_EVENTS = 10**8
 
 
 class Rounds(NamedTuple):
@@ -85,7 +96,8 @@ def draw_events(
         0 computes none.
       variation: standard deviation of the time that a gradient takes, in units of its
         mean. 1: exponentially distributed, so that gradients are a Poisson process, as
-        in the paper's analysis; 0: constant; else of a gamma distribution.
+        in the paper's analysis; 0: constant; else of a gamma distribution. At most
+        10, where one gradient in a hundred takes three quarters of all the time.
       seed: a worker takes the same times for its gradients whatever the topology, the
         rate and the end are.
 
@@ -93,8 +105,10 @@ def draw_events(
       The events. The run ends with the last gradient, or at `duration`.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule.
-      ValueError: if an argument is out of range, or nothing or both say when to end.
+      TypeError: if `topology` is none, for example a Schedule, or an argument is no
+        number.
+      ValueError: if an argument is out of range, nothing or both say when to end, or
+        there would be more than 100 million events.
 
     Examples:
       >>> import djax
@@ -106,19 +120,26 @@ def draw_events(
     """
     check_undirected("draw_events", topology)
     size = topology.size
-    rates = edge_rates(topology, rate)
+    asked = Asked(topology, rate)
+    rates = asked.rates
     speeds = check_speeds("draw_events", speeds, size)
     check_variation("draw_events", variation)
+    check_seed("draw_events", seed)
     if (gradients is None) == (duration is None):
         raise ValueError(
             "draw_events: give either the number of gradients or the duration."
         )
-    if duration is None:
-        end = _time_of(gradients, speeds, variation, seed)
-    elif 0 < duration < math.inf:
-        end = float(duration)
+    expected = _expected_time(gradients, duration, speeds)
+    count = expected * (speeds.sum() + rates.sum() / 2)
+    if not count <= _MOST_EVENTS:
+        raise ValueError(
+            f"draw_events: about {count:.3g} events are asked for, more than "
+            f"{_MOST_EVENTS:.0e}; lower the rate, the speeds, or what ends the run."
+        )
+    if gradients is not None:
+        end = _time_of(gradients, expected, speeds, variation, seed)
     else:
-        raise ValueError(f"draw_events: duration must be positive, got {duration}.")
+        end = expected
     finish = [
         _finish_times(i, speed, end, variation, seed) for i, speed in enumerate(speeds)
     ]
@@ -131,7 +152,7 @@ def draw_events(
     order = np.argsort(time, kind="stable")
     if gradients is not None:  # At the last one's time there may be more.
         order = order[np.cumsum(peer[order] == NOBODY) <= gradients]
-    return Events(size, time[order], worker[order], peer[order], end)
+    return Events(size, time[order], worker[order], peer[order], end, asked)
 
 
 def draw_rounds(
@@ -159,7 +180,9 @@ def draw_rounds(
       The rounds.
 
     Raises:
-      ValueError: if an argument is out of range.
+      TypeError: if an argument is no number.
+      ValueError: if an argument is out of range, or there would be more than 100
+        million gradients.
 
     Examples:
       >>> import djax
@@ -168,16 +191,24 @@ def draw_rounds(
       >>> rounds.end[-1].item(), round(rounds.idle_share, 4)
       (40.0, 0.5625)
     """
-    if not isinstance(size, int) or size < 1:
+    if not is_whole(size) or size < 1:
         raise ValueError(
             f"draw_rounds: size must be a number of workers, got {size!r}."
         )
+    if not is_whole(steps):
+        raise TypeError(f"draw_rounds: steps must be a whole number, got {steps!r}.")
     speeds = check_speeds("draw_rounds", speeds, size)
     check_variation("draw_rounds", variation)
+    check_seed("draw_rounds", seed)
     if steps < 1 or not (speeds > 0).all():
         raise ValueError(
             "draw_rounds: all wait for the slowest, so that steps and speeds must be "
             f"positive; got {steps} steps and speeds down to {speeds.min()}."
+        )
+    if size * steps > _MOST_EVENTS:
+        raise ValueError(
+            f"draw_rounds: {size * steps:.3g} gradients are asked for, more than "
+            f"{_MOST_EVENTS:.0e}; lower the steps."
         )
     durations = np.stack(
         [_durations(i, steps, s, variation, seed) for i, s in enumerate(speeds)], 1
@@ -189,7 +220,10 @@ def draw_rounds(
 
 def check_speeds(name: str, speeds: ArrayLike, size: int) -> np.ndarray:
     """Returns `float64[n]`, or raises ValueError."""
-    given = np.asarray(speeds, np.float64)
+    given = np.asarray(speeds)
+    if given.dtype.kind not in "iuf":  # Booleans, above all.
+        raise TypeError(f"{name}: speeds must be numbers, got {speeds!r}.")
+    given = given.astype(np.float64)
     if given.ndim > 1 or given.size not in (1, size):
         raise ValueError(
             f"{name}: speeds must be one number or one for each of the {size} workers, "
@@ -197,15 +231,39 @@ def check_speeds(name: str, speeds: ArrayLike, size: int) -> np.ndarray:
         )
     if not ((given >= 0) & (given < np.inf)).all():
         raise ValueError(f"{name}: speeds must be finite and at least 0, got {speeds}.")
+    slowest = given[given > 0].min(initial=np.inf)
+    if slowest * _MOST_EVENTS < given.max():
+        raise ValueError(
+            f"{name}: while the slowest worker computes one gradient, at speed "
+            f"{slowest:.3g}, the fastest would compute more than {_MOST_EVENTS:.0e}, "
+            f"at speed {given.max():.3g}; use speed 0 for a worker that computes none."
+        )
     return np.broadcast_to(given, size)
 
 
 def check_variation(name: str, variation: float) -> None:
-    """Raises ValueError unless it is a coefficient of variation."""
-    if not 0 <= variation < math.inf:
+    """Raises TypeError or ValueError unless it is a coefficient of variation."""
+    if not is_number(variation):
+        raise TypeError(f"{name}: variation must be a number, got {variation!r}.")
+    if variation > 0 and not _LEAST_VARIATION <= variation <= _MOST_VARIATION:
+        raise ValueError(
+            f"{name}: variation must be 0, for constant times, or between "
+            f"{_LEAST_VARIATION:g} and {_MOST_VARIATION:g}, got {variation}: it is the "
+            "standard deviation of a gradient's time in units of its mean, 1 for "
+            "exponentially distributed times."
+        )
+    if not variation >= 0:
         raise ValueError(
             f"{name}: variation must be finite and at least 0, got {variation}."
         )
+
+
+def check_seed(name: str, seed: Any) -> None:
+    """Raises TypeError or ValueError unless it is a whole number, at least 0."""
+    if not is_whole(seed):
+        raise TypeError(f"{name}: seed must be a whole number, got {seed!r}.")
+    if seed < 0:
+        raise ValueError(f"{name}: seed must be at least 0, got {seed}.")
 
 
 def _durations(
@@ -236,16 +294,30 @@ def _finish_times(
         count *= 2
 
 
-def _time_of(gradients: Any, speeds: np.ndarray, variation: float, seed: int) -> float:
-    """When all workers together have computed so many gradients."""
-    if not isinstance(gradients, (int, np.integer)):
+def _expected_time(gradients: Any, duration: Any, speeds: np.ndarray) -> float:
+    """About how long a run is; raises unless what ends it is a positive number."""
+    if gradients is None:
+        if not is_number(duration):
+            raise TypeError(
+                f"draw_events: duration must be a number, got {duration!r}."
+            )
+        if not 0 < duration < math.inf:
+            raise ValueError(f"draw_events: duration must be positive, got {duration}.")
+        return float(duration)
+    if not is_whole(gradients):
         raise ValueError(f"draw_events: gradients must be an int, got {gradients!r}.")
     if gradients < 1 or not speeds.any():
         raise ValueError(
             f"draw_events: cannot wait for {gradients} gradients at speeds up to "
             f"{speeds.max()}; give a duration, or make both positive."
         )
-    until = gradients / speeds.sum()
+    return float(gradients / speeds.sum())
+
+
+def _time_of(
+    gradients: int, until: float, speeds: np.ndarray, variation: float, seed: int
+) -> float:
+    """When all workers together have computed so many gradients, about at `until`."""
     while True:
         finish = np.concatenate(
             [_finish_times(i, s, until, variation, seed) for i, s in enumerate(speeds)]

@@ -50,6 +50,57 @@ class AcidConstants(NamedTuple):
     alpha_tilde: float
 
 
+class Asked:
+    """The rates of averagings that somebody asked for, to be compared with another's.
+
+    Equal are those that differ by rounding alone.
+
+    Args:
+      topology: who talks to whom.
+      rate: as in :func:`edge_rates`, of a worker or of each pair.
+    """
+
+    def __init__(self, topology: Topology, rate: ArrayLike):
+        """Computes the rates; raises what :func:`edge_rates` does."""
+        self.rates = edge_rates(topology, rate)
+        mean = self.rates.sum(1).mean()
+        self._name = f"{topology!r} with {mean:.6g} averagings of a worker per gradient"
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Asked)
+            and self.rates.shape == other.rates.shape
+            and np.allclose(self.rates, other.rates, rtol=1e-6, atol=0)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.rates.shape)
+
+    def __str__(self) -> str:
+        return self._name
+
+
+class _MadeConstants(AcidConstants):
+    """Constants that know which rates they are for.
+
+    They are a subclass, and not one more field, so that constants stay five numbers,
+    and those that are made or changed by hand know of no rates.
+
+    Attributes:
+      asked: the rates.
+    """
+
+    asked: Asked
+
+    def __repr__(self) -> str:
+        return repr(AcidConstants(*self))
+
+
+def asked_of(constants: AcidConstants) -> Asked | None:
+    """The rates that constants are for, or None if they were made by hand."""
+    return getattr(constants, "asked", None)
+
+
 def edge_rates(topology: Topology, rate: ArrayLike = 1.0) -> np.ndarray:
     r"""How often each pair of neighbours averages.
 
@@ -78,11 +129,12 @@ def edge_rates(topology: Topology, rate: ArrayLike = 1.0) -> np.ndarray:
     """
     check_undirected("edge_rates", topology)
     try:
-        given = np.asarray(rate, np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"edge_rates: rate must be a number or a matrix, got {rate!r}."
-        ) from None
+        given = np.asarray(rate)
+    except (TypeError, ValueError):  # Rows of different lengths, for example.
+        given = np.asarray(None)
+    if given.dtype.kind not in "iuf":
+        raise TypeError(f"edge_rates: rate must be a number or a matrix, got {rate!r}.")
+    given = given.astype(np.float64)
     adjacency = nx.to_numpy_array(topology.graph, weight="multiplicity")
     if given.ndim == 0:
         if not 0 <= given < np.inf:
@@ -112,7 +164,9 @@ def acid_constants(topology: Topology, rate: ArrayLike = 1.0) -> AcidConstants:
         :func:`djax.asynchronous.edge_rates`.
 
     Returns:
-      The constants.
+      The constants. They remember what they are for, and
+      :func:`djax.asynchronous.simulate` refuses events of another graph or rate.
+      Constants that are made by hand, or by `_replace`, are not checked.
 
     Raises:
       TypeError: if `topology` is none, for example a Schedule, or `rate` no number.
@@ -130,7 +184,8 @@ def acid_constants(topology: Topology, rate: ArrayLike = 1.0) -> AcidConstants:
       Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Proposition 3.6
     """
     check_undirected("acid_constants", topology)
-    rates = edge_rates(topology, rate)
+    asked = Asked(topology, rate)
+    rates = asked.rates
     _check_connected(rates)
     laplacian = np.diag(rates.sum(1)) - rates
     chi1 = 1 / np.linalg.eigvalsh(laplacian)[1]
@@ -138,13 +193,15 @@ def acid_constants(topology: Topology, rate: ArrayLike = 1.0) -> AcidConstants:
     i, j = np.nonzero(rates)
     resistances = inverse[i, i] + inverse[j, j] - 2 * inverse[i, j]
     chi2 = resistances.max() / 2
-    return AcidConstants(
+    constants = _MadeConstants(
         chi1=float(chi1),
         chi2=float(chi2),
         eta=float(1 / (2 * np.sqrt(chi1 * chi2))),
         alpha=0.5,
         alpha_tilde=float(np.sqrt(chi1 / chi2) / 2),
     )
+    constants.asked = asked
+    return constants
 
 
 def _check_rates(rates: np.ndarray, adjacency: np.ndarray) -> None:

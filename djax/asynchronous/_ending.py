@@ -20,7 +20,7 @@ class Result(NamedTuple):
     """What all workers end with.
 
     Attributes:
-      mean: of the models, as they travel.
+      mean: of the models that are finite, or of all if none is, as they travel.
       records: of the workers that are not lost, by rank.
     """
 
@@ -109,8 +109,13 @@ class Ending:
             return
         everything = [self._collected[rank][1] for rank in ranks]
         count = len(self._layout)
+        finite = [
+            buffers
+            for buffers in everything
+            if Record.unpack(buffers[count:])["finite"].all()
+        ]
         mean = [
-            _mean([buffers[k] for buffers in everything], dtype)
+            _mean([buffers[k] for buffers in finite or everything], dtype)
             for k, (_, dtype) in enumerate(self._layout)
         ]
         records = [part for buffers in everything for part in buffers[count:]]

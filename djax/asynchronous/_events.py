@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import _plot
+from ._constants import Asked
+from ._numbers import is_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +31,7 @@ class Events:
       worker: `int32[events]`, whose gradient it is, or one end of an averaging.
       peer: `int32[events]`, the other end, or -1 for a gradient.
       duration: when the run ends, not before the last event.
+      asked: the rates of averagings that the events were drawn for, if they were.
 
     Raises:
       ValueError: if a time is out of order, or a worker does not exist or averages with
@@ -50,6 +53,7 @@ class Events:
     worker: np.ndarray
     peer: np.ndarray
     duration: float
+    asked: Asked | None = None
 
     def __post_init__(self):
         for name, dtype in (("time", "f8"), ("worker", "i4"), ("peer", "i4")):
@@ -173,6 +177,10 @@ class Events:
 
 def _check_events(events: Events) -> None:
     count = events.time.size
+    if not is_whole(events.size) or events.size < 1:
+        raise ValueError(
+            f"Events: size must be a number of workers, got {events.size!r}."
+        )
     if not 0 <= events.duration < np.inf:
         raise ValueError(f"Events: the run cannot end at {events.duration}.")
     if (

@@ -27,6 +27,7 @@ class Say(enum.StrEnum):
     MODEL = "model"
     STATUS = "status"
     LOST = "lost"
+    NONFINITE = "nonfinite"
     RESULT = "result"
     MEAN = "mean"
     BYE = "bye"

@@ -14,6 +14,7 @@ from djax import _wire
 from djax._base import PyTree
 
 from ._acid import EventTransformation
+from ._finite import all_finite, applied
 
 Buffers = list[Any]
 """A model as it travels: its large leaves, and one array for the small of a dtype."""
@@ -89,11 +90,14 @@ class Model:
       params: the first model.
       state: of the algorithm.
       finished: number of gradients that it has seen.
+      skip: whether updates that are not finite are left out.
 
     Attributes:
       lock: of everything.
       time: the worker's own.
       averagings: how many there were.
+      updated: `bool[2]`, whether the latest gradient was finite, and whether the model
+        was that it led to.
       layout: shape and dtype of each array of the model as it travels.
       unpack: from these arrays to the model.
     """
@@ -104,6 +108,7 @@ class Model:
         params: PyTree,
         state: PyTree,
         finished: int = 0,
+        skip: bool = False,
     ):
         """Compiles nothing yet; see `compile`."""
         self.lock = threading.RLock()
@@ -112,13 +117,15 @@ class Model:
         self.averagings = 0
         leaves, structure = jax.tree.flatten(params)
         self._programs, self.unpack = _make_programs(
-            algorithm, structure, tuple((x.shape, x.dtype) for x in leaves)
+            algorithm, structure, tuple((x.shape, x.dtype) for x in leaves), skip
         )
-        packed = jax.eval_shape(self._programs.pack, params)
+        packed, _ = jax.eval_shape(self._programs.pack, params)
         self.layout = [(x.shape, x.dtype) for x in packed]
         self._arrival: Arrival | None = None
         self._last = float(finished)  # Time of the last event.
         self._sent: Buffers = []
+        self._sent_finite: Any = True
+        self.updated: Any = (True, True)
         self._sent_at: float | None = None  # If nothing has happened since.
 
     def compile(self, grads: PyTree) -> None:
@@ -130,7 +137,7 @@ class Model:
         grads = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), grads)
         model, times = (self.params, self.state), (_ZERO, _ZERO)
         self._programs.pack(self.params)
-        packed = self._programs.send(*model, _ZERO)
+        packed, _ = self._programs.send(*model, _ZERO)
         received = jax.tree.map(np.asarray, packed)
         for arrival in (None, (received, None), (received, packed)):
             self._programs.settle(*model, arrival, *times)
@@ -160,24 +167,37 @@ class Model:
         """
         with self.lock:
             arrival, *times = self._take_arrival(self.time.finished + 1.0)
-            self.params, self.state = self._programs.update(
+            self.params, self.state, self.updated = self._programs.update(
                 grads, self.params, self.state, arrival, *times, np.int32(global_step)
             )
             self.time.end()
             return self.averagings
 
     def send(self) -> Buffers:
-        """The model mixed up to now, packed for a neighbour; `receive` is next."""
+        """The model mixed up to now, packed for a neighbour.
+
+        `receive` or `keep` is next.
+        """
         with self.lock:
             if self._arrival is not None:
                 self.settle()
                 self._sent_at = self._last
-                self._sent = self._programs.pack(self.params)
+                self._sent, self._sent_finite = self._programs.pack(self.params)
                 return self._sent
             params, state, self._sent_at = self.params, self.state, self._now()
             since = np.float32(self._sent_at - self._last)
-        self._sent = self._programs.send(params, state, since)
+        self._sent, self._sent_finite = self._programs.send(params, state, since)
         return self._sent
+
+    @property
+    def sent_finite(self) -> bool:
+        """Whether what `send` returned has neither NaN nor infinities."""
+        return bool(self._sent_finite)
+
+    def keep(self) -> None:
+        """No averaging is made of what `send` returned: the model stays as it is."""
+        with self.lock:
+            self._sent = []
 
     def receive(self, peer: Buffers) -> None:
         """An averaging is made of what `send` returned and what the neighbour sent.
@@ -231,13 +251,17 @@ def _make_programs(
     algorithm: EventTransformation,
     structure: Any,
     kinds: tuple[tuple[tuple[int, ...], np.dtype], ...],
+    skip: bool,
 ) -> tuple[_Programs, Callable[[Buffers], PyTree]]:
     """The events, composed such that each reads the parameters once, and `unpack`.
 
     They are kept, so that another run in the same process compiles nothing.
     """
     like = structure.unflatten([jax.ShapeDtypeStruct(*kind) for kind in kinds])
-    pack, unpack = make_packing(like)
+    pack_leaves, unpack = make_packing(like)
+
+    def pack(params):
+        return pack_leaves(params), all_finite(params)
 
     def arrived(params, state, arrival, before):
         if arrival is None:
@@ -255,10 +279,15 @@ def _make_programs(
 
     def update(grads, params, state, arrival, before, after, global_step):
         params, state = arrived(params, state, arrival, before)
-        updates, state = algorithm.update(
-            grads, state, params, elapsed=after, global_step=global_step
+        return applied(
+            algorithm,
+            skip,
+            grads,
+            state,
+            params,
+            elapsed=after,
+            global_step=global_step,
         )
-        return optax.apply_updates(params, updates), state
 
     return _Programs(*map(_jit, (settle, pack, send, update))), unpack
 

@@ -1,6 +1,7 @@
 """Waves of events as compiled programs."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from djax import metrics
 from djax._base import PyTree
+from djax.communicators import simulated
 
 from ._events import Events
+from ._finite import all_finite, applied, choose
 from ._waves import Waves
 
 
@@ -80,55 +84,138 @@ def describe(events: Events, waves: Waves) -> Wave:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def looped(algorithm, gradient_fn, run: Run, waves: Wave, batches: PyTree, count):
-    """All waves in one program."""
+class Programs(NamedTuple):
+    """What a simulation runs.
+
+    Attributes:
+      init: `params -> state`, of all workers.
+      looped: `(run, waves, batches, count) -> (run, (metrics, finite))`, all waves in
+        one program, or `(run, ())` without any gradients; `finite` is
+        `bool[gradients, 2]`, of :func:`djax.asynchronous._finite.applied`.
+      dispatched: the same, with a program for each gradient, and two for everything
+        else of a wave.
+      look: `(run, since) -> dict`, what a moment shows, a time after each worker's last
+        event.
+    """
+
+    init: Callable[..., PyTree]
+    look: Callable[..., dict[str, PyTree]]
+    looped: Callable[..., tuple[Run, PyTree]]
+    dispatched: Callable[..., tuple[Run, PyTree]]
+
+
+@functools.lru_cache(maxsize=4)
+def make_programs(algorithm, gradient_fn, skip: bool) -> Programs:
+    """Makes the programs, which other simulations of the same things share.
+
+    JAX keeps what it has compiled as long as somebody holds the function. These are
+    functions of their own, held by a cache of a few, so that the programs of algorithms
+    that are made anew again and again do not pile up in memory.
+
+    Args:
+      algorithm: what every worker does.
+      gradient_fn: what one worker computes.
+      skip: whether updates that are not finite are left out.
+    """
+    average = functools.partial(_average, algorithm)
+    apply = functools.partial(_apply, algorithm, skip)
+    gradient = jax.jit(functools.partial(_one_gradient, gradient_fn))
+    looped = functools.partial(_looped, average, gradient_fn, apply)
+    dispatched = functools.partial(
+        _dispatched,
+        jax.jit(average, donate_argnums=0),
+        gradient,
+        jax.jit(apply, donate_argnums=0),
+    )
+    init = jax.jit(lambda params: jax.vmap(algorithm.init)(params))
+    look = jax.jit(functools.partial(_look, algorithm))
+    return Programs(init, look, jax.jit(looped, donate_argnums=0), dispatched)
+
+
+def copies(tree: PyTree) -> PyTree:
+    """Copies what the next stretch donates."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _look(algorithm, run: Run, since: jax.Array) -> dict[str, PyTree]:
+    """See :class:`Programs`."""
+    params, state = jax.vmap(algorithm.mix)(run.params, run.state, since)
+    finite = jax.vmap(all_finite)(params)
+    return {
+        "consensus_distance": _distance(params, finite),
+        **copies({"params": params, "state": state, "model_state": run.model_state}),
+    }
+
+
+def _distance(params: PyTree, finite: jax.Array) -> jax.Array:
+    """The consensus distance of those that are finite; NaN if none is."""
+    size, count = len(finite), finite.sum()
+    communicator = simulated(size)
+
+    def distance(params, finite):
+        # All others stand where the mean of these is: they add nothing to the sum.
+        kept = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), params)
+        mean = jax.tree.map(
+            lambda x: x * (size / count).astype(x.dtype), communicator.mean(kept)
+        )
+        moved = jax.tree.map(lambda x, m: jnp.where(finite, x, m), params, mean)
+        return metrics.consensus_distance(moved, communicator)
+
+    return communicator.spmd(distance)(params, finite)[0] * (size / count)
+
+
+def _looped(average, gradient_fn, apply, run: Run, waves: Wave, batches, count):
+    """See :class:`Programs`."""
 
     def body(w, carry):
         run, measured = carry
         wave = jax.tree.map(lambda x: x[w], waves)
-        run = _average(algorithm, run, wave)
+        run = average(run, wave)
         if wave.workers.size:
             results = _compute(gradient_fn, run, wave, batches)
-            run = _apply(algorithm, run, wave, results)
-            measured = _put(measured, wave.computing, (wave.slots, results[2], None))
+            run, finite = apply(run, wave, results)
+            new = results[2], finite
+            measured = _put(measured, wave.computing, (wave.slots, new, None))
         return run, measured
 
     measured = ()
     if waves.workers.size:
-        measured = _no_metrics(gradient_fn, run, batches)
+        gradient = functools.partial(_one_gradient, gradient_fn)
+        measured = _no_metrics(gradient, run, batches)
     return jax.lax.fori_loop(0, count, body, (run, measured))
 
 
-def dispatched(algorithm, gradient_fn, run: Run, waves: Wave, batches, count):
-    """A program for each gradient, and two for everything else of a wave."""
+def _dispatched(average, gradient, apply, run: Run, waves: Wave, batches, count):
+    """See :class:`Programs`."""
     measured = {}
     for w in range(count):
         wave = jax.tree.map(lambda x, w=w: x[w], waves)
-        run = _average_alone(algorithm, run, wave)
+        run = average(run, wave)
         if real := int(wave.computing):
             results = [
-                _one_gradient(gradient_fn, run, i, batches, slot)
+                gradient(run, i, batches, slot)
                 for i, slot in zip(wave.workers[:real], wave.slots, strict=False)
             ]
-            measured |= zip(wave.slots, (r[2] for r in results), strict=False)
+            metrics = [result[2] for result in results]
             results += results[-1:] * (len(wave.workers) - real)
-            run = _apply_alone(algorithm, run, wave, _stack(results))
+            run, finite = apply(run, wave, _stack(results))
+            measured |= zip(
+                wave.slots, zip(metrics, finite, strict=False), strict=False
+            )
     if measured:
         return run, _stack([measured[slot] for slot in sorted(measured)])
     computes = waves.workers.shape[1] > 0
-    return run, _no_metrics(gradient_fn, run, batches) if computes else ()
+    return run, _no_metrics(gradient, run, batches) if computes else ()
 
 
-def _no_metrics(gradient_fn, run: Run, batches: PyTree) -> PyTree:
-    """Zeros for the metrics of all gradients of a stretch."""
-    one = functools.partial(_one_gradient, gradient_fn)
-    like = jax.eval_shape(one, run, 0, batches, 0)[2]
+def _no_metrics(gradient, run: Run, batches: PyTree) -> PyTree:
+    """Zeros for the metrics and flags of all gradients of a stretch."""
+    like = jax.eval_shape(gradient, run, 0, batches, 0)[2]
     total = len(jax.tree.leaves(batches)[0])
-    return jax.tree.map(lambda x: jnp.zeros((total, *x.shape), x.dtype), like)
+    zeros = jax.tree.map(lambda x: jnp.zeros((total, *x.shape), x.dtype), like)
+    return zeros, jnp.zeros((total, 2), bool)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _one_gradient(gradient_fn, run: Run, i, batches: PyTree, slot):
     params, model_state = jax.tree.map(lambda x: x[i], (run.started, run.model_state))
     batch = jax.tree.map(lambda x: x[slot], batches)
@@ -140,7 +227,7 @@ def _stack(trees: list[PyTree]) -> PyTree:
 
 
 def _average(algorithm, run: Run, wave: Wave) -> Run:
-    """Pairs of workers exchange their models."""
+    """Pairs of workers exchange their models, unless one of the two is not finite."""
     if not wave.ends.size:
         return run
     everyone = run.params, run.state
@@ -149,11 +236,13 @@ def _average(algorithm, run: Run, wave: Wave) -> Run:
         jax.vmap(algorithm.mix)(*rows, since)
         for rows, since in zip(before, wave.since, strict=True)
     ]
+    finite = jax.vmap(all_finite)([params for params, _ in mixed])
     writes = []
     for k in (0, 1):
         (params, state), (peer, _) = mixed[k], mixed[1 - k]
-        updates, state = jax.vmap(algorithm.average)(peer, state, params)
-        after = optax.apply_updates(params, updates), state
+        updates, averaged = jax.vmap(algorithm.average)(peer, state, params)
+        averaged = optax.apply_updates(params, updates), averaged
+        after = choose(finite, averaged, mixed[k])
         writes.append((wave.ends[k], after, before[k]))
     params, state = _put(everyone, wave.averaging, *writes)
     return run._replace(params=params, state=state)
@@ -168,25 +257,21 @@ def _compute(gradient_fn, run: Run, wave: Wave, batches: PyTree):
     )
 
 
-def _apply(algorithm, run: Run, wave: Wave, results) -> Run:
-    """Gradients are due, and the next ones start."""
-    grads, model_state, _ = results
+def _apply(algorithm, skip, run: Run, wave: Wave, results) -> tuple[Run, jax.Array]:
+    """Gradients are due, and the next ones start; also returns which are finite."""
 
-    def step(before, grads, elapsed, count):
-        params, state = before
-        updates, state = algorithm.update(
-            grads, state, params, elapsed=elapsed, global_step=count
+    def step(before, results, elapsed, count):
+        (params, state, old), (grads, new, _) = before, results
+        options = {"elapsed": elapsed, "global_step": count}
+        params, state, finite = applied(
+            algorithm, skip, grads, state, params, **options
         )
-        return optax.apply_updates(params, updates), state
+        model_state = choose(finite.all(), new, old) if skip else new
+        return Run(params, state, params, model_state), finite
 
-    before = _rows((run.params, run.state), wave.workers)
-    params, state = jax.vmap(step)(before, grads, wave.elapsed, wave.steps)
-    after = Run(params, state, params, model_state)
-    return _put(run, wave.computing, (wave.workers, after, None))
-
-
-_average_alone = jax.jit(_average, static_argnums=0, donate_argnums=1)
-_apply_alone = jax.jit(_apply, static_argnums=0, donate_argnums=1)
+    before = _rows((run.params, run.state, run.model_state), wave.workers)
+    after, finite = jax.vmap(step)(before, results, wave.elapsed, wave.steps)
+    return _put(run, wave.computing, (wave.workers, after, None)), finite
 
 
 def _rows(tree: PyTree, index: jax.Array) -> PyTree:

@@ -23,6 +23,9 @@ class Record:
       looks: `float64[looks]`, when the model was compared.
       look_numbers: `int32[looks]`, which of the looks that were asked for, from 1 on.
       sketches: `float32[looks, k]`, what was compared.
+      nonfinite: `int32[]`, numbers of the gradients that were not finite, or led to a
+        model that is not, from 1 on.
+      finite: `int32[1]`, whether the model is finite in the end.
     """
 
     NAMES = (
@@ -34,8 +37,10 @@ class Record:
         "looks",
         "look_numbers",
         "sketches",
+        "nonfinite",
+        "finite",
     )
-    _TYPES = ("i4", "f8", "i4", "f8", "i4", "f8", "i4", "f4")
+    _TYPES = ("i4", "f8", "i4", "f8", "i4", "f8", "i4", "f4", "i4", "i4")
 
     def __init__(self, before: int = 0):
         """Nothing has happened."""
@@ -48,6 +53,8 @@ class Record:
             "peers": array.array("i"),
             "looks": array.array("d"),
             "look_numbers": array.array("i"),
+            "nonfinite": array.array("i"),
+            "finite": array.array("i", [1]),
         }
         self._sketches: list[np.ndarray] = []
 
@@ -59,6 +66,14 @@ class Record:
         """A gradient has been applied, that many averagings after its model."""
         self._parts["gradients"].extend((begin, self.now()))
         self._parts["staleness"].append(staleness)
+
+    def not_finite(self, number: int) -> None:
+        """That gradient was not finite, or the model that it led to."""
+        self._parts["nonfinite"].append(number)
+
+    def end(self, finite: bool) -> None:
+        """The run is over, with a model that is finite or not."""
+        self._parts["finite"][0] = finite
 
     def averaging(self, peer: int, begin: float) -> None:
         """An averaging has been made."""

@@ -29,7 +29,9 @@ class Report:
         (`float64[averagings, 2]`), `peers` (`int32[averagings]`), `looks`
         (`float64[looks]`, times), `look_numbers` (`int32[looks]`), `sketches`
         (`float32[looks, k]`, random projections of the models, or small models
-        themselves).
+        themselves), `nonfinite` (`int32[]`, numbers of the gradients that were not
+        finite or led to a model that is not) and `finite` (`int32[1]`, whether the
+        model is finite in the end).
     """
 
     size: int
@@ -76,6 +78,21 @@ class Report:
     def gradients_before(self) -> np.ndarray:
         """`int64[n]`: gradients of each worker that a checkpoint already had."""
         return self._each(lambda r: r["before"][0]).astype(np.int64)
+
+    @cached_property
+    def nonfinite_counts(self) -> np.ndarray:
+        """`int64[n]`: gradients that were not finite or led to a model that is not."""
+        return self._each(lambda r: len(r.get("nonfinite", ()))).astype(np.int64)
+
+    @property
+    def left_out(self) -> list[int]:
+        """The workers whose last model is not finite: the mean is of all others.
+
+        If no worker's model is finite, it is the mean of all.
+        """
+        return sorted(
+            rank for rank, r in self.records.items() if not np.all(r.get("finite", 1))
+        )
 
     @cached_property
     def pair_counts(self) -> np.ndarray:
@@ -157,9 +174,16 @@ class Report:
 
         Estimated, for models of more than 1,024 coordinates, to a few percent: nobody
         has been stopped for it, and the workers look at slightly different times.
+        Models that are not finite are left out; if none is, the result is NaN.
         """
         sketches = self._looks("sketches").astype(np.float64)
-        return ((sketches - sketches.mean(0)) ** 2).sum(2).mean(0)
+        finite = np.asarray(np.isfinite(sketches).all(2))
+        count = finite.sum(0)
+        with np.errstate(invalid="ignore"):  # 0 / 0, where no model is finite.
+            rows = np.where(finite[:, :, None], sketches, 0.0)
+            differences = rows - rows.sum(0) / count[:, None]
+            squares = np.where(finite, (differences**2).sum(2), 0.0)
+            return squares.sum(0) / count
 
     def _looks(self, name: str) -> np.ndarray:
         return np.stack(
@@ -189,7 +213,8 @@ class Report:
         """Writes a timeline in Chrome's format, which https://ui.perfetto.dev opens.
 
         It has a process for each worker, and two threads in it: its gradients, and its
-        averagings.
+        averagings. Slices of a kind have the same name, so that the viewer can add them
+        up; which one a slice is, and with whom, is in its arguments.
 
         Args:
           path: where to write it; usually it ends with `.json`.
@@ -201,16 +226,19 @@ class Report:
                 events.append(_named("thread_name", rank, thread, name))
             gradients = zip(record["gradients"], record["staleness"], strict=True)
             for k, (times, stale) in enumerate(gradients):
-                number = self.gradients_before[rank] + k + 1
-                details = {"averagings meanwhile": int(stale)}
-                events.append(_span(rank, 0, f"gradient {number}", times, details))
-            for times, peer in zip(record["averagings"], record["peers"], strict=True):
-                details = {"peer": int(peer)}
-                events.append(_span(rank, 1, f"with {peer}", times, details))
+                number = int(self.gradients_before[rank]) + k + 1
+                details = {"number": number, "averagings meanwhile": int(stale)}
+                events.append(_span(rank, 0, "gradient", times, details))
+            meetings = zip(record["averagings"], record["peers"], strict=True)
+            for k, (times, peer) in enumerate(meetings):
+                details = {"number": k + 1, "peer": int(peer)}
+                events.append(_span(rank, 1, "averaging", times, details))
         pathlib.Path(path).write_text(json.dumps({"traceEvents": events}))
 
     def __repr__(self) -> str:
         lost = f", lost {sorted(self.lost)}" if self.lost else ""
+        if self.left_out:
+            lost += f", not finite {self.left_out}"
         alive = sorted(self.records)
         return (
             f"Report({self.size} workers{lost}: {self.gradient_counts.sum()} gradients "

@@ -8,6 +8,7 @@ interpreter while it computes, and so do MPI and ZeroMQ while they wait.
 
 import functools
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,12 +23,15 @@ from djax.communicators._common import check_leading_axis
 from djax.simulation import Workers
 from djax.topologies import Topology
 
-from ._acid import EventTransformation
+from ._acid import EventTransformation, other_rates
 from ._averager import Averager, Look
 from ._batches import OwnBatches
 from ._checkpoint import Checkpointer, Checkpoints
+from ._constants import Asked
 from ._departure import leave_alone
+from ._finite import NonFiniteError, describe
 from ._gradient import Gradient
+from ._history import History
 from ._members import Members, WorkerLost
 from ._model import Model
 from ._record import Record
@@ -85,6 +89,7 @@ def run(
     timeout: float = 60.0,
     jit: bool = True,
     seed: int = 0,
+    nonfinite: str = "raise",
 ) -> Outcome:
     """Trains asynchronously: nobody waits for anybody.
 
@@ -113,7 +118,8 @@ def run(
       seconds: end after so long, or at whatever of the two comes first.
       rate: averagings of a worker per own gradient, or `float[n, n]` of each pair, as
         in :func:`djax.asynchronous.edge_rates`. Below 1 it is local SGD; at 0 nobody
-        averages.
+        averages. The constants of :func:`djax.acid` should be for the same rate: if
+        they are known to be for another, rank 0 warns.
       pairing: how neighbours find each other. `"edge_clocks"`: at the times of a
         Poisson process for each pair, as in the papers' analysis; `"first_free"`: with
         the first of the neighbours, in random order, that wants to average, too;
@@ -137,6 +143,12 @@ def run(
       timeout: seconds without any sign of life after which a worker is lost.
       jit: compile `gradient_fn`; False for one that is a plain Python function.
       seed: of the times and choices of averagings.
+      nonfinite: what happens to a gradient that is not finite, or that leads to a model
+        that is not. `"raise"`: the run ends, on all ranks; `"skip"`: it is not
+        applied, and the model state stays as it was before, although it counts as
+        computed; `"isolate"`: nothing is done about the worker. In each case models
+        that are not finite are neither averaged with others nor part of the mean in the
+        end; `report.nonfinite_counts` and `report.left_out` tell of them.
 
     Returns:
       The :class:`Outcome`.
@@ -147,6 +159,8 @@ def run(
       RuntimeError: if MPI does not let two threads communicate, a rank does not take
         part, or a worker is lost that the others cannot do without: the message names
         it and what it was doing.
+      djax.asynchronous.NonFiniteError: a `FloatingPointError`, if a gradient or model
+        is not finite, unless `nonfinite` says otherwise; it names worker and gradient.
 
     Examples:
       In a file that is started by `mpirun -n 4 python`::
@@ -183,7 +197,11 @@ def run(
         transport=transport,
         timeout=timeout,
         seed=seed,
+        nonfinite=nonfinite,
     )
+    mistake = other_rates(algorithm, Asked(topology, rate))
+    if mistake and comm.rank == 0:
+        warnings.warn(f"asynchronous.run: {mistake}", stacklevel=2)
     check_leading_axis("run: params", (params,), 1)
     check_leading_axis("run: model_state", (model_state,), 1)
     stream = OwnBatches(batches)
@@ -204,7 +222,9 @@ def run(
     if checkpoints is not None:
         saver = Checkpointer(checkpoints, comm)
     start = _start(algorithm, communicator, params, model_state, saver)
-    model = Model(algorithm, start.params, start.state, start.finished)
+    model = Model(
+        algorithm, start.params, start.state, start.finished, nonfinite == "skip"
+    )
     carrier = TRANSPORTS[transport](comm)
     members = Members(comm.rank, communicator.size, settings, carrier)
     members.own.gradients = start.finished
@@ -215,7 +235,15 @@ def run(
         model.compile(compute.compile(start.params, start.model_state))
         averager.start()
         model_state, measured = _train(
-            compute, model, start.model_state, averager, members, saver, progress, stop
+            compute,
+            model,
+            start.model_state,
+            averager,
+            members,
+            saver,
+            progress,
+            stop,
+            nonfinite,
         )
         result = averager.finish()
         if saver is not None:
@@ -235,7 +263,7 @@ def run(
     return Outcome(
         jax.tree.map(lambda x: jnp.asarray(x)[None], model.unpack(result.mean)),
         workers,
-        jax.tree.map(lambda *xs: np.stack(xs)[None], *measured) if measured else (),
+        measured.stacked(),
         averager.looks,
         Report.of(settings, result.records, members.lost),
     )
@@ -277,9 +305,10 @@ def _train(
     saver: Checkpointer | None,
     progress: Callable[[int], object] | None,
     stop: Callable[[], bool] | None,
-) -> tuple[PyTree, list[PyTree]]:
+    nonfinite: str,
+) -> tuple[PyTree, History]:
     """Computes gradients until the run is over; returns model state and metrics."""
-    measured = []
+    measured = History()
     while not averager.enough():
         turn = model.time.finished
         averager.begin(f"loading the batch of gradient {turn + 1}")
@@ -288,11 +317,19 @@ def _train(
         averager.begin(f"computing gradient {turn + 1}")
         began = averager.record.now()
         params, before = model.snapshot(settled=averager.waits)
-        grads, model_state, metrics = compute(params, model_state, *batch)
-        measured.append(jax.tree.map(np.asarray, metrics))
+        grads, new_model_state, metrics = compute(params, model_state, *batch)
+        measured.append(metrics)
         averager.check()
         after = model.update(grads, members.gradients)
         averager.record.gradient(began, after - before)
+        finite = np.asarray(model.updated)
+        if not finite.all():
+            averager.record.not_finite(turn + 1)
+            if nonfinite == "raise":
+                text = describe(members.rank, turn + 1, finite)
+                raise NonFiniteError(f"asynchronous.run: {text}")
+        if finite.all() or nonfinite != "skip":
+            model_state = new_model_state
         averager.begin(f"waiting for averagings after gradient {turn + 1}")
         averager.step()
         if progress is not None:

@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 
 from djax.topologies import Topology
+from djax.topologies._kinds import check_undirected
 
 from ._acid import EventTransformation
-from ._constants import check_undirected, edge_rates
+from ._constants import edge_rates
+from ._finite import check_nonfinite
+from ._numbers import is_number, is_whole
 from ._pairing import EdgeClocks, FirstFree, FixedOrder, Pairing
 from ._transport import TRANSPORTS
+
+# Averagings of a worker per gradient. Their times are drawn one by one.
+_MOST_RATE = 1e5
+# Seconds: more than what operating systems can wait for would fail late.
+_LONGEST = 1e6
 
 PAIRINGS = ("edge_clocks", "first_free", "fixed_order")
 
@@ -37,16 +45,23 @@ class Settings:
     transport: str
     timeout: float
     seed: int
+    nonfinite: str = "raise"
     rates: np.ndarray = dataclasses.field(init=False)
 
     def __post_init__(self):
         object.__setattr__(self, "rates", edge_rates(self.topology, self.rate))
+        if (most := self.rates.sum(1).max(initial=0)) > _MOST_RATE:
+            raise ValueError(
+                f"run: {most:.3g} averagings per gradient are more than a worker can "
+                f"count; rate must be at most {_MOST_RATE:g}."
+            )
         for name, value, known in (
             ("pairing", self.pairing, PAIRINGS),
             ("transport", self.transport, tuple(TRANSPORTS)),
         ):
             if value not in known:
                 raise ValueError(f"run: {name} must be one of {known}, got {value!r}.")
+        check_nonfinite("run", self.nonfinite)
         if self.pairing == "edge_clocks" and not self.random_times:
             raise ValueError(
                 "run: the clocks of pairs tick at random times; random_times=False is "
@@ -73,12 +88,16 @@ class Settings:
         """Checks a whole number of at least so much, or without that a positive one."""
         if value is None and name in ("gradients", "max_backlog", "seconds"):
             return
-        kind = (int, float, np.number) if least is None else (int, np.integer)
+        fits = is_number if least is None else is_whole
         what = "positive number" if least is None else f"whole number from {least} on"
-        if isinstance(value, bool) or not isinstance(value, kind):
+        if not fits(value):
             raise TypeError(f"run: {name} must be a {what}, got {value!r}.")
         if not (0 < value < math.inf if least is None else least <= value):
             raise ValueError(f"run: {name} must be a {what}, got {value!r}.")
+        if name == "timeout" and value > _LONGEST:
+            raise ValueError(
+                f"run: timeout must be at most {_LONGEST:g} seconds, got {value!r}."
+            )
 
     @property
     def common(self) -> dict[str, str]:

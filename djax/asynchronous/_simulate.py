@@ -6,9 +6,8 @@ are one program. What comes out is what the events give one after another, but f
 rounding of batched matrix products.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +15,16 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from djax import metrics
 from djax._base import PyTree
 from djax._gradient_fn import GradientFn, check_gradient_fn
-from djax.communicators import simulated
 from djax.communicators._common import check_leading_axis
 
-from ._acid import EventTransformation
+from ._acid import EventTransformation, other_rates
 from ._batches import Batches
 from ._events import Events
-from ._programs import Run, describe, dispatched, looped
+from ._finite import NonFiniteError, check_nonfinite
+from ._finite import describe as describe_nonfinite
+from ._programs import Run, copies, describe, make_programs
 from ._waves import capacities, level
 
 
@@ -40,7 +39,7 @@ class Moment(NamedTuple):
       metrics: of the gradients since the previous moment, `[gradients, ...]` in the
         order of the events.
       consensus_distance: `float[]`, the models' variance, as in
-        :func:`djax.metrics.consensus_distance`.
+        :func:`djax.metrics.consensus_distance`, of those that are finite.
     """
 
     time: float
@@ -61,6 +60,7 @@ def simulate(
     times: Sequence[float] = (),
     model_state: PyTree = (),
     dispatch: bool = False,
+    nonfinite: str = "raise",
 ) -> Iterator[Moment]:
     """Runs an asynchronous algorithm through a list of events.
 
@@ -88,6 +88,12 @@ def simulate(
       model_state: what the gradients carry along, with a leading axis of workers.
       dispatch: compute the gradients one by one, for models with convolutions, instead
         of in one program with everything else.
+      nonfinite: what happens to a gradient that is not finite, or that leads to a model
+        that is not. `"raise"`: an error before the next moment; `"skip"`: it is not
+        applied, and the model state stays as it was before, although it counts as
+        computed; `"isolate"`: nothing is done about the worker. In each case models
+        that are not finite are not averaged with others: the averaging counts as not
+        made, at both ends.
 
     Returns:
       An iterator over the :class:`Moment`\\ s, which computes as it goes.
@@ -95,8 +101,12 @@ def simulate(
     Raises:
       TypeError: if the algorithm or the events are none, or what `gradient_fn` returns
         does not fit.
-      ValueError: if arguments do not fit together or `times` are not ascending in
-        [0, `events.duration`]; before anything is computed.
+      ValueError: if arguments do not fit together, such as constants of
+        :func:`djax.acid_constants` for another graph or rate than the events', or
+        `times` are not ascending in [0, `events.duration`]; before anything is
+        computed.
+      djax.asynchronous.NonFiniteError: a `FloatingPointError`, from the iterator, which
+        names the worker and its gradient; unless `nonfinite` says otherwise.
 
     Examples:
       >>> import djax, jax.numpy as jnp, optax
@@ -122,8 +132,11 @@ def simulate(
         raise TypeError(
             f"simulate needs events, such as those of draw_events, got {events!r}."
         )
+    if mistake := other_rates(algorithm, events.asked):
+        raise ValueError(f"simulate: {mistake}")
     check_leading_axis("simulate: params", (params,), events.size)
     check_leading_axis("simulate: model_state", (model_state,), events.size)
+    check_nonfinite("simulate", nonfinite)
     ends = _check_times(times, events.duration)
     stream = None
     if events.is_gradient.any():
@@ -140,9 +153,11 @@ def simulate(
             jax.tree.map(lambda x: x[0], model_state),
             stream.example,
         )
-    start = _copies((params, model_state))
-    program = dispatched if dispatch else looped
-    return _moments(algorithm, events, start, gradient_fn, stream, ends, program)
+    start = copies((params, model_state))
+    programs = make_programs(algorithm, gradient_fn, nonfinite == "skip")
+    program = programs.dispatched if dispatch else programs.looped
+    raises = nonfinite == "raise"
+    return _moments(programs, program, events, start, stream, ends, raises)
 
 
 def in_global_steps(schedule: optax.Schedule) -> "GlobalSchedule":
@@ -196,13 +211,13 @@ class GlobalSchedule:
 
 
 def _moments(
-    algorithm, events, start, gradient_fn, stream, ends, program
+    programs, program, events, start, stream, ends, raises
 ) -> Iterator[Moment]:
     params, model_state = start
     run = Run(
         params=params,
-        state=_init(algorithm, params),
-        started=_copies(params) if stream else (),
+        state=programs.init(params),
+        started=copies(params) if stream else (),
         model_state=model_state,
     )
     sizes = capacities(events)
@@ -214,40 +229,40 @@ def _moments(
     # All stretches, and those of similar events, have the same shapes: one program.
     longest = 2 ** (max(counts) - 1).bit_length() if max(counts) else 1
     most = -(-max(gradients) // events.size) * events.size
+    before = 0
     for end, waves, count, new in zip(ends, stretches, counts, gradients, strict=True):
         described = jax.tree.map(lambda x: _pad(x, longest), describe(events, waves))
         batches = stream.take(new, most) if stream else ()
-        run, measured = program(algorithm, gradient_fn, run, described, batches, count)
+        run, measured = program(run, described, batches, count)
+        measured, finite = jax.tree.map(
+            lambda x, new=new: x[:new], measured or ((), ())
+        )
+        if raises and new:
+            _check_finite(events, before, np.asarray(finite))
+        before += new
         since = jnp.asarray(end - events.last_times(end), jnp.result_type(float))
         yield Moment(
             time=float(end),
-            metrics=jax.tree.map(lambda x, new=new: x[:new], measured),
-            **_look(algorithm, run, since),
+            metrics=measured,
+            **programs.look(run, since),
         )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _init(algorithm, params):
-    return jax.vmap(algorithm.init)(params)
+def _check_finite(events: Events, before: int, finite: np.ndarray) -> None:
+    """Raises NonFiniteError if a gradient is not finite, or led to such a model.
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def _look(algorithm, run: Run, since: jax.Array) -> dict[str, Any]:
-    """What a moment shows: copies, since the next stretch donates the run."""
-    params, state = jax.vmap(algorithm.mix)(run.params, run.state, since)
-    communicator = simulated(len(since))
-    distance = communicator.spmd(
-        lambda params: metrics.consensus_distance(params, communicator)
-    )
-    return {
-        "consensus_distance": distance(params)[0],
-        **_copies({"params": params, "state": state, "model_state": run.model_state}),
-    }
-
-
-def _copies(tree: PyTree) -> PyTree:
-    """Of what the next stretch donates."""
-    return jax.tree.map(jnp.copy, tree)
+    Args:
+      events: of the simulation.
+      before: number of gradients before these.
+      finite: `bool[gradients, 2]`.
+    """
+    if finite.all():
+        return
+    first = int(np.argmin(finite.all(1)))
+    workers = events.worker[events.is_gradient][: before + first + 1]
+    worker = int(workers[-1])
+    text = describe_nonfinite(worker, int((workers == worker).sum()), finite[first])
+    raise NonFiniteError(f"simulate: {text}")
 
 
 def _pad(array: np.ndarray, length: int) -> np.ndarray:
