@@ -6,16 +6,21 @@
 MPICH's launcher ends a job when a process of it has died of a signal (SIGKILL, also
 from a system that is out of memory, or SIGSEGV), whatever its options say, but not when
 one has merely exited. So each rank becomes the child of a process that does nothing
-else, and exits with code 1 when its child has died.
+else, and exits with code 1 when its child has died. The child does not outlive it, and
+hears from it when another rank has died.
 
 It is for jobs that can go on: :func:`djax.asynchronous.run` with `transport="zmq"`.
 """
 
+import ctypes
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+
+_PIPE = "DJAX_GUARD_PIPE"  # As :mod:`djax.communicators._end` reads it.
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,10 +32,22 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments:
         print("usage: python -m djax.guard (SCRIPT | -m MODULE) ...", file=sys.stderr)
         return 2
+    launcher = os.getppid()
+    name = pathlib.Path(f"/proc/{launcher}/comm")
+    if name.exists() and name.read_text().startswith("hydra_pmi_prox"):
+        _die_with(launcher)
+    heard, say = os.pipe()
+    os.set_inheritable(heard, True)
     # By this signal the launcher tells everybody that somebody has died.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # The child talks to the launcher through a file that is open already.
-    child = subprocess.Popen([sys.executable, *arguments], close_fds=False)
+    signal.signal(signal.SIGUSR1, lambda number, _: os.write(say, b"!"))
+    guard = os.getpid()
+    child = subprocess.Popen(
+        [sys.executable, *arguments],
+        close_fds=False,  # It talks to the launcher through a file that is open.
+        env={**os.environ, _PIPE: str(heard)},
+        preexec_fn=lambda: _die_with(guard),
+    )
+    os.close(heard)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: child.send_signal(number))
     code = child.wait()
@@ -40,6 +57,14 @@ def main(arguments: Sequence[str]) -> int:
     rank = os.environ.get("PMI_RANK", "?")
     print(f"rank {rank} was ended by {name}", file=sys.stderr, flush=True)
     return 1
+
+
+def _die_with(parent: int) -> None:
+    """Lets the kernel end this process when its parent dies; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # It has died meanwhile.
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

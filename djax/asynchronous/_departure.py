@@ -1,9 +1,9 @@
 """How a process ends that belongs to an MPI job in which others have died."""
 
-import atexit
-import os
 import sys
 import traceback
+
+from djax.communicators import _end
 
 
 def leave_alone(rank: int) -> None:
@@ -12,23 +12,17 @@ def leave_alone(rank: int) -> None:
     Args:
       rank: this worker, for an exception's message.
     """
-    sys.excepthook = hook = _Excepthook(rank)
-    atexit.register(hook.exit)
+    sys.excepthook = _Excepthook(rank)
+    _end.leave_alone()
 
 
 class _Excepthook:
     """Tells of an uncaught exception, which ends this process alone."""
 
     def __init__(self, rank: int):
-        self._rank, self._code = rank, 0
+        self._rank = rank
 
     def __call__(self, *exception):
         text = "".join(traceback.format_exception(*exception))
         sys.stderr.write(f"rank {self._rank} failed:\n{text}")
-        self._code = 1
-
-    def exit(self) -> None:
-        """Ends the process, after all that was registered later."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(self._code)
+        _end.fail_alone()

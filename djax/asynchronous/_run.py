@@ -20,6 +20,7 @@ from djax import communicators
 from djax._base import Communicator, PyTree
 from djax._gradient_fn import GradientFn, check_gradient_fn
 from djax.communicators._common import check_leading_axis
+from djax.communicators._start import meet
 from djax.simulation import Workers
 from djax.topologies import Topology
 
@@ -43,7 +44,6 @@ from ._transport import TRANSPORTS
 _START = 10
 # Seconds that a worker that has failed has to say why before others end the job.
 _LAST_WORDS = 2.0
-_HERE = 7  # Tag of the messages by which all meet.
 
 
 class Outcome(NamedTuple):
@@ -211,7 +211,7 @@ def run(
     if jit:
         check_gradient_fn("run", gradient_fn, params, model_state, stream.example)
     compute = Gradient(gradient_fn, stream, jit)
-    meet(comm, _START * timeout)
+    meet(comm, "asynchronous.run", _START * timeout)
     kinds = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", params)
     communicators.check_agreement(
         communicator,
@@ -346,33 +346,3 @@ def _save(saver: Checkpointer, model: Model, model_state: PyTree) -> None:
     with model.lock:
         finished, (params, state) = model.time.finished, model.settle()
     saver.save(finished, (params, state, model_state))
-
-
-def meet(comm: Any, timeout: float) -> None:
-    """Waits until all ranks are here, so that what follows cannot hang.
-
-    Args:
-      comm: an MPI communicator.
-      timeout: seconds to wait.
-
-    Raises:
-      RuntimeError: if some are not; it names them.
-    """
-    from mpi4py import MPI
-
-    others = [rank for rank in range(comm.size) if rank != comm.rank]
-    said = [comm.Isend([b"!", MPI.BYTE], rank, _HERE) for rank in others]
-    missing = {
-        rank: comm.Irecv([bytearray(1), MPI.BYTE], rank, _HERE) for rank in others
-    }
-    end = time.monotonic() + timeout
-    while missing := {
-        r: request for r, request in missing.items() if not request.Test()
-    }:
-        if time.monotonic() > end:
-            raise RuntimeError(
-                f"asynchronous.run: ranks {sorted(missing)} have not called it within "
-                f"{timeout:g} s; all ranks have to."
-            )
-        time.sleep(1e-3)
-    MPI.Request.Waitall(said)

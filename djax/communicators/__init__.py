@@ -20,7 +20,7 @@ import jax
 
 from djax._base import Communicator
 
-from . import _common, _launch
+from . import _common, _end, _launch, _start
 from ._agreement import check_agreement as check_agreement
 from ._agreement import replicate as replicate
 from ._axis import MeshCommunicator as MeshCommunicator
@@ -110,8 +110,15 @@ def mpi(
     """One worker a rank; run with `mpirun -n SIZE python ...`.
 
     Call it before JAX's first computation. On a node with GPUs the process takes the
-    GPU of its node-local rank; on CPUs its XLA threads take its share of the cores. An
-    uncaught exception on one rank ends all of them.
+    GPU of its node-local rank; on CPUs its XLA threads take its share of the cores.
+
+    All ranks of the job have to call it. After 30 seconds rank 0 names those that have
+    not come, and after 600 seconds, or as many as the environment variable
+    `DJAX_START_TIMEOUT` says, all end. An uncaught exception on one rank, or an exit
+    code other than 0, ends all of them. A rank whose program has ended waits for the
+    others. If one of them then stands at one place of its Python program for more than
+    60 seconds, or as many as `DJAX_EXIT_TIMEOUT` says, it waits for the rank that has
+    left, and all end; set it higher if a single compiled call takes longer.
 
     Args:
       comm: an `mpi4py.MPI.Comm`, of which duplicates are made; by default all ranks.
@@ -127,13 +134,13 @@ def mpi(
 
     Raises:
       ImportError: if mpi4py or mpi4jax is missing.
-      RuntimeError: if the launcher belongs to another MPI than mpi4py, or if JAX
-        already holds several GPUs.
-      ValueError: if `drop_probability` is out of range.
+      RuntimeError: if the launcher belongs to another MPI than mpi4py, if JAX already
+        holds several GPUs, or if a rank does not call it in time.
+      ValueError: if `drop_probability` or an environment variable is out of range.
     """
     _common.check_losses(drop_probability, drop_seed)
     try:
-        from mpi4py import MPI
+        MPI = _start.start_mpi()
 
         from ._mpi import MPICommunicator
     except ImportError as error:
@@ -141,11 +148,18 @@ def mpi(
             "communicators.mpi needs mpi4py and mpi4jax: install djax-gossip[mpi], "
             "and djax-gossip[mpi,mpich] where there is no MPI yet."
         ) from error
+    world = MPI.COMM_WORLD
     if comm is None:
-        comm = MPI.COMM_WORLD
-        if comm.Get_size() == 1 and _launch.launcher_size() is None:
+        comm = world
+        if world.size == 1 and _launch.launcher_size() is None:
             _warn_of_one_rank()
-    _launch.prepare(MPI.COMM_WORLD)
+    _launch.check(world)
+    _start.meet(
+        world, "djax.communicators.mpi()", _start.seconds_of(_start.START_TIMEOUT)
+    )
+    _launch.prepare(world)
+    if world.size > 1:
+        _end.end_together(world)
     return MPICommunicator(comm.Dup(), comm.Dup(), drop_probability, drop_seed)
 
 

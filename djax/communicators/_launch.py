@@ -47,20 +47,15 @@ def launcher_rank() -> int:
     return 0 if launcher_size() is None else int(next(ranks, 0))
 
 
-def prepare(world: Any) -> None:
-    """Settles this rank's device, threads and last words.
-
-    To be called before JAX's first computation.
+def check(world: Any) -> None:
+    """Makes sure that all ranks hear of each other, and of each other's exceptions.
 
     Args:
       world: `mpi4py.MPI.COMM_WORLD`.
 
     Raises:
-      RuntimeError: if the launcher belongs to another MPI than mpi4py, or if JAX has
-        already taken hold of all of a node's GPUs.
+      RuntimeError: if the launcher belongs to another MPI than mpi4py.
     """
-    from mpi4py import MPI
-
     launched = launcher_size()
     if world.size == 1 and launched is not None and launched > 1:
         raise RuntimeError(
@@ -69,6 +64,23 @@ def prepare(world: Any) -> None:
             "the MPI that mpi4py was built with (`python -m mpi4py --mpi-library` "
             "names it)."
         )
+    if world.size > 1 and not isinstance(sys.excepthook, _AbortAll):
+        sys.excepthook = _AbortAll(world)
+
+
+def prepare(world: Any) -> None:
+    """Settles this rank's device, threads and memory.
+
+    To be called before JAX's first computation.
+
+    Args:
+      world: `mpi4py.MPI.COMM_WORLD`.
+
+    Raises:
+      RuntimeError: if JAX has already taken hold of all of a node's GPUs.
+    """
+    from mpi4py import MPI
+
     node = world.Split_type(MPI.COMM_TYPE_SHARED)
     try:
         _share_cores(node)
@@ -77,8 +89,6 @@ def prepare(world: Any) -> None:
         _keep_memory(node.size)
     finally:
         node.Free()
-    if world.size > 1 and not isinstance(sys.excepthook, _AbortAll):
-        sys.excepthook = _AbortAll(world)
 
 
 def _share_cores(node: Any) -> None:

@@ -1,12 +1,15 @@
 """Mistakes that the person at the command line can mend."""
 
 import contextlib
+import io
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
 
 from djax import communicators
+from djax.communicators._start import start_mpi
 
 USAGE_EXIT_CODE = 2
 
@@ -46,21 +49,36 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
 def heard_once() -> Iterator[None]:
     """Silences all ranks but the first, and lets them exit together.
 
-    For command-line parsers, which print and exit by themselves.
+    For command-line parsers, which print and exit by themselves. What rank 0 does not
+    find, the rank that has found it says.
     """
+    said = io.StringIO()
     try:
         if communicators.launcher_rank() == 0:
-            yield
+            with readers_may_leave():
+                yield
         else:
-            with (
-                open(os.devnull, "w") as nowhere,
-                contextlib.redirect_stdout(nowhere),
-                contextlib.redirect_stderr(nowhere),
-            ):
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 yield
     except SystemExit as stop:
-        sys.stdout.flush()
-        exit_together(stop.code)
+        exit_together(stop.code, said.getvalue().strip())
+
+
+@contextlib.contextmanager
+def readers_may_leave() -> Iterator[None]:
+    """Ends the process quietly when nobody reads its output any more, as in `| head`.
+
+    The exit code is the one of a program that the system ends for this.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still in the buffer would fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def exit_together(
@@ -89,10 +107,10 @@ def exit_together(
 def _all_come(patience: float) -> bool:
     """Whether every rank comes here within `patience` seconds."""
     try:
-        from mpi4py import MPI
+        world = start_mpi().COMM_WORLD
     except ImportError:  # The mistake that all have to hear of.
         return True
-    arrived, deadline = MPI.COMM_WORLD.Ibarrier(), time.monotonic() + patience
+    arrived, deadline = world.Ibarrier(), time.monotonic() + patience
     while not arrived.Test():
         if time.monotonic() > deadline:
             return False
@@ -101,7 +119,5 @@ def _all_come(patience: float) -> bool:
 
 
 def _abort() -> None:
-    from mpi4py import MPI
-
     time.sleep(0.5)  # The launcher drops what it has not passed on by the end.
-    MPI.COMM_WORLD.Abort(USAGE_EXIT_CODE)
+    start_mpi().COMM_WORLD.Abort(USAGE_EXIT_CODE)

@@ -131,7 +131,8 @@ def main(
     speaks = communicators.launcher_rank() == 0
     if not choice.smoke and choice.method is None and choice.setting is None:
         if speaks:
-            show(table)
+            with errors.readers_may_leave():
+                show(table)
         return []
     records = []
     for row in rows:

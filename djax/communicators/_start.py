@@ -1,0 +1,187 @@
+"""How a process joins the other ranks of an MPI job, in bounded time.
+
+Starting MPI and its first collective calls wait for every rank of the job. One that has
+died or does something else would let all others wait for ever without a word. So each
+step has a limit, after which the process ends and names who is missing.
+"""
+
+import contextlib
+import ctypes
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from . import _watch
+from ._launch import launcher_size
+
+START_TIMEOUT = "DJAX_START_TIMEOUT", 600.0
+"""Environment variable, and default: seconds that a rank waits for all to start."""
+PATIENCE = 30.0
+"""Seconds after which a rank says that it waits for others to start."""
+
+_TAG = 32003  # Of the messages by which all meet, in nobody else's way.
+_ROUND_TRIP = 5.0  # Seconds that rank 0 has to answer when its own time is over.
+
+
+def seconds_of(variable: tuple[str, float]) -> float:
+    """Seconds that an environment variable sets.
+
+    Args:
+      variable: its name, and the default.
+
+    Raises:
+      ValueError: if it is not a positive number.
+    """
+    name, default = variable
+    text = os.environ.get(name, "")
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise ValueError(f"{name}={text} must be a positive number of seconds.")
+    return value
+
+
+def start_mpi() -> Any:
+    """Starts MPI, unless it has been, and ends the process if that takes too long.
+
+    The start waits for all ranks of the job; :data:`START_TIMEOUT` bounds it. The
+    process is also bound to its launcher: it does not outlive it.
+
+    Returns:
+      The module `mpi4py.MPI`.
+
+    Raises:
+      ImportError: if mpi4py is missing.
+    """
+    if "mpi4py.MPI" not in sys.modules:
+        _die_with_launcher()
+        with watched("starting MPI", seconds_of(START_TIMEOUT)):
+            from mpi4py import MPI
+    from mpi4py import MPI
+
+    return MPI
+
+
+@contextlib.contextmanager
+def watched(doing: str, seconds: float) -> Iterator[None]:
+    """Ends this process, with one line, if what is within takes too long.
+
+    Args:
+      doing: what it is, for the line.
+      seconds: the limit.
+    """
+    watcher = watch(doing, seconds)
+    try:
+        yield
+    finally:
+        if watcher is not None:
+            watcher.kill()
+            watcher.communicate()
+
+
+def watch(doing: str, seconds: float) -> subprocess.Popen[bytes] | None:
+    """Ends this process, with one line, if it lives for longer than so many seconds.
+
+    For calls of MPI that hold the interpreter's lock, where no thread could watch.
+    Where no launcher has started this process, nobody is waited for.
+
+    Args:
+      doing: what it does meanwhile, for the line.
+      seconds: the limit.
+
+    Returns:
+      The process that watches; it ends by itself when this one does.
+    """
+    if (launcher_size() or 1) == 1:
+        return None
+    patience = min(PATIENCE, seconds / 2)
+    numbers = map(str, (patience, seconds, os.getpid()))
+    command = [sys.executable, "-I", "-S", _watch.__file__, doing, *numbers]
+    return subprocess.Popen(command, stdin=subprocess.PIPE)
+
+
+def _die_with_launcher() -> None:
+    """Lets the kernel end this process when its MPICH launcher or guard is killed."""
+    parent = os.getppid()
+    name = pathlib.Path(f"/proc/{parent}/comm")
+    with contextlib.suppress(OSError):
+        if name.read_text().startswith("hydra_pmi_prox"):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+            if os.getppid() != parent:  # It has died meanwhile.
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def meet(comm: Any, what: str, seconds: float) -> None:
+    """Waits until all ranks are here, so that what follows cannot hang.
+
+    Rank 0 hears everybody and answers. It says once who is late, after
+    :data:`PATIENCE` seconds or half of the limit.
+
+    Args:
+      comm: an MPI communicator.
+      what: what all ranks have to call, for the messages.
+      seconds: how long to wait.
+
+    Raises:
+      RuntimeError: if some are not here in time; it names them.
+    """
+    missing = _gather(comm, what, seconds) if comm.rank == 0 else _report(comm, seconds)
+    if missing:
+        raise RuntimeError(
+            f"{what}: ranks {missing} have not called it within {seconds:g} s; all "
+            "ranks have to."
+        )
+
+
+def _gather(comm: Any, what: str, seconds: float) -> list[int]:
+    """Hears all other ranks, and tells them who is missing."""
+    from mpi4py import MPI
+
+    begin, said = time.monotonic(), False
+    missing = {
+        rank: comm.Irecv([bytearray(1), MPI.BYTE], rank, _TAG)
+        for rank in range(1, comm.size)
+    }
+    while missing := {r: x for r, x in missing.items() if not x.Test()}:
+        waited = time.monotonic() - begin
+        if waited > seconds:
+            break
+        if waited > min(PATIENCE, seconds / 2) and not said:
+            said = True
+            names = f"{_watch.name(set(missing))} of {comm.size}"
+            verb = "have" if len(missing) > 1 else "has"
+            _watch.say(f"{names} {verb} not come to {what} after {waited:.0f} s.")
+        time.sleep(1e-3)
+    late = sorted(missing)
+    requests = [comm.isend(late, rank, _TAG) for rank in range(1, comm.size)]
+    if late:  # Who is not here does not take it.
+        requests = [
+            r
+            for r, rank in zip(requests, range(1, comm.size), strict=True)
+            if rank not in missing
+        ]
+    MPI.Request.Waitall(requests)
+    return late
+
+
+def _report(comm: Any, seconds: float) -> list[int]:
+    """Tells rank 0 that this rank is here; returns who is not."""
+    from mpi4py import MPI
+
+    said = comm.Isend([b"!", MPI.BYTE], 0, _TAG)
+    answer, end = comm.irecv(source=0, tag=_TAG), time.monotonic() + seconds
+    while True:
+        arrived, late = answer.test()
+        if arrived:
+            said.Wait()
+            return late
+        if time.monotonic() > end + _ROUND_TRIP:
+            return [0]
+        time.sleep(1e-3)
