@@ -18,7 +18,7 @@ Each run writes runs/<time>-<name>/ with its configuration, metrics and pictures
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import tqdm
@@ -26,6 +26,7 @@ import tyro
 
 import djax
 from djax import communicators
+from djax._checkpoints import CheckpointError
 
 from .common import (
     algorithms,
@@ -41,6 +42,7 @@ from .common import (
     trainer,
 )
 from .common.config import (
+    BUDGET,
     Config,
     check,
     identify,
@@ -124,7 +126,8 @@ class Run:
 
         Raises:
           Diverged: if a loss is not finite.
-          Stopped: after SIGTERM, when all is saved.
+          Stopped: after SIGTERM or Ctrl-C, when all is saved.
+          CheckpointError: if checkpoints cannot be used.
         """
         evaluations = min(self.config.evaluations, self.epochs)
         return self.job.train(self.params, evaluations, report, advance)
@@ -148,7 +151,9 @@ class Run:
             asynchronous.make_rounds(
                 config.clocks, self.communicator.size, self.steps, config.seed
             ),
-            checkpoints.Saver(config.saving, self.communicator, identify(config)),
+            checkpoints.Saver(
+                config.saving, self.communicator, identify(config, self.topologies)
+            ),
             config.collapse,
         )
 
@@ -191,6 +196,7 @@ class Run:
                 config.clocks.rate,
                 self.steps,
                 config.seed,
+                identity=identify(config, self.topologies, BUDGET),
             )
         events = asynchronous.make_events(
             config.clocks, topology, self.steps, config.seed
@@ -207,6 +213,7 @@ def execute(run: Run) -> trainer.Outcome:
     if (counts := run.task.class_counts) is not None and folder.active:
         title = f"{config.split}, {run.communicator.size} workers"
         folder.save("split.png", partition.plot_classes(counts, title))
+    history: list[dict[str, Any]] = []
     with tqdm.tqdm(
         total=run.epochs,
         desc=run.title,
@@ -219,6 +226,7 @@ def execute(run: Run) -> trainer.Outcome:
             # Rank 0 may be lost by now.
             folder.active = min(run.job.ranks) in run.communicator.local_ranks
             folder.append(record)
+            history.append(record)
             score, value = run.task.score, record.get("mean", record["averaged"])
             loss = record.get("loss", record["averaged_loss"])
             bar.set_postfix_str(f"loss {loss:.4g}, {score} {value:.4g}")
@@ -226,8 +234,13 @@ def execute(run: Run) -> trainer.Outcome:
         def advance(epochs):
             bar.update(min(epochs, run.epochs - bar.n))  # But for rounding.
 
-        outcome = run.train(log, advance)
-    title = f"{run.title}, seed {config.seed}"
+        title = f"{run.title}, seed {config.seed}"
+        try:
+            outcome = run.train(log, advance)
+        except (trainer.Stopped, KeyboardInterrupt):
+            bar.close()
+            show_cut_off(run, history, title)
+            raise
     rows = report.summarize(run.task.score, outcome.history[-1])
     if outcome.history[-1].get("collapsed"):
         rows.append(
@@ -242,6 +255,25 @@ def execute(run: Run) -> trainer.Outcome:
             folder.save("curves.png", curves)
         print(f"written to {folder.path}")
     return outcome
+
+
+def show_cut_off(run: Run, history: Sequence[dict[str, Any]], title: str) -> None:
+    """Shows what there is of a run that ends early.
+
+    Args:
+      run: the run.
+      history: the records so far.
+      title: of table and curves.
+    """
+    if not (run.folder.active and history):
+        return
+    rows = [("epochs", f"{history[-1]['epoch']:.4g} of {run.epochs}")]
+    rows += report.summarize(run.task.score, history[-1])
+    report.show_table(f"{title}, cut off", rows)
+    if "mean" in history[-1]:
+        curves = report.plot_history(history, run.task.score, f"{title}, cut off")
+        run.folder.save("curves.png", curves)
+    print(f"written to {run.folder.path}", flush=True)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
@@ -265,18 +297,43 @@ def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
     Args:
       arguments: by default those of the process.
     """
-    config = parse(arguments)
-    with errors.one_line_errors(Exception):
-        run = Run(config)
-    with errors.one_line_errors(trainer.Diverged):
-        try:
-            return execute(run)
-        except trainer.Stopped as stop:
-            if run.folder.active:
-                print(stop, file=sys.stderr)
-            sys.exit(0)
-        finally:
+    run: Run | None = None
+    try:
+        config = parse(arguments)
+        with errors.one_line_errors(Exception):
+            run = Run(config)
+        with errors.one_line_errors(trainer.Diverged, CheckpointError):
+            outcome = execute(run)
+    except trainer.Stopped as stop:
+        end(stop.code, str(stop))
+    except KeyboardInterrupt:
+        end(
+            checkpoints.INTERRUPTED,
+            "stopped by Ctrl-C; no checkpoint was saved by this, so start it anew, "
+            "or with --resume where there are --checkpoints",
+        )
+    finally:
+        if run is not None:
             run.folder.close()
+    if outcome.unsaved:
+        end(
+            1,
+            f"trained to the end, but {len(outcome.unsaved)} checkpoints could not be "
+            f"saved, the first: {outcome.unsaved[0]}",
+        )
+    return outcome
+
+
+def end(code: int, message: str) -> NoReturn:
+    """Ends this process with a line on stderr, said by rank 0.
+
+    Args:
+      code: exit code.
+      message: the line.
+    """
+    if communicators.launcher_rank() == 0:
+        print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

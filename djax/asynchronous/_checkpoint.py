@@ -3,17 +3,18 @@
 import dataclasses
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from djax._base import PyTree
+from djax._checkpoints import Folder, to_numpy
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """Where and when the workers of a run save what they have; needs orbax.
+    """Where and when the workers of a run save what they have.
 
     Every worker saves by itself, between two of its gradients: its model, its state of
     the algorithm with the second copy of the model and the optimizer's state, its model
@@ -26,12 +27,16 @@ class Checkpoints:
       every: seconds between two checkpoints.
       keep: how many are kept, the last ones.
       resume: whether to go on from the last ones, where there are any.
+      identity: what else, by name, a run has to have in common with the one that it
+        goes on with, such as its data. Graph, rates, pairing, seed, the kind of
+        algorithm, parameters and JAX's precision are compared anyway.
     """
 
     directory: str | pathlib.Path
     every: float = 600.0
     keep: int = 2
     resume: bool = False
+    identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not (self.every > 0 and self.keep >= 1):
@@ -47,87 +52,106 @@ class Checkpointer:
     Args:
       options: where and when.
       comm: an MPI communicator of all workers.
+      identity: what this run must have in common with the one it goes on with.
+
+    Attributes:
+      latest: number of gradients of the checkpoint to go on from, or None.
     """
 
-    def __init__(self, options: Checkpoints, comm: Any):
-        """Opens the worker's folder.
+    def __init__(self, options: Checkpoints, comm: Any, identity: Mapping[str, str]):
+        """Opens the worker's folder, and makes sure that it can be written to.
 
         Raises:
-          ModuleNotFoundError: if orbax is missing.
-          ValueError: if the folder is of another number of workers, or has checkpoints
-            that are not to be resumed.
+          CheckpointError: on all workers alike, if the folder is of another run, is
+            used by another job, cannot be written to, or has checkpoints that are
+            damaged, incomplete or not to be resumed.
         """
-        try:
-            import orbax.checkpoint as ocp
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                'checkpoints need orbax: pip install "djax-gossip[asynchronous]".'
-            ) from None
-        self._ocp, self._options, self._saved = ocp, options, time.monotonic()
-        everything = pathlib.Path(options.directory).absolute()
-        folder = everything / f"worker_{comm.rank}_of_{comm.size}"
-        others = [
-            path.name
-            for path in everything.glob("worker_*_of_*")
-            if not path.name.endswith(f"_of_{comm.size}")
-        ]
-        if others:
-            raise ValueError(
-                f"checkpoints: {everything} is of a run with another number of "
-                f"workers, {others[0]}; choose another directory."
+        self._options, self._saved = options, time.monotonic()
+        path = pathlib.Path(options.directory).absolute()
+        own = f"worker_{comm.rank}_of_{comm.size}"
+        identity = {**identity, **options.identity}
+        self._folder = job = Folder(path, own, comm.allgather, comm.rank == 0)
+        if others := job.others("worker_*_of_*"):
+            job.refuse(
+                f"checkpoints: {path} is of a run with another number of workers, "
+                f"{others[0]}; choose another directory."
             )
-        self._manager = ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=options.keep, create=True),
+        if job.used and not options.resume:
+            job.refuse(
+                f"checkpoints: {job.steps.folder} has one already; use resume=True to "
+                "go on from it, or choose another directory."
+            )
+        self.latest, self._found = None, None
+        if job.used:
+            job.check_complete()
+            job.compare(identity)
+            step, self._found = job.find_intact(common=False)
+            self.latest = step or None
+        job.begin(identity)
+        self._steps = job.steps
+        # What is newer than that is damaged; it stays until there is something newer.
+        self._steps.held = frozenset(
+            step for step in self._steps.find() if step <= (self.latest or 0)
         )
-        self.latest = self._manager.latest_step()
-        if self.latest is not None and not options.resume:
-            self._manager.close()
-            raise ValueError(
-                f"checkpoints: {folder} has one already; use resume=True to go on from "
-                "it, or choose another directory."
-            )
-        everyones = comm.allgather(self.latest)
-        if None in everyones and set(everyones) != {None}:
-            raise ValueError(
-                f"checkpoints: {everything} has some, but none of worker "
-                f"{everyones.index(None)}; choose another directory."
-            )
 
     @property
     def due(self) -> bool:
         """Whether it is time to save."""
         return time.monotonic() - self._saved >= self._options.every
 
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why checkpoints could not be written."""
+        return tuple(self._steps.failures)
+
     def save(self, finished: int, tree: PyTree) -> None:
-        """Copies a tree of arrays, and writes it behind the caller's back."""
+        """Copies a tree of arrays, and writes it behind the caller's back.
+
+        One of the same number is replaced: averagings may have followed.
+        """
         self._saved = time.monotonic()
-        copied = jax.tree.map(lambda x: np.array(x), tree)
-        if finished == self._manager.latest_step():  # Averagings may have followed.
-            self._manager.wait_until_finished()
-            self._manager.delete(finished)
-        self._manager.save(finished, args=self._ocp.args.StandardSave(copied))
+        copied = [*map(to_numpy, jax.tree.leaves(tree))]
+        self._steps.save(finished, copied)
+        self._steps.complain()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Removes all but the last ones; what is being written does not count yet."""
+        held = sorted(self._steps.held - {0})
+        kept = held[-self._options.keep :]
+        if held and held[-1] > (self.latest or 0):
+            damaged = set(self._steps.find()) - set(held)
+            self._steps.remove(s for s in damaged if s < held[-1])
+        if kept:
+            self._steps.remove(s for s in self._steps.held if s < kept[0])
 
     def restore(self, like: PyTree) -> Any:
-        """Reads the latest checkpoint, of the shapes of `like`.
+        """The latest checkpoint, of the shapes of `like`.
 
         Raises:
-          ValueError: if it has other shapes.
+          CheckpointError: if it has other shapes.
         """
-        found = self._manager.restore(
-            self.latest, args=self._ocp.args.StandardRestore(like)
+        assert self._found is not None
+        leaves, structure = jax.tree.flatten(like)
+        arrays = self._found.restore(
+            [*map(to_numpy, leaves)], self._folder.steps.folder
         )
-        kinds = [
-            jax.tree.map(lambda x: (np.shape(x), np.asarray(x).dtype), tree)
-            for tree in (like, found)
-        ]
-        if kinds[0] != kinds[1]:
-            raise ValueError(
-                f"checkpoints: the saved arrays are {kinds[1]}, and not {kinds[0]}."
-            )
-        return jax.tree.map(jax.numpy.asarray, found)
+        self._found = None
+        return jax.tree.unflatten(structure, [*map(_from_numpy, arrays, leaves)])
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is written, and unlocks the folder."""
+        self._steps.wait_until_finished()
+        self._steps.complain()
+        self._tidy()
+        self._folder.close()
+
+    def abandon(self) -> None:
+        """Unlocks the folder at once; what is not written by then is left away."""
+        self._folder.unlock()
+
+
+def _from_numpy(array: Any, like: Any) -> Any:
+    if jax.dtypes.issubdtype(getattr(like, "dtype", None), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    return jax.numpy.asarray(array)

@@ -9,6 +9,7 @@ interpreter while it computes, and so do MPI and ZeroMQ while they wait.
 import functools
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax import communicators
+from djax import _checkpoints, communicators
 from djax._base import Communicator, PyTree
 from djax._gradient_fn import GradientFn, check_gradient_fn
 from djax.communicators._common import check_leading_axis
@@ -56,6 +57,7 @@ class Outcome(NamedTuple):
       metrics: of this worker's gradients, `[1, gradients, ...]`.
       looks: this worker's models during the run, if they were kept.
       report: what all workers did, the same on all of them.
+      unsaved: why checkpoints of this worker could not be written.
     """
 
     params: PyTree
@@ -63,6 +65,7 @@ class Outcome(NamedTuple):
     metrics: PyTree
     looks: list[Look]
     report: Report
+    unsaved: tuple[str, ...] = ()
 
 
 def run(
@@ -220,7 +223,11 @@ def run(
     )
     saver = None
     if checkpoints is not None:
-        saver = Checkpointer(checkpoints, comm)
+        saver = Checkpointer(
+            checkpoints,
+            comm,
+            _identify(algorithm, settings, params, model_state),
+        )
     start = _start(algorithm, communicator, params, model_state, saver)
     model = Model(
         algorithm, start.params, start.state, start.finished, nonfinite == "skip"
@@ -250,6 +257,8 @@ def run(
             _save(saver, model, model_state)
             saver.close()
     except BaseException as error:
+        if saver is not None:
+            saver.abandon()
         averager.fail(error)
         if carrier.survives:
             leave_alone(comm.rank)
@@ -266,7 +275,39 @@ def run(
         measured.stacked(),
         averager.looks,
         Report.of(settings, result.records, members.lost),
+        saver.failures if saver is not None else (),
     )
+
+
+def _identify(algorithm, settings, params, model_state) -> dict[str, str]:
+    """What a run has in common with the one with whose checkpoints it goes on."""
+    kinds = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", (params, model_state))
+    state = jax.eval_shape(algorithm.init, params)
+    common = settings.common
+    graph = f"{settings.topology.edges} {settings.topology.rounds} {common['rates']}"
+    return {
+        "the algorithm": type(state).__name__,
+        "the optimizer's state": str(jax.tree.structure(state)),
+        "the algorithm's constants": _probe(algorithm, params),
+        "the graph and rates": f"{zlib.crc32(graph.encode()):08x}",
+        "params": str(kinds),
+        **{name: common[name] for name in ("pairing", "random_times", "seed")},
+        **_checkpoints.environment(),
+    }
+
+
+def _probe(algorithm: EventTransformation, params: PyTree) -> str:
+    """What an averaging and a pause do, which tells an algorithm's constants."""
+
+    @jax.jit
+    def act(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        ones = jax.tree.map(jnp.ones_like, params)
+        updates, state = algorithm.average(ones, algorithm.init(zeros), zeros)
+        mixed, _ = algorithm.mix(updates, state, jnp.float32(1))
+        return [jnp.ravel(jax.tree.leaves(tree)[0])[:1] for tree in (updates, mixed)]
+
+    return " ".join(f"{x:.6g}" for values in act(params) for x in values.tolist())
 
 
 class _Start(NamedTuple):

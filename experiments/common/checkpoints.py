@@ -1,31 +1,35 @@
 """What a synchronous run saves, so that it goes on where it was cut off."""
 
 import dataclasses
-import json
+import os
 import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 import djax
+from djax._checkpoints import Folder, Saved, Steps, to_numpy
 from djax.simulation import Workers
 
 from .errors import UsageError
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+_TWICE = 0.5  # Seconds after which a second Ctrl-C is meant as one.
+
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-    """Where and when the workers are saved; needs orbax."""
+    """Where and when the workers are saved."""
 
     checkpoints: pathlib.Path | None = None
     """Folder for checkpoints of every worker. Without it they are saved, in the run's
-    own folder, only when SIGTERM ends the run, and those of a2cid2 and adpsgd not at
-    all."""
+    own folder, only when SIGTERM or Ctrl-C ends the run, and those of a2cid2 and adpsgd
+    not at all."""
     checkpoint_every: float = 600.0
     """Seconds between them."""
     keep_checkpoints: int = 2
@@ -55,8 +59,9 @@ def check_saving(options: Saving) -> None:
 class Saver:
     """Saves and restores the workers of this process.
 
-    Each process has a folder of its own. What is there counts from the last step that
-    all processes have saved, so that a run may be killed at any time.
+    Each process has a folder of its own. A step is of use once all processes have it,
+    and goes only when all have enough newer ones, so that a job may be killed at any
+    time. See :mod:`djax._checkpoints`.
 
     Args:
       options: where and when.
@@ -66,7 +71,8 @@ class Saver:
 
     Attributes:
       folder: where the checkpoints are.
-      latest: the step of the last one, None if there is none.
+      latest: the step to go on from, None if there is none.
+      failures: why checkpoints could not be written, on any process; known in the end.
     """
 
     def __init__(
@@ -75,78 +81,71 @@ class Saver:
         communicator: djax.Communicator,
         identity: Mapping[str, str],
     ):
-        """Looks for checkpoints.
+        """Looks for checkpoints, and makes sure that more can be written.
 
         Raises:
-          UsageError: on all processes alike, if there are some that are not to be
-            resumed, or that are of another run.
+          CheckpointError: on all processes alike, if there are some that are not to be
+            resumed, are of another run, or cannot be used; or if nothing can be
+            written.
         """
         self._options, self._communicator = options, communicator
         self._identity, self._saved = dict(identity), time.monotonic()
-        self._manager: Any = None
-        self.folder = self.latest = None
+        self._job: Folder | None = None
+        self._manager: Steps | None = None
+        self._found: Saved | None = None
+        self._stale: set[int] = set()
+        self.folder: pathlib.Path | None = None
+        self.latest: int | None = None
+        self.failures: list[str] = []
         if options.checkpoints is not None:
             self.folder = options.checkpoints.absolute()
-            self.latest = self._find(self.folder)
+            self._open(self.folder)
 
     def fall_back(self, folder: pathlib.Path) -> None:
         """Names the folder, where the options name none."""
         self.folder = self.folder or folder.absolute()
 
-    def _find(self, folder: pathlib.Path) -> int | None:
-        """The last step that all processes have; newer ones are removed."""
-        names = {path.name for path in folder.glob("workers_*_of_*")}
-        own = self._own_folder(folder)
-        steps = self._open(own).all_steps() if own.name in names else []
-        local = self._communicator.local_ranks
-        everyones = self._communicator.gather([(own.name, names, steps)] * len(local))
-        expected = {name for name, _, _ in everyones}
-        others = set().union(*(names for _, names, _ in everyones)) - expected
-        if others:
-            raise UsageError(
-                f"--checkpoints {folder} is of a run with other processes, "
-                f"{min(others)}; choose another folder."
+    def _open(self, path: pathlib.Path) -> None:
+        """Looks for the last step that all processes have."""
+        local, size = self._communicator.local_ranks, self._communicator.size
+        own = f"workers_{local[0]}-{local[-1]}_of_{size}"
+        job = Folder(path, own, self._gather, 0 in local)
+        if others := job.others("workers_*_of_*"):
+            job.refuse(
+                f"--checkpoints {path} is of a run with other processes, {others[0]}; "
+                "choose another folder."
             )
-        if not any(steps for _, _, steps in everyones):
-            return None
-        if not self._options.resume:
-            raise UsageError(
-                f"--checkpoints {folder} has some already; add --resume to go on from "
+        if job.used and not self._options.resume:
+            job.refuse(
+                f"--checkpoints {path} has some already; add --resume to go on from "
                 "the last one, or choose another folder."
             )
-        common = set.intersection(*(set(steps) for _, _, steps in everyones))
-        if common:
-            self._compare(folder)
-        latest = max(common, default=-1)
-        for step in steps:
-            if step > latest:  # Others were killed before they had saved it.
-                self._manager.delete(step)
-        return latest if common else None
+        if job.used:
+            job.check_complete()
+            job.compare(self._identity)
+            step, self._found = job.find_intact(common=True)
+            self.latest = step or None
+        job.begin(self._identity)
+        self._job, self._manager = job, job.steps
+        self._sort_out(job)
 
-    def _own_folder(self, folder: pathlib.Path) -> pathlib.Path:
-        local = self._communicator.local_ranks
-        name = f"workers_{local[0]}-{local[-1]}_of_{self._communicator.size}"
-        return folder / name
+    def _sort_out(self, job: Folder) -> None:
+        """Settles what happens to steps that are not those to go on from.
 
-    def _compare(self, folder: pathlib.Path) -> None:
-        """Raises UsageError unless the checkpoints are of this configuration."""
-        saved = json.loads((folder / "identity.json").read_text())
-        for key, value in self._identity.items():
-            if saved.get(key) != value:
-                flag = key.rsplit(".", 1)[-1].replace("_", "-")
-                raise UsageError(
-                    f"--checkpoints {folder} is of a run with --{flag} "
-                    f"{saved.get(key)}, this one has {value}; choose another folder."
-                )
+        What others were killed before they had saved goes at once. What is damaged
+        stays until there is something newer.
+        """
+        own, latest = set(job.steps.find()), self.latest or 0
+        common = set.intersection(*map(set, job.everyones.values()))
+        job.steps.held = frozenset(step for step in own if step <= latest)
+        newer = {step for step in own if step > latest}
+        self._stale = newer & common
+        job.steps.remove(newer - common)
 
-    def _open(self, own: pathlib.Path) -> Any:
-        if self._manager is None:
-            ocp = _orbax()
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._options.keep_checkpoints, create=True
-            )
-            self._manager = ocp.CheckpointManager(own, options=options)
-        return self._manager
+    def _gather(self, value: Any) -> list[Any]:
+        """What each process has; of all workers in one process one is enough."""
+        local = len(self._communicator.local_ranks)
+        return self._communicator.gather([value] * local)
 
     @property
     def due(self) -> bool:
@@ -157,6 +156,11 @@ class Saver:
             and past >= self._options.checkpoint_every
         )
 
+    @property
+    def held(self) -> frozenset[int]:
+        """The steps that this process has completely written."""
+        return frozenset() if self._manager is None else self._manager.held
+
     def save(self, step: int, workers: Workers, progress: Mapping[str, Any]) -> None:
         """Copies the workers, and writes them behind the caller's back.
 
@@ -165,77 +169,68 @@ class Saver:
           workers: of this process.
           progress: what else has to be known, that JSON can hold.
         """
-        ocp = _orbax()
         assert self.folder is not None
         self._saved = time.monotonic()
-        path = self.folder / "identity.json"
-        if 0 in self._communicator.local_ranks and not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(self._identity, indent=2) + "\n")
-            part.replace(path)
-        arrays = jax.tree.leaves(jax.tree.map(_to_numpy, workers))
-        self._open(self._own_folder(self.folder)).save(
-            step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(dict(_numbered(arrays))),
-                progress=ocp.args.JsonSave(dict(progress)),
-            ),
+        if self._manager is None:
+            self._open(self.folder)
+        assert self._manager is not None
+        self._stale.discard(step)
+        self._manager.save(
+            step, [*map(to_numpy, jax.tree.leaves(workers))], dict(progress)
         )
 
+    def settle(self, everyones: Sequence[frozenset[int]]) -> None:
+        """Removes what nobody needs any more, and says what could not be saved.
+
+        Args:
+          everyones: steps that each process has completely written.
+        """
+        if self._manager is None:
+            return
+        self._manager.complain()
+        common = sorted(frozenset.intersection(*everyones) - {0})
+        if not common:
+            return
+        oldest = common[-self._options.keep_checkpoints :][0]
+        self._manager.remove(s for s in self._manager.held if s < oldest)
+        if common[-1] > (self.latest or 0):
+            self._manager.remove(self._stale)
+            self._stale = set()
+
     def restore(self, like: Workers) -> tuple[Workers, dict[str, Any]]:
-        """Reads the latest checkpoint.
+        """The latest checkpoint.
 
         Args:
           like: workers of the same shapes.
 
         Returns:
           The workers, and the progress that was saved with them.
+
+        Raises:
+          CheckpointError: if it is of workers of other shapes.
         """
-        ocp = _orbax()
+        assert self._found is not None
         leaves, structure = jax.tree.flatten(like)
-        arrays = dict(_numbered(map(_to_numpy, leaves)))
-        found = self._manager.restore(
-            self.latest,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardRestore(arrays),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
-        restored = [
-            _from_numpy(found["arrays"][name], leaf)
-            for name, leaf in zip(arrays, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(structure, restored), found["progress"]
+        arrays = self._found.restore([*map(to_numpy, leaves)], self.folder)
+        restored = list(map(_from_numpy, arrays, leaves))
+        progress, self._found = self._found.content, None
+        return jax.tree.unflatten(structure, restored), progress
+
+    def finish(self) -> None:
+        """Waits until all processes have written everything; all call it together."""
+        if self._manager is None:
+            return
+        self._manager.wait_until_finished()
+        everyone = self._gather((self._manager.held, self._manager.failures))
+        self.settle([held for held, _ in everyone])
+        texts = [text for _, failures in everyone for text in failures]
+        self.failures = list(dict.fromkeys(texts))
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        if self._manager is not None:
-            self._manager.wait_until_finished()
-            self._manager.close()
-            self._manager = None
-
-
-def _orbax() -> Any:
-    try:
-        import orbax.checkpoint
-    except ModuleNotFoundError:
-        raise UsageError(
-            'checkpoints need orbax: pip install "djax-gossip[asynchronous]".'
-        ) from None
-    return orbax.checkpoint
-
-
-def _numbered(leaves) -> Iterator[tuple[str, Any]]:
-    """Names for leaves; states of optimizers have no names that could be kept."""
-    return ((f"{i:05d}", leaf) for i, leaf in enumerate(leaves))
-
-
-def _to_numpy(leaf: Any) -> np.ndarray:
-    """A copy; of random keys their data."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.array(leaf)
+        """Waits until this process has written everything, and unlocks the folder."""
+        if self._job is not None:
+            self._job.close()
+            self._job = self._manager = None
 
 
 def _from_numpy(array: Any, like: Any) -> jax.Array:
@@ -245,34 +240,46 @@ def _from_numpy(array: Any, like: Any) -> jax.Array:
 
 
 class Termination:
-    """Hears SIGTERM, by which schedulers announce that a job's time is over.
+    """Hears SIGTERM and Ctrl-C, by which a run is told to end.
 
-    A context manager; outside of it, and in threads other than the main one, the signal
-    does what it did before.
+    Schedulers announce by SIGTERM that a job's time is over; Ctrl-C is SIGINT. A
+    context manager; outside of it, and in threads other than the main one, the signals
+    do what they did before. A second Ctrl-C ends the process at once.
 
     Args:
       listen: False for one that hears nothing.
 
     Attributes:
-      requested: whether it came.
+      requested: whether a signal came.
+      number: which one.
     """
 
     def __init__(self, *, listen: bool = True):
         """Nothing was heard."""
-        self.requested, self._listens = False, listen
-        self._before: Any = None
+        self.requested, self.number = False, int(signal.SIGTERM)
+        self._listens, self._heard = listen, 0.0
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Termination":
         """Starts to listen."""
         main = threading.current_thread() is threading.main_thread()
         if self._listens and main:
-            self._before = signal.signal(signal.SIGTERM, self._hear)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._hear)
         return self
 
     def _hear(self, number, frame):
+        now = time.monotonic()
+        # A terminal and a launcher may both pass on the same Ctrl-C.
+        if self.requested and number == signal.SIGINT and now - self._heard > _TWICE:
+            os.write(2, b"ended at once by a second Ctrl-C\n")
+            os._exit(INTERRUPTED)
+        if not self.requested:
+            self.number, self._heard = number, now
         self.requested = True
 
     def __exit__(self, *error: object) -> None:
         """Stops."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}

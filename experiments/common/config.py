@@ -3,10 +3,14 @@
 import contextlib
 import dataclasses
 import pathlib
+import zlib
+from collections.abc import Collection, Sequence
 from typing import Literal
 
+import numpy as np
+
 import djax
-from djax import communicators, topologies
+from djax import _checkpoints, communicators, topologies
 
 from . import algorithms, asynchronous, checkpoints, errors, optimizers, runtime
 from .data import DataOptions
@@ -92,16 +96,36 @@ UNESSENTIAL = {"runs", "name", "tensorboard", "data_dir", "download"} | {
     field.name for field in dataclasses.fields(checkpoints.Saving)
 }
 """What may differ between a run and the one that goes on with its checkpoints."""
+BUDGET = {"epochs", "evaluations", "seconds", "transport", "timeout"}
+"""What may differ besides where workers never wait: how long, and over what network."""
 
 
-def identify(config: Config) -> dict[str, str]:
-    """What two runs have in common of which one goes on with the other's workers."""
-    found = {}
+def identify(
+    config: Config, graphs: Sequence[djax.Topology], ignored: Collection[str] = ()
+) -> dict[str, str]:
+    """What two runs have in common of which one goes on with the other's workers.
+
+    Args:
+      config: from the command line.
+      graphs: that it names; the same name may come to mean another graph.
+      ignored: further options that may differ.
+    """
+    found = {"the graph": "; ".join(map(_digest, graphs))}
     for name, value in dataclasses.asdict(config).items():
-        parts = value if isinstance(value, dict) else {name: value}
-        for key in parts.keys() - UNESSENTIAL:
-            found[f"{name}.{key}"] = repr(parts[key])
-    return found
+        options = dataclasses.is_dataclass(getattr(config, name))
+        parts = value if options else {name: value}
+        if isinstance(value, dict) and not options:
+            parts = {name: dict(sorted(value.items()))}
+        for key in parts.keys() - UNESSENTIAL - set(ignored):
+            found[f"--{key}".replace("_", "-")] = repr(parts[key])
+    return found | _checkpoints.environment()
+
+
+def _digest(graph: djax.Topology) -> str:
+    """A name of a graph with its weights, to what is more than rounding."""
+    edges = [(i, j, graph.multiplicity(i, j)) for i, j in graph.edges]
+    weights = np.round(graph.mixing_matrix, 9).tolist()
+    return f"{zlib.crc32(repr((edges, weights)).encode()):08x}"
 
 
 def make_communicator(config: Config) -> djax.Communicator:

@@ -1,7 +1,7 @@
 """Training without waiting, in real time, one process a worker."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -26,7 +26,13 @@ from .errors import UsageError
 from .evaluation import assess_one, make_assess
 from .report import RunFolder
 from .tasks import Task
-from .trainer import Outcome, Stopped, check_losses, chunk_steps
+from .trainer import (
+    Outcome,
+    Stopped,
+    check_losses,
+    chunk_steps,
+    describe_signal,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +98,7 @@ class Live:
       steps: gradients of a worker, on average.
       seed: of the averagings.
       jit: compile the task's gradient; False for a plain Python function.
+      identity: what a run has to have in common with the one that it goes on with.
     """
 
     def __init__(
@@ -106,8 +113,10 @@ class Live:
         steps: int,
         seed: int,
         jit: bool = True,
+        identity: Mapping[str, str] | None = None,
     ):
         """Nothing has happened."""
+        self._identity = dict(identity or {})
         self._task, self._communicator, self._options = task, communicator, options
         self._algorithm, self._topology, self._rate = algorithm, topology, rate
         self._gradients, self._seed = topology.size * steps, seed
@@ -150,7 +159,8 @@ class Live:
 
         Raises:
           Diverged: if the loss of a gradient is not finite.
-          Stopped: after SIGTERM, if there are checkpoints.
+          Stopped: after SIGTERM or Ctrl-C, with what there is evaluated.
+          CheckpointError: if checkpoints cannot be used.
         """
         task, options = self._task, self._options
         epoch, passed = self._topology.size * task.steps_per_epoch, 0
@@ -164,7 +174,7 @@ class Live:
 
         saving = self._make_checkpoints()
         with (
-            Termination(listen=saving is not None) as termination,
+            Termination() as termination,
             Prefetch(lambda i: task.batches(i * chunk, (i + 1) * chunk)) as batches,
         ):
             outcome = asynchronous.run(
@@ -192,13 +202,15 @@ class Live:
                 seed=self._seed,
             )
         self._report = outcome.report
-        self._check_stopped(termination.requested)
+        told, unsaved = self._gather(termination, outcome.unsaved)
         survey = self._survey_survivors if self._report.lost else self._survey
         history = []
         for record in survey(outcome):
             history.append(record)
             report(record)
-        return Outcome(outcome.workers, history)
+        if told:
+            raise self._stopped(told[0], unsaved)
+        return Outcome(outcome.workers, history, unsaved)
 
     def _make_checkpoints(self) -> asynchronous.Checkpoints | None:
         saving = self._saving
@@ -209,17 +221,34 @@ class Live:
             saving.checkpoint_every,
             saving.keep_checkpoints,
             saving.resume,
+            self._identity,
         )
 
-    def _check_stopped(self, requested: bool) -> None:
-        """Raises Stopped if any worker was told to end; all have been saved by now."""
-        if not self.report.lost:
-            requested = any(self._communicator.gather([requested]))
-        if requested:
-            raise Stopped(
-                "stopped by SIGTERM; to go on, start the same with --checkpoints "
-                f"{self._saving.checkpoints} --resume"
+    def _gather(
+        self, termination: Termination, unsaved: Sequence[str]
+    ) -> tuple[list[int], list[str]]:
+        """The signals by which any worker was told to end, and failed checkpoints."""
+        own = termination.requested and termination.number, list(unsaved)
+        everyone = [own] if self.report.lost else self._communicator.gather([own])
+        told = [number for number, _ in everyone if number]
+        return told, [text for _, texts in everyone for text in texts]
+
+    def _stopped(self, number: int, unsaved: Sequence[str]) -> Stopped:
+        """What is said of a run that a signal ends; all have been saved by now."""
+        how, code = describe_signal(number)
+        if self._saving.checkpoints is None:
+            return Stopped(
+                f"stopped by {how}; nothing is saved, as there is no --checkpoints",
+                128 + number,
             )
+        rest = f"start the same with --checkpoints {self._saving.checkpoints} --resume"
+        if unsaved:
+            return Stopped(
+                f"stopped by {how}, but not all checkpoints could be saved: "
+                f"{unsaved[-1]}; to go on from the last ones, {rest}",
+                code or 1,
+            )
+        return Stopped(f"stopped by {how}; to go on, {rest}", code)
 
     def _survey(self, outcome: asynchronous.Outcome) -> Iterator[dict[str, Any]]:
         """Evaluates what was kept, and the end, on all workers together."""

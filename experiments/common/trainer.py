@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import math
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import optax
 import djax
 from djax import simulation
 
-from .checkpoints import Saver, Termination
+from .checkpoints import INTERRUPTED, Saver, Termination
 from .data import Prefetch
 from .errors import UsageError
 from .evaluation import make_assess
@@ -30,7 +31,17 @@ class Diverged(UsageError):
 
 
 class Stopped(Exception):
-    """The run was told to end, and what it has is saved."""
+    """The run was told to end, and what it has is saved where the message says so.
+
+    Args:
+      message: why, and how to go on.
+      code: with which the process ends.
+    """
+
+    def __init__(self, message: str, code: int = 0):
+        """Nothing more."""
+        super().__init__(message)
+        self.code = code
 
 
 class Outcome(NamedTuple):
@@ -42,10 +53,12 @@ class Outcome(NamedTuple):
         (mean training loss of the epoch), what
         :func:`experiments.common.evaluation.make_assess` measures, `seconds` since the
         start; and `collapsed`, if the training was ended for that.
+      unsaved: why checkpoints could not be written, on any process.
     """
 
     workers: simulation.Workers
     history: list[dict[str, Any]]
+    unsaved: Sequence[str] = ()
 
 
 @dataclasses.dataclass
@@ -114,8 +127,40 @@ def train(
 
     Raises:
       Diverged: on every process alike, if the loss of a worker is not finite.
-      Stopped: on every process alike, after SIGTERM, if there is a saver.
+      Stopped: on every process alike, after SIGTERM or Ctrl-C, if there is a saver.
+      CheckpointError: likewise, if the saver's checkpoint is of other workers.
     """
+    try:
+        return _train(
+            task,
+            optimizer,
+            communicator,
+            params,
+            epochs,
+            evaluations,
+            report,
+            advance,
+            saver,
+            collapse,
+        )
+    finally:
+        if saver is not None:
+            saver.close()
+
+
+def _train(
+    task,
+    optimizer,
+    communicator,
+    params,
+    epochs,
+    evaluations,
+    report,
+    advance,
+    saver,
+    collapse,
+) -> Outcome:
+    """See :func:`train`; whoever leaves closes the saver."""
     workers = simulation.init_workers(
         optimizer, communicator, params, jax.tree.map(jnp.asarray, task.model_state)
     )
@@ -157,9 +202,10 @@ def train(
                 _save(
                     saver, communicator, workers, position, termination, chunks[-1][1]
                 )
-    if saver is not None:
-        saver.close()
-    return Outcome(workers, position.history)
+    if saver is None:
+        return Outcome(workers, position.history)
+    saver.finish()
+    return Outcome(workers, position.history, saver.failures)
 
 
 def _collapsed(task: Task, record: dict[str, Any], epoch: float, least: float) -> bool:
@@ -172,16 +218,35 @@ def _collapsed(task: Task, record: dict[str, Any], epoch: float, least: float) -
 def _save(saver, communicator, workers, position, termination, end) -> None:
     """Saves if any process has to; raises Stopped if any was told to end."""
     local = len(communicator.local_ranks)
-    asked = communicator.gather([(saver.due, termination.requested)] * local)
-    stopping = any(stop for _, stop in asked)
-    if stopping or (position.step < end and any(due for due, _ in asked)):
+    own = saver.due, termination.requested and termination.number, saver.held
+    everyone = communicator.gather([own] * local)
+    saver.settle([held for _, _, held in everyone])
+    told = [number for _, number, _ in everyone if number]
+    if told or (position.step < end and any(due for due, _, _ in everyone)):
         saver.save(position.step, workers, dataclasses.asdict(position))
-    if stopping:
-        saver.close()
-        raise Stopped(
-            f"stopped by SIGTERM after step {position.step}; to go on, start the same "
-            f"with --checkpoints {saver.folder} --resume"
+    if told:
+        saver.finish()
+        raise _stopped(saver, position.step, told[0])
+
+
+def _stopped(saver: Saver, step: int, number: int) -> Stopped:
+    """What is said of a run that a signal ends."""
+    how, code = describe_signal(number)
+    rest = f"start the same with --checkpoints {saver.folder} --resume"
+    if saver.failures:
+        return Stopped(
+            f"stopped by {how} after step {step}, but not all checkpoints could be "
+            f"saved: {saver.failures[-1]}; to go on from the last one, {rest}",
+            code or 1,
         )
+    return Stopped(f"stopped by {how} after step {step}; to go on, {rest}", code)
+
+
+def describe_signal(number: int) -> tuple[str, int]:
+    """What a signal is called, and with which code a run ends that is saved."""
+    if number == signal.SIGINT:
+        return "Ctrl-C", INTERRUPTED
+    return signal.Signals(number).name, 0
 
 
 def make_steps(
