@@ -125,12 +125,25 @@ class Run:
           advance: called with the epochs since the last call.
 
         Raises:
-          Diverged: if a loss is not finite.
+          Diverged: if a loss is not finite, or has grown and not come back.
           Stopped: after SIGTERM or Ctrl-C, when all is saved.
           CheckpointError: if checkpoints cannot be used.
         """
         evaluations = min(self.config.evaluations, self.epochs)
-        return self.job.train(self.params, evaluations, report, advance)
+        try:
+            return self.job.train(self.params, evaluations, report, advance)
+        except trainer.Diverged as error:
+            raise trainer.Diverged(f"{error} {self._remedy()}") from error
+
+    def _remedy(self) -> str:
+        """What to try after a divergence, of the options that the algorithm has."""
+        averaging, base = self.config.averaging, self.config.base
+        steps = ["lower --learning-rate"]
+        if base.warmup < 1:
+            steps.append("lengthen --warmup")
+        if algorithms.may_be_too_fast(averaging):
+            steps.append("lower --consensus-rate")
+        return f"{', or '.join(steps)}.".capitalize()
 
     def _make_synchronous(self, model) -> synchronous.Synchronous:
         config = self.config
@@ -207,13 +220,42 @@ class Run:
 
 
 def execute(run: Run) -> trainer.Outcome:
-    """Trains, shows and writes."""
+    """Trains, shows and writes.
+
+    Raises:
+      Diverged: if the training does, when its curves are drawn.
+      Stopped: after SIGTERM, when all is saved.
+    """
     config, folder = run.config, run.folder
     folder.write_config(config)
     if (counts := run.task.class_counts) is not None and folder.active:
         title = f"{config.split}, {run.communicator.size} workers"
         folder.save("split.png", partition.plot_classes(counts, title))
     history: list[dict[str, Any]] = []
+    title = f"{run.title}, seed {config.seed}"
+    try:
+        outcome = _train_with_bar(run, history)
+    except trainer.Diverged as error:
+        rows = report.summarize(run.task.score, history[-1]) if history else []
+        _publish(run, title, history, rows, diverged=str(error))
+        raise
+    except (trainer.Stopped, KeyboardInterrupt):
+        if history:
+            _publish_cut_off(run, f"{title}, cut off", history)
+        raise
+    rows = report.summarize(run.task.score, history[-1])
+    if history[-1].get("collapsed"):
+        rows.append(("given up, collapsed, in epoch", f"{history[-1]['epoch']}"))
+    rows += run.job.describe(run.params, history)
+    if folder.active:
+        report.show_table(title, rows)
+    _publish(run, title, history, rows)
+    return outcome
+
+
+def _train_with_bar(run: Run, history: list[dict[str, Any]]) -> trainer.Outcome:
+    """Trains, shows how far it is, and writes and collects the records."""
+    folder = run.folder
     with tqdm.tqdm(
         total=run.epochs,
         desc=run.title,
@@ -225,8 +267,8 @@ def execute(run: Run) -> trainer.Outcome:
         def log(record):
             # Rank 0 may be lost by now.
             folder.active = min(run.job.ranks) in run.communicator.local_ranks
-            folder.append(record)
             history.append(record)
+            folder.append(record)
             score, value = run.task.score, record.get("mean", record["averaged"])
             loss = record.get("loss", record["averaged_loss"])
             bar.set_postfix_str(f"loss {loss:.4g}, {score} {value:.4g}")
@@ -234,46 +276,36 @@ def execute(run: Run) -> trainer.Outcome:
         def advance(epochs):
             bar.update(min(epochs, run.epochs - bar.n))  # But for rounding.
 
-        title = f"{run.title}, seed {config.seed}"
-        try:
-            outcome = run.train(log, advance)
-        except (trainer.Stopped, KeyboardInterrupt):
-            bar.close()
-            show_cut_off(run, history, title)
-            raise
-    rows = report.summarize(run.task.score, outcome.history[-1])
-    if outcome.history[-1].get("collapsed"):
-        rows.append(
-            ("given up, collapsed, in epoch", f"{outcome.history[-1]['epoch']}")
-        )
-    rows += run.job.describe(run.params, outcome.history)
-    run.job.save(folder, title)
-    if folder.active:
-        report.show_table(title, rows)
-        if len(run.job.ranks) == run.communicator.size:
-            curves = report.plot_history(outcome.history, run.task.score, title)
-            folder.save("curves.png", curves)
-        print(f"written to {folder.path}")
-    return outcome
+        return run.train(log, advance)
 
 
-def show_cut_off(run: Run, history: Sequence[dict[str, Any]], title: str) -> None:
-    """Shows what there is of a run that ends early.
+def _publish(run, title, history, rows, diverged=None) -> None:
+    """Writes what a run has measured, also where it has diverged."""
+    folder = run.folder
+    if history:
+        run.job.save(folder, title)
+    if not folder.active:
+        return
+    if history and len(run.job.ranks) == run.communicator.size:
+        curves = report.plot_history(history, run.task.score, title)
+        folder.save("curves.png", curves)
+    sent = run.job.traffic(run.params, history) if history else {}
+    folder.write_summary(title, rows, sent, diverged)
+    print(f"written to {folder.path}", flush=True)
 
-    Args:
-      run: the run.
-      history: the records so far.
-      title: of table and curves.
-    """
-    if not (run.folder.active and history):
+
+def _publish_cut_off(run: Run, title: str, history: list[dict[str, Any]]) -> None:
+    """Shows what there is of a run that ends early, in table, curves and summary."""
+    folder = run.folder
+    if not folder.active:
         return
     rows = [("epochs", f"{history[-1]['epoch']:.4g} of {run.epochs}")]
     rows += report.summarize(run.task.score, history[-1])
-    report.show_table(f"{title}, cut off", rows)
+    report.show_table(title, rows)
     if "mean" in history[-1]:
-        curves = report.plot_history(history, run.task.score, f"{title}, cut off")
-        run.folder.save("curves.png", curves)
-    print(f"written to {run.folder.path}", flush=True)
+        folder.save("curves.png", report.plot_history(history, run.task.score, title))
+    folder.write_summary(title, rows, {}, None)
+    print(f"written to {folder.path}", flush=True)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
@@ -297,12 +329,26 @@ def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
     Args:
       arguments: by default those of the process.
     """
+    with errors.one_line_errors(trainer.Diverged):
+        return run_once(arguments)
+
+
+def run_once(arguments: Sequence[str] | None = None) -> trainer.Outcome:
+    """The command line, for those who go on after a divergence.
+
+    Args:
+      arguments: by default those of the process.
+
+    Raises:
+      Diverged: on every process alike, if the training does; what was measured until
+        then has been written.
+    """
     run: Run | None = None
     try:
         config = parse(arguments)
         with errors.one_line_errors(Exception):
             run = Run(config)
-        with errors.one_line_errors(trainer.Diverged, CheckpointError):
+        with errors.one_line_errors(CheckpointError):
             outcome = execute(run)
     except trainer.Stopped as stop:
         end(stop.code, str(stop))

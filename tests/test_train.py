@@ -10,6 +10,9 @@ from launch import mpirun, python
 
 TRAIN = ("-m", "experiments.train")
 
+FILES = {"config.json", "metrics.jsonl", "summary.json", "curves.png", "split.png"}
+"""What every run of a task with classes leaves behind."""
+
 over_mpi = pytest.mark.xdist_group("mpi")  # One after the other: ranks poll.
 
 pytestmark = pytest.mark.usefixtures("as_users")
@@ -68,7 +71,7 @@ def test_every_worker_learns_digits_that_are_split_by_class(tmp_path):
     assert last_record(tmp_path)["worst"] > 0.9
     (folder,) = tmp_path.iterdir()
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "curves.png", "split.png"}
+    assert names == FILES
     config = json.loads((folder / "config.json").read_text())
     assert config["config"]["averaging"]["algorithm"] == "dpsgd"
     assert config["versions"]["jax"]
@@ -304,11 +307,7 @@ def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
     assert best["epoch"] == pytest.approx(60, abs=1)
     assert best["worst"] > 0.85
     (folder,) = (tmp_path / "b").iterdir()
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json",
-        "metrics.jsonl",
-        "split.png",
-        "curves.png",
+    assert {path.name for path in folder.iterdir()} == FILES | {
         "pairs.png",
         "timeline.png",
         "staleness.png",

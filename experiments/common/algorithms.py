@@ -257,6 +257,8 @@ class _Recipe(NamedTuple):
     compose: Callable = _step_then_average
 
 
+TUNED = {"choco_sgd", "deep_squeeze", "moniqua"}
+"""Algorithms that have no consensus rate by default."""
 GOSSIP = {"consensus_rate", "overlap", "local_steps"}
 CODE = {"compressor", "compressor_options"}
 
@@ -315,6 +317,19 @@ def make_optimizer(
     check_options(config, recipe.options)
     mechanism = recipe.average(config, topologies, communicator)
     return recipe.compose(config, base, steps, mechanism)
+
+
+def may_be_too_fast(config: Algorithm) -> bool:
+    """Whether a smaller consensus rate may keep a training from diverging.
+
+    Args:
+      config: from the command line.
+    """
+    recipe = ALGORITHMS.get(config.algorithm)
+    if recipe is None or "consensus_rate" not in recipe.options:
+        return False
+    # Compressed messages need a small rate; all others are stable up to 1.
+    return config.algorithm in TUNED or _rate(config) > 1
 
 
 def check_options(config: Algorithm, known: set[str]) -> None:

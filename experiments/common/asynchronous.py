@@ -16,12 +16,13 @@ import optax
 import djax
 from djax import asynchronous, simulation
 
+from .divergence import check_losses, watch_all
 from .errors import UsageError
 from .evaluation import make_assess
 from .optimizers import BaseOptimizer, make_base
 from .report import RunFolder
 from .tasks import Task
-from .trainer import Outcome, check_losses, chunk_steps
+from .trainer import Outcome, chunk_steps
 
 ALGORITHMS = ("a2cid2", "adpsgd")
 """Those that never wait, as the command line names them."""
@@ -193,8 +194,9 @@ class Virtual:
           params: the first models, with their leading axis.
           evaluations: how many, evenly spread over time; the last is at the end.
           report: called with each record of the history: those of
-            :func:`experiments.common.trainer.train`, with the virtual `time`; `epoch`
-            and `step` are means over the workers.
+            :func:`experiments.common.trainer.train`, with the virtual `time` and the
+            `megabytes` that a worker has sent by then, on average; `epoch` and `step`
+            are means over the workers.
           advance: called after each evaluation with the epochs since the one before.
 
         Returns:
@@ -202,7 +204,8 @@ class Virtual:
           mean of the last gradients, one epoch of all workers.
 
         Raises:
-          Diverged: if the loss of a gradient is not finite.
+          Diverged: if the loss of a gradient is not finite, or if the losses were far
+            above their start and have not come back by the end.
         """
         task, events = self.task, self.events
         assess, chunk = make_assess(task, self.communicator), chunk_steps(task)
@@ -225,12 +228,14 @@ class Virtual:
             record = {
                 **progress(task, events.size, losses),
                 "time": moment.time,
+                "megabytes": megabytes(events, params, moment.time)[0],
                 **assess(moment.params, moment.model_state),
                 "seconds": time.perf_counter() - start,
             }
             history.append(record)
             report(record)
             advance(len(new) / events.size / task.steps_per_epoch)
+        watch_all(losses, events.size)
         end = simulation.Workers(moment.params, moment.state, moment.model_state)
         return Outcome(end, history)
 
@@ -238,6 +243,11 @@ class Virtual:
         """What a worker sent, on average and at most."""
         del history
         return megabytes(self.events, params)
+
+    def traffic(self, params: Any, history: Any) -> dict[str, float]:
+        """What a worker sent, on average, and the one that sent most."""
+        del history
+        return traffic(self.events, params)
 
     def describe(self, params: Any, history: Any) -> list[tuple[str, str]]:
         """Rows of the final table: what the workers did."""
@@ -285,16 +295,37 @@ def spread(events: asynchronous.Events) -> str:
     return f"{counts.mean():.5g} ({counts.min()}, {counts.max()})"
 
 
-def megabytes(events: asynchronous.Events, params: Any) -> tuple[float, float]:
+def megabytes(
+    events: asynchronous.Events, params: Any, until: float = math.inf
+) -> tuple[float, float]:
     """What a worker sent, on average and at most.
 
     Args:
       events: of the run.
       params: models with a leading axis.
+      until: only averagings up to that time count.
     """
     model_bytes = sum(x.nbytes // len(x) for x in jax.tree.leaves(params))
-    sent = events.averaging_counts * model_bytes / 1e6
+    met = ~events.is_gradient & (events.time <= until)
+    pairs = np.concatenate([events.worker[met], events.peer[met]])
+    sent = np.bincount(pairs, minlength=events.size) * (model_bytes / 1e6)
     return float(sent.mean()), float(sent.max())
+
+
+def traffic(events: asynchronous.Events, params: Any) -> dict[str, float]:
+    """What a worker sent, on average, and the one that sent most: numbers by name.
+
+    Args:
+      events: of the run.
+      params: models with a leading axis.
+    """
+    mean, largest = megabytes(events, params)
+    return {
+        "megabytes_mean": mean,
+        "megabytes_largest": largest,
+        "averagings_mean": float(events.averaging_counts.mean()),
+        "averagings_largest": float(events.averaging_counts.max()),
+    }
 
 
 def describe_averagings(

@@ -11,6 +11,7 @@ import functools
 import pathlib
 import shlex
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -140,21 +141,39 @@ def main(
             line = command(table, row, rate, seed, smoke=choice.smoke)
             if speaks:
                 print(f"{row.method} {row.setting}: {shlex.join(line)}", flush=True)
-            start = try_out if choice.smoke else train.main
-            history = start([*line, *choice.more]).history
+            found = run_row(table, [*line, *choice.more], smoke=choice.smoke)
             records.append(
                 {
                     "method": row.method,
                     "setting": row.setting,
                     "learning_rate": rate,
                     "seed": seed,
-                    "score": score(table, history),
+                    "score": found,
                 }
             )
             jax.clear_caches()
     if speaks:
         rich.console.Console(width=150, highlight=False).print(results(table, records))
     return records
+
+
+def run_row(table: Table, arguments: Sequence[str], *, smoke: bool) -> float | None:
+    """Runs a command line, and returns its score; None if the training diverges.
+
+    A learning rate of a grid that is too large must not end the search.
+
+    Args:
+      table: says what the score is.
+      arguments: of :mod:`experiments.train`.
+      smoke: whether it is tiny.
+    """
+    start = try_out if smoke else train.run_once
+    try:
+        return score(table, start(arguments).history)
+    except trainer.Diverged as error:
+        if communicators.launcher_rank() == 0:
+            print(error, file=sys.stderr, flush=True)
+        return None
 
 
 def try_out(arguments: Sequence[str]) -> trainer.Outcome:
@@ -290,11 +309,13 @@ def results(table: Table, records: Sequence[dict[str, Any]]) -> rich.table.Table
             if (record["method"], record["setting"]) == (row.method, row.setting)
         ]
         for rate in sorted({record["learning_rate"] for record in own}):
-            scores = [r["score"] for r in own if r["learning_rate"] == rate]
-            mean = statistics.fmean(scores)
-            spread = f" ± {statistics.stdev(scores):.2g}" if len(scores) > 1 else ""
-            rows.append(
-                (row.method, row.setting, rate, f"{mean:.4g}{spread}", row.expected)
-            )
+            found = [r["score"] for r in own if r["learning_rate"] == rate]
+            scores = [score for score in found if score is not None]
+            told = [f"{statistics.fmean(scores):.4g}"] if scores else []
+            if len(scores) > 1:
+                told[0] += f" ± {statistics.stdev(scores):.2g}"
+            if len(scores) < len(found):
+                told.append(f"{len(found) - len(scores)} diverged")
+            rows.append((row.method, row.setting, rate, ", ".join(told), row.expected))
     columns = ("method", "setting", "learning rate", table.score, "paper")
     return figures.table(table.title, columns, rows)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 import rich.console
 import rich.table
 
@@ -65,6 +66,31 @@ class RunFolder:
             content = {"config": dataclasses.asdict(config), **provenance()}
             text = json.dumps(content, indent=2, default=str) + "\n"
             (self.path / "config.json").write_text(text)
+
+    def write_summary(
+        self,
+        title: str,
+        rows: Sequence[tuple[str, str]],
+        sent: Mapping[str, float],
+        diverged: str | None,
+    ) -> None:
+        """Writes `summary.json`: the final table, and what was sent.
+
+        Args:
+          title: of the table.
+          rows: of the table, names and values as they are shown.
+          sent: numbers, as a job's `traffic` returns them.
+          diverged: what is said of a training that diverged.
+        """
+        if self.active:
+            content = {
+                "title": title,
+                "rows": {name.strip(): value for name, value in rows},
+                "sent_per_worker": dict(sent),
+                "diverged": diverged,
+            }
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (self.path / "summary.json").write_text(text)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Appends a line to `metrics.jsonl`."""
@@ -195,7 +221,9 @@ def plot_history(
     positions = [record[against] for record in history]
 
     def draw(axes, key, **style):
-        axes.plot(positions, [record[key] for record in history], **style)
+        # Matplotlib cannot scale an axis to what is close to the largest float.
+        values = np.asarray([record[key] for record in history], np.float64)
+        axes.plot(positions, np.where(np.abs(values) < 1e100, values, np.nan), **style)
 
     draw(left, "loss", label="training, mean of workers")
     draw(left, "mean_loss", label="held out, mean of workers")

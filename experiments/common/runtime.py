@@ -19,20 +19,16 @@ from .asynchronous import (
     progress,
     save_events,
     spread,
+    traffic,
 )
 from .checkpoints import Saving, Termination
 from .data import Prefetch
+from .divergence import check_losses, watch_all
 from .errors import UsageError
 from .evaluation import assess_one, make_assess
 from .report import RunFolder
 from .tasks import Task
-from .trainer import (
-    Outcome,
-    Stopped,
-    check_losses,
-    chunk_steps,
-    describe_signal,
-)
+from .trainer import Outcome, Stopped, chunk_steps, describe_signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +154,9 @@ class Live:
           As of :func:`experiments.common.trainer.train`.
 
         Raises:
-          Diverged: if the loss of a gradient is not finite.
+          Diverged: if the loss of a gradient is not finite, or if the losses were far
+            above their start and have not come back by the end; a run that was resumed
+            does not know its start.
           Stopped: after SIGTERM or Ctrl-C, with what there is evaluated.
           CheckpointError: if checkpoints cannot be used.
         """
@@ -275,9 +273,12 @@ class Live:
                     self._task, told.size, done, int(told.gradients_before.sum())
                 ),
                 "time": time,
+                "megabytes": megabytes(events, params, time)[0],
                 **assess(params),
                 "seconds": time,
             }
+        if not told.gradients_before.any():
+            watch_all(losses, told.size)
 
     def _survey_survivors(
         self, outcome: asynchronous.Outcome
@@ -303,6 +304,11 @@ class Live:
         """What a worker sent, on average and at most; once the run is over."""
         del history
         return megabytes(self.report.events, params)
+
+    def traffic(self, params: Any, history: Any) -> dict[str, float]:
+        """What a worker sent, on average, and the one that sent most."""
+        del history
+        return traffic(self.report.events, params)
 
     def describe(self, params: Any, history: Any) -> list[tuple[str, str]]:
         """Rows of the final table: what the workers did."""

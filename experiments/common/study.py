@@ -319,7 +319,8 @@ def _execute(arguments: Sequence[str]) -> dict[str, Any]:
     """Runs a command line of :mod:`experiments.train` in silence.
 
     Returns:
-      The history; what each worker sent, in MB; and why it ended early, if it did.
+      The history; what each worker sent, in MB, unless it diverged; and how it
+      diverged, if it did.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = train.Run(train.parse([*arguments, "--runs", folder]))

@@ -63,10 +63,12 @@ class Synchronous:
     ) -> trainer.Outcome:
         """See :func:`experiments.common.trainer.train`.
 
-        The records have the virtual `time`, if there is one.
+        The records also have `megabytes`, what a worker has sent so far, on average;
+        and the virtual `time`, if there is one.
         """
 
         def timed(record):
+            record["megabytes"] = self.cost.mean_bytes * record["step"] / 1e6
             if self.rounds is not None:
                 record["time"] = float(self.rounds.end[record["step"] - 1])
             report(record)
@@ -92,26 +94,36 @@ class Synchronous:
         cost, steps = self.cost, history[-1]["step"]
         return cost.mean_bytes * steps / 1e6, cost.max_bytes * steps / 1e6
 
+    def traffic(
+        self, params: Any, history: Sequence[dict[str, Any]]
+    ) -> dict[str, float]:
+        """What a worker sent, on average, and the one that sent most."""
+        mean, largest = self.megabytes(params, history)
+        steps = history[-1]["step"]
+        return {
+            "megabytes_mean": mean,
+            "megabytes_largest": largest,
+            "messages_mean": self.cost.mean_messages * steps,
+            "messages_largest": self.cost.max_messages * steps,
+        }
+
     def describe(
         self, params: Any, history: Sequence[dict[str, Any]]
     ) -> list[tuple[str, str]]:
         """Rows of the final table: what steps cost; some are repeated for it."""
-        total, gradient = time_steps(
+        seconds = time_steps(
             self.task,
             (self.optimizer, self.base),
             self.communicator,
             params,
             self._count_timed(history[-1]),
         )
-        gradient = min(total, gradient)  # Where averaging takes no time, noise is left.
         sent, most = self.megabytes(params, history)
         messages = self.cost.mean_messages * history[-1]["step"]
         rows = [
             ("MB sent per worker, mean (largest)", f"{sent:.5g} ({most:.5g})"),
             ("messages sent per worker", f"{messages:.5g}"),
-            ("time per step", f"{total * 1e3:.3g} ms"),
-            ("  of it gradient and base optimizer", f"{gradient * 1e3:.3g} ms"),
-            ("  of it communication", f"{(total - gradient) * 1e3:.3g} ms"),
+            *describe_times(seconds),
         ]
         if self.rounds is not None:
             rows += [
@@ -138,7 +150,7 @@ def time_steps(
     params: Any,
     steps: int,
     repeats: int = 5,
-) -> list[float]:
+) -> np.ndarray:
     """Seconds of a step with each of several optimizers, measured in turns.
 
     Args:
@@ -150,7 +162,7 @@ def time_steps(
       repeats: how often each is timed, after once that compiles.
 
     Returns:
-      The shortest time of each, without compilation and loading of data.
+      `float[repeats, optimizers]`, without compilation and loading of data.
     """
     model_state = jax.tree.map(jnp.asarray, task.model_state)
     batches = jax.tree.map(jnp.asarray, task.batches(0, steps))
@@ -167,4 +179,28 @@ def time_steps(
         everyone[i], measured = programs[i](everyone[i], batches)
         jax.block_until_ready((everyone[i], measured))
         durations[repeat, i] = time.perf_counter() - began
-    return list(durations[1:].min(0) / steps)
+    return durations[1:] / steps
+
+
+def describe_times(seconds: np.ndarray) -> list[tuple[str, str]]:
+    """Rows of the final table: the time of a step, and what of it is communication.
+
+    Both kinds of steps are timed in turns, so that each turn gives a difference. Where
+    these have both signs, their median says nothing: it is smaller than what changes
+    from one turn to the next.
+
+    Args:
+      seconds: `float[repeats, 2]` of a step with and without communication.
+    """
+    total, gradient = np.median(seconds, axis=0) * 1e3
+    differences = (seconds[:, 0] - seconds[:, 1]) * 1e3
+    low, high = differences.min(), differences.max()
+    if low > 0:
+        told = f"{np.median(differences):.3g} ms ({low:.3g} to {high:.3g})"
+    else:
+        told = f"below the noise of {max(high, -low):.3g} ms"
+    return [
+        ("time per step", f"{total:.3g} ms"),
+        ("  of it gradient and base optimizer", f"{gradient:.3g} ms"),
+        ("  of it communication", told),
+    ]

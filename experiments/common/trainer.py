@@ -18,16 +18,13 @@ from djax import simulation
 
 from .checkpoints import INTERRUPTED, Saver, Termination
 from .data import Prefetch
-from .errors import UsageError
+from .divergence import Diverged as Diverged
+from .divergence import Watch, check_losses
 from .evaluation import make_assess
 from .tasks import Task
 
 CHUNK_BYTES, CHUNK_STEPS = 64 * 2**20, 500
 """Batches that are loaded together have at most so many bytes, and steps."""
-
-
-class Diverged(UsageError):
-    """The loss is no longer finite."""
 
 
 class Stopped(Exception):
@@ -70,12 +67,14 @@ class Position:
       seconds: what they took.
       losses: of the present epoch, a list `[local][steps]` for each chunk.
       history: the records so far.
+      watch: sees the losses of all epochs.
     """
 
     step: int = 0
     seconds: float = 0.0
     losses: list[list[list[float]]] = dataclasses.field(default_factory=list)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    watch: Watch = dataclasses.field(default_factory=Watch)
 
     def take(self, step: int, losses: jax.Array, seconds: float) -> None:
         """Steps are done, up to `step`, with losses `[local, steps]`."""
@@ -94,6 +93,7 @@ class Position:
                 np.arange(len(losses)),
                 f"in epoch {epoch} (step {before + t + 1})",
             )
+        self.watch.take(before, everyone.mean(0))
         return math.fsum(everyone.ravel()) / everyone.size
 
 
@@ -126,7 +126,8 @@ def train(
         training to go on.
 
     Raises:
-      Diverged: on every process alike, if the loss of a worker is not finite.
+      Diverged: on every process alike, if the loss of a worker is not finite, or if
+        it was far above its start and has not come back by the end.
       Stopped: on every process alike, after SIGTERM or Ctrl-C, if there is a saver.
       CheckpointError: likewise, if the saver's checkpoint is of other workers.
     """
@@ -167,10 +168,12 @@ def _train(
     position = Position()
     if saver is not None and saver.latest is not None:
         workers, saved = saver.restore(workers)
-        position = Position(**saved)
+        watch = Watch(**saved.pop("watch", {}))  # Older checkpoints have none.
+        position = Position(**saved, watch=watch)
         for record in position.history:
             report(record)
         advance(position.step / task.steps_per_epoch)
+    position.watch.steps = epochs * task.steps_per_epoch
     steps = make_steps(task, optimizer, communicator)
     assess = make_assess(task, communicator)
     due = {round((i + 1) * epochs / evaluations) for i in range(evaluations)}
@@ -202,10 +205,12 @@ def _train(
                 _save(
                     saver, communicator, workers, position, termination, chunks[-1][1]
                 )
-    if saver is None:
-        return Outcome(workers, position.history)
-    saver.finish()
-    return Outcome(workers, position.history, saver.failures)
+    if saver is not None:
+        saver.finish()
+    if not any("collapsed" in record for record in position.history):
+        position.watch.check()
+    failures = saver.failures if saver is not None else ()
+    return Outcome(workers, position.history, failures)
 
 
 def _collapsed(task: Task, record: dict[str, Any], epoch: float, least: float) -> bool:
@@ -297,20 +302,3 @@ def _cut(task: Task, start: int, epochs: int) -> list[tuple[int, int]]:
     ]
     ends = [end for end in ends if end > start]
     return list(zip([start, *ends[:-1]], ends, strict=True)) if ends else []
-
-
-def check_losses(losses: np.ndarray, workers: np.ndarray, when: str) -> None:
-    """Raises Diverged if a loss is not finite.
-
-    Args:
-      losses: `float[gradients]`.
-      workers: `int[gradients]`, whose they are; more do no harm.
-      when: for the error.
-    """
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if bad.size:
-        raise Diverged(
-            f"training diverged: worker {workers[bad[0]]}'s loss is {losses[bad[0]]} "
-            f"{when}. Lower --learning-rate, lengthen --warmup, or lower "
-            "--consensus-rate if it is above 1."
-        )

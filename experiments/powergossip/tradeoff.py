@@ -49,9 +49,10 @@ def draw(label: str, shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
     axes = figure.subplots()
     for row in shown.table.rows:
         runs = study.chosen(shown, records, row)
-        scores = [run["score"] for run in runs if run["score"] is not None]
-        if not scores:
+        runs = [run for run in runs if run["score"] is not None]
+        if not runs:  # All have diverged, or none was made.
             continue
+        scores = [run["score"] for run in runs]
         color = next(c for name, c in COLORS.items() if row.method.startswith(name))
         x, y = runs[0]["megabytes"], np.mean(scores)
         axes.plot([x] * len(scores), scores, ".", color=color, alpha=0.5)

@@ -1,0 +1,121 @@
+"""Trainings that get worse instead of better, and how that is told.
+
+A divergence often ends in a loss that is not finite, but not always: where a step has
+killed all units of a network, the loss stays at that of guessing for the rest of the
+run, and a table with an accuracy of 10 % would be all that the user sees.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+from .errors import UsageError
+
+TAIL = 0.2
+"""Share of the training, its end, in which the loss has to be better than at its
+start."""
+EXPLODED = 5.0
+"""A step's loss is far above the start if it is so many times as large. Learning rates
+at the edge of divergence, which still learn, were seen to reach 3.6."""
+RECOVERED = 0.8
+"""After that the loss has to fall below this share of the start: guessing the classes
+that a worker holds is 0.9 of guessing among all."""
+GROWN = 2.0
+"""So many times the start is never a success, even if the loss has grown slowly."""
+SHORT, GROWN_IN_SHORT = 20, 20.0
+"""In fewer steps than this, the beginning of a sound run may look as bad: only a loss
+that is so many times the start counts."""
+
+
+class Diverged(UsageError):
+    """The loss is no longer finite, or has grown and not come back."""
+
+
+@dataclasses.dataclass
+class Watch:
+    """What has to be known of the losses to tell at the end whether they diverged.
+
+    Attributes:
+      steps: of the whole training.
+      first: mean loss of the workers in the first step; None if it was not seen.
+      largest: the largest mean loss of a step.
+      tail: medians of the losses of the last fifth of the training, one for each call
+        of :meth:`take` that had some.
+    """
+
+    steps: int = 0
+    first: float | None = None
+    largest: float = 0.0
+    tail: list[float] = dataclasses.field(default_factory=list)
+
+    def take(self, before: int, losses: Sequence[float] | np.ndarray) -> None:
+        """Steps are done.
+
+        Args:
+          before: how many steps had been done before them.
+          losses: `float[steps]`, means over the workers.
+        """
+        if len(losses) == 0:
+            return
+        if before == 0:
+            self.first = float(losses[0])
+        self.largest = max(self.largest, float(np.max(losses)))
+        late = np.asarray(losses)[max(0, self.steps - self._length - before) :]
+        if late.size:
+            self.tail.append(float(np.median(late)))
+
+    @property
+    def _length(self) -> int:
+        return max(1, round(TAIL * self.steps))
+
+    def check(self) -> None:
+        """Raises Diverged if the loss has grown and not come back.
+
+        There is no verdict where the first step was not seen, where its loss is not
+        positive, so that nothing can be measured by it, or before the end.
+        """
+        if self.first is None or not self.first > 0 or not self.tail:
+            return
+        last = statistics.median(self.tail) / self.first
+        exploded = self.largest > EXPLODED * self.first and last > RECOVERED
+        grown = last > GROWN
+        if self.steps < SHORT:
+            grown = last > GROWN_IN_SHORT
+            exploded &= self.steps >= SHORT // 2
+        if exploded or grown:
+            raise Diverged(
+                f"training diverged: the loss was {self.first:.4g} in the first step, "
+                f"{self.largest:.4g} at its worst, and {last * self.first:.4g} in the "
+                "last fifth of the training."
+            )
+
+
+def watch_all(losses: np.ndarray, workers: int) -> None:
+    """Raises Diverged if the losses of a whole training have grown and not come back.
+
+    Args:
+      losses: `float[gradients]`, of all workers, in their order in time.
+      workers: how many; so many gradients are taken for a step.
+    """
+    steps = len(losses) // workers
+    watch = Watch(steps)
+    watch.take(0, losses[: steps * workers].reshape(steps, workers).mean(1))
+    watch.check()
+
+
+def check_losses(losses: np.ndarray, workers: np.ndarray, when: str) -> None:
+    """Raises Diverged if a loss is not finite.
+
+    Args:
+      losses: `float[gradients]`.
+      workers: `int[gradients]`, whose they are; more do no harm.
+      when: for the error.
+    """
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        raise Diverged(
+            f"training diverged: worker {workers[bad[0]]}'s loss is {losses[bad[0]]} "
+            f"{when}."
+        )
