@@ -371,3 +371,66 @@ def test_memory_of_large_arrays_is_kept():
     )
     faults = int(done.stdout)
     assert faults < 200_000  # Fewer than four times the pages of one array.
+
+
+@each_communicator
+def test_spmd_passes_keyword_arguments_on(make):
+    communicator = make(SIZE)
+
+    def worker(x, *, t, others=None):
+        return communicator.mean(x) + t * others["w"]
+
+    t, others = jnp.arange(4.0), {"w": jnp.full(SIZE, 2.0)}
+    program = jax.jit(communicator.spmd(worker))
+    mean = program(jnp.arange(4.0), t=t, others=others)
+    np.testing.assert_array_equal(mean, 1.5 + 2 * np.arange(4))
+    named = communicator.spmd(worker)(x=jnp.arange(4.0), t=t, others=others)
+    np.testing.assert_array_equal(named, mean)
+    with pytest.raises(ValueError, match=r"argument t has shape \(\), .* 4 workers"):
+        program(jnp.arange(4.0), t=3, others=others)
+    with pytest.raises(ValueError, match=r"argument others\['w'\] has shape \(3,\)"):
+        program(jnp.arange(4.0), t=t, others={"w": jnp.ones(3)})
+    with pytest.raises(TypeError, match="argument others is 'no'.*functools.partial"):
+        communicator.spmd(worker)(jnp.arange(4.0), t=t, others="no")
+
+
+@each_communicator
+def test_there_is_one_value_for_each_worker(make):
+    communicator = make(SIZE)
+    for name, call in {
+        "gather": communicator.gather,
+        "check_agreement": lambda values: communicators.check_agreement(
+            communicator, "the seed", values
+        ),
+    }.items():
+        for values in ([1, 1, 1], [1] * 5, []):
+            with pytest.raises(
+                ValueError, match=f"{name}.* 4 local.*got {len(values)}"
+            ):
+                call(values)
+        for wrong in (1, None, "seed", {"a": 1, "b": 1, "c": 1, "d": 1}):
+            with pytest.raises(TypeError, match=f"{name} needs a list"):
+                call(wrong)
+        call(jnp.ones(SIZE))
+
+
+def test_agreement_of_random_keys():
+    communicator = communicators.simulated(2)
+
+    def agree(*keys):
+        communicators.check_agreement(
+            communicator, "the keys", [{"k": k} for k in keys]
+        )
+
+    agree(jax.random.key(0), jax.random.key(0))
+    agree(
+        jax.random.split(jax.random.key(1), 3), jax.random.split(jax.random.key(1), 3)
+    )
+    for other in (
+        jax.random.key(1),
+        jax.random.split(jax.random.key(0), 1),
+        jax.random.key_data(jax.random.key(0)),
+        jax.random.key(0, impl="rbg"),
+    ):
+        with pytest.raises(ValueError, match=r"\['k'\] of rank 1 is not"):
+            agree(jax.random.key(0), other)

@@ -1,5 +1,8 @@
 """A worker whose numbers are not finite does not spoil a run unnoticed."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from launch import mpirun
 
 import djax
 from djax import communicators, simulation, topologies
+from experiments.common import trainer
 
 SIZE, STEPS, CULPRIT, WHEN = 8, 6, 3, 2
 
@@ -235,3 +239,34 @@ def test_all_ranks_raise_alike():
     result = mpirun(3, "-c", OVER_MPI, timeout=200)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("alike") == 3
+
+
+def test_a_command_speaks_of_its_options(as_users):
+    """Also where no loss, but a gradient is not finite."""
+
+    class Task(NamedTuple):
+        gradient_fn: Callable
+        steps_per_epoch: int = STEPS
+        model_state: tuple = ()
+        dispatch: bool = False
+
+        def evaluate(self, params, model_state, batch):
+            raise AssertionError("a diverged model needs no score")
+
+        def batches(self, first, last):
+            return targets()[:, first:last]
+
+    def with_loss(measure):
+        def gradient_fn(x, model_state, target):
+            return x - target, model_state, {"loss": measure(x, target)}
+
+        communicator = communicators.simulated(SIZE)
+        optimizer = djax.all_reduce_sgd(0.1, communicator)
+        trainer.train(
+            Task(gradient_fn), optimizer, communicator, jnp.zeros(SIZE), 1, 1, print, id
+        )
+
+    with pytest.raises(trainer.Diverged, match=f"worker {CULPRIT}'s loss is nan"):
+        with_loss(lambda x, target: (x - target) ** 2)
+    with pytest.raises(trainer.Diverged, match=f"worker {CULPRIT} .*--learning-rate"):
+        with_loss(lambda x, target: jnp.float32(1))

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -185,7 +185,10 @@ def _train(
 
     with Termination(listen=saver is not None) as termination, Prefetch(load) as loaded:
         for i, (first, last) in enumerate(chunks):
-            workers, measured = steps(workers, loaded(i))
+            try:
+                workers, measured = steps(workers, loaded(i))
+            except simulation.NonFiniteError as error:
+                _explain(error, position, communicator, task, last)
             position.take(last, measured["loss"], time.perf_counter() - began)
             advance((last - first) / task.steps_per_epoch)
             if last % task.steps_per_epoch == 0:
@@ -211,6 +214,17 @@ def _train(
         position.watch.check()
     failures = saver.failures if saver is not None else ()
     return Outcome(workers, position.history, failures)
+
+
+def _explain(error, position, communicator, task, last) -> NoReturn:
+    """Raises Diverged, on every process alike; names the loss if that is not finite."""
+    epoch = math.ceil(last / task.steps_per_epoch)
+    position.take(last, error.metrics["loss"], position.seconds)
+    position.finish_epoch(communicator, epoch)
+    raise Diverged(
+        f"training diverged: the gradient or model of worker {error.ranks[0]} is not "
+        f"finite in epoch {epoch}."
+    ) from error
 
 
 def _collapsed(task: Task, record: dict[str, Any], epoch: float, least: float) -> bool:
