@@ -76,8 +76,14 @@ def models(dtype=jnp.float32):
     }
 
 
-@each_communicator
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("make", "bad"),
+    [
+        (communicators.simulated, np.nan),
+        (communicators.simulated, -np.inf),
+        (communicators.mesh, np.inf),
+    ],
+)
 @pytest.mark.parametrize("name", ROBUST)
 def test_what_is_not_finite_does_not_travel(name, bad, make):
     """One worker's NaN or infinity, in a leaf that is not the smallest."""
@@ -124,15 +130,10 @@ def test_a_broken_start_of_worker_0_stands_for_nobody():
     assert np.isfinite(np.asarray(average(relay, communicator, x))[1:]).all()
 
 
-@each_communicator
-@pytest.mark.parametrize(
-    "dtype", ["bfloat16", "float16", "float8_e4m3fn", "complex64", "float32"]
-)
-@pytest.mark.parametrize("name", ["gossip", "push_sum", "relay_latest"])
-def test_messages_of_all_dtypes_are_looked_at(name, dtype, make, as_users):
-    if dtype == "float8_e4m3fn" and name != "gossip":
-        pytest.skip("the transport is the same")
-    communicator, x = make(SIZE), models(dtype)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "complex64"])
+@pytest.mark.parametrize("name", ["gossip", "push_sum"])
+def test_messages_of_all_dtypes_are_looked_at(name, dtype, as_users):
+    communicator, x = communicators.simulated(SIZE), models(dtype)
     bad = 1j * np.inf if dtype == "complex64" else np.nan
     broken = x | {"w": x["w"].at[SICK, 0, 0].set(bad)}
     after = average(ROBUST[name](communicator), communicator, broken)
@@ -177,3 +178,131 @@ def test_who_can_do_without_a_message_is_welcome(name):
         jax.eval_shape(c.spmd(ROBUST[name](c).init), jnp.zeros((SIZE, 3)))
     with refusing("the caller", needs_every_message=True), refusing("another"):
         jax.eval_shape(c.spmd(ROBUST[name](c).init), jnp.zeros((SIZE, 3)))
+
+
+@pytest.mark.parametrize(
+    ("correct", "name"),
+    [(djax.d2, "d2"), (djax.gradient_tracking, "gradient_tracking")],
+)
+def test_corrections_refuse_lost_messages(correct, name):
+    """Their corrections would no longer sum to zero, and end at wrong points."""
+    ring, lossy = topologies.ring(4), communicators.simulated(4, drop_probability=0.1)
+    for mechanism in (
+        djax.gossip(ring, lossy),
+        djax.every(1, djax.gossip(ring, lossy)),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} needs every message.*gossip"):
+            jax.eval_shape(lossy.spmd(correct(mechanism).init), jnp.zeros(4))
+    reduced = correct(djax.all_reduce(lossy))  # It loses nothing.
+    jax.eval_shape(lossy.spmd(reduced.init), jnp.zeros(4))
+
+
+@pytest.mark.parametrize(
+    "alias", [djax.d2_sgd, djax.exact_diffusion, djax.gradient_tracking_sgd]
+)
+def test_their_aliases_refuse_lost_messages_at_once(alias):
+    lossy = communicators.simulated(4, drop_probability=0.1)
+    with pytest.raises(ValueError, match="drop_probability"):
+        alias(0.1, topologies.ring(4), lossy)
+
+
+def test_d2_refuses_relay():
+    c = communicators.simulated(4)
+    correction = djax.d2(djax.every(2, djax.relay(topologies.chain(4), c)))
+    with pytest.raises(ValueError, match="d2.*relay.*gradient_tracking"):
+        jax.eval_shape(c.spmd(correction.init), jnp.zeros(4))
+
+
+@pytest.mark.parametrize("missing", ["initial", "latest", "self", "renormalize"])
+def test_gradient_tracking_over_relay_reaches_the_optimum_or_says_no(missing):
+    c = communicators.simulated(4)
+    relay = djax.relay(topologies.chain(4), c, missing=missing)
+    optimizer = optax.chain(optax.sgd(0.05), djax.gradient_tracking(relay))
+    if missing in ("self", "renormalize"):
+        with pytest.raises(ValueError, match=rf"gradient_tracking.*'{missing}'"):
+            jax.eval_shape(c.spmd(optimizer.init), jnp.zeros(4))
+        return
+
+    def worker(hessian, target):
+        def step(carry, _):
+            x, state = carry
+            u, state = optimizer.update(hessian * (x - target), state, x)
+            return (x + u, state), None
+
+        x = jnp.zeros(())
+        return jax.lax.scan(step, (x, optimizer.init(x)), length=2000)[0][0]
+
+    hessian = jnp.asarray([1.0, 0.5, 1.5, 1.0])
+    target = jnp.asarray([0.0, 1.0, 2.0, 5.0])
+    x = jax.jit(c.spmd(worker))(hessian, target)
+    np.testing.assert_allclose(x, np.full(4, 2.125), rtol=1e-3)
+
+
+@pytest.mark.parametrize("key", ["default", "typed", "raw"])
+def test_losses_do_not_depend_on_the_kind_of_keys(key):
+    """Simulated workers and those of a mesh lose the same, also with rbg keys."""
+    keys = {
+        "default": lambda: None,
+        "typed": lambda: jax.random.key(3, impl="rbg"),
+        "raw": lambda: jax.random.key_data(jax.random.key(3, impl="rbg")),
+    }
+    found = []
+    before = jax.config.jax_default_prng_impl
+    jax.config.update("jax_default_prng_impl", "rbg")
+    try:
+        for make in (communicators.simulated, communicators.mesh):
+            c = make(4, drop_probability=0.5)
+            gossip = djax.gossip(topologies.ring(4), c, key=keys[key]())
+            found.append(average(gossip, c, jnp.arange(4.0), steps=3))
+    finally:
+        jax.config.update("jax_default_prng_impl", before)
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        (jax.nn.relu, r"params\['net'\]\['act'\] is .*nnx.split.*eqx.filter"),
+        (jnp.ones(2, jnp.int32), r"params\['net'\]\['act'\] is int32"),
+        ("relu", r"params\['net'\]\['act'\] is 'relu'"),
+    ],
+)
+def test_a_leaf_that_cannot_be_averaged_is_named(leaf, message):
+    params = {"net": {"act": leaf, "w": jnp.ones(2)}}
+    gossip = djax.gossip(topologies.ring(4), communicators.simulated(4))
+    with pytest.raises(TypeError, match=message):
+        gossip.init(params)
+
+
+@each_communicator
+def test_the_mean_names_the_leaf(make):
+    c = make(2)
+    x = {"w": jnp.ones(2), "n": jnp.arange(2)}
+    for mean in (c.mean, lambda x: djax.metrics.mean_params(x, c)):
+        with pytest.raises(TypeError, match=r"\['n'\] is int32"):
+            c.spmd(mean)(x)
+    with pytest.raises(TypeError, match=r"\['n'\] is int32"):
+        c.spmd(lambda x: djax.metrics.worker_distance(x, c))(x)
+    with pytest.raises(TypeError, match=r"\['act'\] is .*nnx.split"):
+        c.spmd(lambda w: c.mean({"w": w, "act": jax.nn.relu}))(x["w"])
+
+
+def test_replicate_names_what_is_no_array():
+    c = communicators.simulated(2)
+    with pytest.raises(TypeError, match=r"\['act'\] is .*nnx.split.*eqx.filter"):
+        communicators.replicate(c, {"w": jnp.ones(2), "act": jax.nn.relu})
+
+
+def test_one_bad_gradient_is_skipped_by_the_base_optimizer_alone():
+    """`optax.apply_if_finite` belongs around the optimizer, not the mechanism."""
+    c = communicators.simulated(3)
+    optimizer = optax.chain(
+        optax.apply_if_finite(optax.sgd(1.0), 5), djax.gossip(topologies.complete(3), c)
+    )
+
+    def worker(x, gradient):
+        updates, _ = optimizer.update(gradient, optimizer.init(x), x)
+        return x + updates
+
+    x = c.spmd(worker)(jnp.zeros(3), jnp.asarray([-3.0, np.nan, -6.0]))
+    np.testing.assert_allclose(x, np.full(3, 3.0), rtol=1e-6)

@@ -111,6 +111,12 @@ def mpi(
     GPU of its node-local rank; on CPUs its XLA threads take its share of the cores. An
     uncaught exception on one rank ends all of them.
 
+    Every rank has to make every exchange. A conditional on one rank's own values around
+    a mechanism, such as `optax.apply_if_finite(optax.chain(optax.sgd(0.1), gossip), 5)`
+    with a NaN in one rank's gradient, lets that rank leave out messages that the others
+    wait for. Put `apply_if_finite` around the optimizer alone, in front of the
+    mechanism.
+
     Args:
       comm: an `mpi4py.MPI.Comm`, of which duplicates are made; by default all ranks.
       drop_probability: probability in [0, 1) with which a message is lost.

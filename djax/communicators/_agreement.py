@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax._base import Communicator, PyTree
+from djax._base import Communicator, PyTree, check_arrays
 
 from ._axis import MeshCommunicator
 
@@ -30,6 +30,8 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
       >>> djax.communicators.replicate(communicator, jnp.zeros(2)).shape
       (3, 2)
     """
+
+    check_arrays("replicate", tree)
 
     def stack(tree, count):
         return jax.tree.map(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax._base import PyTree
+from djax._base import PyTree, threefry
 
 
 def check_losses(drop_probability: float, drop_seed: int) -> None:
@@ -33,6 +33,7 @@ def arrived(
     """
     if drop_probability == 0:
         return True
+    key = threefry(key)
     receiver, senders = rank(), np.asarray(source, np.int32)
     for salt in (drop_seed, zlib.crc32(senders.tobytes()), receiver):
         key = jax.random.fold_in(key, salt)

@@ -74,6 +74,10 @@ def gossip(
     lost if anything in the sender's model is NaN or infinite, so that one worker's
     diverged model does not spread to the others.
 
+    Every worker has to take part in every exchange: what decides by one worker's own
+    values, such as `optax.apply_if_finite`, belongs around the optimizer in front of
+    the mechanism, never around both. Under MPI the workers would wait for each other.
+
     Args:
       topology: the graph and its weights.
       communicator: how messages travel.

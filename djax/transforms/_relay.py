@@ -137,7 +137,16 @@ def relay(
 
     def init_fn(params):
         check_params("relay", params)
-        state_facts("relay", communicator, overlap=overlap)
+        own_in_place = missing in ("self", "renormalize")
+        state_facts(
+            "relay",
+            communicator,
+            overlap=overlap,
+            old_models=True,
+            uneven_sums=f"missing={missing!r}: use missing='latest'"
+            if own_in_place
+            else None,
+        )
         return RelayState(
             messages=tuple(optax.tree.zeros_like(params) for _ in tree.rounds),
             counts=jnp.zeros(len(tree.rounds), jnp.int32),
