@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from ._base import Communicator, Compressor
+from ._base import Communicator, Compressor, check_reliable
 from .topologies import Schedule, Topology
 from .transforms import (
     all_reduce,
@@ -230,7 +230,8 @@ def d2_sgd(
       `chain(sgd, d2(gossip))`.
 
     Raises:
-      ValueError: if the mixing matrix has an eigenvalue below -1/3.
+      ValueError: if the mixing matrix has an eigenvalue below -1/3, or the communicator
+        loses messages.
 
     Examples:
       >>> import djax
@@ -241,6 +242,7 @@ def d2_sgd(
       Tang et al., `D²: Decentralized Training over Decentralized Data
       <https://arxiv.org/abs/1803.07068>`_, 2018
     """
+    check_reliable("d2_sgd", communicator)
     averaging = d2(gossip(topology, communicator, consensus_rate=consensus_rate))
     if check:
         check_d2("d2_sgd", topology, consensus_rate)
@@ -317,6 +319,7 @@ def gradient_tracking_sgd(
       Pu and Nedić, `Distributed Stochastic Gradient Tracking Methods
       <https://arxiv.org/abs/1805.11454>`_, 2021
     """
+    check_reliable("gradient_tracking_sgd", communicator)
     averaging = gossip(topology, communicator, consensus_rate=consensus_rate)
     return optax.chain(
         optax.sgd(learning_rate, momentum, nesterov), gradient_tracking(averaging)

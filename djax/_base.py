@@ -277,13 +277,19 @@ def check_params(
         raise ValueError(
             f"{name} averages parameters: call update(updates, state, params)."
         )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    check_averageable(name, params, f"; {remedy}")
+    return params
+
+
+def check_averageable(name: str, tree: PyTree, remedy: str = "") -> None:
+    """Raises TypeError, naming the leaf, unless all leaves are arrays of floats."""
+    check_arrays(name, tree, what="params")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
                 f"{name} averages floating-point arrays, but params"
-                f"{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}; {remedy}."
+                f"{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}{remedy}."
             )
-    return params
 
 
 class _Refusal(NamedTuple):
@@ -293,6 +299,8 @@ class _Refusal(NamedTuple):
     overlap: bool
     losses: bool
     needs_every_message: bool
+    old_models: bool
+    uneven_sums: bool
 
 
 _REFUSALS: contextvars.ContextVar[tuple[_Refusal, ...]] = contextvars.ContextVar(
@@ -307,6 +315,8 @@ def refusing(
     overlap: bool = False,
     losses: bool = False,
     needs_every_message: bool = False,
+    old_models: bool = False,
+    uneven_sums: bool = False,
 ) -> Iterator[None]:
     """Refuses mechanisms with these properties that are initialized inside.
 
@@ -319,8 +329,13 @@ def refusing(
       overlap: refuse those that average the parameters without this step's updates.
       losses: refuse those whose communicator loses messages.
       needs_every_message: refuse those that cannot go on without a message.
+      old_models: refuse those that average models of several steps.
+      uneven_sums: refuse those whose averages over all steps do not add up to what went
+        in.
     """
-    refusal = _Refusal(by, overlap, losses, needs_every_message)
+    refusal = _Refusal(
+        by, overlap, losses, needs_every_message, old_models, uneven_sums
+    )
     token = _REFUSALS.set((*_REFUSALS.get(), refusal))
     try:
         yield
@@ -335,6 +350,8 @@ def state_facts(
     overlap: bool = False,
     needs_every_message: bool = False,
     without_overlap: str | None = None,
+    old_models: bool = False,
+    uneven_sums: str | None = None,
 ) -> None:
     """States the properties of a mechanism that is being initialized.
 
@@ -345,27 +362,41 @@ def state_facts(
       overlap: whether it averages the parameters without this step's updates.
       needs_every_message: whether it cannot go on without a message.
       without_overlap: the remedy for an overlap, by default to switch it off.
+      old_models: whether it averages models of several steps.
+      uneven_sums: the option by which its averages over all steps do not add up to what
+        went in, and the remedy; None if they do.
 
     Raises:
       ValueError: inside of a :func:`refusing` that refuses one of them.
     """
     probability = getattr(communicator, "drop_probability", 0.0)
-    for by, no_overlap, no_losses, no_needs in _REFUSALS.get():
-        if overlap and no_overlap:
+    for refusal in _REFUSALS.get():
+        by = refusal.by
+        if overlap and refusal.overlap:
             raise ValueError(
                 f"{by} needs the average of this step's updated parameters: "
                 f"{without_overlap or f'use {mechanism} without overlap=True'}."
             )
-        if probability > 0 and no_losses:
+        if probability > 0 and refusal.losses:
             raise ValueError(
                 f"{by} needs every message, but the communicator of {mechanism} loses "
                 f"{probability:.3g} of them: make it without drop_probability, or use "
                 f"{mechanism} without {by}."
             )
-        if needs_every_message and no_needs:
+        if needs_every_message and refusal.needs_every_message:
             raise ValueError(
                 f"{by} lets workers go on without a message that is not finite, but "
                 f"{mechanism} needs every message: use gossip, relay or push_sum."
+            )
+        if old_models and refusal.old_models:
+            raise ValueError(
+                f"{by} needs the average of this step's models, but {mechanism} "
+                "averages older ones too, with which it diverges: use gossip, or "
+                f"gradient_tracking in place of {by}."
+            )
+        if uneven_sums is not None and refusal.uneven_sums:
+            raise ValueError(
+                f"{by} ends at a wrong point with {mechanism}, {uneven_sums}."
             )
 
 
@@ -425,8 +456,29 @@ def shared_key(name: str, key: jax.Array | None) -> jax.Array:
 
 
 def key_of_step(key: jax.Array | None, step: ArrayLike) -> jax.Array:
-    """The PRNG key of one step's message losses; `jax.random.key(0)` by default."""
-    return jax.random.fold_in(jax.random.key(0) if key is None else key, step)
+    """The PRNG key of one step's message losses; of the seed 0 by default."""
+    key = jax.random.key(0, impl="threefry2x32") if key is None else threefry(key)
+    return jax.random.fold_in(key, step)
+
+
+def threefry(key: jax.Array) -> jax.Array:
+    """A key whose draws do not depend on `vmap`, made of one of any kind.
+
+    Args:
+      key: typed or not. Of other kinds than Threefry's the data are folded into one
+        of the seed 0.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.shape == (2,):
+            return jax.random.wrap_key_data(key, impl="threefry2x32")
+    elif "threefry" in str(jax.random.key_impl(key)):
+        return key
+    else:
+        key = jax.random.key_data(key)
+    folded = jax.random.key(0, impl="threefry2x32")
+    for word in key:
+        folded = jax.random.fold_in(folded, word)
+    return folded
 
 
 def add(x: PyTree, y: PyTree, like: PyTree, sign: int = 1) -> PyTree:

@@ -18,7 +18,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from ._base import Communicator, PyTree, wide
+from ._base import Communicator, PyTree, check_averageable, wide
 
 
 def mean_params(params: PyTree, communicator: Communicator) -> PyTree:
@@ -44,6 +44,7 @@ def worker_distance(params: PyTree, communicator: Communicator) -> jax.Array:
     Returns:
       `float[]`, over all leaves, in float32 or wider.
     """
+    check_averageable("worker_distance", params)
     wide_params = jax.tree.map(wide, params)
     mean = mean_params(wide_params, communicator)
     squares = jax.tree.map(

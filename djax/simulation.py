@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ._arrays import check_arrays
 from ._base import Communicator, PyTree, as_transformation, check_choice, refusing
 from ._gradient_fn import GradientFn as GradientFn
 from ._gradient_fn import check_gradients, check_signature, check_unchanged
@@ -28,7 +29,6 @@ from ._nonfinite import NonFinite, all_finite, flaw, make_check, without_step
 from ._nonfinite import NonFiniteError as NonFiniteError
 from .communicators import MeshCommunicator, SimulatedCommunicator, replicate
 from .communicators._common import (
-    check_arrays,
     check_communicator,
     check_leading_axis,
 )

@@ -120,6 +120,12 @@ def mpi(
     60 seconds, or as many as `DJAX_EXIT_TIMEOUT` says, it waits for the rank that has
     left, and all end; set it higher if a single compiled call takes longer.
 
+    Every rank has to make every exchange. A conditional on one rank's own values around
+    a mechanism, such as `optax.apply_if_finite(optax.chain(optax.sgd(0.1), gossip), 5)`
+    with a NaN in one rank's gradient, lets that rank leave out messages that the others
+    wait for. Put `apply_if_finite` around the optimizer alone, in front of the
+    mechanism.
+
     Args:
       comm: an `mpi4py.MPI.Comm`, of which duplicates are made; by default all ranks.
       drop_probability: probability in [0, 1) with which a message is lost.

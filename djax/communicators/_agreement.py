@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from djax._arrays import check_arrays
 from djax._base import Communicator, PyTree
 
 from . import _common
@@ -36,7 +37,7 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
     """
 
     _common.check_communicator("replicate", communicator)
-    _common.check_arrays("replicate", tree)
+    check_arrays("replicate", tree)
 
     def stack(tree, count):
         return jax.tree.map(

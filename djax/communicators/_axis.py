@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from djax._base import OutsideError, PyTree, lockstep, wide
+from djax._base import OutsideError, PyTree, check_averageable, lockstep, wide
 from djax.accounting import accounted
 
 from . import _common
@@ -66,6 +66,7 @@ class _AxisCommunicator:
     @_inside
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
+        check_averageable("mean", tree)
         return jax.tree.map(
             lambda x: jax.lax.pmean(wide(x), self.axis_name).astype(jnp.result_type(x)),
             tree,
@@ -107,6 +108,7 @@ class SimulatedCommunicator(_AxisCommunicator):
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         # As a product: XLA's CPU backend sums over a leading axis ten times slower.
+        check_averageable("mean", tree)
         ones = np.ones(self.size)
 
         def mean(x):

@@ -1,6 +1,5 @@
 """What the communicators share."""
 
-import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax._base import PyTree
+from djax._arrays import is_array, shortened
+from djax._base import PyTree, threefry
 
 
 def check_losses(drop_probability: float, drop_seed: int) -> None:
@@ -35,6 +35,7 @@ def arrived(
     """
     if drop_probability == 0:
         return True
+    key = threefry(key)
     receiver, senders = rank(), np.asarray(source, np.int32)
     for salt in (drop_seed, zlib.crc32(senders.tobytes()), receiver):
         key = jax.random.fold_in(key, salt)
@@ -61,7 +62,7 @@ def check_leading_axis(
     for argument, tree in named.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             name = f"argument {argument}{jax.tree_util.keystr(path)}"
-            if not _is_array(leaf):
+            if not is_array(leaf):
                 raise TypeError(
                     f"{function}: {name} is {leaf!r}, but the program of all workers "
                     "takes arrays with a leading axis of workers: bind by "
@@ -87,37 +88,9 @@ def check_communicator(function: str, communicator: Any) -> None:
     if not all(hasattr(communicator, name) for name in ("spmd", "local_ranks")):
         raise TypeError(
             f"{function} needs a communicator, such as djax.communicators.simulated(8),"
-            f" in this place, but got {_shortened(communicator)}; check the order of "
+            f" in this place, but got {shortened(communicator)}; check the order of "
             "the arguments."
         )
-
-
-def check_arrays(function: str, tree: PyTree, *, modules: bool = True) -> None:
-    """Raises TypeError if a leaf of a tree is no array.
-
-    Args:
-      function: what was called, for the error.
-      tree: its argument.
-      modules: whether a module of Flax NNX passes, whose leaves are more than its
-        parameters.
-    """
-    remedy = (
-        "Keep what is no parameter out of the tree: "
-        "`graph, params, rest = nnx.split(module, nnx.Param, ...)` of Flax NNX, "
-        "`params, static = eqx.partition(module, eqx.is_inexact_array)` (or eqx.filter)"
-        " of Equinox."
-    )
-    if not modules and (module := _find_module(tree)) is not None:
-        raise TypeError(
-            f"{function}: the parameters are an nnx.Module, {type(module).__name__}, "
-            f"which may also hold statistics and counters. {remedy}"
-        )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not _is_array(leaf):
-            name = jax.tree_util.keystr(path) or "the argument"
-            raise TypeError(
-                f"{function}: {name} is {_shortened(leaf)}, which is no array. {remedy}"
-            )
 
 
 def check_one_each(function: str, values: Any, count: int) -> list[Any]:
@@ -131,7 +104,7 @@ def check_one_each(function: str, values: Any, count: int) -> list[Any]:
     if isinstance(values, (Mapping, str)) or not hasattr(values, "__iter__"):
         raise TypeError(
             f"{function} needs a list with one value for each of the {count} local "
-            f"workers, got {_shortened(values)}."
+            f"workers, got {shortened(values)}."
         )
     values = list(values)
     if len(values) != count:
@@ -140,28 +113,6 @@ def check_one_each(function: str, values: Any, count: int) -> list[Any]:
             f"(communicator.local_ranks), got {len(values)}."
         )
     return values
-
-
-def _find_module(tree: PyTree) -> Any:
-    """A module of Flax NNX in a tree, if there is one."""
-    if (nnx := sys.modules.get("flax.nnx")) is None:
-        return None
-    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Module))
-    return next((x for x in leaves if isinstance(x, nnx.Module)), None)
-
-
-def _is_array(x: Any) -> bool:
-    """Whether JAX can take it as an array."""
-    if isinstance(x, (np.ndarray, np.generic)):
-        return x.dtype.kind not in "OSUMm"
-    if isinstance(x, (jax.Array, jax.ShapeDtypeStruct, bool, int, float, complex)):
-        return True
-    return hasattr(x, "__jax_array__")
-
-
-def _shortened(x: Any) -> str:
-    text = repr(x)
-    return text if len(text) <= 80 else f"a {type(x).__name__}"
 
 
 def check_permutation(source: Sequence[int], size: int) -> None:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from mpi4py import MPI
 
 from djax import _wire
-from djax._base import PyTree, lockstep, wide
+from djax._base import PyTree, check_averageable, lockstep, wide
 from djax.accounting import accounted
 
 from . import _common
@@ -67,6 +67,7 @@ class MPICommunicator:
     @accounted
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
+        check_averageable("mean", tree)
         sums = _wire.exchange(
             jax.tree.map(wide, tree),
             lambda x: mpi4jax.allreduce(x, MPI.SUM, comm=self.comm),

@@ -73,8 +73,7 @@ def reliable_pull(
     """
     rounds = topology.rounds, topology.round_weights
     no_losses = key_of_step(None, 0)
-    pull, _ = pull_over_rounds(message, gap, *rounds, communicator, no_losses)
-    return pull
+    return pull_over_rounds(message, gap, *rounds, communicator, no_losses).pull
 
 
 def accumulate(total: PyTree, change: PyTree) -> PyTree:

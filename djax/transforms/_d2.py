@@ -60,14 +60,16 @@ def d2(
     grows. :func:`djax.gradient_tracking` bears that.
 
     Args:
-      mechanism: any mechanism without `overlap` that averages nearly exactly.
+      mechanism: any mechanism without `overlap` that averages nearly exactly, and loses
+        no messages. Not :func:`djax.relay`, whose averages contain older models.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
       :class:`D2State`.
 
     Raises:
-      ValueError: in `init`, if the mechanism overlaps.
+      ValueError: in `init`, if the mechanism overlaps, loses messages or averages older
+        models.
 
     Examples:
       >>> import djax, optax
@@ -87,7 +89,7 @@ def d2(
     def init_fn(params):
         check_params("d2", params)
         state_facts("d2", needs_every_message=True)
-        with refusing("d2", overlap=True, losses=True):
+        with refusing("d2", overlap=True, losses=True, old_models=True):
             mechanism_state = mechanism.init(params)
         return D2State(jax.tree.map(jnp.zeros_like, params), mechanism_state)
 

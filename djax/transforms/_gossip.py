@@ -36,6 +36,8 @@ from djax._base import (
 )
 from djax.topologies import Topology
 
+from ._finite import all_finite, mark, unmarked
+
 
 class GossipState(NamedTuple):
     """State of :func:`gossip`.
@@ -69,7 +71,13 @@ def gossip(
     complete graph it is :func:`djax.all_reduce`.
 
     Where messages are lost (`drop_probability` of the communicator), the weights of
-    those that came are divided by their sum, own weight included.
+    those that came are divided by their sum, own weight included. A message counts as
+    lost if anything in the sender's model is NaN or infinite, so that one worker's
+    diverged model does not spread to the others.
+
+    Every worker has to take part in every exchange: what decides by one worker's own
+    values, such as `optax.apply_if_finite`, belongs around the optimizer in front of
+    the mechanism, never around both. Under MPI the workers would wait for each other.
 
     Args:
       topology: the graph and its weights.
@@ -144,13 +152,35 @@ def pull_to_neighbors(
     """
     rounds = topology.rounds, topology.round_weights
     gap = functools.partial(difference, mine=model)
-    pull, heard = pull_over_rounds(model, gap, *rounds, communicator, key)
-    if heard is None:
-        return pull
-    heard += jnp.asarray(np.diag(topology.mixing_matrix))[communicator.rank()]
+    found = pull_over_rounds(
+        model, gap, *rounds, communicator, key, finite=all_finite(model)
+    )
+    if found.heard is None:
+        return found.pull
+    heard = (
+        found.heard + jnp.asarray(np.diag(topology.mixing_matrix))[communicator.rank()]
+    )
     # A worker that gives itself no weight may have heard nobody.
     heard = jnp.where(heard > 0, heard, 1)
-    return jax.tree.map(lambda total: total / heard.astype(total.dtype), pull)
+    # The weights sum up to one but for rounding; by one exactly nothing changes.
+    heard = jnp.where(found.complete, 1, heard)
+    return jax.tree.map(lambda total: total / heard.astype(total.dtype), found.pull)
+
+
+class Pull(NamedTuple):
+    """What :func:`pull_over_rounds` returns.
+
+    Attributes:
+      pull: a tree like the differences, their weighted sum.
+      heard: `float[]`, the sum of the weights of what arrived; None where every message
+        has to arrive.
+      complete: whether every message arrived, where messages are lost only if they are
+        not finite; else False.
+    """
+
+    pull: PyTree
+    heard: jax.Array | None
+    complete: jax.Array | bool
 
 
 def pull_over_rounds(
@@ -160,7 +190,9 @@ def pull_over_rounds(
     weights: np.ndarray,
     communicator: Communicator,
     key: jax.Array,
-) -> tuple[PyTree, jax.Array | None]:
+    *,
+    finite: jax.Array | None = None,
+) -> Pull:
     r"""Returns :math:`\sum_r w_{ri} (x_{s_r(i)} - x_i)`, over the messages that arrive.
 
     Args:
@@ -171,25 +203,30 @@ def pull_over_rounds(
       weights: `float64[rounds, n]`, of what they receive.
       communicator: how messages travel.
       key: PRNG key of the losses.
-
-    Returns:
-      A tree like the gaps, and the sum of the weights of what arrived; None where
-      nothing can be lost.
+      finite: `bool[]`, whether this worker's model is: a message of one that is not
+        counts as lost. None where every message has to count.
     """
-    rank = communicator.rank()
-    pull, heard = jax.tree.map(jnp.zeros_like, gap(message)), None
+    rank, none = communicator.rank(), jax.tree.map(jnp.zeros_like, gap(message))
+    pull, heard, complete = none, None, True
+    sent = message if finite is None else mark(message, finite)
     for source, everyones in zip(rounds, weights, strict=True):
         weight = jnp.asarray(everyones)[rank]
+        received = communicator.permute(sent, source)
         arrived = communicator.arrived(source, key)
-        found = gap(communicator.permute(message, source))
         if arrived is not True:
+            complete = False
+        if finite is not None:
+            arrived &= unmarked(received)
+        found = gap(received)
+        if arrived is not True:
+            complete &= arrived | (weight == 0)
             weight = jnp.where(arrived, weight, 0)
-            found = optax.tree.where(arrived, found, optax.tree.zeros_like(found))
+            found = optax.tree.where(arrived, found, none)
             heard = weight if heard is None else heard + weight
         pull = jax.tree.map(
             lambda total, x, w=weight: total + w.astype(total.dtype) * x, pull, found
         )
-    return pull, heard
+    return Pull(pull, heard, complete)
 
 
 def difference(theirs: PyTree, mine: PyTree) -> PyTree:

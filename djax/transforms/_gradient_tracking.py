@@ -48,18 +48,21 @@ def gradient_tracking(
        x_i &\leftarrow \operatorname{average}_i(x_1 + u_1 + c_1, \dots, x_n + u_n + c_n)
        \\ c_i &\leftarrow \operatorname{average}_i(u_1 + c_1, \dots, u_n + c_n) - u_i
 
-    It sends twice what the mechanism sends: models, and updates. Where messages are
-    lost, the two that belong together are lost together.
+    It sends twice what the mechanism sends: models, and updates. No message may be
+    lost, since the corrections would no longer sum to zero, and the workers would
+    settle at a wrong point.
 
     Args:
-      mechanism: any mechanism without `overlap`; it runs twice, with states of its own.
+      mechanism: any mechanism without `overlap` that loses no messages; it runs twice,
+        with states of its own. Of :func:`djax.relay` the forms `missing="initial"` and
+        `"latest"`.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
       :class:`GradientTrackingState`.
 
     Raises:
-      ValueError: in `init`, if the mechanism overlaps.
+      ValueError: in `init`, if the mechanism overlaps or loses messages.
 
     Examples:
       >>> import djax, optax
@@ -80,7 +83,7 @@ def gradient_tracking(
     def init_fn(params):
         check_params("gradient_tracking", params)
         state_facts("gradient_tracking", needs_every_message=True)
-        with refusing("gradient_tracking", overlap=True, losses=True):
+        with refusing("gradient_tracking", overlap=True, losses=True, uneven_sums=True):
             return GradientTrackingState(
                 jax.tree.map(jnp.zeros_like, params),
                 average_models.init(params),

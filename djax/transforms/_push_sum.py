@@ -40,6 +40,7 @@ from djax.topologies import Schedule
 from djax.topologies._checks import TOLERANCE, check_integer
 from djax.topologies._kinds import check_directed
 
+from ._finite import all_finite
 from ._gossip import difference, pull_over_rounds
 
 
@@ -85,7 +86,8 @@ def push_sum(
     the parameters are the models themselves.
 
     Where messages are lost (`drop_probability` of the communicator), the receiver puts
-    its own value in their place.
+    its own value in their place. A message counts as lost if anything in the sender's
+    model is NaN or infinite.
 
     Args:
       schedule: the matrices, one after the other.
@@ -132,6 +134,7 @@ def push_sum(
         params = check_params("push_sum", params)
         start = params if overlap else optax.apply_updates(params, updates)
         model, weight, exchanges = start, state.weight, state.exchanges
+        finite = all_finite(model)
         for _ in range(rounds):
             losses = key_of_step(key, exchanges)
             branches = [exchange(t) for t in range(schedule.period)]
@@ -139,7 +142,7 @@ def push_sum(
                 communicator.agreed(exchanges),
                 range(schedule.period),
                 branches,
-                *(model, weight, losses),
+                *(model, weight, losses, finite),
             )
             exchanges = optax.safe_increment(exchanges)
         updates = jax.tree.map(
@@ -151,18 +154,20 @@ def push_sum(
         return updates, state._replace(weight=weight, exchanges=exchanges)
 
     def exchange(t):
-        def with_matrix(model, weight, losses):
+        def with_matrix(model, weight, losses, finite):
             if balanced:
-                return mix(t, model, losses), weight
-            return mix(t, (model, weight), losses)
+                return mix(t, model, losses, finite), weight
+            return mix(t, (model, weight), losses, finite)
 
         return with_matrix
 
-    def mix(t, mine, losses):
+    def mix(t, mine, losses, finite):
         """Returns :math:`r_i z_i + sum_j a_ij (z_j - z_i)` with the row sums r."""
         rounds = schedule.rounds[t], schedule.round_weights[t]
         gap = functools.partial(difference, mine=mine)
-        pull, _ = pull_over_rounds(mine, gap, *rounds, communicator, losses)
+        pull = pull_over_rounds(
+            mine, gap, *rounds, communicator, losses, finite=finite
+        ).pull
         kept = 1 if balanced else jnp.asarray(received[t])[communicator.rank()]
         return jax.tree.map(
             lambda x, p: (jnp.asarray(kept, p.dtype) * wide(x) + p).astype(x.dtype),

@@ -45,6 +45,8 @@ from djax._base import (
 )
 from djax.topologies import Topology
 
+from ._finite import all_finite
+
 Missing = Literal["initial", "latest", "self", "renormalize"]
 
 
@@ -88,7 +90,8 @@ def relay(
 
     In the first steps the models of distant workers have not arrived, and where
     messages are lost (`drop_probability` of the communicator) neither have those that a
-    lost message carried. For each of them stands, by `missing`:
+    lost message carried. A message counts as lost if anything in the sender's model is
+    NaN or infinite. For each model that has not arrived stands, by `missing`:
 
     * `"initial"`: the model that worker 0 started from; meant for equal starts. What
       the authors' training code does;
@@ -136,7 +139,16 @@ def relay(
 
     def init_fn(params):
         check_params("relay", params)
-        state_facts("relay", communicator, overlap=overlap)
+        own_in_place = missing in ("self", "renormalize")
+        state_facts(
+            "relay",
+            communicator,
+            overlap=overlap,
+            old_models=True,
+            uneven_sums=f"missing={missing!r}: use missing='latest'"
+            if own_in_place
+            else None,
+        )
         return RelayState(
             messages=tuple(optax.tree.zeros_like(params) for _ in tree.rounds),
             counts=jnp.zeros(len(tree.rounds), jnp.int32),
@@ -164,6 +176,7 @@ def relay(
         """Relays what came in the step before; returns what comes in this one."""
         rank, losses = communicator.rank(), key_of_step(key, state.step)
         total = _pull(model, state.messages, state.counts)
+        finite = all_finite(model)
         known = 1 + state.counts.sum(dtype=jnp.int32)
         messages, counts = [], []
         for i, source in enumerate(tree.rounds):
@@ -171,10 +184,11 @@ def relay(
             count = known - state.counts[i]
             pull = _add_pull(total, -state.counts[i], state.messages[i], model)
             mean = _divide_and_add(pull, count, model, like=state.messages[i])
-            message, count = communicator.permute((mean, count), source)
-            arrived = communicator.arrived(source, losses)
-            if arrived is not True:
-                message = optax.tree.where(arrived, message, state.messages[i])
+            # A count of zero says that the mean is not finite.
+            letter = mean, jnp.where(finite, count, 0)
+            message, count = communicator.permute(letter, source)
+            arrived = communicator.arrived(source, losses) & (count > 0)
+            message = optax.tree.where(arrived, message, state.messages[i])
             talks = jnp.asarray(np.asarray(source) != np.arange(tree.size))[rank]
             messages.append(message)
             counts.append(jnp.where(talks & arrived, count, 0))
@@ -182,9 +196,10 @@ def relay(
 
     def _common_start(params):
         try:
-            return communicator.broadcast(params)
+            first = communicator.broadcast(params)
         except OutsideError:  # There is only one start, whose state all may share.
             return params
+        return optax.tree.where(all_finite(first), first, params)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -1,0 +1,63 @@
+"""Whether what was passed are arrays, and what to say if it is not."""
+
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+
+def check_arrays(
+    function: str, tree: PyTree, *, what: str = "", modules: bool = True
+) -> None:
+    """Raises TypeError if a leaf of a tree is no array.
+
+    Args:
+      function: what was called, for the error.
+      tree: its argument.
+      what: the argument's name, for the error.
+      modules: whether a module of Flax NNX passes, whose leaves are more than its
+        parameters.
+    """
+    remedy = (
+        "Keep what is no parameter out of the tree: "
+        "`graph, params, rest = nnx.split(module, nnx.Param, ...)` of Flax NNX, "
+        "`params, static = eqx.partition(module, eqx.is_inexact_array)` (or eqx.filter)"
+        " of Equinox."
+    )
+    if not modules and (module := _find_module(tree)) is not None:
+        raise TypeError(
+            f"{function}: the parameters are an nnx.Module, {type(module).__name__}, "
+            f"which may also hold statistics and counters. {remedy}"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not is_array(leaf):
+            name = f"{what}{jax.tree_util.keystr(path)}" or "the argument"
+            raise TypeError(
+                f"{function}: {name} is {shortened(leaf)}, which is no array. {remedy}"
+            )
+
+
+def _find_module(tree: PyTree) -> Any:
+    """A module of Flax NNX in a tree, if there is one."""
+    if (nnx := sys.modules.get("flax.nnx")) is None:
+        return None
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Module))
+    return next((x for x in leaves if isinstance(x, nnx.Module)), None)
+
+
+def is_array(x: Any) -> bool:
+    """Whether JAX can take it as an array."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return x.dtype.kind not in "OSUMm"
+    if isinstance(x, (jax.Array, jax.ShapeDtypeStruct, bool, int, float, complex)):
+        return True
+    return hasattr(x, "__jax_array__")
+
+
+def shortened(x: Any) -> str:
+    """How an error shows a value: by its type if its text is long."""
+    text = repr(x)
+    return text if len(text) <= 80 else f"a {type(x).__name__}"
