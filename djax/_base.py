@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.core import NamedAxisEffect  # Which axis a traced function talks along.
 from jax.typing import ArrayLike
 
 from .topologies import Topology
@@ -178,7 +179,7 @@ def check_rate(name: str, rate: Any, *, zero: bool = False) -> None:
         )
     if isinstance(rate, jax.core.Tracer):
         return
-    if not (0 < rate < float("inf") or (zero and rate == 0)):
+    if not (0 < float(rate) < float("inf") or (zero and rate == 0)):
         least = "at least 0" if zero else "positive"
         raise ValueError(f"{name} must be {least} and finite, got {rate}.")
 
@@ -299,6 +300,12 @@ def alternate(
     Mechanisms that alternate go through here, so that `djax.communication_cost` can
     weigh what each branch sends by how often it is taken.
 
+    In simulation each worker has a counter of its own along a `vmap` axis. Given a
+    branch index per worker, JAX would compute all branches and select afterwards.
+    Workers that exchange messages within a branch must all take it, so that the index
+    is made one value along the axes of those messages. Along other axes, such as that
+    of a sweep over hyper-parameters, counters may differ.
+
     Args:
       step: `int32[]`, the same on every worker.
       schedule: which branch the steps of one period take.
@@ -309,6 +316,23 @@ def alternate(
 
     if (counter := accounting.counter()) is not None:
         return counter.alternate(schedule, branches, operands)
+    if len(set(schedule)) == 1:
+        return branches[schedule[0]](*operands)
     position = jnp.asarray(step) % len(schedule)
     index = jnp.asarray(np.asarray(schedule, np.int32))[position]
+    for axis_name in _simulated_axes(branches, operands):
+        index = jax.lax.pmax(index, axis_name)
     return jax.lax.switch(index, branches, *operands)
+
+
+def _simulated_axes(
+    branches: Sequence[Callable[..., PyTree]], operands: Sequence[PyTree]
+) -> list[Any]:
+    """The `vmap` axes along which the branches exchange something.
+
+    The axes of a mesh are left out, since a worker with a device of its own takes one
+    branch anyway.
+    """
+    effects = [e for b in branches for e in jax.make_jaxpr(b)(*operands).effects]
+    names = {e.name for e in effects if isinstance(e, NamedAxisEffect)}
+    return sorted(names - set(jax.sharding.get_abstract_mesh().manual_axes), key=str)

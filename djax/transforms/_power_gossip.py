@@ -204,8 +204,7 @@ def power_gossip(
         # After an odd number of iterations a step starts from the other side.
         parities = [(first + t * iterations) % 2 for t in range(1 + iterations % 2)]
         branches = [functools.partial(all_iterations, odd) for odd in parities]
-        schedule, now = range(len(branches)), communicator.agreed(state.step)
-        found = alternate(now, schedule, branches, model, state)
+        found = alternate(state.step, range(len(branches)), branches, model, state)
         corrections, vector_pulls, (left, right) = found
         leaves, treedef = jax.tree.flatten(model)
         pulls = vector_pulls | {

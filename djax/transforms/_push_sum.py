@@ -138,7 +138,7 @@ def push_sum(
             losses = key_of_step(key, exchanges)
             branches = [exchange(t) for t in range(schedule.period)]
             model, weight = alternate(
-                communicator.agreed(exchanges),
+                exchanges,
                 range(schedule.period),
                 branches,
                 *(model, weight, losses),
