@@ -231,6 +231,51 @@ def check_no_overlap(mechanism: str, remedy: str | None = None) -> None:
         )
 
 
+_DEALT_OUT: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "djax_dealt_out", default=False
+)
+
+
+@contextlib.contextmanager
+def dealing_out() -> Iterator[None]:
+    """Tells mechanisms that are initialized inside that matrices were cut to vectors.
+
+    Only a mechanism knows whether it compresses matrices; without any it would silently
+    send everything.
+    """
+    token = _DEALT_OUT.set(True)
+    try:
+        yield
+    finally:
+        _DEALT_OUT.reset(token)
+
+
+def check_not_dealt_out(name: str) -> None:
+    """Raises ValueError inside of :func:`dealing_out`; `name` compresses matrices."""
+    if _DEALT_OUT.get():
+        raise ValueError(
+            f"{name} compresses matrices, but djax.interleave deals out their single "
+            f"coordinates, so that it would send everything: use {name} without "
+            "interleave."
+        )
+
+
+def check_static(name: str, **values: Any) -> None:
+    """Raises ValueError if a number that shapes the program is a JAX array.
+
+    Args:
+      name: of the mechanism, for the error.
+      **values: all its arguments that have to be known when programs are compiled.
+    """
+    for key, value in values.items():
+        if isinstance(value, jax.Array):
+            raise ValueError(
+                f"{name}: {key} must be an integer that is known before programs are "
+                f"compiled, got {value!r}; use optax.inject_hyperparams({name}, "
+                f"static_args={tuple(values)!r})."
+            )
+
+
 def check_real(name: str, params: PyTree) -> None:
     """Raises TypeError if a parameter is complex."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

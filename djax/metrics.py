@@ -42,14 +42,15 @@ def worker_distance(params: PyTree, communicator: Communicator) -> jax.Array:
       communicator: how messages travel.
 
     Returns:
-      `float[]`, over all leaves, in float32 or wider.
+      `float[]`, over all leaves, in float32 or wider; 0 if there are none.
     """
     wide_params = jax.tree.map(wide, params)
     mean = mean_params(wide_params, communicator)
     squares = jax.tree.map(
         lambda x, m: jnp.sum(jnp.square(jnp.abs(x - m))), wide_params, mean
     )
-    return functools.reduce(operator.add, jax.tree.leaves(squares))
+    leaves = jax.tree.leaves(squares)
+    return functools.reduce(operator.add, leaves) if leaves else jnp.zeros(())
 
 
 def consensus_distance(params: PyTree, communicator: Communicator) -> jax.Array:

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import PyTree, add, check_params, wide
+from djax._base import PyTree, add, check_params, check_rate, wide
 
 from ._constants import AcidConstants
 
@@ -271,8 +271,4 @@ def _check_constants(constants: Any) -> None:
             f"{constants!r}."
         )
     for name in ("eta", "alpha", "alpha_tilde"):
-        value = getattr(constants, name)
-        if not isinstance(value, jax.Array) and not 0 <= value < float("inf"):
-            raise ValueError(
-                f"acid: {name} must be at least 0 and finite, got {value}."
-            )
+        check_rate(f"acid: {name}", getattr(constants, name), zero=True)

@@ -32,6 +32,7 @@ from djax._base import (
     check_no_overlap,
     check_params,
     check_sizes,
+    check_static,
     key_of_step,
     wide,
 )
@@ -118,6 +119,7 @@ def push_sum(
             "topologies.from_matrices([topology.mixing_matrix])."
         )
     check_sizes("push_sum", schedule, communicator)
+    check_static("push_sum", rounds=rounds)
     rounds = check_integer(rounds, "push_sum: rounds")
     received = schedule.matrices.sum(axis=2)
     balanced = bool(np.abs(received - 1).max() <= TOLERANCE)
