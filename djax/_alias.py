@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from ._base import Communicator, Compressor, check_reliable
+from ._base import Communicator, Compressor, check_reliable, check_static
 from .topologies import Schedule, Topology
 from .transforms import (
     all_reduce,
@@ -363,6 +363,7 @@ def sgp(
       Assran et al., `Stochastic Gradient Push for Distributed Deep Learning
       <https://arxiv.org/abs/1811.10792>`_, 2019
     """
+    check_static("sgp", rounds=rounds)
     averaging = push_sum(schedule, communicator, rounds=rounds, overlap=overlap)
     return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
 
@@ -408,6 +409,7 @@ def power_gossip_sgd(
       Compression in Decentralized Deep Learning <https://arxiv.org/abs/2008.01425>`_,
       2020
     """
+    check_static("power_gossip_sgd", rank=rank, iterations=iterations)
     averaging = power_gossip(
         topology,
         communicator,

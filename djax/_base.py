@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax._src.core import NamedAxisEffect  # Which axis a traced function talks along.
 from jax.typing import ArrayLike
 
+from ._arrays import check_arrays
 from .topologies._checks import describe, is_communicator
 from .topologies._kinds import check_undirected
 
@@ -252,7 +254,7 @@ def check_rate(name: str, rate: Any, *, zero: bool = False) -> None:
         )
     if isinstance(rate, jax.core.Tracer):
         return
-    if not (0 < rate < float("inf") or (zero and rate == 0)):
+    if not (0 < float(rate) < float("inf") or (zero and rate == 0)):
         least = "at least 0" if zero else "positive"
         raise ValueError(f"{name} must be {least} and finite, got {rate}.")
 
@@ -400,6 +402,51 @@ def state_facts(
             )
 
 
+_DEALT_OUT: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "djax_dealt_out", default=False
+)
+
+
+@contextlib.contextmanager
+def dealing_out() -> Iterator[None]:
+    """Tells mechanisms that are initialized inside that matrices were cut to vectors.
+
+    Only a mechanism knows whether it compresses matrices; without any it would silently
+    send everything.
+    """
+    token = _DEALT_OUT.set(True)
+    try:
+        yield
+    finally:
+        _DEALT_OUT.reset(token)
+
+
+def check_not_dealt_out(name: str) -> None:
+    """Raises ValueError inside of :func:`dealing_out`; `name` compresses matrices."""
+    if _DEALT_OUT.get():
+        raise ValueError(
+            f"{name} compresses matrices, but djax.interleave deals out their single "
+            f"coordinates, so that it would send everything: use {name} without "
+            "interleave."
+        )
+
+
+def check_static(name: str, **values: Any) -> None:
+    """Raises ValueError if a number that shapes the program is a JAX array.
+
+    Args:
+      name: of the mechanism, for the error.
+      **values: all its arguments that have to be known when programs are compiled.
+    """
+    for key, value in values.items():
+        if isinstance(value, jax.Array):
+            raise ValueError(
+                f"{name}: {key} must be an integer that is known before programs are "
+                f"compiled, got {value!r}; use optax.inject_hyperparams({name}, "
+                f"static_args={tuple(values)!r})."
+            )
+
+
 def check_real(name: str, params: PyTree) -> None:
     """Raises TypeError if a parameter is complex."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -510,6 +557,12 @@ def alternate(
     Mechanisms that alternate go through here, so that `djax.communication_cost` can
     weigh what each branch sends by how often it is taken.
 
+    In simulation each worker has a counter of its own along a `vmap` axis. Given a
+    branch index per worker, JAX would compute all branches and select afterwards.
+    Workers that exchange messages within a branch must all take it, so that the index
+    is made one value along the axes of those messages. Along other axes, such as that
+    of a sweep over hyper-parameters, counters may differ.
+
     Args:
       step: `int32[]`, the same on every worker.
       schedule: which branch the steps of one period take.
@@ -520,6 +573,23 @@ def alternate(
 
     if (counter := accounting.counter()) is not None:
         return counter.alternate(schedule, branches, operands)
+    if len(set(schedule)) == 1:
+        return branches[schedule[0]](*operands)
     position = jnp.asarray(step) % len(schedule)
     index = jnp.asarray(np.asarray(schedule, np.int32))[position]
+    for axis_name in _simulated_axes(branches, operands):
+        index = jax.lax.pmax(index, axis_name)
     return jax.lax.switch(index, branches, *operands)
+
+
+def _simulated_axes(
+    branches: Sequence[Callable[..., PyTree]], operands: Sequence[PyTree]
+) -> list[Any]:
+    """The `vmap` axes along which the branches exchange something.
+
+    The axes of a mesh are left out, since a worker with a device of its own takes one
+    branch anyway.
+    """
+    effects = [e for b in branches for e in jax.make_jaxpr(b)(*operands).effects]
+    names = {e.name for e in effects if isinstance(e, NamedAxisEffect)}
+    return sorted(names - set(jax.sharding.get_abstract_mesh().manual_axes), key=str)

@@ -42,7 +42,7 @@ def worker_distance(params: PyTree, communicator: Communicator) -> jax.Array:
       communicator: how messages travel.
 
     Returns:
-      `float[]`, over all leaves, in float32 or wider.
+      `float[]`, over all leaves, in float32 or wider; 0 if there are none.
     """
     check_averageable("worker_distance", params)
     wide_params = jax.tree.map(wide, params)
@@ -50,7 +50,8 @@ def worker_distance(params: PyTree, communicator: Communicator) -> jax.Array:
     squares = jax.tree.map(
         lambda x, m: jnp.sum(jnp.square(jnp.abs(x - m))), wide_params, mean
     )
-    return functools.reduce(operator.add, jax.tree.leaves(squares))
+    leaves = jax.tree.leaves(squares)
+    return functools.reduce(operator.add, leaves) if leaves else jnp.zeros(())
 
 
 def consensus_distance(params: PyTree, communicator: Communicator) -> jax.Array:

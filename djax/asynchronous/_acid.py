@@ -35,14 +35,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from djax._base import PyTree, add, check_not_in_lockstep, check_params, wide
+from djax._base import (
+    PyTree,
+    add,
+    check_not_in_lockstep,
+    check_params,
+    check_rate,
+    wide,
+)
 
 from ._constants import AcidConstants, Asked, asked_of
-
-_ARRAYS = (np.number, np.ndarray, jax.Array)
 
 
 class EventTransformation(NamedTuple):
@@ -333,15 +337,4 @@ def _check_constants(constants: Any) -> None:
             f"{constants!r}."
         )
     for name in ("eta", "alpha", "alpha_tilde"):
-        value = getattr(constants, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float, *_ARRAYS)):
-            raise TypeError(f"acid: {name} must be a number, got {value!r}.")
-        if np.shape(value):
-            raise ValueError(
-                f"acid: {name} must be one number for all workers, got an array of "
-                f"shape {np.shape(value)}."
-            )
-        if not isinstance(value, jax.core.Tracer) and not 0 <= value < float("inf"):
-            raise ValueError(
-                f"acid: {name} must be at least 0 and finite, got {value}."
-            )
+        check_rate(f"acid: {name}", getattr(constants, name), zero=True)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import Compressor, PyTree, wide
+from djax._base import Compressor, PyTree, check_not_dealt_out, wide
 from djax._matrix import as_matrix, check_rows_axis, from_matrix, is_matrix, layout
 from djax.topologies._checks import check_integer
 
@@ -37,7 +37,7 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
     r"""Sends the leading singular vectors of each matrix.
 
     A contraction with :math:`\delta = r / \min(m, k)` of an m × k matrix. Leaves with
-    fewer than two dimensions are sent whole, inside of :func:`djax.interleave` all.
+    fewer than two dimensions are sent whole.
 
     Args:
       rank: r, at most min(m, k) of each matrix is used.
@@ -45,7 +45,7 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
 
     Returns:
       A stateless :class:`djax.Compressor`. Its `init` raises ValueError if a matrix
-      has no such axis.
+      has no such axis, or inside of :func:`djax.interleave`.
 
     Raises:
       ValueError: if `rank` is no positive integer.
@@ -67,6 +67,7 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
 
     def init(params):
         check_rows_axis("low_rank", params, rows_axis)
+        check_not_dealt_out("low_rank")
         return optax.EmptyState()
 
     def decompose(x):

@@ -108,10 +108,14 @@ def d2(
 def check_d2(name: str, topology: Topology, consensus_rate: float = 1.0) -> None:
     r"""Raises ValueError if D² over gossip on the topology diverges.
 
-    That is if :math:`\lambda_{\min}` of :math:`(1 - \rho) I + \rho W` is below -1/3.
+    A traced rate, which `optax.inject_hyperparams` passes, cannot be checked. It raises
+    if :math:`\lambda_{\min}` of :math:`(1 - \rho) I + \rho W` is below -1/3.
     """
+    if isinstance(consensus_rate, jax.core.Tracer):
+        return
+    consensus_rate = float(consensus_rate)
     smallest = 1 - consensus_rate * (1 - topology.lambda_min)
-    if smallest >= SMALLEST_EIGENVALUE - 1e-9:
+    if smallest >= SMALLEST_EIGENVALUE - 1e-6:  # Rates may be float32.
         return
     raise ValueError(
         f"{name} diverges on {topology!r}: the smallest eigenvalue of its mixing "

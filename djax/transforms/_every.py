@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._base import alternate, as_transformation
+from djax._base import alternate, as_transformation, check_static
 from djax.topologies._checks import check_integer
 
 
@@ -52,6 +52,7 @@ def every(
       Stich, `Local SGD Converges Fast and Communicates Little
       <https://arxiv.org/abs/1805.09767>`_, 2019
     """
+    check_static("every", k=k)
     k = check_integer(k, "every: k")
     mechanism = as_transformation("every", mechanism)
 

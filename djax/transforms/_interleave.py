@@ -1,14 +1,16 @@
 """Several mechanisms, each for its share of the coordinates."""
 
+import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from djax._base import PyTree, as_transformation, check_params
+from djax._base import PyTree, as_transformation, check_params, dealing_out
+from djax._matrix import is_matrix
 
 
 class InterleaveState(NamedTuple):
@@ -30,8 +32,8 @@ def interleave(
     each in row-major order), coordinate :math:`k` is averaged by mechanism
     :math:`k \bmod T`. Over the two of :func:`djax.topologies.double_binary_trees` no
     worker sends much more than another. A share is a tree of vectors: what compresses
-    matrices (:func:`djax.power_gossip`, :func:`djax.compressors.low_rank`) finds none,
-    and sends everything.
+    matrices (:func:`djax.power_gossip`, :func:`djax.compressors.low_rank`) would find
+    none, and is refused.
 
     Args:
       mechanisms: the :math:`T` mechanisms.
@@ -41,7 +43,9 @@ def interleave(
       :class:`InterleaveState`; it needs `params` if one of the mechanisms does.
 
     Raises:
-      ValueError: if there are no mechanisms.
+      TypeError: if `mechanisms` is no list of mechanisms.
+      ValueError: if there are no mechanisms; in `init`, if one of them compresses
+        matrices and the parameters have some.
 
     Examples:
       >>> import djax
@@ -53,6 +57,7 @@ def interleave(
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021, double binary trees
     """
+    _check_mechanisms(mechanisms)
     if not mechanisms:
         raise ValueError("interleave needs at least one mechanism.")
     mechanisms = [as_transformation("interleave", m) for m in mechanisms]
@@ -61,7 +66,9 @@ def interleave(
     def init_fn(params):
         check_params("interleave", params)
         shares = _deal(params, count)
-        states = [m.init(s) for m, s in zip(mechanisms, shares, strict=True)]
+        cut = any(is_matrix(x) for x in jax.tree.leaves(params))
+        with dealing_out() if cut else contextlib.nullcontext():
+            states = [m.init(s) for m, s in zip(mechanisms, shares, strict=True)]
         return InterleaveState(tuple(states))
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -79,9 +86,24 @@ def interleave(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _check_mechanisms(mechanisms: Any) -> None:
+    """Raises TypeError unless it is a list of transformations, or one like it."""
+    if isinstance(mechanisms, optax.GradientTransformation) or not isinstance(
+        mechanisms, Sequence
+    ):
+        raise TypeError(f"interleave takes a list of mechanisms, got {mechanisms!r}.")
+    for i, mechanism in enumerate(mechanisms):
+        if not isinstance(mechanism, optax.GradientTransformation):
+            raise TypeError(
+                "interleave takes a list of mechanisms, but mechanisms"
+                f"[{i}] is {mechanism!r}."
+            )
+
+
 def _offsets(tree: PyTree) -> list[int]:
     """Index of each leaf's first coordinate in the vector of all of them."""
-    return [0, *np.cumsum([leaf.size for leaf in jax.tree.leaves(tree)])[:-1].tolist()]
+    sizes = [leaf.size for leaf in jax.tree.leaves(tree)]
+    return np.cumsum([0, *sizes])[:-1].tolist()
 
 
 def _deal(tree: PyTree, count: int) -> list[list[jax.Array]]:

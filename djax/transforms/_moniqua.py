@@ -32,6 +32,7 @@ from djax._base import (
     check_rate,
     check_real,
     check_reliable,
+    check_static,
     check_topology,
     shared_key,
     state_facts,
@@ -107,6 +108,7 @@ def moniqua(
     check_reliable("moniqua", communicator)
     check_rate("moniqua: theta", theta)
     check_rate("moniqua: consensus_rate", consensus_rate)
+    check_static("moniqua", bits=bits)
     bits = _bits.check_bits("moniqua", bits)
     seed = shared_key("moniqua", key)
 

@@ -43,10 +43,12 @@ from djax._base import (
     Communicator,
     PyTree,
     alternate,
+    check_not_dealt_out,
     check_params,
     check_rate,
     check_real,
     check_reliable,
+    check_static,
     check_topology,
     shared_key,
     state_facts,
@@ -108,8 +110,7 @@ def power_gossip(
     An iteration sends one message to each neighbour: the products of all matrices, m or
     k numbers a column in turn, in float32 or, if a parameter is, float64. That of the
     first iteration of a step also carries the leaves that are no matrices, those with
-    fewer than two dimensions, for an average without compression. (Inside of
-    :func:`djax.interleave`, which deals out single coordinates, nothing is a matrix.)
+    fewer than two dimensions, for an average without compression.
 
     With rank min(m, k) on square matrices it is :func:`djax.gossip`, but for the
     :math:`10^{-8}` that the orthogonalization adds to the norms: differences that are
@@ -149,7 +150,8 @@ def power_gossip(
       TypeError: if `topology` is none, for example a Schedule, or a parameter is
         complex.
       ValueError: if the sizes differ, a number is out of range, or messages get lost;
-        in `init`, if a matrix has no axis `rows_axis`.
+        in `init`, if a matrix has no axis `rows_axis`, or inside of
+        :func:`djax.interleave`, which deals out the matrices' single coordinates.
 
     Examples:
       >>> import djax, optax
@@ -165,6 +167,7 @@ def power_gossip(
     """
     check_topology("power_gossip", topology, communicator)
     check_reliable("power_gossip", communicator)
+    check_static("power_gossip", rank=rank, iterations=iterations, rows_axis=rows_axis)
     rank = check_integer(rank, "power_gossip: rank")
     iterations = check_integer(iterations, "power_gossip: iterations")
     check_rate("power_gossip: consensus_rate", consensus_rate)
@@ -178,6 +181,7 @@ def power_gossip(
     def init_fn(params):
         check_real("power_gossip", check_params("power_gossip", params))
         check_rows_axis("power_gossip", params, rows_axis)
+        check_not_dealt_out("power_gossip")
         state_facts(
             "power_gossip", communicator, overlap=overlap, needs_every_message=True
         )
@@ -205,8 +209,7 @@ def power_gossip(
         # After an odd number of iterations a step starts from the other side.
         parities = [(first + t * iterations) % 2 for t in range(1 + iterations % 2)]
         branches = [functools.partial(all_iterations, odd) for odd in parities]
-        schedule, now = range(len(branches)), communicator.agreed(state.step)
-        found = alternate(now, schedule, branches, model, state)
+        found = alternate(state.step, range(len(branches)), branches, model, state)
         corrections, vector_pulls, (left, right) = found
         leaves, treedef = jax.tree.flatten(model)
         pulls = vector_pulls | {

@@ -32,6 +32,7 @@ from djax._base import (
     check_key,
     check_params,
     check_sizes,
+    check_static,
     key_of_step,
     state_facts,
     wide,
@@ -119,6 +120,7 @@ def push_sum(
     check_directed("push_sum", schedule)
     check_key("push_sum", key)
     check_sizes("push_sum", schedule, communicator)
+    check_static("push_sum", rounds=rounds)
     rounds = check_integer(rounds, "push_sum: rounds")
     received = schedule.matrices.sum(axis=2)
     balanced = bool(np.abs(received - 1).max() <= TOLERANCE)
@@ -139,7 +141,7 @@ def push_sum(
             losses = key_of_step(key, exchanges)
             branches = [exchange(t) for t in range(schedule.period)]
             model, weight = alternate(
-                communicator.agreed(exchanges),
+                exchanges,
                 range(schedule.period),
                 branches,
                 *(model, weight, losses, finite),

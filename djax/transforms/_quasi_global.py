@@ -250,9 +250,11 @@ def quasi_global_adam(
         nu = feed(state.nu, b2, _square(wide_grads))
 
         def step_along(g, m, v):
-            m = m / (1 - b1 ** time.astype(v.dtype))
+            m = m / (1 - b1 ** time.astype(v.dtype)).astype(m.dtype)
             v = v / (1 - b2 ** time.astype(v.dtype))
-            return _scale(-rate, m / (jnp.sqrt(v) + eps)).astype(g.dtype)
+            return _scale(-rate, m / (jnp.sqrt(v) + eps).astype(m.dtype)).astype(
+                g.dtype
+            )
 
         step = jax.tree.map(step_along, grads, mu, nu)
         averaged, mechanism_state = mechanism.update(

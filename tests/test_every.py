@@ -1,0 +1,99 @@
+"""What `every` computes in the steps that do not communicate: nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import djax
+from djax import communicators, topologies
+from djax.accounting import _jaxprs_in
+
+N = 4
+RING = topologies.ring(N)
+WORKERS = communicators.simulated(N)
+
+MECHANISMS = {
+    "gossip": djax.gossip(RING, WORKERS),
+    "all_reduce": djax.all_reduce(WORKERS),
+    "relay": djax.relay(topologies.chain(N), WORKERS),
+    "choco_gossip": djax.choco_gossip(RING, WORKERS, djax.compressors.top_k(0.5), 0.1),
+    "power_gossip": djax.power_gossip(RING, WORKERS),
+    "push_sum": djax.push_sum(topologies.one_peer_exponential(N), WORKERS),
+    "every": djax.every(2, djax.gossip(RING, WORKERS)),
+}
+PARAMS = {"w": jnp.zeros((N, 3, 2)), "b": jnp.arange(1.0 * N)[:, None]}
+
+
+def step_of(mechanism):
+    """One step of all workers, without gradients."""
+
+    def step(params, state):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, state = mechanism.update(zeros, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def branches_taken(jaxpr):
+    """Numbers of branches of the program's conditionals that remain conditionals."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "cond":
+            yield len(equation.params["branches"])
+        for inner in _jaxprs_in(equation):
+            yield from branches_taken(inner)
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_a_step_without_communication_takes_its_own_branch(name):
+    """Of a counter for each worker, XLA would compute both branches in every step."""
+    mechanism = djax.every(5, MECHANISMS[name])
+
+    def worker(params, state):
+        step = step_of(mechanism)
+        return jax.lax.scan(
+            lambda carry, _: (step(*carry), carry[0]), (params, state), length=5
+        )
+
+    state = WORKERS.spmd(mechanism.init)(PARAMS)
+    program = jax.jit(WORKERS.spmd(worker)).trace(PARAMS, state)
+    assert 2 in branches_taken(program.jaxpr.jaxpr)
+    (params, _), history = program.lower().compile()(PARAMS, state)
+    for t in range(5):
+        jax.tree.map(
+            lambda x, old, t=t: np.testing.assert_array_equal(x[:, t], old),
+            history,
+            PARAMS,
+        )
+    assert not np.array_equal(params["b"], PARAMS["b"]) or name == "every"
+
+
+@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.parametrize("name", ["sweep", None])
+def test_runs_of_a_sweep_may_be_at_different_steps(outside, name):
+    """Counters are equal along the workers' axis, and along no other."""
+    mechanism = djax.every(3, MECHANISMS["gossip"])
+    axis = 0 if outside else 1
+    starts = [
+        WORKERS.spmd(mechanism.init)(PARAMS)._replace(step=jnp.full(N, t, jnp.int32))
+        for t in range(3)
+    ]
+    alone = [WORKERS.spmd(step_of(mechanism))(PARAMS, start) for start in starts]
+    states = jax.tree.map(lambda *xs: jnp.stack(xs, axis), *starts)
+    if outside:
+        sweep = jax.vmap(WORKERS.spmd(step_of(mechanism)), (None, 0), 0, axis_name=name)
+    else:
+        sweep = WORKERS.spmd(jax.vmap(step_of(mechanism), (None, 0), 0, axis_name=name))
+    found = sweep(PARAMS, states)
+    expected = jax.tree.map(lambda *xs: jnp.stack(xs, axis), *alone)
+    jax.tree.map(np.testing.assert_allclose, found, expected)
+
+
+def test_a_vmap_of_ones_own_serves_too():
+    """Who maps over the communicator's axis by hand gets the same program."""
+    mechanism = djax.every(5, MECHANISMS["gossip"])
+    state = WORKERS.spmd(mechanism.init)(PARAMS)
+    mapped = jax.vmap(step_of(mechanism), axis_name=WORKERS.axis_name)
+    assert 2 in branches_taken(jax.make_jaxpr(mapped)(PARAMS, state).jaxpr)
