@@ -95,8 +95,8 @@ def test_choco_with_the_right_form_of_quantize_stays_finite_on_matrices():
         return jax.lax.scan(step, (x, mechanism.init(x)), length=500)[0][0]
 
     end = COMMUNICATOR.spmd(worker)(x)
-    spread = np.linalg.norm(end - end.mean(0))
-    assert spread < 0.5 * np.linalg.norm(x - x.mean(0))
+    before, after = (np.linalg.norm(m - np.mean(m, 0, keepdims=True)) for m in (x, end))
+    assert after < 0.5 * before
 
 
 @pytest.mark.parametrize("taker", TAKERS)
@@ -110,7 +110,10 @@ def test_choco_with_the_right_form_of_quantize_stays_finite_on_matrices():
         ("zip", r"got 'zip'.*compressors\.quantize\("),
         (djax.Compressor, r"got the class Compressor.*Compressor\(init,"),
         (compressors.TopKMessage, "got the class TopKMessage"),
-        (tuple(compressors.sign())[:3], r"Compressor\(init, compress, decompress\)"),
+        (
+            tuple(compressors.sign())[:3],
+            r"got \(.*Compressor\(init, compress",
+        ),
         (lambda x: x, "got the function"),
         (None, "got None"),
         (0.1, "got 0.1"),
