@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from . import _wire
 from ._base import PyTree, wide
 from .asynchronous import EventTransformation
+from .topologies._checks import describe, is_array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,8 @@ def communication_cost(
       A :class:`CommunicationCost`.
 
     Raises:
-      TypeError: if the transformation is asynchronous: its updates send nothing.
+      TypeError: if the transformation is asynchronous: its updates send nothing; or if
+        `topology` has no number of workers.
       ValueError: if the number of workers is not the transformation's, or if what is
         sent depends on values: in a `while_loop`, or in a `cond` whose branches differ.
 
@@ -134,6 +136,12 @@ def communication_cost(
         raise TypeError(
             "an asynchronous algorithm sends nothing in its updates, but one model in "
             "each averaging: multiply Events.averaging_counts by the bytes of a model"
+        )
+    size = getattr(topology, "size", None)
+    if not isinstance(size, int) or is_array(topology):
+        raise TypeError(
+            "communication_cost needs the topology, or the communicator, got "
+            f"{describe(topology)}."
         )
     update = optax.with_extra_args_support(transformation).update
     _, state = _trace(topology.size, transformation.init, params)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cached_property
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -93,6 +94,10 @@ class Schedule:
             round_weights(matrix, rounds)
             for matrix, rounds in zip(self.matrices, self.rounds, strict=True)
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies are made anew: their arrays would lose their write protection.
+        return type(self), (self.matrices, self.name)
 
     def __hash__(self) -> int:
         return hash((self.name, self.matrices.shape))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
@@ -184,6 +184,11 @@ class Topology:
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy, or what another process unpickles, is made anew: arrays would lose
+        # their write protection, and hashes of strings differ between processes.
+        return type(self), (nx.Graph(self.graph), self.mixing_matrix, self.name)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Topology):
