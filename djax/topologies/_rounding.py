@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import networkx as nx
 import numpy as np
 
 # By how much sums of weights may miss one, in units of the distance between the numbers
@@ -11,13 +12,15 @@ _SINGLE, _HALF = 84.0, 4.0
 
 def numbers(value: Any) -> np.ndarray | None:
     """A value as an array of real numbers, in its own precision, or None."""
+    if isinstance(value, nx.Graph):  # NumPy makes an array of its nodes.
+        return None
     try:
         array = np.asarray(value)
         # NumPy would also read strings and dates, and drop imaginary parts.
         if array.dtype.kind in "OSUMmbc":
             return None
         array.astype(np.float64)
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError):
         return None
     return array
 
