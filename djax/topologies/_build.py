@@ -70,15 +70,14 @@ def from_networkx(
 def _numbered(graph: nx.Graph) -> nx.Graph:
     """The graph with the workers' numbers as its nodes."""
     workers = range(len(graph))
-    if set(graph) == set(workers):
-        nodes = list(workers)  # Equal to the nodes, which may be of another type.
-    else:
-        nodes = list(graph)
-        # Sets are compared, too, but have no order.
-        with contextlib.suppress(TypeError, ValueError):
-            in_order = sorted(graph)
-            if all(a < b for a, b in itertools.pairwise(in_order)):
-                nodes = in_order
+    if set(graph) == set(workers):  # Perhaps of another type, such as 1.0.
+        return graph
+    nodes = list(graph)
+    # Sets are compared, too, but have no order.
+    with contextlib.suppress(TypeError, ValueError):
+        in_order = sorted(graph)
+        if all(a < b for a, b in itertools.pairwise(in_order)):
+            nodes = in_order
     return nx.relabel_nodes(graph, dict(zip(nodes, workers, strict=True)))
 
 
