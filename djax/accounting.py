@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from . import _wire
 from ._base import PyTree, as_transformation, lockstep, wide
 from .asynchronous import EventTransformation
+from .topologies._checks import describe, is_array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,8 @@ def communication_cost(
       A :class:`CommunicationCost`.
 
     Raises:
-      TypeError: if the transformation is asynchronous: its updates send nothing.
+      TypeError: if the transformation is asynchronous: its updates send nothing; or if
+        `topology` has no number of workers.
       ValueError: if the number of workers is not the transformation's, or if what is
         sent depends on values: in a `while_loop`, or in a `cond` whose branches differ.
 
@@ -142,7 +144,13 @@ def communication_cost(
             "each averaging: multiply Events.averaging_counts by the bytes of a model"
         )
     update = as_transformation("communication_cost", transformation).update
-    _warn_of_all_workers(params, topology.size)
+    size = getattr(topology, "size", None)
+    if not isinstance(size, int) or is_array(topology):
+        raise TypeError(
+            "communication_cost needs the topology, or the communicator, got "
+            f"{describe(topology)}."
+        )
+    _warn_of_all_workers(params, size)
     _, state = _trace(topology.size, transformation.init, params)
     program, _ = _trace(
         topology.size,

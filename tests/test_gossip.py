@@ -146,8 +146,8 @@ def test_bad_rates(rate):
 
 
 def test_a_worker_without_own_weight_that_hears_nobody_keeps_its_model():
-    topology = topologies.ring(4, weights=0.5)
-    x = jnp.arange(4.0)[:, None]
+    topology = topologies.ring(5, weights=0.5)
+    x = jnp.arange(5.0)[:, None]
     steps = average(topology, x, steps=50, drop_probability=0.5)
     assert np.isfinite(steps).all()
 

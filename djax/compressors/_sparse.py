@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from djax._base import PyTree
 from djax._matrix import check_rows_axis, is_matrix, matrix_shape
@@ -35,7 +36,8 @@ def count_fn(
             lambda params: check_rows_axis(name, params, rows_axis),
         )
     assert fraction is not None
-    if not 0 < fraction <= 1:
+    is_number = isinstance(fraction, (int, float, np.number, jax.Array))
+    if not is_number or isinstance(fraction, bool) or not 0 < fraction <= 1:
         raise ValueError(f"{name}: fraction must be in (0, 1], got {fraction!r}.")
     return lambda x: min(x.size, max(1, int(x.size * fraction))), lambda params: None
 

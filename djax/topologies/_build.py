@@ -1,11 +1,13 @@
 """What the builders share: from any graph, or from a list of links, to a topology."""
 
+import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 
 import networkx as nx
 
-from ._checks import check_graph
+from ._checks import check_graph, check_is_graph
 from ._topology import Topology
 from ._weights import Weights, mixing_matrix
 
@@ -28,18 +30,24 @@ def from_networkx(
     and :math:`w_{ii} = 1 - \sum_{j \neq i} w_{ij}`. Every builder has this keyword.
 
     Args:
-      graph: the nodes are the workers. Unless they are the numbers `0, ..., n - 1`,
-        they are numbered in the order of the graph.
+      graph: the nodes are the workers. The numbers `0, ..., n - 1`, of whatever type
+        and in whatever order, stay what they are. Other nodes are numbered in their
+        sorted order: numbers by value, strings alphabetically ("10" before "2"). Nodes
+        that cannot be sorted, such as numbers among strings, are numbered in the order
+        of the graph.
       weights: `"metropolis"`, `"uniform"`, `"lazy"`, the weight of every edge, or the
-        symmetric doubly stochastic `float64[n, n]`.
+        symmetric doubly stochastic `float64[n, n]`, whose rows and columns are the
+        workers by these numbers, not the nodes in the order of the graph.
       name: what pictures and `repr` call it.
 
     Returns:
       A :class:`Topology`.
 
     Raises:
+      TypeError: the graph is none of networkx.
       ValueError: the graph is directed, not connected, or has an edge from a worker to
-        itself; or the weights are unknown or not doubly stochastic.
+        itself; or the weights are unknown, not doubly stochastic, or never reach a
+        consensus, as those of `ring(4, weights=0.5)` do not.
 
     Examples:
       >>> import networkx as nx
@@ -53,10 +61,24 @@ def from_networkx(
       Xiao, Boyd and Lall, `Distributed average consensus with time-varying Metropolis
       weights <https://stanford.edu/~boyd/papers/avg_metropolis.html>`_, 2006
     """
-    if set(graph) != set(range(len(graph))):
-        graph = nx.convert_node_labels_to_integers(graph)
+    check_is_graph("from_networkx", graph)
+    graph = _numbered(graph)
     check_graph(graph)
     return Topology(graph, mixing_matrix(graph, weights), name)
+
+
+def _numbered(graph: nx.Graph) -> nx.Graph:
+    """The graph with the workers' numbers as its nodes."""
+    workers = range(len(graph))
+    if set(graph) == set(workers):  # Perhaps of another type, such as 1.0.
+        return graph
+    nodes = list(graph)
+    # Sets are compared, too, but have no order.
+    with contextlib.suppress(TypeError, ValueError):
+        in_order = sorted(graph)
+        if all(a < b for a, b in itertools.pairwise(in_order)):
+            nodes = in_order
+    return nx.relabel_nodes(graph, dict(zip(nodes, workers, strict=True)))
 
 
 def from_links(

@@ -9,6 +9,8 @@ import numpy as np
 
 # Rows of float64 weights sum to one well within this.
 TOLERANCE = 1e-9
+# Smaller weights are what rounding leaves of 0: they would need millions of steps.
+NEGLIGIBLE = 1e-6
 
 
 def is_array(value: Any) -> bool:
@@ -51,6 +53,54 @@ def check_integer(value: Any, what: str, minimum: int = 1) -> int:
     return integer
 
 
+def check_size(name: str, size: Any) -> int:
+    """Returns a number of workers, or raises a `ValueError` that says what is taken.
+
+    Args:
+      name: of the builder.
+      size: its first argument.
+    """
+    try:
+        return check_integer(size, f"{name}: size")
+    except ValueError as error:
+        if isinstance(size, (int, float, np.number)):
+            raise
+        remedy = f"the number of workers comes first, as in {name}(8)"
+        if is_communicator(size):
+            remedy = f"use {name}(communicator.size)"
+        elif isinstance(size, nx.Graph):
+            remedy = "of a graph from_networkx makes a topology"
+        message = f"{name}: size must be an integer of at least 1, got {describe(size)}"
+        raise ValueError(f"{message}; {remedy}") from error
+
+
+def check_is_graph(name: str, graph: Any) -> None:
+    """Raises TypeError, which names the remedy, unless it is a graph of networkx.
+
+    Args:
+      name: who takes the graph.
+      graph: what the user passed.
+    """
+    if isinstance(graph, nx.Graph):
+        return
+    if hasattr(graph, "mixing_matrix"):
+        remedy = "that is one already, and its graph is topology.graph"
+    elif is_array(graph) and np.ndim(graph) == 3:
+        remedy = (
+            "weights [period, n, n] are a Schedule: topologies.from_matrices(array)"
+        )
+    elif is_array(graph):
+        remedy = (
+            "make a graph of an adjacency matrix by networkx.from_numpy_array; a "
+            "mixing matrix is the argument weights"
+        )
+    elif isinstance(graph, (list, tuple, set)):
+        remedy = "make a graph of a list of edges by networkx.Graph(edges)"
+    else:
+        remedy = "graphs of a number of workers have builders, such as ring(8)"
+    raise TypeError(f"{name} needs a networkx.Graph, got {describe(graph)}; {remedy}")
+
+
 def check_graph(graph: nx.Graph) -> None:
     """Accepts connected simple undirected graphs on the nodes 0, ..., n - 1."""
     if graph.is_directed() or graph.is_multigraph():
@@ -74,7 +124,8 @@ def check_graph(graph: nx.Graph) -> None:
                 f"worker {i} has an edge to itself; remove it, since what a worker "
                 f"gives to its own value is mixing_matrix[{i}, {i}]"
             )
-        if multiplicity != int(multiplicity) or multiplicity < 1:
+        whole = isinstance(multiplicity, (int, float, np.number))
+        if not (whole and multiplicity >= 1 and float(multiplicity).is_integer()):
             raise ValueError(
                 f"the edge {i}-{j} has multiplicity {multiplicity!r}; "
                 "it must be a positive integer"
@@ -130,4 +181,32 @@ def check_mixing_matrix(matrix: np.ndarray, graph: nx.Graph) -> None:
         raise ValueError(
             f"row {i} of mixing_matrix sums to {total[i].item()}, not to 1; add "
             f"{1 - total[i].item():.3g} to mixing_matrix[{i}, {i}]"
+        )
+    _check_consensus(matrix, graph)
+
+
+def _check_consensus(matrix: np.ndarray, graph: nx.Graph) -> None:
+    """Accepts weights whose powers converge to the mean: a spectral gap above 0.
+
+    That is so if the edges of positive weight connect all workers and, unless one of
+    them also counts its own value, contain an odd cycle.
+    """
+    weightless = [e for e in graph.edges if matrix[e] <= NEGLIGIBLE]
+    own = (np.diag(matrix) > NEGLIGIBLE).any()
+    if own and not weightless:
+        return
+    support = nx.Graph(graph.edges)
+    support.add_nodes_from(graph)
+    support.remove_edges_from(weightless)
+    if unreached := set(support) - nx.node_connected_component(support, 0):
+        raise ValueError(
+            "the weights reach no consensus: no path of positive weights leads from "
+            f"worker 0 to worker {min(unreached)}; give a positive weight to an edge "
+            "on the way"
+        )
+    if not own and len(graph) > 1 and nx.is_bipartite(support):
+        raise ValueError(
+            "the weights reach no consensus: no worker gives a weight to its own value "
+            "and the graph is bipartite, so that the workers would swap their values "
+            'for ever; use weights="metropolis", or (matrix + numpy.eye(n)) / 2'
         )

@@ -5,7 +5,7 @@ from math import isqrt
 import networkx as nx
 
 from ._build import from_links, from_networkx
-from ._checks import check_integer
+from ._checks import check_integer, check_size
 from ._topology import Topology
 from ._weights import Weights
 
@@ -32,7 +32,7 @@ def ring(size: int, *, weights: Weights = "metropolis") -> Topology:
       >>> topologies.ring(4).rounds
       ((1, 0, 3, 2), (3, 2, 1, 0))
     """
-    size = check_integer(size, "ring: size")
+    size = check_size("ring", size)
     links = [(i, (i + 1) % size) for i in range(size if size > 2 else size - 1)]
     return from_links("ring", size, links, weights)
 
@@ -57,7 +57,7 @@ def complete(size: int, *, weights: Weights = "metropolis") -> Topology:
       >>> topologies.complete(8)
       Topology(complete, 8 workers, 28 edges, 7 rounds, spectral gap 1)
     """
-    size = check_integer(size, "complete: size")
+    size = check_size("complete", size)
     links = [(i, j) for i in range(size) for j in range(i)]
     return from_links("complete", size, links, weights)
 
@@ -100,7 +100,7 @@ def torus(
       Compression in Decentralized Deep Learning <https://arxiv.org/abs/2008.01425>`_,
       2020
     """
-    size = check_integer(size, "torus: size")
+    size = check_size("torus", size)
     if rows is None:
         divisors = (c for c in range(isqrt(size), 0, -1) if size % c == 0)
         rows = size // next(divisors)
@@ -140,7 +140,7 @@ def hypercube(size: int, *, weights: Weights = "metropolis") -> Topology:
       >>> topologies.hypercube(8).neighbors(5)
       (1, 4, 7)
     """
-    size = check_integer(size, "hypercube: size")
+    size = check_size("hypercube", size)
     dimension = size.bit_length() - 1
     if size != 2**dimension:
         raise ValueError(
@@ -184,7 +184,7 @@ def exponential(size: int, *, weights: Weights = "metropolis") -> Topology:
       Nabli, Belilovsky and Oyallon, `A2CiD2: Accelerating Asynchronous Communication in
       Decentralized Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023
     """
-    size = check_integer(size, "exponential: size")
+    size = check_size("exponential", size)
     offsets = [2**k for k in range(size.bit_length()) if 2 * 2**k <= size]
     # Started with both its ends, an edge between antipodes comes twice.
     links = [(i, (i + offset) % size) for i in range(size) for offset in offsets]
@@ -221,4 +221,5 @@ def social_network(size: int = 32, *, weights: Weights = "metropolis") -> Topolo
     graph = nx.davis_southern_women_graph()
     if size != len(graph):
         raise ValueError(f"social_network has {len(graph)} workers, got size={size!r}")
+    graph = nx.convert_node_labels_to_integers(graph)  # Not in the order of names.
     return from_networkx(graph, weights=weights, name="social_network")

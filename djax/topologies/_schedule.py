@@ -2,14 +2,16 @@
 
 import dataclasses
 from functools import cached_property
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import TOLERANCE, check_integer
+from ._checks import NEGLIGIBLE, TOLERANCE, check_size, describe
 from ._coloring import Rounds
 from ._permutations import permutations, round_weights
+from ._rounding import column_weights, numbers
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -26,12 +28,15 @@ class Schedule:
 
     Args:
       matrices: `float64[period, n, n]`, column-stochastic: `[t, i, j]` is the weight of
-        the message of worker `j` at worker `i`. The schedule keeps a read-only copy.
+        the message of worker `j` at worker `i`. Numbers of lower precision, whose
+        columns sum to one but for their rounding, are repaired. The schedule keeps a
+        read-only copy.
       name: what `repr` calls it.
 
     Raises:
       ValueError: a matrix is not column-stochastic, or over the period some worker
-        never hears, even indirectly, from some other.
+        never hears, even indirectly, from some other, or the workers never reach a
+        consensus since the period only passes around what they have.
 
     Examples:
       >>> from djax import topologies
@@ -50,7 +55,7 @@ class Schedule:
     name: str = "schedule"
 
     def __post_init__(self):
-        matrices = np.array(self.matrices, np.float64)
+        matrices = column_weights(_as_numbers(self.matrices))
         _check_matrices(matrices)
         matrices.setflags(write=False)
         object.__setattr__(self, "matrices", matrices)
@@ -89,6 +94,10 @@ class Schedule:
             round_weights(matrix, rounds)
             for matrix, rounds in zip(self.matrices, self.rounds, strict=True)
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies are made anew: their arrays would lose their write protection.
+        return type(self), (self.matrices, self.name)
 
     def __hash__(self) -> int:
         return hash((self.name, self.matrices.shape))
@@ -137,7 +146,7 @@ def one_peer_exponential(size: int) -> Schedule:
       Ying et al., `Exponential Graph is Provably Efficient for Decentralized Deep
       Training <https://arxiv.org/abs/2110.13363>`_, 2021
     """
-    size = check_integer(size, "one_peer_exponential: size")
+    size = check_size("one_peer_exponential", size)
     own = np.eye(size)
     # One worker alone has a period of one step, in which it keeps what it has.
     steps = max(1, (size - 1).bit_length())
@@ -159,7 +168,8 @@ def from_matrices(matrices: npt.ArrayLike, *, name: str = "schedule") -> Schedul
 
     Raises:
       ValueError: a matrix is not column-stochastic, or over the period some worker
-        never hears, even indirectly, from some other.
+        never hears, even indirectly, from some other, or the workers never reach a
+        consensus since the period only passes around what they have.
 
     Examples:
       >>> import numpy as np
@@ -168,7 +178,16 @@ def from_matrices(matrices: npt.ArrayLike, *, name: str = "schedule") -> Schedul
       >>> topologies.from_matrices([one_way_ring], name="one_way_ring")
       Schedule(one_way_ring, 5 workers, period 1, 1 round)
     """
-    return Schedule(np.asarray(matrices, np.float64), name)
+    return Schedule(_as_numbers(matrices), name)
+
+
+def _as_numbers(matrices: npt.ArrayLike) -> np.ndarray:
+    if (array := numbers(matrices)) is None:
+        raise ValueError(
+            "a schedule needs weights, a float64[period, n, n], got "
+            f"{describe(matrices)}; those of a topology are [topology.mixing_matrix]"
+        )
+    return array
 
 
 def _check_matrices(matrices: np.ndarray) -> None:
@@ -194,13 +213,12 @@ def _check_matrices(matrices: np.ndarray) -> None:
             f"column {j} of matrix {t} sums to {total[t, j].item()}, not to 1; divide "
             f"it by its sum, since it says how worker {j} splits what it has"
         )
-    _check_strongly_connected(matrices)
+    _check_strongly_connected(matrices > NEGLIGIBLE)
+    _check_consensus(matrices > NEGLIGIBLE)
 
 
-def _check_strongly_connected(matrices: np.ndarray) -> None:
-    graph = nx.DiGraph()
-    graph.add_nodes_from(range(matrices.shape[1]))
-    graph.add_edges_from((j, i) for _, i, j in np.argwhere(matrices).tolist())
+def _check_strongly_connected(links: np.ndarray) -> None:
+    graph = _as_graph(np.any(links, axis=0))
     unreached = set(graph) - {0} - nx.descendants(graph, 0)
     mute = set(graph) - {0} - nx.ancestors(graph, 0)
     if unreached or mute:
@@ -209,3 +227,31 @@ def _check_strongly_connected(matrices: np.ndarray) -> None:
             f"nothing from worker {sender} ever reaches worker {receiver}; "
             "give a positive weight to a message on the way"
         )
+
+
+def _check_consensus(links: np.ndarray) -> None:
+    """Accepts periods whose repetition brings the workers to a consensus.
+
+    It does if the product of a period's matrices is primitive. Where every worker keeps
+    a share in every step, it is whenever the links connect all workers.
+    """
+    if links.diagonal(axis1=1, axis2=2).all():
+        return
+    product = np.eye(links.shape[1], dtype=np.float32)
+    for step in links.astype(np.float32):
+        product = (step @ product > 0).astype(np.float32)
+    graph = _as_graph(product)
+    if not (nx.is_strongly_connected(graph) and nx.is_aperiodic(graph)):
+        raise ValueError(
+            "the matrices reach no consensus: whole periods pass around what workers "
+            "have without mixing all of it; let every worker keep a share, as in "
+            "(matrices + numpy.eye(n)) / 2"
+        )
+
+
+def _as_graph(links: np.ndarray) -> nx.DiGraph:
+    """An edge from each sender, the column, to each of its receivers."""
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(len(links)))
+    graph.add_edges_from((j, i) for i, j in np.argwhere(links).tolist())
+    return graph

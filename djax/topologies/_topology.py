@@ -2,14 +2,15 @@
 
 import dataclasses
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
 
-from ._checks import check_graph, check_mixing_matrix
+from ._checks import check_graph, check_is_graph, check_mixing_matrix, describe
 from ._coloring import Rounds, edge_coloring
 from ._plot import plot
+from ._rounding import numbers, symmetric_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,12 +36,14 @@ class Topology:
         keeps a frozen copy.
       mixing_matrix: `float64[n, n]`, symmetric and doubly stochastic: `[i, j]` is the
         weight that worker `i` gives to the message of worker `j`, 0 where there is no
-        edge. The topology keeps a read-only copy.
+        edge. Numbers of lower precision, whose rows sum to one but for their rounding,
+        are repaired. The topology keeps a read-only copy.
       name: what pictures and `repr` call it.
 
     Raises:
       ValueError: the graph is not connected or has an edge from a worker to itself, or
-        the weights are no doubly stochastic matrix on its edges.
+        the weights are no doubly stochastic matrix on its edges, or never reach a
+        consensus.
 
     Examples:
       >>> from djax import topologies
@@ -60,9 +63,16 @@ class Topology:
     name: str = "graph"
 
     def __post_init__(self):
+        check_is_graph("Topology", self.graph)
         check_graph(self.graph)
         graph = _frozen_copy(self.graph)
-        matrix = np.array(self.mixing_matrix, np.float64)
+        weights = numbers(self.mixing_matrix)
+        if weights is None:
+            raise ValueError(
+                "Topology: mixing_matrix must be a float64[n, n], got "
+                f"{describe(self.mixing_matrix)}; from_networkx makes one of a graph"
+            )
+        matrix = symmetric_weights(weights)
         check_mixing_matrix(matrix, graph)
         matrix.setflags(write=False)
         object.__setattr__(self, "graph", graph)
@@ -175,6 +185,11 @@ class Topology:
     def __hash__(self) -> int:
         return self._hash
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy, or what another process unpickles, is made anew: arrays would lose
+        # their write protection, and hashes of strings differ between processes.
+        return type(self), (nx.Graph(self.graph), self.mixing_matrix, self.name)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Topology):
             return NotImplemented
@@ -205,5 +220,6 @@ def _frozen_copy(graph: nx.Graph) -> nx.Graph:
     copy = nx.Graph()
     copy.add_nodes_from(range(graph.number_of_nodes()))
     for i, j, multiplicity in sorted(edges):
-        copy.add_edge(i, j, multiplicity=int(multiplicity))
+        # Numbers such as 1.0 are equal to workers' numbers, but index no array.
+        copy.add_edge(int(i), int(j), multiplicity=int(multiplicity))
     return nx.freeze(copy)

@@ -3,7 +3,7 @@
 import networkx as nx
 
 from ._build import from_links
-from ._checks import check_integer
+from ._checks import check_integer, check_size
 from ._kinds import check_undirected
 from ._topology import Topology
 from ._weights import Weights
@@ -29,7 +29,7 @@ def chain(size: int, *, weights: Weights = "metropolis") -> Topology:
       >>> topologies.chain(16)
       Topology(chain, 16 workers, 15 edges, 2 rounds, spectral gap 0.0128)
     """
-    size = check_integer(size, "chain: size")
+    size = check_size("chain", size)
     return from_links("chain", size, [(i, i + 1) for i in range(size - 1)], weights)
 
 
@@ -53,7 +53,7 @@ def star(size: int, *, weights: Weights = "metropolis") -> Topology:
       >>> topologies.star(5)
       Topology(star, 5 workers, 4 edges, 4 rounds, spectral gap 0.2)
     """
-    size = check_integer(size, "star: size")
+    size = check_size("star", size)
     return from_links("star", size, [(0, i) for i in range(1, size)], weights)
 
 
@@ -82,7 +82,7 @@ def binary_tree(size: int, *, weights: Weights = "metropolis") -> Topology:
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021
     """
-    size = check_integer(size, "binary_tree: size")
+    size = check_size("binary_tree", size)
     links = [(i // 2, i) for i in range(1, size)]
     return from_links("binary_tree", size, links, weights)
 
@@ -119,7 +119,7 @@ def double_binary_trees(
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021
     """
-    size = check_integer(size, "double_binary_trees: size")
+    size = check_size("double_binary_trees", size)
     links = [(size - 1 - i // 2, size - 1 - i) for i in range(1, size)]
     return (
         binary_tree(size, weights=weights),
@@ -158,7 +158,7 @@ def regular_tree(
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021
     """
-    size = check_integer(size, "regular_tree: size")
+    size = check_size("regular_tree", size)
     degree = check_integer(degree, "regular_tree: degree", minimum=2)
     links = [(max(0, (i - 2) // (degree - 1)), i) for i in range(1, size)]
     return from_links("regular_tree", size, links, weights)

@@ -1,5 +1,6 @@
 """Mixing weights on the edges of a graph."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -7,7 +8,8 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import TOLERANCE
+from ._checks import NEGLIGIBLE, TOLERANCE, describe
+from ._rounding import numbers
 
 Weights = Literal["metropolis", "uniform", "lazy"] | float | npt.ArrayLike
 
@@ -17,26 +19,16 @@ def mixing_matrix(graph: nx.Graph, weights: Weights) -> np.ndarray:
 
     Only what a rule can get wrong is checked: a given array comes back as it is.
     """
-    if not isinstance(weights, str):
-        array = np.asarray(weights)
-        if array.ndim == 0:
-            return _constant(graph, array.item())
-        return _without_rounding(array)
-    if weights not in _RULES:
+    if isinstance(weights, str) and weights in _RULES:
+        return _RULES[weights](graph)
+    array = numbers(weights)
+    if array is None:
         raise ValueError(
-            f"weights={weights!r} is unknown; choose one of {', '.join(_RULES)}, "
-            "a number (the weight of every edge), or an array [n, n]"
+            f"weights={describe(weights)} is unknown; choose one of "
+            f"{', '.join(_RULES)}, a number (the weight of every edge), or an array "
+            "[n, n]"
         )
-    return _RULES[weights](graph)
-
-
-def _without_rounding(array: np.ndarray) -> np.ndarray:
-    """Repairs rows that sum to one in float32, and are meant to do so in float64."""
-    matrix = array.astype(np.float64)
-    missing = 1 - matrix.sum(axis=-1)
-    if array.dtype == np.float32 and np.abs(missing).max(initial=0.0) < 1e-5:
-        matrix[np.diag_indices(len(matrix))] += missing
-    return matrix
+    return _constant(graph, array.item()) if array.ndim == 0 else array
 
 
 def _metropolis(graph: nx.Graph) -> np.ndarray:
@@ -63,9 +55,24 @@ def _constant(graph: nx.Graph, weight: float) -> np.ndarray:
         raise ValueError(
             f"weights={weight} leaves worker {degree.argmax()} of degree "
             f"{degree.max()} a negative weight for its own value; "
-            f"the largest admissible weight is {1 / degree.max():.6g}"
+            f"{_largest_constant(graph, degree)}"
+        )
+    if weight * degree.min() >= 1 - NEGLIGIBLE and nx.is_bipartite(graph):
+        raise ValueError(
+            f"weights={weight} leaves no worker a weight for its own value: on this "
+            "graph, which is bipartite, the workers would swap their values for ever "
+            f"and reach no consensus; {_largest_constant(graph, degree)}"
         )
     return _fill(rows, columns, weight * multiplicity, len(degree))
+
+
+def _largest_constant(graph: nx.Graph, degree: np.ndarray) -> str:
+    """The remedy for an edge weight that is too large, rounded down."""
+    if degree.min() == degree.max() and nx.is_bipartite(graph):
+        smaller = math.floor(1e6 / (1 + degree.max())) / 1e6
+        return f"it has to be smaller than {1 / degree.max():.6g}, such as {smaller}"
+    largest = math.floor(1e6 / degree.max()) / 1e6
+    return f"the largest admissible weight is {largest}"
 
 
 _RULES: dict[str, Callable[[nx.Graph], np.ndarray]] = {

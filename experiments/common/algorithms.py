@@ -46,7 +46,8 @@ class Algorithm:
     compressor: str | None = None
     """Code of the messages of choco_sgd, deep_squeeze, dcd_psgd and ecd_psgd: identity,
     top_k, random_k, sign, low_rank or quantize. By default top_k, for dcd_psgd and
-    ecd_psgd, which need a fine one, quantize."""
+    ecd_psgd, which need a fine and unbiased one (identity, random_k or quantize),
+    quantize."""
     compressor_options: dict[str, str] = dataclasses.field(default_factory=dict)
     """Its arguments, as in `fraction 0.01`, `rank 2` or `bits 4`; by default `fraction
     0.1`, `rank 1`, `bits 8`. Random ones are unbiased for dcd_psgd and ecd_psgd, and
@@ -174,6 +175,12 @@ def _compressor(config, topologies, default, unbiased) -> djax.Compressor:
 def _with_code(make):
     def average(config, topologies, communicator):
         code = _compressor(config, topologies, "top_k", unbiased=False)
+        if not code.contraction:
+            raise UsageError(
+                f"--algorithm {config.algorithm} needs a contraction, which "
+                f"--compressor {config.compressor} is not with --compressor-options "
+                "unbiased True: leave that option away."
+            )
         rate, options = _tuned_rate(config), {"overlap": config.overlap}
         return _each(topologies, lambda t: make(t, communicator, code, rate, **options))
 
@@ -192,6 +199,12 @@ def _moniqua(config, topologies, communicator):
 def _with_copies(make):
     def average(config, topologies, communicator):
         code = _compressor(config, topologies, "quantize", unbiased=True)
+        if not code.unbiased:
+            raise UsageError(
+                f"--algorithm {config.algorithm} needs an unbiased code, which "
+                f"--compressor {config.compressor or 'quantize'} is not here: choose "
+                "identity, quantize or random_k, and leave their option unbiased away."
+            )
         return _each(topologies, lambda t: make(t, communicator, code))
 
     return average
