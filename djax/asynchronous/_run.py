@@ -229,6 +229,10 @@ def run(
             _identify(algorithm, settings, params, model_state),
         )
     start = _start(algorithm, communicator, params, model_state, saver)
+    counts = comm.allgather(start.finished)
+    if comm.rank == 0:
+        for text in resume_warnings(counts, gradients):
+            warnings.warn(f"asynchronous.run: {text}", stacklevel=2)
     model = Model(
         algorithm, start.params, start.state, start.finished, nonfinite == "skip"
     )
@@ -329,6 +333,30 @@ def _start(algorithm, communicator, params, model_state, saver) -> _Start:
         return start
     params, state, model_state = saver.restore(start[:3])
     return _Start(params, state, model_state, saver.latest)
+
+
+def resume_warnings(counts: list[int], budget: int | None) -> list[str]:
+    """What is odd about the workers' checkpoints.
+
+    Args:
+      counts: gradients of each worker that its checkpoint has.
+      budget: gradients of all workers together, or None.
+    """
+    texts, most = [], max(counts)
+    stale = {rank: n for rank, n in enumerate(counts) if n < most / 2}
+    if stale:
+        texts.append(
+            f"by their checkpoints workers have computed up to {most} gradients, and "
+            + ", ".join(f"worker {rank} only {n}" for rank, n in stale.items())
+            + ". If it was lost in the run before, and is not just slower, its old "
+            "model will be averaged with the others'."
+        )
+    if budget is not None and sum(counts) >= budget:
+        texts.append(
+            f"by their checkpoints the workers have computed {sum(counts)} of "
+            f"{budget} gradients: none is left to compute. Ask for more to go on."
+        )
+    return texts
 
 
 @functools.lru_cache(maxsize=8)

@@ -202,11 +202,28 @@ class MPITransport:
         self._mpi.COMM_WORLD.Abort(1)
 
 
+_USER = "worker"
+# Bytes of a frame at most, which is what a stranger can make a worker keep.
+_FRAME = 1 << 18
+# Milliseconds after which a stranger who has not said the password is disconnected. A
+# worker that takes longer, on a very busy machine, connects again.
+_HANDSHAKE = 10_000
+# Connections of strangers at a time.
+_STRANGERS = 64
+
+
 class ZMQTransport:
-    """Messages over TCP, by ZeroMQ; MPI only tells the addresses.
+    """Messages over TCP, by ZeroMQ; MPI only tells the addresses and the passwords.
 
     Workers of one machine talk over its loopback device; others connect to the name
-    that MPI knows each other's machine by.
+    that MPI knows each other's machine by, and only there does a worker listen.
+
+    Anybody who reaches a port may connect. Before ZeroMQ knows who speaks it keeps what
+    has come of one frame, so frames are limited, and large arrays travel in several.
+    Who does not know the worker's password within ten seconds is disconnected, and so
+    is who comes while 64 such connections are open: a stranger costs less than 1 MB,
+    and all of them together less than 32 MB. The password keeps others out;
+    nothing is encrypted, which would take as long as the transfer itself.
     """
 
     survives = True
@@ -219,6 +236,8 @@ class ZMQTransport:
         """
         try:
             import zmq
+            from zmq.auth.thread import ThreadAuthenticator
+            from zmq.utils.monitor import parse_monitor_message
         except ModuleNotFoundError:
             raise ModuleNotFoundError(
                 'transport="zmq" needs pyzmq: pip install "djax-gossip[asynchronous]".'
@@ -226,23 +245,36 @@ class ZMQTransport:
         from mpi4py import MPI
 
         self._zmq, self._context = zmq, zmq.Context()
+        self._parse = parse_monitor_message
         hosts = comm.allgather(MPI.Get_processor_name())
         mine = hosts[comm.rank]
-        alone = len(set(hosts)) == 1
+        addresses = [
+            "127.0.0.1" if host == mine else socket.gethostbyname(host)
+            for host in hosts
+        ]
+        reached_at = {views[comm.rank] for views in comm.allgather(addresses)}
+        password = secrets.token_hex(16)
+        self._authenticator = ThreadAuthenticator(self._context)
+        self._authenticator.start()
+        self._authenticator.configure_plain("*", {_USER: password})
         self._inbox = self._context.socket(zmq.ROUTER)
         self._inbox.setsockopt(zmq.RCVHWM, 0)
-        port = self._inbox.bind_to_random_port(
-            "tcp://127.0.0.1" if alone else "tcp://*"
+        self._inbox.setsockopt(zmq.PLAIN_SERVER, 1)
+        self._inbox.setsockopt(zmq.MAXMSGSIZE, _FRAME)
+        self._inbox.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE)
+        self._monitor = self._inbox.get_monitor_socket(
+            zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
         )
+        ports = self._bind(reached_at)
         # Names that nobody else can guess: what comes from others is dropped.
-        names = comm.allgather((port, secrets.token_bytes(16)))
-        self._ranks = {name: rank for rank, (_, name) in enumerate(names)}
-        self._outbox = {}
-        for rank, (host, (port, _)) in enumerate(zip(hosts, names, strict=True)):
+        workers = comm.allgather((ports, password, secrets.token_bytes(16)))
+        self._ranks = {name: rank for rank, (_, _, name) in enumerate(workers)}
+        name, self._outbox = workers[comm.rank][2], {}
+        for rank, (ports, password, _) in enumerate(workers):
             if rank != comm.rank:
-                self._outbox[rank] = self._connect(
-                    names[comm.rank][1], "127.0.0.1" if host == mine else host, port
-                )
+                address = addresses[rank]
+                port = ports.get(address, ports.get("*"))
+                self._outbox[rank] = self._connect(name, password, address, port)
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._woken, False)
         os.set_blocking(self._wake, False)
@@ -250,28 +282,82 @@ class ZMQTransport:
         self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
         self._poller.register(self._woken, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
 
-    def _connect(self, name: bytes, host: str, port: int) -> Any:
+    def _bind(self, addresses: set[str]) -> dict[str, int]:
+        """Listens where others connect to; everywhere if these are another machine's.
+
+        Returns:
+          The ports by address, `"*"` for everywhere.
+        """
+        self._connections: set[int] = set()
+        bind, ports = self._inbox.bind_to_random_port, {}
+        try:
+            for address in sorted(addresses):
+                ports[address] = bind(f"tcp://{address}")
+        except self._zmq.ZMQError:  # Behind a translation of addresses, for example.
+            ports["*"] = bind("tcp://*")
+        self._ports = set(ports.values())
+        return ports
+
+    def _count(self) -> None:
+        """Counts who is connected, and hangs up on whoever is too many."""
+        while self._monitor.poll(0):
+            event = self._parse(self._monitor.recv_multipart())
+            if event["event"] != self._zmq.EVENT_ACCEPTED:
+                self._connections.discard(event["value"])
+            elif len(self._connections) < len(self._ranks) + _STRANGERS:
+                self._connections.add(event["value"])
+            else:
+                self._hang_up(event["value"])
+
+    def _hang_up(self, descriptor: int) -> None:
+        """Ends a connection that ZeroMQ has accepted; it notices, and frees it."""
+        with contextlib.suppress(OSError, IndexError):  # It has ended by itself.
+            with socket.socket(fileno=os.dup(descriptor)) as connection:
+                # By now the number may be of something else.
+                if connection.getsockname()[1] in self._ports:
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def _connect(self, name: bytes, password: str, host: str, port: int) -> Any:
         zmq = self._zmq
         outbox = self._context.socket(zmq.DEALER)
+        outbox.setsockopt(zmq.PLAIN_USERNAME, _USER.encode())
+        outbox.setsockopt(zmq.PLAIN_PASSWORD, password.encode())
         outbox.setsockopt(zmq.SNDHWM, 0)
         outbox.setsockopt(zmq.ROUTING_ID, name)
-        outbox.connect(f"tcp://{socket.gethostbyname(host)}:{port}")
+        outbox.connect(f"tcp://{host}:{port}")
         return outbox
 
     def send(self, peer: int, header: bytes, buffers: Sequence[Array] = ()) -> None:
         """See :class:`Transport`."""
         if outbox := self._outbox.get(peer):
-            parts = [as_bytes(buffer).data for buffer in buffers]
-            outbox.send_multipart([header, *parts], copy=False)
+            arrays = [as_bytes(buffer) for buffer in buffers]
+            sizes = struct.pack(f"<{len(arrays)}Q", *(array.size for array in arrays))
+            frames = [
+                array[start : start + _FRAME].data
+                for array in arrays
+                for start in range(0, array.size, _FRAME)
+            ]
+            outbox.send_multipart([header, sizes, *frames], copy=False)
 
     def poll(self, seconds: float) -> list[Message]:
         """See :class:`Transport`."""
-        zmq = self._zmq
-        # ZeroMQ counts in whole milliseconds; rounded down it would not sleep at all.
-        if dict(self._poller.poll(math.ceil(seconds * 1e3))).get(self._woken):
-            os.read(self._woken, 4096)
-        complete = []
+        end = time.perf_counter() + seconds
+        while True:
+            left = max(0.0, end - time.perf_counter())
+            # ZeroMQ counts in whole milliseconds; rounded down it would not sleep.
+            found = dict(self._poller.poll(math.ceil(left * 1e3)))
+            if self._monitor in found:
+                self._count()
+            if self._woken in found:
+                os.read(self._woken, 4096)
+            complete = self._arrived() if self._inbox in found else []
+            if complete or self._woken in found or left <= 0:
+                return complete
+
+    def _arrived(self) -> list[Message]:
+        zmq, complete = self._zmq, []
         while True:
             try:
                 name, header, *parts = self._inbox.recv_multipart(
@@ -280,7 +366,7 @@ class ZMQTransport:
             except zmq.Again:
                 return complete
             if (sender := self._ranks.get(name.bytes)) is not None:
-                buffers = [np.frombuffer(part.buffer, np.uint8) for part in parts]
+                buffers = _join(parts[0].buffer, parts[1:])
                 complete.append(Message(sender, header.bytes, buffers))
 
     def recycle(self, buffers: list[Array]) -> None:
@@ -302,7 +388,10 @@ class ZMQTransport:
         """See :class:`Transport`."""
         for outbox in self._outbox.values():
             outbox.close(linger=2_000)
+        self._inbox.disable_monitor()
+        self._monitor.close(linger=0)
         self._inbox.close(linger=0)
+        self._authenticator.stop()
         self._context.term()
         with self._closing:
             os.close(self._woken)
@@ -313,6 +402,22 @@ class ZMQTransport:
         """See :class:`Transport`; the other processes live on."""
         print(reason, file=sys.stderr, flush=True)
         os._exit(1)
+
+
+def _join(sizes: Any, frames: Sequence[Any]) -> list[np.ndarray]:
+    """Puts the frames of arrays of these sizes together."""
+    arrays, waiting = [], iter(frames)
+    for (size,) in struct.iter_unpack("<Q", sizes):
+        count = -(-size // _FRAME)
+        parts = [np.frombuffer(next(waiting).buffer, np.uint8) for _ in range(count)]
+        if count == 1:
+            arrays.append(parts[0])
+            continue
+        whole = aligned(size)
+        if parts:
+            np.concatenate(parts, out=whole)
+        arrays.append(whole)
+    return arrays
 
 
 TRANSPORTS = {"mpi": MPITransport, "zmq": ZMQTransport}
