@@ -10,6 +10,7 @@ import numpy as np
 
 import djax
 from djax import asynchronous
+from djax.communicators._start import Absent, meet
 
 from .asynchronous import (
     ALGORITHMS,
@@ -113,6 +114,7 @@ class Live:
         self._gradients, self._seed = topology.size * steps, seed
         self._jit, self._saving = jit, saving
         self._report: asynchronous.Report | None = None
+        self._absent: list[int] = []
 
     @property
     def report(self) -> asynchronous.Report:
@@ -123,7 +125,7 @@ class Live:
     @property
     def ranks(self) -> list[int]:
         """The workers that came to the end; once the run is over."""
-        return sorted(self.report.records)
+        return sorted(set(self.report.records) - set(self._absent))
 
     def train(
         self,
@@ -192,8 +194,11 @@ class Live:
                 seed=self._seed,
             )
         self._report = outcome.report
+        if options.transport == "zmq" and not self._report.lost:
+            self._look_around()
+        alone = self._report.lost or self._absent
         self._check_stopped(termination.requested)
-        survey = self._survey_survivors if self._report.lost else self._survey
+        survey = self._survey_survivors if alone else self._survey
         history = []
         for record in survey(outcome):
             history.append(record)
@@ -211,9 +216,17 @@ class Live:
             saving.resume,
         )
 
+    def _look_around(self) -> None:
+        """Notes who has died since the run: others evaluate without it."""
+        try:
+            comm = getattr(self._communicator, "host_comm")
+            meet(comm, "the evaluation", self._options.timeout)
+        except Absent as error:
+            self._absent = error.ranks
+
     def _check_stopped(self, requested: bool) -> None:
         """Raises Stopped if any worker was told to end; all have been saved by now."""
-        if not self.report.lost:
+        if not (self.report.lost or self._absent):
             requested = any(self._communicator.gather([requested]))
         if requested:
             raise Stopped(
@@ -298,7 +311,8 @@ class Live:
             *describe_averagings(told.events, params),
         ]
         return rows + [
-            (f"lost: worker {rank}", reason) for rank, reason in told.lost.items()
+            *((f"lost: worker {rank}", reason) for rank, reason in told.lost.items()),
+            *((f"lost: worker {rank}", "after the run") for rank in self._absent),
         ]
 
     def save(self, folder: RunFolder, title: str) -> None:
