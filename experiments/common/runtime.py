@@ -219,7 +219,7 @@ class Live:
     def _look_around(self) -> None:
         """Notes who has died since the run: others evaluate without it."""
         try:
-            comm = getattr(self._communicator, "host_comm")
+            comm = getattr(self._communicator, "host_comm")  # noqa: B009
             meet(comm, "the evaluation", self._options.timeout)
         except Absent as error:
             self._absent = error.ranks
