@@ -7,6 +7,7 @@ step has a limit, after which the process ends and names who is missing.
 
 import contextlib
 import ctypes
+import math
 import os
 import pathlib
 import signal
@@ -26,6 +27,22 @@ PATIENCE = 30.0
 
 _TAG = 32003  # Of the messages by which all meet, in nobody else's way.
 _ROUND_TRIP = 5.0  # Seconds that rank 0 has to answer when its own time is over.
+
+
+class Absent(RuntimeError):
+    """Ranks have not come to where all have to be.
+
+    Attributes:
+      ranks: who.
+    """
+
+    def __init__(self, what: str, seconds: float, ranks: list[int]):
+        """Makes the message."""
+        self.ranks = ranks
+        super().__init__(
+            f"{what}: ranks {ranks} have not called it within {seconds:g} s; all ranks "
+            "have to."
+        )
 
 
 def seconds_of(variable: tuple[str, float]) -> float:
@@ -62,7 +79,8 @@ def start_mpi() -> Any:
     """
     if "mpi4py.MPI" not in sys.modules:
         _die_with_launcher()
-        with watched("starting MPI", seconds_of(START_TIMEOUT)):
+        seconds = seconds_of(START_TIMEOUT)
+        with watched("starting MPI", seconds, min(PATIENCE, seconds / 2)):
             from mpi4py import MPI
     from mpi4py import MPI
 
@@ -70,14 +88,15 @@ def start_mpi() -> Any:
 
 
 @contextlib.contextmanager
-def watched(doing: str, seconds: float) -> Iterator[None]:
+def watched(doing: str, seconds: float, patience: float) -> Iterator[None]:
     """Ends this process, with one line, if what is within takes too long.
 
     Args:
       doing: what it is, for the line.
       seconds: the limit.
+      patience: seconds after which it is said once that this takes long.
     """
-    watcher = watch(doing, seconds)
+    watcher = watch(doing, seconds, patience)
     try:
         yield
     finally:
@@ -86,7 +105,9 @@ def watched(doing: str, seconds: float) -> Iterator[None]:
             watcher.communicate()
 
 
-def watch(doing: str, seconds: float) -> subprocess.Popen[bytes] | None:
+def watch(
+    doing: str, seconds: float, patience: float = math.inf
+) -> subprocess.Popen[bytes] | None:
     """Ends this process, with one line, if it lives for longer than so many seconds.
 
     For calls of MPI that hold the interpreter's lock, where no thread could watch.
@@ -95,13 +116,13 @@ def watch(doing: str, seconds: float) -> subprocess.Popen[bytes] | None:
     Args:
       doing: what it does meanwhile, for the line.
       seconds: the limit.
+      patience: seconds after which it is said once that this takes long.
 
     Returns:
       The process that watches; it ends by itself when this one does.
     """
     if (launcher_size() or 1) == 1:
         return None
-    patience = min(PATIENCE, seconds / 2)
     numbers = map(str, (patience, seconds, os.getpid()))
     command = [sys.executable, "-I", "-S", _watch.__file__, doing, *numbers]
     return subprocess.Popen(command, stdin=subprocess.PIPE)
@@ -130,14 +151,11 @@ def meet(comm: Any, what: str, seconds: float) -> None:
       seconds: how long to wait.
 
     Raises:
-      RuntimeError: if some are not here in time; it names them.
+      Absent: if some are not here in time; it names them.
     """
     missing = _gather(comm, what, seconds) if comm.rank == 0 else _report(comm, seconds)
     if missing:
-        raise RuntimeError(
-            f"{what}: ranks {missing} have not called it within {seconds:g} s; all "
-            "ranks have to."
-        )
+        raise Absent(what, seconds, missing)
 
 
 def _gather(comm: Any, what: str, seconds: float) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 
 import djax
 from djax import asynchronous
+from djax.communicators._start import Absent, meet
 
 from .asynchronous import (
     ALGORITHMS,
@@ -118,6 +119,7 @@ class Live:
         self._gradients, self._seed = topology.size * steps, seed
         self._jit, self._saving = jit, saving
         self._report: asynchronous.Report | None = None
+        self._absent: list[int] = []
 
     @property
     def report(self) -> asynchronous.Report:
@@ -128,7 +130,7 @@ class Live:
     @property
     def ranks(self) -> list[int]:
         """The workers that came to the end; once the run is over."""
-        return sorted(self.report.records)
+        return sorted(set(self.report.records) - set(self._absent))
 
     def train(
         self,
@@ -200,8 +202,10 @@ class Live:
                 seed=self._seed,
             )
         self._report = outcome.report
+        if options.transport == "zmq" and not self._report.lost:
+            self._look_around()
         told, unsaved = self._gather(termination, outcome.unsaved)
-        survey = self._survey_survivors if self._report.lost else self._survey
+        survey = self._survey_survivors if self._alone else self._survey
         history = []
         for record in survey(outcome):
             history.append(record)
@@ -222,12 +226,25 @@ class Live:
             self._identity,
         )
 
+    def _look_around(self) -> None:
+        """Notes who has died since the run: others evaluate without it."""
+        try:
+            comm = getattr(self._communicator, "host_comm")  # noqa: B009
+            meet(comm, "the evaluation", self._options.timeout)
+        except Absent as error:
+            self._absent = error.ranks
+
+    @property
+    def _alone(self) -> bool:
+        """Whether workers are lost, so that no communication may wait for all."""
+        return bool(self.report.lost or self._absent)
+
     def _gather(
         self, termination: Termination, unsaved: Sequence[str]
     ) -> tuple[list[int], list[str]]:
         """The signals by which any worker was told to end, and failed checkpoints."""
         own = termination.requested and termination.number, list(unsaved)
-        everyone = [own] if self.report.lost else self._communicator.gather([own])
+        everyone = [own] if self._alone else self._communicator.gather([own])
         told = [number for number, _ in everyone if number]
         return told, [text for _, texts in everyone for text in texts]
 
@@ -333,7 +350,8 @@ class Live:
             *describe_averagings(told.events, params),
         ]
         return rows + [
-            (f"lost: worker {rank}", reason) for rank, reason in told.lost.items()
+            *((f"lost: worker {rank}", reason) for rank, reason in told.lost.items()),
+            *((f"lost: worker {rank}", "after the run") for rank in self._absent),
         ]
 
     def save(self, folder: RunFolder, title: str) -> None:
