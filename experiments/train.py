@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
         config = parse(arguments)
         with errors.one_line_errors(Exception):
             run = Run(config)
-        with errors.one_line_errors(trainer.Diverged, CheckpointError):
+        with errors.one_line_errors(trainer.Diverged, CheckpointError, OSError):
             outcome = execute(run)
     except trainer.Stopped as stop:
         end(stop.code, str(stop))
