@@ -176,6 +176,7 @@ def attempt(
     kind: str,
     folder: pathlib.Path,
     whole: list[Any],
+    last: int,
     seconds: float,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
@@ -186,15 +187,17 @@ def attempt(
       kind: where its workers live.
       folder: of the run.
       whole: what the undisturbed run ended with.
-      seconds: that the undisturbed run took from its first save to its last.
+      last: step that the undisturbed run saved last.
+      seconds: from one save of it to the next.
       rng: draws the moment.
     """
     process, began = start(config, kind, folder), time.monotonic()
-    while not common(folder, kind) and process.poll() is None:
-        if time.monotonic() - began > FINISH:
+    least = rng.uniform(0, 0.9) * last
+    while common(folder, kind) <= least:
+        if process.poll() is not None or time.monotonic() - began > FINISH:
             break
         time.sleep(1e-3)
-    time.sleep(rng.uniform(0, 0.9 * seconds))
+    time.sleep(rng.uniform(0, seconds))
     over = process.poll() is not None
     kill(folder)
     process.wait()
@@ -220,23 +223,25 @@ def attempt(
 
 def undisturbed(
     config: Config, kind: str, folder: pathlib.Path
-) -> tuple[list[Any], float]:
-    """What a run ends with, and the seconds for which it saves.
+) -> tuple[list[Any], int, float]:
+    """What a run ends with, its last saved step, and the seconds between two saves.
 
     It is run twice, so that the second one compiles as little as those to come.
     """
     for name in ("first", "second"):
         own = folder / name
         own.mkdir(parents=True)
-        process, first = start(config, kind, own), None
+        process, times = start(config, kind, own), {}
         while process.poll() is None:
-            if first is None and common(own, kind):
-                first = time.monotonic()
+            times.setdefault(common(own, kind), time.monotonic())
             time.sleep(1e-3)
         found = [dict(np.load(path)) for path in sorted(own.glob("[0-9].npz"))]
         if process.returncode or not found:
             raise SystemExit((own / "stderr.txt").read_text())
-    return found, time.monotonic() - (first or time.monotonic())
+    times.pop(0, None)
+    moments = list(times.values())
+    between = (moments[-1] - moments[0]) / max(1, len(moments) - 1)
+    return found, max(times), between
 
 
 def measure(config: Config) -> list[dict[str, Any]]:
