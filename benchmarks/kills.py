@@ -3,8 +3,8 @@
     python -m benchmarks.kills --runs 200
 
 Starts small trainings of 2 to 4 processes, kills one of them (SIGKILL) at a random
-moment of a phase, and waits for the job's end. Over MPI the launcher ends all. Over sockets
-(`--transport zmq` and `djax.guard`) the others train to their end.
+moment of a phase, and waits for the job's end. Over MPI the launcher ends all. Over
+sockets (`--transport zmq` and `djax.guard`) the others train to their end.
 
 Aim: every job ends within `--bound` seconds, and none of its processes outlives it.
 

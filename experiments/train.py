@@ -348,7 +348,7 @@ def run_once(arguments: Sequence[str] | None = None) -> trainer.Outcome:
         config = parse(arguments)
         with errors.one_line_errors(Exception):
             run = Run(config)
-        with errors.one_line_errors(CheckpointError):
+        with errors.one_line_errors(CheckpointError, OSError):
             outcome = execute(run)
     except trainer.Stopped as stop:
         end(stop.code, str(stop))

@@ -4,8 +4,10 @@ import dataclasses
 import functools
 import inspect
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,7 +24,7 @@ from .evaluation import make_assess
 from .optimizers import BaseOptimizer, make_base
 from .report import RunFolder
 from .tasks import Task
-from .trainer import Outcome, chunk_steps
+from .trainer import Outcome, Stopped, chunk_steps, describe_signal
 
 ALGORITHMS = ("a2cid2", "adpsgd")
 """Those that never wait, as the command line names them."""
@@ -206,6 +208,7 @@ class Virtual:
         Raises:
           Diverged: if the loss of a gradient is not finite, or if the losses were far
             above their start and have not come back by the end.
+          Stopped: after SIGTERM or Ctrl-C.
         """
         task, events = self.task, self.events
         assess, chunk = make_assess(task, self.communicator), chunk_steps(task)
@@ -221,7 +224,7 @@ class Virtual:
         )
         workers = events.worker[events.is_gradient]
         losses, history, start = np.zeros(0), [], time.perf_counter()
-        for moment in moments:
+        for moment in self._until_told(moments):
             new = np.asarray(moment.metrics["loss"], np.float64)
             check_losses(new, workers[len(losses) :], f"by time {moment.time:.4g}")
             losses = np.concatenate([losses, new])
@@ -238,6 +241,29 @@ class Virtual:
         watch_all(losses, events.size)
         end = simulation.Workers(moment.params, moment.state, moment.model_state)
         return Outcome(end, history)
+
+    def _until_told(self, moments: Iterator[Any]) -> Iterator[Any]:
+        """The moments, until a signal ends the run; nothing is worth waiting for."""
+
+        def stop(number, frame):
+            del frame
+            how, _ = describe_signal(number)
+            raise Stopped(
+                f"stopped by {how}; virtual clocks have no checkpoints, and the same "
+                "seed repeats a run: start it anew",
+                128 + number,
+            )
+
+        if threading.current_thread() is not threading.main_thread():
+            yield from moments
+            return
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, stop) for number in signals}
+        try:
+            yield from moments
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def megabytes(self, params: Any, history: Any) -> tuple[float, float]:
         """What a worker sent, on average and at most."""

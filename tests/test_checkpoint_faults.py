@@ -1,0 +1,451 @@
+"""Checkpoints that were lost, damaged, locked, or that cannot be written."""
+
+import concurrent.futures
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+from launch import ROOT, mpirun, python
+
+from djax import _checkpoints, topologies
+from djax._checkpoints import CheckpointError, Folder, Steps
+from djax.simulation import Workers
+from experiments import train
+from experiments.common.checkpoints import Saver, Saving
+
+pytestmark = pytest.mark.usefixtures("as_users")
+
+
+class Rank:
+    """One of two processes, here a thread, as a saver sees its communicator."""
+
+    size = 2
+
+    def __init__(self, rank, barrier, board):
+        self.local_ranks, self._barrier, self._board = [rank], barrier, board
+
+    def gather(self, values):
+        (self._board[self.local_ranks[0]],) = values
+        self._barrier.wait()
+        everyone = list(self._board)
+        self._barrier.wait()
+        return everyone
+
+
+def on_two_ranks(act):
+    """Results of `act(communicator)` on both, or their errors as texts."""
+    barrier, board = threading.Barrier(2, timeout=30), [None, None]
+
+    def one(rank):
+        try:
+            return act(Rank(rank, barrier, board))
+        except CheckpointError as error:
+            return str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, range(2)))
+
+
+def workers(value):
+    return Workers(jax.numpy.full((1, 5), value, "float32"), (), ())
+
+
+def saver(path, communicator, *, keep=1, resume=True, identity=()):
+    options = Saving(path, 1e-6, keep, resume)
+    return Saver(options, communicator, dict(identity))
+
+
+def save(path, *steps, keep=1):
+    """Both ranks save steps one after another; returns what stays on the disk."""
+
+    def act(communicator):
+        mine = saver(path, communicator, keep=keep)
+        for step in steps:
+            mine.save(step, workers(step), {"step": step})
+            mine._manager.wait_until_finished()
+            mine.settle(communicator.gather([mine.held]))
+        mine.finish()
+        mine.close()
+
+    assert on_two_ranks(act) == [None, None]
+    return on_disk(path)
+
+
+def on_disk(path):
+    return [sorted(Steps(path / f"workers_{r}-{r}_of_2").find()) for r in range(2)]
+
+
+def resume(path):
+    """The step and the value that each rank goes on with, or its error."""
+
+    def act(communicator):
+        mine = saver(path, communicator)
+        if mine.latest is None:
+            found = None
+        else:
+            found, progress = mine.restore(workers(0))
+            assert progress == {"step": mine.latest}
+            found = float(found.params[0, 0])
+        mine.close()
+        return mine.latest, found
+
+    return on_two_ranks(act)
+
+
+def test_a_step_stays_until_all_processes_have_a_newer_one(tmp_path):
+    def act(communicator):
+        mine = saver(tmp_path, communicator)
+        for step in 11, 22:
+            # The second rank is killed, or slow, while it writes step 22.
+            if step == 11 or communicator.local_ranks == [0]:
+                mine.save(step, workers(step), {"step": step})
+                mine._manager.wait_until_finished()
+            mine.settle(communicator.gather([mine.held]))
+        mine.close()
+
+    on_two_ranks(act)
+    assert on_disk(tmp_path) == [[11, 22], [11]]
+    assert resume(tmp_path) == [(11, 11.0)] * 2
+    assert save(tmp_path, 22, 33) == [[33], [33]]
+    assert resume(tmp_path) == [(33, 33.0)] * 2
+
+
+def test_a_kill_in_the_first_save_starts_from_zero(tmp_path):
+    def act(communicator):
+        mine = saver(tmp_path, communicator)
+        if communicator.local_ranks == [0]:
+            mine.save(11, workers(11), {"step": 11})
+        mine.close()
+
+    on_two_ranks(act)
+    assert resume(tmp_path) == [(None, None)] * 2
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_lost_checkpoints_of_a_process_are_named_and_nothing_is_removed(
+    whole, tmp_path
+):
+    save(tmp_path, 11, 22, 33, keep=2)
+    own = tmp_path / "workers_1-1_of_2"
+    for path in [own] if whole else list(own.iterdir()):
+        shutil.rmtree(path)
+    for error in resume(tmp_path):
+        assert "workers_1-1_of_2 is " + ("missing" if whole else "empty") in error
+        assert "workers_0-0_of_2: 22 33" in error
+    assert on_disk(tmp_path) == [[22, 33], []]
+
+
+def test_without_a_common_step_all_refuse_and_nothing_is_removed(tmp_path):
+    save(tmp_path, 11, 22, keep=2)
+    shutil.rmtree(tmp_path / "workers_0-0_of_2" / "11")
+    shutil.rmtree(tmp_path / "workers_1-1_of_2" / "22")
+    for error in resume(tmp_path):
+        assert "workers_0-0_of_2: 22, workers_1-1_of_2: 11" in error
+    assert on_disk(tmp_path) == [[22], [11]]
+
+
+def spoil(path, how):
+    file = path / "checkpoint.zip"
+    data = bytearray(file.read_bytes())
+    if how == "flipped":
+        start = len(data) // 3
+        data[start : start + 64] = bytes(b ^ 0xFF for b in data[start : start + 64])
+    if how == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(data[: len(data) // 2] if how == "truncated" else data)
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
+def test_damage_is_noticed_and_all_go_on_from_an_older_step(how, tmp_path, capsys):
+    save(tmp_path, 11, 22, 33, keep=3)
+    spoil(tmp_path / "workers_1-1_of_2" / "33", how)
+    assert resume(tmp_path) == [(22, 22.0)] * 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "workers_1-1_of_2/33 is damaged" in line
+    assert line.endswith("going on from step 22")
+    assert on_disk(tmp_path) == [[11, 22, 33]] * 2
+    for rank, step in ((0, 22), (1, 11)):
+        spoil(tmp_path / f"workers_{rank}-{rank}_of_2" / str(step), how)
+    for error in resume(tmp_path):
+        assert "has nothing to go on from" in error and "\n" not in error
+        assert "workers_0-0_of_2/22 is damaged" in error
+    assert on_disk(tmp_path) == [[11, 22, 33]] * 2
+
+
+def test_what_was_damaged_goes_once_something_newer_is_saved(tmp_path):
+    save(tmp_path, 11, 22, keep=2)
+    spoil(tmp_path / "workers_0-0_of_2" / "22", "flipped")
+    assert save(tmp_path, 22, 33, keep=2) == [[22, 33]] * 2
+    assert resume(tmp_path) == [(33, 33.0)] * 2
+
+
+def test_any_array_comes_back_as_it_was(tmp_path):
+    arrays = [
+        np.zeros((0, 3), "float32"),
+        np.array(7, "int32"),
+        np.arange(6, dtype="float32").reshape(2, 3).T,
+        np.asarray(jax.numpy.ones((3,), "bfloat16")),
+        np.array([1 + 2j], "complex64"),
+    ]
+    steps = Steps(tmp_path)
+    steps.prepare()
+    steps.save(5, arrays, {"losses": [float("nan"), 0.1]})
+    steps.save(5, arrays[::-1])
+    steps.close()
+    found = steps.read(5).restore(arrays[::-1], tmp_path)
+    for ours, theirs in zip(found, arrays[::-1], strict=True):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(CheckpointError, match="other arrays than this run"):
+        steps.read(5).restore(arrays, tmp_path)
+
+
+FULL = """
+import resource, signal, sys
+from experiments import train
+from experiments.common import checkpoints
+
+Saver = checkpoints.Saver
+save = Saver.save
+
+def save_on_a_full_disk(self, step, *rest):
+    self._manager.wait_until_finished()
+    unlimited = resource.RLIM_INFINITY
+    if step == 22:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited))
+    save(self, step, *rest)
+    self._manager.wait_until_finished()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
+
+Saver.save = save_on_a_full_disk
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_full_disk_does_not_end_a_run_but_is_told(tmp_path):
+    line = f"--epochs 3 --evaluations 1 --runs {tmp_path} --checkpoints {tmp_path}/s"
+    result = python("-c", FULL, *line.split(), "--checkpoint-every", "1e-6")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    lines = [x for x in result.stderr.split("\n") if "not saved: step 22" in x]
+    assert len(lines) == 1 and "the last one is of step 11" in lines[0]
+    assert "trained to the end, but 1 checkpoints could not be saved" in result.stderr
+    assert "accuracy, worst worker" in result.stdout
+    (own,) = (tmp_path / "s").glob("workers_*")
+    assert Steps(own).find() == [11]
+
+
+@pytest.mark.parametrize("where", ["file", "in_a_file", "own", "runs"])
+def test_a_place_that_cannot_be_written_to_is_said_at_the_start(
+    where, tmp_path, capsys
+):
+    (tmp_path / "file").write_text("")
+    saved, runs = tmp_path / "saved", tmp_path / "runs"
+    if where == "file":
+        saved = tmp_path / "file"
+    elif where == "in_a_file":
+        saved = tmp_path / "file" / "saved"
+    elif where == "own":
+        saved.mkdir()
+        (saved / "workers_0-3_of_4").write_text("")
+    else:
+        runs = tmp_path / "file"
+    with pytest.raises(SystemExit) as stop:
+        train.main(f"--epochs 1 --runs {runs} --checkpoints {saved}".split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and len(error.splitlines()) == 1
+    assert str(runs if where == "runs" else saved) in error
+
+
+def test_a_folder_is_of_one_run_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(_checkpoints, "PATIENCE", 0.1)
+    first = Folder(tmp_path, "a", lambda x: [x], True)
+    with pytest.raises(CheckpointError, match=f"in use by process {os.getpid()} on"):
+        Folder(tmp_path, "a", lambda x: [x], True)
+    first.close()
+    Folder(tmp_path, "a", lambda x: [x], True).close()
+
+
+HOLD = """
+import sys, time
+from djax._checkpoints import Folder
+import pathlib
+folder = Folder(pathlib.Path(sys.argv[1]), "a", lambda x: [x], True)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert process.stdout.readline() == b"held\n"
+    process.kill()
+    process.communicate()
+    Folder(tmp_path, "a", lambda x: [x], True).close()
+
+
+@pytest.mark.parametrize("text", ["", '{"--seed": ', "[]"])
+def test_a_damaged_identity_is_named(text, tmp_path):
+    save(tmp_path, 11)
+    (tmp_path / "identity.json").write_text(text)
+    for error in resume(tmp_path):
+        assert "identity.json is missing or damaged" in error
+        assert "\n" not in error
+    assert on_disk(tmp_path) == [[11], [11]]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("jax_enable_x64", True), ("jax_default_matmul_precision", "bfloat16")],
+)
+def test_another_precision_is_another_run(option, value):
+    before = _checkpoints.environment()
+    old = getattr(jax.config, option)
+    jax.config.update(option, value)
+    try:
+        assert _checkpoints.environment() != before
+    finally:
+        jax.config.update(option, old)
+
+
+def test_a_run_does_not_go_on_in_another_precision(tmp_path, capsys):
+    shared = f"--epochs 2 --evaluations 1 --runs {tmp_path} --checkpoints {tmp_path}/s"
+    train.main(f"{shared} --checkpoint-every 1e-6".split())
+    old = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", "float32")
+    try:
+        with pytest.raises(SystemExit) as stop:
+            train.main(f"{shared} --resume".split())
+    finally:
+        jax.config.update("jax_default_matmul_precision", old)
+    assert stop.value.code == 2
+    assert "run with jax_default_matmul_precision None" in capsys.readouterr().err
+
+
+def test_graphs_of_one_name_are_told_apart():
+    config = train.parse([])
+    graphs = [
+        topologies.ring(8),
+        topologies.ring(8, weights=0.25),
+        dataclasses.replace(topologies.chain(8), name="ring"),
+    ]
+    found = {train.identify(config, [graph])["the graph"] for graph in graphs}
+    assert len(found) == 3
+    again = train.identify(config, [topologies.ring(8)])
+    assert again == train.identify(config, [topologies.ring(8)])
+
+
+INTERRUPTED = """
+import os, signal, sys
+from experiments import train
+name, after, *arguments = sys.argv[1:]
+show = train.report.RunFolder.append
+count = 0
+def append(self, record):
+    global count
+    show(self, record)
+    count += 1
+    if count == int(after):
+        os.kill(os.getpid(), getattr(signal, name))
+train.report.RunFolder.append = append
+train.main(arguments)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "code", "how"),
+    [
+        ("SIGINT", "--checkpoints {}/saved", 130, "Ctrl-C after step 22; to go on"),
+        ("SIGINT", "", 130, "Ctrl-C after step 22; to go on, start the same with"),
+        ("SIGTERM", "", 0, "SIGTERM after step 22; to go on, start the same with"),
+        ("SIGINT", "--algorithm a2cid2", 130, "stopped by Ctrl-C; virtual clocks"),
+        ("SIGTERM", "--algorithm a2cid2", 143, "stopped by SIGTERM; virtual clocks"),
+    ],
+)
+def test_a_signal_shows_what_there_is_and_how_to_go_on(
+    name, options, code, how, tmp_path
+):
+    line = f"--epochs 9 --evaluations 9 --runs {tmp_path}/runs {options}"
+    line = line.format(tmp_path).split()
+    result = python("-c", INTERRUPTED, name, "2", *line)
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count(how) == result.stderr.count("stopped by") == 1
+    assert "cut off" in result.stdout and "accuracy, worst worker" in result.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "curves.png").exists()
+
+
+@pytest.mark.xdist_group("mpi")
+@pytest.mark.parametrize("algorithm", ["dpsgd", "a2cid2"])
+def test_ctrl_c_on_one_rank_ends_all_alike(algorithm, tmp_path):
+    program = LIVE if algorithm == "a2cid2" else INTERRUPTED_AT_ONE
+    line = f"--algorithm {algorithm} --epochs 60 --evaluations 60 --runs {tmp_path}/r"
+    line += f" --checkpoints {tmp_path}/saved"
+    result = mpirun(2, "-c", program, "SIGINT", "2", *line.split())
+    assert result.returncode == 130, result.stderr
+    assert result.stderr.count("stopped by Ctrl-C") == 1
+    assert "--resume" in result.stderr and "Traceback" not in result.stderr
+    assert "cut off" in result.stdout
+
+
+INTERRUPTED_AT_ONE = """
+import os, signal, sys
+from experiments import train
+from experiments.common import trainer
+name, after, *arguments = sys.argv[1:]
+save = trainer._save
+def told(saver, communicator, workers, position, *rest):
+    if position.step == 22 * int(after) and os.environ["PMI_RANK"] == "1":
+        os.kill(os.getpid(), getattr(signal, name))
+    save(saver, communicator, workers, position, *rest)
+trainer._save = told
+train.main(arguments)
+"""
+LIVE = """
+import os, signal, sys
+from experiments import train
+from experiments.common import runtime
+name, after, *arguments = sys.argv[1:]
+class Told(runtime.Live):
+    def train(self, params, evaluations, report, advance):
+        passed = 0.0
+        def show(epochs):
+            nonlocal passed
+            advance(epochs)
+            passed += epochs
+            if passed > 2 and os.environ["PMI_RANK"] == "1":
+                os.kill(os.getpid(), getattr(signal, name))
+                passed = -1e9
+        return super().train(params, evaluations, report, show)
+runtime.Live = Told
+train.main(arguments)
+"""
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    program = """
+import os, signal, time
+from experiments.common.checkpoints import Termination
+with Termination() as termination:
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)  # As a terminal and a launcher do.
+    assert termination.requested and termination.number == signal.SIGINT
+    time.sleep(0.6)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+    result = python("-c", program)
+    assert result.returncode == 130
+    assert "second Ctrl-C" in result.stderr
