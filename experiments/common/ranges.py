@@ -50,6 +50,8 @@ class Range(NamedTuple):
             return f"{kind}at least {self.least:g}"
         if whole and self.most < 100:
             return f"{self.least:g} to {self.most:g}"
+        if self == SHARE:
+            return "in [0, 1], as all shares of the training"
         left, right = "[("[self.open_below], "])"[self.open_above]
         return f"in {left}{self.least:g}, {self.most:g}{right}"
 
