@@ -217,7 +217,11 @@ def table(config: Config, gigabits: float, records: list[dict[str, Any]]):
         rows.append([name, *steps, f"{max(r['memory'] for r in mine) / 1e6:.0f}"])
     gradient = 1e3 * records[0]["gradient"]
     title = f"{config.model}, gradients of {gradient:.4g} ms, {gigabits:g} Gbit/s"
-    return title, ["", *(f"{n} workers" for n in config.workers), "MB a worker"], rows
+    return (
+        title,
+        ["", *(f"{n} workers" for n in config.workers), "MB of memory a worker"],
+        rows,
+    )
 
 
 def main() -> None:

@@ -188,6 +188,11 @@ class Run:
                 f"--algorithm {name} needs one graph: choose a --topology."
             )
         (topology,) = self.topologies
+        if name == "a2cid2" and config.clocks.rate == 0 and topology.size > 1:
+            raise UsageError(
+                "--rate 0.0: no averagings connect worker 1 with the others; "
+                "--algorithm a2cid2 needs a positive --rate."
+            )
         if config.collapse is not None:
             raise UsageError(f"--algorithm {name} has no option --collapse.")
         if not live and config.saving != checkpoints.Saving():

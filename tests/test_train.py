@@ -203,7 +203,7 @@ def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
         ("--task quadratics --task-options dim 2.5", "options {'dim': 2.5}"),
         ("--optimizer lbfgs", "choose from"),
         ("--optimizer-options momentum True nesterov 3 accumulator_dtype 7", "error"),
-        ("--algorithm relay_sgd", "cycles .*spanning_tree"),
+        ("--algorithm relay_sgd", "ring has cycles; choose --topology chain, star"),
         ("--algorithm d2_sgd --workers 8 --topology hypercube", "diverges .*'lazy'"),
         ("--algorithm d2_sgd --workers 32 --topology double_binary_trees", "diverges"),
         ("--algorithm sgp --rounds 0", "rounds must be"),

@@ -92,7 +92,16 @@ def _overlapping_gossip(config, topologies, communicator):
     return _gossip(config, topologies, communicator, overlap=config.overlap)
 
 
+TREES = "chain, star, binary_tree, regular_tree or double_binary_trees"
+
+
 def _relay(config, topologies, communicator):
+    for topology in topologies:
+        if len(topology.edges) != topology.size - 1:
+            raise UsageError(
+                f"--algorithm {config.algorithm} needs a tree, but --topology "
+                f"{topology.name} has cycles; choose --topology {TREES}."
+            )
     options = {"missing": config.missing, "overlap": config.overlap}
     return _each(topologies, lambda t: djax.relay(t, communicator, **options))
 

@@ -12,7 +12,16 @@ import numpy as np
 import djax
 from djax import _checkpoints, communicators, topologies
 
-from . import algorithms, asynchronous, checkpoints, errors, optimizers, runtime
+from . import (
+    algorithms,
+    asynchronous,
+    checkpoints,
+    errors,
+    optimizers,
+    ranges,
+    runtime,
+    tasks,
+)
 from .data import DataOptions
 from .errors import UsageError
 
@@ -81,15 +90,22 @@ class Config:
 
 def check(config: Config) -> None:
     """Raises UsageError for numbers out of range, and options that do not fit."""
-    for name in ("epochs", "steps_per_epoch", "evaluations"):
-        if (value := getattr(config, name)) is not None and value < 1:
-            flag = f"--{name}".replace("_", "-")
-            raise UsageError(f"{flag} {value} must be at least 1.")
-    if not 0 <= config.seed < 2**32:
-        raise UsageError(f"--seed {config.seed} must be in [0, 2**32).")
+    ranges.check(config)
     if config.name is not None and pathlib.Path(config.name).name != config.name:
         raise UsageError(f"--name {config.name!r} must be a plain folder name.")
+    if config.collapse is not None:
+        epoch, score = config.collapse
+        if epoch < 0 or score < 0 or (score > 1 and not _is_unbounded(config.task)):
+            raise UsageError(
+                f"--collapse {epoch:g} {score:g} must be an epoch, at least 0, and a "
+                "score; an accuracy is in [0, 1]."
+            )
     checkpoints.check_saving(config.saving)
+
+
+def _is_unbounded(task: str) -> bool:
+    """Whether the score of a task, by its name, may be above 1."""
+    return task in ("quadratics", *tasks.CORPORA)
 
 
 UNESSENTIAL = {"runs", "name", "tensorboard", "data_dir", "download"} | {
@@ -160,5 +176,10 @@ def make_topologies(config: Config, size: int) -> tuple[djax.Topology, ...]:
     weights = config.weights
     with contextlib.suppress(ValueError):
         weights = float(weights)
-    built = build(size, weights=weights)
+    try:
+        built = build(size, weights=weights)
+    except ValueError as error:
+        if isinstance(weights, float):
+            raise UsageError(f"--weights {config.weights}: {error}") from error
+        raise
     return (built,) if isinstance(built, djax.Topology) else built

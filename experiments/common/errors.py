@@ -1,6 +1,7 @@
 """Mistakes that the person at the command line can mend."""
 
 import contextlib
+import difflib
 import io
 import os
 import signal
@@ -19,10 +20,14 @@ class UsageError(Exception):
 
 
 def lookup(kind: str, name: str, choices: Iterable[str]) -> str:
-    """Returns `name`, or raises UsageError with the choices."""
+    """Returns `name`, or raises UsageError with the choices, the likeliest apart."""
     choices = sorted(choices)
     if name not in choices:
-        raise UsageError(f"unknown {kind} {name!r}; choose from {', '.join(choices)}.")
+        near = difflib.get_close_matches(name, choices, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(
+            f"unknown {kind} {name!r}; choose from {', '.join(choices)}.{meant}"
+        )
     return name
 
 

@@ -85,11 +85,29 @@ def publish(
     head = {"smoke": config.smoke, **report.provenance()}
     lines = [json.dumps(record) for record in (head, *records)]
     path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
+    mark_figure(figure, config.smoke)
     figure.savefig(path.with_suffix(".png"), dpi=200)
     console = rich.console.Console(width=150, highlight=False)
     for table in tables:
-        console.print(table)
+        console.print(mark_table(table, config.smoke))
     console.print(f"written: {path}.jsonl and .png")
+
+
+SMOKE = "smoke test: tiny sizes, no results"
+
+
+def mark_table(table: rich.table.Table, smoke: bool) -> rich.table.Table:
+    """Says in the title that a table is of a smoke test, if it is."""
+    if smoke:
+        table.title = f"{table.title} ({SMOKE})"
+    return table
+
+
+def mark_figure(figure: "Figure", smoke: bool) -> None:
+    """Says across a figure that it is of a smoke test, if it is."""
+    if smoke:
+        style = {"size": 24, "color": "tab:red", "alpha": 0.4}
+        figure.text(0.5, 0.5, SMOKE, ha="center", va="center", rotation=20, **style)
 
 
 def table(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from . import ranges
 from .errors import UsageError, lookup
 from .options import read_options
 
@@ -44,32 +45,59 @@ class BaseOptimizer:
     """Shares of the training after which the step size is decayed."""
     decay_factor: float = 0.1
     """Factor of each decay."""
+    decay_over: float = 0.0
+    """Share of the training over which each decay is spread, geometrically; 0 is at
+    once. RelaySGD needs it where workers' data differ: models on their way through the
+    tree still carry the larger step size, and a sudden decay throws the workers off."""
+    rate_at_end: bool = False
+    """Give a step the step size of the time when it is over, not of its beginning, as
+    the published code of PowerGossip does."""
 
 
 def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
-    """Linear warm-up, then a staircase.
+    """Linear warm-up, then a staircase, or slopes that join its steps.
 
     Args:
       config: from the command line.
       steps: of the whole training.
+
+    Raises:
+      UsageError: if a number is out of range; it names the option.
     """
-    if not 0 < config.learning_rate < float("inf"):
-        raise UsageError(f"--learning-rate {config.learning_rate} must be positive.")
-    shares = (config.warmup, *config.decay_at)
-    if not all(0 <= share <= 1 for share in shares):
-        raise UsageError("--warmup and --decay-at are shares in [0, 1].")
-    if not 0 <= config.warmup_from < float("inf"):
-        raise UsageError(f"--warmup-from {config.warmup_from} must not be negative.")
-    decays = collections.Counter(round(share * steps) for share in config.decay_at)
-    staircase = optax.piecewise_constant_schedule(
-        config.learning_rate,
-        {step: config.decay_factor**count for step, count in decays.items()},
-    )
+    ranges.check(config)
+    if list(config.decay_at) != sorted(config.decay_at):
+        shares = " ".join(map(str, config.decay_at))
+        raise UsageError(f"--decay-at {shares} must be in ascending order.")
+    decays = _decays(config, steps)
     if (warmup_steps := round(config.warmup * steps)) == 0:
-        return staircase
-    first = config.warmup_from / config.learning_rate
-    ramp = optax.linear_schedule(first, 1.0, warmup_steps)
-    return lambda step: ramp(step) * staircase(step)
+        schedule = decays
+    else:
+        first = config.warmup_from / config.learning_rate
+        ramp = optax.linear_schedule(first, 1.0, warmup_steps)
+
+        def schedule(step):
+            return ramp(step) * decays(step)
+
+    if not config.rate_at_end:
+        return schedule
+    return lambda step: schedule(step + 1)
+
+
+def _decays(config: BaseOptimizer, steps: int) -> optax.Schedule:
+    """The schedule without the warm-up."""
+    starts = [round(share * steps) for share in config.decay_at]
+    if (length := round(config.decay_over * steps)) == 0:
+        factors = collections.Counter(starts)
+        return optax.piecewise_constant_schedule(
+            config.learning_rate,
+            {step: config.decay_factor**count for step, count in factors.items()},
+        )
+
+    def slopes(step):
+        done = (step - jnp.asarray(starts, jnp.float32)) / length
+        return config.learning_rate * config.decay_factor ** done.clip(0, 1).sum()
+
+    return slopes
 
 
 def make_base(
@@ -97,8 +125,6 @@ def make_base(
     base = make(schedule, **read_options(what, make, options))
     links = []
     if config.clip_norm is not None:
-        if not config.clip_norm > 0:
-            raise UsageError(f"--clip-norm {config.clip_norm} must be positive.")
         links.append(optax.clip_by_global_norm(config.clip_norm))
     if config.weight_decay:
         mask = _MASKS[config.decayed]
@@ -117,8 +143,6 @@ def scale_linearly(config: BaseOptimizer, samples: int) -> BaseOptimizer:
     """
     if config.linear_scaling is None:
         return config
-    if config.linear_scaling < 1:
-        raise UsageError(f"--linear-scaling {config.linear_scaling} must be positive.")
     peak = config.learning_rate * samples / config.linear_scaling
     return dataclasses.replace(config, learning_rate=peak, linear_scaling=None)
 

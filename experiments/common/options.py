@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,4 +41,24 @@ def read_options(
                 f"{what}: cannot read {name}={text}; write a number, a tuple, True, "
                 "False or None."
             ) from None
+        _check_type(what, name, text, values[name], known[name])
     return values
+
+
+def _check_type(what: str, name: str, text: str, value: Any, default: Any) -> None:
+    """Raises UsageError for a value that cannot stand for the default's type."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
+        raise UsageError(f"{what}: {name}={text} must be a finite number.")
+    if value is None or default in (None, inspect.Parameter.empty):
+        return
+    for kind, accepted, said in (
+        (bool, (bool,), "True or False"),
+        (int, (int,), "an integer"),
+        (float, (int, float), "a number"),
+    ):
+        if isinstance(default, kind):
+            truth = isinstance(value, bool) and kind is not bool
+            if truth or not isinstance(value, accepted):
+                raise UsageError(f"{what}: {name}={text} must be {said}.")
+            return

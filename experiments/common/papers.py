@@ -153,7 +153,8 @@ def main(
             )
             jax.clear_caches()
     if speaks:
-        rich.console.Console(width=150, highlight=False).print(results(table, records))
+        shown = figures.mark_table(results(table, records), choice.smoke)
+        rich.console.Console(width=150, highlight=False).print(shown)
     return records
 
 

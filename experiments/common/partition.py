@@ -13,6 +13,10 @@ from .errors import UsageError, lookup
 
 Shares = list[np.ndarray]
 MAX_DRAWS = 10_000
+MAX_ALPHA = 1e12
+"""From here on the proportions of a class are equal up to rounding."""
+WRITTEN = "iid, dirichlet:0.1, shards:2, reshuffled or whole"
+"""How splits are written."""
 
 
 def iid(labels: np.ndarray, workers: int, rng: np.random.Generator) -> Shares:
@@ -58,6 +62,11 @@ def dirichlet(
     """
     if not alpha > 0:
         raise UsageError(f"--split dirichlet:{alpha}: alpha must be positive.")
+    if not alpha < MAX_ALPHA:
+        raise UsageError(
+            f"--split dirichlet:{alpha}: with so large an alpha all workers have the "
+            "same share of each class; use --split iid, which is its limit."
+        )
     groups = [min(10, workers - start) for start in range(0, workers, 10)]
     ends = np.cumsum(groups)[:-1] * len(labels) // workers
     parts = np.split(rng.permutation(len(labels)), ends)
@@ -159,16 +168,15 @@ def split(labels: np.ndarray, workers: int, spec: str, seed: int) -> Shares:
             f"{len(labels)} workers."
         )
     name, _, value = spec.partition(":")
-    make, kinds = _SPLITS[lookup("--split", name, _SPLITS)]
+    lookup("--split", name, [*_SPLITS, "reshuffled", "whole"])
     try:
+        make, kinds = _SPLITS[name]
         values = [
             kind(text)
             for kind, text in zip(kinds, value.split(":") if value else [], strict=True)
         ]
-    except ValueError:
-        raise UsageError(
-            f"cannot read --split {spec!r}; write iid, dirichlet:0.1 or shards:2."
-        ) from None
+    except (KeyError, ValueError):
+        raise UsageError(f"cannot read --split {spec!r}; write {WRITTEN}.") from None
     return make(labels, workers, np.random.default_rng(seed), *values)
 
 

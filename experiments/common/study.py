@@ -25,7 +25,8 @@ import rich.table
 import tqdm
 
 from .. import train
-from . import figures, papers, report, trainer
+from . import errors, figures, papers, report, trainer
+from .errors import UsageError
 from .papers import Row, Table
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Ledger:
 
     Attributes:
       name: of the study.
+      smoke: whether what is there is tiny.
       records: what is there.
     """
 
@@ -80,7 +82,8 @@ class Ledger:
         if smoke or not path.exists():
             head = {"smoke": smoke, **report.provenance()}
             path.write_text(json.dumps(head) + "\n")
-        self.records = [json.loads(s) for s in path.read_text().splitlines()[1:]]
+        head, *self.records = map(json.loads, path.read_text().splitlines())
+        self.smoke = bool(head.get("smoke"))
 
     def find(self, **values: Any) -> dict[str, Any] | None:
         """The record that has these values, if there is one."""
@@ -176,13 +179,29 @@ def main(
     path = config.output / pathlib.Path(script).stem
     if config.smoke:
         study = _small(study)
-    ledger = Ledger(path.with_suffix(".jsonl"), config.smoke)
+    with errors.one_line_errors(UsageError):
+        if config.draw:
+            _check_drawable(path.with_suffix(".jsonl"), config)
+    ledger = Ledger(path.with_suffix(".jsonl"), config.smoke and not config.draw)
     records = ledger.records if config.draw else run(study, config, ledger)
-    draw(records).savefig(path.with_suffix(".png"), dpi=200)
+    smoke = config.smoke or ledger.smoke
+    figure = draw(records)
+    figures.mark_figure(figure, smoke)
+    figure.savefig(path.with_suffix(".png"), dpi=200)
     console = rich.console.Console(width=150, highlight=False)
-    console.print(results(study, records))
+    console.print(figures.mark_table(results(study, records), smoke))
     console.print(f"written: {path}.jsonl and .png")
     return records
+
+
+def _check_drawable(path: pathlib.Path, config: Config) -> None:
+    """Raises UsageError where there is nothing to draw."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    if len(lines) < 2:  # The first says by what the others were made.
+        raise UsageError(
+            f"--draw: there are no runs in {path}; run it without --draw first, or "
+            f"choose another --output than {config.output}."
+        )
 
 
 def _small(study: Study) -> Study:

@@ -25,7 +25,11 @@ import djax
 from djax import Communicator, Topology, compressors
 
 from ..common import models
-from ..common.optimizers import all_but_norms
+from ..common.optimizers import (
+    BaseOptimizer,
+    all_but_norms,
+    learning_rate_schedule,
+)
 
 STEPS = 49
 """Of an epoch of CIFAR-10 among 8 workers, with batches of 128."""
@@ -351,16 +355,15 @@ def learning_rate(
     Returns:
       The schedule. A step has the learning rate of the time when it is over.
     """
-    warmup = configuration.warmup_epochs * steps_per_epoch
-    milestones = jnp.asarray(configuration.milestones) * steps_per_epoch
-
-    def schedule(step):
-        done = jnp.asarray(step) + 1
-        growth = 1 + (method.factor - 1) * jnp.minimum(done / warmup, 1)
-        decays = jnp.sum(done >= milestones)
-        return configuration.learning_rate * growth * 0.1**decays
-
-    return schedule
+    epochs = configuration.epochs
+    base = BaseOptimizer(
+        learning_rate=method.factor * configuration.learning_rate,
+        warmup_from=configuration.learning_rate,
+        warmup=configuration.warmup_epochs / epochs,
+        decay_at=tuple(epoch / epochs for epoch in configuration.milestones),
+        rate_at_end=True,
+    )
+    return learning_rate_schedule(base, epochs * steps_per_epoch)
 
 
 def make_optimizer(

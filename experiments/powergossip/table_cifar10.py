@@ -42,7 +42,7 @@ TABLE = Table(
     --task cifar10 --model resnet20 --split reshuffled --topology ring
     --batch-size 128 --epochs 300 --evaluations 60 --weight-decay 1e-4
     --decayed all_but_norms --optimizer-options momentum 0.9 nesterov True
-    --warmup 0.01667 --warmup-from 0.1 --decay-at 0.5 0.75
+    --warmup 0.01667 --warmup-from 0.1 --rate-at-end --decay-at 0.5 0.75
     """,
     workers=8,
     smoke="""

@@ -41,7 +41,7 @@ TABLE = Table(
     --task wikitext2 --model lstm --split contiguous --topology ring --batch-size 64
     --epochs 90 --evaluations 90 --clip-norm 0.4
     --optimizer-options momentum None nesterov False
-    --warmup 0.05556 --warmup-from 1.25 --decay-at 0.66667 0.88889
+    --warmup 0.05556 --warmup-from 1.25 --rate-at-end --decay-at 0.66667 0.88889
     """,
     workers=16,
     smoke="""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from .. import data, models
 from ..errors import UsageError, lookup
@@ -39,11 +40,12 @@ _IMAGES = {
     "imagenet2012": _Default("resnet18_evonorm", epochs=90),
 }
 _TEXTS = {"ag_news": _Default("distilbert", epochs=10)}
-_CORPORA = {
+CORPORA = {
     "wikitext2": _Default("lstm", epochs=90),
     "sotu": _Default("lstm", {"layers": 1, "hidden": 128, "dropout": 0.0}, epochs=3),
 }
-TASKS = ("quadratics", *_IMAGES, *_TEXTS, *_CORPORA)
+"""Texts of which the next word or character is learned."""
+TASKS = ("quadratics", *_IMAGES, *_TEXTS, *CORPORA)
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -81,7 +83,7 @@ def make_task(name: str, setting: Setting, options: Mapping[str, str]) -> Task:
         )
     if name == "quadratics":
         return _make_quadratics(setting, options)
-    if name in _CORPORA:
+    if name in CORPORA:
         return _make_language(name, setting, options)
     return _make_classification(name, setting, options)
 
@@ -107,6 +109,10 @@ def _make_classification(name, setting, options):
     options = dict(setting.model_options)
     weights = options.pop("weights", None) if name in _TEXTS else None
     setting = setting._replace(model_options=options)
+    if name in _IMAGES:
+        first = dataset.train.read(np.zeros(1, int), (0,))
+        side = first["image"].shape[1]
+        _check_size(name, setting.model or default.model, side)
     model = _make_model(known, default, setting, *given, dataset.classes)
     return classification(
         setting,
@@ -119,7 +125,7 @@ def _make_classification(name, setting, options):
 
 
 def _make_language(name, setting, options):
-    default = _CORPORA[name]
+    default = CORPORA[name]
     options = dict(options)
     what = f"--task-options of {name}"
     length = _positive(what, "length", options.pop("length", str(default.length)))
@@ -149,6 +155,16 @@ def _make_model(known: Mapping[str, Callable], default: _Default, setting, *give
     options |= read_options(what, known[name], setting.model_options, given=len(given))
     options["dtype"] = jnp.dtype(setting.precision)
     return _call(f"--model {name}", options, known[name], *given)
+
+
+def _check_size(task: str, model: str, side: int) -> None:
+    """Refuses images that a model would halve until nothing is left."""
+    if model == "vgg11" and side < 32:
+        raise UsageError(
+            f"--model vgg11 halves images five times and needs 32 pixels a side, but "
+            f"those of --task {task} have {side}; choose another --model, such as "
+            "resnet8, or mlp."
+        )
 
 
 def _call(what, options, make, *given):
