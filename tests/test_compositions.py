@@ -108,3 +108,25 @@ def test_d2_accepts_under_inject_hyperparams_what_it_accepts():
     jax.jit(WORKERS.spmd(injected.update))(params, state, params)
     with pytest.raises(ValueError, match="d2_sgd diverges"):
         djax.d2_sgd(0.1, topologies.ring(N, weights=0.45), WORKERS)
+
+
+def test_gossip_belongs_inside_of_schedule_free():
+    """Its evaluation point is read off the iterates, which nobody else may move."""
+    inner = optax.chain(optax.sgd(0.1), GOSSIP)
+    optimizer = optax.contrib.schedule_free(inner, 0.1)
+    target = jnp.asarray([0.0, 1.0, 2.0, 5.0])  # The optimum of the mean loss is 2.
+
+    def worker(target):
+        def step(carry, _):
+            x, state = carry
+            updates, state = optimizer.update(x - target, state, x)
+            return (x + updates, state), None
+
+        x = jnp.zeros_like(target)
+        carry, _ = jax.lax.scan(step, (x, optimizer.init(x)), length=2000)
+        return optax.contrib.schedule_free_eval_params(carry[1], carry[0])
+
+    with jax.numpy_dtype_promotion("standard"):
+        models = jax.jit(WORKERS.spmd(worker))(target)
+    np.testing.assert_allclose(models.mean(), 2.0, atol=0.02)
+    assert np.abs(np.asarray(models) - 2).max() < 0.5

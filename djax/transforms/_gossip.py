@@ -70,6 +70,11 @@ def gossip(
     on this step's gradients. One model travels to each neighbour in each step. On a
     complete graph it is :func:`djax.all_reduce`.
 
+    Optimizers that read their evaluation point or step size off the iterates, such as
+    optax's `schedule_free`, `dadapt_adamw` and `prodigy`, go wrong before an averaging
+    that moves the iterates. Put the averaging inside where that is possible:
+    `optax.contrib.schedule_free(optax.chain(optax.sgd(0.1), gossip), 0.1)`.
+
     Where messages are lost (`drop_probability` of the communicator), the weights of
     those that came are divided by their sum, own weight included. A message counts as
     lost if anything in the sender's model is NaN or infinite, so that one worker's
