@@ -49,7 +49,7 @@ class DCDState(NamedTuple):
         it; the parameters are the same but for their rounding.
       pull: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
       compressor_state: state of the compressor.
-      graph: a static label of the graph to which the state belongs; None is not checked.
+      graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     estimate: PyTree

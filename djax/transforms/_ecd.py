@@ -53,7 +53,7 @@ class ECDState(NamedTuple):
       model: the worker's own model :math:`x_i` after the last average.
       compressor_state: state of the compressor.
       step: `int32[]`, number of updates so far.
-      graph: a static label of the graph to which the state belongs; None is not checked.
+      graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     average: PyTree

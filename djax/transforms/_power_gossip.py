@@ -75,7 +75,7 @@ class PowerGossipState(NamedTuple):
         of the round's edge, in float32 or wider; None for each other leaf.
       right: for each matrix, `float[rounds, r, k]`, the rows :math:`V^\top`, likewise.
       step: `int32[]`, number of updates so far.
-      graph: a static label of the graph to which the state belongs; None is not checked.
+      graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     left: PyTree

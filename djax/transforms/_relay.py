@@ -59,7 +59,7 @@ class RelayState(NamedTuple):
       counts: `int32[rounds]`, of how many models; 0 where nothing came.
       initial: the model that stands for missing ones; None unless `missing="initial"`.
       step: `int32[]`, number of updates so far; the key of simulated message losses.
-      graph: a static label of the graph to which the state belongs; None is not checked.
+      graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     messages: tuple[PyTree, ...]
