@@ -573,7 +573,7 @@ def alternate(
 
     if (counter := accounting.counter()) is not None:
         return counter.alternate(schedule, branches, operands)
-    if len(set(schedule)) == 1:
+    if len(set(schedule)) == 1:  # There is nothing to choose.
         return branches[schedule[0]](*operands)
     position = jnp.asarray(step) % len(schedule)
     index = jnp.asarray(np.asarray(schedule, np.int32))[position]

@@ -1,7 +1,10 @@
 """What travels between workers: lost, not finite, of another graph, not an array."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
+import networkx as nx
 import numpy as np
 import optax
 import pytest
@@ -306,3 +309,47 @@ def test_one_bad_gradient_is_skipped_by_the_base_optimizer_alone():
 
     x = c.spmd(worker)(jnp.zeros(3), jnp.asarray([-3.0, np.nan, -6.0]))
     np.testing.assert_allclose(x, np.full(3, 3.0), rtol=1e-6)
+
+
+OF_A_GRAPH = {
+    "relay": lambda t, c: djax.relay(t, c),
+    "power_gossip": lambda t, c: djax.power_gossip(t, c),
+    "choco_gossip": lambda t, c: NEEDY["choco_gossip"](t, c, IDENTITY),
+    "dcd": lambda t, c: NEEDY["dcd"](t, c, IDENTITY),
+    "ecd": lambda t, c: NEEDY["ecd"](t, c, IDENTITY),
+}
+"""Mechanisms whose state belongs to one graph."""
+
+IDENTITY = djax.compressors.identity()
+
+
+@pytest.mark.parametrize("name", OF_A_GRAPH)
+def test_a_state_knows_its_graph(name):
+    """Also between graphs with equally many rounds, and after pickling."""
+    c, x = communicators.simulated(4), jnp.ones((4, 3, 3))
+    chain = topologies.chain(4)
+    other = topologies.from_networkx(
+        nx.path_graph([0, 2, 1, 3]), name="another", weights="metropolis"
+    )
+    first, second = (OF_A_GRAPH[name](t, c) for t in (chain, other))
+    assert len(chain.rounds) == len(other.rounds)
+    state = jax.jit(c.spmd(optax.chain(optax.sgd(0.1), first).init))(x)
+    state = jax.tree.map(jnp.copy, pickle.loads(pickle.dumps(state)))
+
+    def run(mechanism):
+        optimizer = optax.chain(optax.sgd(0.1), djax.every(1, mechanism))
+        wrapped = state[0], djax.EveryState(jnp.zeros(4, jnp.int32), state[1])
+
+        def worker(x, state):
+            def step(carry, _):
+                x, state = carry
+                updates, state = optimizer.update(x, state, x)
+                return (x + updates, state), None
+
+            return jax.lax.scan(step, (x, state), length=2)[0]
+
+        return jax.jit(c.spmd(worker), donate_argnums=())(x, wrapped)
+
+    jax.block_until_ready(run(first))
+    with pytest.raises(ValueError, match=rf"{name}.*chain of 4.*another of 4.*init"):
+        run(second)

@@ -36,6 +36,7 @@ from djax.topologies import Topology
 
 from ._compressed import accumulate, exchange, init_compressor, zeros
 from ._gossip import add_pull
+from ._graph import check_label, label_of
 
 
 class ChocoState(NamedTuple):
@@ -45,11 +46,13 @@ class ChocoState(NamedTuple):
       estimate: like the parameters, :math:`\hat x_i`: what the neighbours know of them.
       pull: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
       compressor_state: state of the compressor.
+      graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     estimate: PyTree
     pull: PyTree
     compressor_state: PyTree
+    graph: PyTree = None
 
 
 def choco_gossip(
@@ -113,17 +116,20 @@ def choco_gossip(
     check_contraction("choco_gossip", compressor)
     check_rate("choco_gossip: consensus_rate", consensus_rate)
 
+    label = label_of(topology, weights=True)
+
     def init_fn(params):
         check_params("choco_gossip", params)
         state_facts(
             "choco_gossip", communicator, overlap=overlap, needs_every_message=True
         )
         state = init_compressor(compressor, params, communicator)
-        return ChocoState(zeros(params), zeros(params), state)
+        return ChocoState(zeros(params), zeros(params), state, label)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("choco_gossip", params)
+        check_label("choco_gossip", state.graph, label)
         model = params if overlap else optax.apply_updates(params, updates)
         difference = add(model, state.estimate, like=params, sign=-1)
         own, change, compressor_state = exchange(
@@ -132,6 +138,6 @@ def choco_gossip(
         estimate = accumulate(state.estimate, own)
         pull = accumulate(state.pull, change)
         updates = add_pull(updates, pull, consensus_rate)
-        return updates, ChocoState(estimate, pull, compressor_state)
+        return updates, ChocoState(estimate, pull, compressor_state, label)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -39,6 +39,7 @@ from ._compressed import (
     move,
     start_of,
 )
+from ._graph import check_label, label_of
 
 
 class DCDState(NamedTuple):
@@ -49,11 +50,13 @@ class DCDState(NamedTuple):
         it; the parameters are the same but for their rounding.
       pull: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
       compressor_state: state of the compressor.
+      graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     estimate: PyTree
     pull: PyTree
     compressor_state: PyTree
+    graph: PyTree = None
 
 
 def dcd(
@@ -105,6 +108,8 @@ def dcd(
     check_reliable("dcd", communicator)
     check_unbiased("dcd", compressor)
 
+    label = label_of(topology, weights=True)
+
     def init_fn(params):
         check_params("dcd", params)
         state_facts(
@@ -116,11 +121,12 @@ def dcd(
         )
         pull = first_pull(params, topology, communicator)
         state = init_compressor(compressor, params, communicator)
-        return DCDState(start_of(params), pull, state)
+        return DCDState(start_of(params), pull, state, label)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("dcd", params)
+        check_label("dcd", state.graph, label)
         wanted = jax.tree.map(
             lambda x, u, p, known: ((wide(x) + wide(u) + p) - known).astype(x.dtype),
             params,
@@ -134,6 +140,6 @@ def dcd(
         estimate = accumulate(state.estimate, own)
         pull = accumulate(state.pull, change)
         updates = move(updates, params, estimate)
-        return updates, DCDState(estimate, pull, compressor_state)
+        return updates, DCDState(estimate, pull, compressor_state, label)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

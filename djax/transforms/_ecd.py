@@ -43,6 +43,7 @@ from ._compressed import (
     move,
     start_of,
 )
+from ._graph import check_label, label_of
 
 
 class ECDState(NamedTuple):
@@ -53,12 +54,14 @@ class ECDState(NamedTuple):
       model: the worker's own model :math:`x_i` after the last average.
       compressor_state: state of the compressor.
       step: `int32[]`, number of updates so far.
+      graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     average: PyTree
     model: PyTree
     compressor_state: PyTree
     step: ArrayLike
+    graph: PyTree = None
 
 
 def ecd(
@@ -105,6 +108,8 @@ def ecd(
     check_reliable("ecd", communicator)
     check_unbiased("ecd", compressor)
 
+    label = label_of(topology, weights=True)
+
     def init_fn(params):
         check_params("ecd", params)
         state_facts(
@@ -116,11 +121,13 @@ def ecd(
         )
         average = accumulate(first_pull(params, topology, communicator), params)
         state = init_compressor(compressor, params, communicator)
-        return ECDState(average, start_of(params), state, jnp.zeros((), jnp.int32))
+        step = jnp.zeros((), jnp.int32)
+        return ECDState(average, start_of(params), state, step, label)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("ecd", params)
+        check_label("ecd", state.graph, label)
         step = optax.safe_increment(state.step)
         model = jax.tree.map(
             lambda average, u, x, before: average + wide(u) + (wide(x) - before),
@@ -147,6 +154,6 @@ def ecd(
             accumulate(pull, own),
         )
         updates = move(updates, params, model)
-        return updates, ECDState(average, model, compressor_state, step)
+        return updates, ECDState(average, model, compressor_state, step, label)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -65,6 +65,7 @@ from djax.topologies._checks import check_integer
 
 from ._factors import keep, orthonormal, signs
 from ._gossip import add_pull
+from ._graph import check_label, label_of
 from ._products import multiply, product_of
 
 
@@ -76,11 +77,13 @@ class PowerGossipState(NamedTuple):
         of the round's edge, in float32 or wider; None for each other leaf.
       right: for each matrix, `float[rounds, r, k]`, the rows :math:`V^\top`, likewise.
       step: `int32[]`, number of updates so far.
+      graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     left: PyTree
     right: PyTree
     step: ArrayLike
+    graph: PyTree = None
 
 
 def power_gossip(
@@ -178,6 +181,8 @@ def power_gossip(
     orthogonalize = signs if sign else orthonormal
     first = 0 if idle_first_step else 1  # Number of the first iteration.
 
+    label = label_of(topology, weights=False)
+
     def init_fn(params):
         check_real("power_gossip", check_params("power_gossip", params))
         check_rows_axis("power_gossip", params, rows_axis)
@@ -197,11 +202,13 @@ def power_gossip(
             }
             return _unflatten(treedef, drawn)
 
-        return PowerGossipState(factors(0), factors(1), jnp.zeros((), jnp.int32))
+        step = jnp.zeros((), jnp.int32)
+        return PowerGossipState(factors(0), factors(1), step, label)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("power_gossip", params)
+        check_label("power_gossip", state.graph, label)
         step = optax.safe_increment(state.step)
         if not topology.rounds:  # There is one worker only.
             return updates, state._replace(step=step)
@@ -217,7 +224,7 @@ def power_gossip(
         }
         updates = add_pull(updates, _unflatten(treedef, pulls), 1.0)
         state = PowerGossipState(
-            _unflatten(treedef, left), _unflatten(treedef, right), step
+            _unflatten(treedef, left), _unflatten(treedef, right), step, label
         )
         return updates, state
 

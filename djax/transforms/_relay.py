@@ -46,6 +46,7 @@ from djax._base import (
 from djax.topologies import Topology
 
 from ._finite import all_finite
+from ._graph import check_label, label_of
 
 Missing = Literal["initial", "latest", "self", "renormalize"]
 
@@ -59,12 +60,14 @@ class RelayState(NamedTuple):
       counts: `int32[rounds]`, of how many models; 0 where nothing came.
       initial: the model that stands for missing ones; None unless `missing="initial"`.
       step: `int32[]`, number of updates so far; the key of simulated message losses.
+      graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     messages: tuple[PyTree, ...]
     counts: jax.Array
     initial: PyTree
     step: ArrayLike
+    graph: PyTree = None
 
 
 def relay(
@@ -137,6 +140,8 @@ def relay(
     check_tree("relay", tree)
     check_choice("relay: missing", missing, Missing)
 
+    label = label_of(tree, weights=False)
+
     def init_fn(params):
         check_params("relay", params)
         own_in_place = missing in ("self", "renormalize")
@@ -154,11 +159,13 @@ def relay(
             counts=jnp.zeros(len(tree.rounds), jnp.int32),
             initial=_common_start(params) if missing == "initial" else None,
             step=jnp.zeros((), jnp.int32),
+            graph=label,
         )
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("relay", params)
+        check_label("relay", state.graph, label)
         model = optax.apply_updates(params, updates)
         messages, counts = exchange(model, state)
         heard = (state.messages, state.counts) if overlap else (messages, counts)
@@ -170,7 +177,7 @@ def relay(
         divisor = number if missing == "renormalize" else tree.size
         updates = _divide_and_add(total, divisor, updates, like=updates)
         step = optax.safe_increment(state.step)
-        return updates, RelayState(messages, counts, state.initial, step)
+        return updates, RelayState(messages, counts, state.initial, step, label)
 
     def exchange(model, state):
         """Relays what came in the step before; returns what comes in this one."""
