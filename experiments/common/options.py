@@ -54,7 +54,7 @@ def _check_type(what: str, name: str, text: str, value: Any, default: Any) -> No
         return
     for kind, accepted, said in (
         (bool, (bool,), "True or False"),
-        (int, (int,), "an integer"),
+        (int, (int, float), "an integer"),  # The function itself refuses fractions.
         (float, (int, float), "a number"),
     ):
         if isinstance(default, kind):
