@@ -82,6 +82,13 @@ class Run:
         self.task = tasks.make_task(config.task, setting, config.task_options)
         if config.steps_per_epoch is not None:
             self.task = self.task._replace(steps_per_epoch=config.steps_per_epoch)
+        if config.pooled_statistics:
+            if self.task.statistics is None:
+                raise UsageError(
+                    "--pooled-statistics is for models with batch normalization, which "
+                    f"that of --task {config.task} has not: choose another --model."
+                )
+            self.task = self.task._replace(pooled_statistics=True)
         base = optimizers.scale_linearly(config.base, size * config.batch_size)
         self.config = config = dataclasses.replace(config, base=base)
         self.epochs = self.task.epochs if config.epochs is None else config.epochs

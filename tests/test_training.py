@@ -265,3 +265,35 @@ def test_gradients_are_clipped_before_they_are_used():
     grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
     updates, _ = base.update(grads, base.init(grads), grads)
     assert updates["a"] == pytest.approx(-0.6) and updates["b"] == pytest.approx(-0.8)
+
+
+def test_pooled_variances_are_those_of_all_batches_together():
+    """Also where the workers' data have different means, which averages leave out."""
+    data = np.random.default_rng(0).normal(size=(2, 4, 8, 3)) + [[[[0.0]]], [[[5.0]]]]
+
+    def statistics(params, batch):
+        return {"batch_stats": {"norm": {"mean": batch.mean(0), "var": batch.var(0)}}}
+
+    task = make("fashion_mnist", "mlp")._replace(
+        evaluate=lambda params, state, batch: {
+            "samples": jnp.ones(()),
+            "loss": state["batch_stats"]["norm"]["var"].sum(),
+            "accuracy": state["batch_stats"]["norm"]["mean"].sum(),
+        },
+        held_out=lambda: [0.0],
+        batches=lambda start, stop: jnp.asarray(data, jnp.float32),
+        steps_per_epoch=4,
+        statistics=statistics,
+    )
+    params, communicator = jnp.zeros((2, 1)), communicators.simulated(2)
+    everything = data.reshape(-1, 3)
+    for pooled, variance in (
+        (True, everything.var(0)),
+        (False, data.var(2).mean((0, 1))),
+    ):
+        assess = evaluation.make_assess(
+            task._replace(pooled_statistics=pooled), communicator
+        )
+        record = assess(params)
+        assert record["averaged_loss"] == pytest.approx(variance.sum(), rel=1e-5)
+        assert record["averaged"] == pytest.approx(everything.mean(0).sum(), rel=1e-5)

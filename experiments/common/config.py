@@ -76,6 +76,10 @@ class Config:
     """Steps that are called an epoch, if not as many as one pass over the data has."""
     evaluations: int = 20
     """How often the models are evaluated, spread over the training."""
+    pooled_statistics: bool = False
+    """Give the averaged model the variances of all workers' batches together, for its
+    batch normalizations. By default it gets the mean of the batches' variances, as is
+    common; that leaves out how far the means of workers' data are apart."""
     collapse: tuple[float, float] | None = None
     """An epoch and a score: end there if no worker is better."""
     seed: int = 0

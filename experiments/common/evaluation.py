@@ -1,7 +1,7 @@
 """How good the workers' models are, and their average."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,8 @@ def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
     """Makes what evaluates the local workers' models, and the averaged one.
 
     The averaged model takes the statistics of its normalizations, if it has some, from
-    training data: the mean over the first steps of all workers.
+    training data: the mean over the first steps of all workers, or, if the task's
+    statistics are pooled, those of all these batches together.
 
     Args:
       task: what is learned.
@@ -47,9 +48,10 @@ def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
         first = _take(averaged, 0)
         state, own_state = task.model_state, model_state
         if task.statistics is not None:
-            state = mean(_find_statistics(task, averaged))
+            moments = _find_moments(task, averaged)
+            state = _as_statistics(task, mean(moments))
             if model_state is None:
-                own_state = _find_statistics(task, params)
+                own_state = _as_statistics(task, _find_moments(task, params))
         elif model_state is None:
             own_state = jax.tree.map(jnp.asarray, task.model_state)
         state = _take(state, 0)
@@ -88,7 +90,8 @@ def assess_one(task: Task, params: Any) -> dict[str, float]:
     """
     state = task.model_state
     if task.statistics is not None:
-        state = _find_statistics(task, jax.tree.map(lambda x: x[None], params))
+        moments = _find_moments(task, jax.tree.map(lambda x: x[None], params))
+        state = _as_statistics(task, moments)
     state, program = _take(state, 0), jax.jit(task.evaluate)
     results = [program(params, state, batch) for batch in task.held_out()]
     means = task.average(_total(results))
@@ -127,8 +130,14 @@ def _make_evaluate(task, communicator, evaluate_one) -> Callable:
     return one_by_one
 
 
-def _find_statistics(task: Task, params: Any) -> Any:
-    """What each local worker's model needs, from the worker's own data."""
+def _find_moments(task: Task, params: Any) -> Any:
+    """What each local worker's model needs, from the worker's own data.
+
+    Returns:
+      The mean over batches of their statistics, where the task's are pooled with
+      second moments in place of variances: only moments may be averaged, over batches
+      and over workers.
+    """
     assert task.statistics is not None
     program = jax.jit(task.statistics)
     steps = min(STATISTICS_STEPS, task.steps_per_epoch)
@@ -137,8 +146,25 @@ def _find_statistics(task: Task, params: Any) -> Any:
     for i in range(len(jax.tree.leaves(params)[0])):
         model = _take(params, i)
         own = [program(model, _take(batches, i, t)) for t in range(steps)]
+        if task.pooled_statistics:
+            own = [_add_squared_means(statistics, 1) for statistics in own]
         found.append(jax.tree.map(lambda *xs: sum(xs) / steps, *own))
     return jax.tree.map(lambda *xs: jnp.stack(xs), *found)
+
+
+def _as_statistics(task: Task, moments: Any) -> Any:
+    """The statistics that averaged moments stand for."""
+    return _add_squared_means(moments, -1) if task.pooled_statistics else moments
+
+
+def _add_squared_means(tree: Any, sign: int) -> Any:
+    """Adds the squared `mean` to each `var` beside it, or subtracts it."""
+    if not isinstance(tree, Mapping):
+        return tree
+    if tree.keys() == {"mean", "var"}:
+        moved = tree["var"] + sign * jnp.square(tree["mean"])
+        return {"mean": tree["mean"], "var": jnp.maximum(moved, 0)}
+    return {key: _add_squared_means(value, sign) for key, value in tree.items()}
 
 
 def _total(results: Sequence[dict[str, jax.Array]]) -> dict[str, np.ndarray]:

@@ -61,6 +61,9 @@ class Task(NamedTuple):
       model_state: of the local workers, leaves `[local, ...]`; `()` if there is none.
       statistics: `(params, batch) -> model state` that is of the batch alone, from
         which an averaged model gets its own; None if it needs none.
+      pooled_statistics: whether the variances of an averaged model are those of all
+        batches together, which is the mean of the batches' variances and the variance
+        of their means; else the latter is left out.
       derive: adds to the means of all measures what follows from them.
       dispatch: as :func:`djax.simulation.make_steps` takes it.
       class_counts: `int[workers, classes]`, samples held; None without classes.
@@ -77,6 +80,7 @@ class Task(NamedTuple):
     steps_per_epoch: int
     model_state: Any = ()
     statistics: Callable[[Any, Any], Any] | None = None
+    pooled_statistics: bool = False
     derive: Callable[[dict[str, Any]], dict[str, Any]] = lambda means: means
     dispatch: bool = False
     class_counts: np.ndarray | None = None
