@@ -2,14 +2,15 @@
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, get_args
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax._src.core import NamedAxisEffect  # Which axis a traced function talks along.
 from jax.typing import ArrayLike
 
 from ._arrays import check_arrays
@@ -577,19 +578,32 @@ def alternate(
         return branches[schedule[0]](*operands)
     position = jnp.asarray(step) % len(schedule)
     index = jnp.asarray(np.asarray(schedule, np.int32))[position]
-    for axis_name in _simulated_axes(branches, operands):
+    # Traced once: what a branch says while it is traced is said once.
+    trace = functools.partial(jax.make_jaxpr, return_shape=True)
+    traced = [trace(branch)(*operands) for branch in branches]
+    for axis_name in _simulated_axes([program for program, _ in traced]):
         index = jax.lax.pmax(index, axis_name)
-    return jax.lax.switch(index, branches, *operands)
+    functions = [_evaluate(program, shapes) for program, shapes in traced]
+    return jax.lax.switch(index, functions, *operands)
 
 
-def _simulated_axes(
-    branches: Sequence[Callable[..., PyTree]], operands: Sequence[PyTree]
-) -> list[Any]:
-    """The `vmap` axes along which the branches exchange something.
+def _evaluate(program: Any, shapes: PyTree) -> Callable[..., PyTree]:
+    """The function that was traced to a program with results of these shapes."""
+    treedef, flat = jax.tree.structure(shapes), jax.extend.core.jaxpr_as_fun(program)
+
+    def function(*operands):
+        return jax.tree.unflatten(treedef, flat(*jax.tree.leaves(operands)))
+
+    return function
+
+
+def _simulated_axes(programs: Sequence[Any]) -> list[Any]:
+    """The `vmap` axes along which traced programs exchange something.
 
     The axes of a mesh are left out, since a worker with a device of its own takes one
     branch anyway.
     """
-    effects = [e for b in branches for e in jax.make_jaxpr(b)(*operands).effects]
-    names = {e.name for e in effects if isinstance(e, NamedAxisEffect)}
+    effects = [effect for program in programs for effect in program.effects]
+    # JAX has no public name for the effect of an exchange along a named axis.
+    names = {e.name for e in effects if type(e).__name__ == "NamedAxisEffect"}
     return sorted(names - set(jax.sharding.get_abstract_mesh().manual_axes), key=str)
