@@ -123,7 +123,8 @@ def _text(value: Any) -> str:
     if isinstance(value, jax.Array) and jnp.issubdtype(
         value.dtype, jax.dtypes.prng_key
     ):
-        return f"the key {np.asarray(jax.random.key_data(value)).tolist()}"
+        with jax.ensure_compile_time_eval():  # Else a traced array within a program.
+            return f"the key {np.asarray(jax.random.key_data(value)).tolist()}"
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         return str(np.asarray(value).tolist())
     return str(value)

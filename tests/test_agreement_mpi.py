@@ -57,6 +57,7 @@ cases = {
 for case, (optimizer, params) in cases.items():
     tell(case, optimizer.init, params)
 tell("compiled shape", jax.jit(lambda x: step(gossip, x)), cases["shape"][1])
+tell("compiled key", jax.jit(cases["key"][0].init), x)
 rate = jax.jit(MPI.spmd(cases["rate"][0].init))
 tell("compiled rate", rate, communicators.replicate(MPI, x))
 """
@@ -72,6 +73,7 @@ NAMED = {
     "every": "the mechanism is every(4, gossip) on ranks 0, 2 but every(3, gossip)",
     "code": "the compressor's messages is",
     "key": "key is the key [0, 4] on ranks 0, 2 but the key [0, 3] on rank 1",
+    "compiled key": "key is the key [0, 4] on ranks 0, 2 but the key [0, 3] on rank 1",
     "schedule": "rounds is 4 on ranks 0, 2 but 3 on rank 1",
     "compiled shape": "params['w'] is float32[4, 3] on ranks 0, 2 but float32[3, 3]",
     "compiled rate": "consensus_rate is 1.0 on ranks 0, 2 but 0.5 on rank 1",
