@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import mpi4jax
+from jax._src.core import trace_state_clean  # Whether no program is being traced.
 from jax.typing import ArrayLike
 from mpi4py import MPI
 
@@ -15,7 +16,7 @@ from djax import _wire
 from djax._base import PyTree, check_averageable, lockstep, wide
 from djax.accounting import accounted
 
-from . import _common
+from . import _common, _compare
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,3 +109,22 @@ class MPICommunicator:
         """See :class:`djax.Communicator`."""
         (value,) = _common.check_one_each("gather", values, 1)
         return self.host_comm.allgather(value)
+
+    def compare_starts(self, name: str, facts: dict[str, Any], after: PyTree) -> None:
+        """Raises on every rank unless all ranks start a mechanism alike.
+
+        At once, or when the program that is being traced runs.
+
+        Args:
+          name: of the mechanism.
+          facts: by name, values that can be compared, pickled and shown.
+          after: arrays of the program that have to be there before.
+
+        Raises:
+          ValueError: names what differs, and on which ranks.
+        """
+        compare = functools.partial(_compare.compare, self.host_comm, name, facts)
+        if trace_state_clean():
+            compare()
+        else:
+            _compare.call_in_order(self.comm, compare, after)

@@ -13,6 +13,7 @@ from djax._base import (
     state_facts,
     wide,
 )
+from djax._same import check_same
 
 
 class AllReduceState(NamedTuple):
@@ -66,6 +67,7 @@ def all_reduce(
         check_params("all_reduce", params)
         # An exact average loses no messages, whatever the communicator.
         state_facts("all_reduce", overlap=overlap, needs_every_message=True)
+        check_same("all_reduce", communicator, params, overlap=overlap)
         if not overlap:
             return optax.EmptyState()
         return AllReduceState(jax.tree.map(jnp.zeros_like, params))

@@ -32,6 +32,7 @@ from djax._base import (
     state_facts,
 )
 from djax._codes import check_contraction
+from djax._same import check_same
 from djax.topologies import Topology
 
 from ._compressed import accumulate, exchange, init_compressor, zeros
@@ -122,6 +123,15 @@ def choco_gossip(
         check_params("choco_gossip", params)
         state_facts(
             "choco_gossip", communicator, overlap=overlap, needs_every_message=True
+        )
+        check_same(
+            "choco_gossip",
+            communicator,
+            params,
+            topology=topology,
+            compressor=compressor,
+            consensus_rate=consensus_rate,
+            overlap=overlap,
         )
         state = init_compressor(compressor, params, communicator)
         return ChocoState(zeros(params), zeros(params), state, label)

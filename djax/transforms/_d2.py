@@ -24,6 +24,7 @@ import numpy as np
 import optax
 
 from djax._base import add, as_transformation, check_params, refusing, state_facts
+from djax._same import around
 from djax.topologies import Topology
 
 # Below it the recursion of D² has an eigenvalue outside of the unit circle.
@@ -89,7 +90,8 @@ def d2(
     def init_fn(params):
         check_params("d2", params)
         state_facts("d2", needs_every_message=True)
-        with refusing("d2", overlap=True, losses=True, old_models=True):
+        refused = {"overlap": True, "losses": True, "old_models": True}
+        with refusing("d2", **refused), around("d2({})"):
             mechanism_state = mechanism.init(params)
         return D2State(jax.tree.map(jnp.zeros_like, params), mechanism_state)
 

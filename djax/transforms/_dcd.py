@@ -29,6 +29,7 @@ from djax._base import (
     wide,
 )
 from djax._codes import check_unbiased
+from djax._same import check_same
 from djax.topologies import Topology
 
 from ._compressed import (
@@ -118,6 +119,9 @@ def dcd(
             overlap=True,
             needs_every_message=True,
             without_overlap="dcd averages older ones; use gossip",
+        )
+        check_same(
+            "dcd", communicator, params, topology=topology, compressor=compressor
         )
         pull = first_pull(params, topology, communicator)
         state = init_compressor(compressor, params, communicator)

@@ -31,6 +31,7 @@ from djax._base import (
     wide,
 )
 from djax._codes import check_contraction
+from djax._same import check_same
 from djax.topologies import Topology
 
 from ._compressed import accumulate, exchange, init_compressor, zeros
@@ -110,6 +111,15 @@ def deep_squeeze(
         check_params("deep_squeeze", params)
         state_facts(
             "deep_squeeze", communicator, overlap=overlap, needs_every_message=True
+        )
+        check_same(
+            "deep_squeeze",
+            communicator,
+            params,
+            topology=topology,
+            compressor=compressor,
+            consensus_rate=consensus_rate,
+            overlap=overlap,
         )
         state = init_compressor(compressor, params, communicator)
         return DeepSqueezeState(zeros(params), state)

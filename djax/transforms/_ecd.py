@@ -33,6 +33,7 @@ from djax._base import (
     wide,
 )
 from djax._codes import check_unbiased
+from djax._same import check_same
 from djax.topologies import Topology
 
 from ._compressed import (
@@ -118,6 +119,9 @@ def ecd(
             overlap=True,
             needs_every_message=True,
             without_overlap="ecd averages older ones; use gossip",
+        )
+        check_same(
+            "ecd", communicator, params, topology=topology, compressor=compressor
         )
         average = accumulate(first_pull(params, topology, communicator), params)
         state = init_compressor(compressor, params, communicator)

@@ -7,6 +7,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax._base import alternate, as_transformation, check_static
+from djax._same import around
 from djax.topologies._checks import check_integer
 
 
@@ -57,7 +58,9 @@ def every(
     mechanism = as_transformation("every", mechanism)
 
     def init_fn(params):
-        return EveryState(jnp.zeros((), jnp.int32), mechanism.init(params))
+        with around(f"every({k}, {{}})"):
+            mechanism_state = mechanism.init(params)
+        return EveryState(jnp.zeros((), jnp.int32), mechanism_state)
 
     def update_fn(updates, state, params=None, **extra_args):
         def local(updates, mechanism_state):

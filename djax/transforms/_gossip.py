@@ -34,6 +34,7 @@ from djax._base import (
     state_facts,
     wide,
 )
+from djax._same import check_same
 from djax.topologies import Topology
 
 from ._finite import all_finite, mark, unmarked
@@ -118,6 +119,14 @@ def gossip(
     def init_fn(params):
         check_params("gossip", params)
         state_facts("gossip", communicator, overlap=overlap)
+        check_same(
+            "gossip",
+            communicator,
+            params,
+            topology=topology,
+            consensus_rate=consensus_rate,
+            overlap=overlap,
+        )
         return GossipState(jnp.zeros((), jnp.int32))
 
     def update_fn(updates, state, params=None, **extra_args):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from djax._base import add, as_transformation, check_params, refusing, state_facts
+from djax._same import around
 
 from ._on_updates import on_updates
 
@@ -83,7 +84,8 @@ def gradient_tracking(
     def init_fn(params):
         check_params("gradient_tracking", params)
         state_facts("gradient_tracking", needs_every_message=True)
-        with refusing("gradient_tracking", overlap=True, losses=True, uneven_sums=True):
+        refused = {"overlap": True, "losses": True, "uneven_sums": True}
+        with refusing("gradient_tracking", **refused), around("gradient_tracking({})"):
             return GradientTrackingState(
                 jax.tree.map(jnp.zeros_like, params),
                 average_models.init(params),

@@ -11,6 +11,7 @@ import optax
 
 from djax._base import PyTree, as_transformation, check_params, dealing_out
 from djax._matrix import is_matrix
+from djax._same import around
 
 
 class InterleaveState(NamedTuple):
@@ -68,7 +69,10 @@ def interleave(
         shares = _deal(params, count)
         cut = any(is_matrix(x) for x in jax.tree.leaves(params))
         with dealing_out() if cut else contextlib.nullcontext():
-            states = [m.init(s) for m, s in zip(mechanisms, shares, strict=True)]
+            states = []
+            for i, share in enumerate(shares):
+                with around(f"interleave({i + 1} of {count}: {{}})"):
+                    states.append(mechanisms[i].init(share))
         return InterleaveState(tuple(states))
 
     def update_fn(updates, state, params=None, **extra_args):

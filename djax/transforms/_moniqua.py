@@ -38,6 +38,7 @@ from djax._base import (
     state_facts,
     wide,
 )
+from djax._same import check_same
 from djax.topologies import Topology
 
 from ._compressed import reliable_pull
@@ -115,6 +116,17 @@ def moniqua(
     def init_fn(params):
         check_real("moniqua", check_params("moniqua", params))
         state_facts("moniqua", communicator, overlap=overlap, needs_every_message=True)
+        check_same(
+            "moniqua",
+            communicator,
+            params,
+            topology=topology,
+            theta=theta,
+            consensus_rate=consensus_rate,
+            bits=bits,
+            overlap=overlap,
+            key=seed,
+        )
         return MoniquaState(jnp.zeros((), jnp.int32))
 
     def update_fn(updates, state, params=None, **extra_args):

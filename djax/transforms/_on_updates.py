@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from djax._base import as_transformation
+from djax._same import around
 
 
 def on_updates(
@@ -37,7 +38,8 @@ def on_updates(
     mechanism = as_transformation("on_updates", mechanism)
 
     def init_fn(params):
-        return mechanism.init(jax.tree.map(jnp.zeros_like, params))
+        with around("on_updates({})"):
+            return mechanism.init(jax.tree.map(jnp.zeros_like, params))
 
     def update_fn(updates, state, params=None, **extra_args):
         del params

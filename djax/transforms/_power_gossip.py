@@ -59,6 +59,7 @@ from djax._matrix import (
     is_matrix,
     matrix_shape,
 )
+from djax._same import check_same
 from djax._split import unravel
 from djax.topologies import Topology
 from djax.topologies._checks import check_integer
@@ -189,6 +190,22 @@ def power_gossip(
         check_not_dealt_out("power_gossip")
         state_facts(
             "power_gossip", communicator, overlap=overlap, needs_every_message=True
+        )
+        check_same(
+            "power_gossip",
+            communicator,
+            params,
+            topology=topology,
+            rank=rank,
+            iterations=iterations,
+            warm_start=warm_start,
+            sign=sign,
+            consensus_rate=consensus_rate,
+            vector_rate=vector_rate,
+            rows_axis=rows_axis,
+            overlap=overlap,
+            idle_first_step=idle_first_step,
+            key=seed,
         )
         leaves, treedef = jax.tree.flatten(params)
 

@@ -37,6 +37,7 @@ from djax._base import (
     state_facts,
     wide,
 )
+from djax._same import check_same
 from djax.topologies import Schedule
 from djax.topologies._checks import TOLERANCE, check_integer
 from djax.topologies._kinds import check_directed
@@ -128,6 +129,14 @@ def push_sum(
     def init_fn(params):
         check_params("push_sum", params)
         state_facts("push_sum", communicator, overlap=overlap)
+        check_same(
+            "push_sum",
+            communicator,
+            params,
+            schedule=schedule,
+            rounds=rounds,
+            overlap=overlap,
+        )
         averaged = jax.tree.map(lambda _: optax.EmptyState(), params)
         return PushSumState(jnp.ones(()), jnp.zeros((), jnp.int32), averaged)
 

@@ -32,6 +32,7 @@ from djax._base import (
     refusing,
     wide,
 )
+from djax._same import around
 
 Form = Literal["nesterov", "heavy_ball", "normalized"]
 
@@ -274,7 +275,7 @@ def quasi_global_adam(
 
 
 def _init(mechanism, params: PyTree, name: str) -> optax.OptState:
-    with refusing(name, overlap=True):
+    with refusing(name, overlap=True), around(f"{name}({{}})"):
         return mechanism.init(params)
 
 

@@ -43,6 +43,7 @@ from djax._base import (
     state_facts,
     wide,
 )
+from djax._same import check_same
 from djax.topologies import Topology
 
 from ._finite import all_finite
@@ -153,6 +154,14 @@ def relay(
             uneven_sums=f"missing={missing!r}: use missing='latest'"
             if own_in_place
             else None,
+        )
+        check_same(
+            "relay",
+            communicator,
+            params,
+            topology=tree,
+            missing=missing,
+            overlap=overlap,
         )
         return RelayState(
             messages=tuple(optax.tree.zeros_like(params) for _ in tree.rounds),

@@ -131,3 +131,26 @@ def test_a_training_step_donates_and_keeps_its_order():
     for _ in range(20):
         x, state = program(x, state)
     np.testing.assert_allclose(x, np.full((1, 4), (SIZE - 1) / 2), rtol=1e-5)
+
+
+def test_one_bad_gradient_is_skipped_by_the_base_optimizer_alone():
+    """Around SGD alone, `apply_if_finite` leaves no message out."""
+    optimizer = optax.chain(
+        optax.apply_if_finite(optax.sgd(1.0), 5),
+        djax.gossip(topologies.ring(SIZE), MPI),
+    )
+
+    def step(x, state, gradient):
+        updates, state = optimizer.update(gradient, state, x)
+        return x + updates, state
+
+    x, program = jnp.full(1, float(RANK)), jax.jit(MPI.spmd(step))
+    state = jax.jit(MPI.spmd(optimizer.init))(x)
+    expected = np.arange(float(SIZE))
+    for sick in (0, None, SIZE - 1):
+        gradient = jnp.full(1, np.nan if sick == RANK else -1.0)
+        x, state = program(x, state, gradient)
+        moved = np.asarray([0.0 if sick == rank else 1.0 for rank in range(SIZE)])
+        expected = topologies.ring(SIZE).mixing_matrix @ (expected + moved)
+    np.testing.assert_allclose(x, expected[RANK : RANK + 1], rtol=1e-5)
+    assert int(state[0].total_notfinite[0]) == (RANK in (0, SIZE - 1))
