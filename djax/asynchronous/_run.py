@@ -20,6 +20,7 @@ import numpy as np
 from djax import _checkpoints, communicators
 from djax._base import Communicator, PyTree
 from djax._gradient_fn import GradientFn, check_gradient_fn
+from djax._nonfinite import NonFinite, NonFiniteError
 from djax.communicators._common import check_leading_axis
 from djax.communicators._start import meet
 from djax.simulation import Workers
@@ -31,7 +32,7 @@ from ._batches import OwnBatches
 from ._checkpoint import Checkpointer, Checkpoints
 from ._constants import Asked
 from ._departure import leave_alone
-from ._finite import NonFiniteError, describe
+from ._finite import describe
 from ._gradient import Gradient
 from ._history import History
 from ._members import Members, WorkerLost
@@ -92,7 +93,7 @@ def run(
     timeout: float = 60.0,
     jit: bool = True,
     seed: int = 0,
-    nonfinite: str = "raise",
+    nonfinite: NonFinite = "raise",
 ) -> Outcome:
     """Trains asynchronously: nobody waits for anybody.
 
@@ -374,7 +375,7 @@ def _train(
     saver: Checkpointer | None,
     progress: Callable[[int], object] | None,
     stop: Callable[[], bool] | None,
-    nonfinite: str,
+    nonfinite: NonFinite,
 ) -> tuple[PyTree, History]:
     """Computes gradients until the run is over; returns model state and metrics."""
     measured = History()
@@ -396,7 +397,7 @@ def _train(
             averager.record.not_finite(turn + 1)
             if nonfinite == "raise":
                 text = describe(members.rank, turn + 1, finite)
-                raise NonFiniteError(f"asynchronous.run: {text}")
+                raise NonFiniteError(f"asynchronous.run: {text}", (members.rank,), turn)
         if finite.all() or nonfinite != "skip":
             model_state = new_model_state
         averager.begin(f"waiting for averagings after gradient {turn + 1}")

@@ -34,9 +34,10 @@ from djax._base import (
     state_facts,
     wide,
 )
+from djax._nonfinite import all_finite
 from djax.topologies import Topology
 
-from ._finite import all_finite, mark, unmarked
+from ._finite import mark, unmarked
 
 
 class GossipState(NamedTuple):
