@@ -1,5 +1,7 @@
 """Workers whose gradients are not finite, in simulation: no NaN reaches a neighbour."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 
 import djax
+from djax._nonfinite import all_finite
 from djax.asynchronous import Events, NonFiniteError, draw_events, simulate
 
 RING = djax.topologies.ring(8)
@@ -182,3 +185,38 @@ def test_unknown_ways_are_refused(value):
     events = draw_events(RING, duration=1.0, speeds=0)
     with pytest.raises(ValueError, match="nonfinite must be one of"):
         simulate(djax.adpsgd(optax.sgd(1.0)), events, jnp.ones(8), nonfinite=value)
+
+
+def test_there_is_one_error_for_both_kinds_of_training():
+    """Who catches one of them need not know which training it came from."""
+    assert NonFiniteError is djax.simulation.NonFiniteError
+    with pytest.raises(djax.simulation.NonFiniteError) as caught:
+        run("acid", "raise")
+    assert (caught.value.ranks, caught.value.step) == ((SICK,), 2)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.ranks) == (str(caught.value), (SICK,))
+
+
+SHAPES = [(), (7,), (0,), (0, 3), (3, 0), (5, 4), (130, 140), (3, 3, 64, 64)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "complex64"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_not_finite_is_found_in_any_array(shape, dtype):
+    check = jax.jit(lambda x: all_finite({"a": x, "steps": jnp.arange(3)}))
+    most = float(jnp.finfo(dtype).max)
+    fine = np.full(shape, most * (1 + 1j) if dtype == "complex64" else -most)
+    assert check(jnp.asarray(fine, dtype))
+    places = [-1] if fine.size else []
+    for bad in (np.nan, np.inf, -np.inf):
+        for place in places:
+            spoilt = fine.copy()
+            spoilt.flat[place] = bad
+            assert not check(jnp.asarray(spoilt, dtype))
+            stacked = jnp.stack([jnp.asarray(x, dtype) for x in (fine, spoilt)])
+            assert jax.vmap(check)(stacked).tolist() == [True, False]
+
+
+def test_leaves_without_fractions_are_finite():
+    leaves = [jnp.arange(3), jnp.asarray(True), 7, jax.random.key(0), ()]
+    assert all_finite(leaves) and all_finite({}) and not all_finite([np.nan, 1])

@@ -10,6 +10,8 @@ An asynchronous algorithm is a set of pure functions, one for each kind of event
   :func:`simulate` runs it, on one device.
 """
 
+from djax._nonfinite import NonFiniteError as NonFiniteError
+
 from ._acid import AcidState as AcidState
 from ._acid import ADPSGDState as ADPSGDState
 from ._acid import EventTransformation as EventTransformation
@@ -24,7 +26,6 @@ from ._constants import AcidConstants as AcidConstants
 from ._constants import acid_constants as acid_constants
 from ._constants import edge_rates as edge_rates
 from ._events import Events as Events
-from ._finite import NonFiniteError as NonFiniteError
 from ._members import WorkerLost as WorkerLost
 from ._report import Report as Report
 from ._run import Outcome as Outcome

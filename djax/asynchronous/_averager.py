@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from djax._base import PyTree
+from djax._nonfinite import NonFiniteError
 
 from ._ending import Ending, Result
-from ._finite import NonFiniteError
 from ._members import Members, Say, WorkerLost
 from ._model import Buffers, Model, sketch
 from ._pairing import Kind, Messages
@@ -156,7 +156,7 @@ class Averager:
         self._noticed.set()
         error.add_note(f"Worker {self._members.rank} was {self._phase}.")
         if isinstance(error, NonFiniteError):
-            self._failure = Say.NONFINITE, str(error)
+            self._failure = Say.NONFINITE, str(error), error.ranks, error.step
         else:
             text = f"{type(error).__name__}: {error}".splitlines()[0]
             reason = f"failed, {self._phase}: {text[:500]}"

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,9 @@ class Checkpoints:
     state and the number of its gradients, which is its place in the data, too. Since
     the workers do not save at the same moment, averagings between two of their moments
     may be in one and not in the other, which moves the mean by as much.
+
+    A worker that the others have lost, and that takes part again, goes on from the
+    state of the one with the most gradients, instead of its own old one.
 
     Args:
       directory: shared by all workers; each has a folder of its own in it.
@@ -56,6 +59,7 @@ class Checkpointer:
 
     Attributes:
       latest: number of gradients of the checkpoint to go on from, or None.
+      lost: the workers that this checkpoint names as lost.
     """
 
     def __init__(self, options: Checkpoints, comm: Any, identity: Mapping[str, str]):
@@ -81,12 +85,13 @@ class Checkpointer:
                 f"checkpoints: {job.steps.folder} has one already; use resume=True to "
                 "go on from it, or choose another directory."
             )
-        self.latest, self._found = None, None
+        self.latest, self._found, self.lost = None, None, frozenset()
         if job.used:
             job.check_complete()
             job.compare(identity)
             step, self._found = job.find_intact(common=False)
             self.latest = step or None
+            self.lost = frozenset((self._found.content or {}).get("lost", ()))
         job.begin(identity)
         self._steps = job.steps
         # What is newer than that is damaged; it stays until there is something newer.
@@ -104,14 +109,29 @@ class Checkpointer:
         """Why checkpoints could not be written."""
         return tuple(self._steps.failures)
 
-    def save(self, finished: int, tree: PyTree) -> None:
+    def save(
+        self,
+        finished: int,
+        tree: PyTree,
+        lost: Sequence[int] = (),
+        *,
+        wait: bool = False,
+    ) -> None:
         """Copies a tree of arrays, and writes it behind the caller's back.
 
-        One of the same number is replaced: averagings may have followed.
+        A checkpoint of the same number is replaced: averagings may have followed.
+
+        Args:
+          finished: number of the worker's gradients.
+          tree: of arrays.
+          lost: ranks of the workers that are lost.
+          wait: whether to return only when it is written.
         """
         self._saved = time.monotonic()
         copied = [*map(to_numpy, jax.tree.leaves(tree))]
-        self._steps.save(finished, copied)
+        self._steps.save(finished, copied, {"lost": sorted(lost)})
+        if wait:
+            self._steps.wait_until_finished()
         self._steps.complain()
         self._tidy()
 
@@ -137,7 +157,7 @@ class Checkpointer:
             [*map(to_numpy, leaves)], self._folder.steps.folder
         )
         self._found = None
-        return jax.tree.unflatten(structure, [*map(_from_numpy, arrays, leaves)])
+        return jax.tree.unflatten(structure, [*map(from_numpy, arrays, leaves)])
 
     def close(self) -> None:
         """Waits until everything is written, and unlocks the folder."""
@@ -151,7 +171,8 @@ class Checkpointer:
         self._folder.unlock()
 
 
-def _from_numpy(array: Any, like: Any) -> Any:
+def from_numpy(array: Any, like: Any) -> Any:
+    """An array of JAX of the kind of `like`, which may be random keys."""
     if jax.dtypes.issubdtype(getattr(like, "dtype", None), jax.dtypes.prng_key):
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
     return jax.numpy.asarray(array)

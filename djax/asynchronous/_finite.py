@@ -12,32 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from djax._base import PyTree
-
-NONFINITE = ("raise", "skip", "isolate")
-"""What may be done about a gradient that is not finite."""
-
-
-class NonFiniteError(FloatingPointError):
-    """A gradient, or the model that it led to, has entries that are NaN or infinite."""
-
-
-def check_nonfinite(name: str, nonfinite: Any) -> None:
-    """Raises ValueError unless it is one of `NONFINITE`."""
-    if not isinstance(nonfinite, str) or nonfinite not in NONFINITE:
-        raise ValueError(
-            f"{name}: nonfinite must be one of {NONFINITE}, got {nonfinite!r}."
-        )
-
-
-def all_finite(tree: PyTree) -> jax.Array:
-    """Whether no floating-point entry is NaN or infinite: `bool[]`."""
-    flags = [
-        # A maximum takes XLA half as long on CPUs as a conjunction of `isfinite`.
-        jnp.max(jnp.abs(x)) < jnp.inf
-        for x in jax.tree.leaves(tree)
-        if jnp.issubdtype(jnp.result_type(x), jnp.inexact) and jnp.size(x)
-    ]
-    return jnp.stack(flags).all() if flags else jnp.asarray(True)
+from djax._nonfinite import all_finite
 
 
 def applied(algorithm, skip: bool, grads, state, params, **options):
@@ -83,7 +58,7 @@ def choose(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
 
 
 def describe(worker: int, number: int, finite: Any) -> str:
-    """The message of a :class:`NonFiniteError`.
+    """The message of a :class:`djax.asynchronous.NonFiniteError`.
 
     Args:
       worker: whose gradient it is.

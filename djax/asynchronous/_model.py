@@ -12,9 +12,10 @@ import optax
 
 from djax import _wire
 from djax._base import PyTree
+from djax._nonfinite import all_finite
 
 from ._acid import EventTransformation
-from ._finite import all_finite, applied
+from ._finite import applied
 
 Buffers = list[Any]
 """A model as it travels: its large leaves, and one array for the small of a dtype."""

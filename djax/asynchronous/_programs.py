@@ -11,10 +11,11 @@ import optax
 
 from djax import metrics
 from djax._base import PyTree
+from djax._nonfinite import all_finite
 from djax.communicators import simulated
 
 from ._events import Events
-from ._finite import all_finite, applied, choose
+from ._finite import applied, choose
 from ._waves import Waves
 
 

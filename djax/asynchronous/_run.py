@@ -6,7 +6,6 @@ behind the gradient's back. Their common property is a :class:`Model`; JAX relea
 interpreter while it computes, and so do MPI and ZeroMQ while they wait.
 """
 
-import functools
 import time
 import warnings
 import zlib
@@ -20,6 +19,7 @@ import numpy as np
 from djax import _checkpoints, communicators
 from djax._base import Communicator, PyTree
 from djax._gradient_fn import GradientFn, check_gradient_fn
+from djax._nonfinite import NonFinite, NonFiniteError
 from djax.communicators._common import check_leading_axis
 from djax.communicators._start import meet
 from djax.simulation import Workers
@@ -31,13 +31,14 @@ from ._batches import OwnBatches
 from ._checkpoint import Checkpointer, Checkpoints
 from ._constants import Asked
 from ._departure import leave_alone
-from ._finite import NonFiniteError, describe
+from ._finite import describe
 from ._gradient import Gradient
 from ._history import History
 from ._members import Members, WorkerLost
 from ._model import Model
 from ._record import Record
 from ._report import Report
+from ._resume import begin
 from ._settings import Settings, check_participants
 from ._transport import TRANSPORTS
 
@@ -92,7 +93,7 @@ def run(
     timeout: float = 60.0,
     jit: bool = True,
     seed: int = 0,
-    nonfinite: str = "raise",
+    nonfinite: NonFinite = "raise",
 ) -> Outcome:
     """Trains asynchronously: nobody waits for anybody.
 
@@ -228,11 +229,7 @@ def run(
             comm,
             _identify(algorithm, settings, params, model_state),
         )
-    start = _start(algorithm, communicator, params, model_state, saver)
-    counts = comm.allgather(start.finished)
-    if comm.rank == 0:
-        for text in resume_warnings(counts, gradients):
-            warnings.warn(f"asynchronous.run: {text}", stacklevel=2)
+    start = begin(algorithm, communicator, params, model_state, saver, gradients)
     model = Model(
         algorithm, start.params, start.state, start.finished, nonfinite == "skip"
     )
@@ -258,7 +255,7 @@ def run(
         )
         result = averager.finish()
         if saver is not None:
-            _save(saver, model, model_state)
+            _save(saver, model, model_state, members)
             saver.close()
     except BaseException as error:
         if saver is not None:
@@ -314,57 +311,6 @@ def _probe(algorithm: EventTransformation, params: PyTree) -> str:
     return " ".join(f"{x:.6g}" for values in act(params) for x in values.tolist())
 
 
-class _Start(NamedTuple):
-    """What a worker begins with."""
-
-    params: PyTree
-    state: PyTree
-    model_state: PyTree
-    finished: int
-
-
-def _start(algorithm, communicator, params, model_state, saver) -> _Start:
-    """Everyone takes rank 0's model, or goes on from its own checkpoint."""
-    if communicator.size > 1:
-        everyones = _make_share(communicator)(jax.tree.map(lambda x: x[None], params))
-        params = jax.tree.map(lambda x: x[0], everyones)
-    start = _Start(params, jax.jit(algorithm.init)(params), model_state, 0)
-    if saver is None or saver.latest is None:
-        return start
-    params, state, model_state = saver.restore(start[:3])
-    return _Start(params, state, model_state, saver.latest)
-
-
-def resume_warnings(counts: list[int], budget: int | None) -> list[str]:
-    """What is odd about the workers' checkpoints.
-
-    Args:
-      counts: gradients of each worker that its checkpoint has.
-      budget: gradients of all workers together, or None.
-    """
-    texts, most = [], max(counts)
-    stale = {rank: n for rank, n in enumerate(counts) if n < most / 2}
-    if stale:
-        texts.append(
-            f"by their checkpoints workers have computed up to {most} gradients, and "
-            + ", ".join(f"worker {rank} only {n}" for rank, n in stale.items())
-            + ". If it was lost in the run before, and is not just slower, its old "
-            "model will be averaged with the others'."
-        )
-    if budget is not None and sum(counts) >= budget:
-        texts.append(
-            f"by their checkpoints the workers have computed {sum(counts)} of "
-            f"{budget} gradients: none is left to compute. Ask for more to go on."
-        )
-    return texts
-
-
-@functools.lru_cache(maxsize=8)
-def _make_share(communicator: Communicator):
-    """Kept, so that another run in the same process compiles nothing."""
-    return jax.jit(communicator.spmd(communicator.broadcast))
-
-
 def _train(
     compute: Gradient,
     model: Model,
@@ -374,7 +320,7 @@ def _train(
     saver: Checkpointer | None,
     progress: Callable[[int], object] | None,
     stop: Callable[[], bool] | None,
-    nonfinite: str,
+    nonfinite: NonFinite,
 ) -> tuple[PyTree, History]:
     """Computes gradients until the run is over; returns model state and metrics."""
     measured = History()
@@ -396,7 +342,7 @@ def _train(
             averager.record.not_finite(turn + 1)
             if nonfinite == "raise":
                 text = describe(members.rank, turn + 1, finite)
-                raise NonFiniteError(f"asynchronous.run: {text}")
+                raise NonFiniteError(f"asynchronous.run: {text}", (members.rank,), turn)
         if finite.all() or nonfinite != "skip":
             model_state = new_model_state
         averager.begin(f"waiting for averagings after gradient {turn + 1}")
@@ -407,11 +353,13 @@ def _train(
             averager.stop()
         if saver is not None and saver.due:
             averager.begin("saving a checkpoint")
-            _save(saver, model, model_state)
+            _save(saver, model, model_state, members)
     return model_state, measured
 
 
-def _save(saver: Checkpointer, model: Model, model_state: PyTree) -> None:
+def _save(
+    saver: Checkpointer, model: Model, model_state: PyTree, members: Members
+) -> None:
     with model.lock:
         finished, (params, state) = model.time.finished, model.settle()
-    saver.save(finished, (params, state, model_state))
+    saver.save(finished, (params, state, model_state), [*members.lost])

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from djax._base import check_choice
+from djax._nonfinite import NonFinite
 from djax.topologies import Topology
 from djax.topologies._kinds import check_undirected
 
 from ._acid import EventTransformation
 from ._constants import edge_rates
-from ._finite import check_nonfinite
 from ._numbers import is_number, is_whole
 from ._pairing import EdgeClocks, FirstFree, FixedOrder, Pairing
 from ._transport import TRANSPORTS
@@ -45,7 +46,7 @@ class Settings:
     transport: str
     timeout: float
     seed: int
-    nonfinite: str = "raise"
+    nonfinite: NonFinite = "raise"
     rates: np.ndarray = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -61,7 +62,7 @@ class Settings:
         ):
             if value not in known:
                 raise ValueError(f"run: {name} must be one of {known}, got {value!r}.")
-        check_nonfinite("run", self.nonfinite)
+        check_choice("run: nonfinite", self.nonfinite, NonFinite)
         if self.pairing == "edge_clocks" and not self.random_times:
             raise ValueError(
                 "run: the clocks of pairs tick at random times; random_times=False is "

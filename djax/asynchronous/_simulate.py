@@ -15,14 +15,14 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from djax._base import PyTree
+from djax._base import PyTree, check_choice
 from djax._gradient_fn import GradientFn, check_gradient_fn
+from djax._nonfinite import NonFinite, NonFiniteError
 from djax.communicators._common import check_leading_axis
 
 from ._acid import EventTransformation, other_rates
 from ._batches import Batches
 from ._events import Events
-from ._finite import NonFiniteError, check_nonfinite
 from ._finite import describe as describe_nonfinite
 from ._programs import Run, copies, describe, make_programs
 from ._waves import capacities, level
@@ -60,7 +60,7 @@ def simulate(
     times: Sequence[float] = (),
     model_state: PyTree = (),
     dispatch: bool = False,
-    nonfinite: str = "raise",
+    nonfinite: NonFinite = "raise",
 ) -> Iterator[Moment]:
     """Runs an asynchronous algorithm through a list of events.
 
@@ -136,7 +136,7 @@ def simulate(
         raise ValueError(f"simulate: {mistake}")
     check_leading_axis("simulate: params", (params,), events.size)
     check_leading_axis("simulate: model_state", (model_state,), events.size)
-    check_nonfinite("simulate", nonfinite)
+    check_choice("simulate: nonfinite", nonfinite, NonFinite)
     ends = _check_times(times, events.duration)
     stream = None
     if events.is_gradient.any():
@@ -261,8 +261,9 @@ def _check_finite(events: Events, before: int, finite: np.ndarray) -> None:
     first = int(np.argmin(finite.all(1)))
     workers = events.worker[events.is_gradient][: before + first + 1]
     worker = int(workers[-1])
-    text = describe_nonfinite(worker, int((workers == worker).sum()), finite[first])
-    raise NonFiniteError(f"simulate: {text}")
+    number = int((workers == worker).sum())
+    text = describe_nonfinite(worker, number, finite[first])
+    raise NonFiniteError(f"simulate: {text}", (worker,), number - 1)
 
 
 def _pad(array: np.ndarray, length: int) -> np.ndarray:

@@ -12,14 +12,6 @@ import jax.numpy as jnp
 from djax._base import PyTree
 
 
-def all_finite(tree: PyTree) -> jax.Array:
-    """Whether there is neither NaN nor infinity in it, `bool[]`; in one pass."""
-    finite = jnp.asarray(True)
-    for leaf in jax.tree.leaves(tree):
-        finite &= jnp.isfinite(leaf).all()
-    return finite
-
-
 def mark(message: PyTree, finite: jax.Array) -> PyTree:
     """Returns what to send: the message, marked unless the sender's model is finite.
 

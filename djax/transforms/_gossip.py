@@ -34,10 +34,11 @@ from djax._base import (
     state_facts,
     wide,
 )
+from djax._nonfinite import all_finite
 from djax._same import check_same
 from djax.topologies import Topology
 
-from ._finite import all_finite, mark, unmarked
+from ._finite import mark, unmarked
 
 
 class GossipState(NamedTuple):

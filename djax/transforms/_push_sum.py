@@ -37,12 +37,12 @@ from djax._base import (
     state_facts,
     wide,
 )
+from djax._nonfinite import all_finite
 from djax._same import check_same
 from djax.topologies import Schedule
 from djax.topologies._checks import TOLERANCE, check_integer
 from djax.topologies._kinds import check_directed
 
-from ._finite import all_finite
 from ._gossip import difference, pull_over_rounds
 
 

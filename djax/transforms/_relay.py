@@ -43,10 +43,10 @@ from djax._base import (
     state_facts,
     wide,
 )
+from djax._nonfinite import all_finite
 from djax._same import check_same
 from djax.topologies import Topology
 
-from ._finite import all_finite
 from ._graph import check_label, label_of
 
 Missing = Literal["initial", "latest", "self", "renormalize"]

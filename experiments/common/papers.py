@@ -4,7 +4,6 @@ A script `tableN_topic.py` lists the rows with the paper's results, and runs tho
 are chosen, in a simulation or, under mpirun or srun, with one process a worker.
 """
 
-import atexit
 import contextlib
 import dataclasses
 import functools
@@ -196,7 +195,7 @@ def try_out(arguments: Sequence[str]) -> trainer.Outcome:
 def compiled_once() -> Iterator[None]:
     """Keeps compiled programs in a folder that lasts as long as this process."""
     options = {
-        "jax_compilation_cache_dir": _keep_folder(),
+        "jax_compilation_cache_dir": _keep_folder().name,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
@@ -211,10 +210,13 @@ def compiled_once() -> Iterator[None]:
 
 
 @functools.cache
-def _keep_folder() -> str:
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    return folder.name
+def _keep_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+
+
+def discard_compiled() -> None:
+    """Removes that folder before the end, for a process that ends without clean-up."""
+    _keep_folder().cleanup()
 
 
 def select(table: Table, choice: Choice) -> list[Row]:

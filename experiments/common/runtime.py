@@ -1,6 +1,8 @@
 """Training without waiting, in real time, one process a worker."""
 
 import dataclasses
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -174,9 +176,12 @@ class Live:
 
         saving = self._make_checkpoints()
         with (
+            warnings.catch_warnings(),
             Termination() as termination,
             Prefetch(lambda i: task.batches(i * chunk, (i + 1) * chunk)) as batches,
         ):
+            # Said below, in the words of the command line.
+            warnings.filterwarnings("ignore", ".* none is left to compute")
             outcome = asynchronous.run(
                 self._algorithm,
                 task.gradient_fn,
@@ -202,6 +207,7 @@ class Live:
                 seed=self._seed,
             )
         self._report = outcome.report
+        self._say_what_is_left()
         if options.transport == "zmq" and not self._report.lost:
             self._look_around()
         told, unsaved = self._gather(termination, outcome.unsaved)
@@ -225,6 +231,18 @@ class Live:
             saving.resume,
             self._identity,
         )
+
+    def _say_what_is_left(self) -> None:
+        """Says so if the checkpoints already had all gradients."""
+        done = int(self.report.gradients_before.sum())
+        if done >= self._gradients and self._communicator.local_ranks[0] == 0:
+            print(
+                f"nothing is left to do: by their checkpoints the workers have "
+                f"computed {done} of {self._gradients} gradients; to go on, start the "
+                "same with larger --epochs",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _look_around(self) -> None:
         """Notes who has died since the run: others evaluate without it."""

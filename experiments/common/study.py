@@ -2,7 +2,7 @@
 
 A script `tableN_topic.py` has a :class:`experiments.common.papers.Table` whose rows are
 small enough. Every run is added to its `results/<script>.jsonl` as soon as it is over,
-so that a study can be stopped at any time and goes on where it was.
+so that a study can be stopped at any time, as by Ctrl-C, and goes on where it was.
 """
 
 import concurrent.futures
@@ -13,10 +13,12 @@ import math
 import multiprocessing
 import os
 import pathlib
+import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -26,6 +28,7 @@ import tqdm
 
 from .. import train
 from . import errors, figures, papers, report, trainer
+from .checkpoints import INTERRUPTED
 from .errors import UsageError
 from .papers import Row, Table
 
@@ -71,6 +74,7 @@ class Ledger:
       smoke: whether they are tiny; those start anew each time.
 
     Attributes:
+      path: as given.
       name: of the study.
       smoke: whether what is there is tiny.
       records: what is there.
@@ -78,7 +82,7 @@ class Ledger:
 
     def __init__(self, path: pathlib.Path, smoke: bool):
         """Reads it, or begins it."""
-        self._path, self.name = path, path.stem
+        self.path, self.name = path, path.stem
         if smoke or not path.exists():
             head = {"smoke": smoke, **report.provenance()}
             path.write_text(json.dumps(head) + "\n")
@@ -92,7 +96,7 @@ class Ledger:
     def add(self, record: dict[str, Any]) -> None:
         """Keeps a record."""
         self.records.append(record)
-        with self._path.open("a") as file:
+        with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
 
@@ -139,13 +143,17 @@ def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
     Returns:
       All records.
     """
-    with _pool(config.jobs) as pool:
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with scratch as folder, _pool(config.jobs) as pool:
         for stage in (_tuning, _borrowing, _repeating):
             todo = [job for job in stage(study, ledger) if not ledger.find(**job.key)]
-            lines = {
-                pool.submit(_execute, job.line(study.table, config.smoke)): job
-                for job in todo
-            }
+            with _interrupts_withheld():
+                lines = {
+                    pool.submit(
+                        _execute, job.line(study.table, config.smoke), folder
+                    ): job
+                    for job in todo
+                }
             title = f"{ledger.name}: {stage.__name__.removeprefix('_')}"
             done = concurrent.futures.as_completed(lines)
             for future in tqdm.tqdm(done, title, len(todo), unit="run"):
@@ -183,7 +191,10 @@ def main(
         if config.draw:
             _check_drawable(path.with_suffix(".jsonl"), config)
     ledger = Ledger(path.with_suffix(".jsonl"), config.smoke and not config.draw)
-    records = ledger.records if config.draw else run(study, config, ledger)
+    try:
+        records = ledger.records if config.draw else run(study, config, ledger)
+    except KeyboardInterrupt:
+        _stop(ledger)
     smoke = config.smoke or ledger.smoke
     figure = draw(records)
     figures.mark_figure(figure, smoke)
@@ -192,6 +203,24 @@ def main(
     console.print(figures.mark_table(results(study, records), smoke))
     console.print(f"written: {path}.jsonl and .png")
     return records
+
+
+def _stop(ledger: Ledger) -> NoReturn:
+    """Ends the process after Ctrl-C, and says how to go on."""
+    rest = (
+        "they are of --smoke, which starts anew each time"
+        if ledger.smoke
+        else "to go on, start the same again"
+    )
+    print(
+        f"stopped by Ctrl-C; {len(ledger.records)} runs are kept in {ledger.path}: "
+        f"{rest}",
+        file=sys.stderr,
+        flush=True,
+    )
+    sys.stdout.flush()
+    papers.discard_compiled()
+    os._exit(INTERRUPTED)  # A run in a thread of this process would not end before.
 
 
 def _check_drawable(path: pathlib.Path, config: Config) -> None:
@@ -298,14 +327,16 @@ def _repeating(study: Study, ledger: Ledger) -> Iterator[_Job]:
 def _pool(jobs: int) -> Iterator[concurrent.futures.Executor]:
     """Processes of one thread each, so that runs do not wait for each other.
 
-    For one job at a time there is none besides this one.
+    For one job at a time there is none besides this one. After Ctrl-C runs that have
+    begun are not waited for.
     """
     if jobs == 1:
-        with (
-            papers.compiled_once(),
-            concurrent.futures.ThreadPoolExecutor(1) as pool,
-        ):
-            yield pool
+        with papers.compiled_once():
+            pool = concurrent.futures.ThreadPoolExecutor(1)
+            try:
+                yield pool
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
         return
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     before = os.environ.get("XLA_FLAGS")
@@ -315,11 +346,31 @@ def _pool(jobs: int) -> Iterator[concurrent.futures.Executor]:
         with concurrent.futures.ProcessPoolExecutor(
             jobs, context, _end_with_parent
         ) as pool:
-            yield pool
+            try:
+                yield pool
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise
     finally:
         os.environ.pop("XLA_FLAGS")
         if before is not None:
             os.environ["XLA_FLAGS"] = before
+
+
+@contextlib.contextmanager
+def _interrupts_withheld() -> Iterator[None]:
+    """Lets processes start that never hear of Ctrl-C, which they inherit.
+
+    A terminal tells all of them, and each would show a traceback. This process still
+    hears of it afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:
@@ -334,15 +385,19 @@ def _end_with_parent() -> None:
     threading.Thread(target=end, daemon=True).start()
 
 
-def _execute(arguments: Sequence[str]) -> dict[str, Any]:
+def _execute(arguments: Sequence[str], folder: str | None = None) -> dict[str, Any]:
     """Runs a command line of :mod:`experiments.train` in silence.
+
+    Args:
+      arguments: of the command line.
+      folder: for files that are of no use afterwards; by default the system's.
 
     Returns:
       The history; what each worker sent, in MB, unless it diverged; and how it
       diverged, if it did.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        run = train.Run(train.parse([*arguments, "--runs", folder]))
+    with tempfile.TemporaryDirectory(dir=folder) as runs:
+        run = train.Run(train.parse([*arguments, "--runs", runs]))
         history: list[dict[str, Any]] = []
         try:
             run.train(history.append, lambda epochs: None)

@@ -1,0 +1,92 @@
+"""Asynchronous runs do not go on from checkpoints of other runs."""
+
+import types
+
+import jax.numpy as jnp
+import optax
+import pytest
+
+import djax
+from djax._checkpoints import CheckpointError
+from djax.asynchronous import Checkpoints
+from djax.asynchronous._checkpoint import Checkpointer
+from djax.asynchronous._run import _identify
+from djax.asynchronous._settings import Settings
+
+RING = djax.topologies.ring(6)
+ALONE = types.SimpleNamespace(rank=0, size=1, allgather=lambda value: [value])
+
+
+def identity(
+    base=None, algorithm=None, topology=RING, size=3, model_state=(), **options
+):
+    base = base or optax.sgd(0.1, momentum=0.9)
+    algorithm = algorithm or djax.acid(base, djax.acid_constants(RING))
+    options = {"rate": 1.0, "pairing": "edge_clocks", "seed": 0} | options
+    settings = Settings(
+        topology,
+        gradients=10,
+        seconds=None,
+        random_times=True,
+        max_backlog=None,
+        looks=1,
+        keep_looks=False,
+        transport="mpi",
+        timeout=1.0,
+        **options,
+    )
+    return _identify(algorithm, settings, jnp.zeros(size), model_state)
+
+
+def resume(folder, found, **options):
+    Checkpointer(Checkpoints(folder, resume=True, **options), ALONE, found).close()
+
+
+@pytest.fixture
+def saved(tmp_path, as_users):
+    folder = tmp_path / "saved"
+    mine = Checkpointer(Checkpoints(folder), ALONE, identity())
+    mine.save(5, [jnp.zeros(3)])
+    mine.close()
+    return folder
+
+
+OTHERS = {
+    "the algorithm": lambda: identity(algorithm=djax.adpsgd(optax.sgd(0.1))),
+    "the optimizer's state": lambda: identity(optax.adam(0.1)),
+    "the algorithm's constants": lambda: identity(
+        algorithm=djax.acid(
+            optax.sgd(0.1, momentum=0.9), djax.acid_constants(RING, 4.0)
+        )
+    ),
+    "the graph and rates": lambda: identity(topology=djax.topologies.complete(6)),
+    "params": lambda: identity(size=4),
+    "pairing": lambda: identity(pairing="first_free"),
+    "seed": lambda: identity(seed=1),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_run_that_differs_is_refused_by_name(what, saved):
+    with pytest.raises(CheckpointError) as caught:
+        resume(saved, OTHERS[what]())
+    error = str(caught.value)
+    assert f"of a run with {what} " in error and "choose another folder" in error
+    assert "\n" not in error
+
+
+def test_other_rates_and_model_states_are_refused(saved):
+    with pytest.raises(CheckpointError, match="the graph and rates"):
+        resume(saved, identity(rate=2.0))
+    with pytest.raises(CheckpointError, match="run with params"):
+        resume(saved, identity(model_state=jnp.zeros(2)))
+
+
+def test_what_the_caller_names_is_compared_too(saved):
+    with pytest.raises(CheckpointError, match="a run with the data None"):
+        resume(saved, identity(), identity={"the data": "mine"})
+
+
+def test_the_same_run_goes_on(saved):
+    resume(saved, identity())
+    assert identity() == identity(optax.sgd(0.1, momentum=0.9))
