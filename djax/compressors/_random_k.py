@@ -17,6 +17,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax._base import Compressor, PyTree, shared_key
+from djax._split import split
 
 from ._sparse import count_fn, scatter
 
@@ -88,10 +89,9 @@ def random_k(
 
     def indices_of(step, leaves):
         now = jax.random.fold_in(seed, step)
-        draws = [
-            jax.random.uniform(jax.random.fold_in(now, i), (x.size,))
-            for i, x in enumerate(leaves)
-        ]
+        sizes = [x.size for x in leaves]
+        # One draw for all leaves, since each draw takes long to compile.
+        draws = split(jax.random.uniform(now, (sum(sizes),)), sizes)
         # The places of the largest ones: no need to sort them all.
         return [
             jax.lax.top_k(draw, count(x))[1]
