@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax._src.core import NamedAxisEffect  # Which axis a traced function talks along.
 from jax.typing import ArrayLike
 
 from ._arrays import check_arrays
@@ -218,6 +217,13 @@ def check_not_in_lockstep(name: str) -> None:
     """
     if _IN_LOCKSTEP.get():
         raise TypeError(asynchronous_text(name))
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Returns the value, or raises ValueError unless it is True or False."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise ValueError(f"{name} must be True or False, got {value!r}.")
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
@@ -591,5 +597,6 @@ def _simulated_axes(
     branch anyway.
     """
     effects = [e for b in branches for e in jax.make_jaxpr(b)(*operands).effects]
-    names = {e.name for e in effects if isinstance(e, NamedAxisEffect)}
+    # The class of the effect of talking along an axis is public by its name only.
+    names = {e.name for e in effects if type(e).__name__ == "NamedAxisEffect"}
     return sorted(names - set(jax.sharding.get_abstract_mesh().manual_axes), key=str)

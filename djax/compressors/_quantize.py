@@ -22,7 +22,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax import _bits
-from djax._base import Compressor, PyTree, check_real, shared_key, wide
+from djax._base import Compressor, PyTree, check_flag, check_real, shared_key, wide
 from djax.topologies._checks import check_integer
 
 
@@ -92,6 +92,7 @@ def quantize(
     bits = _bits.check_bits("quantize", bits)
     seed = shared_key("quantize", key)
     check_integer(bucket_size, "quantize: bucket_size")
+    unbiased = check_flag("quantize: unbiased", unbiased)
     levels = 2 ** (bits - 1) - 1
 
     def shrinkage(x):
@@ -138,7 +139,7 @@ def quantize(
             restored.append(values.ravel()[: x.size].reshape(x.shape).astype(x.dtype))
         return treedef.unflatten(restored)
 
-    classes = {"contraction": not unbiased, "unbiased": bool(unbiased)}
+    classes = {"contraction": not unbiased, "unbiased": unbiased}
     return Compressor(init, compress, decompress, **classes)
 
 

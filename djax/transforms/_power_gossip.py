@@ -55,6 +55,7 @@ from djax._base import (
     wide,
 )
 from djax._matrix import (
+    check_axis,
     check_rows_axis,
     is_matrix,
     matrix_shape,
@@ -173,6 +174,7 @@ def power_gossip(
     check_static("power_gossip", rank=rank, iterations=iterations, rows_axis=rows_axis)
     rank = check_integer(rank, "power_gossip: rank")
     iterations = check_integer(iterations, "power_gossip: iterations")
+    rows_axis = check_axis("power_gossip", rows_axis)
     check_rate("power_gossip: consensus_rate", consensus_rate)
     check_rate("power_gossip: vector_rate", vector_rate)
     if sign and rank > 1:
@@ -384,8 +386,8 @@ def _normal(key: jax.Array, edges: jax.Array, count: int, dtype: Any) -> jax.Arr
 
     # XLA computes what is made element by element anew within everything that needs a
     # part of it, and compiles it as often. A loop of two iterations or more ends that.
-    rows = jax.lax.map(draw, jnp.resize(edges, max(2, edges.size)))
-    return rows[: edges.size].T
+    looped = jnp.repeat(edges, 2) if edges.size == 1 else edges
+    return jax.lax.map(draw, looped)[: edges.size].T
 
 
 def _joined(leaves: Sequence[jax.Array]) -> jax.Array:
