@@ -221,6 +221,13 @@ def check_not_in_lockstep(name: str) -> None:
         raise TypeError(asynchronous_text(name))
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """Returns the value, or raises ValueError unless it is True or False."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise ValueError(f"{name} must be True or False, got {value!r}.")
+
+
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raises ValueError unless the value is one of those of a `Literal`."""
     if value not in get_args(choices):
@@ -604,6 +611,6 @@ def _simulated_axes(programs: Sequence[Any]) -> list[Any]:
     branch anyway.
     """
     effects = [effect for program in programs for effect in program.effects]
-    # JAX has no public name for the effect of an exchange along a named axis.
+    # The class of the effect of talking along an axis is public by its name only.
     names = {e.name for e in effects if type(e).__name__ == "NamedAxisEffect"}
     return sorted(names - set(jax.sharding.get_abstract_mesh().manual_axes), key=str)

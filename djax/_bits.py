@@ -1,13 +1,14 @@
 """Small integers, packed without a bit between them."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ._split import unravel
 
 
 def check_bits(name: str, bits: Any) -> int:
@@ -53,16 +54,27 @@ def _shifts(total: int, width: int) -> jax.Array:
     return jnp.arange(total - width, -1, -width, dtype=jnp.uint8)
 
 
-def noise(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+def noise(key: jax.Array, like: Sequence[Any]) -> list[jax.Array]:
     """Draws uniformly from (0, 1) for the rounding of numbers, in steps of 2^-16.
 
     Random bits take longer than everything else that a code does, and 16 are as fine as
-    what float32 leaves of a number between 128 levels.
+    what float32 leaves of a number between 128 levels. A draw takes longer to compile
+    than everything else, too. All arrays therefore get their parts of a single draw.
+
+    Args:
+      key: PRNG key of the draw.
+      like: arrays of floats, of which only the shapes and dtypes matter.
+
+    Returns:
+      An array for each of them, of its shape and dtype.
     """
-    count = math.prod(shape)
+    count = sum(x.size for x in like)
     words = jax.random.bits(key, (-(-count // 2),), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).ravel()[:count]
-    return ((halves.astype(dtype) + 0.5) * 2.0**-16).reshape(shape)
+    return [
+        (part.astype(x.dtype) + 0.5) * 2.0**-16
+        for part, x in zip(unravel(halves, like), like, strict=True)
+    ]
 
 
 def pack_leaves(codes: Sequence[jax.Array], bits: int) -> jax.Array:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._base import PyTree
 
@@ -53,6 +54,13 @@ def matrix_shape(x: Any, rows_axis: int) -> tuple[int, int]:
     """The numbers of rows and columns, `(m, k)`."""
     rows = x.shape[rows_axis]
     return rows, x.size // rows
+
+
+def check_axis(name: str, rows_axis: Any) -> int:
+    """Returns the axis as an `int`, or raises ValueError unless it is an integer."""
+    if isinstance(rows_axis, (int, np.integer)) and not isinstance(rows_axis, bool):
+        return int(rows_axis)
+    raise ValueError(f"{name}: rows_axis must be an integer, got {rows_axis!r}.")
 
 
 def check_rows_axis(name: str, params: PyTree, rows_axis: int) -> None:

@@ -6,6 +6,7 @@ start, the learning rate, the number of steps and the mixing matrix, and returns
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -227,10 +228,9 @@ def moniqua(gradient, x, learning_rate, steps, W, theta=8.0, rate=0.1, bits=8):
     B = 2 * theta / (1 - 2 * delta)
     for step in range(steps):
         y = x - learning_rate * gradient(x)
-        now = jax.random.fold_in(jax.random.key(0), step)
-        noise = [_noise(jax.random.fold_in(now, i), k) for i, k in enumerate([2, 4])]
+        noise = _noise(jax.random.fold_in(jax.random.key(0), step), 6)
         phase = y / B - np.round(y / B)
-        levels = np.floor((phase + 0.5) / delta + np.concatenate(noise))
+        levels = np.floor((phase + 0.5) / delta + noise)
         sent = (levels * delta - 0.5) * B
         x = y.copy()
         for i, j in zip(*np.nonzero(W), strict=True):
@@ -252,11 +252,10 @@ def power_gossip(rank=1, iterations=1, overlap=False, rate=1.0):
     def run(gradient, x, learning_rate, steps, W):
         n, k = len(x), 0
         edges = [(i, j) for i in range(n) for j in range(i + 1, n) if W[i, j]]
-        factors = {
-            (edge, side): _first_vectors(rank, n * edge[0] + edge[1], side)
-            for edge in edges
-            for side in (0, 1)
-        }
+        factors = {}
+        for edge in edges:
+            both = _first_vectors(rank, n * edge[0] + edge[1])
+            factors[edge, 0], factors[edge, 1] = both
         for _ in range(steps):
             update = -learning_rate * gradient(x)
             y = x if overlap else x + update
@@ -285,20 +284,31 @@ def power_gossip(rank=1, iterations=1, overlap=False, rate=1.0):
     return run
 
 
-def _first_vectors(rank, edge, side):
-    """The columns that both ends of an edge draw for leaf 1."""
+def _first_vectors(rank, edge):
+    """The columns that both ends of an edge draw, for the left and the right."""
     key = jax.random.key(0)
-    for data in (0, 1, side, edge):
+    for data in (0, jnp.finfo(float).bits, edge):
         key = jax.random.fold_in(key, data)
-    return np.array(jax.random.normal(key, (rank, 2), float)).T
+    left, right = np.array(jax.random.normal(key, (2, rank, 2), float))
+    return left.T, right.T
 
 
 def _orth(columns):
+    """Gram-Schmidt, once or twice more for a column of which little is left."""
     columns = columns.copy()
+    lengths = np.linalg.norm(columns, axis=0)
     for i in range(columns.shape[1]):
-        columns[:, i] /= np.linalg.norm(columns[:, i]) + 1e-8
+        column, earlier = columns[:, i], columns[:, :i]
+        length = np.linalg.norm(column)
+        new = length / lengths[i]
+        column /= length + 1e-8
+        for _ in range(2):
+            if new < 1e-3:
+                column -= earlier @ (earlier.T @ column)
+                new = np.linalg.norm(column)
+                column /= new + 1e-8
         rest = columns[:, i + 1 :]
-        rest -= np.outer(columns[:, i], columns[:, i] @ rest)
+        rest -= np.outer(column, column @ rest)
     return columns
 
 

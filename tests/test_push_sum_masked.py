@@ -66,8 +66,34 @@ def test_a_masked_subtree_stays_as_it_is():
     np.testing.assert_allclose(models["trained"]["w"], 3.0, rtol=1e-5)
 
 
-def test_half_of_the_coordinates_cannot_be_divided():
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        djax.interleave([PUSH_SUM]),
+        optax.chain(optax.identity(), djax.interleave([djax.every(1, PUSH_SUM)])),
+        djax.interleave([djax.interleave([PUSH_SUM])]),
+    ],
+)
+def test_the_only_mechanism_of_an_interleaving_averages_all_leaves(optimizer):
+    params = {"b": jnp.asarray([1.0, 5.0]), "w": jnp.zeros((2, 2, 3)).at[1].set(2)}
+    models = after_many_steps(optimizer, params)
+    np.testing.assert_allclose(models["b"], 3.0, rtol=1e-5)
+    np.testing.assert_allclose(models["w"], 1.0, rtol=1e-5)
+
+
+def test_the_only_mechanism_of_an_interleaving_may_be_masked():
+    optimizer = djax.interleave([optax.masked(PUSH_SUM, [False, True])])
+    params = {"a": jnp.full((2, 3), 7.0), "b": jnp.asarray([1.0, 5.0])}
+    models = after_many_steps(optimizer, params)
+    np.testing.assert_array_equal(models["a"], params["a"])
+    np.testing.assert_allclose(models["b"], 3.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: djax.interleave([m])])
+def test_half_of_the_coordinates_cannot_be_divided(wrap):
     """Interleaved, push-sum's weight is that of some coordinates of each leaf."""
-    optimizer = djax.interleave([PUSH_SUM, djax.gossip(topologies.ring(2), WORKERS)])
-    with pytest.raises(ValueError, match=r"parameters that push_sum averaged.*interl"):
-        after_many_steps(optimizer, {"w": jnp.ones((2, 4))})
+    both = [PUSH_SUM, djax.gossip(topologies.ring(2), WORKERS)]
+    optimizer = wrap(djax.interleave(both))
+    for params in ({"w": jnp.ones((2, 4))}, [jnp.ones((2, 4))]):
+        with pytest.raises(ValueError, match=r"parameters that push_sum averaged.*int"):
+            after_many_steps(optimizer, params)

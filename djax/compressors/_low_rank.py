@@ -16,7 +16,14 @@ import jax.numpy as jnp
 import optax
 
 from djax._base import Compressor, PyTree, check_not_dealt_out, wide
-from djax._matrix import as_matrix, check_rows_axis, from_matrix, is_matrix, layout
+from djax._matrix import (
+    as_matrix,
+    check_axis,
+    check_rows_axis,
+    from_matrix,
+    is_matrix,
+    layout,
+)
 from djax.topologies._checks import check_integer
 
 
@@ -48,7 +55,7 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
       has no such axis, or inside of :func:`djax.interleave`.
 
     Raises:
-      ValueError: if `rank` is no positive integer.
+      ValueError: if `rank` is no positive integer, or `rows_axis` no integer.
 
     Examples:
       >>> import djax, jax.numpy as jnp
@@ -64,6 +71,7 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
       2020, which compares CHOCO with SVD to itself
     """
     check_integer(rank, "low_rank: rank")
+    check_axis("low_rank", rows_axis)
 
     def init(params):
         check_rows_axis("low_rank", params, rows_axis)

@@ -22,7 +22,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax import _bits
-from djax._base import Compressor, PyTree, check_real, shared_key, wide
+from djax._base import Compressor, PyTree, check_flag, check_real, shared_key, wide
 from djax.topologies._checks import check_integer
 
 
@@ -92,6 +92,7 @@ def quantize(
     bits = _bits.check_bits("quantize", bits)
     seed = shared_key("quantize", key)
     check_integer(bucket_size, "quantize: bucket_size")
+    unbiased = check_flag("quantize: unbiased", unbiased)
     levels = 2 ** (bits - 1) - 1
 
     def shrinkage(x):
@@ -104,24 +105,25 @@ def quantize(
         check_real("quantize", params)
         return QuantizeState(seed, jnp.zeros((), jnp.int32))
 
-    def quantize_leaf(x, rounding):
-        rows = _in_buckets(wide(x), bucket_size)
+    def quantize_rows(rows, noise):
         # Divided by the largest, whose square might not be finite, or zero.
         largest = jnp.abs(rows).max(axis=1, initial=0)
         rows = rows / jnp.where(largest > 0, largest, 1)[:, None]
         norms = jnp.maximum(jnp.linalg.norm(rows, axis=1), 1)
-        noise = _bits.noise(rounding, rows.shape, rows.dtype)
         level = jnp.floor(rows * (levels / norms)[:, None] + noise)
         codes = (jnp.clip(level, -levels, levels) + levels).astype(jnp.uint8)
-        return codes.ravel()[: x.size], largest * norms / levels
+        return codes, largest * norms / levels
 
     def compress(tree, state):
         leaves, treedef = jax.tree.flatten(tree)
         now = jax.random.fold_in(state.key, state.step)
-        quantized = [
-            quantize_leaf(x, jax.random.fold_in(now, i)) for i, x in enumerate(leaves)
+        rows = [_in_buckets(wide(x), bucket_size) for x in leaves]
+        quantized = list(map(quantize_rows, rows, _bits.noise(now, rows)))
+        codes = [
+            codes.ravel()[: x.size]
+            for x, (codes, _) in zip(leaves, quantized, strict=True)
         ]
-        packed = _bits.pack_leaves([codes for codes, _ in quantized], bits)
+        packed = _bits.pack_leaves(codes, bits)
         scales = treedef.unflatten(scales for _, scales in quantized)
         message = QuantizedMessage(packed, scales)
         return message, QuantizeState(state.key, optax.safe_increment(state.step))
@@ -137,7 +139,7 @@ def quantize(
             restored.append(values.ravel()[: x.size].reshape(x.shape).astype(x.dtype))
         return treedef.unflatten(restored)
 
-    classes = {"contraction": not unbiased, "unbiased": bool(unbiased)}
+    classes = {"contraction": not unbiased, "unbiased": unbiased}
     return Compressor(init, compress, decompress, **classes)
 
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._base import Compressor, PyTree, shared_key
+from djax._base import Compressor, PyTree, check_flag, shared_key
+from djax._split import split
 
 from ._sparse import count_fn, scatter
 
@@ -71,7 +72,7 @@ def random_k(
 
     Raises:
       ValueError: unless exactly one of `fraction`, in (0, 1], and `rank`, a positive
-        integer, is given.
+        integer, is given, or if another option is of the wrong kind.
 
     Examples:
       >>> import djax, jax.numpy as jnp
@@ -85,13 +86,13 @@ def random_k(
     """
     count, check = count_fn("random_k", fraction, rank, rows_axis)
     seed = shared_key("random_k", key)
+    unbiased = check_flag("random_k: unbiased", unbiased)
 
     def indices_of(step, leaves):
         now = jax.random.fold_in(seed, step)
-        draws = [
-            jax.random.uniform(jax.random.fold_in(now, i), (x.size,))
-            for i, x in enumerate(leaves)
-        ]
+        sizes = [x.size for x in leaves]
+        # One draw for all leaves, since each draw takes long to compile.
+        draws = split(jax.random.uniform(now, (sum(sizes),)), sizes)
         # The places of the largest ones: no need to sort them all.
         return [
             jax.lax.top_k(draw, count(x))[1]
@@ -120,5 +121,5 @@ def random_k(
         places = treedef.unflatten(indices_of(message.step, leaves))
         return jax.tree.map(scatter, message.values, places, like)
 
-    classes = {"contraction": not unbiased, "unbiased": bool(unbiased)}
+    classes = {"contraction": not unbiased, "unbiased": unbiased}
     return Compressor(init, compress, decompress, **classes)

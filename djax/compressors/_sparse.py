@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._base import PyTree
-from djax._matrix import check_rows_axis, is_matrix, matrix_shape
+from djax._matrix import check_axis, check_rows_axis, is_matrix, matrix_shape
 from djax.topologies._checks import check_integer
 
 
@@ -31,6 +31,7 @@ def count_fn(
         raise ValueError(f"{name} needs either a fraction or a rank.")
     if rank is not None:
         check_integer(rank, f"{name}: rank")
+        check_axis(name, rows_axis)
         return (
             lambda x: _like_rank(x, rank, rows_axis),
             lambda params: check_rows_axis(name, params, rows_axis),

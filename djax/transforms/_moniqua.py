@@ -136,13 +136,8 @@ def moniqua(
         leaves, treedef = jax.tree.flatten(jax.tree.map(wide, model))
         now = jax.random.fold_in(seed, state.step)
         levels = [
-            encode(
-                x,
-                _bits.noise(jax.random.fold_in(now, i), x.shape, x.dtype),
-                theta,
-                bits,
-            )
-            for i, x in enumerate(leaves)
+            encode(x, noise, theta, bits)
+            for x, noise in zip(leaves, _bits.noise(now, leaves), strict=True)
         ]
         mine = distances(levels, leaves)
 

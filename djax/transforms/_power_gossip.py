@@ -30,10 +30,10 @@ Algorithm 1.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -55,12 +55,13 @@ from djax._base import (
     wide,
 )
 from djax._matrix import (
+    check_axis,
     check_rows_axis,
     is_matrix,
     matrix_shape,
 )
 from djax._same import check_same
-from djax._split import unravel
+from djax._split import split, unravel
 from djax.topologies import Topology
 from djax.topologies._checks import check_integer
 
@@ -174,6 +175,7 @@ def power_gossip(
     check_static("power_gossip", rank=rank, iterations=iterations, rows_axis=rows_axis)
     rank = check_integer(rank, "power_gossip: rank")
     iterations = check_integer(iterations, "power_gossip: iterations")
+    rows_axis = check_axis("power_gossip", rows_axis)
     check_rate("power_gossip: consensus_rate", consensus_rate)
     check_rate("power_gossip: vector_rate", vector_rate)
     if sign and rank > 1:
@@ -208,19 +210,19 @@ def power_gossip(
             key=seed,
         )
         leaves, treedef = jax.tree.flatten(params)
-
-        def factors(side):
-            """The rows of all matrices; side 0 is the left one."""
-            matrices = {i: x for i, x in enumerate(leaves) if is_matrix(x)}
-            shapes = {i: matrix_shape(x, rows_axis) for i, x in matrices.items()}
-            drawn = {
-                i: random_factor((i, side), 0, (min(rank, *s), s[side]), leaves[i])
-                for i, s in shapes.items()
-            }
-            return _unflatten(treedef, drawn)
-
-        step = jnp.zeros((), jnp.int32)
-        return PowerGossipState(factors(0), factors(1), step, label)
+        factors = {}  # Of both sides of all matrices; side 0 is the left one.
+        for i, x in enumerate(leaves):
+            if is_matrix(x):
+                shape, dtype = matrix_shape(x, rows_axis), jnp.result_type(wide(x))
+                for side in (0, 1):
+                    rows = min(rank, *shape), shape[side]
+                    factors[i, side] = jax.ShapeDtypeStruct(rows, dtype)
+        drawn = random_factors(factors, 0)
+        left, right = (
+            _unflatten(treedef, {i: x for (i, s), x in drawn.items() if s == side})
+            for side in (0, 1)
+        )
+        return PowerGossipState(left, right, jnp.zeros((), jnp.int32), label)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
@@ -338,10 +340,10 @@ def power_gossip(
         higher = jnp.where(peers() > communicator.rank(), 1, -1)
         products = {i: _scale(higher, gap) for i, gap in gaps.items()}
         if not warm_start:  # What the next iteration multiplies by is drawn anew.
-            products = {
-                i: random_factor((i, found), number, x.shape[1:], x)
-                for i, x in products.items()
-            }
+            shapes = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), products
+            )
+            products = random_factors(shapes, number)
         if odd:
             return change, vector_pulls, (keep(products, left), keep(bases, right))
         return change, vector_pulls, (keep(bases, left), keep(products, right))
@@ -352,29 +354,38 @@ def power_gossip(
         for r, source in enumerate(topology.rounds):
             parts = {i: product[r] for i, product in products.items()}, vectors
             mine, treedef = jax.tree.flatten(parts)
-            message, _ = jax.flatten_util.ravel_pytree(mine)
+            message = _joined(mine)
             found = unravel(communicator.permute(message, source) - message, mine)
             found = [gap.astype(x.dtype) for gap, x in zip(found, mine, strict=True)]
             gaps.append(treedef.unflatten(found))
         return jax.tree.map(lambda *rounds: jnp.stack(rounds), *gaps)
 
-    def random_factor(which, number, shape, like):
+    def random_factors(shapes, number):
         """Normally distributed rows for each round, the same at both ends of an edge.
 
+        A draw takes long to compile. All factors of one dtype therefore get their parts
+        of a single draw.
+
         Args:
-          which: the leaf's number, and 0 for left or 1 for right.
+          shapes: of the factors in one round, float32 or wider, under names of any
+            kind.
           number: of the iteration that has drawn them, 0 for the first.
-          shape: of the factor in one round.
-          like: whose dtype it has, in float32 or wider.
+
+        Returns:
+          The factors under the same names, each with a leading axis of rounds.
         """
-        drawn = functools.reduce(jax.random.fold_in, (number, *which), seed)
         me = communicator.rank()
         edges = jnp.minimum(me, peers()) * topology.size + jnp.maximum(me, peers())
-        return jax.vmap(
-            lambda edge: jax.random.normal(
-                jax.random.fold_in(drawn, edge), shape, wide(like).dtype
+        now, drawn = jax.random.fold_in(seed, number), {}
+        for dtype in dict.fromkeys(x.dtype for x in shapes.values()):
+            some = {name: x for name, x in shapes.items() if x.dtype == dtype}
+            sizes = [x.size for x in some.values()]
+            flat = _normal(
+                jax.random.fold_in(now, jnp.finfo(dtype).bits), edges, sum(sizes), dtype
             )
-        )(edges)
+            for (name, x), part in zip(some.items(), split(flat, sizes), strict=True):
+                drawn[name] = part.T.reshape(-1, *x.shape)
+        return drawn
 
     def peers():
         """`int32[rounds]`, whom this worker meets."""
@@ -382,6 +393,26 @@ def power_gossip(
         return jnp.asarray(rounds)[:, communicator.rank()]
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _normal(key: jax.Array, edges: jax.Array, count: int, dtype: Any) -> jax.Array:
+    """Normally distributed numbers for each of the edges, `[count, edges]`."""
+
+    def draw(edge):
+        return jax.random.normal(jax.random.fold_in(key, edge), (count,), dtype)
+
+    # XLA computes what is made element by element anew within everything that needs a
+    # part of it, and compiles it as often. A loop of two iterations or more ends that.
+    looped = jnp.repeat(edges, 2) if edges.size == 1 else edges
+    return jax.lax.map(draw, looped)[: edges.size].T
+
+
+def _joined(leaves: Sequence[jax.Array]) -> jax.Array:
+    """The raveled arrays one after another, in the widest of their dtypes."""
+    dtypes = [jnp.dtype("float32"), *(x.dtype for x in leaves)]
+    dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
+    flat = [jnp.zeros(0, dtype), *(x.astype(dtype).ravel() for x in leaves)]
+    return jnp.concatenate(flat)
 
 
 def _unflatten(treedef: Any, leaves: dict[int, jax.Array]) -> PyTree:

@@ -44,6 +44,7 @@ from djax.topologies._checks import TOLERANCE, check_integer
 from djax.topologies._kinds import check_directed
 
 from ._gossip import difference, pull_over_rounds
+from ._interleave import InterleaveState
 
 
 class PushSumState(NamedTuple):
@@ -203,8 +204,9 @@ def push_sum_eval_params(state: Any, params: PyTree) -> PyTree:
       A tree like `params`.
 
     Raises:
-      ValueError: if the state contains no or several :class:`PushSumState`, or is of
-        other parameters, as inside of :func:`djax.interleave`.
+      ValueError: if the state contains no or several :class:`PushSumState`, is of
+        other parameters, or is inside of a :func:`djax.interleave` of several
+        mechanisms, where the weight is that of some coordinates of each leaf.
 
     Examples:
       >>> import djax, jax.numpy as jnp
@@ -225,12 +227,18 @@ def push_sum_eval_params(state: Any, params: PyTree) -> PyTree:
       Assran et al., `Stochastic Gradient Push for Distributed Deep Learning
       <https://arxiv.org/abs/1811.10792>`_, 2019, Algorithm 1, line 7
     """
-    leaves = jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, PushSumState))
-    found = [leaf for leaf in leaves if isinstance(leaf, PushSumState)]
+    found = _push_sums(state)
     if len(found) != 1:
         raise ValueError(
             "push_sum_eval_params needs a state with exactly one PushSumState, got "
             f"{len(found)}: pass the one of the chain in question."
+        )
+    shares = _shares(state)
+    if shares > 1:
+        raise ValueError(
+            "push_sum_eval_params needs the parameters that push_sum averaged, but "
+            f"djax.interleave gave it one of {shares} shares of their coordinates: use "
+            "push_sum without interleave."
         )
     weight, _, averaged = found[0]
 
@@ -243,14 +251,38 @@ def push_sum_eval_params(state: Any, params: PyTree) -> PyTree:
     def divide_averaged(place, z):
         return z if isinstance(place, optax.MaskedNode) else divide(z)
 
+    leaves, treedef = jax.tree.flatten(params)
     try:
+        if shares == 1:  # The mechanism had a list of all leaves.
+            divided = jax.tree.map(divide_averaged, averaged, leaves, is_leaf=_is_place)
+            return treedef.unflatten(divided)
         return jax.tree.map(divide_averaged, averaged, params, is_leaf=_is_place)
     except (ValueError, TypeError) as error:
         raise ValueError(
             "push_sum_eval_params needs the parameters that push_sum averaged, but got "
-            "a tree of another structure; inside of djax.interleave push_sum averages "
-            "vectors of its own."
+            "a tree of another structure."
         ) from error
+
+
+def _push_sums(state: Any) -> list[PushSumState]:
+    """All states of push-sum within another state."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, PushSumState))
+    return [leaf for leaf in leaves if isinstance(leaf, PushSumState)]
+
+
+def _shares(state: Any) -> int:
+    """Over how many mechanisms interleave splits the coordinates that push-sum gets.
+
+    Returns:
+      The number, 0 if push-sum is not inside of :func:`djax.interleave`.
+    """
+    for node in jax.tree.leaves(
+        state, is_leaf=lambda s: isinstance(s, InterleaveState)
+    ):
+        if isinstance(node, InterleaveState) and _push_sums(node):
+            mechanisms = node.mechanism_states
+            return len(mechanisms) * max(1, _shares(mechanisms))
+    return 0
 
 
 def _is_place(node: Any) -> bool:

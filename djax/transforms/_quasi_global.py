@@ -29,6 +29,7 @@ from djax._base import (
     check_choice,
     check_params,
     check_rate,
+    check_real,
     refusing,
     wide,
 )
@@ -60,7 +61,7 @@ class QuasiGlobalAdamState(NamedTuple):
 
     Attributes:
       mu: first moment of the normalized movements of the averaged model.
-      nu: their second moment, real.
+      nu: their second moment.
       step: `int32[]`, number of updates so far.
       mechanism_state: state of the mechanism.
     """
@@ -192,12 +193,12 @@ def quasi_global_adam(
 
     .. math::
        d_i &= \frac{\beta_1 m_i + (1 - \beta_1) g_i}{1 - \beta_1^{t+1}} \Big/ \Bigl(
-         \sqrt{\frac{\beta_2 v_i + (1 - \beta_2) |g_i|^2}{1 - \beta_2^{t+1}}}
+         \sqrt{\frac{\beta_2 v_i + (1 - \beta_2) g_i^2}{1 - \beta_2^{t+1}}}
          + \epsilon \Bigr) \\
        x_i' &= \operatorname{average}_i(x_1 - \gamma d_1, \dots, x_n - \gamma d_n),
        \qquad \delta_i = \frac{x_i - x_i'}{\|x_i - x_i'\|_2 + 10^{-8}} \\
        m_i &\leftarrow \beta_1 m_i + (1 - \beta_1) \delta_i, \qquad
-       v_i \leftarrow \beta_2 v_i + (1 - \beta_2) |\delta_i|^2
+       v_i \leftarrow \beta_2 v_i + (1 - \beta_2) \delta_i^2
 
     The norm is over all parameters of the worker. The authors' code does without the
     factor :math:`1 - \beta_1` of :math:`g_i`.
@@ -214,6 +215,8 @@ def quasi_global_adam(
       `params`, with a :class:`QuasiGlobalAdamState`. It is the last of a chain.
 
     Raises:
+      TypeError: in `init`, if a parameter is complex: nobody has defined the algorithm
+        for complex numbers.
       ValueError: if the learning rate is negative or not finite; in `init`, if the
         mechanism overlaps.
 
@@ -230,10 +233,10 @@ def quasi_global_adam(
     _check_learning_rate("quasi_global_adam", learning_rate)
 
     def init_fn(params):
-        check_params("quasi_global_adam", params)
+        check_real("quasi_global_adam", check_params("quasi_global_adam", params))
         return QuasiGlobalAdamState(
             optax.tree.zeros_like(params),
-            jax.tree.map(lambda x: jnp.zeros_like(jnp.real(x)), params),
+            optax.tree.zeros_like(params),
             jnp.zeros((), jnp.int32),
             _init(mechanism, params, "quasi_global_adam"),
         )
@@ -251,11 +254,9 @@ def quasi_global_adam(
         nu = feed(state.nu, b2, _square(wide_grads))
 
         def step_along(g, m, v):
-            m = m / (1 - b1 ** time.astype(v.dtype)).astype(m.dtype)
+            m = m / (1 - b1 ** time.astype(m.dtype))
             v = v / (1 - b2 ** time.astype(v.dtype))
-            return _scale(-rate, m / (jnp.sqrt(v) + eps).astype(m.dtype)).astype(
-                g.dtype
-            )
+            return _scale(-rate, m / (jnp.sqrt(v) + eps)).astype(g.dtype)
 
         step = jax.tree.map(step_along, grads, mu, nu)
         averaged, mechanism_state = mechanism.update(
@@ -280,8 +281,7 @@ def _init(mechanism, params: PyTree, name: str) -> optax.OptState:
 
 
 def _square(tree: PyTree) -> PyTree:
-    """The squared magnitudes, which are real."""
-    return jax.tree.map(lambda x: jnp.real(jnp.conj(x) * x), tree)
+    return jax.tree.map(jnp.square, tree)
 
 
 def _check_learning_rate(name: str, learning_rate: optax.ScalarOrSchedule) -> None:
