@@ -99,8 +99,8 @@ def test_what_is_not_finite_does_not_travel(name, bad, make):
 
 
 @pytest.mark.parametrize("sick", range(SIZE))
-def test_it_counts_as_a_lost_message(sick):
-    """The weights of those that came are divided by their sum."""
+def test_a_workers_own_value_stands_for_what_is_not_finite(sick):
+    """So that the mean of the others is kept; finite entries are averaged as ever."""
     star, communicator = topologies.star(SIZE), communicators.simulated(SIZE)
     x = np.random.default_rng(1).normal(size=(SIZE, 3)).astype(np.float32)
     broken = x.copy()
@@ -110,12 +110,17 @@ def test_it_counts_as_a_lost_message(sick):
     )
     others = [i for i in range(SIZE) if i != sick]
     weights = star.mixing_matrix[np.ix_(others, others)]
-    expected = weights / weights.sum(axis=1, keepdims=True) @ x[others]
-    np.testing.assert_allclose(np.asarray(after)[others], expected, rtol=1e-5)
+    weights = weights + np.diag(1 - weights.sum(axis=1))
+    after = np.asarray(after)
+    np.testing.assert_allclose(after[others, 0], weights @ x[others, 0], rtol=1e-5)
+    np.testing.assert_allclose(
+        after[:, 1:], (star.mixing_matrix @ x)[:, 1:], rtol=1e-5, atol=1e-6
+    )
+    assert after[others, 0].mean() == pytest.approx(x[others, 0].mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("missing", ["latest", "renormalize"])
-def test_relay_goes_on_as_with_lost_messages(missing):
+def test_relay_goes_on_beside_a_broken_worker(missing):
     """On a chain whose middle is broken, its sides average as if alone."""
     communicator = communicators.simulated(5)
     relay = djax.relay(topologies.chain(5), communicator, missing=missing)
@@ -150,7 +155,7 @@ def test_many_runs_at_once():
     gossip = djax.gossip(topologies.complete(3), communicator)
     x = jnp.asarray([[np.nan, 1.0, 3.0], [2.0, np.nan, 4.0], [1.0, 2.0, 6.0]])
     after = jax.vmap(lambda x: average(gossip, communicator, x, steps=1))(x)
-    expected = [[np.nan, 2, 2], [3, np.nan, 3], [3, 3, 3]]
+    expected = [[np.nan, 5 / 3, 7 / 3], [8 / 3, np.nan, 10 / 3], [3, 3, 3]]
     np.testing.assert_allclose(after, expected, rtol=1e-6)
 
 

@@ -73,7 +73,8 @@ def reliable_pull(
     """
     rounds = topology.rounds, topology.round_weights
     no_losses = key_of_step(None, 0)
-    return pull_over_rounds(message, gap, *rounds, communicator, no_losses).pull
+    pull, _ = pull_over_rounds(message, gap, *rounds, communicator, no_losses)
+    return pull
 
 
 def accumulate(total: PyTree, change: PyTree) -> PyTree:

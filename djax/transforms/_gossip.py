@@ -34,11 +34,8 @@ from djax._base import (
     state_facts,
     wide,
 )
-from djax._nonfinite import all_finite
 from djax._same import check_same
 from djax.topologies import Topology
-
-from ._finite import mark, unmarked
 
 
 class GossipState(NamedTuple):
@@ -78,9 +75,9 @@ def gossip(
     `optax.contrib.schedule_free(optax.chain(optax.sgd(0.1), gossip), 0.1)`.
 
     Where messages are lost (`drop_probability` of the communicator), the weights of
-    those that came are divided by their sum, own weight included. A message counts as
-    lost if anything in the sender's model is NaN or infinite, so that one worker's
-    diverged model does not spread to the others.
+    those that came are divided by their sum, own weight included. For an entry of a
+    neighbour's model that is NaN or infinite stands the worker's own value, so that one
+    worker's diverged model does not spread to the others.
 
     Every worker has to take part in every exchange: what decides by one worker's own
     values, such as `optax.apply_if_finite`, belongs around the optimizer in front of
@@ -166,36 +163,14 @@ def pull_to_neighbors(
       A tree like `model`, in float32 or wider.
     """
     rounds = topology.rounds, topology.round_weights
-    gap = functools.partial(difference, mine=model)
-    found = pull_over_rounds(
-        model, gap, *rounds, communicator, key, finite=all_finite(model)
-    )
-    if found.heard is None:
-        return found.pull
-    heard = (
-        found.heard + jnp.asarray(np.diag(topology.mixing_matrix))[communicator.rank()]
-    )
+    gap = functools.partial(finite_difference, mine=model)
+    pull, heard = pull_over_rounds(model, gap, *rounds, communicator, key)
+    if heard is None:
+        return pull
+    heard += jnp.asarray(np.diag(topology.mixing_matrix))[communicator.rank()]
     # A worker that gives itself no weight may have heard nobody.
     heard = jnp.where(heard > 0, heard, 1)
-    # The weights sum up to one but for rounding; by one exactly nothing changes.
-    heard = jnp.where(found.complete, 1, heard)
-    return jax.tree.map(lambda total: total / heard.astype(total.dtype), found.pull)
-
-
-class Pull(NamedTuple):
-    """What :func:`pull_over_rounds` returns.
-
-    Attributes:
-      pull: a tree like the differences, their weighted sum.
-      heard: `float[]`, the sum of the weights of what arrived; None where every message
-        has to arrive.
-      complete: whether every message arrived, where messages are lost only if they are
-        not finite; else False.
-    """
-
-    pull: PyTree
-    heard: jax.Array | None
-    complete: jax.Array | bool
+    return jax.tree.map(lambda total: total / heard.astype(total.dtype), pull)
 
 
 def pull_over_rounds(
@@ -205,9 +180,7 @@ def pull_over_rounds(
     weights: np.ndarray,
     communicator: Communicator,
     key: jax.Array,
-    *,
-    finite: jax.Array | None = None,
-) -> Pull:
+) -> tuple[PyTree, jax.Array | None]:
     r"""Returns :math:`\sum_r w_{ri} (x_{s_r(i)} - x_i)`, over the messages that arrive.
 
     Args:
@@ -218,32 +191,39 @@ def pull_over_rounds(
       weights: `float64[rounds, n]`, of what they receive.
       communicator: how messages travel.
       key: PRNG key of the losses.
-      finite: `bool[]`, whether this worker's model is: a message of one that is not
-        counts as lost. None where every message has to count.
+
+    Returns:
+      A tree like the gaps, and the sum of the weights of what arrived; None where
+      nothing can be lost.
     """
-    rank, none = communicator.rank(), jax.tree.map(jnp.zeros_like, gap(message))
-    pull, heard, complete = none, None, True
-    sent = message if finite is None else mark(message, finite)
+    rank = communicator.rank()
+    pull, heard = jax.tree.map(jnp.zeros_like, gap(message)), None
     for source, everyones in zip(rounds, weights, strict=True):
         weight = jnp.asarray(everyones)[rank]
-        received = communicator.permute(sent, source)
         arrived = communicator.arrived(source, key)
+        found = gap(communicator.permute(message, source))
         if arrived is not True:
-            complete = False
-        if finite is not None:
-            arrived &= unmarked(received)
-        found = gap(received)
-        if arrived is not True:
-            complete &= arrived | (weight == 0)
             weight = jnp.where(arrived, weight, 0)
-            found = optax.tree.where(arrived, found, none)
+            found = optax.tree.where(arrived, found, optax.tree.zeros_like(found))
             heard = weight if heard is None else heard + weight
         pull = jax.tree.map(
             lambda total, x, w=weight: total + w.astype(total.dtype) * x, pull, found
         )
-    return Pull(pull, heard, complete)
+    return pull, heard
 
 
 def difference(theirs: PyTree, mine: PyTree) -> PyTree:
     """Returns `theirs - mine` in float32 or wider."""
     return jax.tree.map(lambda x, y: wide(x) - wide(y), theirs, mine)
+
+
+def finite_difference(theirs: PyTree, mine: PyTree) -> PyTree:
+    """Returns `theirs - mine` as :func:`difference`, and 0 where that is not finite.
+
+    One worker's NaN or infinity would otherwise reach all others within a few steps.
+    An entry that is not finite counts as the receiver's own value, which costs no pass
+    over the model, and keeps the mean of the workers that are finite.
+    """
+    return jax.tree.map(
+        lambda x: jnp.where(jnp.isfinite(x), x, 0), difference(theirs, mine)
+    )

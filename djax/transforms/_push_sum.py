@@ -43,7 +43,7 @@ from djax.topologies import Schedule
 from djax.topologies._checks import TOLERANCE, check_integer
 from djax.topologies._kinds import check_directed
 
-from ._gossip import difference, pull_over_rounds
+from ._gossip import difference, finite_difference, pull_over_rounds
 from ._interleave import InterleaveState
 
 
@@ -89,8 +89,7 @@ def push_sum(
     the parameters are the models themselves.
 
     Where messages are lost (`drop_probability` of the communicator), the receiver puts
-    its own value in their place. A message counts as lost if anything in the sender's
-    model is NaN or infinite.
+    its own value in their place; likewise where a message is NaN or infinite.
 
     Args:
       schedule: the matrices, one after the other.
@@ -146,7 +145,6 @@ def push_sum(
         params = check_params("push_sum", params)
         start = params if overlap else optax.apply_updates(params, updates)
         model, weight, exchanges = start, state.weight, state.exchanges
-        finite = all_finite(model)
         for _ in range(rounds):
             losses = key_of_step(key, exchanges)
             branches = [exchange(t) for t in range(schedule.period)]
@@ -154,7 +152,7 @@ def push_sum(
                 exchanges,
                 range(schedule.period),
                 branches,
-                *(model, weight, losses, finite),
+                *(model, weight, losses),
             )
             exchanges = optax.safe_increment(exchanges)
         updates = jax.tree.map(
@@ -166,20 +164,27 @@ def push_sum(
         return updates, state._replace(weight=weight, exchanges=exchanges)
 
     def exchange(t):
-        def with_matrix(model, weight, losses, finite):
+        def with_matrix(model, weight, losses):
             if balanced:
-                return mix(t, model, losses, finite), weight
-            return mix(t, (model, weight), losses, finite)
+                gap = functools.partial(finite_difference, mine=model)
+                return mix(t, model, model, gap, losses), weight
+            mine = model, weight
+            # A weight that is no number says that something in the model is none.
+            sent = model, jnp.where(all_finite(model), weight, jnp.nan)
+
+            def gap(received):
+                found = difference(received, mine)
+                nothing = optax.tree.zeros_like(found)
+                return optax.tree.where(jnp.isfinite(received[1]), found, nothing)
+
+            return mix(t, mine, sent, gap, losses)
 
         return with_matrix
 
-    def mix(t, mine, losses, finite):
+    def mix(t, mine, sent, gap, losses):
         """Returns :math:`r_i z_i + sum_j a_ij (z_j - z_i)` with the row sums r."""
         rounds = schedule.rounds[t], schedule.round_weights[t]
-        gap = functools.partial(difference, mine=mine)
-        pull = pull_over_rounds(
-            mine, gap, *rounds, communicator, losses, finite=finite
-        ).pull
+        pull, _ = pull_over_rounds(sent, gap, *rounds, communicator, losses)
         kept = 1 if balanced else jnp.asarray(received[t])[communicator.rank()]
         return jax.tree.map(
             lambda x, p: (jnp.asarray(kept, p.dtype) * wide(x) + p).astype(x.dtype),

@@ -43,10 +43,10 @@ from djax._base import (
     state_facts,
     wide,
 )
-from djax._nonfinite import all_finite
 from djax._same import check_same
 from djax.topologies import Topology
 
+from ._gossip import finite_difference
 from ._graph import check_label, label_of
 
 Missing = Literal["initial", "latest", "self", "renormalize"]
@@ -94,8 +94,7 @@ def relay(
 
     In the first steps the models of distant workers have not arrived, and where
     messages are lost (`drop_probability` of the communicator) neither have those that a
-    lost message carried. A message counts as lost if anything in the sender's model is
-    NaN or infinite. For each model that has not arrived stands, by `missing`:
+    lost message carried. For each of them stands, by `missing`:
 
     * `"initial"`: the model that worker 0 started from; meant for equal starts. What
       the authors' training code does;
@@ -103,6 +102,9 @@ def relay(
       update; the authors' choice where messages are lost;
     * `"self"`: this worker's own model :math:`u_i`, the authors' "academic" code;
     * `"renormalize"`: nothing; the sum is divided by the number of models in it.
+
+    For an entry of a message that is NaN or infinite stands the receiver's own model,
+    whatever `missing` is, so that one worker's diverged model does not spread.
 
     In each step one model and one integer travel to each neighbour, in both directions
     of every edge. Older models of a worker keep part of the weight, which shortens the
@@ -192,7 +194,6 @@ def relay(
         """Relays what came in the step before; returns what comes in this one."""
         rank, losses = communicator.rank(), key_of_step(key, state.step)
         total = _pull(model, state.messages, state.counts)
-        finite = all_finite(model)
         known = 1 + state.counts.sum(dtype=jnp.int32)
         messages, counts = [], []
         for i, source in enumerate(tree.rounds):
@@ -200,11 +201,10 @@ def relay(
             count = known - state.counts[i]
             pull = _add_pull(total, -state.counts[i], state.messages[i], model)
             mean = _divide_and_add(pull, count, model, like=state.messages[i])
-            # A count of zero says that the mean is not finite.
-            letter = mean, jnp.where(finite, count, 0)
-            message, count = communicator.permute(letter, source)
-            arrived = communicator.arrived(source, losses) & (count > 0)
-            message = optax.tree.where(arrived, message, state.messages[i])
+            message, count = communicator.permute((mean, count), source)
+            arrived = communicator.arrived(source, losses)
+            if arrived is not True:
+                message = optax.tree.where(arrived, message, state.messages[i])
             talks = jnp.asarray(np.asarray(source) != np.arange(tree.size))[rank]
             messages.append(message)
             counts.append(jnp.where(talks & arrived, count, 0))
@@ -215,7 +215,9 @@ def relay(
             first = communicator.broadcast(params)
         except OutsideError:  # There is only one start, whose state all may share.
             return params
-        return optax.tree.where(all_finite(first), first, params)
+        return jax.tree.map(
+            lambda x, y: jnp.where(jnp.isfinite(x), x, y), first, params
+        )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -252,10 +254,12 @@ def _divide_and_add(
 
 
 def _add_pull(total: PyTree, count: jax.Array, mean: PyTree, model: PyTree) -> PyTree:
-    """Adds the pull of `count` models with the mean `mean`."""
+    """Adds the pull of `count` models with the mean `mean`.
+
+    Where that is not finite it is 0, as if they were this worker's own model.
+    """
     return jax.tree.map(
-        lambda t, m, x: t + count.astype(t.dtype) * (wide(m) - wide(x)),
+        lambda t, d: t + count.astype(t.dtype) * d,
         total,
-        mean,
-        model,
+        finite_difference(mean, model),
     )
