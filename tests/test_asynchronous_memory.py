@@ -105,4 +105,4 @@ dump("each", (seen.get(2000, seen[500]) - seen[500]) / 1500)
 def test_a_gradient_leaves_nothing_but_its_record_and_metrics(tmp_path):
     """JAX's array of a metric holds kilobytes, of which its value is four."""
     run_ranks(tmp_path, 2, MANY)
-    assert max(load(tmp_path, "each", range(2))) < 1500  # It was about 6,000.
+    assert max(load(tmp_path, "each", range(2))) < 1500  # About 60 were measured.
