@@ -120,6 +120,10 @@ def mpi(
     60 seconds, or as many as `DJAX_EXIT_TIMEOUT` says, it waits for the rank that has
     left, and all end; set it higher if a single compiled call takes longer.
 
+    A mechanism's `init` compares the mechanism, its options, the graph and the shapes
+    of the parameters of all ranks, and names what differs. All ranks have to call it; a
+    rank that needs the shapes of a state alone takes them from `jax.eval_shape`.
+
     Every rank has to make every exchange. A conditional on one rank's own values around
     a mechanism, such as `optax.apply_if_finite(optax.chain(optax.sgd(0.1), gossip), 5)`
     with a NaN in one rank's gradient, lets that rank leave out messages that the others
