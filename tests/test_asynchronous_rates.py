@@ -83,9 +83,9 @@ def test_copies_of_constants_are_for_the_same_rates():
         (jnp.asarray(-1.0), ValueError),
         (jnp.asarray(np.nan), ValueError),
         (np.float32(np.inf), ValueError),
-        (True, TypeError),
-        ("0.1", TypeError),
-        (None, TypeError),
+        (True, ValueError),
+        ("0.1", ValueError),
+        (None, ValueError),
     ],
 )
 @pytest.mark.parametrize("name", ["eta", "alpha", "alpha_tilde"])
