@@ -24,6 +24,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -425,6 +426,8 @@ class Folder:
     def _take_lock(self) -> str | None:
         path, end = self.path / "lock", time.monotonic() + PATIENCE
         self._lock = path.open("a+")
+        # Whoever gives up before it trains may not close this.
+        weakref.finalize(self, self._lock.close)
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
