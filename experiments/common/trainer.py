@@ -1,5 +1,6 @@
 """The training loop: chunks of steps, and what is measured in between."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -131,37 +132,6 @@ def train(
       Stopped: on every process alike, after SIGTERM or Ctrl-C, if there is a saver.
       CheckpointError: likewise, if the saver's checkpoint is of other workers.
     """
-    try:
-        return _train(
-            task,
-            optimizer,
-            communicator,
-            params,
-            epochs,
-            evaluations,
-            report,
-            advance,
-            saver,
-            collapse,
-        )
-    finally:
-        if saver is not None:
-            saver.close()
-
-
-def _train(
-    task,
-    optimizer,
-    communicator,
-    params,
-    epochs,
-    evaluations,
-    report,
-    advance,
-    saver,
-    collapse,
-) -> Outcome:
-    """See :func:`train`; whoever leaves closes the saver."""
     workers = simulation.init_workers(
         optimizer, communicator, params, jax.tree.map(jnp.asarray, task.model_state)
     )
@@ -183,7 +153,11 @@ def _train(
     def load(i):
         return task.batches(*chunks[i]) if i < len(chunks) else None
 
-    with Termination(listen=saver is not None) as termination, Prefetch(load) as loaded:
+    with (
+        contextlib.nullcontext() if saver is None else contextlib.closing(saver),
+        Termination(listen=saver is not None) as termination,
+        Prefetch(load) as loaded,
+    ):
         for i, (first, last) in enumerate(chunks):
             try:
                 workers, measured = steps(workers, loaded(i))
@@ -208,8 +182,8 @@ def _train(
                 _save(
                     saver, communicator, workers, position, termination, chunks[-1][1]
                 )
-    if saver is not None:
-        saver.finish()
+        if saver is not None:
+            saver.finish()
     if not any("collapsed" in record for record in position.history):
         position.watch.check()
     failures = saver.failures if saver is not None else ()
