@@ -103,7 +103,7 @@ def test_without_communication_they_do_not(tmp_path):
         "--algorithm relay_sgd --workers 8 --topology double_binary_trees "
         "--drop-probability 0.1 --missing latest",
         "--algorithm relay_sgd_grad --topology star --optimizer adam --overlap",
-        "--algorithm d2_sgd --workers 8 --weights 0.3233 --drop-probability 0.1",
+        "--algorithm d2_sgd --workers 8 --weights 0.3233",
         "--algorithm exact_diffusion --workers 9 --topology torus --local-steps 2",
         "--algorithm gradient_tracking_sgd --workers 8 --topology double_binary_trees",
         "--algorithm sgp --workers 6 --rounds 2 --overlap --drop-probability 0.1",
@@ -205,6 +205,7 @@ def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
         ("--optimizer-options momentum True nesterov 3 accumulator_dtype 7", "error"),
         ("--algorithm relay_sgd", "ring has cycles; choose --topology chain, star"),
         ("--algorithm d2_sgd --workers 8 --topology hypercube", "diverges .*'lazy'"),
+        ("--algorithm d2_sgd --workers 8 --drop-probability 0.1", "every message"),
         ("--algorithm d2_sgd --workers 32 --topology double_binary_trees", "diverges"),
         ("--algorithm sgp --rounds 0", "rounds must be"),
         ("--algorithm quasi_global_adam", "use --optimizer adam, not sgd"),

@@ -18,7 +18,7 @@ import optax
 import djax
 from djax import asynchronous, simulation
 
-from .divergence import check_losses, watch_all
+from .divergence import check_losses, in_own_words, watch_all
 from .errors import UsageError
 from .evaluation import make_assess
 from .optimizers import BaseOptimizer, make_base
@@ -224,20 +224,21 @@ class Virtual:
         )
         workers = events.worker[events.is_gradient]
         losses, history, start = np.zeros(0), [], time.perf_counter()
-        for moment in self._until_told(moments):
-            new = np.asarray(moment.metrics["loss"], np.float64)
-            check_losses(new, workers[len(losses) :], f"by time {moment.time:.4g}")
-            losses = np.concatenate([losses, new])
-            record = {
-                **progress(task, events.size, losses),
-                "time": moment.time,
-                "megabytes": megabytes(events, params, moment.time)[0],
-                **assess(moment.params, moment.model_state),
-                "seconds": time.perf_counter() - start,
-            }
-            history.append(record)
-            report(record)
-            advance(len(new) / events.size / task.steps_per_epoch)
+        with in_own_words():
+            for moment in self._until_told(moments):
+                new = np.asarray(moment.metrics["loss"], np.float64)
+                check_losses(new, workers[len(losses) :], f"by time {moment.time:.4g}")
+                losses = np.concatenate([losses, new])
+                record = {
+                    **progress(task, events.size, losses),
+                    "time": moment.time,
+                    "megabytes": megabytes(events, params, moment.time)[0],
+                    **assess(moment.params, moment.model_state),
+                    "seconds": time.perf_counter() - start,
+                }
+                history.append(record)
+                report(record)
+                advance(len(new) / events.size / task.steps_per_epoch)
         watch_all(losses, events.size)
         end = simulation.Workers(moment.params, moment.state, moment.model_state)
         return Outcome(end, history)

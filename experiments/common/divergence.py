@@ -5,11 +5,14 @@ killed all units of a network, the loss stays at that of guessing for the rest o
 run, and a table with an accuracy of 10 % would be all that the user sees.
 """
 
+import contextlib
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+from djax import asynchronous
 
 from .errors import UsageError
 
@@ -31,6 +34,23 @@ that is so many times the start counts."""
 
 class Diverged(UsageError):
     """The loss is no longer finite, or has grown and not come back."""
+
+
+@contextlib.contextmanager
+def in_own_words() -> Iterator[None]:
+    """Raises Diverged where an asynchronous training meets numbers that are not finite.
+
+    The library's own advice names arguments that the command line does not have.
+    """
+    try:
+        yield
+    except asynchronous.NonFiniteError as error:
+        (worker,), number = error.ranks, error.step
+        which = "a gradient" if number is None else f"gradient {number + 1}"
+        raise Diverged(
+            f"training diverged: worker {worker}'s {which}, or the model after it, is "
+            "not finite."
+        ) from error
 
 
 @dataclasses.dataclass

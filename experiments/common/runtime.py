@@ -26,7 +26,7 @@ from .asynchronous import (
 )
 from .checkpoints import Saving, Termination
 from .data import Prefetch
-from .divergence import check_losses, watch_all
+from .divergence import check_losses, in_own_words, watch_all
 from .errors import UsageError
 from .evaluation import assess_one, make_assess
 from .report import RunFolder
@@ -176,6 +176,7 @@ class Live:
 
         saving = self._make_checkpoints()
         with (
+            in_own_words(),
             warnings.catch_warnings(),
             Termination() as termination,
             Prefetch(lambda i: task.batches(i * chunk, (i + 1) * chunk)) as batches,
