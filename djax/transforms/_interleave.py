@@ -61,7 +61,10 @@ def interleave(
     _check_mechanisms(mechanisms)
     if not mechanisms:
         raise ValueError("interleave needs at least one mechanism.")
-    mechanisms = [as_transformation("interleave", m) for m in mechanisms]
+    mechanisms = [
+        as_transformation(f"interleave: mechanisms[{i}]", m)
+        for i, m in enumerate(mechanisms)
+    ]
     count = len(mechanisms)
 
     def init_fn(params):
@@ -91,17 +94,11 @@ def interleave(
 
 
 def _check_mechanisms(mechanisms: Any) -> None:
-    """Raises TypeError unless it is a list of transformations, or one like it."""
+    """Raises TypeError unless it is a list, or another sequence."""
     if isinstance(mechanisms, optax.GradientTransformation) or not isinstance(
         mechanisms, Sequence
     ):
         raise TypeError(f"interleave takes a list of mechanisms, got {mechanisms!r}.")
-    for i, mechanism in enumerate(mechanisms):
-        if not isinstance(mechanism, optax.GradientTransformation):
-            raise TypeError(
-                "interleave takes a list of mechanisms, but mechanisms"
-                f"[{i}] is {mechanism!r}."
-            )
 
 
 def _offsets(tree: PyTree) -> list[int]:
