@@ -41,13 +41,12 @@ class Range(NamedTuple):
         Args:
           whole: whether the option is an integer.
         """
-        kind = "an integer of " if whole else ""
         if self.most == math.inf:
             if self.open_below:
                 return "positive and finite"
             if self.least == 0 and not whole:
                 return "a finite number, at least 0"
-            return f"{kind}at least {self.least:g}"
+            return f"at least {self.least:g}"
         if whole and self.most < 100:
             return f"{self.least:g} to {self.most:g}"
         if self == SHARE:
