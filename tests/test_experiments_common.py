@@ -66,7 +66,7 @@ def test_a_worker_with_two_shards_has_few_classes():
         ("shards:2.5", 4, "cannot read --split"),
         ("shards:999", 4, "use from 1 to 359"),
         ("iid:3", 4, "cannot read --split"),
-        ("zipf", 4, "choose from dirichlet, iid, shards"),
+        ("zipf", 4, "choose from dirichlet, iid, reshuffled, shards, whole"),
         ("iid", 1438, "use at most 1437 workers"),
         ("dirichlet:1e-6", 30, "larger alpha"),
     ],
