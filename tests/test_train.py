@@ -173,7 +173,7 @@ def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
         ("--algorithm d_psgd", "choose from a2cid2, .*dpsgd, ecd_psgd"),
         ("--task quadratic", "choose from ag_news, cifar10, digits, .*quadratics"),
         ("--weights heavy", "choose one of metropolis"),
-        ("--weights 0.6", "largest admissible weight is 0.5"),
+        ("--weights 0.6", "has to be smaller than 0.5"),
         ("--workers 5 --topology hypercube", "power of two"),
         ("--workers 5 --topology social_network", "32"),
         ("--workers 2000", "at most 1437"),

@@ -134,5 +134,8 @@ def _check_numbers(name: str, value: Any, whole: bool) -> None:
             if name == "collapse":
                 what += " two finite numbers"
             else:
+                # As djax says it of its arguments.
+                if whole and name in ARGUMENTS and allowed.most == math.inf:
+                    what += " an integer of"
                 what += f" {allowed.describe(whole)}"
             raise UsageError(f"{flag(name)} {number}{what}.")
