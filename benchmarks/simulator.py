@@ -10,7 +10,9 @@
 2. Steps of 8 to 1,024 workers on sparse graphs: of the random quadratics with 10
    parameters, and of a small MLP. Aim: a worker's share of a step of 1,024 takes at
    most 1.5 times that of 128; with fewer, starting the operations takes longest.
-3. With `--reference`, relay for 64 workers on the quadratics against a loop over
+3. As 1., but workers average after every 20th step only. Aim: at most 1.3 times a step
+   without any averaging and a twentieth of what the mechanism adds to one.
+4. With `--reference`, relay for 64 workers on the quadratics against a loop over
    workers and edges in NumPy, which finds the same trajectory. Aim: at least 200 times
    as fast.
 """
@@ -41,6 +43,8 @@ RATIO = 1.5
 FLAT = 1.5
 FLAT_FROM = 128  # Workers; for fewer, starting an operation takes longest.
 FASTER = 200.0
+SELDOM = 1.3
+PERIOD = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Config:
     sizes: tuple[int, ...] = (8, 32, 128, 512, 1024)
     """Numbers of workers of the second."""
     steps: int = 20
-    """Of one run; of the quadratics 10 times as many."""
+    """Of one run, a multiple of 20; of the quadratics 10 times as many."""
     repeats: int = 7
     """How often, all contestants in turns."""
     output: pathlib.Path = contest.RESULTS
@@ -105,6 +109,17 @@ def sparse(n: int) -> dict[str, Callable[[Any], optax.GradientTransformation]]:
     for name, graph in {"ring": ring, "torus": torus}.items():
         made[f"power_gossip, {name}"] = functools.partial(djax.power_gossip, graph)
     return made
+
+
+def seldom(n: int) -> dict[str, Callable[[Any], optax.GradientTransformation]]:
+    """The mechanisms that average after every 20th step, by name."""
+    ring, coarse = topologies.ring(n), compressors.top_k(0.1)
+    return {
+        "gossip": functools.partial(djax.gossip, ring),
+        "relay": functools.partial(djax.relay, topologies.chain(n)),
+        "choco_gossip, top 10 %": lambda c: djax.choco_gossip(ring, c, coarse, 0.1),
+        "power_gossip, rank 1": functools.partial(djax.power_gossip, ring),
+    }
 
 
 class Problem(NamedTuple):
@@ -189,6 +204,36 @@ def against_gradients(config: Config) -> list[dict[str, Any]]:
             }
             for name, taken in seconds.items()
         ]
+    return records
+
+
+def against_period(config: Config) -> list[dict[str, Any]]:
+    """The records of the third table."""
+    n, records = config.workers, []
+    for batch_size in config.batch_sizes:
+        problem = mlp(LAYERS, n, config.steps, batch_size)
+        runs = {("none", 0): prepare(problem, mechanisms(n)["none"], n)}
+        for name, make in seldom(n).items():
+            runs[name, 1] = prepare(problem, make, n)
+            runs[name, PERIOD] = prepare(
+                problem, lambda c, make=make: djax.every(PERIOD, make(c)), n
+            )
+        seconds = contest.in_turns(runs, config.repeats)
+        none = seconds["none", 0]
+        for name in seldom(n):
+            always, rarely = seconds[name, 1], seconds[name, PERIOD]
+            allowed = none + (always - none) / PERIOD
+            records.append(
+                {
+                    "table": "periods",
+                    "contestant": name,
+                    "batch size": batch_size,
+                    "milliseconds": (1e3 * rarely / config.steps).tolist(),
+                    "none, milliseconds": (1e3 * none / config.steps).tolist(),
+                    "always, milliseconds": (1e3 * always / config.steps).tolist(),
+                    "ratio": (rarely / allowed).tolist(),
+                }
+            )
     return records
 
 
@@ -289,6 +334,24 @@ def table_of_mechanisms(config: Config, records: list[dict[str, Any]]):
     return title, ["", *columns], rows
 
 
+def table_of_periods(records: list[dict[str, Any]]):
+    """The third table."""
+    rows = []
+    for record in records:
+        times = "none, milliseconds", "always, milliseconds", "milliseconds", "ratio"
+        rows.append(
+            [
+                record["contestant"],
+                str(record["batch size"]),
+                *(contest.spread(record[key]) for key in times),
+                contest.verdict(np.median(record["ratio"]), SELDOM),
+            ]
+        )
+    columns = ["", "batch", "none, ms", "always, ms", f"every {PERIOD}, ms"]
+    columns += ["every / (none + added / 20)", "aim"]
+    return f"averaging after every {PERIOD}th step only", columns, rows
+
+
 def tables_of_sizes(config: Config, records: list[dict[str, Any]]):
     """The second table, of each problem."""
     for kind in ("quadratics", "small MLP"):
@@ -311,6 +374,8 @@ def tables_of_sizes(config: Config, records: list[dict[str, Any]]):
 def main() -> None:
     """The command line."""
     config = tyro.cli(Config, description=__doc__)
+    if config.steps % PERIOD:
+        raise SystemExit(f"simulator: --steps must be a multiple of {PERIOD}.")
     if config.reference:
         records = against_loop(config)
         rows = [
@@ -327,9 +392,12 @@ def main() -> None:
         tables = [("RelaySGD, 64 workers, quadratics", columns, rows)]
         contest.publish("simulator_reference", tables, records, config.output)
         return
-    first, second = against_gradients(config), against_size(config)
+    first, second, third = (
+        measure(config) for measure in (against_gradients, against_size, against_period)
+    )
     tables = [table_of_mechanisms(config, first), *tables_of_sizes(config, second)]
-    contest.publish("simulator", tables, first + second, config.output)
+    tables.append(table_of_periods(third))
+    contest.publish("simulator", tables, first + second + third, config.output)
 
 
 if __name__ == "__main__":

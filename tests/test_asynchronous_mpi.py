@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from launch import mpirun
+from launch import GUARD, mpirun
 
 pytestmark = [pytest.mark.xdist_group("mpi"), pytest.mark.timeout(400)]
 
@@ -90,9 +90,10 @@ def run_ranks(
     """
     command = ["-c", PREAMBLE + program, str(folder), *map(str, arguments)]
     if guarded:
-        command[:0] = ["-m", "djax.guard"]
+        command[:0] = [GUARD]
         options["options"] = ["-disable-auto-cleanup"]
     result = mpirun(ranks, *command, **({"timeout": 120} | options))
+    print(result.stderr)  # Shown if the test fails.
     assert (result.returncode != 0) == fails, result.stdout + result.stderr
     return result
 

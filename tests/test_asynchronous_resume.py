@@ -54,8 +54,10 @@ def resume(gradients):
         timeout=20.0,
     )
 
-dump("first" if len(sys.argv) == 2 else "again", resume(150))
-if len(sys.argv) > 2:
+if len(sys.argv) == 2:
+    dump("first", resume(150))
+else:
+    dump("again", resume(100))
     dump("second", resume(200))
 """
 

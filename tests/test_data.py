@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import datasets, model_selection
 
 from experiments import prepare
 from experiments.common import data, partition
@@ -219,6 +220,20 @@ def test_digits_are_sixteenths():
     normal = np.asarray(dataset.normalize(images))
     assert normal.max() == 1 and normal.dtype == np.float32
     np.testing.assert_array_equal(normal * 16, images)
+
+
+def test_digits_are_split_as_scikit_learn_does():
+    images, labels = datasets.load_digits(return_X_y=True)
+    parts = model_selection.train_test_split(
+        images, labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    dataset = data.DATASETS["digits"](DataOptions())
+    sources = dataset.train, dataset.test
+    for source, images, labels in zip(sources, parts[:2], parts[2:], strict=True):
+        ours = source.read(np.arange(len(labels)), (0,))
+        np.testing.assert_array_equal(ours["image"].reshape(-1, 64), images)
+        np.testing.assert_array_equal(ours["label"], labels)
+        np.testing.assert_array_equal(source.labels, labels)
 
 
 def write_tfds(folder, name, features, examples):

@@ -154,7 +154,7 @@ def test_a_study_tunes_borrows_and_repeats(tmp_path, monkeypatch):
     )
     done = []
 
-    def execute(line):
+    def execute(line, folder):
         done.append(line)
         rate, seed = (
             float(line[line.index(f"--{flag}") + 1])

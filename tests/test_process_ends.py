@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from launch import ROOT, mpirun, python
+from launch import GUARD, ROOT, mpirun, python
 
 from djax.communicators import _start
 
@@ -167,7 +167,7 @@ time.sleep(1)
 """
     result = mpirun(
         2,
-        *("-m", "djax.guard", "-c", JOINED + program),
+        *(GUARD, "-c", JOINED + program),
         options=GUARDED,
         timeout=60,
         DJAX_EXIT_TIMEOUT="3",
@@ -228,7 +228,7 @@ def all_gone(processes):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux's kernel")
 def test_nobody_outlives_a_guard_that_is_killed(tmp_path):
-    job, ranks = start(tmp_path, "-m", "djax.guard")
+    job, ranks = start(tmp_path, GUARD)
     try:
         os.kill(stat(ranks[0])[1], signal.SIGKILL)
         wait_until(lambda: all_gone(ranks), 20)
@@ -238,7 +238,7 @@ def test_nobody_outlives_a_guard_that_is_killed(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux's kernel")
-@pytest.mark.parametrize("guard", [(), ("-m", "djax.guard")])
+@pytest.mark.parametrize("guard", [(), (GUARD,)])
 def test_nobody_outlives_a_launcher_that_is_killed(tmp_path, guard):
     job, ranks = start(tmp_path, *guard)
     try:

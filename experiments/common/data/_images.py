@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.util
 import pathlib
 from collections.abc import Callable
 
@@ -15,6 +16,9 @@ from ._base import Arrays, DataOptions, Dataset, Source, missing
 from ._mock import mock_images
 
 DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
+DIGITS_ORDER = pathlib.Path(__file__).parent / "digits_order.npy"
+"""The order of the digits that scikit-learn's `train_test_split` draws with the seed 0;
+the last 360 are held out."""
 
 
 def digits(options: DataOptions) -> Dataset:
@@ -23,24 +27,22 @@ def digits(options: DataOptions) -> Dataset:
     Args:
       options: unused; scikit-learn brings them.
     """
-    from sklearn import datasets, model_selection
-
     del options
-    images, labels = datasets.load_digits(return_X_y=True)
-    parts = model_selection.train_test_split(
-        images.reshape(-1, 8, 8, 1).astype(np.uint8),
-        np.asarray(labels, np.int32),
-        test_size=0.2,
-        stratify=labels,
-        random_state=0,
-    )
+    # Without importing scikit-learn, which would take longer than to learn the digits.
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise UsageError("the digits come with scikit-learn: pip install scikit-learn")
+    file = pathlib.Path(package.origin).parent / "datasets/data/digits.csv.gz"
+    table = np.loadtxt(file, delimiter=",")[np.load(DIGITS_ORDER)]
+    images, labels = table[:, :-1].astype(np.uint8), table[:, -1].astype(np.int32)
+    images = images.reshape(-1, 8, 8, 1)
 
     def normalize(images):
         return images.astype(jnp.float32) / 16
 
     return Dataset(
-        train=Arrays(image=parts[0], label=parts[2]),
-        test=Arrays(image=parts[1], label=parts[3]),
+        train=Arrays(image=images[:-360], label=labels[:-360]),
+        test=Arrays(image=images[-360:], label=labels[-360:]),
         classes=10,
         augment=lambda key, images: normalize(images),
         normalize=normalize,
