@@ -14,7 +14,8 @@ Communication <https://arxiv.org/abs/1902.00340>`_, 2019.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ import optax
 from jax.typing import ArrayLike
 
 from djax import _bits
-from djax._base import Compressor, PyTree, check_flag, check_real, shared_key, wide
+from djax._base import Compressor, check_flag, check_real, shared_key, wide
+from djax._split import is_small, split, written
 from djax.topologies._checks import check_integer
 
 
@@ -42,12 +44,13 @@ class QuantizedMessage(NamedTuple):
     """What :func:`quantize` sends.
 
     Attributes:
-      bits: `uint8[ceil(b D / 8)]`, the level of each of the tree's D entries.
-      scales: for each leaf, `float[buckets]`, the distance between two levels.
+      bits: `uint8[ceil(b D / 8)]`, the level of each of the D entries, block after
+        block. A block is a large leaf, or all small ones whose buckets are as wide.
+      scales: for each block, `float[buckets]`, the distance between two levels.
     """
 
     bits: jax.Array
-    scales: PyTree
+    scales: Sequence[jax.Array]
 
 
 def quantize(
@@ -95,9 +98,8 @@ def quantize(
     unbiased = check_flag("quantize: unbiased", unbiased)
     levels = 2 ** (bits - 1) - 1
 
-    def shrinkage(x):
-        """What the levels of a leaf are divided by."""
-        width = min(bucket_size, x.size)
+    def shrinkage(width):
+        """What the levels of a bucket are divided by."""
         tau = 1 + min(width / levels**2, math.sqrt(width) / levels)
         return 1.0 if unbiased else tau
 
@@ -115,36 +117,82 @@ def quantize(
         return codes, largest * norms / levels
 
     def compress(tree, state):
-        leaves, treedef = jax.tree.flatten(tree)
+        leaves = [wide(x) for x in jax.tree.leaves(tree)]
+        blocks = _blocks(leaves, bucket_size)
+        rows = [block.rows(block.join(leaves)) for block in blocks]
         now = jax.random.fold_in(state.key, state.step)
-        rows = [_in_buckets(wide(x), bucket_size) for x in leaves]
         quantized = list(map(quantize_rows, rows, _bits.noise(now, rows)))
         codes = [
-            codes.ravel()[: x.size]
-            for x, (codes, _) in zip(leaves, quantized, strict=True)
+            block.flat(codes)
+            for block, (codes, _) in zip(blocks, quantized, strict=True)
         ]
-        packed = _bits.pack_leaves(codes, bits)
-        scales = treedef.unflatten(scales for _, scales in quantized)
-        message = QuantizedMessage(packed, scales)
+        scales = tuple(scales for _, scales in quantized)
+        message = QuantizedMessage(_bits.pack_leaves(codes, bits), scales)
         return message, QuantizeState(state.key, optax.safe_increment(state.step))
 
     def decompress(message, like):
         leaves, treedef = jax.tree.flatten(like)
-        codes = _bits.unpack_leaves(message.bits, bits, leaves)
-        restored = []
-        scales = treedef.flatten_up_to(message.scales)
-        for x, code, scale in zip(leaves, codes, scales, strict=True):
-            rows = _in_buckets(code.astype(scale.dtype) - levels, bucket_size)
-            values = rows * (scale / shrinkage(x))[:, None]
-            restored.append(values.ravel()[: x.size].reshape(x.shape).astype(x.dtype))
-        return treedef.unflatten(restored)
+        blocks = _blocks([wide(x) for x in leaves], bucket_size)
+        shapes = [jax.ShapeDtypeStruct((sum(b.sizes),), jnp.uint8) for b in blocks]
+        codes = _bits.unpack_leaves(message.bits, bits, shapes)
+        for block, code, scale in zip(blocks, codes, message.scales, strict=True):
+            rows = block.rows(code.astype(scale.dtype) - levels)
+            values = rows * (scale / shrinkage(block.width))[:, None]
+            for i, x in zip(block.leaves, block.cut(block.flat(values)), strict=True):
+                leaves[i] = x.reshape(leaves[i].shape).astype(leaves[i].dtype)
+        return treedef.unflatten(leaves)
 
     classes = {"contraction": not unbiased, "unbiased": unbiased}
     return Compressor(init, compress, decompress, **classes)
 
 
-def _in_buckets(x: jax.Array, bucket_size: int) -> jax.Array:
-    """The entries in rows, the last one filled up with zeros."""
-    width = max(1, min(bucket_size, x.size))
-    flat = x.ravel()
-    return jnp.pad(flat, (0, -x.size % width)).reshape(-1, width)
+class _Block(NamedTuple):
+    """Leaves that are quantized at once.
+
+    Attributes:
+      leaves: their numbers in the tree.
+      sizes: their numbers of entries.
+      width: of their buckets.
+    """
+
+    leaves: list[int]
+    sizes: list[int]
+    width: int
+
+    def join(self, leaves: Sequence[jax.Array]) -> jax.Array:
+        """All entries, one leaf after another."""
+        return jnp.concatenate([leaves[i].ravel() for i in self.leaves])
+
+    def cut(self, flat: jax.Array) -> list[jax.Array]:
+        """Undoes :meth:`join`, but for the shapes."""
+        return split(written(flat), self.sizes) if len(self.sizes) > 1 else [flat]
+
+    def rows(self, flat: jax.Array) -> jax.Array:
+        """The buckets of joined leaves; the last one of each is filled up by zeros."""
+        if any(size % self.width for size in self.sizes):
+            padded = [
+                jnp.pad(x, (0, -x.size % self.width)) for x in split(flat, self.sizes)
+            ]
+            flat = jnp.concatenate(padded)
+        return flat.reshape(-1, self.width)
+
+    def flat(self, rows: jax.Array) -> jax.Array:
+        """Undoes :meth:`rows`."""
+        flat = rows.ravel()
+        if any(size % self.width for size in self.sizes):
+            padded = split(flat, [size + -size % self.width for size in self.sizes])
+            parts = [x[:size] for x, size in zip(padded, self.sizes, strict=True)]
+            flat = jnp.concatenate(parts)
+        return flat
+
+
+def _blocks(leaves: Sequence[jax.Array], bucket_size: int) -> list[_Block]:
+    """The small leaves of each width of buckets and dtype, and each large one alone."""
+    blocks: dict[Any, _Block] = {}
+    for i, x in enumerate(leaves):
+        width = max(1, min(bucket_size, x.size))
+        key = (width, x.dtype) if is_small(x) else i
+        block = blocks.setdefault(key, _Block([], [], width))
+        block.leaves.append(i)
+        block.sizes.append(x.size)
+    return list(blocks.values())

@@ -1,5 +1,6 @@
 """The factors of PowerGossip's matrices: orthonormal rows, of many matrices at once."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from djax._split import split
 EPSILON = 1e-8  # Of the reference's Gram-Schmidt, added to the norms.
 DEPENDENT = 1e-3  # What is left of a row, relative to it, when little of it is new.
 
-Factors = dict[int, jax.Array]  # Of each matrix, under its leaf's number in the tree.
+Factors = dict[Any, jax.Array]  # `[..., r, length]`, of matrices under any names.
 
 
 def einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -42,7 +43,7 @@ def signs(factors: Factors) -> Factors:
 
 
 def orthonormal(factors: Factors) -> Factors:
-    """Orthonormalizes the rows of `[rounds, r, length]`."""
+    """Orthonormalizes the rows of `[..., r, length]`."""
     return _together(_gram_schmidt, factors)
 
 
@@ -52,26 +53,30 @@ def _together(fn: Callable[..., jax.Array], *factors: Factors) -> Factors:
     They are filled up to few shapes by rows of zeros, and zeros at the ends of rows,
     which must change nothing: what is compiled for every shape takes long to compile.
     """
-    groups: dict[Any, list[int]] = {}
-    for i, x in factors[0].items():
-        groups.setdefault((x.shape[-1].bit_length() // 3, x.dtype), []).append(i)
+    groups: dict[Any, list[Any]] = {}
+    for name, x in factors[0].items():
+        groups.setdefault((x.shape[-1].bit_length() // 3, x.dtype), []).append(name)
     result = {}
-    for indices in groups.values():
-        shapes = [factors[0][i].shape for i in indices]
-        largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    for names in groups.values():
+        shapes = [factors[0][name].shape for name in names]
+        largest = [max(shape[axis] for shape in shapes) for axis in (-2, -1)]
+        counts = [math.prod(shape[:-2]) for shape in shapes]
 
-        def stack(some, indices=indices, largest=largest):
-            return jnp.stack([_fill_up(some[i], largest) for i in indices])
+        def join(some, names=names, largest=largest):
+            return jnp.concatenate([_fill_up(some[name], largest) for name in names])
 
-        pieces = split(fn(*map(stack, factors)), [1] * len(indices))
-        for i, shape, x in zip(indices, shapes, pieces, strict=True):
-            result[i] = jax.lax.slice(x[0], (0,) * len(shape), shape)
+        pieces = split(fn(*map(join, factors)), counts)
+        for name, shape, x in zip(names, shapes, pieces, strict=True):
+            x = jax.lax.slice(x, (0, 0, 0), (len(x), *shape[-2:]))
+            result[name] = x.reshape(shape)
     return result
 
 
 def _fill_up(x: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Appends zeros along all axes."""
-    return jnp.pad(x, [(0, m - n) for m, n in zip(shape, x.shape, strict=True)])
+    """`[..., r, length]` as `[:, *shape]`, with zeros at the ends of both axes."""
+    rows, length = (m - n for m, n in zip(shape, x.shape[-2:], strict=True))
+    x = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+    return jnp.pad(x, ((0, 0), (0, rows), (0, length)))
 
 
 def _gram_schmidt(rows: jax.Array) -> jax.Array:

@@ -39,6 +39,7 @@ from djax._base import (
     wide,
 )
 from djax._same import check_same
+from djax._split import join
 from djax.topologies import Topology
 
 from ._compressed import reliable_pull
@@ -134,6 +135,7 @@ def moniqua(
         params = check_params("moniqua", params)
         model = params if overlap else optax.apply_updates(params, updates)
         leaves, treedef = jax.tree.flatten(jax.tree.map(wide, model))
+        leaves, cut = join(leaves)
         now = jax.random.fold_in(seed, state.step)
         levels = [
             encode(x, noise, theta, bits)
@@ -147,7 +149,7 @@ def moniqua(
 
         message = _bits.pack_leaves(levels, bits)
         pull = reliable_pull(message, gap, topology, communicator)
-        updates = add_pull(updates, treedef.unflatten(pull), consensus_rate)
+        updates = add_pull(updates, treedef.unflatten(cut(pull)), consensus_rate)
         return updates, MoniquaState(optax.safe_increment(state.step))
 
     def distances(levels, leaves):

@@ -30,7 +30,7 @@ Algorithm 1.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +61,7 @@ from djax._matrix import (
     matrix_shape,
 )
 from djax._same import check_same
-from djax._split import split, unravel
+from djax._split import is_small, join, split, unravel
 from djax.topologies import Topology
 from djax.topologies._checks import check_integer
 
@@ -236,45 +236,45 @@ def power_gossip(
         parities = [(first + t * iterations) % 2 for t in range(1 + iterations % 2)]
         branches = [functools.partial(all_iterations, odd) for odd in parities]
         found = alternate(state.step, range(len(branches)), branches, model, state)
-        corrections, vector_pulls, (left, right) = found
+        corrections, pulls, (left, right) = found
         leaves, treedef = jax.tree.flatten(model)
-        pulls = vector_pulls | {
-            i: product_of(rows, leaves[i], rows_axis) for i, rows in corrections.items()
-        }
+        for block, rows in corrections.items():
+            product = functools.partial(
+                product_of, like=leaves[block[0]], rows_axis=rows_axis
+            )
+            pulls |= _apart({block: _each(product, block, 2, 0)(rows)}, 0)
         updates = add_pull(updates, _unflatten(treedef, pulls), 1.0)
-        state = PowerGossipState(
-            _unflatten(treedef, left), _unflatten(treedef, right), step, label
-        )
-        return updates, state
+        return updates, PowerGossipState(left, right, step, label)
 
     def all_iterations(odd, model, state):
         """All that travels in one step.
 
-        Matrices are told apart by their leaf's number in the tree, vectors likewise.
-
         Returns:
-          What the step adds to the matrices, as rows on the left and on the right, and
-          to the vectors; and the next factors.
+          What the step adds to the blocks of matrices, as rows on the left and on the
+          right, and to each vector, under its number; and the next factors.
         """
         leaves, treedef = jax.tree.flatten(jax.tree.map(wide, model))
-        matrices = {i: x for i, x in enumerate(leaves) if is_matrix(x)}
-        vectors = {i: x for i, x in enumerate(leaves) if i not in matrices}
+        blocks = _blocks(leaves)
+        matrices = {block: _together(leaves, block, 0) for block in blocks}
+        sides = [treedef.flatten_up_to(side) for side in (state.left, state.right)]
         before = tuple(
-            {i: treedef.flatten_up_to(side)[i] for i in matrices}
-            for side in (state.left, state.right)
+            {block: _together(side, block, 1) for block in blocks} for side in sides
         )
+        flat = {i: x for i, x in enumerate(leaves) if not is_matrix(x)}
+        vectors, cut = join(list(flat.values()))
         number = first + state.step * iterations
-        change, vector_pulls, factors = iteration(
-            odd, number, matrices, before, {}, vectors
-        )
+        change, pulls, factors = iteration(odd, number, matrices, before, {}, vectors)
         corrections = jax.tree.map(lambda x: x[None], change)
         if iterations > 1:
-            room = ((0, iterations - 1),) + ((0, 0),) * 3
-            corrections = jax.tree.map(lambda x: jnp.pad(x, room), corrections)
+
+            def make_room(x):
+                return jnp.pad(x, ((0, iterations - 1),) + ((0, 0),) * (x.ndim - 1))
+
+            corrections = jax.tree.map(make_room, corrections)
 
             def move(odd, t, factors, corrections):
                 change, _, factors = iteration(
-                    odd, number + t, matrices, factors, corrections, {}
+                    odd, number + t, matrices, factors, corrections, []
                 )
                 corrections = jax.tree.map(
                     lambda rows, new: rows.at[t].set(new), corrections, change
@@ -298,7 +298,13 @@ def power_gossip(
                 (optax.tree.zeros_like(corrections), before),
                 (corrections, factors),
             )
-        return corrections, vector_pulls, factors
+        pulls = dict(zip(flat, cut(pulls), strict=True))
+        left, right = (_apart(side, 1) for side in factors)
+        return (
+            corrections,
+            pulls,
+            (_unflatten(treedef, left), _unflatten(treedef, right)),
+        )
 
     def iteration(odd, number, matrices, factors, corrections, vectors):
         """One exchange.
@@ -306,21 +312,27 @@ def power_gossip(
         Args:
           odd: whether the right factor is the one to orthogonalize.
           number: of the iteration.
-          matrices: the model's, before the first iteration of the step.
+          matrices: the model's in blocks, before the first iteration of the step.
           factors: of the differences, left and right.
-          corrections: what the step's iterations so far have added to each matrix.
+          corrections: what the step's iterations so far have added to each block.
           vectors: what else is to be sent.
 
         Returns:
-          What it adds to the matrices, as rows on the left and on the right, and to the
+          What it adds to the blocks, as rows on the left and on the right, and to the
           vectors; and the next factors.
         """
         left, right = factors
         given, found = (1, 0) if odd else (0, 1)
         bases = orthogonalize(factors[given])
+
+        def product(basis, matrix, correction):
+            return multiply(basis, matrix, given, rows_axis, correction)
+
         products = {
-            i: multiply(bases[i], matrix, given, rows_axis, corrections.get(i))
-            for i, matrix in matrices.items()
+            block: _each(product, block, (1, 0, 2), 1)(
+                bases[block], matrix, corrections.get(block)
+            )
+            for block, matrix in matrices.items()
         }
         gaps, vector_gaps = exchange(products, vectors)
         weights = jnp.asarray(topology.round_weights)[:, communicator.rank()]
@@ -333,20 +345,21 @@ def power_gossip(
             i: (step, bases[i]) if odd else (bases[i], step)
             for i, step in steps.items()
         }
-        vector_pulls = {
-            i: weighted(gap, vector_rate).sum(axis=0) for i, gap in vector_gaps.items()
-        }
+        pulls = [weighted(gap, vector_rate).sum(axis=0) for gap in vector_gaps]
         # Both ends keep the product of the higher rank's model minus the lower one's.
         higher = jnp.where(peers() > communicator.rank(), 1, -1)
         products = {i: _scale(higher, gap) for i, gap in gaps.items()}
         if not warm_start:  # What the next iteration multiplies by is drawn anew.
-            shapes = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), products
-            )
-            products = random_factors(shapes, number)
+            shapes = {
+                i: jax.ShapeDtypeStruct(x.shape[-2:], x.dtype)
+                for block, x in products.items()
+                for i in block
+            }
+            drawn = random_factors(dict(sorted(shapes.items())), number)
+            products = {block: _together(drawn, block, 1) for block in products}
         if odd:
-            return change, vector_pulls, (keep(products, left), keep(bases, right))
-        return change, vector_pulls, (keep(bases, left), keep(products, right))
+            return change, pulls, (keep(products, left), keep(bases, right))
+        return change, pulls, (keep(bases, left), keep(products, right))
 
     def exchange(products, vectors):
         """Returns the neighbour's minus my arrays; their first axis is the round's."""
@@ -413,6 +426,43 @@ def _joined(leaves: Sequence[jax.Array]) -> jax.Array:
     dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
     flat = [jnp.zeros(0, dtype), *(x.astype(dtype).ravel() for x in leaves)]
     return jnp.concatenate(flat)
+
+
+Block = tuple[int, ...]
+"""Numbers, in the tree, of matrices of one shape that are multiplied together."""
+
+
+def _blocks(leaves: Sequence[jax.Array]) -> list[Block]:
+    """The small matrices of each shape and dtype, and each large one alone."""
+    blocks: dict[Any, list[int]] = {}
+    for i, x in enumerate(leaves):
+        if is_matrix(x):
+            blocks.setdefault((x.shape, x.dtype) if is_small(x) else i, []).append(i)
+    return [tuple(block) for block in blocks.values()]
+
+
+def _together(some: Any, block: Block, axis: int) -> jax.Array:
+    """The arrays of a block, along a new axis if there are several."""
+    if len(block) == 1:
+        return some[block[0]]
+    return jnp.stack([some[i] for i in block], axis)
+
+
+def _apart(blocks: dict[Block, jax.Array], axis: int) -> dict[int, jax.Array]:
+    """Undoes :func:`_together`: the array of each matrix, under its number."""
+    found = {}
+    for block, x in blocks.items():
+        if len(block) == 1:
+            found[block[0]] = x
+        else:
+            pieces = split(jnp.moveaxis(x, axis, 0), [1] * len(block))
+            found |= {i: piece[0] for i, piece in zip(block, pieces, strict=True)}
+    return found
+
+
+def _each(fn: Callable, block: Block, in_axes: Any, out_axes: int) -> Callable:
+    """A function of one matrix, made one of all matrices of a block."""
+    return fn if len(block) == 1 else jax.vmap(fn, in_axes, out_axes)
 
 
 def _unflatten(treedef: Any, leaves: dict[int, jax.Array]) -> PyTree:
