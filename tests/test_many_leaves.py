@@ -58,6 +58,39 @@ def test_all_leaves_share_a_draw(name):
     assert many == few and 1 <= few[1]
 
 
+SMALL = [(4, 6), (5,), (3, 8)]
+TOGETHER = ["power_gossip", "moniqua", "choco_gossip", "deep_squeeze", "dcd", "ecd"]
+
+
+def equations(jaxpr):
+    """How many equations a program has, with all that is within it."""
+    return sum(
+        1 + sum(equations(inner) for inner in _jaxprs_in(equation))
+        for equation in jaxpr.eqns
+    )
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_a_small_leaf_more_adds_little_to_a_program(name):
+    """At most two or three times as much as to that of gossip."""
+
+    def growth(mechanism):
+        def worker(x):
+            return mechanism.update(x, mechanism.init(x), x)
+
+        few, many = (
+            equations(
+                jax.make_jaxpr(WORKERS.spmd(worker))(
+                    [jnp.ones((N, *shape)) for shape in SMALL * count]
+                ).jaxpr
+            )
+            for count in (3, 6)
+        )
+        return (many - few) / (3 * len(SMALL))
+
+    assert growth(DRAWING[name](WORKERS)) < 3 * growth(djax.gossip(RING, WORKERS))
+
+
 def mixed():
     """Leaves of several dtypes, some of them empty, and scalars."""
     rng = np.random.default_rng(0)

@@ -61,11 +61,12 @@ def average(mechanism, communicator, x, *, steps=4, updates=None):
     updates = jax.tree.map(jnp.zeros_like, x) if updates is None else updates
 
     def worker(x, updates):
-        state = mechanism.init(x)
-        for _ in range(steps):
+        def step(_, carry):
+            x, state = carry
             u, state = mechanism.update(updates, state, x)
-            x = optax.apply_updates(x, u)
-        return x
+            return optax.apply_updates(x, u), state
+
+        return jax.lax.fori_loop(0, steps, step, (x, mechanism.init(x)))[0]
 
     return jax.jit(communicator.spmd(worker))(x, updates)
 
@@ -83,8 +84,7 @@ def models(dtype=jnp.float32):
     ("make", "bad"),
     [
         (communicators.simulated, np.nan),
-        (communicators.simulated, -np.inf),
-        (communicators.mesh, np.inf),
+        (communicators.mesh, -np.inf),
     ],
 )
 @pytest.mark.parametrize("name", ROBUST)
