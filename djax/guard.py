@@ -12,6 +12,7 @@ hears from it when another rank has died.
 It is for jobs that can go on: :func:`djax.asynchronous.run` with `transport="zmq"`.
 """
 
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -38,8 +39,14 @@ def main(arguments: Sequence[str]) -> int:
         _die_with(launcher)
     heard, say = os.pipe()
     os.set_inheritable(heard, True)
+
+    def tell(number, frame):
+        with contextlib.suppress(OSError):  # Nobody reads any more, or has lately.
+            os.write(say, b"!")
+
+    os.set_blocking(say, False)
     # By this signal the launcher tells everybody that somebody has died.
-    signal.signal(signal.SIGUSR1, lambda number, _: os.write(say, b"!"))
+    signal.signal(signal.SIGUSR1, tell)
     guard = os.getpid()
     child = subprocess.Popen(
         [sys.executable, *arguments],
@@ -51,6 +58,9 @@ def main(arguments: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: child.send_signal(number))
     code = child.wait()
+    # When Python ends, it takes the handler away. Ended by a signal now, as others may
+    # die at the same moment, this process would make the launcher end the whole job.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if code >= 0:
         return code
     name = signal.Signals(-code).name

@@ -16,6 +16,7 @@ Each run writes runs/<time>-<name>/ with its configuration, metrics and pictures
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -27,6 +28,7 @@ import tyro
 import djax
 from djax import communicators
 from djax._checkpoints import CheckpointError
+from djax.communicators._end import GUARD
 
 from .common import (
     algorithms,
@@ -50,6 +52,9 @@ from .common.config import (
     make_topologies,
 )
 from .common.errors import UsageError
+
+WRITING = 120.0
+"""Seconds that ranks wait, at the end, for the first one's tables and pictures."""
 
 
 class Run:
@@ -250,10 +255,14 @@ def execute(run: Run) -> trainer.Outcome:
     except trainer.Diverged as error:
         rows = report.summarize(run.task.score, history[-1]) if history else []
         _publish(run, title, history, rows, diverged=str(error))
+        if history:
+            _wait_until_written(run)
         raise
-    except (trainer.Stopped, KeyboardInterrupt):
+    except (trainer.Stopped, KeyboardInterrupt) as stop:
         if history:
             _publish_cut_off(run, f"{title}, cut off", history)
+            if isinstance(stop, trainer.Stopped):  # By all ranks alike.
+                _wait_until_written(run)
         raise
     rows = report.summarize(run.task.score, history[-1])
     if history[-1].get("collapsed"):
@@ -262,6 +271,7 @@ def execute(run: Run) -> trainer.Outcome:
     if folder.active:
         report.show_table(title, rows)
     _publish(run, title, history, rows)
+    _wait_until_written(run)
     return outcome
 
 
@@ -318,6 +328,12 @@ def _publish_cut_off(run: Run, title: str, history: list[dict[str, Any]]) -> Non
         folder.save("curves.png", report.plot_history(history, run.task.score, title))
     folder.write_summary(title, rows, {}, None)
     print(f"written to {folder.path}", flush=True)
+
+
+def _wait_until_written(run: Run) -> None:
+    """Keeps ranks that end each other by their exit codes until rank 0 has written."""
+    if len(run.job.ranks) == run.communicator.size and GUARD not in os.environ:
+        errors.all_come(WRITING)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:

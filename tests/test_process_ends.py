@@ -226,6 +226,21 @@ def all_gone(processes):
     return not any(stat(process)[0] for process in processes)
 
 
+def test_a_guard_outlives_the_news_of_other_deaths():
+    """Which come by a signal, until it has ended; a launcher would end all others."""
+    program = "print('up', flush=True)"
+    for _ in range(5):
+        guard = subprocess.Popen(
+            [sys.executable, GUARD, "-c", program], stdout=subprocess.PIPE
+        )
+        with guard.stdout as said:
+            assert said.readline() == b"up\n"
+        while guard.poll() is None:
+            guard.send_signal(signal.SIGUSR1)
+            time.sleep(1e-4)
+        assert guard.returncode == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux's kernel")
 def test_nobody_outlives_a_guard_that_is_killed(tmp_path):
     job, ranks = start(tmp_path, GUARD)

@@ -198,7 +198,8 @@ class _End:
         for rank in self._others:
             self._say(rank, _LEFT if self.alone else _ENDED)
         if not self.alone:
-            if code and self._silent(_FIRST_WORD):
+            # Guarded ranks go on without one that has failed.
+            if code and self._guard is None and self._silent(_FIRST_WORD):
                 self._end_all(code)
             self._wait()
         if self.alone or self._apart or self._death:  # MPI's end would wait.

@@ -102,15 +102,17 @@ def exit_together(
     rank = communicators.launcher_rank()
     if rank == 0 and message:
         print(message, file=sys.stderr, flush=True)
-    if (communicators.launcher_size() or 1) > 1 and not _all_come(patience):
+    if not all_come(patience):
         if rank != 0:
             print(f"rank {rank}: {message}", file=sys.stderr, flush=True)
         _abort()
     sys.exit(code)
 
 
-def _all_come(patience: float) -> bool:
-    """Whether every rank comes here within `patience` seconds."""
+def all_come(patience: float) -> bool:
+    """Waits for all ranks; whether they come here within `patience` seconds."""
+    if (communicators.launcher_size() or 1) == 1:
+        return True
     try:
         world = start_mpi().COMM_WORLD
     except ImportError:  # The mistake that all have to hear of.
