@@ -283,6 +283,8 @@ class ZMQTransport:
         os.set_blocking(self._woken, False)
         os.set_blocking(self._wake, False)
         self._closing = threading.Lock()
+        # New memory would be given by the system page by page.
+        self._free: dict[int, list[Array]] = {}
         self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
         self._poller.register(self._woken, zmq.POLLIN)
@@ -370,11 +372,32 @@ class ZMQTransport:
             except zmq.Again:
                 return complete
             if (sender := self._ranks.get(name.bytes)) is not None:
-                buffers = _join(parts[0].buffer, parts[1:])
+                buffers = self._join(parts[0].buffer, parts[1:])
                 complete.append(Message(sender, header.bytes, buffers))
 
+    def _join(self, sizes: Any, frames: Sequence[Any]) -> list[np.ndarray]:
+        """Puts the frames of arrays of these sizes together."""
+        arrays, waiting = [], iter(frames)
+        for (size,) in struct.iter_unpack("<Q", sizes):
+            count = -(-size // _FRAME)
+            parts = [
+                np.frombuffer(next(waiting).buffer, np.uint8) for _ in range(count)
+            ]
+            if count == 1:
+                arrays.append(parts[0])
+                continue
+            free = self._free.get(size)
+            whole = free.pop() if free else aligned(size)
+            if parts:
+                np.concatenate(parts, out=whole)
+            arrays.append(whole)
+        return arrays
+
     def recycle(self, buffers: list[Array]) -> None:
-        """See :class:`Transport`."""
+        """See :class:`Transport`; smaller arrays are ZeroMQ's memory."""
+        for buffer in buffers:
+            if buffer.size > _FRAME:
+                self._free.setdefault(buffer.size, []).append(buffer)
 
     def wake(self) -> None:
         """See :class:`Transport`."""
@@ -406,22 +429,6 @@ class ZMQTransport:
         """See :class:`Transport`; the other processes live on."""
         print(reason, file=sys.stderr, flush=True)
         os._exit(1)
-
-
-def _join(sizes: Any, frames: Sequence[Any]) -> list[np.ndarray]:
-    """Puts the frames of arrays of these sizes together."""
-    arrays, waiting = [], iter(frames)
-    for (size,) in struct.iter_unpack("<Q", sizes):
-        count = -(-size // _FRAME)
-        parts = [np.frombuffer(next(waiting).buffer, np.uint8) for _ in range(count)]
-        if count == 1:
-            arrays.append(parts[0])
-            continue
-        whole = aligned(size)
-        if parts:
-            np.concatenate(parts, out=whole)
-        arrays.append(whole)
-    return arrays
 
 
 TRANSPORTS = {"mpi": MPITransport, "zmq": ZMQTransport}
