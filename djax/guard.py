@@ -48,11 +48,17 @@ def main(arguments: Sequence[str]) -> int:
     # By this signal the launcher tells everybody that somebody has died.
     signal.signal(signal.SIGUSR1, tell)
     guard = os.getpid()
+
+    def prepare():
+        if sys.platform == "linux":
+            os.setpgid(0, 0)  # Else the launcher's signals would reach it, too.
+        _die_with(guard)
+
     child = subprocess.Popen(
         [sys.executable, *arguments],
         close_fds=False,  # It talks to the launcher through a file that is open.
         env={**os.environ, _PIPE: str(heard)},
-        preexec_fn=lambda: _die_with(guard),
+        preexec_fn=prepare,
     )
     os.close(heard)
     for number in (signal.SIGTERM, signal.SIGINT):

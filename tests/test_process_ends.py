@@ -146,10 +146,11 @@ if os.environ["PMI_RANK"] == "1":
 import djax
 djax.communicators.mpi()
 """
-    result = mpirun(2, "-m", "djax.guard", "-c", program, options=GUARDED, timeout=60)
+    result = mpirun(3, "-m", "djax.guard", "-c", program, options=GUARDED, timeout=60)
     assert result.returncode != 0
     assert "rank 1 was ended by SIGKILL" in result.stderr
-    assert "rank 0 of 2 ends starting MPI: rank 1 died before." in result.stderr
+    for rank in (0, 2):  # Neither is held up by what the launcher says of the other.
+        assert re.search(rf"rank {rank} of 3 ends starting MPI: .* died", result.stderr)
 
 
 @pytest.mark.parametrize("rest", ["print('my table')", "everybody.Barrier()"])

@@ -40,8 +40,8 @@ class Absent(RuntimeError):
         """Makes the message."""
         self.ranks = ranks
         super().__init__(
-            f"{what}: ranks {ranks} have not called it within {seconds:g} s; all ranks "
-            "have to."
+            f"{what}: ranks {ranks} have not called it within {seconds:.0f} s; all "
+            "ranks have to."
         )
 
 
@@ -125,7 +125,8 @@ def watch(
         return None
     numbers = map(str, (patience, seconds, os.getpid()))
     command = [sys.executable, "-I", "-S", _watch.__file__, doing, *numbers]
-    return subprocess.Popen(command, stdin=subprocess.PIPE)
+    # Out of reach of the signals that the launcher sends to a rank and its processes.
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _die_with_launcher() -> None:
@@ -143,7 +144,8 @@ def meet(comm: Any, what: str, seconds: float) -> None:
     """Waits until all ranks are here, so that what follows cannot hang.
 
     Rank 0 hears everybody and answers. It says once who is late, after
-    :data:`PATIENCE` seconds or half of the limit.
+    :data:`PATIENCE` seconds or half of the limit. Ranks that are known to have died are
+    not waited for.
 
     Args:
       comm: an MPI communicator.
@@ -153,23 +155,41 @@ def meet(comm: Any, what: str, seconds: float) -> None:
     Raises:
       Absent: if some are not here in time; it names them.
     """
+    begin = time.monotonic()
     missing = _gather(comm, what, seconds) if comm.rank == 0 else _report(comm, seconds)
     if missing:
-        raise Absent(what, seconds, missing)
+        raise Absent(what, time.monotonic() - begin, missing)
+
+
+class _Deaths:
+    """Which ranks have died, looked up now and then."""
+
+    def __init__(self):
+        """Nobody is known to have."""
+        self._looked, self._before = time.monotonic(), set()
+
+    def include(self, ranks: set[int]) -> bool:
+        """Whether all of these have died, at two looks a second apart."""
+        if time.monotonic() < self._looked + 1:
+            return False
+        dead, _ = _watch.missing(os.getpid())
+        twice, self._before = dead & self._before, dead
+        self._looked = time.monotonic()
+        return ranks <= twice
 
 
 def _gather(comm: Any, what: str, seconds: float) -> list[int]:
     """Hears all other ranks, and tells them who is missing."""
     from mpi4py import MPI
 
-    begin, said = time.monotonic(), False
+    begin, said, deaths = time.monotonic(), False, _Deaths()
     missing = {
         rank: comm.Irecv([bytearray(1), MPI.BYTE], rank, _TAG)
         for rank in range(1, comm.size)
     }
     while missing := {r: x for r, x in missing.items() if not x.Test()}:
         waited = time.monotonic() - begin
-        if waited > seconds:
+        if waited > seconds or deaths.include(set(missing)):
             break
         if waited > min(PATIENCE, seconds / 2) and not said:
             said = True
@@ -195,11 +215,12 @@ def _report(comm: Any, seconds: float) -> list[int]:
 
     said = comm.Isend([b"!", MPI.BYTE], 0, _TAG)
     answer, end = comm.irecv(source=0, tag=_TAG), time.monotonic() + seconds
+    deaths = _Deaths()
     while True:
         arrived, late = answer.test()
         if arrived:
             said.Wait()
             return late
-        if time.monotonic() > end + _ROUND_TRIP:
+        if time.monotonic() > end + _ROUND_TRIP or deaths.include({0}):
             return [0]
         time.sleep(1e-3)
