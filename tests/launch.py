@@ -5,7 +5,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -15,8 +14,6 @@ QUICK_COMPILATION = (
 """Of programs that run a few times."""
 GUARD = str(ROOT / "djax" / "guard.py")
 """What `-m djax.guard` runs in the end; by its path it starts without JAX."""
-COMPILED = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-"""Programs that one process has compiled, for the others."""
 
 
 def mpirun(
@@ -45,8 +42,6 @@ def run(
     """Runs a command in the repository's root, with one CPU device a process."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
     environment["XLA_FLAGS"] = QUICK_COMPILATION
-    environment["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     # Ranks outnumber cores: while one waits, MPICH lets the others compute.
     environment["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # All but the first start faster.
