@@ -53,11 +53,10 @@ def call_in_order(comm: MPI.Comm, call: Callable[[], None], after: PyTree) -> No
     """Lets a traced program call a function of the host.
 
     Args:
-      comm: the communicator of the programs. The call waits for the messages that come
-        before it in the program, and those that come later wait for it: XLA would order
-        them in another way on every rank, and each could wait for another.
+      comm: the communicator of the programs; its messages that are sent later in the
+        program wait for the call.
       call: the function, which may raise.
-      after: arrays that have to be there before.
+      after: arrays that have to be there before; their messages are not waited for.
     """
     try:
         jax.local_devices(backend="cpu")
@@ -70,9 +69,7 @@ def call_in_order(comm: MPI.Comm, call: Callable[[], None], after: PyTree) -> No
 
     @jax.custom_batching.custom_vmap
     def run(x):
-        come = mpi4jax.bcast((x != 0).astype(jnp.uint8), 0, comm=comm)
-        kind = jax.ShapeDtypeStruct((), jnp.uint8)
-        done = io_callback(called, kind, come, ordered=True)
+        done = io_callback(called, jax.ShapeDtypeStruct((), jnp.uint8), x, ordered=True)
         return mpi4jax.bcast(done, 0, comm=comm)
 
     @run.def_vmap
