@@ -53,10 +53,11 @@ def call_in_order(comm: MPI.Comm, call: Callable[[], None], after: PyTree) -> No
     """Lets a traced program call a function of the host.
 
     Args:
-      comm: the communicator of the programs; its messages that are sent later in the
-        program wait for the call.
+      comm: the communicator of the programs. The call waits for the messages that come
+        before it in the program, and those that come later wait for it: XLA would order
+        them in another way on every rank, and each could wait for another.
       call: the function, which may raise.
-      after: arrays that have to be there before; their messages are not waited for.
+      after: arrays that have to be there before.
     """
     try:
         jax.local_devices(backend="cpu")
@@ -67,10 +68,18 @@ def call_in_order(comm: MPI.Comm, call: Callable[[], None], after: PyTree) -> No
         call()
         return np.zeros((), np.uint8)
 
+    def in_line(x):
+        """A message to oneself, which has its place among the messages to others."""
+        me = comm.Get_rank()
+        return mpi4jax.sendrecv(
+            x, x, source=me, dest=me, sendtag=_TAG, recvtag=_TAG, comm=comm
+        )
+
     @jax.custom_batching.custom_vmap
     def run(x):
-        done = io_callback(called, jax.ShapeDtypeStruct((), jnp.uint8), x, ordered=True)
-        return mpi4jax.bcast(done, 0, comm=comm)
+        kind = jax.ShapeDtypeStruct((), jnp.uint8)
+        come = in_line((x != 0).astype(jnp.uint8))
+        return in_line(io_callback(called, kind, come, ordered=True))
 
     @run.def_vmap
     def run_once(size, batched, x):
