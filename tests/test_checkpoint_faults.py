@@ -319,6 +319,20 @@ def test_another_precision_is_another_run(option, value):
         jax.config.update(option, old)
 
 
+def test_a_run_does_not_go_on_in_another_precision(tmp_path, capsys):
+    shared = f"--epochs 2 --evaluations 1 --runs {tmp_path} --checkpoints {tmp_path}/s"
+    train.main(f"{shared} --checkpoint-every 1e-6".split())
+    old = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", "float32")
+    try:
+        with pytest.raises(SystemExit) as stop:
+            train.main(f"{shared} --resume".split())
+    finally:
+        jax.config.update("jax_default_matmul_precision", old)
+    assert stop.value.code == 2
+    assert "run with jax_default_matmul_precision None" in capsys.readouterr().err
+
+
 def test_graphs_of_one_name_are_told_apart():
     config = train.parse([])
     graphs = [
@@ -353,7 +367,9 @@ train.main(arguments)
     ("name", "options", "code", "how"),
     [
         ("SIGINT", "--checkpoints {}/saved", 130, "Ctrl-C after step 22; to go on"),
+        ("SIGINT", "", 130, "Ctrl-C after step 22; to go on, start the same with"),
         ("SIGTERM", "", 0, "SIGTERM after step 22; to go on, start the same with"),
+        ("SIGINT", "--algorithm a2cid2", 130, "stopped by Ctrl-C; virtual clocks"),
         ("SIGTERM", "--algorithm a2cid2", 143, "stopped by SIGTERM; virtual clocks"),
     ],
 )

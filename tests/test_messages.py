@@ -84,7 +84,8 @@ def models(dtype=jnp.float32):
     ("make", "bad"),
     [
         (communicators.simulated, np.nan),
-        (communicators.mesh, -np.inf),
+        (communicators.simulated, -np.inf),
+        (communicators.mesh, np.inf),
     ],
 )
 @pytest.mark.parametrize("name", ROBUST)

@@ -46,7 +46,9 @@ def test_exit_codes_that_all_ranks_have_need_no_words():
     assert not result.stderr
 
 
-@pytest.mark.parametrize("leave", ["raise SystemExit", "pass  # fewer steps"])
+@pytest.mark.parametrize(
+    "leave", ["sys.exit(0)", "raise SystemExit", "pass  # fewer steps"]
+)
 def test_who_waits_for_a_rank_that_has_left_ends_all(leave):
     result = end(f"""
 def wait():
