@@ -7,9 +7,8 @@
    same is done again: 16 iterations take at most 4 times as long as one.
 2. A step of one of two real workers with ResNet-50, on images of ImageNet's size:
    gradient and SGD, and what the mechanism adds. Aim: at most 20 %.
-
-3. The start, which is `init`, and a step of 8 simulated workers with 1,500 small
-   leaves. Aim: at most twice as long as gossip.
+3. `init` and a step of 8 simulated workers whose model has 1,500 small leaves. Aim: at
+   most twice as long as gossip.
 
 Nothing is run. The size is the number of XLA's instructions, after optimization.
 """

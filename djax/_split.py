@@ -18,43 +18,39 @@ SMALL_BYTES = 1 << 16  # Of a leaf that is worth a copy.
 
 
 def is_small(x: jax.Array) -> bool:
-    """Whether to copy a leaf costs less than to compile something for it alone."""
+    """Whether copying a leaf costs less than compiling something for it alone."""
     return x.size * x.dtype.itemsize <= SMALL_BYTES
 
 
 def join(
     leaves: Sequence[jax.Array],
 ) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], list[jax.Array]]]:
-    """Joins small leaves of one dtype that follow each other.
+    """Joins neighbouring small leaves of one dtype.
 
     Args:
       leaves: of any shapes.
 
     Returns:
-      Fewer arrays with the same entries in the same order, and a function that makes of
-      arrays of these shapes some of the leaves' shapes again.
+      Fewer arrays, with the same entries in the same order; and a function that cuts
+      arrays of the same shapes as these into pieces of the leaves' shapes.
     """
 
     def kind(i):
         return leaves[i].dtype.name if is_small(leaves[i]) else i
 
-    runs = [list(run) for _, run in itertools.groupby(range(len(leaves)), kind)]
-    arrays = []
-    for run in runs:
-        x = leaves[run[0]]
-        if len(run) > 1:
-            x = jnp.concatenate([leaves[i].ravel() for i in run])
-        arrays.append(x)
+    grouped = itertools.groupby(range(len(leaves)), kind)
+    runs = [[leaves[i] for i in run] for _, run in grouped]
+
+    def put(run):
+        return jnp.concatenate([x.ravel() for x in run]) if len(run) > 1 else run[0]
 
     def cut(arrays):
         pieces = []
         for run, x in zip(runs, arrays, strict=True):
-            alone = len(run) == 1
-            like = [leaves[i] for i in run]
-            pieces += [x] if alone else unravel(written(x), like)
+            pieces += unravel(computed_once(x), run) if len(run) > 1 else [x]
         return pieces
 
-    return arrays, cut
+    return list(map(put, runs)), cut
 
 
 def unravel(flat: jax.Array, like: Sequence[Any]) -> list[jax.Array]:
@@ -64,23 +60,24 @@ def unravel(flat: jax.Array, like: Sequence[Any]) -> list[jax.Array]:
 
 
 @custom_vmap
-def written(x: jax.Array) -> jax.Array:
-    """Returns `x`, which XLA's CPU compiler then computes as a whole in one place.
+def computed_once(x: jax.Array) -> jax.Array:
+    """Returns `x`, which XLA's CPU compiler computes before anything that needs it.
 
-    It would otherwise compile what `x` is made by once more within each of its pieces.
-    A branch ends that; XLA does not notice that both of its sides give the same.
+    XLA would otherwise compile the computation of `x` again for each piece that is cut
+    out of it. A branch prevents that: XLA does not notice that both sides are the same.
     """
+    if not x.size:
+        return x
 
-    def chosen(x):
+    def branch(x):
         return jax.lax.cond(x[(0,) * x.ndim] != 0, lambda y: x, lambda y: y, x)
 
-    alike = {"cpu": chosen, "default": lambda x: x}
-    return jax.lax.platform_dependent(x, **alike) if x.size else x
+    return jax.lax.platform_dependent(x, cpu=branch, default=lambda x: x)
 
 
-@written.def_vmap
+@computed_once.def_vmap
 def _(axis_size, in_batched, x):
-    return written(x), True
+    return computed_once(x), True
 
 
 def split(x: jax.Array, sizes: Sequence[int], axis: int = 0) -> list[jax.Array]:
@@ -125,7 +122,7 @@ def split(x: jax.Array, sizes: Sequence[int], axis: int = 0) -> list[jax.Array]:
 
     @compiled.def_vmap
     def _(axis_size, in_batched, x):
-        # Otherwise there would be a branch for each of what is mapped.
+        # A branch that is mapped would become a selection, and compute both sides.
         return split(x, sizes, axis + 1), [True] * len(sizes)
 
     cut = jax.custom_jvp(compiled)

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     os.set_inheritable(heard, True)
 
     def tell(number, frame):
-        with contextlib.suppress(OSError):  # Nobody reads any more, or has lately.
+        with contextlib.suppress(OSError):  # The child has ended, or the pipe is full.
             os.write(say, b"!")
 
     os.set_blocking(say, False)
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 
     def prepare():
         if sys.platform == "linux":
-            os.setpgid(0, 0)  # Else the launcher's signals would reach it, too.
+            os.setpgid(0, 0)  # The launcher signals the guard's process group.
         _die_with(guard)
 
     child = subprocess.Popen(
@@ -64,8 +64,8 @@ def main(arguments: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: child.send_signal(number))
     code = child.wait()
-    # When Python ends, it takes the handler away. Ended by a signal now, as others may
-    # die at the same moment, this process would make the launcher end the whole job.
+    # Python removes the handler when it ends. If another rank died just then, the
+    # signal would end this process, and the launcher would end the whole job.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if code >= 0:
         return code

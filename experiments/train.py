@@ -54,7 +54,7 @@ from .common.config import (
 from .common.errors import UsageError
 
 WRITING = 120.0
-"""Seconds that ranks wait, at the end, for the first one's tables and pictures."""
+"""Seconds for which ranks wait at the end for rank 0's tables and pictures."""
 
 
 class Run:
@@ -261,7 +261,7 @@ def execute(run: Run) -> trainer.Outcome:
     except (trainer.Stopped, KeyboardInterrupt) as stop:
         if history:
             _publish_cut_off(run, f"{title}, cut off", history)
-            if isinstance(stop, trainer.Stopped):  # By all ranks alike.
+            if isinstance(stop, trainer.Stopped):  # All ranks raise it.
                 _wait_until_written(run)
         raise
     rows = report.summarize(run.task.score, history[-1])
@@ -331,7 +331,11 @@ def _publish_cut_off(run: Run, title: str, history: list[dict[str, Any]]) -> Non
 
 
 def _wait_until_written(run: Run) -> None:
-    """Keeps ranks that end each other by their exit codes until rank 0 has written."""
+    """Waits until rank 0 has written its files.
+
+    The first rank that exits with a code other than 0 ends all others, unless they are
+    guarded.
+    """
     if len(run.job.ranks) == run.communicator.size and GUARD not in os.environ:
         errors.all_come(WRITING)
 

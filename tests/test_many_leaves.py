@@ -72,7 +72,7 @@ def equations(jaxpr):
 
 @pytest.mark.parametrize("name", TOGETHER)
 def test_a_small_leaf_more_adds_little_to_a_program(name):
-    """At most two or three times as much as to that of gossip."""
+    """Less than three times as many equations as gossip needs for it."""
 
     def growth(mechanism):
         def worker(x):

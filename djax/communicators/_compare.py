@@ -53,9 +53,10 @@ def call_in_order(comm: MPI.Comm, call: Callable[[], None], after: PyTree) -> No
     """Lets a traced program call a function of the host.
 
     Args:
-      comm: the communicator of the programs. The call waits for the messages that come
-        before it in the program, and those that come later wait for it: XLA would order
-        them in another way on every rank, and each could wait for another.
+      comm: the communicator of the programs. The call is made after the messages that
+        come before it in the program, and before those that come after it. XLA could
+        otherwise order them differently on each rank, and two ranks wait for each
+        other.
       call: the function, which may raise.
       after: arrays that have to be there before.
     """
@@ -69,7 +70,7 @@ def call_in_order(comm: MPI.Comm, call: Callable[[], None], after: PyTree) -> No
         return np.zeros((), np.uint8)
 
     def in_line(x):
-        """A message to oneself, which has its place among the messages to others."""
+        """Sends `x` to this rank itself, in order with the messages to others."""
         me = comm.Get_rank()
         return mpi4jax.sendrecv(
             x, x, source=me, dest=me, sendtag=_TAG, recvtag=_TAG, comm=comm

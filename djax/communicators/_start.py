@@ -125,7 +125,7 @@ def watch(
         return None
     numbers = map(str, (patience, seconds, os.getpid()))
     command = [sys.executable, "-I", "-S", _watch.__file__, doing, *numbers]
-    # Out of reach of the signals that the launcher sends to a rank and its processes.
+    # In a session of its own, as the launcher's signals to a rank would end it.
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 

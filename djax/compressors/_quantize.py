@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from djax import _bits
 from djax._base import Compressor, check_flag, check_real, shared_key, wide
-from djax._split import is_small, split, written
+from djax._split import computed_once, is_small, split
 from djax.topologies._checks import check_integer
 
 
@@ -44,8 +44,8 @@ class QuantizedMessage(NamedTuple):
     """What :func:`quantize` sends.
 
     Attributes:
-      bits: `uint8[ceil(b D / 8)]`, the level of each of the D entries, block after
-        block. A block is a large leaf, or all small ones whose buckets are as wide.
+      bits: `uint8[ceil(b D / 8)]`, the levels of the D entries, block after block. A
+        block is one large leaf, or all small leaves with buckets of the same width.
       scales: for each block, `float[buckets]`, the distance between two levels.
     """
 
@@ -160,15 +160,17 @@ class _Block(NamedTuple):
     width: int
 
     def join(self, leaves: Sequence[jax.Array]) -> jax.Array:
-        """All entries, one leaf after another."""
+        """The entries of its leaves, one leaf after another."""
         return jnp.concatenate([leaves[i].ravel() for i in self.leaves])
 
     def cut(self, flat: jax.Array) -> list[jax.Array]:
         """Undoes :meth:`join`, but for the shapes."""
-        return split(written(flat), self.sizes) if len(self.sizes) > 1 else [flat]
+        if len(self.sizes) == 1:
+            return [flat]
+        return split(computed_once(flat), self.sizes)
 
     def rows(self, flat: jax.Array) -> jax.Array:
-        """The buckets of joined leaves; the last one of each is filled up by zeros."""
+        """The buckets of joined leaves; zeros fill up the last bucket of each leaf."""
         if any(size % self.width for size in self.sizes):
             padded = [
                 jnp.pad(x, (0, -x.size % self.width)) for x in split(flat, self.sizes)
@@ -187,7 +189,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(leaves: Sequence[jax.Array], bucket_size: int) -> list[_Block]:
-    """The small leaves of each width of buckets and dtype, and each large one alone."""
+    """One block for all small leaves of a bucket width and dtype; one a large leaf."""
     blocks: dict[Any, _Block] = {}
     for i, x in enumerate(leaves):
         width = max(1, min(bucket_size, x.size))

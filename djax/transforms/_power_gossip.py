@@ -70,6 +70,9 @@ from ._gossip import add_pull
 from ._graph import check_label, label_of
 from ._products import multiply, product_of
 
+Block = tuple[int, ...]
+"""Numbers of small matrices of one shape, or of one large matrix, among the leaves."""
+
 
 class PowerGossipState(NamedTuple):
     r"""State of :func:`power_gossip`; a worker meets one neighbour a round.
@@ -236,13 +239,14 @@ def power_gossip(
         parities = [(first + t * iterations) % 2 for t in range(1 + iterations % 2)]
         branches = [functools.partial(all_iterations, odd) for odd in parities]
         found = alternate(state.step, range(len(branches)), branches, model, state)
-        corrections, pulls, (left, right) = found
+        corrections, vector_pulls, (left, right) = found
         leaves, treedef = jax.tree.flatten(model)
+        matrix_pulls = {}
         for block, rows in corrections.items():
-            product = functools.partial(
-                product_of, like=leaves[block[0]], rows_axis=rows_axis
-            )
-            pulls |= _apart({block: _each(product, block, 2, 0)(rows)}, 0)
+            like = leaves[block[0]]
+            product = functools.partial(product_of, like=like, rows_axis=rows_axis)
+            matrix_pulls[block] = _each(product, block, 2, 0)(rows)
+        pulls = vector_pulls | _unstacked(matrix_pulls, 0)
         updates = add_pull(updates, _unflatten(treedef, pulls), 1.0)
         return updates, PowerGossipState(left, right, step, label)
 
@@ -250,20 +254,21 @@ def power_gossip(
         """All that travels in one step.
 
         Returns:
-          What the step adds to the blocks of matrices, as rows on the left and on the
-          right, and to each vector, under its number; and the next factors.
+          What the step adds to each block of matrices, as rows on the left and on the
+          right; what it adds to each vector, under its leaf's number in the tree; and
+          the next factors, left and right.
         """
         leaves, treedef = jax.tree.flatten(jax.tree.map(wide, model))
         blocks = _blocks(leaves)
-        matrices = {block: _together(leaves, block, 0) for block in blocks}
+        matrices = {block: _stacked(leaves, block, 0) for block in blocks}
         sides = [treedef.flatten_up_to(side) for side in (state.left, state.right)]
         before = tuple(
-            {block: _together(side, block, 1) for block in blocks} for side in sides
+            {block: _stacked(side, block, 1) for block in blocks} for side in sides
         )
-        flat = {i: x for i, x in enumerate(leaves) if not is_matrix(x)}
-        vectors, cut = join(list(flat.values()))
+        vectors = {i: x for i, x in enumerate(leaves) if not is_matrix(x)}
+        joined, cut = join(list(vectors.values()))
         number = first + state.step * iterations
-        change, pulls, factors = iteration(odd, number, matrices, before, {}, vectors)
+        change, pulls, factors = iteration(odd, number, matrices, before, {}, joined)
         corrections = jax.tree.map(lambda x: x[None], change)
         if iterations > 1:
 
@@ -298,13 +303,9 @@ def power_gossip(
                 (optax.tree.zeros_like(corrections), before),
                 (corrections, factors),
             )
-        pulls = dict(zip(flat, cut(pulls), strict=True))
-        left, right = (_apart(side, 1) for side in factors)
-        return (
-            corrections,
-            pulls,
-            (_unflatten(treedef, left), _unflatten(treedef, right)),
-        )
+        vector_pulls = dict(zip(vectors, cut(pulls), strict=True))
+        after = tuple(_unflatten(treedef, _unstacked(side, 1)) for side in factors)
+        return corrections, vector_pulls, after
 
     def iteration(odd, number, matrices, factors, corrections, vectors):
         """One exchange.
@@ -315,7 +316,7 @@ def power_gossip(
           matrices: the model's in blocks, before the first iteration of the step.
           factors: of the differences, left and right.
           corrections: what the step's iterations so far have added to each block.
-          vectors: what else is to be sent.
+          vectors: what else is to be sent, a list of arrays.
 
         Returns:
           What it adds to the blocks, as rows on the left and on the right, and to the
@@ -356,7 +357,7 @@ def power_gossip(
                 for i in block
             }
             drawn = random_factors(dict(sorted(shapes.items())), number)
-            products = {block: _together(drawn, block, 1) for block in products}
+            products = {block: _stacked(drawn, block, 1) for block in products}
         if odd:
             return change, pulls, (keep(products, left), keep(bases, right))
         return change, pulls, (keep(bases, left), keep(products, right))
@@ -428,12 +429,8 @@ def _joined(leaves: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate(flat)
 
 
-Block = tuple[int, ...]
-"""Numbers, in the tree, of matrices of one shape that are multiplied together."""
-
-
 def _blocks(leaves: Sequence[jax.Array]) -> list[Block]:
-    """The small matrices of each shape and dtype, and each large one alone."""
+    """One block for all small matrices of a shape and dtype; one a large matrix."""
     blocks: dict[Any, list[int]] = {}
     for i, x in enumerate(leaves):
         if is_matrix(x):
@@ -441,15 +438,15 @@ def _blocks(leaves: Sequence[jax.Array]) -> list[Block]:
     return [tuple(block) for block in blocks.values()]
 
 
-def _together(some: Any, block: Block, axis: int) -> jax.Array:
-    """The arrays of a block, along a new axis if there are several."""
+def _stacked(some: Any, block: Block, axis: int) -> jax.Array:
+    """The arrays of a block's matrices, along a new axis if there are several."""
     if len(block) == 1:
         return some[block[0]]
     return jnp.stack([some[i] for i in block], axis)
 
 
-def _apart(blocks: dict[Block, jax.Array], axis: int) -> dict[int, jax.Array]:
-    """Undoes :func:`_together`: the array of each matrix, under its number."""
+def _unstacked(blocks: dict[Block, jax.Array], axis: int) -> dict[int, jax.Array]:
+    """Undoes :func:`_stacked`: the array of each matrix, under its number."""
     found = {}
     for block, x in blocks.items():
         if len(block) == 1:
@@ -461,7 +458,7 @@ def _apart(blocks: dict[Block, jax.Array], axis: int) -> dict[int, jax.Array]:
 
 
 def _each(fn: Callable, block: Block, in_axes: Any, out_axes: int) -> Callable:
-    """A function of one matrix, made one of all matrices of a block."""
+    """Makes a function of one matrix a function of all matrices of a block."""
     return fn if len(block) == 1 else jax.vmap(fn, in_axes, out_axes)
 
 

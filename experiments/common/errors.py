@@ -110,7 +110,7 @@ def exit_together(
 
 
 def all_come(patience: float) -> bool:
-    """Waits for all ranks; whether they come here within `patience` seconds."""
+    """Returns whether all ranks come here within `patience` seconds; waits for them."""
     if (communicators.launcher_size() or 1) == 1:
         return True
     try:

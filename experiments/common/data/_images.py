@@ -17,8 +17,8 @@ from ._mock import mock_images
 
 DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
 DIGITS_ORDER = pathlib.Path(__file__).parent / "digits_order.npy"
-"""The order of the digits that scikit-learn's `train_test_split` draws with the seed 0;
-the last 360 are held out."""
+"""Numbers of the digits in the order in which scikit-learn's `train_test_split` draws
+them, stratified and with the seed 0. The last 360 are held out."""
 
 
 def digits(options: DataOptions) -> Dataset:
