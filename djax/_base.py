@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, get_args
 
@@ -552,65 +551,3 @@ def wide(x: jax.Array) -> jax.Array:
         raise TypeError(f"only floats can be averaged, got {jnp.result_type(x)}.")
     x = jnp.asarray(x)
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
-
-
-def alternate(
-    step: ArrayLike,
-    schedule: Sequence[int],
-    branches: Sequence[Callable[..., PyTree]],
-    *operands: PyTree,
-) -> PyTree:
-    """Returns `branches[schedule[step % len(schedule)]](*operands)`.
-
-    Mechanisms that alternate go through here, so that `djax.communication_cost` can
-    weigh what each branch sends by how often it is taken.
-
-    In simulation each worker has a counter of its own along a `vmap` axis. Given a
-    branch index per worker, JAX would compute all branches and select afterwards.
-    Workers that exchange messages within a branch must all take it, so that the index
-    is made one value along the axes of those messages. Along other axes, such as that
-    of a sweep over hyper-parameters, counters may differ.
-
-    Args:
-      step: `int32[]`, the same on every worker.
-      schedule: which branch the steps of one period take.
-      branches: functions with results of the same shapes and dtypes.
-      *operands: their arguments.
-    """
-    from . import accounting  # It needs this module.
-
-    if (counter := accounting.counter()) is not None:
-        return counter.alternate(schedule, branches, operands)
-    if len(set(schedule)) == 1:  # There is nothing to choose.
-        return branches[schedule[0]](*operands)
-    position = jnp.asarray(step) % len(schedule)
-    index = jnp.asarray(np.asarray(schedule, np.int32))[position]
-    # Traced once: what a branch says while it is traced is said once.
-    trace = functools.partial(jax.make_jaxpr, return_shape=True)
-    traced = [trace(branch)(*operands) for branch in branches]
-    for axis_name in _simulated_axes([program for program, _ in traced]):
-        index = jax.lax.pmax(index, axis_name)
-    functions = [_evaluate(program, shapes) for program, shapes in traced]
-    return jax.lax.switch(index, functions, *operands)
-
-
-def _evaluate(program: Any, shapes: PyTree) -> Callable[..., PyTree]:
-    """The function that was traced to a program with results of these shapes."""
-    treedef, flat = jax.tree.structure(shapes), jax.extend.core.jaxpr_as_fun(program)
-
-    def function(*operands):
-        return jax.tree.unflatten(treedef, flat(*jax.tree.leaves(operands)))
-
-    return function
-
-
-def _simulated_axes(programs: Sequence[Any]) -> list[Any]:
-    """The `vmap` axes along which traced programs exchange something.
-
-    The axes of a mesh are left out, since a worker with a device of its own takes one
-    branch anyway.
-    """
-    effects = [effect for program in programs for effect in program.effects]
-    # The class of the effect of talking along an axis is public by its name only.
-    names = {e.name for e in effects if type(e).__name__ == "NamedAxisEffect"}
-    return sorted(names - set(jax.sharding.get_abstract_mesh().manual_axes), key=str)

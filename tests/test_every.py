@@ -37,18 +37,19 @@ def step_of(mechanism):
     return step
 
 
-def branches_taken(jaxpr):
-    """Numbers of branches of the program's conditionals that remain conditionals."""
+def waiting_loops(jaxpr):
+    """For each loop that may have no iteration: whether all workers share its flag."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "cond":
-            yield len(equation.params["branches"])
+        if equation.primitive.name == "while":
+            # Of a flag for each worker, the condition is whether any is set.
+            yield not equation.params["cond_jaxpr"].jaxpr.eqns
         for inner in _jaxprs_in(equation):
-            yield from branches_taken(inner)
+            yield from waiting_loops(inner)
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_a_step_without_communication_takes_its_own_branch(name):
-    """Of a counter for each worker, XLA would compute both branches in every step."""
+def test_a_step_without_communication_computes_nothing(name):
+    """With a flag for each worker, XLA would communicate in every step, and select."""
     mechanism = djax.every(5, MECHANISMS[name])
 
     def worker(params, state):
@@ -59,7 +60,8 @@ def test_a_step_without_communication_takes_its_own_branch(name):
 
     state = WORKERS.spmd(mechanism.init)(PARAMS)
     program = jax.jit(WORKERS.spmd(worker)).trace(PARAMS, state)
-    assert 2 in branches_taken(program.jaxpr.jaxpr)
+    loops = list(waiting_loops(program.jaxpr.jaxpr))
+    assert loops and all(loops)
     (params, _), history = program.lower().compile()(PARAMS, state)
     for t in range(5):
         jax.tree.map(
@@ -96,4 +98,21 @@ def test_a_vmap_of_ones_own_serves_too():
     mechanism = djax.every(5, MECHANISMS["gossip"])
     state = WORKERS.spmd(mechanism.init)(PARAMS)
     mapped = jax.vmap(step_of(mechanism), axis_name=WORKERS.axis_name)
-    assert 2 in branches_taken(jax.make_jaxpr(mapped)(PARAMS, state).jaxpr)
+    loops = list(waiting_loops(jax.make_jaxpr(mapped)(PARAMS, state).jaxpr))
+    assert loops and all(loops)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_it_can_be_differentiated(step):
+    """In both modes; the step that communicates is the second of two."""
+    mechanism = djax.every(2, MECHANISMS["gossip"])
+    state = WORKERS.spmd(mechanism.init)(PARAMS)
+    state = state._replace(step=jnp.full(N, step, jnp.int32))
+
+    def after(b):
+        return WORKERS.spmd(step_of(mechanism))(PARAMS | {"b": b}, state)[0]["b"][:, 0]
+
+    expected = RING.mixing_matrix if step else np.eye(N)
+    for derivative in (jax.jacfwd, jax.jacrev):
+        found = derivative(after)(PARAMS["b"])[:, :, 0]
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._base import alternate, as_transformation, check_static
+from djax._alternate import alternate
+from djax._base import as_transformation, check_static
 from djax._same import around
 from djax.topologies._checks import check_integer
 

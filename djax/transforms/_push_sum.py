@@ -25,10 +25,10 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from djax._alternate import alternate
 from djax._base import (
     Communicator,
     PyTree,
-    alternate,
     check_key,
     check_params,
     check_sizes,
