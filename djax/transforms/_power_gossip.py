@@ -235,40 +235,49 @@ def power_gossip(
         if not topology.rounds:  # There is one worker only.
             return updates, state._replace(step=step)
         model = params if overlap else optax.apply_updates(params, updates)
+        leaves, treedef = jax.tree.flatten(model)
+        # What is put together and cut apart is compiled once, outside of the branches.
+        matrices = {block: _stacked(leaves, block, 0) for block in _blocks(leaves)}
+        sides = [treedef.flatten_up_to(side) for side in (state.left, state.right)]
+        factors = tuple(
+            {block: _stacked(side, block, 1) for block in matrices} for side in sides
+        )
+        vectors = {i: x for i, x in enumerate(leaves) if not is_matrix(x)}
+        joined, cut = join(list(vectors.values()))
         # After an odd number of iterations a step starts from the other side.
         parities = [(first + t * iterations) % 2 for t in range(1 + iterations % 2)]
         branches = [functools.partial(all_iterations, odd) for odd in parities]
-        found = alternate(state.step, range(len(branches)), branches, model, state)
-        corrections, vector_pulls, (left, right) = found
-        leaves, treedef = jax.tree.flatten(model)
+        operands = state.step, matrices, factors, joined
+        found = alternate(state.step, range(len(branches)), branches, *operands)
+        corrections, vector_pulls, factors = found
         matrix_pulls = {}
         for block, rows in corrections.items():
             like = leaves[block[0]]
             product = functools.partial(product_of, like=like, rows_axis=rows_axis)
             matrix_pulls[block] = _each(product, block, 2, 0)(rows)
-        pulls = vector_pulls | _unstacked(matrix_pulls, 0)
+        pulls = dict(zip(vectors, cut(vector_pulls), strict=True))
+        pulls |= _unstacked(matrix_pulls, 0)
         updates = add_pull(updates, _unflatten(treedef, pulls), 1.0)
+        left, right = (_unflatten(treedef, _unstacked(side, 1)) for side in factors)
         return updates, PowerGossipState(left, right, step, label)
 
-    def all_iterations(odd, model, state):
+    def all_iterations(odd, step, matrices, before, vectors):
         """All that travels in one step.
+
+        Args:
+          odd: whether the right factor is the first one to orthogonalize.
+          step: number of updates so far.
+          matrices: the model's, in blocks.
+          before: the factors of the blocks, left and right.
+          vectors: the model's, joined; a list of arrays.
 
         Returns:
           What the step adds to each block of matrices, as rows on the left and on the
-          right; what it adds to each vector, under its leaf's number in the tree; and
-          the next factors, left and right.
+          right; what it adds to the vectors; and the next factors, left and right.
         """
-        leaves, treedef = jax.tree.flatten(jax.tree.map(wide, model))
-        blocks = _blocks(leaves)
-        matrices = {block: _stacked(leaves, block, 0) for block in blocks}
-        sides = [treedef.flatten_up_to(side) for side in (state.left, state.right)]
-        before = tuple(
-            {block: _stacked(side, block, 1) for block in blocks} for side in sides
-        )
-        vectors = {i: x for i, x in enumerate(leaves) if not is_matrix(x)}
-        joined, cut = join(list(vectors.values()))
-        number = first + state.step * iterations
-        change, pulls, factors = iteration(odd, number, matrices, before, {}, joined)
+        matrices, vectors = jax.tree.map(wide, (matrices, vectors))
+        number = first + step * iterations
+        change, pulls, factors = iteration(odd, number, matrices, before, {}, vectors)
         corrections = jax.tree.map(lambda x: x[None], change)
         if iterations > 1:
 
@@ -297,15 +306,13 @@ def power_gossip(
                 carry = move(1 - odd, *carry)
             _, factors, corrections = carry
         if idle_first_step:
-            idle = state.step == 0
+            idle = step == 0
             corrections, factors = optax.tree.where(
                 idle,
                 (optax.tree.zeros_like(corrections), before),
                 (corrections, factors),
             )
-        vector_pulls = dict(zip(vectors, cut(pulls), strict=True))
-        after = tuple(_unflatten(treedef, _unstacked(side, 1)) for side in factors)
-        return corrections, vector_pulls, after
+        return corrections, pulls, factors
 
     def iteration(odd, number, matrices, factors, corrections, vectors):
         """One exchange.
@@ -397,8 +404,9 @@ def power_gossip(
             flat = _normal(
                 jax.random.fold_in(now, jnp.finfo(dtype).bits), edges, sum(sizes), dtype
             )
-            for (name, x), part in zip(some.items(), split(flat, sizes), strict=True):
-                drawn[name] = part.T.reshape(-1, *x.shape)
+            parts = split(flat, sizes, axis=1)
+            for (name, x), part in zip(some.items(), parts, strict=True):
+                drawn[name] = part.reshape(-1, *x.shape)
         return drawn
 
     def peers():
@@ -410,7 +418,7 @@ def power_gossip(
 
 
 def _normal(key: jax.Array, edges: jax.Array, count: int, dtype: Any) -> jax.Array:
-    """Normally distributed numbers for each of the edges, `[count, edges]`."""
+    """Normally distributed numbers for each of the edges, `[edges, count]`."""
 
     def draw(edge):
         return jax.random.normal(jax.random.fold_in(key, edge), (count,), dtype)
@@ -418,7 +426,7 @@ def _normal(key: jax.Array, edges: jax.Array, count: int, dtype: Any) -> jax.Arr
     # XLA computes what is made element by element anew within everything that needs a
     # part of it, and compiles it as often. A loop of two iterations or more ends that.
     looped = jnp.repeat(edges, 2) if edges.size == 1 else edges
-    return jax.lax.map(draw, looped)[: edges.size].T
+    return jax.lax.map(draw, looped)[: edges.size]
 
 
 def _joined(leaves: Sequence[jax.Array]) -> jax.Array:
