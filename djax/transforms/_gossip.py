@@ -197,7 +197,7 @@ def pull_over_rounds(
       nothing can be lost.
     """
     rank = communicator.rank()
-    pull, heard = jax.tree.map(jnp.zeros_like, gap(message)), None
+    pull = heard = None
     for source, everyones in zip(rounds, weights, strict=True):
         weight = jnp.asarray(everyones)[rank]
         arrived = communicator.arrived(source, key)
@@ -206,9 +206,10 @@ def pull_over_rounds(
             weight = jnp.where(arrived, weight, 0)
             found = optax.tree.where(arrived, found, optax.tree.zeros_like(found))
             heard = weight if heard is None else heard + weight
-        pull = jax.tree.map(
-            lambda total, x, w=weight: total + w.astype(total.dtype) * x, pull, found
-        )
+        part = jax.tree.map(lambda x, w=weight: w.astype(x.dtype) * x, found)
+        pull = part if pull is None else jax.tree.map(jnp.add, pull, part)
+    if pull is None:  # There is one worker only.
+        pull = jax.tree.map(jnp.zeros_like, gap(message))
     return pull, heard
 
 
