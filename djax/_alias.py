@@ -5,7 +5,15 @@ from typing import Any
 
 import optax
 
-from ._base import Communicator, Compressor, check_reliable, check_static
+from ._base import (
+    Communicator,
+    Compressor,
+    check_decay,
+    check_flags,
+    check_rate,
+    check_reliable,
+    check_static,
+)
 from .topologies import Schedule, Topology
 from .transforms import (
     all_reduce,
@@ -23,6 +31,16 @@ from .transforms import (
 )
 from .transforms._d2 import check_d2
 from .transforms._relay import Missing
+
+
+def _sgd(name, learning_rate, momentum, nesterov):
+    """`optax.sgd`, whose numbers are checked, which optax does not do."""
+    if not callable(learning_rate):
+        check_rate(f"{name}: learning_rate", learning_rate, zero=True)
+    if momentum is not None:
+        check_decay(f"{name}: momentum", momentum)
+    check_flags(name, nesterov=nesterov)
+    return optax.sgd(learning_rate, momentum, nesterov)
 
 
 def dpsgd(
@@ -62,7 +80,7 @@ def dpsgd(
       <https://arxiv.org/abs/1705.09056>`_, 2017
     """
     return optax.chain(
-        optax.sgd(learning_rate, momentum, nesterov),
+        _sgd("dpsgd", learning_rate, momentum, nesterov),
         gossip(topology, communicator, consensus_rate=consensus_rate, overlap=overlap),
     )
 
@@ -103,7 +121,7 @@ def all_reduce_sgd(
     """
     return optax.chain(
         on_updates(all_reduce(communicator, overlap=overlap)),
-        optax.sgd(learning_rate, momentum, nesterov),
+        _sgd("all_reduce_sgd", learning_rate, momentum, nesterov),
     )
 
 
@@ -150,7 +168,7 @@ def relay_sgd(
       <https://arxiv.org/abs/2110.04175>`_, 2021, Algorithm 1
     """
     averaging = _relay(tree, communicator, missing, overlap)
-    return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
+    return optax.chain(_sgd("relay_sgd", learning_rate, momentum, nesterov), averaging)
 
 
 def relay_sgd_grad(
@@ -191,7 +209,9 @@ def relay_sgd_grad(
     """
     # The latest "model" of averaged updates is zero, and need not be kept.
     averaging = on_updates(_relay(tree, communicator, "latest", overlap))
-    return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
+    return optax.chain(
+        _sgd("relay_sgd_grad", learning_rate, momentum, nesterov), averaging
+    )
 
 
 def _relay(tree, communicator, missing, overlap):
@@ -246,7 +266,7 @@ def d2_sgd(
     averaging = d2(gossip(topology, communicator, consensus_rate=consensus_rate))
     if check:
         check_d2("d2_sgd", topology, consensus_rate)
-    return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
+    return optax.chain(_sgd("d2_sgd", learning_rate, momentum, nesterov), averaging)
 
 
 def exact_diffusion(
@@ -322,7 +342,8 @@ def gradient_tracking_sgd(
     check_reliable("gradient_tracking_sgd", communicator)
     averaging = gossip(topology, communicator, consensus_rate=consensus_rate)
     return optax.chain(
-        optax.sgd(learning_rate, momentum, nesterov), gradient_tracking(averaging)
+        _sgd("gradient_tracking_sgd", learning_rate, momentum, nesterov),
+        gradient_tracking(averaging),
     )
 
 
@@ -365,7 +386,7 @@ def sgp(
     """
     check_static("sgp", rounds=rounds)
     averaging = push_sum(schedule, communicator, rounds=rounds, overlap=overlap)
-    return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
+    return optax.chain(_sgd("sgp", learning_rate, momentum, nesterov), averaging)
 
 
 def power_gossip_sgd(
@@ -418,7 +439,9 @@ def power_gossip_sgd(
         consensus_rate=consensus_rate,
         overlap=overlap,
     )
-    return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
+    return optax.chain(
+        _sgd("power_gossip_sgd", learning_rate, momentum, nesterov), averaging
+    )
 
 
 def choco_sgd(
@@ -461,7 +484,7 @@ def choco_sgd(
     averaging = choco_gossip(
         topology, communicator, compressor, consensus_rate, overlap=overlap
     )
-    return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
+    return optax.chain(_sgd("choco_sgd", learning_rate, momentum, nesterov), averaging)
 
 
 def dcd_psgd(
@@ -497,7 +520,7 @@ def dcd_psgd(
       <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 1
     """
     averaging = dcd(topology, communicator, compressor)
-    return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
+    return optax.chain(_sgd("dcd_psgd", learning_rate, momentum, nesterov), averaging)
 
 
 def ecd_psgd(
@@ -533,4 +556,4 @@ def ecd_psgd(
       <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 2
     """
     averaging = ecd(topology, communicator, compressor)
-    return optax.chain(optax.sgd(learning_rate, momentum, nesterov), averaging)
+    return optax.chain(_sgd("ecd_psgd", learning_rate, momentum, nesterov), averaging)

@@ -12,7 +12,7 @@ PyTree = Any
 def check_arrays(
     function: str, tree: PyTree, *, what: str = "", modules: bool = True
 ) -> None:
-    """Raises TypeError if a leaf of a tree is no array.
+    """Raises TypeError if a leaf is no array, RuntimeError if it has been donated.
 
     Args:
       function: what was called, for the error.
@@ -37,6 +37,15 @@ def check_arrays(
             name = f"{what}{jax.tree_util.keystr(path)}" or "the argument"
             raise TypeError(
                 f"{function}: {name} is {shortened(leaf)}, which is no array. {remedy}"
+            )
+        concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        if concrete and leaf.is_deleted():
+            name = f"{what}{jax.tree_util.keystr(path)}" or "the argument"
+            raise RuntimeError(
+                f"{function}: {name} has been donated: the steps of make_steps, for "
+                "one, take over the memory of the workers that they are given. Go on "
+                "with the workers that they return, or copy what is to be kept before, "
+                "by jax.tree.map(jnp.copy, workers)."
             )
 
 

@@ -13,6 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from ._arrays import check_arrays
+from .topologies import Topology
 from .topologies._checks import describe, is_communicator
 from .topologies._kinds import check_undirected
 
@@ -227,6 +228,17 @@ def check_flag(name: str, value: Any) -> bool:
     raise ValueError(f"{name} must be True or False, got {value!r}.")
 
 
+def check_flags(name: str, **values: Any) -> None:
+    """Raises ValueError unless all values are True or False.
+
+    Args:
+      name: of the mechanism, for the error.
+      **values: its arguments.
+    """
+    for key, value in values.items():
+        check_flag(f"{name}: {key}", value)
+
+
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raises ValueError unless the value is one of those of a `Literal`."""
     if value not in get_args(choices):
@@ -261,9 +273,39 @@ def check_rate(name: str, rate: Any, *, zero: bool = False) -> None:
         )
     if isinstance(rate, jax.core.Tracer):
         return
-    if not (0 < float(rate) < float("inf") or (zero and rate == 0)):
+    if not (0 < float(rate) < float("inf") or (zero and float(rate) == 0)):
         least = "at least 0" if zero else "positive"
         raise ValueError(f"{name} must be {least} and finite, got {rate}.")
+
+
+def check_decay(name: str, decay: Any) -> None:
+    """Raises ValueError unless it is a number from 0 to below 1, or a traced one."""
+    check_rate(name, decay, zero=True)
+    if not isinstance(decay, jax.core.Tracer) and float(decay) >= 1:
+        raise ValueError(f"{name} must be below 1, got {decay}.")
+
+
+def check_consensus_rate(name: str, rate: Any, topology: Topology) -> None:
+    r"""Raises ValueError if models that are averaged at this rate never become equal.
+
+    That is where :math:`1 - \rho (1 - \lambda_{min}) \le -1`: the differences between
+    the workers then swap their signs in each step, and do not shrink. Traced rates,
+    which `optax.inject_hyperparams` passes, cannot be checked.
+
+    Args:
+      name: of the mechanism and the argument, for the error.
+      rate: :math:`\rho`, a number, or an array of shape `()`.
+      topology: the graph and its weights.
+    """
+    check_rate(name, rate)
+    if isinstance(rate, jax.core.Tracer) or float(rate) <= 1 or topology.size == 1:
+        return  # Weights by which a rate of 1 is too large are refused themselves.
+    largest = 2 / (1 - topology.lambda_min)
+    if float(rate) > largest * (1 - 1e-6):
+        raise ValueError(
+            f"{name} must be below {largest:.4g} on {topology!r}, got {rate}: the "
+            "workers' models would never become equal."
+        )
 
 
 def check_params(
@@ -299,143 +341,6 @@ def check_averageable(name: str, tree: PyTree, remedy: str = "") -> None:
                 f"{name} averages floating-point arrays, but params"
                 f"{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}{remedy}."
             )
-
-
-class _Refusal(NamedTuple):
-    """What the mechanisms that are initialized inside of a context may not be."""
-
-    by: str
-    overlap: bool
-    losses: bool
-    needs_every_message: bool
-    old_models: bool
-    uneven_sums: bool
-
-
-_REFUSALS: contextvars.ContextVar[tuple[_Refusal, ...]] = contextvars.ContextVar(
-    "djax_refusals", default=()
-)
-
-
-@contextlib.contextmanager
-def refusing(
-    by: str,
-    *,
-    overlap: bool = False,
-    losses: bool = False,
-    needs_every_message: bool = False,
-    old_models: bool = False,
-    uneven_sums: bool = False,
-) -> Iterator[None]:
-    """Refuses mechanisms with these properties that are initialized inside.
-
-    A mechanism is an opaque pair of functions, possibly wrapped several times: only
-    its own `init` knows the mechanism's properties, and states them by
-    :func:`state_facts`. Contexts may be nested; all of them count.
-
-    Args:
-      by: who refuses them, for the error.
-      overlap: refuse those that average the parameters without this step's updates.
-      losses: refuse those whose communicator loses messages.
-      needs_every_message: refuse those that cannot go on without a message.
-      old_models: refuse those that average models of several steps.
-      uneven_sums: refuse those whose averages over all steps do not add up to what went
-        in.
-    """
-    refusal = _Refusal(
-        by, overlap, losses, needs_every_message, old_models, uneven_sums
-    )
-    token = _REFUSALS.set((*_REFUSALS.get(), refusal))
-    try:
-        yield
-    finally:
-        _REFUSALS.reset(token)
-
-
-def state_facts(
-    mechanism: str,
-    communicator: Communicator | None = None,
-    *,
-    overlap: bool = False,
-    needs_every_message: bool = False,
-    without_overlap: str | None = None,
-    old_models: bool = False,
-    uneven_sums: str | None = None,
-) -> None:
-    """States the properties of a mechanism that is being initialized.
-
-    Args:
-      mechanism: its name, for errors.
-      communicator: how its messages travel; None for a correction, which sends nothing
-        itself.
-      overlap: whether it averages the parameters without this step's updates.
-      needs_every_message: whether it cannot go on without a message.
-      without_overlap: the remedy for an overlap, by default to switch it off.
-      old_models: whether it averages models of several steps.
-      uneven_sums: the option by which its averages over all steps do not add up to what
-        went in, and the remedy; None if they do.
-
-    Raises:
-      ValueError: inside of a :func:`refusing` that refuses one of them.
-    """
-    probability = getattr(communicator, "drop_probability", 0.0)
-    for refusal in _REFUSALS.get():
-        by = refusal.by
-        if overlap and refusal.overlap:
-            raise ValueError(
-                f"{by} needs the average of this step's updated parameters: "
-                f"{without_overlap or f'use {mechanism} without overlap=True'}."
-            )
-        if probability > 0 and refusal.losses:
-            raise ValueError(
-                f"{by} needs every message, but the communicator of {mechanism} loses "
-                f"{probability:.3g} of them: make it without drop_probability, or use "
-                f"{mechanism} without {by}."
-            )
-        if needs_every_message and refusal.needs_every_message:
-            raise ValueError(
-                f"{by} lets workers go on without a message that is not finite, but "
-                f"{mechanism} needs every message: use gossip, relay or push_sum."
-            )
-        if old_models and refusal.old_models:
-            raise ValueError(
-                f"{by} needs the average of this step's models, but {mechanism} "
-                "averages older ones too, with which it diverges: use gossip, or "
-                f"gradient_tracking in place of {by}."
-            )
-        if uneven_sums is not None and refusal.uneven_sums:
-            raise ValueError(
-                f"{by} ends at a wrong point with {mechanism}, {uneven_sums}."
-            )
-
-
-_DEALT_OUT: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "djax_dealt_out", default=False
-)
-
-
-@contextlib.contextmanager
-def dealing_out() -> Iterator[None]:
-    """Tells mechanisms that are initialized inside that matrices were cut to vectors.
-
-    Only a mechanism knows whether it compresses matrices; without any it would silently
-    send everything.
-    """
-    token = _DEALT_OUT.set(True)
-    try:
-        yield
-    finally:
-        _DEALT_OUT.reset(token)
-
-
-def check_not_dealt_out(name: str) -> None:
-    """Raises ValueError inside of :func:`dealing_out`; `name` compresses matrices."""
-    if _DEALT_OUT.get():
-        raise ValueError(
-            f"{name} compresses matrices, but djax.interleave deals out their single "
-            f"coordinates, so that it would send everything: use {name} without "
-            "interleave."
-        )
 
 
 def check_static(name: str, **values: Any) -> None:
@@ -475,7 +380,8 @@ def check_key(name: str, key: Any) -> None:
         return
     if isinstance(key, (jax.Array, np.ndarray)):
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if key.ndim == 0 if typed else key.ndim == 1 and key.dtype == jnp.uint32:
+        raw = key.dtype == jnp.uint32 and key.shape in ((2,), (4,))
+        if key.ndim == 0 if typed else raw:
             return
     raise TypeError(
         f"{name}: key must be a single PRNG key such as jax.random.key(0), got {key!r}."
@@ -500,7 +406,8 @@ def shared_key(name: str, key: jax.Array | None) -> jax.Array:
     if key is None:
         return jax.random.key(0, impl="threefry2x32")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+        impl = "threefry2x32" if key.shape == (2,) else "rbg"
+        key = jax.random.wrap_key_data(key, impl=impl)
     if "rbg" in str(jax.random.key_impl(key)):
         raise ValueError(
             f"{name}: draws of the key {key} differ between workers under vmap; make "

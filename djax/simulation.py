@@ -22,7 +22,14 @@ import numpy as np
 import optax
 
 from ._arrays import check_arrays
-from ._base import Communicator, PyTree, as_transformation, check_choice, refusing
+from ._base import (
+    Communicator,
+    PyTree,
+    as_transformation,
+    check_choice,
+    check_flags,
+)
+from ._facts import refusing
 from ._gradient_fn import GradientFn as GradientFn
 from ._gradient_fn import check_gradients, check_signature, check_unchanged
 from ._nonfinite import NonFinite, all_finite, flaw, make_check, without_step
@@ -145,6 +152,7 @@ def make_steps(
       [2. 2.] (2, 9)
     """
     check_choice("nonfinite", nonfinite, NonFinite)
+    check_flags("make_steps", dispatch=dispatch)
     optimizer = as_transformation("make_steps", optimizer)
     check_communicator("make_steps", communicator)
     check_signature("make_steps", gradient_fn)
@@ -161,7 +169,7 @@ def make_steps(
 
     def steps(workers: Workers, batches: PyTree) -> tuple[Workers, PyTree]:
         nonlocal mechanisms_fit
-        _check_not_donated(workers)
+        _check_workers(workers)
         _check_axes(workers, batches, communicator)
         if not mechanisms_fit:
             _check_isolation(optimizer, communicator, workers.params)
@@ -275,23 +283,20 @@ def _dispatched(worker: _Worker, communicator: Communicator) -> StepsFn:
     return steps
 
 
-def _check_not_donated(workers: Workers) -> None:
-    """Raises RuntimeError if the workers' memory has been given to others."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(workers):
-        if isinstance(leaf, jax.Array) and leaf.is_deleted():
-            raise RuntimeError(
-                f"steps: workers{jax.tree_util.keystr(path)} has been donated: what "
-                "make_steps returns takes over the memory of the workers that it is "
-                "given. Go on with the workers that it returned; to keep others, copy "
-                "them before by jax.tree.map(jnp.copy, workers)."
-            )
+def _check_workers(workers: Any) -> None:
+    """Raises TypeError unless they are workers, RuntimeError if they were donated."""
+    if not isinstance(workers, Workers):
+        raise TypeError(
+            f"steps needs the workers that init_workers returns, got {type(workers)}."
+        )
+    check_arrays("steps", workers, what="workers")
 
 
 def _check_isolation(
     optimizer: optax.GradientTransformation, communicator: Communicator, params: PyTree
 ) -> None:
     """Raises ValueError if a mechanism cannot do without the messages of a worker."""
-    with refusing("make_steps(nonfinite='isolate')", needs_every_message=True):
+    with refusing("make_steps(nonfinite='isolate')", "needs_every_message"):
         jax.eval_shape(communicator.spmd(optimizer.init), params)
 
 

@@ -36,6 +36,7 @@ from .common import (
     checkpoints,
     errors,
     optimizers,
+    options,
     partition,
     report,
     runtime,
@@ -97,7 +98,7 @@ class Run:
         base = optimizers.scale_linearly(config.base, size * config.batch_size)
         self.config = config = dataclasses.replace(config, base=base)
         self.epochs = self.task.epochs if config.epochs is None else config.epochs
-        self.steps = self.epochs * self.task.steps_per_epoch
+        self.steps = self._count_steps(size)
         algorithm = config.averaging.algorithm
         errors.lookup(
             "--algorithm", algorithm, [*algorithms.ALGORITHMS, *asynchronous.ALGORITHMS]
@@ -146,6 +147,17 @@ class Run:
             return self.job.train(self.params, evaluations, report, advance)
         except trainer.Diverged as error:
             raise trainer.Diverged(f"{error} {self._remedy()}") from error
+
+    def _count_steps(self, size: int) -> int:
+        """Of a worker; raises UsageError if integers of 32 bits do not hold all's."""
+        steps = self.epochs * self.task.steps_per_epoch
+        if size * steps >= 2**31:
+            raise UsageError(
+                f"--epochs {self.epochs} of {self.task.steps_per_epoch} steps each are "
+                f"too many for {size} workers, who can count up to {2**31 - 1} steps "
+                "together: lower --epochs or --steps-per-epoch."
+            )
+        return steps
 
     def _remedy(self) -> str:
         """What to try after a divergence, of the options that the algorithm has."""
@@ -378,7 +390,7 @@ def run_once(arguments: Sequence[str] | None = None) -> trainer.Outcome:
     run: Run | None = None
     try:
         config = parse(arguments)
-        with errors.one_line_errors(Exception):
+        with errors.one_line_errors(Exception), options.said_as_options():
             run = Run(config)
         with errors.one_line_errors(CheckpointError, OSError):
             outcome = execute(run)

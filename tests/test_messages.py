@@ -12,7 +12,7 @@ from conformance import directed
 
 import djax
 from djax import communicators, topologies
-from djax._base import refusing
+from djax._facts import refusing
 
 SIZE, SICK = 6, 2
 OTHERS = [i for i in range(SIZE) if i != SICK]
@@ -171,9 +171,9 @@ def test_who_needs_every_message_can_be_refused(name):
     """Whoever lets a broken worker be isolated learns who cannot bear that."""
     ring, c = topologies.ring(4), communicators.simulated(4)
     mechanism = NEEDY[name](ring, c, djax.compressors.identity())
-    chain = optax.chain(optax.sgd(0.1), djax.every(2, mechanism))
+    chain = optax.chain(optax.sgd(0.1), djax.interleave([mechanism]))
     with (
-        refusing("the caller", needs_every_message=True),
+        refusing("the caller", "needs_every_message"),
         pytest.raises(ValueError, match=rf"the caller.*but {name} needs every message"),
     ):
         jax.eval_shape(c.spmd(chain.init), jnp.zeros((4, 3)))
@@ -183,9 +183,9 @@ def test_who_needs_every_message_can_be_refused(name):
 @pytest.mark.parametrize("name", ROBUST)
 def test_who_can_do_without_a_message_is_welcome(name):
     c = communicators.simulated(SIZE)
-    with refusing("the caller", needs_every_message=True):
+    with refusing("the caller", "needs_every_message"):
         jax.eval_shape(c.spmd(ROBUST[name](c).init), jnp.zeros((SIZE, 3)))
-    with refusing("the caller", needs_every_message=True), refusing("another"):
+    with refusing("the caller", "needs_every_message"), refusing("another"):
         jax.eval_shape(c.spmd(ROBUST[name](c).init), jnp.zeros((SIZE, 3)))
 
 

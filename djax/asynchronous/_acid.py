@@ -45,6 +45,7 @@ from djax._base import (
     check_rate,
     wide,
 )
+from djax._facts import refusing
 
 from ._constants import AcidConstants, Asked, asked_of
 
@@ -175,7 +176,8 @@ def _make_acid(
 
     def init_fn(params):
         _check_params("acid", params)
-        return AcidState(jax.tree.map(jnp.copy, params), base.init(params))
+        with refusing("acid", "mechanism"):
+            return AcidState(jax.tree.map(jnp.copy, params), base.init(params))
 
     def mix_fn(params, state, elapsed):
         _check_elapsed(elapsed)
@@ -253,7 +255,8 @@ def _make_adpsgd(base: optax.GradientTransformation) -> EventTransformation:
     base = optax.with_extra_args_support(base)
 
     def init_fn(params):
-        return ADPSGDState(base.init(_check_params("adpsgd", params)))
+        with refusing("adpsgd", "mechanism"):
+            return ADPSGDState(base.init(_check_params("adpsgd", params)))
 
     def mix_fn(params, state, elapsed):
         _check_elapsed(elapsed)

@@ -273,7 +273,7 @@ def _durations(
     if variation == 0:
         return np.full(count, 1 / speed)
     rng = np.random.default_rng((seed, _CLOCKS, worker))
-    shape = variation**-2
+    shape = float(variation) ** -2  # NumPy has no negative powers of integers.
     return rng.standard_gamma(shape, count) / (shape * speed)
 
 

@@ -48,7 +48,7 @@ def simulated(
       A communicator whose `spmd` is a `jax.vmap`.
 
     Raises:
-      ValueError: if `size` or `drop_probability` is out of range.
+      ValueError: if an argument is no such number, or out of range.
 
     Examples:
       >>> import djax, jax.numpy as jnp
@@ -57,9 +57,9 @@ def simulated(
       >>> print(shift(jnp.asarray([10, 11, 12])))
       [12 10 11]
     """
-    _check_size(size)
-    _common.check_losses(drop_probability, drop_seed)
-    return SimulatedCommunicator(size, axis_name, drop_probability, drop_seed)
+    size = _common.check_size("simulated", size)
+    losses = _common.check_losses("simulated", drop_probability, drop_seed)
+    return SimulatedCommunicator(size, axis_name, *losses)
 
 
 def mesh(
@@ -89,8 +89,8 @@ def mesh(
     Raises:
       ValueError: if there are not enough devices, or an argument is out of range.
     """
-    _check_size(size)
-    _common.check_losses(drop_probability, drop_seed)
+    size = _common.check_size("mesh", size)
+    losses = _common.check_losses("mesh", drop_probability, drop_seed)
     devices = tuple(jax.devices() if devices is None else devices)
     if len(devices) < size:
         raise ValueError(
@@ -99,9 +99,7 @@ def mesh(
             f"--xla_force_host_platform_device_count={size} before starting Python, "
             "or use communicators.simulated."
         )
-    return MeshCommunicator(
-        size, axis_name, drop_probability, drop_seed, devices[:size]
-    )
+    return MeshCommunicator(size, axis_name, *losses, devices[:size])
 
 
 def mpi(
@@ -146,9 +144,9 @@ def mpi(
       ImportError: if mpi4py or mpi4jax is missing.
       RuntimeError: if the launcher belongs to another MPI than mpi4py, if JAX already
         holds several GPUs, or if a rank does not call it in time.
-      ValueError: if `drop_probability` or an environment variable is out of range.
+      ValueError: if an argument or an environment variable is out of range.
     """
-    _common.check_losses(drop_probability, drop_seed)
+    losses = _common.check_losses("mpi", drop_probability, drop_seed)
     try:
         MPI = _start.start_mpi()
 
@@ -170,7 +168,7 @@ def mpi(
     _launch.prepare(world)
     if world.size > 1:
         _end.end_together(world)
-    return MPICommunicator(comm.Dup(), comm.Dup(), drop_probability, drop_seed)
+    return MPICommunicator(comm.Dup(), comm.Dup(), *losses)
 
 
 @functools.cache
@@ -181,8 +179,3 @@ def _warn_of_one_rank() -> None:
         "mpi4py.MPI.COMM_WORLD if one is meant.",
         stacklevel=3,
     )
-
-
-def _check_size(size: int) -> None:
-    if size < 1:
-        raise ValueError(f"the number of workers must be at least 1, got {size}.")

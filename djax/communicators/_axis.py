@@ -125,6 +125,7 @@ class SimulatedCommunicator(_AxisCommunicator):
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """See :class:`djax.Communicator`."""
+        _common.check_function(fn)
 
         @functools.wraps(fn)
         def all_workers(*args, **kwargs):
@@ -178,6 +179,7 @@ class MeshCommunicator(_AxisCommunicator):
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """See :class:`djax.Communicator`."""
+        _common.check_function(fn)
 
         def one_worker(args, kwargs):
             args, kwargs = jax.tree.map(lambda x: x[0], (args, kwargs))

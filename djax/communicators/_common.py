@@ -10,14 +10,66 @@ import numpy as np
 
 from djax._arrays import is_array, shortened
 from djax._base import PyTree, threefry
+from djax.topologies._checks import check_integer, describe
 
 
-def check_losses(drop_probability: float, drop_seed: int) -> None:
-    """Raises ValueError unless some messages can come through."""
-    if not 0 <= drop_probability < 1:
-        raise ValueError(f"drop_probability must be in [0, 1), got {drop_probability}.")
-    if not 0 <= drop_seed < 2**32:
-        raise ValueError(f"drop_seed must be in [0, 2**32), got {drop_seed}.")
+def check_size(name: str, size: Any) -> int:
+    """Returns a number of workers as an `int`, or raises ValueError.
+
+    Args:
+      name: of the communicator's maker.
+      size: its first argument.
+    """
+    try:
+        return check_integer(size, f"{name}: size")
+    except ValueError as error:
+        remedy = f"pass the number of workers, as in {name}(8)"
+        if not is_array(size) and isinstance(getattr(size, "size", None), int):
+            remedy = f"pass its size, as in {name}({size.size})"
+        raise ValueError(
+            f"{name}: size must be an integer of at least 1, got {describe(size)}; "
+            f"{remedy}."
+        ) from error
+
+
+def check_losses(name: str, drop_probability: Any, drop_seed: Any) -> tuple[float, int]:
+    """Returns both as Python numbers, or raises ValueError, which names the argument.
+
+    Args:
+      name: of the communicator's maker.
+      drop_probability: one number in [0, 1).
+      drop_seed: an integer that `jax.random.fold_in` takes.
+    """
+    if not (_is_real(drop_probability) and 0 <= drop_probability < 1):
+        raise ValueError(
+            f"{name}: drop_probability must be one number in [0, 1), known before "
+            f"programs are compiled, got {describe(drop_probability)}; 0.0 loses no "
+            "message."
+        )
+    seed = check_integer(drop_seed, f"{name}: drop_seed", minimum=0)
+    if seed >= 2**32:
+        raise ValueError(f"{name}: drop_seed must be below 2**32, got {seed}.")
+    return float(drop_probability), seed
+
+
+def _is_real(value: Any) -> bool:
+    """Whether it is one real number whose value is known."""
+    if isinstance(value, (bool, jax.core.Tracer)):
+        return False
+    if isinstance(value, (int, float)):
+        return True
+    if not isinstance(value, (np.number, np.ndarray, jax.Array)) or np.ndim(value):
+        return False
+    return any(jnp.issubdtype(value.dtype, x) for x in (jnp.floating, jnp.integer))
+
+
+def check_function(fn: Any) -> None:
+    """Raises TypeError unless `spmd` was given a function."""
+    if not callable(fn):
+        raise TypeError(
+            f"spmd needs the function that one worker runs, got {describe(fn)}: pass "
+            "the function itself, as in communicator.spmd(step)(params)."
+        )
 
 
 def arrived(
@@ -116,8 +168,15 @@ def check_one_each(function: str, values: Any, count: int) -> list[Any]:
 
 
 def check_permutation(source: Sequence[int], size: int) -> None:
-    """Raises ValueError unless `source` names every worker once."""
-    if sorted(source) != list(range(size)):
+    """Raises unless `source` names every worker once."""
+    try:
+        named = sorted(source)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"permute: source must be a sequence of {size} ranks, for each worker the "
+            f"one that it receives from, got {describe(source)}."
+        ) from error
+    if named != list(range(size)):
         raise ValueError(
             f"permute: source must be a permutation of range({size}), got "
             f"{tuple(source)}; a worker that stays silent is its own source."

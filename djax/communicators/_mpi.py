@@ -94,6 +94,7 @@ class MPICommunicator:
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """See :class:`djax.Communicator`."""
+        _common.check_function(fn)
 
         @functools.wraps(fn)
         def this_worker(*args, **kwargs):

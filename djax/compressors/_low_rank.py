@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import Compressor, PyTree, check_not_dealt_out, wide
+from djax._base import Compressor, PyTree, wide
+from djax._facts import check_not_dealt_out
 from djax._matrix import (
     as_matrix,
     check_axis,

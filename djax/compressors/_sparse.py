@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._base import PyTree
+from djax._facts import check_not_dealt_out
 from djax._matrix import check_axis, check_rows_axis, is_matrix, matrix_shape
 from djax.topologies._checks import check_integer
 
@@ -32,9 +33,14 @@ def count_fn(
     if rank is not None:
         check_integer(rank, f"{name}: rank")
         check_axis(name, rows_axis)
+
+        def check_matrices(params):
+            check_rows_axis(name, params, rows_axis)
+            check_not_dealt_out(f"{name}(rank=...)")
+
         return (
             lambda x: _like_rank(x, rank, rows_axis),
-            lambda params: check_rows_axis(name, params, rows_axis),
+            check_matrices,
         )
     assert fraction is not None
     is_number = isinstance(fraction, (int, float, np.number, jax.Array))

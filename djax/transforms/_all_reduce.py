@@ -9,10 +9,11 @@ import optax
 from djax._base import (
     Communicator,
     check_communicator,
+    check_flags,
     check_params,
-    state_facts,
     wide,
 )
+from djax._facts import state_facts
 from djax._same import check_same
 
 
@@ -62,6 +63,7 @@ def all_reduce(
       <https://arxiv.org/abs/2110.04175>`_, 2021, the baseline "all-reduce"
     """
     check_communicator("all_reduce", communicator)
+    check_flags("all_reduce", overlap=overlap)
 
     def init_fn(params):
         check_params("all_reduce", params)

@@ -25,19 +25,20 @@ from djax._base import (
     Compressor,
     PyTree,
     add,
+    check_consensus_rate,
+    check_flags,
     check_params,
-    check_rate,
     check_reliable,
     check_topology,
-    state_facts,
 )
 from djax._codes import check_contraction
+from djax._facts import state_facts
 from djax._same import check_same
 from djax.topologies import Topology
 
 from ._compressed import accumulate, exchange, init_compressor, zeros
 from ._gossip import add_pull
-from ._graph import check_label, label_of
+from ._states import check_state, label_of
 
 
 class ChocoState(NamedTuple):
@@ -115,7 +116,8 @@ def choco_gossip(
     check_topology("choco_gossip", topology, communicator)
     check_reliable("choco_gossip", communicator)
     check_contraction("choco_gossip", compressor)
-    check_rate("choco_gossip: consensus_rate", consensus_rate)
+    check_consensus_rate("choco_gossip: consensus_rate", consensus_rate, topology)
+    check_flags("choco_gossip", overlap=overlap)
 
     label = label_of(topology, weights=True)
 
@@ -139,7 +141,16 @@ def choco_gossip(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("choco_gossip", params)
-        check_label("choco_gossip", state.graph, label)
+        check_state(
+            "choco_gossip",
+            state,
+            ChocoState,
+            params,
+            "estimate",
+            "pull",
+            label=label,
+            compressor=compressor,
+        )
         model = params if overlap else optax.apply_updates(params, updates)
         difference = add(model, state.estimate, like=params, sign=-1)
         own, change, compressor_state = exchange(

@@ -23,9 +23,16 @@ import networkx as nx
 import numpy as np
 import optax
 
-from djax._base import add, as_transformation, check_params, refusing, state_facts
+from djax._base import (
+    add,
+    as_transformation,
+    check_params,
+)
+from djax._facts import refusing, state_facts
 from djax._same import around
 from djax.topologies import Topology
+
+from ._states import check_state
 
 # Below it the recursion of D² has an eigenvalue outside of the unit circle.
 SMALLEST_EIGENVALUE = -1 / 3
@@ -53,7 +60,7 @@ def d2(
        \\ c_i &\leftarrow (\text{new } x_i) - x_i - u_i
 
     With :func:`djax.gossip` it converges only if no eigenvalue of the mixing matrix is
-    below -1/3, which :func:`djax.d2_sgd` checks; at half the consensus rate it is exact
+    below -1/3, which `init` checks; at half the consensus rate it is exact
     diffusion, which always converges. It sends what the mechanism sends.
 
     The mechanism has to average nearly exactly: what :func:`djax.power_gossip` of low
@@ -70,7 +77,9 @@ def d2(
 
     Raises:
       ValueError: in `init`, if the mechanism overlaps, loses messages or averages older
-        models.
+        models; if it is :func:`djax.gossip` with an eigenvalue below -1/3,
+        :func:`djax.push_sum` with weights that are not 1, another correction, or an
+        optimizer such as :func:`djax.quasi_global_momentum`.
 
     Examples:
       >>> import djax, optax
@@ -89,14 +98,18 @@ def d2(
 
     def init_fn(params):
         check_params("d2", params)
-        state_facts("d2", needs_every_message=True)
-        refused = {"overlap": True, "losses": True, "old_models": True}
-        with refusing("d2", **refused), around("d2({})"):
+        state_facts("d2", needs_every_message=True, correction=True)
+        refused = ("overlap", "losses", "old_models", "rounded_sums", "optimizer")
+        refusal = refusing(
+            "d2", *refused, "correction", smallest_eigenvalue=SMALLEST_EIGENVALUE
+        )
+        with refusal, around("d2({})"):
             mechanism_state = mechanism.init(params)
         return D2State(jax.tree.map(jnp.zeros_like, params), mechanism_state)
 
     def update_fn(updates, state, params=None, **extra_args):
         params = check_params("d2", params)
+        check_state("d2", state, D2State, params, "correction")
         corrected = add(updates, state.correction, like=updates)
         averaged, mechanism_state = mechanism.update(
             corrected, state.mechanism_state, params, **extra_args

@@ -25,10 +25,10 @@ from djax._base import (
     check_params,
     check_reliable,
     check_topology,
-    state_facts,
     wide,
 )
 from djax._codes import check_unbiased
+from djax._facts import state_facts
 from djax._same import check_same
 from djax.topologies import Topology
 
@@ -40,7 +40,7 @@ from ._compressed import (
     move,
     start_of,
 )
-from ._graph import check_label, label_of
+from ._states import check_state, label_of
 
 
 class DCDState(NamedTuple):
@@ -116,9 +116,8 @@ def dcd(
         state_facts(
             "dcd",
             communicator,
-            overlap=True,
             needs_every_message=True,
-            without_overlap="dcd averages older ones; use gossip",
+            overlap="dcd averages older ones; use gossip",
         )
         check_same(
             "dcd", communicator, params, topology=topology, compressor=compressor
@@ -130,7 +129,16 @@ def dcd(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("dcd", params)
-        check_label("dcd", state.graph, label)
+        check_state(
+            "dcd",
+            state,
+            DCDState,
+            params,
+            "estimate",
+            "pull",
+            label=label,
+            compressor=compressor,
+        )
         wanted = jax.tree.map(
             lambda x, u, p, known: ((wide(x) + wide(u) + p) - known).astype(x.dtype),
             params,

@@ -23,19 +23,21 @@ from djax._base import (
     Communicator,
     Compressor,
     PyTree,
+    check_consensus_rate,
+    check_flags,
     check_params,
-    check_rate,
     check_reliable,
     check_topology,
-    state_facts,
     wide,
 )
 from djax._codes import check_contraction
+from djax._facts import state_facts
 from djax._same import check_same
 from djax.topologies import Topology
 
 from ._compressed import accumulate, exchange, init_compressor, zeros
 from ._gossip import add_pull
+from ._states import check_state
 
 
 class DeepSqueezeState(NamedTuple):
@@ -105,7 +107,8 @@ def deep_squeeze(
     check_topology("deep_squeeze", topology, communicator)
     check_reliable("deep_squeeze", communicator)
     check_contraction("deep_squeeze", compressor)
-    check_rate("deep_squeeze: consensus_rate", consensus_rate)
+    check_consensus_rate("deep_squeeze: consensus_rate", consensus_rate, topology)
+    check_flags("deep_squeeze", overlap=overlap)
 
     def init_fn(params):
         check_params("deep_squeeze", params)
@@ -127,6 +130,14 @@ def deep_squeeze(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("deep_squeeze", params)
+        check_state(
+            "deep_squeeze",
+            state,
+            DeepSqueezeState,
+            params,
+            "error",
+            compressor=compressor,
+        )
         model = params if overlap else optax.apply_updates(params, updates)
         compensated = accumulate(state.error, model)
         own, pull, compressor_state = exchange(

@@ -29,10 +29,10 @@ from djax._base import (
     check_params,
     check_reliable,
     check_topology,
-    state_facts,
     wide,
 )
 from djax._codes import check_unbiased
+from djax._facts import state_facts
 from djax._same import check_same
 from djax.topologies import Topology
 
@@ -44,7 +44,7 @@ from ._compressed import (
     move,
     start_of,
 )
-from ._graph import check_label, label_of
+from ._states import check_state, label_of
 
 
 class ECDState(NamedTuple):
@@ -116,9 +116,8 @@ def ecd(
         state_facts(
             "ecd",
             communicator,
-            overlap=True,
             needs_every_message=True,
-            without_overlap="ecd averages older ones; use gossip",
+            overlap="ecd averages older ones; use gossip",
         )
         check_same(
             "ecd", communicator, params, topology=topology, compressor=compressor
@@ -131,7 +130,16 @@ def ecd(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("ecd", params)
-        check_label("ecd", state.graph, label)
+        check_state(
+            "ecd",
+            state,
+            ECDState,
+            params,
+            "average",
+            "model",
+            label=label,
+            compressor=compressor,
+        )
         step = optax.safe_increment(state.step)
         model = jax.tree.map(
             lambda average, u, x, before: average + wide(u) + (wide(x) - before),

@@ -8,8 +8,11 @@ from jax.typing import ArrayLike
 
 from djax._alternate import alternate
 from djax._base import as_transformation, check_static
+from djax._facts import refusing
 from djax._same import around
 from djax.topologies._checks import check_integer
+
+from ._states import check_state
 
 
 class EveryState(NamedTuple):
@@ -42,7 +45,9 @@ def every(
       A :class:`optax.GradientTransformationExtraArgs` with an :class:`EveryState`.
 
     Raises:
-      ValueError: if `k` is not a positive integer.
+      ValueError: if `k` is not a positive integer; in `init`, if the mechanism is
+        :func:`djax.gradient_tracking`, which goes around `every`, or an optimizer such
+        as :func:`djax.quasi_global_momentum`.
 
     Examples:
       >>> import djax, optax
@@ -59,11 +64,14 @@ def every(
     mechanism = as_transformation("every", mechanism)
 
     def init_fn(params):
-        with around(f"every({k}, {{}})"):
+        refused = () if k == 1 else ("optimizer", "every_step")
+        with refusing("every", *refused), around(f"every({k}, {{}})"):
             mechanism_state = mechanism.init(params)
         return EveryState(jnp.zeros((), jnp.int32), mechanism_state)
 
     def update_fn(updates, state, params=None, **extra_args):
+        check_state("every", state, EveryState, params)
+
         def local(updates, mechanism_state):
             return updates, mechanism_state
 

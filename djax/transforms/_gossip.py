@@ -26,16 +26,19 @@ from jax.typing import ArrayLike
 from djax._base import (
     Communicator,
     PyTree,
+    check_consensus_rate,
+    check_flags,
     check_key,
     check_params,
-    check_rate,
     check_topology,
     key_of_step,
-    state_facts,
     wide,
 )
+from djax._facts import state_facts
 from djax._same import check_same
 from djax.topologies import Topology
+
+from ._states import check_state
 
 
 class GossipState(NamedTuple):
@@ -98,7 +101,8 @@ def gossip(
 
     Raises:
       TypeError: if `topology` is none, for example a Schedule, or `key` is no key.
-      ValueError: if the sizes differ or the rate is not positive.
+      ValueError: if the sizes differ, the rate is not positive, or it is so large that
+        the models would never become equal.
 
     Examples:
       >>> import djax, optax
@@ -112,11 +116,19 @@ def gossip(
     """
     check_topology("gossip", topology, communicator)
     check_key("gossip", key)
-    check_rate("gossip: consensus_rate", consensus_rate)
+    check_consensus_rate("gossip: consensus_rate", consensus_rate, topology)
+    check_flags("gossip", overlap=overlap)
 
     def init_fn(params):
         check_params("gossip", params)
-        state_facts("gossip", communicator, overlap=overlap)
+        state_facts(
+            "gossip",
+            communicator,
+            overlap=overlap,
+            smallest_eigenvalue=None
+            if isinstance(consensus_rate, jax.core.Tracer)
+            else lambda: 1 - float(consensus_rate) * (1 - topology.lambda_min),
+        )
         check_same(
             "gossip",
             communicator,
@@ -130,6 +142,7 @@ def gossip(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("gossip", params)
+        check_state("gossip", state, GossipState, params)
         model = params if overlap else optax.apply_updates(params, updates)
         losses = key_of_step(key, state.step)
         pull = pull_to_neighbors(model, topology, communicator, losses)

@@ -20,10 +20,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import add, as_transformation, check_params, refusing, state_facts
+from djax._base import (
+    add,
+    as_transformation,
+    check_params,
+)
+from djax._facts import refusing, state_facts
 from djax._same import around
 
 from ._on_updates import on_updates
+from ._states import check_state
 
 
 class GradientTrackingState(NamedTuple):
@@ -63,7 +69,8 @@ def gradient_tracking(
       :class:`GradientTrackingState`.
 
     Raises:
-      ValueError: in `init`, if the mechanism overlaps or loses messages.
+      ValueError: in `init`, if the mechanism overlaps or loses messages, is another
+        correction, or an optimizer such as :func:`djax.quasi_global_momentum`.
 
     Examples:
       >>> import djax, optax
@@ -83,9 +90,15 @@ def gradient_tracking(
 
     def init_fn(params):
         check_params("gradient_tracking", params)
-        state_facts("gradient_tracking", needs_every_message=True)
-        refused = {"overlap": True, "losses": True, "uneven_sums": True}
-        with refusing("gradient_tracking", **refused), around("gradient_tracking({})"):
+        state_facts(
+            "gradient_tracking",
+            needs_every_message=True,
+            correction=True,
+            every_step=True,
+        )
+        refused = ("overlap", "losses", "uneven_sums", "optimizer", "correction")
+        refusal = refusing("gradient_tracking", *refused)
+        with refusal, around("gradient_tracking({})"):
             return GradientTrackingState(
                 jax.tree.map(jnp.zeros_like, params),
                 average_models.init(params),
@@ -94,6 +107,9 @@ def gradient_tracking(
 
     def update_fn(updates, state, params=None, **extra_args):
         params = check_params("gradient_tracking", params)
+        check_state(
+            "gradient_tracking", state, GradientTrackingState, params, "correction"
+        )
         corrected = add(updates, state.correction, like=updates)
         averaged, model_state = average_models.update(
             corrected, state.model_state, params, **extra_args

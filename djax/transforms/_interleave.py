@@ -9,9 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from djax._base import PyTree, as_transformation, check_params, dealing_out
+from djax._base import (
+    PyTree,
+    as_transformation,
+    check_params,
+)
+from djax._facts import dealing_out
 from djax._matrix import is_matrix
 from djax._same import around
+
+from ._states import check_state
 
 
 class InterleaveState(NamedTuple):
@@ -79,6 +86,12 @@ def interleave(
         return InterleaveState(tuple(states))
 
     def update_fn(updates, state, params=None, **extra_args):
+        check_state("interleave", state, InterleaveState, params)
+        if len(state.mechanism_states) != count:
+            raise ValueError(
+                f"interleave has {count} mechanisms, but the state belongs to "
+                f"{len(state.mechanism_states)}: make a new state by its init."
+            )
         shares = _deal(updates, count)
         models = [None] * count if params is None else _deal(params, count)
         results = [

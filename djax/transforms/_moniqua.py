@@ -28,6 +28,8 @@ from jax.typing import ArrayLike
 from djax import _bits
 from djax._base import (
     Communicator,
+    check_consensus_rate,
+    check_flags,
     check_params,
     check_rate,
     check_real,
@@ -35,15 +37,16 @@ from djax._base import (
     check_static,
     check_topology,
     shared_key,
-    state_facts,
     wide,
 )
+from djax._facts import state_facts
 from djax._same import check_same
 from djax._split import join
 from djax.topologies import Topology
 
 from ._compressed import reliable_pull
 from ._gossip import add_pull
+from ._states import check_state
 
 
 class MoniquaState(NamedTuple):
@@ -109,7 +112,8 @@ def moniqua(
     check_topology("moniqua", topology, communicator)
     check_reliable("moniqua", communicator)
     check_rate("moniqua: theta", theta)
-    check_rate("moniqua: consensus_rate", consensus_rate)
+    check_consensus_rate("moniqua: consensus_rate", consensus_rate, topology)
+    check_flags("moniqua", overlap=overlap)
     check_static("moniqua", bits=bits)
     bits = _bits.check_bits("moniqua", bits)
     seed = shared_key("moniqua", key)
@@ -133,6 +137,7 @@ def moniqua(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("moniqua", params)
+        check_state("moniqua", state, MoniquaState, params)
         model = params if overlap else optax.apply_updates(params, updates)
         leaves, treedef = jax.tree.flatten(jax.tree.map(wide, model))
         leaves, cut = join(leaves)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from djax._base import as_transformation
+from djax._facts import refusing
 from djax._same import around
 
 
@@ -25,6 +26,10 @@ def on_updates(
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` with the mechanism's state.
 
+    Raises:
+      ValueError: in `init`, if it is an optimizer such as
+        :func:`djax.quasi_global_momentum`.
+
     Examples:
       >>> import djax, optax
       >>> communicator = djax.communicators.simulated(4)
@@ -38,7 +43,7 @@ def on_updates(
     mechanism = as_transformation("on_updates", mechanism)
 
     def init_fn(params):
-        with around("on_updates({})"):
+        with refusing("on_updates", "optimizer"), around("on_updates({})"):
             return mechanism.init(jax.tree.map(jnp.zeros_like, params))
 
     def update_fn(updates, state, params=None, **extra_args):

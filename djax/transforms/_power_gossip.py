@@ -43,17 +43,17 @@ from djax._alternate import alternate
 from djax._base import (
     Communicator,
     PyTree,
-    check_not_dealt_out,
+    check_consensus_rate,
+    check_flags,
     check_params,
-    check_rate,
     check_real,
     check_reliable,
     check_static,
     check_topology,
     shared_key,
-    state_facts,
     wide,
 )
+from djax._facts import check_not_dealt_out, state_facts
 from djax._matrix import (
     check_axis,
     check_rows_axis,
@@ -67,8 +67,8 @@ from djax.topologies._checks import check_integer
 
 from ._factors import keep, orthonormal, signs
 from ._gossip import add_pull
-from ._graph import check_label, label_of
 from ._products import multiply, product_of
+from ._states import check_state, label_of
 
 Block = tuple[int, ...]
 """Numbers of small matrices of one shape, or of one large matrix, among the leaves."""
@@ -179,8 +179,15 @@ def power_gossip(
     rank = check_integer(rank, "power_gossip: rank")
     iterations = check_integer(iterations, "power_gossip: iterations")
     rows_axis = check_axis("power_gossip", rows_axis)
-    check_rate("power_gossip: consensus_rate", consensus_rate)
-    check_rate("power_gossip: vector_rate", vector_rate)
+    check_consensus_rate("power_gossip: consensus_rate", consensus_rate, topology)
+    check_consensus_rate("power_gossip: vector_rate", vector_rate, topology)
+    check_flags(
+        "power_gossip",
+        warm_start=warm_start,
+        sign=sign,
+        overlap=overlap,
+        idle_first_step=idle_first_step,
+    )
     if sign and rank > 1:
         raise ValueError(f"power_gossip: sign=True is for rank 1, not {rank}.")
     seed = shared_key("power_gossip", key)
@@ -213,24 +220,36 @@ def power_gossip(
             key=seed,
         )
         leaves, treedef = jax.tree.flatten(params)
-        factors = {}  # Of both sides of all matrices; side 0 is the left one.
-        for i, x in enumerate(leaves):
-            if is_matrix(x):
-                shape, dtype = matrix_shape(x, rows_axis), jnp.result_type(wide(x))
-                for side in (0, 1):
-                    rows = min(rank, *shape), shape[side]
-                    factors[i, side] = jax.ShapeDtypeStruct(rows, dtype)
-        drawn = random_factors(factors, 0)
+        drawn = random_factors(shapes_of_factors(leaves), 0)
         left, right = (
             _unflatten(treedef, {i: x for (i, s), x in drawn.items() if s == side})
             for side in (0, 1)
         )
         return PowerGossipState(left, right, jnp.zeros((), jnp.int32), label)
 
+    def shapes_of_factors(leaves):
+        """Of both sides of all matrices, in one round; side 0 is the left one."""
+        factors = {}
+        for i, x in enumerate(leaves):
+            if is_matrix(x):
+                shape, dtype = matrix_shape(x, rows_axis), jnp.result_type(wide(x))
+                for side in (0, 1):
+                    rows = min(rank, *shape), shape[side]
+                    factors[i, side] = jax.ShapeDtypeStruct(rows, dtype)
+        return factors
+
+    def check_factors(leaves, sides):
+        for (i, side), x in shapes_of_factors(leaves).items():
+            if np.shape(sides[side][i])[1:] != x.shape:
+                raise ValueError(
+                    "power_gossip: the state belongs to another rank or rows_axis, or "
+                    "to other parameters: make a new state by its init."
+                )
+
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("power_gossip", params)
-        check_label("power_gossip", state.graph, label)
+        check_state("power_gossip", state, PowerGossipState, params, label=label)
         step = optax.safe_increment(state.step)
         if not topology.rounds:  # There is one worker only.
             return updates, state._replace(step=step)
@@ -239,6 +258,7 @@ def power_gossip(
         # What is put together and cut apart is compiled once, outside of the branches.
         matrices = {block: _stacked(leaves, block, 0) for block in _blocks(leaves)}
         sides = [treedef.flatten_up_to(side) for side in (state.left, state.right)]
+        check_factors(leaves, sides)
         factors = tuple(
             {block: _stacked(side, block, 1) for block in matrices} for side in sides
         )

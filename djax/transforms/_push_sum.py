@@ -29,14 +29,15 @@ from djax._alternate import alternate
 from djax._base import (
     Communicator,
     PyTree,
+    check_flags,
     check_key,
     check_params,
     check_sizes,
     check_static,
     key_of_step,
-    state_facts,
     wide,
 )
+from djax._facts import state_facts
 from djax._nonfinite import all_finite
 from djax._same import check_same
 from djax.topologies import Schedule
@@ -45,6 +46,7 @@ from djax.topologies._kinds import check_directed
 
 from ._gossip import difference, finite_difference, pull_over_rounds
 from ._interleave import InterleaveState
+from ._states import check_state
 
 
 class PushSumState(NamedTuple):
@@ -56,11 +58,13 @@ class PushSumState(NamedTuple):
       averaged: a tree like the parameters with no arrays in it, which tells the leaves
         that are averaged from those that `optax.masked` keeps out (`optax.MaskedNode`);
         None if all leaves are averaged.
+      uneven: `()` once the weights are other than 1, and have to travel; None before.
     """
 
     weight: jax.Array
     exchanges: ArrayLike
     averaged: PyTree = None
+    uneven: PyTree = None
 
 
 def push_sum(
@@ -122,13 +126,16 @@ def push_sum(
     check_key("push_sum", key)
     check_sizes("push_sum", schedule, communicator)
     check_static("push_sum", rounds=rounds)
+    check_flags("push_sum", overlap=overlap)
     rounds = check_integer(rounds, "push_sum: rounds")
     received = schedule.matrices.sum(axis=2)
     balanced = bool(np.abs(received - 1).max() <= TOLERANCE)
 
     def init_fn(params):
         check_params("push_sum", params)
-        state_facts("push_sum", communicator, overlap=overlap)
+        state_facts(
+            "push_sum", communicator, overlap=overlap, rounded_sums=not balanced
+        )
         check_same(
             "push_sum",
             communicator,
@@ -138,16 +145,20 @@ def push_sum(
             overlap=overlap,
         )
         averaged = jax.tree.map(lambda _: optax.EmptyState(), params)
-        return PushSumState(jnp.ones(()), jnp.zeros((), jnp.int32), averaged)
+        uneven = None if balanced else ()
+        return PushSumState(jnp.ones(()), jnp.zeros((), jnp.int32), averaged, uneven)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("push_sum", params)
+        check_state("push_sum", state, PushSumState, params)
         start = params if overlap else optax.apply_updates(params, updates)
         model, weight, exchanges = start, state.weight, state.exchanges
+        # Weights of another schedule, which are not 1, go on to be averaged.
+        uneven = state.uneven if balanced else ()
         for _ in range(rounds):
             losses = key_of_step(key, exchanges)
-            branches = [exchange(t) for t in range(schedule.period)]
+            branches = [exchange(t, uneven is not None) for t in range(schedule.period)]
             model, weight = alternate(
                 exchanges,
                 range(schedule.period),
@@ -161,11 +172,13 @@ def push_sum(
             model,
             start,
         )
-        return updates, state._replace(weight=weight, exchanges=exchanges)
+        return updates, state._replace(
+            weight=weight, exchanges=exchanges, uneven=uneven
+        )
 
-    def exchange(t):
+    def exchange(t, weights_travel):
         def with_matrix(model, weight, losses):
-            if balanced:
+            if not weights_travel:
                 gap = functools.partial(finite_difference, mine=model)
                 return mix(t, model, model, gap, losses), weight
             mine = model, weight
@@ -245,7 +258,7 @@ def push_sum_eval_params(state: Any, params: PyTree) -> PyTree:
             f"djax.interleave gave it one of {shares} shares of their coordinates: use "
             "push_sum without interleave."
         )
-    weight, _, averaged = found[0]
+    weight, averaged = found[0].weight, found[0].averaged
 
     def divide(z):
         return (wide(z) / weight.astype(wide(z).dtype)).astype(z.dtype)

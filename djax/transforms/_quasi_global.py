@@ -27,13 +27,17 @@ from djax._base import (
     add,
     as_transformation,
     check_choice,
+    check_decay,
+    check_flags,
     check_params,
     check_rate,
     check_real,
-    refusing,
     wide,
 )
+from djax._facts import refusing, state_facts
 from djax._same import around
+
+from ._states import check_state
 
 Form = Literal["nesterov", "heavy_ball", "normalized"]
 
@@ -133,6 +137,8 @@ def quasi_global_momentum(
     check_choice("quasi_global_momentum: form", form, Form)
     mechanism = as_transformation("quasi_global_momentum", mechanism)
     _check_learning_rate("quasi_global_momentum", learning_rate)
+    check_decay("quasi_global_momentum: momentum", momentum)
+    check_flags("quasi_global_momentum", overlap=overlap)
 
     def init_fn(params):
         check_params("quasi_global_momentum", params)
@@ -151,6 +157,9 @@ def quasi_global_momentum(
 
     def update_fn(updates, state, params=None, **extra_args):
         params = check_params("quasi_global_momentum", params)
+        check_state(
+            "quasi_global_momentum", state, QuasiGlobalMomentumState, params, "momentum"
+        )
         grads, rate = updates, _value(learning_rate, state.step)
 
         def step_along(m):
@@ -199,9 +208,11 @@ def quasi_global_adam(
        \qquad \delta_i = \frac{x_i - x_i'}{\|x_i - x_i'\|_2 + 10^{-8}} \\
        m_i &\leftarrow \beta_1 m_i + (1 - \beta_1) \delta_i, \qquad
        v_i \leftarrow \beta_2 v_i + (1 - \beta_2) \delta_i^2
+       \qquad\text{(kept where } \gamma < 10^{-8} \text{)}
 
     The norm is over all parameters of the worker. The authors' code does without the
-    factor :math:`1 - \beta_1` of :math:`g_i`.
+    factor :math:`1 - \beta_1` of :math:`g_i`. Where a schedule passes 0 the moments
+    stay as they are, since what the averaging alone moves says nothing about gradients.
 
     Args:
       learning_rate: :math:`\gamma`, a number that is not negative, or a schedule.
@@ -231,6 +242,9 @@ def quasi_global_adam(
     """
     mechanism = as_transformation("quasi_global_adam", mechanism)
     _check_learning_rate("quasi_global_adam", learning_rate)
+    check_decay("quasi_global_adam: b1", b1)
+    check_decay("quasi_global_adam: b2", b2)
+    check_rate("quasi_global_adam: eps", eps, zero=True)
 
     def init_fn(params):
         check_real("quasi_global_adam", check_params("quasi_global_adam", params))
@@ -247,6 +261,9 @@ def quasi_global_adam(
 
     def update_fn(updates, state, params=None, **extra_args):
         params = check_params("quasi_global_adam", params)
+        check_state(
+            "quasi_global_adam", state, QuasiGlobalAdamState, params, "mu", "nu"
+        )
         grads, rate = updates, _value(learning_rate, state.step)
         time = jnp.asarray(optax.safe_increment(state.step))
         wide_grads = jax.tree.map(wide, grads)
@@ -265,18 +282,19 @@ def quasi_global_adam(
         moved = jax.tree.map(lambda a: -wide(a), averaged)
         norm = optax.tree.norm(moved) + 1e-8
         moved = jax.tree.map(lambda d: d / norm.astype(d.dtype), moved)
-        return averaged, QuasiGlobalAdamState(
-            optax.tree.cast_like(feed(state.mu, b1, moved), state.mu),
-            optax.tree.cast_like(feed(state.nu, b2, _square(moved)), state.nu),
-            time,
-            mechanism_state,
+        new = feed(state.mu, b1, moved), feed(state.nu, b2, _square(moved))
+        old = state.mu, state.nu
+        mu, nu = optax.tree.where(
+            rate < SMALLEST_LEARNING_RATE, old, optax.tree.cast_like(new, old)
         )
+        return averaged, QuasiGlobalAdamState(mu, nu, time, mechanism_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _init(mechanism, params: PyTree, name: str) -> optax.OptState:
-    with refusing(name, overlap=True), around(f"{name}({{}})"):
+    state_facts(name, optimizer=True)
+    with refusing(name, "overlap", "optimizer"), around(f"{name}({{}})"):
         return mechanism.init(params)
 
 
@@ -294,5 +312,9 @@ def _scale(factor: ArrayLike, x: jax.Array) -> jax.Array:
 
 
 def _value(learning_rate: optax.ScalarOrSchedule, step: ArrayLike) -> jax.Array:
+    """The learning rate of a step, in float32 or wider."""
     rate = learning_rate(step) if callable(learning_rate) else learning_rate
-    return jnp.asarray(rate)
+    check_rate("the learning rate", rate, zero=True)
+    rate = jnp.asarray(rate)
+    # Half precision rounds the smallest rates to zero.
+    return wide(rate) if jnp.issubdtype(rate.dtype, jnp.floating) else rate

@@ -36,18 +36,19 @@ from djax._base import (
     OutsideError,
     PyTree,
     check_choice,
+    check_flags,
     check_key,
     check_params,
     check_topology,
     key_of_step,
-    state_facts,
     wide,
 )
+from djax._facts import state_facts
 from djax._same import check_same
 from djax.topologies import Topology
 
 from ._gossip import finite_difference
-from ._graph import check_label, label_of
+from ._states import check_state, label_of
 
 Missing = Literal["initial", "latest", "self", "renormalize"]
 
@@ -142,6 +143,7 @@ def relay(
     check_key("relay", key)
     check_tree("relay", tree)
     check_choice("relay: missing", missing, Missing)
+    check_flags("relay", overlap=overlap)
 
     label = label_of(tree, weights=False)
 
@@ -176,7 +178,8 @@ def relay(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = check_params("relay", params)
-        check_label("relay", state.graph, label)
+        models = ("initial",) if missing == "initial" else ()
+        check_state("relay", state, RelayState, params, *models, label=label)
         model = optax.apply_updates(params, updates)
         messages, counts = exchange(model, state)
         heard = (state.messages, state.counts) if overlap else (messages, counts)

@@ -171,8 +171,16 @@ def _compressor(config, topologies, default, unbiased) -> djax.Compressor:
     if name == "low_rank":
         _check_whole("--compressor low_rank", topologies)
     make = getattr(djax.compressors, name)
-    options = config.compressor_options or COMPRESSORS[name]
-    if "unbiased" in inspect.signature(make).parameters:
+    parameters = inspect.signature(make).parameters
+    options = COMPRESSORS[name]
+    if given := config.compressor_options:  # It cannot do without some of the others.
+        required = {
+            option: value
+            for option, value in options.items()
+            if parameters[option].default is inspect.Parameter.empty
+        }
+        options = required | given
+    if "unbiased" in parameters:
         options = {"unbiased": str(unbiased)} | options
     what = f"--compressor-options of {name}"
     try:

@@ -177,6 +177,11 @@ def make_topologies(config: Config, size: int) -> tuple[djax.Topology, ...]:
     """Builds the graph that the command line names, or its pair of trees."""
     names = (*topologies.BUILDERS, "double_binary_trees")
     build = getattr(topologies, errors.lookup("--topology", config.topology, names))
+    if config.topology == "social_network" and size != 32:
+        raise UsageError(
+            f"--topology social_network has 32 workers, not {size}: use --workers 32, "
+            "or mpirun -n 32 where there is mpirun."
+        )
     weights = config.weights
     with contextlib.suppress(ValueError):
         weights = float(weights)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,9 +13,15 @@ import optax
 
 from . import ranges
 from .errors import UsageError, lookup
-from .options import read_options
+from .options import check_ranges, read_options
 
 SGD_OPTIONS = {"momentum": "0.9", "nesterov": "True"}
+_FORGETTING = ranges.Range(0, 1, open_above=True)
+_RANGES = {
+    **dict.fromkeys(("momentum", "b1", "b2", "b3", "decay", "rho"), _FORGETTING),
+    "eps": ranges.POSITIVE,
+}
+"""Of the options of optax's optimizers, by their names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +72,7 @@ def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
       UsageError: if a number is out of range; it names the option.
     """
     ranges.check(config)
-    if list(config.decay_at) != sorted(config.decay_at):
-        shares = " ".join(map(str, config.decay_at))
-        raise UsageError(f"--decay-at {shares} must be in ascending order.")
+    _check_decays(config)
     decays = _decays(config, steps)
     if (warmup_steps := round(config.warmup * steps)) == 0:
         schedule = decays
@@ -81,6 +86,21 @@ def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
     if not config.rate_at_end:
         return schedule
     return lambda step: schedule(step + 1)
+
+
+def _check_decays(config: BaseOptimizer) -> None:
+    """Raises UsageError unless the decays follow each other."""
+    shares = " ".join(map(str, config.decay_at))
+    for first, second in itertools.pairwise(config.decay_at):
+        if first >= second:
+            raise UsageError(
+                f"--decay-at {shares} must be in ascending order, no share twice."
+            )
+        if config.decay_over > second - first + 1e-9:  # But for rounding.
+            raise UsageError(
+                f"--decay-over {config.decay_over} makes the decays of --decay-at "
+                f"{shares} overlap: it must be at most {second - first:.4g}."
+            )
 
 
 def _decays(config: BaseOptimizer, steps: int) -> optax.Schedule:
@@ -113,7 +133,8 @@ def make_base(
       make: takes the place of optax's function of that name.
 
     Raises:
-      UsageError: if the optimizer or one of its options is unknown.
+      UsageError: if the optimizer or one of its options is unknown, or a number is
+        out of range.
     """
     lookup("--optimizer", config.optimizer, _optimizers())
     make = make or getattr(optax, config.optimizer)
@@ -122,7 +143,9 @@ def make_base(
         options = options or SGD_OPTIONS
     what = f"--optimizer-options of {config.optimizer}"
     schedule = learning_rate_schedule(config, steps)
-    base = make(schedule, **read_options(what, make, options))
+    values = read_options(what, make, options)
+    check_ranges(what, values, _ranges_of(make))
+    base = make(schedule, **values)
     links = []
     if config.clip_norm is not None:
         links.append(optax.clip_by_global_norm(config.clip_norm))
@@ -132,6 +155,15 @@ def make_base(
     elif config.decayed != BaseOptimizer.decayed:
         raise UsageError(f"--decayed {config.decayed} needs a --weight-decay.")
     return optax.chain(*links, base) if links else base
+
+
+def _ranges_of(make: Callable) -> dict[str, ranges.Range]:
+    """Which numbers the options of an optimizer may have."""
+    found = dict(_RANGES)
+    eps = inspect.signature(make).parameters.get("eps")
+    if eps is not None and eps.default == 0:  # As that of LARS.
+        found["eps"] = ranges.NOT_NEGATIVE
+    return found
 
 
 def scale_linearly(config: BaseOptimizer, samples: int) -> BaseOptimizer:

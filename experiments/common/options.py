@@ -1,12 +1,61 @@
-"""Options of functions, read from the command line."""
+"""Options of functions, read from the command line, and what is said of them there."""
 
 import ast
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .errors import UsageError, lookup
+from .ranges import Range
+
+_SAID = {
+    r"make it without drop_probability, or use [^.]*": "leave --drop-probability away, "
+    "or choose --algorithm dpsgd, relay_sgd or sgp",
+    r"\bcommunicators\.simulated\b": "--communicator simulated",
+    r"""\bweights=(['"])(\w+)\1""": r"--weights \2",
+    r"\bhalf the consensus_rate\b": "half the --consensus-rate",
+    r"^\w+: consensus_rate (?=must be)": "--consensus-rate ",
+    r"^draw_(?:events|rounds): (?=(?:rate|speeds|variation)\b)": "--",
+    r"\bthe rate, the speeds, or what ends the run\b": "--rate, --speeds or --epochs",
+    r"\bring\(\d+\)": "--topology ring",
+}
+"""What djax advises, by patterns, and how that is said at the command line."""
+
+
+@contextlib.contextmanager
+def said_as_options() -> Iterator[None]:
+    """Advises options where an error of djax advises arguments of its functions."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        for pattern, option in _SAID.items():
+            text = re.sub(pattern, option, text)
+        if text == str(error):
+            raise
+        raise UsageError(text) from error
+
+
+def check_ranges(
+    what: str, values: Mapping[str, Any], ranges: Mapping[str, Range]
+) -> None:
+    """Raises UsageError for an option of a function that is out of range.
+
+    Args:
+      what: the options are, for errors.
+      values: what :func:`read_options` returns; None is in every range.
+      ranges: by the names of options.
+    """
+    for name, value in values.items():
+        if name not in ranges or value is None:
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and ranges[name].has(value)):
+            allowed = ranges[name].describe(whole=False)
+            raise UsageError(f"{what}: {name}={value!r} must be {allowed}.")
 
 
 def read_options(

@@ -29,7 +29,7 @@ class Range(NamedTuple):
 
     def has(self, value: float) -> bool:
         """Whether a number is allowed."""
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return False
         above = value > self.least if self.open_below else value >= self.least
         below = value < self.most if self.open_above else value <= self.most

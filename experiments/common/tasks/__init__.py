@@ -9,7 +9,8 @@ import numpy as np
 
 from .. import data, models
 from ..errors import UsageError, lookup
-from ..options import read_options
+from ..options import check_ranges, read_options
+from ..ranges import AT_LEAST_ONE, NOT_NEGATIVE, Range
 from ._base import Setting as Setting
 from ._base import Task as Task
 from ._classification import classification as classification
@@ -46,6 +47,12 @@ CORPORA = {
 }
 """Texts of which the next word or character is learned."""
 TASKS = ("quadratics", *_IMAGES, *_TEXTS, *CORPORA)
+_QUADRATICS = {
+    **dict.fromkeys(("dim", "steps_per_epoch"), AT_LEAST_ONE),
+    **dict.fromkeys(("heterogeneity", "noise", "distance"), NOT_NEGATIVE),
+    "smallest": Range(0, 1, open_below=True),
+}
+"""Which numbers the options of quadratics may have."""
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -97,7 +104,9 @@ def _make_quadratics(setting, options):
     ):
         if value != default:
             raise UsageError(f"--task quadratics has no option {flag}.")
-    values = read_options("--task-options of quadratics", quadratics, options)
+    what = "--task-options of quadratics"
+    values = read_options(what, quadratics, options)
+    check_ranges(what, values, _QUADRATICS)
     return _call("--task quadratics", values, quadratics, setting)
 
 

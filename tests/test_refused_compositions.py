@@ -1,0 +1,211 @@
+"""Compositions and numbers with which workers would silently end at wrong points."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import djax
+from djax import asynchronous, communicators, compressors, simulation, topologies
+
+N = 4
+RING, CHAIN = topologies.ring(N), topologies.chain(N)
+WORKERS = communicators.simulated(N)
+GOSSIP = djax.gossip(RING, WORKERS)
+MOMENTUM = djax.quasi_global_momentum(0.1, GOSSIP)
+UNEVEN = topologies.from_matrices([[[0.5, 0.25], [0.5, 0.75]]])
+MODEL = jnp.zeros((N, 6, 5))
+
+REFUSED = {
+    "d2 around an optimizer": (djax.d2(MOMENTUM), "d2 the mechanism alone"),
+    "tracking around an optimizer": (
+        djax.gradient_tracking(MOMENTUM),
+        "gradient_tracking the mechanism alone",
+    ),
+    "every around an optimizer": (djax.every(2, MOMENTUM), "every the mechanism alone"),
+    "on_updates around an optimizer": (djax.on_updates(MOMENTUM), "mechanism alone"),
+    "an optimizer in an optimizer": (
+        djax.quasi_global_adam(0.1, MOMENTUM),
+        "quasi_global_adam the mechanism alone",
+    ),
+    "a correction of a correction": (djax.d2(djax.d2(GOSSIP)), "corrects already"),
+    "every around tracking": (
+        djax.every(4, djax.gradient_tracking(GOSSIP)),
+        r"use gradient_tracking\(every\(k, ...\)\)",
+    ),
+    "d2 with too large a rate": (
+        djax.d2(djax.gossip(RING, WORKERS, consensus_rate=1.2)),
+        "smallest eigenvalue of its averages is -0.6",
+    ),
+    "d2 with too large weights": (
+        djax.d2(djax.gossip(topologies.ring(N, weights=0.45), WORKERS)),
+        "smallest eigenvalue of its averages is -0.8.*weights='lazy'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_composition_that_goes_wrong_is_refused(name):
+    mechanism, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        WORKERS.spmd(mechanism.init)(MODEL)
+
+
+def test_d2_refuses_weights_that_are_rounded():
+    """It would sum up the rounding errors, which all have one direction."""
+    two = communicators.simulated(2)
+    with pytest.raises(ValueError, match="use gradient_tracking in place of d2"):
+        two.spmd(djax.d2(djax.push_sum(UNEVEN, two)).init)(MODEL[:2])
+    two.spmd(djax.gradient_tracking(djax.push_sum(UNEVEN, two)).init)(MODEL[:2])
+
+
+@pytest.mark.parametrize("code", [compressors.top_k, compressors.random_k])
+def test_ranks_of_vectors_are_refused(code):
+    """The rank of a vector is nearly the whole of it."""
+    averaging = djax.choco_gossip(RING, WORKERS, code(rank=1), 0.1)
+    both = djax.interleave([averaging, averaging])
+    with pytest.raises(ValueError, match=rf"{code.__name__}\(rank=...\) without inter"):
+        WORKERS.spmd(both.init)(MODEL)
+    WORKERS.spmd(both.init)(MODEL[:, 0])  # Without matrices nothing is lost.
+
+
+@pytest.mark.parametrize("make", [djax.adpsgd, None])
+def test_events_average_by_themselves(make):
+    make = make or (lambda base: djax.acid(base, djax.acid_constants(RING)))
+    algorithm = make(djax.dpsgd(0.1, RING, WORKERS))
+    events = asynchronous.draw_events(RING, gradients=9)
+    run = asynchronous.simulate(
+        algorithm,
+        events,
+        jnp.zeros(N),
+        lambda x, state, batch: (x - batch, state, {}),
+        lambda event: jnp.zeros((N, 1)),
+    )
+    with pytest.raises(ValueError, match="give it the optimizer alone, without gossip"):
+        list(run)
+
+
+RATES = {
+    "gossip": lambda rate: djax.gossip(RING, WORKERS, consensus_rate=rate),
+    "choco_gossip": lambda rate: djax.choco_gossip(
+        RING, WORKERS, compressors.identity(), rate
+    ),
+    "deep_squeeze": lambda rate: djax.deep_squeeze(
+        RING, WORKERS, compressors.identity(), rate
+    ),
+    "moniqua": lambda rate: djax.moniqua(RING, WORKERS, 1.0, rate),
+    "power_gossip": lambda rate: djax.power_gossip(RING, WORKERS, consensus_rate=rate),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_rates_without_a_consensus_are_refused(name):
+    """Of 1.5 on a ring of 4, at which neighbours swap their differences for ever."""
+    for rate in (1.5, 2, jnp.float32(1.6)):
+        with pytest.raises(
+            ValueError, match=f"^{name}: consensus_rate must be below 1.5"
+        ):
+            RATES[name](rate)
+    RATES[name](1.49)
+
+
+SCHEDULE = optax.linear_schedule(0.1, 0.0, 10)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: djax.dpsgd(jnp.ones(2), RING, WORKERS),
+            "dpsgd: learning_rate must be o",
+        ),
+        (lambda: djax.dpsgd(None, RING, WORKERS), "dpsgd: learning_rate must be a num"),
+        (
+            lambda: djax.dpsgd(float("nan"), RING, WORKERS),
+            "dpsgd: learning_rate must be",
+        ),
+        (
+            lambda: djax.relay_sgd(-1, CHAIN, WORKERS),
+            "relay_sgd: learning_rate must be",
+        ),
+        (lambda: djax.dpsgd(0.1, RING, WORKERS, momentum=2), "dpsgd: momentum must be"),
+        (
+            lambda: djax.dpsgd(0.1, RING, WORKERS, nesterov="no"),
+            "nesterov must be True",
+        ),
+        (
+            lambda: djax.gossip(RING, WORKERS, overlap="no"),
+            "gossip: overlap must be True",
+        ),
+        (
+            lambda: djax.power_gossip(RING, WORKERS, warm_start=1),
+            "warm_start must be T",
+        ),
+        (
+            lambda: djax.quasi_global_momentum(0.1, GOSSIP, momentum=2.0),
+            "below 1, got 2",
+        ),
+        (lambda: djax.quasi_global_adam(0.1, GOSSIP, b1=-1), "b1 must be at least 0"),
+        (lambda: djax.quasi_global_adam(0.1, GOSSIP, eps=1j), "eps must be a number"),
+    ],
+)
+def test_impossible_numbers_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_possible_numbers_are_taken():
+    djax.dpsgd(SCHEDULE, RING, WORKERS, momentum=np.float32(0.9))
+    djax.dpsgd(0, RING, WORKERS)
+    djax.quasi_global_momentum(SCHEDULE, GOSSIP, momentum=0)
+
+
+def test_a_schedule_of_several_rates_is_refused():
+    optimizer = djax.quasi_global_momentum(lambda step: jnp.ones(2), GOSSIP)
+    x = jnp.zeros(N)
+    state = WORKERS.spmd(optimizer.init)(x)
+    with pytest.raises(ValueError, match="learning rate must be one number"):
+        WORKERS.spmd(optimizer.update)(x, state, x)
+
+
+@pytest.mark.parametrize("make", [djax.quasi_global_momentum, djax.quasi_global_adam])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_steps_at_rate_0_leave_the_moments_as_they_are(make, dtype):
+    """In half precision, too, where the smallest rate that counts is rounded to 0."""
+    optimizer = make(lambda step: jnp.where(step < 3, 0, 0.1).astype(dtype), GOSSIP)
+    x = jnp.array([1.0, 2.0, 3.0, 10.0])
+    state = start = WORKERS.spmd(optimizer.init)(x)
+    step = jax.jit(WORKERS.spmd(optimizer.update))
+    for t in range(4):
+        updates, state = step(x, state, x)
+        x = x + updates
+        moved = [
+            not np.array_equal(a, b)
+            for a, b in zip(
+                jax.tree.leaves(state[0]), jax.tree.leaves(start[0]), strict=True
+            )
+        ]
+        assert moved == [t == 3] and np.isfinite(x).all()
+
+
+def test_donated_workers_are_named_wherever_they_are_passed():
+    optimizer = djax.dpsgd(0.1, RING, WORKERS)
+
+    def gradient_fn(x, state, batch):
+        return x - batch, state, {}
+
+    steps = simulation.make_steps(gradient_fn, optimizer, WORKERS)
+    workers = simulation.init_workers(optimizer, WORKERS, jnp.zeros(N))
+    steps(workers, jnp.zeros((N, 2)))
+    with pytest.raises(RuntimeError, match="init_workers: .* has been donated"):
+        simulation.init_workers(optimizer, WORKERS, workers.params)
+    with pytest.raises(TypeError, match="the workers that init_workers returns, got"):
+        steps(workers.params, jnp.zeros((N, 2)))
+
+
+def test_a_variation_may_be_an_integer_of_numpy():
+    found, expected = (
+        asynchronous.draw_rounds(4, 5, variation=kind(3)) for kind in (np.int64, float)
+    )
+    assert found.finish.tolist() == expected.finish.tolist()
