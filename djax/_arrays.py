@@ -42,10 +42,10 @@ def check_arrays(
         if concrete and leaf.is_deleted():
             name = f"{what}{jax.tree_util.keystr(path)}" or "the argument"
             raise RuntimeError(
-                f"{function}: {name} has been donated: the steps of make_steps, for "
-                "one, take over the memory of the workers that they are given. Go on "
-                "with the workers that they return, or copy what is to be kept before, "
-                "by jax.tree.map(jnp.copy, workers)."
+                f"{function}: {name} has been donated: what make_steps returns takes "
+                "over the memory of the workers that it is given. Go on with the "
+                "workers that it returned; to keep others, copy them before by "
+                "jax.tree.map(jnp.copy, workers)."
             )
 
 
