@@ -25,9 +25,9 @@ from ._graphs import hypercube as hypercube
 from ._graphs import ring as ring
 from ._graphs import social_network as social_network
 from ._graphs import torus as torus
+from ._one_peer import one_peer_exponential as one_peer_exponential
 from ._schedule import Schedule as Schedule
 from ._schedule import from_matrices as from_matrices
-from ._schedule import one_peer_exponential as one_peer_exponential
 from ._topology import Topology as Topology
 from ._trees import binary_tree as binary_tree
 from ._trees import chain as chain
@@ -35,6 +35,10 @@ from ._trees import double_binary_trees as double_binary_trees
 from ._trees import regular_tree as regular_tree
 from ._trees import spanning_tree as spanning_tree
 from ._trees import star as star
+
+# What mechanisms average over: both have `matrices`, `rounds_at`, `round_weights_at`,
+# `period`, `symmetric`, `doubly_stochastic` and `spectral_gap`.
+Graph = Topology | Schedule
 
 # What a command line can offer: getattr(topologies, name)(size) is a Topology.
 BUILDERS = (
@@ -49,3 +53,6 @@ BUILDERS = (
     "regular_tree",
     "social_network",
 )
+
+# Likewise: getattr(topologies, name)(size) is a Schedule.
+SCHEDULES = ("one_peer_exponential",)

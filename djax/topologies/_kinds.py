@@ -6,7 +6,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from ._checks import describe, is_array, is_communicator
+from ._checks import TOLERANCE, describe, is_array, is_communicator
 from ._schedule import Schedule
 from ._topology import Topology
 
@@ -35,10 +35,85 @@ def check_directed(name: str, schedule: Any) -> None:
         raise TypeError(f"{name} needs a Schedule, got {describe(schedule)}; {remedy}.")
 
 
+def check_graph_kind(
+    name: str,
+    graph: Any,
+    *,
+    fixed: bool = False,
+    undirected: bool = False,
+    symmetric: bool = False,
+    doubly_stochastic: bool = False,
+) -> None:
+    """Raises an error, which names the remedy, unless a mechanism can use the graph.
+
+    Args:
+      name: who takes the graph, for errors.
+      graph: what the user passed.
+      fixed: whether the same weights have to be used in every step.
+      undirected: whether it has to be a Topology, for its edges and neighbours.
+      symmetric: whether every matrix has to be symmetric.
+      doubly_stochastic: whether the rows of every matrix have to sum to one.
+
+    Raises:
+      TypeError: the graph is neither a Topology nor a Schedule.
+      ValueError: it is of another kind than the mechanism needs.
+    """
+    if isinstance(graph, Topology):  # It is of every kind.
+        return
+    if not isinstance(graph, Schedule):
+        raise TypeError(
+            f"{name} needs a Topology or a Schedule, got {describe(graph)}; "
+            f"{_to_graph(graph)}."
+        )
+    if fixed and graph.period > 1:
+        raise ValueError(
+            f"{name} needs a graph that does not change with time, since its copies "
+            f"are sums over fixed neighbours; Schedule({graph.name}, ...) has a period "
+            f"of {graph.period}."
+        )
+    if undirected:
+        raise ValueError(
+            f"{name} needs an undirected graph with fixed neighbours, a Topology such "
+            f"as ring({graph.size}); Schedule({graph.name}, ...) has none."
+        )
+    if symmetric and not graph.symmetric:
+        raise ValueError(_not_symmetric(name, graph))
+    if doubly_stochastic and not graph.doubly_stochastic:
+        raise ValueError(_not_doubly_stochastic(name, graph))
+
+
+def _not_symmetric(name: str, schedule: Schedule) -> str:
+    matrices = schedule.matrices
+    difference = np.abs(matrices - matrices.transpose(0, 2, 1))
+    t, i, j = np.argwhere(difference > TOLERANCE)[0].tolist()
+    return (
+        f"{name} needs a symmetric schedule, since workers exchange messages in pairs, "
+        f"but in step {t} worker {i} gives the weight {matrices[t, i, j].item():.6g} "
+        f"to worker {j}, which gives {matrices[t, j, i].item():.6g} to worker {i}: use "
+        f"a Topology, or a schedule such as base_graph({schedule.size})."
+    )
+
+
+def _not_doubly_stochastic(name: str, schedule: Schedule) -> str:
+    total = schedule.matrices.sum(axis=2)
+    t, i = np.argwhere(np.abs(total - 1) > TOLERANCE)[0].tolist()
+    return (
+        f"{name} needs a schedule that is doubly stochastic in each step, but in step "
+        f"{t} the row of worker {i} sums to {total[t, i].item():.6g}: use push_sum."
+    )
+
+
 def _to_topology(value: Any) -> str:
     """How a Topology is made of what was passed."""
     if isinstance(value, Schedule):
         return "a Schedule is directed: use it with push_sum and sgp"
+    from . import BUILDERS  # They need this module.
+
+    return _to_graph(value, BUILDERS)
+
+
+def _to_graph(value: Any, builders: Sequence[str] = ()) -> str:
+    """How a Topology, or a Schedule, is made of what was passed."""
     if isinstance(value, nx.Graph):
         if value.is_directed():
             return (
@@ -52,9 +127,9 @@ def _to_topology(value: Any) -> str:
         return "the topology comes before the communicator"
     if isinstance(value, Sequence) and any(isinstance(v, Topology) for v in value):
         return "pass one of them at a time (djax.interleave joins their mechanisms)"
-    from . import BUILDERS  # They need this module.
+    from . import BUILDERS, SCHEDULES  # They need this module.
 
-    return _by_call(value, BUILDERS)
+    return _by_call(value, builders or (*BUILDERS, *SCHEDULES))
 
 
 def _array_to_topology(array: np.ndarray) -> str:
@@ -86,7 +161,9 @@ def _to_schedule(value: Any) -> str:
         return f"make one of it by topologies.from_matrices({call})"
     if is_communicator(value):
         return "the schedule comes before the communicator"
-    return _by_call(value, ("one_peer_exponential",))
+    from . import SCHEDULES  # They need this module.
+
+    return _by_call(value, SCHEDULES)
 
 
 def _by_call(value: Any, builders: Sequence[str]) -> str:

@@ -1,9 +1,21 @@
-"""Directed messages as rounds: full permutations of the workers."""
+"""Messages as rounds: full permutations of the workers."""
 
 import networkx as nx
 import numpy as np
 
+from ._checks import TOLERANCE
 from ._coloring import Rounds, edge_coloring
+
+
+def messages_in_rounds(matrix: np.ndarray) -> Rounds:
+    """The rounds of a matrix: matchings of the workers if it is symmetric."""
+    if np.abs(matrix - matrix.T).max() > TOLERANCE:
+        return permutations(matrix)
+    graph = nx.Graph()
+    graph.add_nodes_from(range(len(matrix)))
+    rows, columns = np.nonzero(np.triu((matrix != 0) | (matrix.T != 0), k=1))
+    graph.add_edges_from(zip(rows.tolist(), columns.tolist(), strict=True))
+    return edge_coloring(graph)
 
 
 def permutations(matrix: np.ndarray) -> Rounds:

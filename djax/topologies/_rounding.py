@@ -65,7 +65,13 @@ def column_weights(array: np.ndarray) -> np.ndarray:
     if matrices.ndim != 3 or rounding == 0:
         return matrices
     total = matrices.sum(axis=1, keepdims=True)
-    return matrices / total if _is_near(total, 1.0, rounding) else matrices
+    if not _is_near(total, 1.0, rounding):
+        return matrices
+    repaired = matrices / total
+    for t in np.flatnonzero((total != 1).any(axis=(1, 2))):
+        if np.array_equal(matrices[t], matrices[t].T):  # It stays symmetric.
+            repaired[t] = symmetric_weights(array[t])
+    return repaired
 
 
 def _rounding(array: np.ndarray) -> float:

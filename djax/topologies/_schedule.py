@@ -2,16 +2,25 @@
 
 import dataclasses
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import NEGLIGIBLE, TOLERANCE, check_size, describe
+from ._checks import TOLERANCE, describe
 from ._coloring import Rounds
-from ._permutations import permutations, round_weights
+from ._permutations import messages_in_rounds, round_weights
+from ._plot import plot_schedule
 from ._rounding import column_weights, numbers
+from ._schedule_checks import check_matrices, contraction
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+# A spectral gap that needs more multiplications takes seconds: too long for a `repr`.
+_LARGEST_REPR_WITH_GAP = 2**28
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -20,8 +29,9 @@ class Schedule:
 
     In step :math:`t`, :math:`x_i \leftarrow \sum_j a_{ij} x_j` with the matrix of
     :math:`t` modulo the period. Its columns sum to one: worker `j` splits what it has
-    among the receivers, so that the sum over the workers stays. Their mean is reached
-    with the help of a scalar that is treated alike (push-sum).
+    among the receivers, so that the sum over the workers stays. Where the rows sum to
+    one as well, the workers come closer and closer to their mean. Otherwise they reach
+    it with the help of a scalar that is treated alike (push-sum).
 
     Two schedules are equal when names and matrices are. They can be static arguments of
     `jax.jit`.
@@ -29,7 +39,8 @@ class Schedule:
     Args:
       matrices: `float64[period, n, n]`, column-stochastic: `[t, i, j]` is the weight of
         the message of worker `j` at worker `i`. Numbers of lower precision, whose
-        columns sum to one but for their rounding, are repaired. The schedule keeps a
+        columns sum to one but for their rounding, are repaired. Where the rows of a
+        matrix sum to one as well, weights may be negative. The schedule keeps a
         read-only copy.
       name: what `repr` calls it.
 
@@ -42,7 +53,7 @@ class Schedule:
       >>> from djax import topologies
       >>> schedule = topologies.one_peer_exponential(4)
       >>> schedule
-      Schedule(one_peer_exponential, 4 workers, period 2, 2 rounds)
+      Schedule(one_peer_exponential, 4 workers, period 2, 2 rounds, spectral gap 1)
       >>> schedule.rounds
       (((3, 0, 1, 2),), ((2, 3, 0, 1),))
 
@@ -56,7 +67,7 @@ class Schedule:
 
     def __post_init__(self):
         matrices = column_weights(_as_numbers(self.matrices))
-        _check_matrices(matrices)
+        check_matrices(matrices)
         matrices.setflags(write=False)
         object.__setattr__(self, "matrices", matrices)
 
@@ -75,11 +86,18 @@ class Schedule:
         """For each step of the period, the rounds that carry its messages.
 
         Each round is a full permutation of `range(n)` as a source list: worker `i`
-        hears `source[i]`, itself when it is silent. A step takes as many rounds as the
-        busiest worker has messages to send or to receive. Where others than the
-        messages are needed to fill up a permutation, `round_weights` is 0.
+        hears `source[i]`, itself when it is silent. Steps with equal matrices share
+        their rounds, and a step without messages has none.
+
+        The rounds of a symmetric matrix are an edge colouring, as those of a
+        :class:`Topology`: whom a worker hears in a round hears that worker as well.
+        Other matrices take as many rounds as the busiest worker has messages to send
+        or to receive. Where others than the messages are needed to fill up a
+        permutation, `round_weights` is 0.
         """
-        return tuple(permutations(matrix) for matrix in self.matrices)
+        steps = set(self._first_equal)
+        rounds = {t: messages_in_rounds(self.matrices[t]) for t in steps}
+        return tuple(rounds[t] for t in self._first_equal)
 
     @cached_property
     def round_weights(self) -> tuple[np.ndarray, ...]:
@@ -90,9 +108,60 @@ class Schedule:
 
         `x[i] = matrices[t, i, i] * x[i] + sum(round_weights[t][r, i] * heard[r])`.
         """
+        steps = set(self._first_equal)
+        weights = {t: round_weights(self.matrices[t], self.rounds[t]) for t in steps}
+        return tuple(weights[t] for t in self._first_equal)
+
+    def rounds_at(self, t: int) -> Rounds:
+        """The rounds of step `t`, counted on over the periods: see `rounds`."""
+        return self.rounds[t % self.period]
+
+    def round_weights_at(self, t: int) -> np.ndarray:
+        """The weights in the rounds of step `t`: see `round_weights`."""
+        return self.round_weights[t % self.period]
+
+    @cached_property
+    def symmetric(self) -> bool:
+        """Whether every matrix is symmetric: workers exchange messages in pairs."""
+        difference = self.matrices - self.matrices.transpose(0, 2, 1)
+        return bool(np.abs(difference).max() <= TOLERANCE)
+
+    @cached_property
+    def doubly_stochastic(self) -> bool:
+        """Whether the rows of every matrix sum to one, as all columns do."""
+        return bool(np.abs(self.matrices.sum(axis=2) - 1).max() <= TOLERANCE)
+
+    @cached_property
+    def spectral_gap(self) -> float:
+        r"""The part of the differences that a step removes; 1 for one worker.
+
+        It is :math:`1 - |\lambda|^{1/P}` with the largest modulus of the other
+        eigenvalues of :math:`W_{P-1} \cdots W_0`, the product over a period of
+        :math:`P` steps.
+        """
+        return 1.0 - contraction(self.matrices)
+
+    def plot(self, axes: "Sequence[Axes] | None" = None) -> np.ndarray:
+        """Draws the period with matplotlib as a strip of small graphs, one a step.
+
+        Lines are exchanges of symmetric steps, arrows are messages of the others.
+
+        Args:
+          axes: where to draw the first steps, one after the other; by default new axes,
+            for at most 12 steps.
+
+        Returns:
+          The array of the axes.
+        """
+        return plot_schedule(self, axes)
+
+    @cached_property
+    def _first_equal(self) -> tuple[int, ...]:
+        """For each step, the first step that has the same matrix."""
+        first: dict[bytes, int] = {}
         return tuple(
-            round_weights(matrix, rounds)
-            for matrix, rounds in zip(self.matrices, self.rounds, strict=True)
+            first.setdefault(matrix.tobytes(), t)
+            for t, matrix in enumerate(self.matrices)
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -111,47 +180,15 @@ class Schedule:
 
     def __repr__(self) -> str:
         rounds = sum(map(len, self.rounds))
-        return (
-            f"Schedule({self.name}, {self.size} worker{'s' if self.size != 1 else ''}, "
-            f"period {self.period}, {rounds} round{'s' if rounds != 1 else ''})"
-        )
-
-
-def one_peer_exponential(size: int) -> Schedule:
-    r"""Each worker hears one other per step, at the distances 1, 2, 4, ... in turn.
-
-    .. math:: x_i \leftarrow \tfrac 1 2 x_i + \tfrac 1 2 x_{(i - 2^k) \bmod n},
-              \quad k = t \bmod D, \quad D = \lfloor \log_2 (n - 1) \rfloor + 1
-
-    If the size is a power of two, a period averages exactly.
-
-    Args:
-      size: number of workers.
-
-    Returns:
-      A :class:`Schedule` of period :math:`D`, with one round per step.
-
-    Raises:
-      ValueError: the size is no positive integer.
-
-    Examples:
-      >>> from djax import topologies
-      >>> topologies.one_peer_exponential(8).matrices.shape
-      (3, 8, 8)
-
-    References:
-      Assran et al., `Stochastic Gradient Push for Distributed Deep Learning
-      <https://arxiv.org/abs/1811.10792>`_, 2019
-
-      Ying et al., `Exponential Graph is Provably Efficient for Decentralized Deep
-      Training <https://arxiv.org/abs/2110.13363>`_, 2021
-    """
-    size = check_size("one_peer_exponential", size)
-    own = np.eye(size)
-    # One worker alone has a period of one step, in which it keeps what it has.
-    steps = max(1, (size - 1).bit_length())
-    matrices = [(own + np.roll(own, 2**k, axis=0)) / 2 for k in range(steps)]
-    return Schedule(np.array(matrices), "one_peer_exponential")
+        parts = [
+            self.name,
+            f"{self.size} worker{'s' if self.size != 1 else ''}",
+            f"period {self.period}",
+            f"{rounds} round{'s' if rounds != 1 else ''}",
+        ]
+        if self.period * self.size**3 <= _LARGEST_REPR_WITH_GAP:
+            parts.append(f"spectral gap {self.spectral_gap:.3g}")
+        return f"Schedule({', '.join(parts)})"
 
 
 def from_matrices(matrices: npt.ArrayLike, *, name: str = "schedule") -> Schedule:
@@ -176,7 +213,7 @@ def from_matrices(matrices: npt.ArrayLike, *, name: str = "schedule") -> Schedul
       >>> from djax import topologies
       >>> one_way_ring = (np.eye(5) + np.roll(np.eye(5), 1, axis=0)) / 2
       >>> topologies.from_matrices([one_way_ring], name="one_way_ring")
-      Schedule(one_way_ring, 5 workers, period 1, 1 round)
+      Schedule(one_way_ring, 5 workers, period 1, 1 round, spectral gap 0.191)
     """
     return Schedule(_as_numbers(matrices), name)
 
@@ -188,70 +225,3 @@ def _as_numbers(matrices: npt.ArrayLike) -> np.ndarray:
             f"{describe(matrices)}; those of a topology are [topology.mixing_matrix]"
         )
     return array
-
-
-def _check_matrices(matrices: np.ndarray) -> None:
-    if (
-        matrices.ndim != 3
-        or matrices.shape[1] != matrices.shape[2]
-        or not matrices.size
-    ):
-        raise ValueError(
-            f"matrices have shape {matrices.shape}, not [period, n, n]; "
-            "put a single matrix into a list"
-        )
-    if (wrong := ~(np.isfinite(matrices) & (matrices >= 0))).any():
-        t, i, j = np.argwhere(wrong)[0].tolist()
-        raise ValueError(
-            f"entry [{i}, {j}] of matrix {t} is {matrices[t, i, j].item()}; "
-            "weights must be finite and not negative"
-        )
-    total = matrices.sum(axis=1)
-    if (wrong := np.abs(total - 1) > TOLERANCE).any():
-        t, j = np.argwhere(wrong)[0].tolist()
-        raise ValueError(
-            f"column {j} of matrix {t} sums to {total[t, j].item()}, not to 1; divide "
-            f"it by its sum, since it says how worker {j} splits what it has"
-        )
-    _check_strongly_connected(matrices > NEGLIGIBLE)
-    _check_consensus(matrices > NEGLIGIBLE)
-
-
-def _check_strongly_connected(links: np.ndarray) -> None:
-    graph = _as_graph(np.any(links, axis=0))
-    unreached = set(graph) - {0} - nx.descendants(graph, 0)
-    mute = set(graph) - {0} - nx.ancestors(graph, 0)
-    if unreached or mute:
-        sender, receiver = (0, min(unreached)) if unreached else (min(mute), 0)
-        raise ValueError(
-            f"nothing from worker {sender} ever reaches worker {receiver}; "
-            "give a positive weight to a message on the way"
-        )
-
-
-def _check_consensus(links: np.ndarray) -> None:
-    """Accepts periods whose repetition brings the workers to a consensus.
-
-    It does if the product of a period's matrices is primitive. Where every worker keeps
-    a share in every step, it is whenever the links connect all workers.
-    """
-    if links.diagonal(axis1=1, axis2=2).all():
-        return
-    product = np.eye(links.shape[1], dtype=np.float32)
-    for step in links.astype(np.float32):
-        product = (step @ product > 0).astype(np.float32)
-    graph = _as_graph(product)
-    if not (nx.is_strongly_connected(graph) and nx.is_aperiodic(graph)):
-        raise ValueError(
-            "the matrices reach no consensus: whole periods pass around what workers "
-            "have without mixing all of it; let every worker keep a share, as in "
-            "(matrices + numpy.eye(n)) / 2"
-        )
-
-
-def _as_graph(links: np.ndarray) -> nx.DiGraph:
-    """An edge from each sender, the column, to each of its receivers."""
-    graph = nx.DiGraph()
-    graph.add_nodes_from(range(len(links)))
-    graph.add_edges_from((j, i) for i, j in np.argwhere(links).tolist())
-    return graph

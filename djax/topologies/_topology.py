@@ -119,6 +119,38 @@ class Topology:
         weights.setflags(write=False)
         return weights
 
+    # What follows up to `doubly_stochastic` is what a Schedule has, too.
+
+    @property
+    def period(self) -> int:
+        """1: the weights are the same in every step."""
+        return 1
+
+    @property
+    def matrices(self) -> np.ndarray:
+        """`float64[1, n, n]`: the mixing matrix of each step of the period."""
+        return self.mixing_matrix[np.newaxis]
+
+    def rounds_at(self, t: int) -> Rounds:
+        """The rounds of step `t`, which are those of every step: see `rounds`."""
+        del t
+        return self.rounds
+
+    def round_weights_at(self, t: int) -> np.ndarray:
+        """The weights in the rounds of step `t`: see `round_weights`."""
+        del t
+        return self.round_weights
+
+    @property
+    def symmetric(self) -> bool:
+        """True: neighbours give each other the same weight."""
+        return True
+
+    @property
+    def doubly_stochastic(self) -> bool:
+        """True: rows and columns of the mixing matrix sum to one."""
+        return True
+
     @property
     def max_degree(self) -> int:
         """The largest number of neighbours, each counted once."""

@@ -1,0 +1,43 @@
+"""Schedules in which each worker sends to one other worker a step."""
+
+import numpy as np
+
+from ._checks import check_size
+from ._schedule import Schedule
+
+
+def one_peer_exponential(size: int) -> Schedule:
+    r"""Each worker hears one other per step, at the distances 1, 2, 4, ... in turn.
+
+    .. math:: x_i \leftarrow \tfrac 1 2 x_i + \tfrac 1 2 x_{(i - 2^k) \bmod n},
+              \quad k = t \bmod D, \quad D = \lfloor \log_2 (n - 1) \rfloor + 1
+
+    If the size is a power of two, a period averages exactly.
+
+    Args:
+      size: number of workers.
+
+    Returns:
+      A :class:`Schedule` of period :math:`D`, with one round per step.
+
+    Raises:
+      ValueError: the size is no positive integer.
+
+    Examples:
+      >>> from djax import topologies
+      >>> topologies.one_peer_exponential(8).matrices.shape
+      (3, 8, 8)
+
+    References:
+      Assran et al., `Stochastic Gradient Push for Distributed Deep Learning
+      <https://arxiv.org/abs/1811.10792>`_, 2019
+
+      Ying et al., `Exponential Graph is Provably Efficient for Decentralized Deep
+      Training <https://arxiv.org/abs/2110.13363>`_, 2021
+    """
+    size = check_size("one_peer_exponential", size)
+    own = np.eye(size)
+    # One worker alone has a period of one step, in which it keeps what it has.
+    steps = max(1, (size - 1).bit_length())
+    matrices = [(own + np.roll(own, 2**k, axis=0)) / 2 for k in range(steps)]
+    return Schedule(np.array(matrices), "one_peer_exponential")
