@@ -18,7 +18,12 @@ Builders take the number of workers first, and those of a topology the keyword
 number of workers.
 """
 
+from ._base_graphs import base_graph as base_graph
+from ._base_graphs import hyper_hypercube as hyper_hypercube
+from ._base_graphs import simple_base_graph as simple_base_graph
 from ._build import from_networkx as from_networkx
+from ._equi import equi_dyn as equi_dyn
+from ._equi import equi_static as equi_static
 from ._graphs import complete as complete
 from ._graphs import exponential as exponential
 from ._graphs import hypercube as hypercube
@@ -26,6 +31,8 @@ from ._graphs import ring as ring
 from ._graphs import social_network as social_network
 from ._graphs import torus as torus
 from ._one_peer import one_peer_exponential as one_peer_exponential
+from ._one_peer import one_peer_hypercube as one_peer_hypercube
+from ._random import random_matchings as random_matchings
 from ._schedule import Schedule as Schedule
 from ._schedule import from_matrices as from_matrices
 from ._topology import Topology as Topology
@@ -55,4 +62,12 @@ BUILDERS = (
 )
 
 # Likewise: getattr(topologies, name)(size) is a Schedule.
-SCHEDULES = ("one_peer_exponential",)
+SCHEDULES = (
+    "one_peer_exponential",
+    "one_peer_hypercube",
+    "base_graph",
+    "simple_base_graph",
+    "hyper_hypercube",
+    "equi_dyn",
+    "random_matchings",
+)

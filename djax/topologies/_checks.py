@@ -53,6 +53,13 @@ def check_integer(value: Any, what: str, minimum: int = 1) -> int:
     return integer
 
 
+def check_share(value: Any, what: str) -> float:
+    """Returns a number in (0, 1], or raises a `ValueError` that says what it is."""
+    if not (isinstance(value, (int, float, np.number)) and 0 < value <= 1):
+        raise ValueError(f"{what} must be in (0, 1], got {value!r}")
+    return float(value)
+
+
 def check_size(name: str, size: Any) -> int:
     """Returns a number of workers, or raises a `ValueError` that says what is taken.
 
@@ -72,6 +79,17 @@ def check_size(name: str, size: Any) -> int:
             remedy = "of a graph from_networkx makes a topology"
         message = f"{name}: size must be an integer of at least 1, got {describe(size)}"
         raise ValueError(f"{message}; {remedy}") from error
+
+
+def check_power_of_two(name: str, size: int) -> int:
+    """Returns the logarithm of a number of workers, or raises a `ValueError`."""
+    dimension = size.bit_length() - 1
+    if size != 2**dimension:
+        raise ValueError(
+            f"{name}: size must be a power of two, got {size}; "
+            f"the nearest are {2**dimension} and {2 ** (dimension + 1)}"
+        )
+    return dimension
 
 
 def check_is_graph(name: str, graph: Any) -> None:

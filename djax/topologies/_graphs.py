@@ -5,7 +5,7 @@ from math import isqrt
 import networkx as nx
 
 from ._build import from_links, from_networkx
-from ._checks import check_integer, check_size
+from ._checks import check_integer, check_power_of_two, check_size
 from ._topology import Topology
 from ._weights import Weights
 
@@ -141,12 +141,7 @@ def hypercube(size: int, *, weights: Weights = "metropolis") -> Topology:
       (1, 4, 7)
     """
     size = check_size("hypercube", size)
-    dimension = size.bit_length() - 1
-    if size != 2**dimension:
-        raise ValueError(
-            f"hypercube: size must be a power of two, got {size}; "
-            f"the nearest are {2**dimension} and {2 ** (dimension + 1)}"
-        )
+    dimension = check_power_of_two("hypercube", size)
     links = [(i, i ^ 2**k) for i in range(size) for k in range(dimension) if i >> k & 1]
     return from_links("hypercube", size, links, weights)
 

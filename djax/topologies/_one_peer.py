@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ._checks import check_size
+from ._base_steps import hyper_hypercube_steps
+from ._checks import check_power_of_two, check_size
 from ._schedule import Schedule
 
 
@@ -41,3 +42,35 @@ def one_peer_exponential(size: int) -> Schedule:
     steps = max(1, (size - 1).bit_length())
     matrices = [(own + np.roll(own, 2**k, axis=0)) / 2 for k in range(steps)]
     return Schedule(np.array(matrices), "one_peer_exponential")
+
+
+def one_peer_hypercube(size: int) -> Schedule:
+    r"""Pairs of workers average whose binary numbers differ in one digit, each in turn.
+
+    .. math:: x_i \leftarrow \tfrac 1 2 x_i + \tfrac 1 2 x_{i \oplus 2^k},
+              \quad k = t \bmod \log_2 n
+
+    After a period all workers have the mean.
+
+    Args:
+      size: number of workers, a power of two.
+
+    Returns:
+      A symmetric :class:`Schedule` of period :math:`\log_2 n`, with one round per step.
+
+    Raises:
+      ValueError: the size is no power of two.
+
+    Examples:
+      >>> from djax import topologies
+      >>> topologies.one_peer_hypercube(8)
+      Schedule(one_peer_hypercube, 8 workers, period 3, 3 rounds, spectral gap 1)
+
+    References:
+      Takezawa et al., `Beyond Exponential Graph: Communication-Efficient Topologies for
+      Decentralized Learning <https://arxiv.org/abs/2305.11420>`_, 2023
+    """
+    size = check_size("one_peer_hypercube", size)
+    check_power_of_two("one_peer_hypercube", size)
+    matrices = hyper_hypercube_steps(size, degree=1)
+    return Schedule(np.array(matrices), "one_peer_hypercube")
