@@ -66,7 +66,7 @@ def test_a_topology_wants_worker_numbers():
 @pytest.mark.parametrize(
     "weights, message",
     [
-        ("mean", "'mean' is unknown; choose one of metropolis, uniform, lazy"),
+        ("mean", "'mean' is unknown; choose one of metropolis, uniform, lazy, best"),
         (0.5, "leaves worker 0 of degree 3 .* largest admissible weight is 0.333333"),
         (0.0, "weights=0.0 must be positive"),
         (float("nan"), "weights=nan must be positive"),
@@ -88,7 +88,7 @@ def test_impossible_rules(weights, message):
             r"\[0, 1\] is 0.4 but mixing_matrix\[1, 0\] is 0.25; make both",
         ),
         ({(0, 1): -0.1, (1, 0): -0.1}, r"\[0, 1\] is -0.1; .* the others of row 0"),
-        ({(3, 3): -0.5}, r"\[3, 3\] is -0.5; weights must not be negative"),
+        ({(3, 3): -0.5}, r"\[3, 3\] is -0.5; weights may be negative only if"),
         ({(1, 3): 0.1, (3, 1): 0.1}, r"\[1, 3\] is 0.1 but workers 1 and 3 are not"),
         ({(1, 1): 0.25}, r"row 1 .* sums to 0.75, not to 1; add 0.25 to .*\[1, 1\]"),
     ],

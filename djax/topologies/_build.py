@@ -24,10 +24,18 @@ def from_networkx(
     * `"uniform"`: :math:`w_{ij} = m_{ij} / (1 + \max_k d_k)`;
     * `"lazy"`: :math:`(W + I) / 2` of the Metropolis weights, which has no negative
       eigenvalues;
+    * `"best_constant"`: :math:`w_{ij} = w \, m_{ij}` with the :math:`w` of the largest
+      spectral gap, :math:`2 / (\lambda_2 + \lambda_n)` of the eigenvalues of the
+      graph's Laplacian;
+    * `"fastest"`: of all symmetric weights those with the largest spectral gap,
+      whatever the multiplicities. They are found by an optimisation, which takes a
+      second for a hundred workers;
     * a number :math:`w`: :math:`w_{ij} = w \, m_{ij}`;
     * an array `[n, n]`: the mixing matrix itself,
 
-    and :math:`w_{ii} = 1 - \sum_{j \neq i} w_{ij}`. Every builder has this keyword.
+    and :math:`w_{ii} = 1 - \sum_{j \neq i} w_{ij}`. Weights of
+    `"best_constant"`, of `"fastest"` and of an array may be negative, as long as the
+    spectral gap is positive. Every builder has this keyword.
 
     Args:
       graph: the nodes are the workers. The numbers `0, ..., n - 1`, of whatever type
@@ -35,9 +43,10 @@ def from_networkx(
         sorted order: numbers by value, strings alphabetically ("10" before "2"). Nodes
         that cannot be sorted, such as numbers among strings, are numbered in the order
         of the graph.
-      weights: `"metropolis"`, `"uniform"`, `"lazy"`, the weight of every edge, or the
-        symmetric doubly stochastic `float64[n, n]`, whose rows and columns are the
-        workers by these numbers, not the nodes in the order of the graph.
+      weights: `"metropolis"`, `"uniform"`, `"lazy"`, `"best_constant"`, `"fastest"`,
+        the weight of every edge, or the symmetric doubly stochastic `float64[n, n]`,
+        whose rows and columns are the workers by these numbers, not the nodes in the
+        order of the graph.
       name: what pictures and `repr` call it.
 
     Returns:
@@ -56,8 +65,15 @@ def from_networkx(
       Topology(petersen, 10 workers, 15 edges, 4 rounds, spectral gap 0.5)
       >>> topologies.ring(3, weights=0.25).mixing_matrix.tolist()
       [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]
+      >>> topologies.star(16)
+      Topology(star, 16 workers, 15 edges, 15 rounds, spectral gap 0.0625)
+      >>> topologies.star(16, weights="fastest")
+      Topology(star, 16 workers, 15 edges, 15 rounds, spectral gap 0.118)
 
     References:
+      Xiao and Boyd, `Fast linear iterations for distributed averaging
+      <https://doi.org/10.1016/j.sysconle.2004.02.022>`_, 2004
+
       Xiao, Boyd and Lall, `Distributed average consensus with time-varying Metropolis
       weights <https://stanford.edu/~boyd/papers/avg_metropolis.html>`_, 2006
     """

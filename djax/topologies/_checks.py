@@ -180,11 +180,6 @@ def check_mixing_matrix(matrix: np.ndarray, graph: nx.Graph) -> None:
         "mixing_matrix[{i}, {j}] is {v} but mixing_matrix[{j}, {i}] is {m}; make both "
         "the same, or use a schedule (from_matrices) for directed weights",
     )
-    refuse(
-        values < -TOLERANCE,
-        "mixing_matrix[{i}, {j}] is {v}; weights must not be negative: take what is "
-        "missing from the others of row {i}",
-    )
     linked = np.eye(size, dtype=bool)
     for i, j in graph.edges:
         linked[i, j] = linked[j, i] = True
@@ -194,13 +189,35 @@ def check_mixing_matrix(matrix: np.ndarray, graph: nx.Graph) -> None:
         "add the edge to the graph, or set the weight to 0",
     )
     total = matrix.sum(axis=1)
-    if (wrong := np.abs(total - 1) > TOLERANCE).any():
+    wrong = np.abs(total - 1) > TOLERANCE
+    refuse(
+        wrong[rows] & (values < -TOLERANCE),
+        "mixing_matrix[{i}, {j}] is {v}; weights may be negative only if their rows "
+        "sum to one: take what is missing from the others of row {i}",
+    )
+    if wrong.any():
         i = int(np.argmax(wrong))
         raise ValueError(
             f"row {i} of mixing_matrix sums to {total[i].item()}, not to 1; add "
             f"{1 - total[i].item():.3g} to mixing_matrix[{i}, {i}]"
         )
-    _check_consensus(matrix, graph)
+    if values.min() < -TOLERANCE:
+        _check_contraction(matrix)
+    else:
+        _check_consensus(matrix, graph)
+
+
+def _check_contraction(matrix: np.ndarray) -> None:
+    """Accepts weights, some of them negative, with a spectral gap above 0."""
+    modulus = np.linalg.norm(matrix - 1 / len(matrix), 2).item()
+    if modulus >= 1 - TOLERANCE:
+        i, j = np.unravel_index(np.argmin(matrix), matrix.shape)
+        raise ValueError(
+            "the weights reach no consensus: differences between workers change by "
+            f"the factor {modulus:.6g} a step, which has to be below 1; "
+            f"mixing_matrix[{i}, {j}] is {matrix[i, j].item()}, so use smaller weights "
+            'between workers, or weights="fastest"'
+        )
 
 
 def _check_consensus(matrix: np.ndarray, graph: nx.Graph) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ._checks import NEGLIGIBLE, TOLERANCE, describe
+from ._fastest import best_constant, fastest_weights
 from ._rounding import numbers
 
-Weights = Literal["metropolis", "uniform", "lazy"] | float | npt.ArrayLike
+Rule = Literal["metropolis", "uniform", "lazy", "best_constant", "fastest"]
+Weights = Rule | float | npt.ArrayLike
 
 
 def mixing_matrix(graph: nx.Graph, weights: Weights) -> np.ndarray:
@@ -47,6 +49,24 @@ def _lazy(graph: nx.Graph) -> np.ndarray:
     return (matrix + np.eye(len(matrix))) / 2
 
 
+def _best_constant(graph: nx.Graph) -> np.ndarray:
+    rows, columns, multiplicity, degree = _edges(graph)
+    if len(degree) == 1:
+        return np.ones((1, 1))
+    adjacency = _fill(rows, columns, multiplicity, len(degree))
+    np.fill_diagonal(adjacency, 0.0)
+    weight = best_constant(np.diag(degree) - adjacency)
+    return _fill(rows, columns, weight * multiplicity, len(degree))
+
+
+def _fastest(graph: nx.Graph) -> np.ndarray:
+    rows, columns, _, degree = _edges(graph)
+    if len(degree) == 1:
+        return np.ones((1, 1))
+    weights = fastest_weights(rows, columns, len(degree))
+    return _fill(rows, columns, weights, len(degree))
+
+
 def _constant(graph: nx.Graph, weight: float) -> np.ndarray:
     rows, columns, multiplicity, degree = _edges(graph)
     if not weight > 0:
@@ -79,6 +99,8 @@ _RULES: dict[str, Callable[[nx.Graph], np.ndarray]] = {
     "metropolis": _metropolis,
     "uniform": _uniform,
     "lazy": _lazy,
+    "best_constant": _best_constant,
+    "fastest": _fastest,
 }
 
 
@@ -98,6 +120,7 @@ def _fill(
 ) -> np.ndarray:
     matrix = np.zeros((size, size))
     matrix[rows, columns] = matrix[columns, rows] = weights
-    # Rounding may take the rest a little below zero.
-    np.fill_diagonal(matrix, np.maximum(1 - matrix.sum(axis=1), 0.0))
+    rest = 1 - matrix.sum(axis=1)
+    # Rounding may take what is zero a little below it.
+    np.fill_diagonal(matrix, np.where(rest > -TOLERANCE, np.maximum(rest, 0.0), rest))
     return matrix
