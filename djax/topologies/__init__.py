@@ -3,19 +3,29 @@
 A :class:`Topology` is an undirected graph of workers with a symmetric doubly stochastic
 mixing matrix; an edge colouring of the graph is the rounds in which the exchanges take
 place. A :class:`Schedule` is directed or changes in time: a period of column-stochastic
-matrices. Both are immutable values in NumPy and networkx. Nothing here knows of JAX, or
-of how messages travel.
+matrices. Both are immutable values in NumPy and networkx, and both tell the matrix, the
+rounds and the weights of any step, so that many mechanisms take either: a `Graph`.
+Nothing here knows of JAX, or of how messages travel.
 
 * with cycles: :func:`ring`, :func:`complete`, :func:`torus`, :func:`hypercube`,
   :func:`exponential`, :func:`social_network`;
 * trees: :func:`chain`, :func:`star`, :func:`binary_tree`, :func:`double_binary_trees`
   (a pair), :func:`regular_tree`, :func:`spanning_tree` of another topology;
-* your own: :func:`from_networkx`;
-* schedules: :func:`one_peer_exponential`, :func:`from_matrices`.
+* random shifts of a ring: :func:`equi_static`, a topology or a directed schedule;
+* your own: :func:`from_networkx`.
 
-Builders take the number of workers first, and those of a topology the keyword
+Schedules
+
+* average exactly after a period: :func:`base_graph`, :func:`simple_base_graph`,
+  :func:`hyper_hypercube`, :func:`one_peer_hypercube`;
+* one message a step to each worker: :func:`one_peer_exponential`;
+* drawn at random: :func:`equi_dyn`, :func:`random_matchings`, and :func:`matcha`, of
+  the edges of a topology;
+* your own: :func:`from_matrices`.
+
+Builders take the number of workers first, and most of those of a topology the keyword
 `weights`: see :func:`from_networkx`. `BUILDERS` names those that make one topology of a
-number of workers.
+number of workers, and `SCHEDULES` those that make one schedule of it.
 """
 
 from ._base_graphs import base_graph as base_graph
@@ -30,6 +40,7 @@ from ._graphs import hypercube as hypercube
 from ._graphs import ring as ring
 from ._graphs import social_network as social_network
 from ._graphs import torus as torus
+from ._matcha import matcha as matcha
 from ._one_peer import one_peer_exponential as one_peer_exponential
 from ._one_peer import one_peer_hypercube as one_peer_hypercube
 from ._random import random_matchings as random_matchings
@@ -61,7 +72,7 @@ BUILDERS = (
     "social_network",
 )
 
-# Likewise: getattr(topologies, name)(size) is a Schedule.
+# Likewise, getattr(topologies, name)(size) is a Schedule.
 SCHEDULES = (
     "one_peer_exponential",
     "one_peer_hypercube",
