@@ -10,8 +10,8 @@ from ._schedule import Schedule
 from ._topology import Topology
 
 _ACCURACY = 1e-9
-# Halves an interval until its ends are neighbouring numbers.
-_HALVINGS = 60
+# Of an interval: its length falls by the factor 1e-12.
+_HALVINGS = 40
 
 
 def matcha(

@@ -58,6 +58,6 @@ def drawn_schedule(matrices: np.ndarray, name: str) -> Schedule:
         return Schedule(matrices, name)
     except ValueError as error:
         raise ValueError(
-            f"{name}: the {len(matrices)} steps that were drawn do not bring the "
-            f"workers together; choose a longer period or another seed ({error})"
+            f"{name}: the draws of period={len(matrices)} do not bring the workers "
+            f"together; choose a longer period or another seed ({error})"
         ) from error

@@ -12,6 +12,9 @@ from ._checks import NEGLIGIBLE, TOLERANCE, describe
 from ._fastest import best_constant, fastest_weights
 from ._rounding import numbers
 
+# Of sums of weights.
+_ROUNDING = 1e-13
+
 Rule = Literal["metropolis", "uniform", "lazy", "best_constant", "fastest"]
 Weights = Rule | float | npt.ArrayLike
 
@@ -122,5 +125,5 @@ def _fill(
     matrix[rows, columns] = matrix[columns, rows] = weights
     rest = 1 - matrix.sum(axis=1)
     # Rounding may take what is zero a little below it.
-    np.fill_diagonal(matrix, np.where(rest > -TOLERANCE, np.maximum(rest, 0.0), rest))
+    np.fill_diagonal(matrix, np.where(rest > -_ROUNDING, np.maximum(rest, 0.0), rest))
     return matrix
