@@ -56,19 +56,19 @@ def test_the_best_constant_is_the_best_of_all_constants(graph):
 
 
 @pytest.mark.parametrize(
-    "topology",
+    "name, size",
     [
-        t.ring(2, weights="fastest"),
-        t.ring(9, weights="fastest"),
-        t.ring(64, weights="fastest"),
-        t.torus(64, weights="fastest"),
-        t.hypercube(16, weights="fastest"),
-        t.complete(7, weights="fastest"),
-        t.star(20, weights="fastest"),
+        ("ring", 2),
+        ("ring", 9),
+        ("ring", 64),
+        ("torus", 64),
+        ("hypercube", 16),
+        ("complete", 7),
+        ("star", 20),
     ],
-    ids=lambda topology: f"{topology.name}{topology.size}",
 )
-def test_where_all_edges_are_alike_the_fastest_weights_are_constant(topology):
+def test_where_all_edges_are_alike_the_fastest_weights_are_constant(name, size):
+    topology = getattr(t, name)(size, weights="fastest")
     constant = t.from_networkx(topology.graph, weights="best_constant")
     assert modulus(topology) == pytest.approx(modulus(constant), abs=1e-9)
     edges = tuple(np.transpose(topology.edges))
@@ -76,7 +76,7 @@ def test_where_all_edges_are_alike_the_fastest_weights_are_constant(topology):
     np.testing.assert_allclose(weights, constant.mixing_matrix[edges], atol=1e-8)
 
 
-@pytest.mark.parametrize("size", [4, 6, 17, 64])
+@pytest.mark.parametrize("size", [4, 6, 17, 40])
 def test_closed_forms(size):
     chain = t.chain(size, weights="fastest")
     assert modulus(chain) == pytest.approx(np.cos(np.pi / size), abs=1e-9)

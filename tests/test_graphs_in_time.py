@@ -163,9 +163,9 @@ def test_matcha_uses_the_rounds_of_the_topology(graph, budget, seed):
     check_schedule(schedule)
     assert schedule.symmetric and schedule.doubly_stochastic
     assert 0 < schedule.spectral_gap <= 1
-    used = np.abs(schedule.matrices).max(axis=0) > 0
-    allowed = topology.mixing_matrix > 0
-    np.testing.assert_array_less(used & ~np.eye(topology.size, dtype=bool), allowed + 1)
+    rounds = {source for rounds in schedule.rounds for source in rounds}
+    partners = {(i, j) for source in rounds for i, j in enumerate(source) if i < j}
+    assert partners <= set(topology.edges)  # Some edges may not be worth their cost.
 
 
 @pytest.mark.parametrize("topology", [t.exponential(12), t.torus(16), t.star(6)])

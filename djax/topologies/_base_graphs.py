@@ -13,7 +13,7 @@ from ._schedule import Schedule
 
 
 def hyper_hypercube(size: int, max_degree: int = 1) -> Schedule:
-    r"""Workers average in groups so small, and in turn so different, that all agree.
+    r"""Averages exactly after a period, in groups of few workers, for suitable sizes.
 
     With :math:`n = f_1 f_2 \cdots f_P`, where :math:`f_l \le k + 1` for the degree
     :math:`k`, a worker is a number of :math:`P` digits, the :math:`l`-th of which is
@@ -56,18 +56,20 @@ def hyper_hypercube(size: int, max_degree: int = 1) -> Schedule:
 
 
 def simple_base_graph(size: int, max_degree: int = 1) -> Schedule:
-    r"""Workers agree exactly after a period, for any number of them.
+    r"""Averages exactly after a period, with few partners a step, for any size.
 
-    The number of workers is written in base :math:`k + 1`, for the degree :math:`k`:
-    each digit that is not zero stands for a part of the workers, and a part for as many
-    equal subparts as the digit says.
+    :func:`hyper_hypercube` averages exactly, but only numbers of workers with small
+    prime factors. Other numbers are sums of such: with the degree :math:`k` the size is
+    written in base :math:`k + 1`. Each digit that is not zero stands for one part of
+    the workers, and the part consists of as many equal subparts as the digit says.
 
-    1. Each part averages by the steps of :func:`hyper_hypercube`.
-    2. The parts become donors, the largest first. In a donor's step each worker of the
-       smaller parts averages with one worker of every subpart, so that the subparts and
-       the smaller parts have the mean of them all. Workers of the donor that are left
-       over average with one another.
-    3. After its step, each subpart of a donor averages by :func:`hyper_hypercube`.
+    1. Every part averages by the steps of :func:`hyper_hypercube`.
+    2. The parts become donors one after the other, the largest first. In the step of a
+       donor, every worker of the smaller parts averages with one worker of each subpart
+       of the donor. After that the mean of each subpart is the mean of the donor and
+       the smaller parts together. Workers of the donor without such a partner average
+       with one another.
+    3. After its step as a donor, each subpart averages by :func:`hyper_hypercube`.
 
     Args:
       size: number of workers.
@@ -95,13 +97,17 @@ def simple_base_graph(size: int, max_degree: int = 1) -> Schedule:
 
 
 def base_graph(size: int, max_degree: int = 1) -> Schedule:
-    r"""Workers agree exactly after a short period, for any number of them.
+    r"""Averages exactly after a short period, with few partners a step, for any size.
 
-    With :math:`n = P R`, where :math:`P` has no prime factor above :math:`k + 1` and
-    :math:`R` no other ones, the :math:`P` runs of :math:`R` workers each average by
-    :func:`simple_base_graph`. After that the workers at the same place in their runs
-    average by :func:`hyper_hypercube`. Where :func:`simple_base_graph` of all workers
-    is shorter, it takes the place of both.
+    Gossip on a fixed graph with few neighbours only comes closer to the average. These
+    steps reach it, whatever the number of workers, with at most :math:`k` partners for
+    each worker in a step.
+
+    The size is split into :math:`n = P R`: all prime factors of :math:`P` are at most
+    :math:`k + 1`, and those of :math:`R` are larger. First the workers average within
+    :math:`P` runs of :math:`R` consecutive ones, by :func:`simple_base_graph`. Then
+    those that have the same place in their runs average by :func:`hyper_hypercube`.
+    Where :func:`simple_base_graph` of all workers is shorter, it is used instead.
 
     Args:
       size: number of workers.

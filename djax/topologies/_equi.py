@@ -20,8 +20,10 @@ def equi_static(
     directed: bool = False,
     seed: int = 0,
 ) -> Topology | Schedule:
-    r"""Each worker averages with few others, drawn so that size does not slow it down.
+    r"""Few random neighbours, with a spectral gap that hardly depends on the size.
 
+    The spectral gap of a ring falls with the square of the number of workers. Random
+    neighbours need only a number that grows with its logarithm for a gap of any size.
     Of the shifts :math:`1, \dots, n - 1` on a ring, :math:`M` are drawn, with
     replacement. With the permutation matrix :math:`P_a` that has worker :math:`i` hear
     worker :math:`i + a \bmod n`,
@@ -87,7 +89,7 @@ def equi_dyn(
     period: int = 64,
     seed: int = 0,
 ) -> Schedule:
-    r"""One random partner in each step, drawn so that size does not slow it down.
+    r"""One random partner a step, with a rate of consensus that size does not change.
 
     For each step a shift :math:`a` on a ring is drawn. If directed (OD-EquiDyn), worker
     :math:`i` hears worker :math:`i + a \bmod n`. Otherwise (OU-EquiDyn) a walk along

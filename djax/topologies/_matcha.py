@@ -17,11 +17,11 @@ _HALVINGS = 40
 def matcha(
     topology: Topology, budget: float, *, period: int = 1000, seed: int = 0
 ) -> Schedule:
-    r"""Saves communication by using each round of a topology in some steps only.
+    r"""Saves communication: each round of a topology takes place in some steps only.
 
-    The more the workers depend on the edges of a round :math:`j` to stay connected, the
-    higher its probability :math:`p_j`. With the Laplacian :math:`L_j` of the round's
-    edges,
+    Some edges connect the workers better than others. A round :math:`j` of edges that
+    matter takes place with a high probability :math:`p_j`, and other rounds are rare.
+    With the Laplacian :math:`L_j` of the edges of a round,
 
     .. math::
        W_t = I - \alpha \sum_j a_j^t L_j, \qquad a_j^t \sim \text{Bernoulli}(p_j)
@@ -32,8 +32,9 @@ def matcha(
     :math:`\rho = \|\mathbb E[W_t^\top W_t] - J\|`: the differences between workers
     shrink by :math:`\sqrt \rho` a step in the mean square.
 
-    A step may have no rounds at all. The weight is as large as it can be on average:
-    where many rounds come together a worker's weight for its own value may be negative.
+    A step may have no rounds at all. The weight is the best one on average, and large:
+    in steps with many rounds the weight of a worker for its own value can be negative,
+    and workers can move apart in such a step.
 
     Args:
       topology: the graph. Its weights and multiplicities do not matter.

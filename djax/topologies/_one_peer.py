@@ -45,7 +45,9 @@ def one_peer_exponential(size: int) -> Schedule:
 
 
 def one_peer_hypercube(size: int) -> Schedule:
-    r"""Pairs of workers average whose binary numbers differ in one digit, each in turn.
+    r"""Averages exactly after a period, in pairs, for powers of two.
+
+    Those workers average whose binary numbers differ in one digit, in turn in each:
 
     .. math:: x_i \leftarrow \tfrac 1 2 x_i + \tfrac 1 2 x_{i \oplus 2^k},
               \quad k = t \bmod \log_2 n

@@ -7,7 +7,9 @@ from ._schedule import Schedule
 
 
 def random_matchings(size: int, period: int = 64, seed: int = 0) -> Schedule:
-    r"""In each step workers average in pairs, any choice of which is as likely.
+    r"""Averages in pairs of workers that are drawn anew in each step.
+
+    All ways to pair the workers are equally likely:
 
     .. math:: x_i \leftarrow \tfrac 1 2 x_i + \tfrac 1 2 x_{\pi_t(i)}
 
