@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from djax import topologies as t
-from djax.topologies import _base_steps, _matcha
+from djax.topologies import _base_steps, _equi, _matcha
 
 GOLDEN = Path(__file__).parent / "golden"
 BASE = np.load(GOLDEN / "graphs_base.npz")
@@ -71,6 +71,23 @@ def test_equi_topo_draws_the_published_graphs(name):
     expected = EQUI[name].reshape(-1, size, size)
     np.testing.assert_allclose(graph.matrices, expected, rtol=0, atol=1e-15)
     assert graph.doubly_stochastic and graph.symmetric >= (not options["directed"])
+
+
+@pytest.mark.parametrize("name", [name for name in EQUI if "basis" in name])
+def test_the_shifts_of_equi_topo_are_the_published_ones(name):
+    size, seed = numbers(name.split("__")[1])
+    shifts = _equi.basis("equi_static", size, len(EQUI[name]), seed)
+    assert shifts.tolist() == EQUI[name].tolist()
+
+
+@pytest.mark.parametrize("name", [name for name in EQUI if "ouequi_draws" in name])
+def test_the_walk_of_equi_topo_pairs_the_published_workers(name):
+    size, _ = numbers(name.split("__")[1])
+    matrices = EQUI[name.replace("draws", "eta1")]
+    for (shift, start), matrix in zip(EQUI[name].tolist(), matrices, strict=True):
+        pairs = _equi.pairs(size, shift, start - 1)
+        expected = np.eye(size) / size + (size - 1) / size * pairs
+        np.testing.assert_allclose(matrix, expected, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", MATCHA_VALUES)

@@ -28,8 +28,8 @@ def from_networkx(
       spectral gap, :math:`2 / (\lambda_2 + \lambda_n)` of the eigenvalues of the
       graph's Laplacian;
     * `"fastest"`: of all symmetric weights those with the largest spectral gap,
-      whatever the multiplicities. They are found by an optimisation, which takes a
-      second for a hundred workers;
+      whatever the multiplicities. The optimisation that finds them takes some seconds
+      for a graph of several hundred edges;
     * a number :math:`w`: :math:`w_{ij} = w \, m_{ij}`;
     * an array `[n, n]`: the mixing matrix itself,
 

@@ -65,7 +65,7 @@ def equi_static(
         degree = _degree_of_accuracy(size, accuracy, probability)
     elif accuracy is not None:
         raise ValueError("equi_static: give the degree or the accuracy, not both")
-    shifts = _basis("equi_static", size, degree, seed)
+    shifts = basis("equi_static", size, degree, seed)
     if math.gcd(size, *shifts.tolist()) > 1:
         raise ValueError(
             f"equi_static: the shifts that were drawn, {shifts.tolist()}, do not "
@@ -133,15 +133,15 @@ def equi_dyn(
     period, generator = draws("equi_dyn", period, seed)
     shifts = _all_shifts(size)
     if degree is not None:
-        shifts = _basis("equi_dyn", size, degree, seed)
+        shifts = basis("equi_dyn", size, degree, seed)
     matrices = []
     for _ in range(period):
         shift = int(generator.choice(shifts))
         if directed:
             step = _shift(size, shift)
         else:
-            pairs = _pairs(size, shift, start=int(generator.integers(size)))
-            step = np.eye(size) / size + (size - 1) / size * pairs
+            paired = pairs(size, shift, start=int(generator.integers(size)))
+            step = np.eye(size) / size + (size - 1) / size * paired
         matrices.append((1 - eta) * np.eye(size) + eta * step)
     return drawn_schedule(np.array(matrices), "equi_dyn")
 
@@ -162,7 +162,7 @@ def _all_shifts(size: int) -> np.ndarray:
     return np.arange(1, max(size, 2))  # One worker alone hears itself.
 
 
-def _basis(name: str, size: int, degree: int, seed: int) -> np.ndarray:
+def basis(name: str, size: int, degree: int, seed: int) -> np.ndarray:
     """The shifts that are drawn beforehand, as the published code draws them."""
     degree = check_integer(degree, f"{name}: degree")
     seed = check_integer(seed, f"{name}: seed", minimum=0)
@@ -175,7 +175,7 @@ def _shift(size: int, shift: int) -> np.ndarray:
     return own / size + (size - 1) / size * np.roll(own, shift, axis=1)
 
 
-def _pairs(size: int, shift: int, start: int) -> np.ndarray:
+def pairs(size: int, shift: int, start: int) -> np.ndarray:
     """Pairs workers that are a shift apart, as long as both are free."""
     partner = np.arange(size)
     free = np.ones(size, bool)

@@ -36,8 +36,9 @@ class Topology:
         keeps a frozen copy.
       mixing_matrix: `float64[n, n]`, symmetric and doubly stochastic: `[i, j]` is the
         weight that worker `i` gives to the message of worker `j`, 0 where there is no
-        edge. Numbers of lower precision, whose rows sum to one but for their rounding,
-        are repaired. The topology keeps a read-only copy.
+        edge. Weights may be negative if the spectral gap is positive. Numbers of lower
+        precision, whose rows sum to one but for their rounding, are repaired. The
+        topology keeps a read-only copy.
       name: what pictures and `repr` call it.
 
     Raises:
