@@ -47,6 +47,7 @@ from . import asynchronous as asynchronous
 from . import communicators as communicators
 from . import compressors as compressors
 from . import metrics as metrics
+from . import mixing as mixing
 from . import simulation as simulation
 from . import theory as theory
 from . import topologies as topologies
@@ -64,6 +65,9 @@ from ._alias import relay_sgd_grad as relay_sgd_grad
 from ._alias import sgp as sgp
 from ._base import Communicator as Communicator
 from ._base import Compressor as Compressor
+from ._mechanism import Mechanism as Mechanism
+from ._mechanism import mechanism as mechanism
+from ._mechanism import only as only
 from .accounting import CommunicationCost as CommunicationCost
 from .accounting import communication_cost as communication_cost
 from .asynchronous import AcidConstants as AcidConstants

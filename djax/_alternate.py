@@ -8,8 +8,10 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 
+from . import accounting
 from ._base import PyTree
 
 
@@ -28,7 +30,8 @@ def alternate(
     branch index per worker, JAX would compute all branches and select afterwards.
     Workers that exchange messages within a branch must all take it, so that the index
     is made one value along the axes of those messages. Along other axes, such as that
-    of a sweep over hyper-parameters, counters may differ.
+    of a sweep over hyper-parameters, counters may differ. A branch that returns its
+    operands then still costs nothing in a step in which all runs of the sweep take it.
 
     Args:
       step: `int32[]`, the same on every worker.
@@ -36,8 +39,6 @@ def alternate(
       branches: functions with results of the same shapes and dtypes.
       *operands: their arguments.
     """
-    from . import accounting  # It needs this module.
-
     if (counter := accounting.counter()) is not None:
         return counter.alternate(schedule, branches, operands)
     if len(set(schedule)) == 1:  # There is nothing to choose.
@@ -50,50 +51,95 @@ def alternate(
     programs = [program for program, _ in traced]
     for axis_name in _simulated_axes(programs):
         index = jax.lax.pmax(index, axis_name)
-    flat = jax.tree.leaves(operands)
-    idle = [program.jaxpr.outvars == program.jaxpr.invars for program in programs]
-    if sorted(idle) == [False, True]:
-        active = idle.index(False)
-        flat = _run_or_pass_on(index == active, programs[active], flat)
-    else:
-        functions = [jax.extend.core.jaxpr_as_fun(program) for program in programs]
-        flat = jax.lax.switch(index, functions, *flat)
+    flat = _choose(index, programs, jax.tree.leaves(operands))
     return jax.tree.unflatten(jax.tree.structure(traced[0][1]), flat)
 
 
-def _run_or_pass_on(
-    active: jax.Array, program: Any, operands: list[jax.Array]
+def _choose(
+    index: jax.Array, programs: Sequence[Any], operands: list[jax.Array]
 ) -> list[jax.Array]:
-    """Returns the program's results if `active`, its operands otherwise.
+    """Returns the results of one of the traced programs."""
+    idle = [program.jaxpr.outvars == program.jaxpr.invars for program in programs]
+
+    def run(index, operands):
+        functions = [jax.extend.core.jaxpr_as_fun(program) for program in programs]
+        if sum(idle) == len(idle) - 1:
+            return functions[idle.index(False)](*operands)
+        return jax.lax.switch(index, functions, *operands)
+
+    if not any(idle):
+        return run(index, operands)
+    return _run_or_pass_on(~jnp.asarray(idle)[index], index, run, operands)
+
+
+def _run_or_pass_on(
+    active: jax.Array, index: jax.Array, run: Callable, operands: list[jax.Array]
+) -> list[jax.Array]:
+    """Returns `run(index, operands)` if `active`, and the operands otherwise.
 
     A conditional would copy the operands that it passes on. A loop leaves what it
     carries where it is: this one ends after one iteration, or before the first.
     """
-
-    def evaluate(constants, operands):
-        closed = jax.extend.core.ClosedJaxpr(program.jaxpr, constants)
-        return jax.extend.core.jaxpr_as_fun(closed)(*operands)
+    run, constants = jax.closure_convert(run, index, operands)
 
     @jax.custom_jvp
-    def run(active, constants, operands):
+    def looped(active, index, constants, operands):
         def iteration(carry):
-            active, operands = carry
-            return jnp.zeros_like(active), evaluate(constants, operands)
+            some, operands = carry
+            results = run(index, operands, *constants)
+            results = [
+                _if_active(active, new, old)
+                for new, old in zip(results, operands, strict=True)
+            ]
+            return jnp.zeros_like(some), results
 
-        carry = active, operands
+        carry = _any(active), operands
         return jax.lax.while_loop(lambda carry: carry[0], iteration, carry)[1]
 
-    @run.defjvp
+    @looped.defjvp
     def _(primals, tangents):
         # Of a loop that may end at any time there are no derivatives in reverse mode.
-        def conditional(active, constants, operands):
+        def conditional(active, index, constants, operands):
             return jax.lax.cond(
-                active, evaluate, lambda _, operands: operands, constants, operands
+                active,
+                lambda operands: list(run(index, operands, *constants)),
+                lambda operands: operands,
+                operands,
             )
 
         return jax.jvp(conditional, primals, tangents)
 
-    return run(active, program.consts, operands)
+    return looped(active, index, constants, operands)
+
+
+@custom_vmap
+def _any(flag: jax.Array) -> jax.Array:
+    """The flag; under a `vmap` of several flags, whether any of them is set."""
+    return flag
+
+
+@_any.def_vmap
+def _(axis_size, in_batched, flag):
+    return _any(flag.any(axis=0)), False
+
+
+@custom_vmap
+def _if_active(active: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Returns `new`; under a `vmap` of several flags, only where `active` is set."""
+    return new
+
+
+@_if_active.def_vmap
+def _(axis_size, in_batched, active, new, old):
+    new, old = (
+        x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+        for x, batched in zip((new, old), in_batched[1:], strict=True)
+    )
+    if not in_batched[0]:
+        return _if_active(active, new, old), True
+    # The axes of the flags come first.
+    flags = active.reshape(active.shape + (1,) * (new.ndim - active.ndim))
+    return jnp.where(flags, new, old), True
 
 
 def _simulated_axes(programs: Sequence[Any]) -> list[Any]:

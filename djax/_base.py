@@ -13,9 +13,10 @@ import optax
 from jax.typing import ArrayLike
 
 from ._arrays import check_arrays
-from .topologies import Topology
+from .topologies import Schedule, Topology
 from .topologies._checks import describe, is_communicator
 from .topologies._kinds import check_undirected
+from .topologies._schedule_checks import contraction
 
 PyTree = Any
 
@@ -35,6 +36,18 @@ class Communicator(Protocol):
       size: number of workers.
       local_ranks: ranks of the workers that live in this process, ascending: all of
         them in simulation, one under MPI.
+      rows: length of the leading axis of the arrays that programs made by `spmd` take
+        and return in this process: the number of local workers, or, where arrays are
+        global as on a mesh, of all workers.
+      shares_device: whether all workers live on one device, so that a program may also
+        compute worker by worker.
+      sharding: how arrays with a leading axis of all workers lie on the devices, where
+        they are global; else None.
+      message_dtype: name of the dtype to which :mod:`djax.mixing` rounds floats that
+        travel between neighbours; None leaves them as they are.
+      rounding_seed: seed of stochastic rounding; None rounds to the nearest number.
+      drop_probability: probability with which a message between neighbours is lost, 0
+        if nothing is; in the long run, and the largest one where links differ.
     """
 
     @property
@@ -45,6 +58,36 @@ class Communicator(Protocol):
     @property
     def local_ranks(self) -> Sequence[int]:
         """Ranks of the workers that live in this process, ascending."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Length of the leading axis of the arrays of this process."""
+        ...
+
+    @property
+    def shares_device(self) -> bool:
+        """Whether all workers live on one device."""
+        ...
+
+    @property
+    def sharding(self) -> jax.sharding.Sharding | None:
+        """How global arrays lie on the devices."""
+        ...
+
+    @property
+    def message_dtype(self) -> str | None:
+        """Name of the dtype in which floats travel between neighbours."""
+        ...
+
+    @property
+    def rounding_seed(self) -> int | None:
+        """Seed of stochastic rounding."""
+        ...
+
+    @property
+    def drop_probability(self) -> float:
+        """Probability with which a message between neighbours is lost."""
         ...
 
     def rank(self) -> jax.Array | int:
@@ -61,10 +104,27 @@ class Communicator(Protocol):
         """
         ...
 
+    def permute_one_of(
+        self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
+    ) -> PyTree:
+        """Returns what `permute(tree, sources[index])` returns.
+
+        Graphs that change with time exchange by another permutation in each step. In
+        simulation any number of permutations costs no more than one; elsewhere equal
+        ones share a branch, and a rank of MPI needs one for each pair of partners.
+
+        Args:
+          tree: this worker's arrays, as in `permute`.
+          sources: permutations of `range(size)`, the same on every worker.
+          index: `int32[]`, the same on every worker.
+        """
+        ...
+
     def mean(self, tree: PyTree) -> PyTree:
         """Exact average over all workers (an all-reduce), in the leaves' dtypes.
 
-        Sums of 16-bit floats are accumulated, and travel, as float32.
+        An all-reduce adds up on the way. Sums of 16-bit floats are accumulated, and
+        travel, as float32, whatever the `message_dtype` is.
         """
         ...
 
@@ -73,21 +133,32 @@ class Communicator(Protocol):
         ...
 
     def agreed(self, value: ArrayLike) -> ArrayLike:
-        """Returns a value that every worker has anyway, as one value.
+        """Tells JAX that `value` is equal on all workers.
 
-        In simulation it has no axis of workers, so that a `lax.switch` on it takes one
-        branch; of a value per worker it would compute all branches.
+        Under `vmap` the result has no worker axis, so that `lax.switch` on it runs only
+        the selected branch; otherwise JAX would compute every branch and select
+        afterwards.
         """
         ...
 
-    def arrived(self, source: Sequence[int], key: jax.Array) -> jax.Array | bool:
+    def arrived(
+        self,
+        source: Sequence[Any],
+        key: jax.Array,
+        *,
+        step: ArrayLike | None = None,
+        index: ArrayLike | None = None,
+    ) -> jax.Array | bool:
         """Whether the message of the round `source` came through to this worker.
 
-        Always `True` unless the communicator was made with a `drop_probability`.
+        Always `True` unless messages get lost: see :func:`djax.communicators.lossy`.
 
         Args:
-          source: the round, as given to `permute`.
+          source: the permutation, as given to `permute`; with `index` the permutations,
+            as given to `permute_one_of`.
           key: a PRNG key that is new in every step; workers and rounds may share it.
+          step: `int32[]`, number of steps so far, which losses in bursts need.
+          index: `int32[]`, which permutation it is.
         """
         ...
 
@@ -100,6 +171,21 @@ class Communicator(Protocol):
 
         Args:
           values: one object for each of `local_ranks`.
+        """
+        ...
+
+    def compare_starts(self, name: str, facts: dict[str, Any], after: PyTree) -> None:
+        """Raises on every process unless all of them start a mechanism alike.
+
+        At once, or when the program that is being traced runs.
+
+        Args:
+          name: of the mechanism.
+          facts: by name, values that can be compared, pickled and shown.
+          after: arrays of the program that have to be there before.
+
+        Raises:
+          ValueError: names what differs, and on which ranks.
         """
         ...
 
@@ -176,7 +262,7 @@ def as_transformation(
     Raises:
       TypeError: if it is asynchronous, or no such thing.
     """
-    if callable(getattr(transformation, "average", None)):
+    if is_asynchronous(transformation):
         raise TypeError(asynchronous_text(name))
     if not all(callable(getattr(transformation, f, None)) for f in ("init", "update")):
         raise TypeError(
@@ -184,6 +270,11 @@ def as_transformation(
             f"djax.gossip(topology, communicator), got {transformation!r}."
         )
     return optax.with_extra_args_support(transformation)
+
+
+def is_asynchronous(transformation: Any) -> bool:
+    """Whether its workers average at events, as those of :func:`djax.acid` do."""
+    return callable(getattr(transformation, "average", None))
 
 
 def asynchronous_text(name: str) -> str:
@@ -285,27 +376,36 @@ def check_decay(name: str, decay: Any) -> None:
         raise ValueError(f"{name} must be below 1, got {decay}.")
 
 
-def check_consensus_rate(name: str, rate: Any, topology: Topology) -> None:
+def check_consensus_rate(name: str, rate: Any, graph: Topology | Schedule) -> None:
     r"""Raises ValueError if models that are averaged at this rate never become equal.
 
-    That is where :math:`1 - \rho (1 - \lambda_{min}) \le -1`: the differences between
-    the workers then swap their signs in each step, and do not shrink. Traced rates,
-    which `optax.inject_hyperparams` passes, cannot be checked.
+    On a fixed graph that is where :math:`1 - \rho (1 - \lambda_{min}) \le -1`: the
+    differences between the workers then swap their signs in each step, and do not
+    shrink. Traced rates, which `optax.inject_hyperparams` passes, cannot be checked.
 
     Args:
       name: of the mechanism and the argument, for the error.
       rate: :math:`\rho`, a number, or an array of shape `()`.
-      topology: the graph and its weights.
+      graph: the graph and its weights.
     """
     check_rate(name, rate)
-    if isinstance(rate, jax.core.Tracer) or float(rate) <= 1 or topology.size == 1:
+    if isinstance(rate, jax.core.Tracer) or float(rate) <= 1 or graph.size == 1:
         return  # Weights by which a rate of 1 is too large are refused themselves.
-    largest = 2 / (1 - topology.lambda_min)
-    if float(rate) > largest * (1 - 1e-6):
-        raise ValueError(
-            f"{name} must be below {largest:.4g} on {topology!r}, got {rate}: the "
-            "workers' models would never become equal."
-        )
+    if isinstance(graph, Schedule):
+        own = np.eye(graph.size)
+        matrices = (1 - float(rate)) * own + float(rate) * graph.matrices
+        if contraction(matrices) < 1:
+            return
+        limit = "of at most 1"
+    else:
+        largest = 2 / (1 - graph.lambda_min)
+        if float(rate) <= largest * (1 - 1e-6):
+            return
+        limit = f"below {largest:.4g}"
+    raise ValueError(
+        f"{name} must be {limit} on {graph!r}, got {rate}: the workers' models would "
+        "never become equal."
+    )
 
 
 def check_params(

@@ -1,5 +1,8 @@
 """Parameters as matrices, which low-rank methods need."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -7,6 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._base import PyTree
+
+_DEALT_OUT: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "djax_dealt_out", default=False
+)
 
 
 def is_matrix(x: Any) -> bool:
@@ -71,3 +78,27 @@ def check_rows_axis(name: str, params: PyTree, rows_axis: int) -> None:
                 f"{name}: rows_axis={rows_axis}, but params"
                 f"{jax.tree_util.keystr(path)} has {leaf.ndim} dimensions."
             )
+
+
+@contextlib.contextmanager
+def dealing_out() -> Iterator[None]:
+    """Tells mechanisms that are initialized inside that matrices were cut to vectors.
+
+    Only a mechanism knows whether it compresses matrices; without any it would silently
+    send everything.
+    """
+    token = _DEALT_OUT.set(True)
+    try:
+        yield
+    finally:
+        _DEALT_OUT.reset(token)
+
+
+def check_not_dealt_out(name: str) -> None:
+    """Raises ValueError inside of :func:`dealing_out`; `name` compresses matrices."""
+    if _DEALT_OUT.get():
+        raise ValueError(
+            f"{name} compresses matrices, but djax.interleave deals out their single "
+            f"coordinates, so that it would send everything: use {name} without "
+            "interleave."
+        )

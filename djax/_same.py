@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import accounting
 from ._base import Communicator, Compressor, PyTree
 from .topologies import Schedule, Topology
 
@@ -57,12 +58,10 @@ def check_same(
       ValueError: if they differ; names what, and on which ranks. Within `jax.jit` the
         program raises `jax.errors.JaxRuntimeError` with its text.
     """
-    from . import accounting  # It needs this module.
-
-    compare = getattr(communicator, "compare_starts", None)
-    if compare is None or communicator.size == 1 or accounting.counter() is not None:
+    if communicator.size == 1 or accounting.counter() is not None:
         return
-    compare(mechanism, _facts(mechanism, params, given), params)
+    facts = _facts(mechanism, params, given)
+    communicator.compare_starts(mechanism, facts, params)
 
 
 def _facts(mechanism: str, params: PyTree, given: dict[str, Any]) -> dict[str, Any]:

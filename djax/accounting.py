@@ -17,8 +17,7 @@ import optax
 from jax.typing import ArrayLike
 
 from . import _wire
-from ._base import PyTree, as_transformation, lockstep, wide
-from .asynchronous import EventTransformation
+from ._base import PyTree, as_transformation, is_asynchronous, lockstep, wide
 from .topologies._checks import describe, is_array
 
 
@@ -138,7 +137,7 @@ def communication_cost(
       >>> djax.communication_cost(rarely, weights, ring).mean_messages
       0.5
     """
-    if isinstance(transformation, EventTransformation):
+    if is_asynchronous(transformation):
         raise TypeError(
             "an asynchronous algorithm sends nothing in its updates, but one model in "
             "each averaging: multiply Events.averaging_counts by the bytes of a model"
@@ -241,6 +240,20 @@ class _Counter:
 
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
         return self._mark(tree, tree, [sender != i for i, sender in enumerate(source)])
+
+    def permute_one_of(
+        self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
+    ) -> PyTree:
+        """Counts each of the permutations once in as many steps as there are."""
+        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+        size, count = _wire.count_bytes(leaves), _wire.count_messages(leaves)
+        times = (np.asarray(sources) != np.arange(self.size)).sum(axis=0).tolist()
+        cost = CommunicationCost(
+            len(sources),
+            tuple(size * n for n in times),
+            tuple(count * n for n in times),
+        )
+        return self._bind(tree, cost)
 
     def mean(self, tree: PyTree) -> PyTree:
         wire = jax.tree.map(wide, tree)

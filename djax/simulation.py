@@ -29,12 +29,13 @@ from ._base import (
     check_choice,
     check_flags,
 )
-from ._facts import refusing
 from ._gradient_fn import GradientFn as GradientFn
 from ._gradient_fn import check_gradients, check_signature, check_unchanged
+from ._mechanism import parts_within
 from ._nonfinite import NonFinite, all_finite, flaw, make_check, without_step
 from ._nonfinite import NonFiniteError as NonFiniteError
-from .communicators import MeshCommunicator, SimulatedCommunicator, replicate
+from ._refusals import refuse
+from .communicators import replicate
 from .communicators._common import (
     check_communicator,
     check_leading_axis,
@@ -158,7 +159,7 @@ def make_steps(
     check_signature("make_steps", gradient_fn)
     if not dispatch:
         make = _scanned
-    elif isinstance(communicator, SimulatedCommunicator):
+    elif communicator.shares_device:
         make = _dispatched
     else:
         make = _stepwise
@@ -296,15 +297,13 @@ def _check_isolation(
     optimizer: optax.GradientTransformation, communicator: Communicator, params: PyTree
 ) -> None:
     """Raises ValueError if a mechanism cannot do without the messages of a worker."""
-    with refusing("make_steps(nonfinite='isolate')", "needs_every_message"):
-        jax.eval_shape(communicator.spmd(optimizer.init), params)
+    parts = parts_within(optimizer, communicator, params)
+    refuse("make_steps(nonfinite='isolate')", parts, "needs_every_message")
 
 
 def _check_axes(workers: Workers, batches: PyTree, communicator: Communicator) -> None:
     """Raises ValueError unless the batches are `[local workers, steps, ...]`."""
-    whole = isinstance(communicator, MeshCommunicator)  # Its arrays are global.
-    size, local = communicator.size, len(communicator.local_ranks)
-    check_leading_axis("steps", (workers, batches), size if whole else local)
+    check_leading_axis("steps", (workers, batches), communicator.rows)
     counts = {np.shape(x)[1] if np.ndim(x) > 1 else 0 for x in jax.tree.leaves(batches)}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(

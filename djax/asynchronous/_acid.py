@@ -45,7 +45,8 @@ from djax._base import (
     check_rate,
     wide,
 )
-from djax._facts import refusing
+from djax._mechanism import collecting
+from djax._refusals import refuse
 
 from ._constants import AcidConstants, Asked, asked_of
 
@@ -176,8 +177,8 @@ def _make_acid(
 
     def init_fn(params):
         _check_params("acid", params)
-        with refusing("acid", "mechanism"):
-            return AcidState(jax.tree.map(jnp.copy, params), base.init(params))
+        base_state = _init_alone("acid", base, params)
+        return AcidState(jax.tree.map(jnp.copy, params), base_state)
 
     def mix_fn(params, state, elapsed):
         _check_elapsed(elapsed)
@@ -255,8 +256,8 @@ def _make_adpsgd(base: optax.GradientTransformation) -> EventTransformation:
     base = optax.with_extra_args_support(base)
 
     def init_fn(params):
-        with refusing("adpsgd", "mechanism"):
-            return ADPSGDState(base.init(_check_params("adpsgd", params)))
+        _check_params("adpsgd", params)
+        return ADPSGDState(_init_alone("adpsgd", base, params))
 
     def mix_fn(params, state, elapsed):
         _check_elapsed(elapsed)
@@ -311,6 +312,14 @@ def _known_elapsed(name: str, elapsed: Any) -> Any:
         return elapsed
     check_not_in_lockstep(name)
     return 0.0
+
+
+def _init_alone(name: str, base: Any, params: PyTree) -> optax.OptState:
+    """The optimizer's state; raises ValueError if the optimizer averages by itself."""
+    with collecting() as parts:
+        state = base.init(params)
+    refuse(name, parts, "mechanism")
+    return state
 
 
 def _check_params(name: str, params: PyTree) -> PyTree:

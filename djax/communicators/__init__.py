@@ -7,6 +7,17 @@ rounding:
 * :func:`mesh`: one worker a device of one program, by `jax.shard_map`,
 * :func:`mpi`: one worker a process of `mpirun`, by mpi4jax.
 
+Around each of them, :func:`lossy` loses messages, independently or in bursts.
+
+With `message_dtype="bfloat16"` (or `"float16"`, `"float8_e4m3fn"`, `"float8_e5m2"`)
+floats travel between neighbours in half or a quarter of the bytes. Both ends of an edge
+calculate with the rounded values, the sender's own included: what one end gains the
+other loses, so that the mean of the models does not move by the rounding, and equal
+models stay equal. Models that differ by less than the distance between two numbers of
+that dtype look equal, and come no closer to each other. A `rounding_seed` rounds up or
+down at random instead, on all workers by the same draws: then differences are right on
+average however small they are.
+
 :func:`replicate` gives all workers the same arrays, :func:`check_agreement` makes sure
 that they hold the same, :func:`launcher_size` and :func:`launcher_rank` tell what
 `mpirun` says before MPI is started.
@@ -27,21 +38,31 @@ from ._axis import MeshCommunicator as MeshCommunicator
 from ._axis import SimulatedCommunicator as SimulatedCommunicator
 from ._launch import launcher_rank as launcher_rank
 from ._launch import launcher_size as launcher_size
+from ._lossy import GilbertElliott as GilbertElliott
+from ._lossy import LossyCommunicator as LossyCommunicator
+from ._lossy import check_short_form, short_form
+from ._lossy import lossy as lossy
 
 
 def simulated(
     size: int,
     *,
     axis_name: str = "workers",
+    message_dtype: Any = None,
+    rounding_seed: int | None = None,
     drop_probability: float = 0.0,
     drop_seed: int = 0,
-) -> SimulatedCommunicator:
+) -> Communicator:
     """All workers on one device, along a `vmap` axis.
 
     Args:
       size: number of workers.
       axis_name: name of the axis, for those who `vmap` the program themselves.
-      drop_probability: probability in [0, 1) with which a message is lost.
+      message_dtype: dtype in which floats travel between neighbours: see
+        :mod:`djax.communicators`.
+      rounding_seed: round to it stochastically, by draws of this seed.
+      drop_probability: probability in [0, 1) with which a message is lost; see
+        :func:`lossy`.
       drop_seed: seed of the losses.
 
     Returns:
@@ -58,8 +79,10 @@ def simulated(
       [12 10 11]
     """
     size = _common.check_size("simulated", size)
-    losses = _common.check_losses("simulated", drop_probability, drop_seed)
-    return SimulatedCommunicator(size, axis_name, *losses)
+    messages = _common.check_messages("simulated", message_dtype, rounding_seed)
+    losses = check_short_form("simulated", drop_probability, drop_seed)
+    communicator = SimulatedCommunicator(size, axis_name, *messages)
+    return short_form(communicator, *losses)
 
 
 def mesh(
@@ -67,9 +90,11 @@ def mesh(
     *,
     devices: Any = None,
     axis_name: str = "workers",
+    message_dtype: Any = None,
+    rounding_seed: int | None = None,
     drop_probability: float = 0.0,
     drop_seed: int = 0,
-) -> MeshCommunicator:
+) -> Communicator:
     """One worker a device, in one program (NCCL between GPUs).
 
     On several hosts call `jax.distributed.initialize()` first. What `spmd` takes and
@@ -80,7 +105,11 @@ def mesh(
       size: number of workers.
       devices: the workers' devices; by default the first of `jax.devices()`.
       axis_name: name of the axis, for those who `shard_map` the program themselves.
-      drop_probability: probability in [0, 1) with which a message is lost.
+      message_dtype: dtype in which floats travel between neighbours: see
+        :mod:`djax.communicators`.
+      rounding_seed: round to it stochastically, by draws of this seed.
+      drop_probability: probability in [0, 1) with which a message is lost; see
+        :func:`lossy`.
       drop_seed: seed of the losses.
 
     Returns:
@@ -90,7 +119,8 @@ def mesh(
       ValueError: if there are not enough devices, or an argument is out of range.
     """
     size = _common.check_size("mesh", size)
-    losses = _common.check_losses("mesh", drop_probability, drop_seed)
+    messages = _common.check_messages("mesh", message_dtype, rounding_seed)
+    losses = check_short_form("mesh", drop_probability, drop_seed)
     devices = tuple(jax.devices() if devices is None else devices)
     if len(devices) < size:
         raise ValueError(
@@ -99,11 +129,17 @@ def mesh(
             f"--xla_force_host_platform_device_count={size} before starting Python, "
             "or use communicators.simulated."
         )
-    return MeshCommunicator(size, axis_name, *losses, devices[:size])
+    communicator = MeshCommunicator(size, axis_name, *messages, devices[:size])
+    return short_form(communicator, *losses)
 
 
 def mpi(
-    comm: Any = None, *, drop_probability: float = 0.0, drop_seed: int = 0
+    comm: Any = None,
+    *,
+    message_dtype: Any = None,
+    rounding_seed: int | None = None,
+    drop_probability: float = 0.0,
+    drop_seed: int = 0,
 ) -> Communicator:
     """One worker a rank; run with `mpirun -n SIZE python ...`.
 
@@ -130,7 +166,11 @@ def mpi(
 
     Args:
       comm: an `mpi4py.MPI.Comm`, of which duplicates are made; by default all ranks.
-      drop_probability: probability in [0, 1) with which a message is lost.
+      message_dtype: dtype in which floats travel between neighbours: see
+        :mod:`djax.communicators`.
+      rounding_seed: round to it stochastically, by draws of this seed.
+      drop_probability: probability in [0, 1) with which a message is lost; see
+        :func:`lossy`.
       drop_seed: seed of the losses.
 
     Returns:
@@ -146,7 +186,8 @@ def mpi(
         holds several GPUs, or if a rank does not call it in time.
       ValueError: if an argument or an environment variable is out of range.
     """
-    losses = _common.check_losses("mpi", drop_probability, drop_seed)
+    messages = _common.check_messages("mpi", message_dtype, rounding_seed)
+    losses = check_short_form("mpi", drop_probability, drop_seed)
     try:
         MPI = _start.start_mpi()
 
@@ -168,7 +209,8 @@ def mpi(
     _launch.prepare(world)
     if world.size > 1:
         _end.end_together(world)
-    return MPICommunicator(comm.Dup(), comm.Dup(), *losses)
+    communicator = MPICommunicator(comm.Dup(), comm.Dup(), *messages)
+    return short_form(communicator, *losses)
 
 
 @functools.cache

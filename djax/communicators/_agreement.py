@@ -12,7 +12,6 @@ from djax._arrays import check_arrays
 from djax._base import Communicator, PyTree
 
 from . import _common
-from ._axis import MeshCommunicator
 
 
 def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
@@ -44,10 +43,8 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
             lambda x: jnp.broadcast_to(jnp.asarray(x), (count, *np.shape(x))), tree
         )
 
-    if isinstance(communicator, MeshCommunicator):  # All workers', on their devices.
-        everywhere = jax.jit(
-            stack, static_argnums=1, out_shardings=communicator.sharding
-        )
+    if (sharding := communicator.sharding) is not None:  # All workers', on a mesh.
+        everywhere = jax.jit(stack, static_argnums=1, out_shardings=sharding)
         return everywhere(tree, communicator.size)
     return stack(tree, len(communicator.local_ranks))
 

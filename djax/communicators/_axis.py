@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +45,10 @@ class _AxisCommunicator:
 
     size: int
     axis_name: str
-    drop_probability: float
-    drop_seed: int
+    message_dtype: str | None = None
+    rounding_seed: int | None = None
+
+    drop_probability: ClassVar[float] = 0.0
 
     @accounted
     @_inside
@@ -78,11 +80,12 @@ class _AxisCommunicator:
         """See :class:`djax.Communicator`."""
         return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name)[0], tree)
 
-    def arrived(self, source: Sequence[int], key: jax.Array) -> jax.Array | bool:
-        """See :class:`djax.Communicator`."""
-        return _common.arrived(
-            self.rank, self.drop_probability, self.drop_seed, source, key
-        )
+    def arrived(self, *args: Any, **kwargs: Any) -> bool:
+        """See :class:`djax.Communicator`; nothing is lost."""
+        return True
+
+    def compare_starts(self, name: str, facts: dict[str, Any], after: PyTree) -> None:
+        """See :class:`djax.Communicator`; one program starts all workers alike."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +95,31 @@ class SimulatedCommunicator(_AxisCommunicator):
     Made by :func:`djax.communicators.simulated`.
     """
 
+    shares_device: ClassVar[bool] = True
+    sharding: ClassVar[None] = None
+
     @property
     def local_ranks(self) -> Sequence[int]:
         """Every worker's rank."""
         return range(self.size)
+
+    @property
+    def rows(self) -> int:
+        """See :class:`djax.Communicator`."""
+        return self.size
+
+    @accounted
+    @_inside
+    def permute_one_of(
+        self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
+    ) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        # A branch for each permutation would be compiled as often; this is one gather.
+        table = _common.check_permutations(sources, self.size)
+        sender = jnp.asarray(table)[index, jax.lax.axis_index(self.axis_name)]
+        return jax.tree.map(
+            lambda x: jax.lax.all_gather(x, self.axis_name)[sender], tree
+        )
 
     @accounted
     @_inside
@@ -153,6 +177,25 @@ class MeshCommunicator(_AxisCommunicator):
     """
 
     devices: tuple[jax.Device, ...] = ()
+
+    shares_device: ClassVar[bool] = False
+
+    @property
+    def rows(self) -> int:
+        """See :class:`djax.Communicator`; of global arrays, all workers'."""
+        return self.size
+
+    @accounted
+    @_inside
+    def permute_one_of(
+        self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
+    ) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        distinct, which = _common.distinct(
+            _common.check_permutations(sources, self.size)
+        )
+        branches = [functools.partial(self.permute, source=s) for s in distinct]
+        return jax.lax.switch(jnp.asarray(which)[index], branches, tree)
 
     def agreed(self, value: ArrayLike) -> ArrayLike:
         """See :class:`djax.Communicator`."""

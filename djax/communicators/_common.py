@@ -1,7 +1,6 @@
 """What the communicators share."""
 
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._arrays import is_array, shortened
-from djax._base import PyTree, threefry
+from djax._base import PyTree
 from djax.topologies._checks import check_integer, describe
+
+MESSAGE_DTYPES = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+"""What models may be rounded to for their way to the neighbours."""
 
 
 def check_size(name: str, size: Any) -> int:
@@ -32,35 +34,43 @@ def check_size(name: str, size: Any) -> int:
         ) from error
 
 
-def check_losses(name: str, drop_probability: Any, drop_seed: Any) -> tuple[float, int]:
-    """Returns both as Python numbers, or raises ValueError, which names the argument.
+def check_messages(
+    name: str, message_dtype: Any, rounding_seed: Any
+) -> tuple[str | None, int | None]:
+    """Returns both in their plain forms, or raises ValueError, which names the one.
 
     Args:
       name: of the communicator's maker.
-      drop_probability: one number in [0, 1).
-      drop_seed: an integer that `jax.random.fold_in` takes.
+      message_dtype: one of :data:`MESSAGE_DTYPES`, by name or as a dtype, or None.
+      rounding_seed: an integer that `jax.random.key` takes, or None.
     """
-    if not (_is_real(drop_probability) and 0 <= drop_probability < 1):
+    if message_dtype is not None:
+        try:
+            found = jnp.dtype(message_dtype).name
+        except TypeError:
+            found = None
+        if found not in MESSAGE_DTYPES:
+            raise ValueError(
+                f"{name}: message_dtype must be one of {', '.join(MESSAGE_DTYPES)}, or "
+                f"None for messages in the dtypes of the models; got {message_dtype!r}."
+            )
+        message_dtype = found
+    if rounding_seed is None:
+        return message_dtype, None
+    if message_dtype is None:
         raise ValueError(
-            f"{name}: drop_probability must be one number in [0, 1), known before "
-            f"programs are compiled, got {describe(drop_probability)}; 0.0 loses no "
-            "message."
+            f"{name}: rounding_seed={rounding_seed!r} rounds nothing without a "
+            "message_dtype; give one, such as 'bfloat16'."
         )
-    seed = check_integer(drop_seed, f"{name}: drop_seed", minimum=0)
+    return message_dtype, check_seed(f"{name}: rounding_seed", rounding_seed)
+
+
+def check_seed(name: str, seed: Any) -> int:
+    """Returns an integer that `jax.random.fold_in` takes, or raises ValueError."""
+    seed = check_integer(seed, name, minimum=0)
     if seed >= 2**32:
-        raise ValueError(f"{name}: drop_seed must be below 2**32, got {seed}.")
-    return float(drop_probability), seed
-
-
-def _is_real(value: Any) -> bool:
-    """Whether it is one real number whose value is known."""
-    if isinstance(value, (bool, jax.core.Tracer)):
-        return False
-    if isinstance(value, (int, float)):
-        return True
-    if not isinstance(value, (np.number, np.ndarray, jax.Array)) or np.ndim(value):
-        return False
-    return any(jnp.issubdtype(value.dtype, x) for x in (jnp.floating, jnp.integer))
+        raise ValueError(f"{name} must be below 2**32, got {seed}.")
+    return seed
 
 
 def check_function(fn: Any) -> None:
@@ -70,29 +80,6 @@ def check_function(fn: Any) -> None:
             f"spmd needs the function that one worker runs, got {describe(fn)}: pass "
             "the function itself, as in communicator.spmd(step)(params)."
         )
-
-
-def arrived(
-    rank: Callable[[], jax.Array | int],
-    drop_probability: float,
-    drop_seed: int,
-    source: Sequence[int],
-    key: jax.Array,
-) -> jax.Array | bool:
-    """Draws whether this worker's message of a round came through.
-
-    Every directed message is lost independently; what a worker passes to itself never
-    is. The draw depends on the key, the seed, the round and the receiver alone, so that
-    all communicators lose the same messages.
-    """
-    if drop_probability == 0:
-        return True
-    key = threefry(key)
-    receiver, senders = rank(), np.asarray(source, np.int32)
-    for salt in (drop_seed, zlib.crc32(senders.tobytes()), receiver):
-        key = jax.random.fold_in(key, salt)
-    kept = jax.random.bernoulli(key, 1 - drop_probability)
-    return kept | (jnp.asarray(senders)[receiver] == receiver)
 
 
 def check_leading_axis(
@@ -181,3 +168,17 @@ def check_permutation(source: Sequence[int], size: int) -> None:
             f"permute: source must be a permutation of range({size}), got "
             f"{tuple(source)}; a worker that stays silent is its own source."
         )
+
+
+def check_permutations(sources: Sequence[Sequence[int]], size: int) -> np.ndarray:
+    """Returns the permutations, `int32[count, size]`; raises unless all are some."""
+    for source in sources:
+        check_permutation(source, size)
+    return np.asarray(sources, np.int32)
+
+
+def distinct(rows: np.ndarray) -> tuple[list[tuple[int, ...]], np.ndarray]:
+    """The different rows, and for each row the number of its equal among them."""
+    found: dict[tuple[int, ...], int] = {}
+    which = [found.setdefault(tuple(row), len(found)) for row in rows.tolist()]
+    return list(found), np.asarray(which, np.int32)

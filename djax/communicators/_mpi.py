@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import mpi4jax
+import numpy as np
 from jax._src.core import trace_state_clean  # Whether no program is being traced.
 from jax.typing import ArrayLike
 from mpi4py import MPI
@@ -29,14 +30,19 @@ class MPICommunicator:
       comm: carries the programs' messages. Nothing else may use it: mpi4jax's and
         mpi4py's calls on one communicator overtake each other.
       host_comm: carries what the hosts exchange between programs.
-      drop_probability: probability with which a message is lost.
-      drop_seed: seed of the losses.
+      message_dtype: see :class:`djax.Communicator`.
+      rounding_seed: likewise.
     """
 
     comm: MPI.Comm
     host_comm: MPI.Comm
-    drop_probability: float = 0.0
-    drop_seed: int = 0
+    message_dtype: str | None = None
+    rounding_seed: int | None = None
+
+    drop_probability: ClassVar[float] = 0.0
+    shares_device: ClassVar[bool] = False
+    sharding: ClassVar[None] = None
+    rows: ClassVar[int] = 1
 
     @property
     def size(self) -> int:
@@ -60,10 +66,34 @@ class MPICommunicator:
         sender, receiver = source[rank], list(source).index(rank)
         if sender == rank:
             return tree
+        return self._send_and_receive(tree, sender, receiver)
+
+    def _send_and_receive(self, tree: PyTree, sender: int, receiver: int) -> PyTree:
         return _wire.exchange(
             tree,
             lambda x: mpi4jax.sendrecv(x, x, sender, receiver, comm=self.comm),
         )
+
+    @accounted
+    def permute_one_of(
+        self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
+    ) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        # What this rank does in a permutation depends on its two partners alone.
+        table, rank = _common.check_permutations(sources, self.size), self.rank()
+        partners = np.stack([table[:, rank], np.argmax(table == rank, axis=1)], axis=1)
+        distinct, which = _common.distinct(partners)
+
+        def branch(pair):
+            def exchange(tree):
+                if pair == (rank, rank):
+                    return jax.tree.map(jnp.asarray, tree)
+                return self._send_and_receive(tree, *pair)
+
+            return exchange
+
+        branches = [branch(pair) for pair in distinct]
+        return jax.lax.switch(jnp.asarray(which)[index], branches, tree)
 
     @accounted
     def mean(self, tree: PyTree) -> PyTree:
@@ -86,11 +116,9 @@ class MPICommunicator:
         """See :class:`djax.Communicator`."""
         return value
 
-    def arrived(self, source: Sequence[int], key: jax.Array) -> jax.Array | bool:
-        """See :class:`djax.Communicator`."""
-        return _common.arrived(
-            self.rank, self.drop_probability, self.drop_seed, source, key
-        )
+    def arrived(self, *args: Any, **kwargs: Any) -> bool:
+        """See :class:`djax.Communicator`; nothing is lost."""
+        return True
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """See :class:`djax.Communicator`."""
@@ -112,18 +140,7 @@ class MPICommunicator:
         return self.host_comm.allgather(value)
 
     def compare_starts(self, name: str, facts: dict[str, Any], after: PyTree) -> None:
-        """Raises on every rank unless all ranks start a mechanism alike.
-
-        At once, or when the program that is being traced runs.
-
-        Args:
-          name: of the mechanism.
-          facts: by name, values that can be compared, pickled and shown.
-          after: arrays of the program that have to be there before.
-
-        Raises:
-          ValueError: names what differs, and on which ranks.
-        """
+        """See :class:`djax.Communicator`."""
         compare = functools.partial(_compare.compare, self.host_comm, name, facts)
         if trace_state_clean():
             compare()

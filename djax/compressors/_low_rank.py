@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import optax
 
 from djax._base import Compressor, PyTree, wide
-from djax._facts import check_not_dealt_out
 from djax._matrix import (
     as_matrix,
     check_axis,
+    check_not_dealt_out,
     check_rows_axis,
     from_matrix,
     is_matrix,

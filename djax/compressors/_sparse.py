@@ -8,8 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._base import PyTree
-from djax._facts import check_not_dealt_out
-from djax._matrix import check_axis, check_rows_axis, is_matrix, matrix_shape
+from djax._matrix import (
+    check_axis,
+    check_not_dealt_out,
+    check_rows_axis,
+    is_matrix,
+    matrix_shape,
+)
 from djax.topologies._checks import check_integer
 
 

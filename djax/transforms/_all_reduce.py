@@ -6,15 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import (
-    Communicator,
-    check_communicator,
-    check_flags,
-    check_params,
-    wide,
-)
-from djax._facts import state_facts
-from djax._same import check_same
+from djax._base import Communicator, check_communicator, check_flags, wide
+from djax._mechanism import Mechanism, build, by_its_call
 
 
 class AllReduceState(NamedTuple):
@@ -27,9 +20,8 @@ class AllReduceState(NamedTuple):
     pending: optax.Updates
 
 
-def all_reduce(
-    communicator: Communicator, *, overlap: bool = False
-) -> optax.GradientTransformationExtraArgs:
+@by_its_call
+def all_reduce(communicator: Communicator, *, overlap: bool = False) -> Mechanism:
     r"""Replaces the parameters by their mean over all workers.
 
     .. math::
@@ -46,8 +38,8 @@ def all_reduce(
       overlap: average this step's parameters with the updates of the step before.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs `params`; stateless
-      without `overlap`, with an :class:`AllReduceState` else.
+      A :class:`djax.Mechanism` that needs `params`; stateless without
+      `overlap`, with an :class:`AllReduceState` else.
 
     Raises:
       TypeError: if `communicator` is none, for example a Topology.
@@ -65,24 +57,26 @@ def all_reduce(
     check_communicator("all_reduce", communicator)
     check_flags("all_reduce", overlap=overlap)
 
-    def init_fn(params):
-        check_params("all_reduce", params)
-        # An exact average loses no messages, whatever the communicator.
-        state_facts("all_reduce", overlap=overlap, needs_every_message=True)
-        check_same("all_reduce", communicator, params, overlap=overlap)
+    def init(params):
         if not overlap:
             return optax.EmptyState()
         return AllReduceState(jax.tree.map(jnp.zeros_like, params))
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        params = check_params("all_reduce", params)
+    def update(updates, state, params):
         fresh = updates
         if overlap:
             updates = state.pending
             state = AllReduceState(optax.tree.cast_like(fresh, state.pending))
         mean = communicator.mean(optax.apply_updates(params, updates))
+        # Added up like a displacement, workers would differ by rounding errors.
         step = jax.tree.map(lambda m, x: wide(m) - wide(x), mean, params)
         return optax.tree.cast_like(step, fresh), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return build(
+        "all_reduce",
+        init,
+        communicator,
+        update=update,
+        facts={"overlap": overlap, "needs_every_message": True},
+        sends_to_neighbors=False,
+    )

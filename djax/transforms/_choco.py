@@ -18,7 +18,9 @@ and 2.
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from djax._base import (
     Communicator,
@@ -27,17 +29,14 @@ from djax._base import (
     add,
     check_consensus_rate,
     check_flags,
-    check_params,
     check_reliable,
-    check_topology,
 )
 from djax._codes import check_contraction
-from djax._facts import state_facts
-from djax._same import check_same
-from djax.topologies import Topology
+from djax._mechanism import Mechanism, build, by_its_call
+from djax.mixing import Graph
 
 from ._compressed import accumulate, exchange, init_compressor, zeros
-from ._gossip import add_pull
+from ._graphs import check_mixing, scaled
 from ._states import check_state, label_of
 
 
@@ -48,23 +47,26 @@ class ChocoState(NamedTuple):
       estimate: like the parameters, :math:`\hat x_i`: what the neighbours know of them.
       pull: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
       compressor_state: state of the compressor.
+      step: `int32[]`, number of updates so far.
       graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     estimate: PyTree
     pull: PyTree
     compressor_state: PyTree
+    step: ArrayLike
     graph: PyTree = None
 
 
+@by_its_call
 def choco_gossip(
-    topology: Topology,
+    topology: Graph,
     communicator: Communicator,
     compressor: Compressor,
     consensus_rate: float,
     *,
     overlap: bool = False,
-) -> optax.GradientTransformationExtraArgs:
+) -> Mechanism:
     r"""Averages the parameters with the neighbours', sending compressed differences.
 
     Placed last in a chain it makes CHOCO-SGD of SGD. With the updates :math:`u_i` of
@@ -90,15 +92,15 @@ def choco_gossip(
       overlap: average the parameters before this step's updates.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      A :class:`djax.Mechanism` that needs `params`, with a
       :class:`ChocoState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule, or `compressor` is none,
-        for example a function that was not called.
-      ValueError: if the sizes differ, the rate is not positive, messages get lost, or
-        the code is declared to be no contraction; in `init`, with overlap inside of a
-        correction such as :func:`djax.d2`.
+      TypeError: if `topology` is no graph, or `compressor` is none, for example a
+        function that was not called.
+      ValueError: if the graph changes with time, the sizes differ, the rate is not
+        positive, messages get lost, or the code is declared to be no contraction; in
+        `init`, with overlap inside of a correction such as :func:`djax.d2`.
 
     Examples:
       >>> import djax, optax
@@ -113,7 +115,7 @@ def choco_gossip(
       Algorithms with Compressed Communication <https://arxiv.org/abs/1902.00340>`_,
       2019, Algorithm 2
     """
-    check_topology("choco_gossip", topology, communicator)
+    check_mixing("choco_gossip", topology, communicator, fixed=True)
     check_reliable("choco_gossip", communicator)
     check_contraction("choco_gossip", compressor)
     check_consensus_rate("choco_gossip: consensus_rate", consensus_rate, topology)
@@ -121,44 +123,43 @@ def choco_gossip(
 
     label = label_of(topology, weights=True)
 
-    def init_fn(params):
-        check_params("choco_gossip", params)
-        state_facts(
-            "choco_gossip", communicator, overlap=overlap, needs_every_message=True
-        )
-        check_same(
-            "choco_gossip",
-            communicator,
-            params,
-            topology=topology,
-            compressor=compressor,
-            consensus_rate=consensus_rate,
-            overlap=overlap,
-        )
+    def init(params):
         state = init_compressor(compressor, params, communicator)
-        return ChocoState(zeros(params), zeros(params), state, label)
+        step = jnp.zeros((), jnp.int32)
+        return ChocoState(zeros(params), zeros(params), state, step, label)
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        params = check_params("choco_gossip", params)
+    def mix(model, state, **extra):
+        del extra
         check_state(
             "choco_gossip",
             state,
             ChocoState,
-            params,
+            model,
             "estimate",
             "pull",
             label=label,
             compressor=compressor,
         )
-        model = params if overlap else optax.apply_updates(params, updates)
-        difference = add(model, state.estimate, like=params, sign=-1)
         own, change, compressor_state = exchange(
-            difference, compressor, state.compressor_state, topology, communicator
+            add(model, state.estimate, like=model, sign=-1),
+            compressor,
+            state.compressor_state,
+            topology,
+            communicator,
+            state.step,
         )
         estimate = accumulate(state.estimate, own)
         pull = accumulate(state.pull, change)
-        updates = add_pull(updates, pull, consensus_rate)
-        return updates, ChocoState(estimate, pull, compressor_state, label)
+        step = optax.safe_increment(state.step)
+        state = ChocoState(estimate, pull, compressor_state, step, label)
+        return scaled(pull, consensus_rate), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return build(
+        "choco_gossip",
+        init,
+        communicator,
+        topology,
+        mix=mix,
+        overlap=overlap,
+        facts={"needs_every_message": True},
+    )

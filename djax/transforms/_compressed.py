@@ -1,17 +1,15 @@
 """What the mechanisms that send compressed messages share."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
-from djax._base import Communicator, Compressor, PyTree, key_of_step, wide
-from djax.topologies import Topology
-
-from ._gossip import difference, pull_over_rounds
+from djax import mixing
+from djax._base import Communicator, Compressor, PyTree, wide
+from djax.mixing import Graph, difference
 
 
 def init_compressor(
@@ -32,8 +30,9 @@ def exchange(
     tree: PyTree,
     compressor: Compressor,
     state: PyTree,
-    topology: Topology,
+    graph: Graph,
     communicator: Communicator,
+    step: ArrayLike,
 ) -> tuple[PyTree, PyTree, PyTree]:
     r"""Sends a tree to all neighbours, compressed.
 
@@ -41,40 +40,24 @@ def exchange(
       tree: what worker i sends, :math:`z_i`.
       compressor: the code C.
       state: its state.
-      topology: the graph and its weights.
+      graph: the graph and its weights.
       communicator: how messages travel.
+      step: number of steps so far.
 
     Returns:
       :math:`C(z_i)` in the dtypes of `tree`; :math:`\sum_j w_{ij} (C(z_j) - C(z_i))` in
       float32 or wider; the compressor's next state.
     """
     message, state = compressor.compress(tree, state)
-    own = compressor.decompress(message, tree)
+    sent = mixing.as_sent(message, communicator, step)
+    own = compressor.decompress(sent, tree)
 
-    def gap(received):
-        return difference(compressor.decompress(received, tree), own)
+    def read(theirs, mine):
+        del mine  # It has been decompressed already.
+        return difference(compressor.decompress(theirs, tree), own)
 
-    return own, reliable_pull(message, gap, topology, communicator), state
-
-
-def reliable_pull(
-    message: PyTree,
-    gap: Callable[[PyTree], PyTree],
-    topology: Topology,
-    communicator: Communicator,
-) -> PyTree:
-    r"""Returns :math:`\sum_j w_{ij} (x_j - x_i)` where no message is lost.
-
-    Args:
-      message: what this worker sends.
-      gap: from a neighbour's message to :math:`x_j - x_i`, in float32 or wider.
-      topology: the graph and its weights.
-      communicator: how messages travel.
-    """
-    rounds = topology.rounds, topology.round_weights
-    no_losses = key_of_step(None, 0)
-    pull, _ = pull_over_rounds(message, gap, *rounds, communicator, no_losses)
-    return pull
+    heard = mixing.weighted_sum(message, read, graph, communicator, step=step)
+    return own, heard.total, state
 
 
 def accumulate(total: PyTree, change: PyTree) -> PyTree:
@@ -99,9 +82,14 @@ def move(updates: PyTree, params: PyTree, target: PyTree) -> PyTree:
     )
 
 
-def first_pull(
-    params: PyTree, topology: Topology, communicator: Communicator
-) -> PyTree:
-    r"""Returns :math:`\sum_j w_{ij} (x_j - x_i)` of the models that all start from."""
-    gap = functools.partial(difference, mine=params)
-    return reliable_pull(params, gap, topology, communicator)
+def first_exchange(
+    params: PyTree, graph: Graph, communicator: Communicator
+) -> tuple[PyTree, PyTree]:
+    r"""Sends the models that all start from to all neighbours, uncompressed.
+
+    Returns:
+      The own model as it was sent, and :math:`\sum_j w_{ij} (x_j - x_i)`, both in
+      float32 or wider and in arrays of their own.
+    """
+    heard = mixing.weighted_sum(params, difference, graph, communicator)
+    return start_of(heard.own), heard.total

@@ -28,7 +28,8 @@ from djax._base import (
     as_transformation,
     check_params,
 )
-from djax._facts import refusing, state_facts
+from djax._mechanism import Mechanism, by_its_call, parts_of, wrap
+from djax._refusals import refuse
 from djax._same import around
 from djax.topologies import Topology
 
@@ -50,9 +51,8 @@ class D2State(NamedTuple):
     mechanism_state: optax.OptState
 
 
-def d2(
-    mechanism: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
+@by_its_call
+def d2(mechanism: optax.GradientTransformation) -> Mechanism:
     r"""Corrects a mechanism for differences between the workers' data.
 
     .. math::
@@ -72,14 +72,14 @@ def d2(
         no messages. Not :func:`djax.relay`, whose averages contain older models.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
-      :class:`D2State`.
+      A :class:`djax.Mechanism` that needs `params`, with a :class:`D2State`.
 
     Raises:
-      ValueError: in `init`, if the mechanism overlaps, loses messages or averages older
-        models; if it is :func:`djax.gossip` with an eigenvalue below -1/3,
-        :func:`djax.push_sum` with weights that are not 1, another correction, or an
-        optimizer such as :func:`djax.quasi_global_momentum`.
+      ValueError: if the mechanism overlaps, loses messages or averages older models; if
+        it is :func:`djax.gossip` with an eigenvalue below -1/3, or over a schedule on
+        which the recursion grows, :func:`djax.push_sum` with weights that are not 1,
+        another correction, or an optimizer such as
+        :func:`djax.quasi_global_momentum`.
 
     Examples:
       >>> import djax, optax
@@ -94,20 +94,20 @@ def d2(
       Yuan et al., `Exact Diffusion for Distributed Optimization and Learning
       <https://arxiv.org/abs/1702.05122>`_, 2019
     """
-    mechanism = as_transformation("d2", mechanism)
+    mechanism, parts = as_transformation("d2", mechanism), parts_of(mechanism)
+    refused = ("opaque", "overlap", "losses", "old_models", "rounded_sums", "optimizer")
+    refuse("d2", parts, *refused, "correction")
+    for part in parts:
+        if part.matrices is not None:
+            _check_convergence(part.name, part.matrices())
 
-    def init_fn(params):
+    def init(params):
         check_params("d2", params)
-        state_facts("d2", needs_every_message=True, correction=True)
-        refused = ("overlap", "losses", "old_models", "rounded_sums", "optimizer")
-        refusal = refusing(
-            "d2", *refused, "correction", smallest_eigenvalue=SMALLEST_EIGENVALUE
-        )
-        with refusal, around("d2({})"):
+        with around("d2({})"):
             mechanism_state = mechanism.init(params)
         return D2State(jax.tree.map(jnp.zeros_like, params), mechanism_state)
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args):
         params = check_params("d2", params)
         check_state("d2", state, D2State, params, "correction")
         corrected = add(updates, state.correction, like=updates)
@@ -117,7 +117,46 @@ def d2(
         correction = add(averaged, updates, like=state.correction, sign=-1)
         return averaged, D2State(correction, mechanism_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    facts = {"needs_every_message": True, "correction": True}
+    return wrap("d2", mechanism, init, update, facts)
+
+
+def _check_convergence(mechanism: str, matrices: np.ndarray) -> None:
+    """Raises ValueError if D² diverges over averages by these matrices, one a step."""
+    if len(matrices) == 1 and np.allclose(matrices[0], matrices[0].T):
+        smallest = float(np.linalg.eigvalsh(matrices[0])[0])
+        if smallest >= SMALLEST_EIGENVALUE - 1e-6:  # Rates may be float32.
+            return
+        problem = (
+            f"the smallest eigenvalue of its averages is {smallest:.4f}, and may not "
+            f"be below {SMALLEST_EIGENVALUE:.4f}. Use a topology with weights='lazy'"
+        )
+    else:
+        growth = _growth(matrices)
+        if growth < 1 - 1e-9:
+            return
+        problem = (
+            "over a period of its graph the differences between the workers are "
+            f"multiplied by {growth:.4g}. Use a topology in place of the schedule"
+        )
+    raise ValueError(
+        f"d2 diverges with this {mechanism}: {problem}, or half the consensus_rate."
+    )
+
+
+def _growth(matrices: np.ndarray) -> float:
+    r"""By how much differences between workers grow over a period, without gradients.
+
+    Then :math:`x^{t+1} = W^t (2 x^t - x^{t-1})`. Columns sum to one, so that numbers
+    which sum to zero go on to do so, and are given by those of all workers but one.
+    """
+    reduced = matrices[:, 1:, 1:] - matrices[:, 1:, :1]
+    count = reduced.shape[1]
+    product = np.eye(2 * count)
+    for matrix in reduced:
+        step = np.block([[2 * matrix, -matrix], [np.eye(count), np.zeros_like(matrix)]])
+        product = step @ product
+    return float(np.abs(np.linalg.eigvals(product)).max(initial=0.0))
 
 
 def check_d2(name: str, topology: Topology, consensus_rate: float = 1.0) -> None:

@@ -16,30 +16,17 @@ Tang et al., `Communication Compression for Decentralized Training
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
-from djax._base import (
-    Communicator,
-    Compressor,
-    PyTree,
-    check_params,
-    check_reliable,
-    check_topology,
-    wide,
-)
+from djax._base import Communicator, Compressor, PyTree, check_reliable, wide
 from djax._codes import check_unbiased
-from djax._facts import state_facts
-from djax._same import check_same
-from djax.topologies import Topology
+from djax._mechanism import Mechanism, build, by_its_call
+from djax.mixing import Graph
 
-from ._compressed import (
-    accumulate,
-    exchange,
-    first_pull,
-    init_compressor,
-    move,
-    start_of,
-)
+from ._compressed import accumulate, exchange, first_exchange, init_compressor, move
+from ._graphs import check_mixing
 from ._states import check_state, label_of
 
 
@@ -51,18 +38,21 @@ class DCDState(NamedTuple):
         it; the parameters are the same but for their rounding.
       pull: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
       compressor_state: state of the compressor.
+      step: `int32[]`, number of updates so far.
       graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     estimate: PyTree
     pull: PyTree
     compressor_state: PyTree
+    step: ArrayLike
     graph: PyTree = None
 
 
+@by_its_call
 def dcd(
-    topology: Topology, communicator: Communicator, compressor: Compressor
-) -> optax.GradientTransformationExtraArgs:
+    topology: Graph, communicator: Communicator, compressor: Compressor
+) -> Mechanism:
     r"""Averages with copies of the neighbours' models, sending compressed moves.
 
     Placed last in a chain it makes DCD-PSGD of SGD. With the updates :math:`u_i` of the
@@ -84,15 +74,16 @@ def dcd(
         1|`.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      A :class:`djax.Mechanism` that needs `params`, with a
       :class:`DCDState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule, or `compressor` is none,
-        for example a function that was not called.
-      ValueError: if the sizes differ, messages get lost, or the code is declared to be
-        biased; in `init`, inside of a correction such as :func:`djax.d2`, since what is
-        averaged are the models before this step's updates.
+      TypeError: if `topology` is no graph, or `compressor` is none, for example a
+        function that was not called.
+      ValueError: if the graph changes with time, the sizes differ, messages get lost,
+        or the code is declared to be biased; inside of a correction such as
+        :func:`djax.d2`, since what is averaged are the models before this step's
+        updates.
 
     Examples:
       >>> import djax, optax
@@ -105,30 +96,18 @@ def dcd(
       Tang et al., `Communication Compression for Decentralized Training
       <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 1
     """
-    check_topology("dcd", topology, communicator)
+    check_mixing("dcd", topology, communicator, fixed=True)
     check_reliable("dcd", communicator)
     check_unbiased("dcd", compressor)
 
     label = label_of(topology, weights=True)
 
-    def init_fn(params):
-        check_params("dcd", params)
-        state_facts(
-            "dcd",
-            communicator,
-            needs_every_message=True,
-            overlap="dcd averages older ones; use gossip",
-        )
-        check_same(
-            "dcd", communicator, params, topology=topology, compressor=compressor
-        )
-        pull = first_pull(params, topology, communicator)
+    def init(params):
+        sent, pull = first_exchange(params, topology, communicator)
         state = init_compressor(compressor, params, communicator)
-        return DCDState(start_of(params), pull, state, label)
+        return DCDState(sent, pull, state, jnp.zeros((), jnp.int32), label)
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        params = check_params("dcd", params)
+    def update(updates, state, params):
         check_state(
             "dcd",
             state,
@@ -147,11 +126,28 @@ def dcd(
             state.estimate,
         )
         own, change, compressor_state = exchange(
-            wanted, compressor, state.compressor_state, topology, communicator
+            wanted,
+            compressor,
+            state.compressor_state,
+            topology,
+            communicator,
+            state.step,
         )
         estimate = accumulate(state.estimate, own)
         pull = accumulate(state.pull, change)
-        updates = move(updates, params, estimate)
-        return updates, DCDState(estimate, pull, compressor_state, label)
+        step = optax.safe_increment(state.step)
+        state = DCDState(estimate, pull, compressor_state, step, label)
+        return move(updates, params, estimate), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return build(
+        "dcd",
+        init,
+        communicator,
+        topology,
+        update=update,
+        facts={
+            "needs_every_message": True,
+            # What the neighbours have are the models before this step's updates.
+            "overlap": "dcd averages older ones; use gossip",
+        },
+    )

@@ -17,7 +17,9 @@ Tang et al., `DeepSqueeze: Decentralization Meets Error-Compensated Compression
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from djax._base import (
     Communicator,
@@ -25,18 +27,15 @@ from djax._base import (
     PyTree,
     check_consensus_rate,
     check_flags,
-    check_params,
     check_reliable,
-    check_topology,
     wide,
 )
 from djax._codes import check_contraction
-from djax._facts import state_facts
-from djax._same import check_same
-from djax.topologies import Topology
+from djax._mechanism import Mechanism, build, by_its_call
+from djax.mixing import Graph
 
 from ._compressed import accumulate, exchange, init_compressor, zeros
-from ._gossip import add_pull
+from ._graphs import check_mixing, scaled
 from ._states import check_state
 
 
@@ -47,20 +46,23 @@ class DeepSqueezeState(NamedTuple):
       error: like the parameters, in float32 or wider, :math:`\delta_i`: what the codes
         have left out.
       compressor_state: state of the compressor.
+      step: `int32[]`, number of updates so far.
     """
 
     error: PyTree
     compressor_state: PyTree
+    step: ArrayLike
 
 
+@by_its_call
 def deep_squeeze(
-    topology: Topology,
+    topology: Graph,
     communicator: Communicator,
     compressor: Compressor,
     consensus_rate: float,
     *,
     overlap: bool = False,
-) -> optax.GradientTransformationExtraArgs:
+) -> Mechanism:
     r"""Averages the parameters with the neighbours', sending compressed models.
 
     With the updates :math:`u_i` of the links before it,
@@ -73,7 +75,8 @@ def deep_squeeze(
     With `identity()` it is :func:`djax.gossip` at the consensus rate :math:`\eta`.
 
     Args:
-      topology: the graph and its weights.
+      topology: the graph and its weights: a Topology, or a Schedule whose matrices are
+        doubly stochastic, of which each step takes the next one.
       communicator: how messages travel; it must not lose any.
       compressor: the code C, a contraction; see :mod:`djax.compressors`. A code
         that is declared to be none, such as `quantize(4)`, is refused, since the models
@@ -82,15 +85,15 @@ def deep_squeeze(
       overlap: average the parameters before this step's updates.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      A :class:`djax.Mechanism` that needs `params`, with a
       :class:`DeepSqueezeState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule, or `compressor` is none,
-        for example a function that was not called.
-      ValueError: if the sizes differ, the rate is not positive, messages get lost, or
-        the code is declared to be no contraction; in `init`, with overlap inside of a
-        correction such as :func:`djax.d2`.
+      TypeError: if `topology` is no graph, or `compressor` is none, for example a
+        function that was not called.
+      ValueError: if a matrix is not doubly stochastic, the sizes differ, the rate is
+        not positive, messages get lost, or the code is declared to be no contraction;
+        in `init`, with overlap inside of a correction such as :func:`djax.d2`.
 
     Examples:
       >>> import djax, optax
@@ -104,51 +107,46 @@ def deep_squeeze(
       Tang et al., `DeepSqueeze: Decentralization Meets Error-Compensated Compression
       <https://arxiv.org/abs/1907.07346>`_, 2019, Algorithm 1
     """
-    check_topology("deep_squeeze", topology, communicator)
+    check_mixing("deep_squeeze", topology, communicator)
     check_reliable("deep_squeeze", communicator)
     check_contraction("deep_squeeze", compressor)
     check_consensus_rate("deep_squeeze: consensus_rate", consensus_rate, topology)
     check_flags("deep_squeeze", overlap=overlap)
 
-    def init_fn(params):
-        check_params("deep_squeeze", params)
-        state_facts(
-            "deep_squeeze", communicator, overlap=overlap, needs_every_message=True
-        )
-        check_same(
-            "deep_squeeze",
-            communicator,
-            params,
-            topology=topology,
-            compressor=compressor,
-            consensus_rate=consensus_rate,
-            overlap=overlap,
-        )
+    def init(params):
         state = init_compressor(compressor, params, communicator)
-        return DeepSqueezeState(zeros(params), state)
+        return DeepSqueezeState(zeros(params), state, jnp.zeros((), jnp.int32))
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        params = check_params("deep_squeeze", params)
+    def mix(model, state, **extra):
+        del extra
         check_state(
             "deep_squeeze",
             state,
             DeepSqueezeState,
-            params,
+            model,
             "error",
             compressor=compressor,
         )
-        model = params if overlap else optax.apply_updates(params, updates)
         compensated = accumulate(state.error, model)
-        own, pull, compressor_state = exchange(
-            optax.tree.cast_like(compensated, params),
+        own, displacement, compressor_state = exchange(
+            optax.tree.cast_like(compensated, model),
             compressor,
             state.compressor_state,
             topology,
             communicator,
+            state.step,
         )
         error = jax.tree.map(lambda v, c: v - wide(c), compensated, own)
-        updates = add_pull(updates, pull, consensus_rate)
-        return updates, DeepSqueezeState(error, compressor_state)
+        step = optax.safe_increment(state.step)
+        state = DeepSqueezeState(error, compressor_state, step)
+        return scaled(displacement, consensus_rate), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return build(
+        "deep_squeeze",
+        init,
+        communicator,
+        topology,
+        mix=mix,
+        overlap=overlap,
+        facts={"needs_every_message": True},
+    )

@@ -22,28 +22,20 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._base import (
-    Communicator,
-    Compressor,
-    PyTree,
-    check_params,
-    check_reliable,
-    check_topology,
-    wide,
-)
+from djax._base import Communicator, Compressor, PyTree, check_reliable, wide
 from djax._codes import check_unbiased
-from djax._facts import state_facts
-from djax._same import check_same
-from djax.topologies import Topology
+from djax._mechanism import Mechanism, build, by_its_call
+from djax.mixing import Graph
 
 from ._compressed import (
     accumulate,
     exchange,
-    first_pull,
+    first_exchange,
     init_compressor,
     move,
     start_of,
 )
+from ._graphs import check_mixing
 from ._states import check_state, label_of
 
 
@@ -65,9 +57,10 @@ class ECDState(NamedTuple):
     graph: PyTree = None
 
 
+@by_its_call
 def ecd(
-    topology: Topology, communicator: Communicator, compressor: Compressor
-) -> optax.GradientTransformationExtraArgs:
+    topology: Graph, communicator: Communicator, compressor: Compressor
+) -> Mechanism:
     r"""Averages estimates of the neighbours' models, sending extrapolated ones.
 
     Placed last in a chain it makes ECD-PSGD of SGD; the equations are those of this
@@ -84,15 +77,16 @@ def ecd(
         :func:`djax.dcd`.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with an
+      A :class:`djax.Mechanism` that needs `params`, with an
       :class:`ECDState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule, or `compressor` is none,
-        for example a function that was not called.
-      ValueError: if the sizes differ, messages get lost, or the code is declared to be
-        biased; in `init`, inside of a correction such as :func:`djax.d2`, since what is
-        averaged are the models before this step's updates.
+      TypeError: if `topology` is no graph, or `compressor` is none, for example a
+        function that was not called.
+      ValueError: if the graph changes with time, the sizes differ, messages get lost,
+        or the code is declared to be biased; inside of a correction such as
+        :func:`djax.d2`, since what is averaged are the models before this step's
+        updates.
 
     Examples:
       >>> import djax, optax
@@ -105,31 +99,20 @@ def ecd(
       Tang et al., `Communication Compression for Decentralized Training
       <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 2
     """
-    check_topology("ecd", topology, communicator)
+    check_mixing("ecd", topology, communicator, fixed=True)
     check_reliable("ecd", communicator)
     check_unbiased("ecd", compressor)
 
     label = label_of(topology, weights=True)
 
-    def init_fn(params):
-        check_params("ecd", params)
-        state_facts(
-            "ecd",
-            communicator,
-            needs_every_message=True,
-            overlap="ecd averages older ones; use gossip",
-        )
-        check_same(
-            "ecd", communicator, params, topology=topology, compressor=compressor
-        )
-        average = accumulate(first_pull(params, topology, communicator), params)
+    def init(params):
+        _, displacement = first_exchange(params, topology, communicator)
+        average = accumulate(displacement, params)
         state = init_compressor(compressor, params, communicator)
         step = jnp.zeros((), jnp.int32)
         return ECDState(average, start_of(params), state, step, label)
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        params = check_params("ecd", params)
+    def update(updates, state, params):
         check_state(
             "ecd",
             state,
@@ -153,19 +136,31 @@ def ecd(
             model,
             state.model,
         )
-        own, pull, compressor_state = exchange(
+        own, displacement, compressor_state = exchange(
             optax.tree.cast_like(beyond, params),
             compressor,
             state.compressor_state,
             topology,
             communicator,
+            state.step,
         )
         average = jax.tree.map(
             lambda old, new: old + 2 / jnp.asarray(step, old.dtype) * (new - old),
             state.average,
-            accumulate(pull, own),
+            accumulate(displacement, own),
         )
         updates = move(updates, params, model)
         return updates, ECDState(average, model, compressor_state, step, label)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return build(
+        "ecd",
+        init,
+        communicator,
+        topology,
+        update=update,
+        facts={
+            "needs_every_message": True,
+            # What the neighbours have are the models before this step's updates.
+            "overlap": "ecd averages older ones; use gossip",
+        },
+    )

@@ -8,7 +8,8 @@ from jax.typing import ArrayLike
 
 from djax._alternate import alternate
 from djax._base import as_transformation, check_static
-from djax._facts import refusing
+from djax._mechanism import Mechanism, by_its_call, parts_of, wrap
+from djax._refusals import refuse
 from djax._same import around
 from djax.topologies._checks import check_integer
 
@@ -27,9 +28,8 @@ class EveryState(NamedTuple):
     mechanism_state: optax.OptState
 
 
-def every(
-    k: int, mechanism: optax.GradientTransformation
-) -> optax.GradientTransformationExtraArgs:
+@by_its_call
+def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
     r"""Lets a mechanism communicate in every k-th step only.
 
     The steps :math:`k, 2k, 3k, \dots` (counted from one) are those of `mechanism`; the
@@ -42,10 +42,10 @@ def every(
       mechanism: any mechanism, with its own state.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` with an :class:`EveryState`.
+      A :class:`djax.Mechanism` with an :class:`EveryState`.
 
     Raises:
-      ValueError: if `k` is not a positive integer; in `init`, if the mechanism is
+      ValueError: if `k` is not a positive integer, or the mechanism is
         :func:`djax.gradient_tracking`, which goes around `every`, or an optimizer such
         as :func:`djax.quasi_global_momentum`.
 
@@ -63,13 +63,15 @@ def every(
     k = check_integer(k, "every: k")
     mechanism = as_transformation("every", mechanism)
 
-    def init_fn(params):
-        refused = () if k == 1 else ("optimizer", "every_step")
-        with refusing("every", *refused), around(f"every({k}, {{}})"):
+    if k > 1:
+        refuse("every", parts_of(mechanism), "optimizer", "every_step")
+
+    def init(params):
+        with around(f"every({k}, {{}})"):
             mechanism_state = mechanism.init(params)
         return EveryState(jnp.zeros((), jnp.int32), mechanism_state)
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args):
         check_state("every", state, EveryState, params)
 
         def local(updates, mechanism_state):
@@ -88,4 +90,4 @@ def every(
         )
         return updates, EveryState(optax.safe_increment(state.step), mechanism_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return wrap("every", mechanism, init, update)

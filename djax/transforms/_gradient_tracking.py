@@ -25,7 +25,8 @@ from djax._base import (
     as_transformation,
     check_params,
 )
-from djax._facts import refusing, state_facts
+from djax._mechanism import Mechanism, by_its_call, parts_of, wrap
+from djax._refusals import refuse
 from djax._same import around
 
 from ._on_updates import on_updates
@@ -46,9 +47,8 @@ class GradientTrackingState(NamedTuple):
     update_state: optax.OptState
 
 
-def gradient_tracking(
-    mechanism: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
+@by_its_call
+def gradient_tracking(mechanism: optax.GradientTransformation) -> Mechanism:
     r"""Corrects a mechanism by tracking the mean of all workers' updates.
 
     .. math::
@@ -65,11 +65,11 @@ def gradient_tracking(
         `"latest"`.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      A :class:`djax.Mechanism` that needs `params`, with a
       :class:`GradientTrackingState`.
 
     Raises:
-      ValueError: in `init`, if the mechanism overlaps or loses messages, is another
+      ValueError: if the mechanism overlaps or loses messages, is another
         correction, or an optimizer such as :func:`djax.quasi_global_momentum`.
 
     Examples:
@@ -86,26 +86,20 @@ def gradient_tracking(
       <https://arxiv.org/abs/1805.11454>`_, 2021
     """
     average_models = as_transformation("gradient_tracking", mechanism)
+    refused = ("opaque", "overlap", "losses", "uneven_sums", "optimizer", "correction")
+    refuse("gradient_tracking", parts_of(mechanism), *refused)
     average_updates = on_updates(mechanism)
 
-    def init_fn(params):
+    def init(params):
         check_params("gradient_tracking", params)
-        state_facts(
-            "gradient_tracking",
-            needs_every_message=True,
-            correction=True,
-            every_step=True,
-        )
-        refused = ("overlap", "losses", "uneven_sums", "optimizer", "correction")
-        refusal = refusing("gradient_tracking", *refused)
-        with refusal, around("gradient_tracking({})"):
+        with around("gradient_tracking({})"):
             return GradientTrackingState(
                 jax.tree.map(jnp.zeros_like, params),
                 average_models.init(params),
                 average_updates.init(params),
             )
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args):
         params = check_params("gradient_tracking", params)
         check_state(
             "gradient_tracking", state, GradientTrackingState, params, "correction"
@@ -120,4 +114,5 @@ def gradient_tracking(
         correction = add(tracked, updates, like=state.correction, sign=-1)
         return averaged, GradientTrackingState(correction, model_state, update_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    facts = {"needs_every_message": True, "correction": True, "every_step": True}
+    return wrap("gradient_tracking", mechanism, init, update, facts)

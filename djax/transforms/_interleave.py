@@ -14,8 +14,8 @@ from djax._base import (
     as_transformation,
     check_params,
 )
-from djax._facts import dealing_out
-from djax._matrix import is_matrix
+from djax._matrix import dealing_out, is_matrix
+from djax._mechanism import Mechanism, by_its_call, parts_of
 from djax._same import around
 
 from ._states import check_state
@@ -31,9 +31,8 @@ class InterleaveState(NamedTuple):
     mechanism_states: tuple[optax.OptState, ...]
 
 
-def interleave(
-    mechanisms: Sequence[optax.GradientTransformation],
-) -> optax.GradientTransformationExtraArgs:
+@by_its_call
+def interleave(mechanisms: Sequence[optax.GradientTransformation]) -> Mechanism:
     r"""Splits the coordinates by stride over several mechanisms.
 
     With all parameters in one vector (the leaves in the order of `jax.tree.leaves`,
@@ -47,8 +46,8 @@ def interleave(
       mechanisms: the :math:`T` mechanisms.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` with an
-      :class:`InterleaveState`; it needs `params` if one of the mechanisms does.
+      A :class:`djax.Mechanism` with an :class:`InterleaveState`; it needs `params` if
+      one of the mechanisms does.
 
     Raises:
       TypeError: if `mechanisms` is no list of mechanisms.
@@ -74,7 +73,7 @@ def interleave(
     ]
     count = len(mechanisms)
 
-    def init_fn(params):
+    def init(params):
         check_params("interleave", params)
         shares = _deal(params, count)
         cut = any(is_matrix(x) for x in jax.tree.leaves(params))
@@ -85,7 +84,7 @@ def interleave(
                     states.append(mechanisms[i].init(share))
         return InterleaveState(tuple(states))
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args):
         check_state("interleave", state, InterleaveState, params)
         if len(state.mechanism_states) != count:
             raise ValueError(
@@ -103,7 +102,13 @@ def interleave(
         averaged, states = zip(*results, strict=True)
         return _collect(averaged, updates), InterleaveState(states)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return Mechanism(
+        init,
+        update,
+        name="interleave",
+        communicator=getattr(mechanisms[0], "communicator", None),
+        parts=[part for mechanism in mechanisms for part in parts_of(mechanism)],
+    )
 
 
 def _check_mechanisms(mechanisms: Any) -> None:

@@ -25,27 +25,23 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax import _bits
+from djax import _bits, mixing
 from djax._base import (
     Communicator,
     check_consensus_rate,
     check_flags,
-    check_params,
     check_rate,
     check_real,
     check_reliable,
     check_static,
-    check_topology,
     shared_key,
     wide,
 )
-from djax._facts import state_facts
-from djax._same import check_same
+from djax._mechanism import Mechanism, build, by_its_call
 from djax._split import join
-from djax.topologies import Topology
+from djax.mixing import Graph
 
-from ._compressed import reliable_pull
-from ._gossip import add_pull
+from ._graphs import check_mixing, scaled
 from ._states import check_state
 
 
@@ -59,8 +55,9 @@ class MoniquaState(NamedTuple):
     step: ArrayLike
 
 
+@by_its_call
 def moniqua(
-    topology: Topology,
+    topology: Graph,
     communicator: Communicator,
     theta: float,
     consensus_rate: float,
@@ -68,7 +65,7 @@ def moniqua(
     bits: int = 2,
     overlap: bool = False,
     key: jax.Array | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Mechanism:
     r"""Averages the parameters with the neighbours', sending a few bits of each.
 
     With the updates :math:`u_i` of the links before it, the equations of this module
@@ -76,7 +73,8 @@ def moniqua(
     come on top. One message of b bits an entry travels to each neighbour.
 
     Args:
-      topology: the graph and its weights.
+      topology: the graph and its weights: a Topology, or a Schedule whose matrices are
+        doubly stochastic, of which each step takes the next one.
       communicator: how messages travel; it must not lose any.
       theta: :math:`\theta`, an upper bound of how far neighbours' models are apart in
         any coordinate. Where they are further apart, they are taken for nearer ones;
@@ -90,13 +88,13 @@ def moniqua(
         default.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      A :class:`djax.Mechanism` that needs `params`, with a
       :class:`MoniquaState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule; in `init`, if a
-        parameter is complex.
-      ValueError: if the sizes differ, a number is out of range, or messages get lost.
+      TypeError: if `topology` is no graph; in `init`, if a parameter is complex.
+      ValueError: if a matrix is not doubly stochastic, the sizes differ, a number is
+        out of range, or messages get lost.
 
     Examples:
       >>> import djax, optax
@@ -109,7 +107,7 @@ def moniqua(
       Lu and De Sa, `Moniqua: Modulo Quantized Communication in Decentralized SGD
       <https://arxiv.org/abs/2002.11787>`_, 2020, Algorithm 1
     """
-    check_topology("moniqua", topology, communicator)
+    check_mixing("moniqua", topology, communicator)
     check_reliable("moniqua", communicator)
     check_rate("moniqua: theta", theta)
     check_consensus_rate("moniqua: consensus_rate", consensus_rate, topology)
@@ -118,27 +116,13 @@ def moniqua(
     bits = _bits.check_bits("moniqua", bits)
     seed = shared_key("moniqua", key)
 
-    def init_fn(params):
-        check_real("moniqua", check_params("moniqua", params))
-        state_facts("moniqua", communicator, overlap=overlap, needs_every_message=True)
-        check_same(
-            "moniqua",
-            communicator,
-            params,
-            topology=topology,
-            theta=theta,
-            consensus_rate=consensus_rate,
-            bits=bits,
-            overlap=overlap,
-            key=seed,
-        )
+    def init(params):
+        check_real("moniqua", params)
         return MoniquaState(jnp.zeros((), jnp.int32))
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        params = check_params("moniqua", params)
-        check_state("moniqua", state, MoniquaState, params)
-        model = params if overlap else optax.apply_updates(params, updates)
+    def mix(model, state, **extra):
+        del extra
+        check_state("moniqua", state, MoniquaState, model)
         leaves, treedef = jax.tree.flatten(jax.tree.map(wide, model))
         leaves, cut = join(leaves)
         now = jax.random.fold_in(seed, state.step)
@@ -148,14 +132,18 @@ def moniqua(
         ]
         mine = distances(levels, leaves)
 
-        def gap(message):
-            theirs = distances(_bits.unpack_leaves(message, bits, leaves), leaves)
-            return [x - y for x, y in zip(theirs, mine, strict=True)]
+        def read(theirs, own):
+            del own  # Its distances are known before it is packed.
+            found = distances(_bits.unpack_leaves(theirs, bits, leaves), leaves)
+            return [x - y for x, y in zip(found, mine, strict=True)]
 
         message = _bits.pack_leaves(levels, bits)
-        pull = reliable_pull(message, gap, topology, communicator)
-        updates = add_pull(updates, treedef.unflatten(cut(pull)), consensus_rate)
-        return updates, MoniquaState(optax.safe_increment(state.step))
+        heard = mixing.weighted_sum(
+            message, read, topology, communicator, step=state.step
+        )
+        displacement = treedef.unflatten(cut(heard.total))
+        state = MoniquaState(optax.safe_increment(state.step))
+        return scaled(displacement, consensus_rate), state
 
     def distances(levels, leaves):
         """How far the models that are sent are from this worker's."""
@@ -164,7 +152,15 @@ def moniqua(
             for level, x in zip(levels, leaves, strict=True)
         ]
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return build(
+        "moniqua",
+        init,
+        communicator,
+        topology,
+        mix=mix,
+        overlap=overlap,
+        facts={"needs_every_message": True},
+    )
 
 
 def encode(x: jax.Array, noise: jax.Array, theta: ArrayLike, bits: int) -> jax.Array:

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import optax
 
 from djax._base import as_transformation
-from djax._facts import refusing
+from djax._mechanism import Mechanism, by_its_call, parts_of, wrap
+from djax._refusals import refuse
 from djax._same import around
 
 
-def on_updates(
-    mechanism: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
+@by_its_call
+def on_updates(mechanism: optax.GradientTransformation) -> Mechanism:
     r"""Averages the updates instead of the parameters.
 
     .. math:: x_i \leftarrow x_i + \operatorname{average}_i(u_1, \dots, u_n)
@@ -24,10 +24,10 @@ def on_updates(
       mechanism: any mechanism.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` with the mechanism's state.
+      A :class:`djax.Mechanism` with the mechanism's state.
 
     Raises:
-      ValueError: in `init`, if it is an optimizer such as
+      ValueError: if it is an optimizer such as
         :func:`djax.quasi_global_momentum`.
 
     Examples:
@@ -41,14 +41,15 @@ def on_updates(
       <https://arxiv.org/abs/2110.04175>`_, 2021, RelaySum/Grad
     """
     mechanism = as_transformation("on_updates", mechanism)
+    refuse("on_updates", parts_of(mechanism), "optimizer")
 
-    def init_fn(params):
-        with refusing("on_updates", "optimizer"), around("on_updates({})"):
+    def init(params):
+        with around("on_updates({})"):
             return mechanism.init(jax.tree.map(jnp.zeros_like, params))
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args):
         del params
         zeros = jax.tree.map(jnp.zeros_like, updates)
         return mechanism.update(updates, state, zeros, **extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return wrap("on_updates", mechanism, init, update)

@@ -39,34 +39,34 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from djax import mixing
 from djax._alternate import alternate
 from djax._base import (
     Communicator,
     PyTree,
     check_consensus_rate,
     check_flags,
-    check_params,
     check_real,
     check_reliable,
     check_static,
-    check_topology,
     shared_key,
     wide,
 )
-from djax._facts import check_not_dealt_out, state_facts
 from djax._matrix import (
     check_axis,
+    check_not_dealt_out,
     check_rows_axis,
     is_matrix,
     matrix_shape,
 )
-from djax._same import check_same
+from djax._mechanism import Mechanism, build, by_its_call
 from djax._split import is_small, join, split, unravel
-from djax.topologies import Topology
+from djax.mixing import Graph
 from djax.topologies._checks import check_integer
 
+from ._edges import Edges
 from ._factors import keep, orthonormal, signs
-from ._gossip import add_pull
+from ._graphs import check_mixing
 from ._products import multiply, product_of
 from ._states import check_state, label_of
 
@@ -75,12 +75,16 @@ Block = tuple[int, ...]
 
 
 class PowerGossipState(NamedTuple):
-    r"""State of :func:`power_gossip`; a worker meets one neighbour a round.
+    r"""State of :func:`power_gossip`.
+
+    A worker has one place for each neighbour that it ever meets: on a fixed graph the
+    round in which it meets it, on graphs that change with time a colour of an edge
+    colouring of all edges together.
 
     Attributes:
-      left: for each matrix, `float[rounds, r, m]`, the rows :math:`U^\top` of both ends
-        of the round's edge, in float32 or wider; None for each other leaf.
-      right: for each matrix, `float[rounds, r, k]`, the rows :math:`V^\top`, likewise.
+      left: for each matrix, `float[places, r, m]`, the rows :math:`U^\top` of both ends
+        of the edge, in float32 or wider; None for each other leaf.
+      right: for each matrix, `float[places, r, k]`, the rows :math:`V^\top`, likewise.
       step: `int32[]`, number of updates so far.
       graph: static label of the graph that the state belongs to; None is not checked.
     """
@@ -91,8 +95,9 @@ class PowerGossipState(NamedTuple):
     graph: PyTree = None
 
 
+@by_its_call
 def power_gossip(
-    topology: Topology,
+    topology: Graph,
     communicator: Communicator,
     rank: int = 1,
     iterations: int = 1,
@@ -105,7 +110,7 @@ def power_gossip(
     overlap: bool = False,
     idle_first_step: bool = False,
     key: jax.Array | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Mechanism:
     r"""Averages the parameters with the neighbours', by low-rank differences.
 
     Placed last in a chain it makes any optimizer decentralized, for few of the bytes
@@ -127,7 +132,8 @@ def power_gossip(
     leaves the factor of both ends as it was.
 
     Args:
-      topology: the graph and its weights.
+      topology: the graph and its weights: a Topology, or a Schedule of symmetric
+        matrices, of which each step takes the next one.
       communicator: how messages travel; it must not lose any.
       rank: number r of columns; of a matrix at most min(m, k) are used.
       iterations: power iterations in each step, each with its own exchange.
@@ -151,15 +157,15 @@ def power_gossip(
         own of it; `jax.random.key(0)` by default.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
+      A :class:`djax.Mechanism` that needs `params`, with a
       :class:`PowerGossipState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule, or a parameter is
-        complex.
-      ValueError: if the sizes differ, a number is out of range, or messages get lost;
-        in `init`, if a matrix has no axis `rows_axis`, or inside of
-        :func:`djax.interleave`, which deals out the matrices' single coordinates.
+      TypeError: if `topology` is no graph; in `init`, if a parameter is complex.
+      ValueError: if the sizes differ, a matrix is not symmetric, a number is out of
+        range, or messages get lost; in `init`, if a matrix has no axis `rows_axis`, or
+        inside of :func:`djax.interleave`, which deals out the matrices' single
+        coordinates.
 
     Examples:
       >>> import djax, optax
@@ -173,7 +179,7 @@ def power_gossip(
       Compression in Decentralized Deep Learning <https://arxiv.org/abs/2008.01425>`_,
       2020, Algorithm 1
     """
-    check_topology("power_gossip", topology, communicator)
+    check_mixing("power_gossip", topology, communicator, symmetric=True)
     check_reliable("power_gossip", communicator)
     check_static("power_gossip", rank=rank, iterations=iterations, rows_axis=rows_axis)
     rank = check_integer(rank, "power_gossip: rank")
@@ -194,38 +200,29 @@ def power_gossip(
     orthogonalize = signs if sign else orthonormal
     first = 0 if idle_first_step else 1  # Number of the first iteration.
 
-    label = label_of(topology, weights=False)
+    label, edges = label_of(topology, weights=False), Edges(topology)
 
-    def init_fn(params):
-        check_real("power_gossip", check_params("power_gossip", params))
+    def init(params):
+        check_real("power_gossip", params)
         check_rows_axis("power_gossip", params, rows_axis)
         check_not_dealt_out("power_gossip")
-        state_facts(
-            "power_gossip", communicator, overlap=overlap, needs_every_message=True
-        )
-        check_same(
-            "power_gossip",
-            communicator,
-            params,
-            topology=topology,
-            rank=rank,
-            iterations=iterations,
-            warm_start=warm_start,
-            sign=sign,
-            consensus_rate=consensus_rate,
-            vector_rate=vector_rate,
-            rows_axis=rows_axis,
-            overlap=overlap,
-            idle_first_step=idle_first_step,
-            key=seed,
-        )
         leaves, treedef = jax.tree.flatten(params)
-        drawn = random_factors(shapes_of_factors(leaves), 0)
+        everyone = edges.neighbors(communicator.rank())
+        drawn = random_factors(shapes_of_factors(leaves), 0, everyone)
         left, right = (
             _unflatten(treedef, {i: x for (i, s), x in drawn.items() if s == side})
             for side in (0, 1)
         )
         return PowerGossipState(left, right, jnp.zeros((), jnp.int32), label)
+
+    # After an odd number of iterations a step starts from the other side. Where a
+    # period is of an even number of steps, periods do as well: else an edge that is
+    # there once a period would multiply from one side for ever.
+    turns = [0]
+    if iterations % 2:
+        period = topology.period
+        turns = [(t + t // period * (1 - period % 2)) % 2 for t in range(2 * period)]
+    parities = [(first + turn) % 2 for turn in sorted(set(turns))]
 
     def shapes_of_factors(leaves):
         """Of both sides of all matrices, in one round; side 0 is the left one."""
@@ -246,14 +243,13 @@ def power_gossip(
                     "to other parameters: make a new state by its init."
                 )
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        params = check_params("power_gossip", params)
-        check_state("power_gossip", state, PowerGossipState, params, label=label)
+    def mix(model, state, **extra):
+        del extra
+        check_state("power_gossip", state, PowerGossipState, model, label=label)
         step = optax.safe_increment(state.step)
-        if not topology.rounds:  # There is one worker only.
-            return updates, state._replace(step=step)
-        model = params if overlap else optax.apply_updates(params, updates)
+        if not edges.places:  # There is one worker only.
+            nothing = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), model)
+            return nothing, state._replace(step=step)
         leaves, treedef = jax.tree.flatten(model)
         # What is put together and cut apart is compiled once, outside of the branches.
         matrices = {block: _stacked(leaves, block, 0) for block in _blocks(leaves)}
@@ -262,24 +258,25 @@ def power_gossip(
         factors = tuple(
             {block: _stacked(side, block, 1) for block in matrices} for side in sides
         )
+        now, put_back = edges.of_step(factors, communicator.rank(), state.step)
         vectors = {i: x for i, x in enumerate(leaves) if not is_matrix(x)}
         joined, cut = join(list(vectors.values()))
-        # After an odd number of iterations a step starts from the other side.
-        parities = [(first + t * iterations) % 2 for t in range(1 + iterations % 2)]
         branches = [functools.partial(all_iterations, odd) for odd in parities]
-        operands = state.step, matrices, factors, joined
-        found = alternate(state.step, range(len(branches)), branches, *operands)
-        corrections, vector_pulls, factors = found
-        matrix_pulls = {}
+        operands = state.step, matrices, now, joined
+        found = alternate(state.step, turns, branches, *operands)
+        corrections, vector_parts, now = found
+        matrix_parts = {}
         for block, rows in corrections.items():
             like = leaves[block[0]]
             product = functools.partial(product_of, like=like, rows_axis=rows_axis)
-            matrix_pulls[block] = _each(product, block, 2, 0)(rows)
-        pulls = dict(zip(vectors, cut(vector_pulls), strict=True))
-        pulls |= _unstacked(matrix_pulls, 0)
-        updates = add_pull(updates, _unflatten(treedef, pulls), 1.0)
-        left, right = (_unflatten(treedef, _unstacked(side, 1)) for side in factors)
-        return updates, PowerGossipState(left, right, step, label)
+            matrix_parts[block] = _each(product, block, 2, 0)(rows)
+        parts = dict(zip(vectors, cut(vector_parts), strict=True))
+        parts |= _unstacked(matrix_parts, 0)
+        displacement = _unflatten(treedef, parts)
+        left, right = (
+            _unflatten(treedef, _unstacked(side, 1)) for side in put_back(now)
+        )
+        return displacement, PowerGossipState(left, right, step, label)
 
     def all_iterations(odd, step, matrices, before, vectors):
         """All that travels in one step.
@@ -297,7 +294,9 @@ def power_gossip(
         """
         matrices, vectors = jax.tree.map(wide, (matrices, vectors))
         number = first + step * iterations
-        change, pulls, factors = iteration(odd, number, matrices, before, {}, vectors)
+        change, parts, factors = iteration(
+            odd, number, step, matrices, before, {}, vectors
+        )
         corrections = jax.tree.map(lambda x: x[None], change)
         if iterations > 1:
 
@@ -308,7 +307,7 @@ def power_gossip(
 
             def move(odd, t, factors, corrections):
                 change, _, factors = iteration(
-                    odd, number + t, matrices, factors, corrections, []
+                    odd, number + t, step, matrices, factors, corrections, []
                 )
                 corrections = jax.tree.map(
                     lambda rows, new: rows.at[t].set(new), corrections, change
@@ -332,14 +331,15 @@ def power_gossip(
                 (optax.tree.zeros_like(corrections), before),
                 (corrections, factors),
             )
-        return corrections, pulls, factors
+        return corrections, parts, factors
 
-    def iteration(odd, number, matrices, factors, corrections, vectors):
+    def iteration(odd, number, step, matrices, factors, corrections, vectors):
         """One exchange.
 
         Args:
           odd: whether the right factor is the one to orthogonalize.
           number: of the iteration.
+          step: number of updates so far.
           matrices: the model's in blocks, before the first iteration of the step.
           factors: of the differences, left and right.
           corrections: what the step's iterations so far have added to each block.
@@ -362,79 +362,100 @@ def power_gossip(
             )
             for block, matrix in matrices.items()
         }
-        gaps, vector_gaps = exchange(products, vectors)
-        weights = jnp.asarray(topology.round_weights)[:, communicator.rank()]
+        differences, vector_differences, weights = exchange(products, vectors, step)
 
-        def weighted(gap, rate):
-            return _scale(weights, gap) * jnp.asarray(rate, gap.dtype)
+        def weighted(x, rate):
+            return _scale(weights, x) * jnp.asarray(rate, x.dtype)
 
-        steps = {i: weighted(gap, consensus_rate) for i, gap in gaps.items()}
+        steps = {i: weighted(x, consensus_rate) for i, x in differences.items()}
         change = {
             i: (step, bases[i]) if odd else (bases[i], step)
             for i, step in steps.items()
         }
-        pulls = [weighted(gap, vector_rate).sum(axis=0) for gap in vector_gaps]
+        parts = [weighted(x, vector_rate).sum(axis=0) for x in vector_differences]
         # Both ends keep the product of the higher rank's model minus the lower one's.
-        higher = jnp.where(peers() > communicator.rank(), 1, -1)
-        products = {i: _scale(higher, gap) for i, gap in gaps.items()}
+        me = communicator.rank()
+        neighbors = edges.neighbors_at(me, step)
+        higher = jnp.where(neighbors > me, 1, -1)
+        products = {i: _scale(higher, x) for i, x in differences.items()}
         if not warm_start:  # What the next iteration multiplies by is drawn anew.
             shapes = {
                 i: jax.ShapeDtypeStruct(x.shape[-2:], x.dtype)
                 for block, x in products.items()
                 for i in block
             }
-            drawn = random_factors(dict(sorted(shapes.items())), number)
+            drawn = random_factors(dict(sorted(shapes.items())), number, neighbors)
             products = {block: _stacked(drawn, block, 1) for block in products}
         if odd:
-            return change, pulls, (keep(products, left), keep(bases, right))
-        return change, pulls, (keep(bases, left), keep(products, right))
+            return change, parts, (keep(products, left), keep(bases, right))
+        return change, parts, (keep(bases, left), keep(products, right))
 
-    def exchange(products, vectors):
-        """Returns the neighbour's minus my arrays; their first axis is the round's."""
-        gaps = []
-        for r, source in enumerate(topology.rounds):
-            parts = {i: product[r] for i, product in products.items()}, vectors
-            mine, treedef = jax.tree.flatten(parts)
-            message = _joined(mine)
-            found = unravel(communicator.permute(message, source) - message, mine)
-            found = [gap.astype(x.dtype) for gap, x in zip(found, mine, strict=True)]
-            gaps.append(treedef.unflatten(found))
-        return jax.tree.map(lambda *rounds: jnp.stack(rounds), *gaps)
+    def exchange(products, vectors, step):
+        """The neighbours' minus my arrays, and the neighbours' weights.
 
-    def random_factors(shapes, number):
-        """Normally distributed rows for each round, the same at both ends of an edge.
+        Of each the first axis is the round's.
+        """
+
+        def parts(r):
+            return {i: product[r] for i, product in products.items()}, vectors
+
+        def message(r):
+            return _joined(jax.tree.leaves(parts(r)))
+
+        differences, weights = [], []
+        for r, heard in enumerate(
+            mixing.exchange(message, topology, communicator, step=step)
+        ):
+            mine, treedef = jax.tree.flatten(parts(r))
+            own = mixing.as_sent(message(r), communicator, step)
+            found = unravel(heard.message - own, mine)
+            found = [x.astype(y.dtype) for x, y in zip(found, mine, strict=True)]
+            differences.append(treedef.unflatten(found))
+            weights.append(heard.weight)
+        stacked = jax.tree.map(lambda *rounds: jnp.stack(rounds), *differences)
+        return *stacked, jnp.stack(weights)
+
+    def random_factors(shapes, number, neighbors):
+        """Normally distributed rows for each edge, the same at both of its ends.
 
         A draw takes long to compile. All factors of one dtype therefore get their parts
         of a single draw.
 
         Args:
-          shapes: of the factors in one round, float32 or wider, under names of any
-            kind.
+          shapes: of the factors of one edge, float32 or wider, under names of any kind.
           number: of the iteration that has drawn them, 0 for the first.
+          neighbors: `int32[edges]`, the other ends of this worker's edges.
 
         Returns:
-          The factors under the same names, each with a leading axis of rounds.
+          The factors under the same names, each with a leading axis of edges.
         """
         me = communicator.rank()
-        edges = jnp.minimum(me, peers()) * topology.size + jnp.maximum(me, peers())
+        low, high = jnp.minimum(me, neighbors), jnp.maximum(me, neighbors)
+        numbers = low * topology.size + high
         now, drawn = jax.random.fold_in(seed, number), {}
         for dtype in dict.fromkeys(x.dtype for x in shapes.values()):
             some = {name: x for name, x in shapes.items() if x.dtype == dtype}
             sizes = [x.size for x in some.values()]
             flat = _normal(
-                jax.random.fold_in(now, jnp.finfo(dtype).bits), edges, sum(sizes), dtype
+                jax.random.fold_in(now, jnp.finfo(dtype).bits),
+                numbers,
+                sum(sizes),
+                dtype,
             )
             parts = split(flat, sizes, axis=1)
             for (name, x), part in zip(some.items(), parts, strict=True):
                 drawn[name] = part.reshape(-1, *x.shape)
         return drawn
 
-    def peers():
-        """`int32[rounds]`, whom this worker meets."""
-        rounds = np.array(topology.rounds, np.int32).reshape(-1, topology.size)
-        return jnp.asarray(rounds)[:, communicator.rank()]
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return build(
+        "power_gossip",
+        init,
+        communicator,
+        topology,
+        mix=mix,
+        overlap=overlap,
+        facts={"needs_every_message": True},
+    )
 
 
 def _normal(key: jax.Array, edges: jax.Array, count: int, dtype: Any) -> jax.Array:

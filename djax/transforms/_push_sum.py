@@ -16,7 +16,6 @@ Kempe, Dobra and Gehrke, `Gossip-Based Computation of Aggregate Information
 Push for Distributed Deep Learning <https://arxiv.org/abs/1811.10792>`_, 2019.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -25,26 +24,23 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from djax._alternate import alternate
+from djax import mixing
 from djax._base import (
     Communicator,
     PyTree,
     check_flags,
     check_key,
-    check_params,
     check_sizes,
     check_static,
-    key_of_step,
     wide,
 )
-from djax._facts import state_facts
+from djax._mechanism import Mechanism, build, by_its_call
 from djax._nonfinite import all_finite
-from djax._same import check_same
+from djax.mixing import difference, finite_difference
 from djax.topologies import Schedule
 from djax.topologies._checks import TOLERANCE, check_integer
 from djax.topologies._kinds import check_directed
 
-from ._gossip import difference, finite_difference, pull_over_rounds
 from ._interleave import InterleaveState
 from ._states import check_state
 
@@ -67,6 +63,7 @@ class PushSumState(NamedTuple):
     uneven: PyTree = None
 
 
+@by_its_call
 def push_sum(
     schedule: Schedule,
     communicator: Communicator,
@@ -74,7 +71,7 @@ def push_sum(
     rounds: int = 1,
     overlap: bool = False,
     key: jax.Array | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Mechanism:
     r"""Averages over directed, possibly changing, graphs.
 
     Placed last in a chain it makes SGP of SGD. The parameters are the :math:`z_i`, and
@@ -104,8 +101,8 @@ def push_sum(
         default.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
-      :class:`PushSumState`. Updates keep their dtypes; sums are in float32 or wider.
+      A :class:`djax.Mechanism` that needs `params`, with a :class:`PushSumState`.
+      Updates keep their dtypes; sums are in float32 or wider.
 
     Raises:
       TypeError: if `schedule` is none, for example a Topology, or `key` is no key.
@@ -131,81 +128,72 @@ def push_sum(
     received = schedule.matrices.sum(axis=2)
     balanced = bool(np.abs(received - 1).max() <= TOLERANCE)
 
-    def init_fn(params):
-        check_params("push_sum", params)
-        state_facts(
-            "push_sum", communicator, overlap=overlap, rounded_sums=not balanced
-        )
-        check_same(
-            "push_sum",
-            communicator,
-            params,
-            schedule=schedule,
-            rounds=rounds,
-            overlap=overlap,
-        )
+    def init(params):
         averaged = jax.tree.map(lambda _: optax.EmptyState(), params)
         uneven = None if balanced else ()
         return PushSumState(jnp.ones(()), jnp.zeros((), jnp.int32), averaged, uneven)
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        params = check_params("push_sum", params)
-        check_state("push_sum", state, PushSumState, params)
-        start = params if overlap else optax.apply_updates(params, updates)
+    def mix(start, state, **extra):
+        del extra
+        check_state("push_sum", state, PushSumState, start)
         model, weight, exchanges = start, state.weight, state.exchanges
         # Weights of another schedule, which are not 1, go on to be averaged.
         uneven = state.uneven if balanced else ()
         for _ in range(rounds):
-            losses = key_of_step(key, exchanges)
-            branches = [exchange(t, uneven is not None) for t in range(schedule.period)]
-            model, weight = alternate(
-                exchanges,
-                range(schedule.period),
-                branches,
-                *(model, weight, losses),
-            )
+            if uneven is None:
+                model = averaged(model, model, finite_difference, exchanges)
+            else:
+                model, weight = averaged_with_weight(model, weight, exchanges)
             exchanges = optax.safe_increment(exchanges)
-        updates = jax.tree.map(
-            lambda u, new, old: (wide(u) + (wide(new) - wide(old))).astype(u.dtype),
-            updates,
-            model,
-            start,
+        state = state._replace(weight=weight, exchanges=exchanges, uneven=uneven)
+        return difference(model, start), state
+
+    def averaged_with_weight(model, weight, exchanges):
+        # A weight that is no number says that something in the model is none.
+        sent = model, jnp.where(all_finite(model), weight, jnp.nan)
+
+        def read(theirs, own):
+            own_weight = jnp.where(jnp.isfinite(own[1]), own[1], weight)
+            found = difference(theirs, (own[0], own_weight))
+            nothing = optax.tree.zeros_like(found)
+            return optax.tree.where(jnp.isfinite(theirs[1]), found, nothing)
+
+        return averaged((model, weight), sent, read, exchanges)
+
+    def averaged(mine, sent, read, exchanges):
+        r"""Returns :math:`r_i z_i + \sum_j a_{ij} (z_j - z_i)` with the row sums r.
+
+        Where messages are rounded, :math:`z` is what is sent, and what the rounding
+        leaves out stays with the worker: so the sum over the workers is kept.
+        """
+        heard = mixing.weighted_sum(
+            sent, read, schedule, communicator, step=exchanges, key=key
         )
-        return updates, state._replace(
-            weight=weight, exchanges=exchanges, uneven=uneven
-        )
+        kept = mine
+        if not balanced:
+            now = jnp.asarray(exchanges) % schedule.period
+            share = jnp.asarray(received)[now, communicator.rank()]
 
-    def exchange(t, weights_travel):
-        def with_matrix(model, weight, losses):
-            if not weights_travel:
-                gap = functools.partial(finite_difference, mine=model)
-                return mix(t, model, model, gap, losses), weight
-            mine = model, weight
-            # A weight that is no number says that something in the model is none.
-            sent = model, jnp.where(all_finite(model), weight, jnp.nan)
+            def keep(x, z):
+                z = jnp.where(jnp.isfinite(z), z, x)
+                return wide(x) - wide(z) + share.astype(wide(z).dtype) * wide(z)
 
-            def gap(received):
-                found = difference(received, mine)
-                nothing = optax.tree.zeros_like(found)
-                return optax.tree.where(jnp.isfinite(received[1]), found, nothing)
-
-            return mix(t, mine, sent, gap, losses)
-
-        return with_matrix
-
-    def mix(t, mine, sent, gap, losses):
-        """Returns :math:`r_i z_i + sum_j a_ij (z_j - z_i)` with the row sums r."""
-        rounds = schedule.rounds[t], schedule.round_weights[t]
-        pull, _ = pull_over_rounds(sent, gap, *rounds, communicator, losses)
-        kept = 1 if balanced else jnp.asarray(received[t])[communicator.rank()]
+            kept = jax.tree.map(keep, mine, heard.own)
         return jax.tree.map(
-            lambda x, p: (jnp.asarray(kept, p.dtype) * wide(x) + p).astype(x.dtype),
-            mine,
-            pull,
+            lambda x, k, d: (wide(k) + d).astype(x.dtype), mine, kept, heard.total
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return build(
+        "push_sum",
+        init,
+        communicator,
+        schedule,
+        mix=mix,
+        overlap=overlap,
+        facts={"rounded_sums": not balanced},
+        matrices=(lambda: schedule.matrices) if rounds == 1 else None,
+        per_rank=["key"],
+    )
 
 
 def push_sum_eval_params(state: Any, params: PyTree) -> PyTree:

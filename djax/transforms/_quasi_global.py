@@ -15,7 +15,7 @@ Lin et al., `Quasi-Global Momentum: Accelerating Decentralized Deep Learning on
 Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,8 @@ from djax._base import (
     check_real,
     wide,
 )
-from djax._facts import refusing, state_facts
+from djax._mechanism import Mechanism, by_its_call, parts_of, wrap
+from djax._refusals import refuse
 from djax._same import around
 
 from ._states import check_state
@@ -76,6 +77,7 @@ class QuasiGlobalAdamState(NamedTuple):
     mechanism_state: optax.OptState
 
 
+@by_its_call
 def quasi_global_momentum(
     learning_rate: optax.ScalarOrSchedule,
     mechanism: optax.GradientTransformation,
@@ -83,7 +85,7 @@ def quasi_global_momentum(
     momentum: float = 0.9,
     form: Form = "nesterov",
     overlap: bool = False,
-) -> optax.GradientTransformationExtraArgs:
+) -> Mechanism:
     r"""SGD with a momentum that the averaging feeds: optimizer and mechanism in one.
 
     .. math::
@@ -115,12 +117,12 @@ def quasi_global_momentum(
       overlap: average the parameters before this step's gradients.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that takes gradients and needs
+      A :class:`djax.Mechanism` that takes gradients and needs
       `params`, with a :class:`QuasiGlobalMomentumState`. It is the last of a chain.
 
     Raises:
-      ValueError: if `form` is unknown or the learning rate is negative or not finite;
-        in `init`, if the mechanism overlaps.
+      ValueError: if `form` is unknown, the learning rate is negative or not finite, or
+        the mechanism overlaps.
 
     Examples:
       >>> import djax, optax
@@ -135,12 +137,12 @@ def quasi_global_momentum(
       Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021, Algorithm 1
     """
     check_choice("quasi_global_momentum: form", form, Form)
-    mechanism = as_transformation("quasi_global_momentum", mechanism)
+    mechanism = _checked("quasi_global_momentum", mechanism)
     _check_learning_rate("quasi_global_momentum", learning_rate)
     check_decay("quasi_global_momentum: momentum", momentum)
     check_flags("quasi_global_momentum", overlap=overlap)
 
-    def init_fn(params):
+    def init(params):
         check_params("quasi_global_momentum", params)
         return QuasiGlobalMomentumState(
             jax.tree.map(jnp.zeros_like, params),
@@ -155,7 +157,7 @@ def quasi_global_momentum(
             return g + momentum * heavy_ball
         return heavy_ball / (1 + momentum) if form == "normalized" else heavy_ball
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args):
         params = check_params("quasi_global_momentum", params)
         check_state(
             "quasi_global_momentum", state, QuasiGlobalMomentumState, params, "momentum"
@@ -187,9 +189,10 @@ def quasi_global_momentum(
             new_momentum, optax.safe_increment(state.step), mechanism_state
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return wrap("quasi_global_momentum", mechanism, init, update, {"optimizer": True})
 
 
+@by_its_call
 def quasi_global_adam(
     learning_rate: optax.ScalarOrSchedule,
     mechanism: optax.GradientTransformation,
@@ -197,7 +200,7 @@ def quasi_global_adam(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-) -> optax.GradientTransformationExtraArgs:
+) -> Mechanism:
     r"""Adam with moments that the averaging feeds: optimizer and mechanism in one.
 
     .. math::
@@ -222,14 +225,14 @@ def quasi_global_adam(
       eps: :math:`\epsilon`.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that takes gradients and needs
+      A :class:`djax.Mechanism` that takes gradients and needs
       `params`, with a :class:`QuasiGlobalAdamState`. It is the last of a chain.
 
     Raises:
       TypeError: in `init`, if a parameter is complex: nobody has defined the algorithm
         for complex numbers.
-      ValueError: if the learning rate is negative or not finite; in `init`, if the
-        mechanism overlaps.
+      ValueError: if the learning rate is negative or not finite, or the mechanism
+        overlaps.
 
     Examples:
       >>> import djax
@@ -240,13 +243,13 @@ def quasi_global_adam(
       Lin et al., `Quasi-Global Momentum: Accelerating Decentralized Deep Learning on
       Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021, QG-Adam
     """
-    mechanism = as_transformation("quasi_global_adam", mechanism)
+    mechanism = _checked("quasi_global_adam", mechanism)
     _check_learning_rate("quasi_global_adam", learning_rate)
     check_decay("quasi_global_adam: b1", b1)
     check_decay("quasi_global_adam: b2", b2)
     check_rate("quasi_global_adam: eps", eps, zero=True)
 
-    def init_fn(params):
+    def init(params):
         check_real("quasi_global_adam", check_params("quasi_global_adam", params))
         return QuasiGlobalAdamState(
             optax.tree.zeros_like(params),
@@ -259,7 +262,7 @@ def quasi_global_adam(
         """The moments with one more value, in float32 or wider."""
         return jax.tree.map(lambda m, x: decay * wide(m) + (1 - decay) * x, old, new)
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args):
         params = check_params("quasi_global_adam", params)
         check_state(
             "quasi_global_adam", state, QuasiGlobalAdamState, params, "mu", "nu"
@@ -289,12 +292,17 @@ def quasi_global_adam(
         )
         return averaged, QuasiGlobalAdamState(mu, nu, time, mechanism_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return wrap("quasi_global_adam", mechanism, init, update, {"optimizer": True})
+
+
+def _checked(name: str, mechanism: Any) -> optax.GradientTransformationExtraArgs:
+    transformation = as_transformation(name, mechanism)
+    refuse(name, parts_of(transformation), "opaque", "overlap", "optimizer")
+    return transformation
 
 
 def _init(mechanism, params: PyTree, name: str) -> optax.OptState:
-    state_facts(name, optimizer=True)
-    with refusing(name, "overlap", "optimizer"), around(f"{name}({{}})"):
+    with around(f"{name}({{}})"):
         return mechanism.init(params)
 
 

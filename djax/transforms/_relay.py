@@ -31,6 +31,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from djax import mixing
 from djax._base import (
     Communicator,
     OutsideError,
@@ -38,16 +39,13 @@ from djax._base import (
     check_choice,
     check_flags,
     check_key,
-    check_params,
     check_topology,
-    key_of_step,
     wide,
 )
-from djax._facts import state_facts
-from djax._same import check_same
+from djax._mechanism import Mechanism, build, by_its_call
+from djax.mixing import finite_difference
 from djax.topologies import Topology
 
-from ._gossip import finite_difference
 from ._states import check_state, label_of
 
 Missing = Literal["initial", "latest", "self", "renormalize"]
@@ -72,6 +70,7 @@ class RelayState(NamedTuple):
     graph: PyTree = None
 
 
+@by_its_call
 def relay(
     tree: Topology,
     communicator: Communicator,
@@ -79,7 +78,7 @@ def relay(
     missing: Missing = "initial",
     overlap: bool = False,
     key: jax.Array | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Mechanism:
     r"""Averages the parameters uniformly over all workers of a tree, with delay.
 
     Placed last in a chain it makes RelaySGD of SGD, Relay-Adam of Adam; around it
@@ -121,9 +120,9 @@ def relay(
         default.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` that needs `params`, with a
-      :class:`RelayState`: a model for each round (at most the tree's largest degree),
-      and the initial one. Updates keep their dtypes; sums are in float32 or wider.
+      A :class:`djax.Mechanism` that needs `params`, with a :class:`RelayState`: a model
+      for each round (at most the tree's largest degree), and the initial one. Updates
+      keep their dtypes; sums are in float32 or wider.
 
     Raises:
       TypeError: if `tree` is no topology, for example a Schedule, or `key` is no key.
@@ -146,27 +145,9 @@ def relay(
     check_flags("relay", overlap=overlap)
 
     label = label_of(tree, weights=False)
+    own_in_place = missing in ("self", "renormalize")
 
-    def init_fn(params):
-        check_params("relay", params)
-        own_in_place = missing in ("self", "renormalize")
-        state_facts(
-            "relay",
-            communicator,
-            overlap=overlap,
-            old_models=True,
-            uneven_sums=f"missing={missing!r}: use missing='latest'"
-            if own_in_place
-            else None,
-        )
-        check_same(
-            "relay",
-            communicator,
-            params,
-            topology=tree,
-            missing=missing,
-            overlap=overlap,
-        )
+    def init(params):
         return RelayState(
             messages=tuple(optax.tree.zeros_like(params) for _ in tree.rounds),
             counts=jnp.zeros(len(tree.rounds), jnp.int32),
@@ -175,42 +156,45 @@ def relay(
             graph=label,
         )
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        params = check_params("relay", params)
+    def update(updates, state, params):
         models = ("initial",) if missing == "initial" else ()
         check_state("relay", state, RelayState, params, *models, label=label)
         model = optax.apply_updates(params, updates)
-        messages, counts = exchange(model, state)
+        own = mixing.as_sent(model, communicator, state.step)
+        messages, counts = relayed(model, own, state)
         heard = (state.messages, state.counts) if overlap else (messages, counts)
-        total, number = _pull(model, *heard), 1 + heard[1].sum(dtype=jnp.int32)
+        total, number = _sum(own, *heard), 1 + heard[1].sum(dtype=jnp.int32)
 
         if missing in ("initial", "latest"):
             stand_in = state.initial if missing == "initial" else params
-            total = _add_pull(total, tree.size - number, stand_in, model)
+            total = _add_models(total, tree.size - number, stand_in, model)
         divisor = number if missing == "renormalize" else tree.size
         updates = _divide_and_add(total, divisor, updates, like=updates)
         step = optax.safe_increment(state.step)
         return updates, RelayState(messages, counts, state.initial, step, label)
 
-    def exchange(model, state):
+    def relayed(model, own, state):
         """Relays what came in the step before; returns what comes in this one."""
-        rank, losses = communicator.rank(), key_of_step(key, state.step)
-        total = _pull(model, state.messages, state.counts)
+        rank = communicator.rank()
+        total = _sum(own, state.messages, state.counts)
         known = 1 + state.counts.sum(dtype=jnp.int32)
-        messages, counts = [], []
-        for i, source in enumerate(tree.rounds):
+
+        def message(i):
             # All that is known except for what this round's neighbour has sent.
             count = known - state.counts[i]
-            pull = _add_pull(total, -state.counts[i], state.messages[i], model)
-            mean = _divide_and_add(pull, count, model, like=state.messages[i])
-            message, count = communicator.permute((mean, count), source)
-            arrived = communicator.arrived(source, losses)
-            if arrived is not True:
-                message = optax.tree.where(arrived, message, state.messages[i])
-            talks = jnp.asarray(np.asarray(source) != np.arange(tree.size))[rank]
-            messages.append(message)
-            counts.append(jnp.where(talks & arrived, count, 0))
+            rest = _add_models(total, -state.counts[i], state.messages[i], own)
+            return _divide_and_add(rest, count, model, like=state.messages[i]), count
+
+        messages, counts = [], []
+        for i, heard in enumerate(
+            mixing.exchange(message, tree, communicator, step=state.step, key=key)
+        ):
+            mean, count = heard.message
+            if heard.arrived is not True:
+                mean = optax.tree.where(heard.arrived, mean, state.messages[i])
+            talks = np.asarray(tree.rounds[i]) != np.arange(tree.size)
+            messages.append(mean)
+            counts.append(jnp.where(jnp.asarray(talks)[rank] & heard.arrived, count, 0))
         return tuple(messages), jnp.stack(counts) if counts else state.counts
 
     def _common_start(params):
@@ -222,7 +206,21 @@ def relay(
             lambda x, y: jnp.where(jnp.isfinite(x), x, y), first, params
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return build(
+        "relay",
+        init,
+        communicator,
+        tree,
+        update=update,
+        facts={
+            # What it averages with overlap are the messages of the step before.
+            "overlap": overlap,
+            "old_models": True,
+            "uneven_sums": own_in_place
+            and f"missing={missing!r}: use missing='latest'",
+        },
+        per_rank=["key"],
+    )
 
 
 def check_tree(name: str, tree: Topology) -> None:
@@ -236,11 +234,11 @@ def check_tree(name: str, tree: Topology) -> None:
         )
 
 
-def _pull(model: PyTree, messages: tuple[PyTree, ...], counts: jax.Array) -> PyTree:
+def _sum(model: PyTree, messages: tuple[PyTree, ...], counts: jax.Array) -> PyTree:
     r"""Returns :math:`\sum_k c_k (M_k / c_k - u)`, in float32 or wider."""
     total = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), model)
     for i, message in enumerate(messages):
-        total = _add_pull(total, counts[i], message, model)
+        total = _add_models(total, counts[i], message, model)
     return total
 
 
@@ -256,8 +254,8 @@ def _divide_and_add(
     )
 
 
-def _add_pull(total: PyTree, count: jax.Array, mean: PyTree, model: PyTree) -> PyTree:
-    """Adds the pull of `count` models with the mean `mean`.
+def _add_models(total: PyTree, count: jax.Array, mean: PyTree, model: PyTree) -> PyTree:
+    """Adds the differences of `count` models, whose mean is `mean`, to this one.
 
     Where that is not finite it is 0, as if they were this worker's own model.
     """

@@ -1,0 +1,488 @@
+"""A mechanism as a value: how workers average, and what others may ask about it.
+
+Corrections, communicators and loops need facts about a mechanism: whether it averages
+models that contain this step's updates, whether it can do without a message, over which
+graph it averages. `optax`'s transformations are opaque pairs of functions, which cannot
+be asked. A :class:`Mechanism` is such a pair that can.
+"""
+
+import contextlib
+import contextvars
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ._base import (
+    Communicator,
+    PyTree,
+    as_transformation,
+    check_communicator,
+    check_flags,
+    check_params,
+    check_reliable,
+    check_sizes,
+    wide,
+)
+from ._refusals import Part
+from ._same import around, check_same
+from .topologies import Schedule, Topology
+from .topologies._kinds import check_graph_kind
+
+Graph = Topology | Schedule
+InitFn = Callable[[PyTree], PyTree]
+MixFn = Callable[..., tuple[PyTree, PyTree]]
+P = ParamSpec("P")
+
+_PARTS: contextvars.ContextVar[list[Part] | None] = contextvars.ContextVar(
+    "djax_parts", default=None
+)
+
+
+class Mechanism(optax.GradientTransformationExtraArgs):
+    """A transformation of optax that averages, and can be asked how.
+
+    It goes wherever a transformation of optax goes. Mechanisms that were made by equal
+    calls are equal, so that they can be static arguments of `jax.jit`. They can be
+    pickled if the arguments of the call can.
+
+    Made by :func:`djax.mechanism` and by all mechanisms of djax. What wraps it in optax
+    (`optax.chain`, `optax.masked`, ...) is an opaque pair again;
+    :func:`djax.only` is a mask that keeps the attributes.
+
+    Attributes:
+      init: `params -> state`, as in optax.
+      update: `(updates, state, params, **extra) -> (updates, state)`, as in optax.
+      mix: `(model, state, **extra) -> (displacement, state)`: how far the averaging
+        moves a model, in float32 or wider.
+      name: of its maker.
+      communicator: how messages travel; None if it is not known.
+      graph: a :class:`djax.Topology` or :class:`djax.Schedule`, between whom; None if
+        between all, or not known.
+      overlap: whether the messages of a step do not depend on its updates.
+      needs_every_message: whether no message may be lost.
+      parts: the mechanisms that it consists of.
+    """
+
+    mix: MixFn
+    name: str
+    communicator: Communicator | None
+    graph: Graph | None
+    parts: tuple[Part, ...]
+    _call: tuple[Callable, Mapping[str, Any]] | None
+
+    def __new__(
+        cls,
+        init: InitFn,
+        update: Callable[..., Any],
+        mix: MixFn | None = None,
+        *,
+        name: str = "mechanism",
+        communicator: Communicator | None = None,
+        graph: Graph | None = None,
+        parts: Sequence[Part] = (),
+    ):
+        """See :class:`Mechanism`; without `mix` it is made of `update`."""
+        self = super().__new__(cls, _announcing(parts, init), update)
+        self.mix = _mix_of(update) if mix is None else mix
+        self.name, self.communicator, self.graph = name, communicator, graph
+        self.parts, self._call = tuple(parts), None
+        return self
+
+    @property
+    def overlap(self) -> bool:
+        """Whether the messages of a step do not depend on its updates."""
+        return any(part.facts.get("overlap") for part in self.parts)
+
+    @property
+    def needs_every_message(self) -> bool:
+        """Whether no message may be lost."""
+        return any(part.facts.get("needs_every_message") for part in self.parts)
+
+    def __repr__(self) -> str:
+        if self._call is None:
+            return f"<djax.Mechanism {self.name}>"
+        make, arguments = self._call
+        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        return f"{make.__name__}({shown})"
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Mechanism):
+            return NotImplemented
+        mine, theirs = _comparable(self), _comparable(other)
+        return mine is not None and mine == theirs
+
+    def __hash__(self) -> int:
+        return hash(_comparable(self) or id(self))
+
+    def __copy__(self) -> "Mechanism":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Mechanism":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._call is None:
+            return super().__reduce__()
+        make, arguments = self._call
+        return _make_again, (make, dict(arguments))
+
+
+def _comparable(made: Mechanism) -> tuple[Any, ...] | None:
+    """What equal mechanisms have in common; None for what equals nothing else."""
+    if made._call is None:
+        return None
+    make, arguments = made._call
+    if any(isinstance(leaf, jax.Array) for leaf in arguments.values()):
+        return None  # Traced arrays, and keys, are not compared.
+    found = make, tuple(arguments.items())
+    try:
+        hash(found)
+    except TypeError:
+        return None
+    return found
+
+
+def _make_again(make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Makes what has been pickled by the same call."""
+    positional, named = [], {}
+    for key, parameter in inspect.signature(make).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            named[key] = arguments[key]
+        else:
+            positional.append(arguments[key])
+    return make(*positional, **named)
+
+
+def by_its_call(make: Callable[P, "Mechanism"]) -> Callable[P, "Mechanism"]:
+    """Lets the mechanisms that a function makes be compared and pickled by its call.
+
+    Args:
+      make: takes arguments, none of them by `*args` or `**kwargs`.
+    """
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Mechanism:
+        made = make(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        made._call = call, bound.arguments
+        return made
+
+    return call
+
+
+@by_its_call
+def mechanism(
+    init: InitFn,
+    mix: MixFn,
+    communicator: Communicator,
+    graph: Graph | None = None,
+    *,
+    overlap: bool = False,
+    needs_every_message: bool = False,
+) -> Mechanism:
+    r"""Makes a mechanism of two functions, which say what ONE worker does.
+
+    With the updates :math:`u` of the links before it in a chain,
+
+    .. math::
+       y &= x + u \qquad\text{(with overlap: } y = x\text{)} \\
+       x &\leftarrow x + u + \text{mix}(y)
+
+    Args:
+      init: `params -> state`, which tree of arrays the mechanism starts from.
+      mix: `(model, state, **extra) -> (displacement, state)`, how far the averaging
+        moves the model :math:`y`: a tree like it, in float32 or wider.
+        :mod:`djax.mixing` has what it needs to talk to the neighbours. Of the extra
+        arguments of `update` it gets those that it names, or all by `**extra`.
+      communicator: how messages travel.
+      graph: between whom, if not between all.
+      overlap: average the parameters before this step's updates, so that the messages
+        need not wait for the gradients.
+      needs_every_message: whether no message may be lost.
+
+    Returns:
+      A :class:`djax.Mechanism`. Updates keep their dtypes; sums are in float32 or
+      wider.
+
+    Raises:
+      TypeError: if `init` or `mix` is no function, or `communicator` or `graph` none.
+      ValueError: if the sizes differ, or messages get lost that may not be.
+
+    Examples:
+      >>> import djax, jax, jax.numpy as jnp
+      >>> workers = djax.communicators.simulated(4)
+      >>> matchings = djax.topologies.random_matchings(4, period=100)
+      >>> def init(params):
+      ...     return jnp.zeros((), jnp.int32)  # the number of steps so far
+      >>> def mix(model, step):
+      ...     move = djax.mixing.displacement(model, matchings, workers, step=step)
+      ...     return move, step + 1
+      >>> averaging = djax.mechanism(init, mix, workers, matchings)
+      >>> def worker(x):  # averages 50 times
+      ...     state = averaging.init(x)
+      ...     for _ in range(50):
+      ...         updates, state = averaging.update(0 * x, state, x)
+      ...         x += updates
+      ...     return x
+      >>> print(jax.jit(workers.spmd(worker))(jnp.arange(4.0)).round(3))
+      [1.5 1.5 1.5 1.5]
+    """
+    for what, function in {"init": init, "mix": mix}.items():
+        if not callable(function):
+            raise TypeError(
+                f"mechanism: {what} must be a function of one worker's arrays, got "
+                f"{function!r}."
+            )
+    check_communicator("mechanism", communicator)
+    if graph is not None:
+        check_graph_kind("mechanism", graph)
+        check_sizes("mechanism", graph, communicator)
+    check_flags("mechanism", overlap=overlap, needs_every_message=needs_every_message)
+    facts = {"overlap": overlap, "needs_every_message": needs_every_message}
+    made = build(
+        getattr(mix, "__name__", "mechanism"),
+        init,
+        communicator,
+        graph,
+        mix=_given_what_it_names(mix),
+        overlap=overlap,
+        facts=facts,
+        per_rank=("init", "mix"),
+    )
+    if needs_every_message:
+        check_reliable(made.name, communicator)
+    return made
+
+
+def build(
+    name: str,
+    init: InitFn,
+    communicator: Communicator,
+    graph: Graph | None = None,
+    *,
+    mix: MixFn | None = None,
+    update: Callable[..., Any] | None = None,
+    overlap: bool = False,
+    facts: Mapping[str, bool | str | None] = {},
+    matrices: Callable[[], np.ndarray] | None = None,
+    sends_to_neighbors: bool = True,
+    per_rank: Sequence[str] = (),
+) -> Mechanism:
+    """Makes a mechanism, whose arguments the processes compare when it starts.
+
+    Args:
+      name: of its maker.
+      init: `params -> state`.
+      communicator: how messages travel.
+      graph: between whom, if not between all.
+      mix: `(model, state, **extra) -> (displacement, state)`.
+      update: in place of `mix`, for a mechanism whose result is not a displacement
+        that is added to the updates: `(updates, state, params) -> (updates, state)`.
+      overlap: whether `mix` gets the parameters without the updates.
+      facts: names of :data:`djax._refusals.REASONS`; `overlap` is one of them.
+      matrices: see :class:`Part`.
+      sends_to_neighbors: whether it exchanges messages that can be lost.
+      per_rank: names of arguments of its maker that may differ between processes.
+    """
+
+    def start(params):
+        check_params(name, params)
+        given = dict(made._call[1]) if made._call else {}
+        for own in ("communicator", *per_rank):
+            given.pop(own, None)
+        check_same(name, communicator, params, **given)
+        return init(params)
+
+    def step(updates, state, params=None, **extra):
+        params = check_params(name, params)
+        if update is not None:
+            return update(updates, state, params)
+        model = params if overlap else optax.apply_updates(params, updates)
+        displacement, state = _mixed(name, mix, model, state, extra)
+        updates = jax.tree.map(
+            lambda u, d: (wide(u) + d).astype(u.dtype), updates, displacement
+        )
+        return updates, state
+
+    part = Part(
+        name,
+        communicator if sends_to_neighbors else None,
+        {"overlap": overlap} | dict(facts),
+        matrices,
+    )
+    made = Mechanism(
+        start,
+        step,
+        mix,
+        name=name,
+        communicator=communicator,
+        graph=graph,
+        parts=[part],
+    )
+    return made
+
+
+def wrap(
+    name: str,
+    inner: optax.GradientTransformation,
+    init: InitFn,
+    update: Callable[..., Any],
+    facts: Mapping[str, bool | str | None] | None = None,
+) -> Mechanism:
+    """Makes a mechanism of what wraps another one.
+
+    Args:
+      name: of its maker.
+      inner: what it wraps.
+      init: `params -> state`.
+      update: `(updates, state, params, **extra) -> (updates, state)`.
+      facts: its own, besides those of the other one; None if it has none.
+    """
+    own = () if facts is None else (Part(name, None, facts),)
+    return Mechanism(
+        init,
+        update,
+        name=name,
+        communicator=getattr(inner, "communicator", None),
+        graph=getattr(inner, "graph", None),
+        parts=(*own, *parts_of(inner)),
+    )
+
+
+def parts_of(transformation: optax.GradientTransformation) -> tuple[Part, ...]:
+    """What a mechanism consists of; of an opaque pair that nothing is known."""
+    if isinstance(transformation, Mechanism):
+        return transformation.parts
+    return (Part("a mechanism within a wrapper of optax", None, {"opaque": True}),)
+
+
+def parts_within(
+    transformation: optax.GradientTransformation,
+    communicator: Communicator,
+    params: PyTree,
+) -> list[Part]:
+    """What the mechanisms consist of that a chain, or anything of optax, contains.
+
+    Optax's wrappers are opaque, but initialize what they contain: so each mechanism
+    tells of itself then.
+
+    Args:
+      transformation: any optimizer.
+      communicator: where it is initialized.
+      params: of all local workers, or their shapes.
+    """
+    with collecting() as parts:
+        jax.eval_shape(communicator.spmd(transformation.init), params)
+    return parts
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[list[Part]]:
+    """Collects what mechanisms that are initialized inside consist of."""
+    found: list[Part] = []
+    token = _PARTS.set(found)
+    try:
+        yield found
+    finally:
+        _PARTS.reset(token)
+
+
+def _announcing(parts: Sequence[Part], init: InitFn) -> InitFn:
+    @functools.wraps(init)
+    def announced(params):
+        if (found := _PARTS.get()) is not None:
+            found.extend(parts)
+        return init(params)
+
+    return announced
+
+
+def _mix_of(update: Callable[..., Any]) -> MixFn:
+    """How far an update without gradients moves a model."""
+
+    def mix(model, state, **extra):
+        nothing = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), model)
+        return update(nothing, state, model, **extra)
+
+    return mix
+
+
+def _given_what_it_names(mix: MixFn) -> MixFn:
+    """Leaves out the extra arguments that a function does not take."""
+    parameters = inspect.signature(mix).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return mix
+    names = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
+
+    @functools.wraps(mix)
+    def named(model, state, **extra):
+        some = {key: value for key, value in extra.items() if key in names}
+        return mix(model, state, **some)
+
+    return named
+
+
+def _mixed(
+    name: str, mix: MixFn, model: PyTree, state: PyTree, extra: Mapping[str, Any]
+) -> tuple[PyTree, PyTree]:
+    """What `mix` returns, or TypeError if that is no displacement and state."""
+    found = mix(model, state, **extra)
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise TypeError(
+            f"{name}: mix must return two values, (displacement, state), got {found!r}."
+        )
+    displacement, _ = found
+    shapes = [
+        (jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)])
+        for tree in (displacement, model)
+    ]
+    if shapes[0] != shapes[1]:
+        raise TypeError(
+            f"{name}: mix must return a displacement like the model, with leaves of "
+            f"shapes {shapes[1][1]}, got {jax.tree.structure(displacement)} with "
+            f"{shapes[0][1]}."
+        )
+    return found
+
+
+@by_its_call
+def only(mask: Any, mechanism: optax.GradientTransformation) -> Mechanism:
+    """Lets a mechanism average some of the leaves, and leaves all others alone.
+
+    Like `optax.masked(mechanism, mask)`, whose result is an opaque pair of functions
+    that corrections such as :func:`djax.d2` cannot ask anything. This one is a
+    :class:`djax.Mechanism` with the attributes of the given one.
+
+    Args:
+      mask: a tree like the parameters of booleans, or a prefix of such a tree, or a
+        function that makes one of the parameters; True where a leaf is averaged.
+      mechanism: any mechanism.
+
+    Returns:
+      A :class:`djax.Mechanism` with the state of `optax.masked`.
+
+    Examples:
+      >>> import djax
+      >>> ring, workers = djax.topologies.ring(8), djax.communicators.simulated(8)
+      >>> shared = {"body": True, "head": False}  # heads stay each worker's own
+      >>> averaging = djax.only(shared, djax.gossip(ring, workers, consensus_rate=0.5))
+      >>> exact_diffusion = djax.d2(averaging)
+    """
+    inner = as_transformation("only", mechanism)
+    masked = optax.masked(inner, mask)
+
+    def init(params):
+        with around("only(mask, {})"):
+            return masked.init(params)
+
+    return wrap("only", mechanism, init, masked.update)

@@ -1,0 +1,323 @@
+"""Messages that get lost: a communicator around another one."""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from djax._base import Communicator, threefry
+from djax.topologies._checks import describe
+
+from . import _common
+
+Probability = Any
+"""One number for all links, or `float64[n, n]`: `[i, j]` is of what i hears from j."""
+
+_BURSTS = 7  # Tells the draws of a link's condition from those of single messages.
+
+
+class GilbertElliott(NamedTuple):
+    """Losses in bursts: each directed link is in a good or in a bad condition.
+
+    A link changes its condition at random before each step, and loses a message with a
+    probability that depends on it. A bad condition lasts `1 / to_good` steps on
+    average; in the long run `to_bad / (to_bad + to_good)` of the steps are bad.
+
+    Every probability is a number, or an array `[n, n]` whose entry `[i, j]` is that of
+    the link on which worker `i` hears worker `j`.
+
+    Attributes:
+      to_bad: probability with which a good link becomes bad.
+      to_good: probability with which a bad link becomes good.
+      drop_in_bad: probability with which a bad link loses a message.
+      drop_in_good: probability with which a good link loses a message.
+
+    Examples:
+      >>> import djax
+      >>> bursts = djax.communicators.GilbertElliott(to_bad=0.01, to_good=0.2)
+      >>> simulated = djax.communicators.simulated(8)
+      >>> lossy = djax.communicators.lossy(simulated, bursts)
+      >>> round(lossy.drop_probability, 3)  # In the long run.
+      0.048
+
+    References:
+      Gilbert, `Capacity of a burst-noise channel
+      <https://doi.org/10.1002/j.1538-7305.1960.tb03959.x>`_, 1960
+
+      Elliott, `Estimates of error rates for codes on burst-noise channels
+      <https://doi.org/10.1002/j.1538-7305.1963.tb00955.x>`_, 1963
+    """
+
+    to_bad: Any
+    to_good: Any
+    drop_in_bad: Any = 1.0
+    drop_in_good: Any = 0.0
+
+
+def lossy(communicator: Communicator, model: Any, *, seed: int = 0) -> Communicator:
+    """A communicator that loses messages between neighbours.
+
+    Every message of a direction is lost independently of all others, on all
+    communicators the same ones. What a worker passes to itself, and all-reduces, are
+    never lost. `drop_probability=` of the communicators' own makers is the short form.
+
+    Args:
+      communicator: any that loses nothing itself.
+      model: what is lost: a probability in [0, 1); an array `[n, n]` of them, whose
+        entry `[i, j]` is that of what worker `i` hears from worker `j`, and may be 1
+        for a link that is cut; or a :class:`GilbertElliott`, for losses in bursts.
+      seed: of the draws.
+
+    Returns:
+      A communicator that is otherwise like the given one.
+
+    Raises:
+      TypeError: if `communicator` is none.
+      ValueError: if a probability is out of range or of another number of workers, or
+        the communicator loses messages already.
+
+    Examples:
+      >>> import djax, numpy as np
+      >>> to_worker_0 = np.zeros((8, 8))
+      >>> to_worker_0[0] = 0.5
+      >>> simulated = djax.communicators.simulated(8)
+      >>> djax.communicators.lossy(simulated, to_worker_0).drop_probability
+      0.5
+    """
+    _common.check_communicator("lossy", communicator)
+    if communicator.drop_probability > 0:
+        raise ValueError(
+            f"lossy: {communicator!r} loses messages already; make it without "
+            "drop_probability."
+        )
+    seed = _common.check_seed("lossy: seed", seed)
+    size = communicator.size
+    if isinstance(model, GilbertElliott):
+        fields = {
+            name: _probabilities(f"lossy: {name}", value, size, most=1.0)
+            for name, value in model._asdict().items()
+        }
+        model = GilbertElliott(**fields)
+        if (np.asarray(model.to_bad) + np.asarray(model.to_good) > 1).any():
+            raise ValueError(
+                "lossy: to_bad + to_good must be at most 1, since the condition of a "
+                f"link would else change in most steps; got {model}."
+            )
+    else:
+        model = _probabilities("lossy: drop_probability", model, size, most=None)
+    return cast(Communicator, LossyCommunicator(communicator, _Losses(model, seed)))
+
+
+def check_short_form(
+    name: str, drop_probability: Any, drop_seed: Any
+) -> tuple[float, int]:
+    """Returns both as Python numbers, or raises ValueError, which names the argument.
+
+    Args:
+      name: of the communicator's maker.
+      drop_probability: one number in [0, 1).
+      drop_seed: an integer that `jax.random.fold_in` takes.
+    """
+    number = _number(drop_probability)
+    if number is None or not 0 <= number < 1:
+        raise ValueError(
+            f"{name}: drop_probability must be one number in [0, 1), known before "
+            f"programs are compiled, got {describe(drop_probability)}; 0.0 loses no "
+            "message, and communicators.lossy has other models."
+        )
+    return number, _common.check_seed(f"{name}: drop_seed", drop_seed)
+
+
+def short_form(communicator: Any, drop_probability: float, drop_seed: int) -> Any:
+    """The communicator, which loses messages if the probability is not 0."""
+    if not drop_probability:
+        return communicator
+    return lossy(communicator, drop_probability, seed=drop_seed)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Losses:
+    """A model of losses and the seed of its draws: a value."""
+
+    model: Any
+    seed: int
+
+    def _key(self) -> tuple[Any, ...]:
+        fields = self.model if isinstance(self.model, tuple) else (self.model,)
+        arrays = (np.asarray(x) for x in fields)
+        return self.seed, *((x.shape, x.tobytes()) for x in arrays)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Losses) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LossyCommunicator:
+    """Another communicator, some of whose messages get lost.
+
+    Made by :func:`djax.communicators.lossy`. All else is the other communicator's.
+    """
+
+    communicator: Communicator
+    losses: _Losses
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "communicator":  # While it is unpickled.
+            raise AttributeError(name)
+        return getattr(self.communicator, name)
+
+    def __repr__(self) -> str:
+        model = self.losses.model
+        shown = f"float64{list(model.shape)}" if np.ndim(model) == 2 else repr(model)
+        return f"lossy({self.communicator!r}, {shown})"
+
+    @property
+    def drop_probability(self) -> float:
+        """See :class:`djax.Communicator`."""
+        model = self.losses.model
+        if not isinstance(model, GilbertElliott):
+            return float(np.max(model))
+        changes = np.maximum(np.add(model.to_bad, model.to_good), 1e-30)
+        bad = np.divide(model.to_bad, changes)
+        lost = bad * model.drop_in_bad + (1 - bad) * np.asarray(model.drop_in_good)
+        return float(np.max(lost))
+
+    def arrived(
+        self,
+        source: Sequence[Any],
+        key: jax.Array,
+        *,
+        step: ArrayLike | None = None,
+        index: ArrayLike | None = None,
+    ) -> jax.Array | bool:
+        """See :class:`djax.Communicator`.
+
+        A draw depends on the key, the seed, the round and the receiver alone, so that
+        all communicators lose the same messages.
+        """
+        senders, salt = _round(source, index)
+        receiver, seed = self.communicator.rank(), self.losses.seed
+        sender, model = senders[receiver], self.losses.model
+        if isinstance(model, GilbertElliott):
+            is_bad = self._is_bad(receiver, sender, step)
+            probability = jnp.where(
+                is_bad,
+                _of_link(model.drop_in_bad, receiver, sender),
+                _of_link(model.drop_in_good, receiver, sender),
+            )
+        else:
+            probability = _of_link(model, receiver, sender)
+        key = threefry(key)
+        for data in (seed, salt, receiver):
+            key = jax.random.fold_in(key, data)
+        kept = jax.random.bernoulli(key, 1 - probability)
+        return kept | (sender == receiver)
+
+    def _is_bad(self, receiver: Any, sender: Any, step: ArrayLike | None) -> jax.Array:
+        """The condition of a link, which has a memory, from the number of the step.
+
+        Drawn by one uniform number u a step: with u < to_bad a link becomes bad, with
+        u >= 1 - to_good good, whatever it was, and in between it stays what it was. So
+        its condition is that of the last step with a u of the first two kinds.
+        """
+        if step is None:
+            raise ValueError(
+                "arrived: losses in bursts depend on the step: pass step=, the number "
+                "of steps so far."
+            )
+        model = self.losses.model
+        to_bad = _of_link(model.to_bad, receiver, sender)
+        to_good = _of_link(model.to_good, receiver, sender)
+        key = jax.random.key(self.losses.seed, impl="threefry2x32")
+        for data in (_BURSTS, receiver, sender):
+            key = jax.random.fold_in(key, data)
+
+        def draw(now):
+            return jax.random.uniform(jax.random.fold_in(key, now))
+
+        def stays(carry):
+            now, u = carry
+            return (to_bad <= u) & (u < 1 - to_good) & (now > 0)
+
+        def before(carry):
+            now, _ = carry
+            return now - 1, draw(now - 1)
+
+        now = jnp.asarray(step, jnp.int32)
+        now, u = jax.lax.while_loop(stays, before, (now, draw(now)))
+        # Of a link that has not changed since the first step, that is drawn anew.
+        first = jax.random.uniform(jax.random.fold_in(key, -1))
+        in_the_long_run = to_bad / jnp.maximum(to_bad + to_good, 1e-30)
+        unchanged = (to_bad <= u) & (u < 1 - to_good)
+        return jnp.where(unchanged, first < in_the_long_run, u < to_bad)
+
+
+def _round(
+    source: Sequence[Any], index: ArrayLike | None
+) -> tuple[jax.Array, ArrayLike]:
+    """Whom each worker hears, and a number that tells the round from others."""
+    if index is None:
+        senders = np.asarray(source, np.int32)
+        return jnp.asarray(senders), zlib.crc32(senders.tobytes())
+    table = np.asarray(source, np.int32)
+    salts = np.asarray([zlib.crc32(row.tobytes()) for row in table], np.uint32)
+    return jnp.asarray(table)[index], jnp.asarray(salts)[index]
+
+
+def _of_link(probability: Probability, receiver: Any, sender: Any) -> Any:
+    if np.ndim(probability) == 0:
+        return probability
+    return jnp.asarray(probability)[receiver, sender]
+
+
+def _probabilities(name: str, value: Any, size: int, most: float | None) -> Probability:
+    """Returns a number or an array `[n, n]`, or raises ValueError.
+
+    Args:
+      name: of the argument.
+      value: what the user passed.
+      size: number of workers.
+      most: the largest allowed number; None for below 1, where 1 would lose everything.
+    """
+    number = _number(value)
+    if number is not None:
+        if 0 <= number < 1 or number == most:
+            return number
+    elif not isinstance(value, jax.core.Tracer):
+        array = _array(value)
+        if array is not None and array.shape == (size, size):
+            if np.all((array >= 0) & (array <= 1)):
+                array.setflags(write=False)
+                return array
+    raise ValueError(
+        f"{name} must be a number in [0, 1{')' if most is None else ']'}, or an array "
+        f"[{size}, {size}] of probabilities, one for each receiver and sender; got "
+        f"{describe(value)}."
+    )
+
+
+def _number(value: Any) -> float | None:
+    """A real number whose value is known, as a float, else None."""
+    if isinstance(value, (bool, jax.core.Tracer)):
+        return None
+    if isinstance(value, (int, float)):
+        return float(value)
+    if not isinstance(value, (np.number, np.ndarray, jax.Array)) or np.ndim(value):
+        return None
+    real = any(jnp.issubdtype(value.dtype, x) for x in (jnp.floating, jnp.integer))
+    return float(value) if real else None
+
+
+def _array(value: Any) -> np.ndarray | None:
+    try:
+        return np.array(value, np.float64)
+    except (TypeError, ValueError):
+        return None

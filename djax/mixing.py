@@ -1,0 +1,335 @@
+"""What neighbours exchange in a step: the one place where messages leave a worker.
+
+Whatever concerns all mechanisms that talk to neighbours is done here: the rounds of a
+step, on graphs that may change with time; the weights; messages that get lost; and the
+dtype in which messages travel. A mechanism says what it sends, and what it reads out of
+a message. :func:`displacement` is gossip's whole step, :func:`weighted_sum` the same
+for messages of any kind, and :func:`exchange` the loop below both.
+
+A worker calculates with its own message *as it was sent*: rounded to the
+communicator's `message_dtype`, like the messages of its neighbours. Only then does one
+end of an edge lose what the other gains. If just the messages were rounded, the mean of
+the models would drift by the rounding errors.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from . import _bits
+from ._alternate import alternate
+from ._base import Communicator, PyTree, key_of_step, wide
+from .topologies import Schedule, Topology
+
+Graph = Topology | Schedule
+
+
+class Heard(NamedTuple):
+    """What a worker hears in one round.
+
+    Attributes:
+      message: the neighbour's, as it was sent; the worker's own where it meets nobody.
+      weight: `float[]`, the weight of the neighbour in this step; 0 where the worker
+        meets nobody, and where the message was lost.
+      arrived: whether the message came through; True where none can be lost.
+    """
+
+    message: PyTree
+    weight: jax.Array
+    arrived: jax.Array | bool
+
+
+class Sum(NamedTuple):
+    """A weighted sum over what a worker hears in one step.
+
+    Attributes:
+      own: the worker's message as it was sent.
+      total: the sum of what was read out of the messages, by weight.
+      weight: `float[]`, the sum of the weights of the messages that came through; None
+        where none can be lost.
+    """
+
+    own: PyTree
+    total: PyTree
+    weight: jax.Array | None
+
+
+def displacement(
+    model: PyTree,
+    graph: Graph,
+    communicator: Communicator,
+    *,
+    step: ArrayLike = 0,
+    key: jax.Array | None = None,
+) -> PyTree:
+    r"""How far one averaging over the neighbourhood moves a worker's model.
+
+    .. math:: \textstyle\sum_j w_{ij} (x_j - x_i)
+
+    Where messages are lost, the weights of those that came are divided by their sum,
+    the own weight included. An entry of a neighbour's model that is NaN or infinite
+    counts as the worker's own value, so that a diverged model does not spread.
+
+    Args:
+      model: this worker's :math:`x_i`, a tree of arrays of floats.
+      graph: who is whose neighbour, and with which weight; the rows of its matrices sum
+        to one.
+      communicator: how messages travel.
+      step: `int32[]`, number of steps so far, the same on all workers. It says which
+        matrix of a schedule it is, and which messages are lost.
+      key: PRNG key of the losses; `jax.random.key(0)` by default.
+
+    Returns:
+      A tree like `model`, in float32 or wider.
+
+    Examples:
+      >>> import djax, jax.numpy as jnp
+      >>> chain, workers = djax.topologies.chain(3), djax.communicators.simulated(3)
+      >>> move = workers.spmd(lambda x: djax.mixing.displacement(x, chain, workers))
+      >>> print(move(jnp.asarray([0.0, 3.0, 6.0])))
+      [ 1.  0. -1.]
+    """
+    heard = weighted_sum(
+        model, finite_difference, graph, communicator, step=step, key=key
+    )
+    if heard.weight is None:
+        return heard.total
+    weight = heard.weight + own_weight(graph, communicator, step)
+    # A worker that gives itself no weight may have heard nobody.
+    weight = jnp.where(weight > 0, weight, 1)
+    return jax.tree.map(lambda total: total / weight.astype(total.dtype), heard.total)
+
+
+def weighted_sum(
+    message: PyTree,
+    read: Callable[[PyTree, PyTree], PyTree],
+    graph: Graph,
+    communicator: Communicator,
+    *,
+    step: ArrayLike = 0,
+    key: jax.Array | None = None,
+) -> Sum:
+    r"""Returns :math:`\sum_j w_{ij} \operatorname{read}(m_j, m_i)` of one step.
+
+    Args:
+      message: what this worker sends to all its neighbours, :math:`m_i`; a tree of
+        arrays.
+      read: what a worker makes of a neighbour's message and its own, both as they were
+        sent: a tree of arrays in float32 or wider.
+      graph: who is whose neighbour, and with which weight.
+      communicator: how messages travel.
+      step: `int32[]`, number of steps so far, the same on all workers.
+      key: PRNG key of the losses; `jax.random.key(0)` by default.
+
+    Returns:
+      A :class:`Sum`; what is lost counts as zero.
+    """
+    counts = [len(graph.rounds_at(t)) for t in range(graph.period)]
+    own = as_sent(message, communicator, step)
+    kinds = sorted(set(counts))
+
+    def over_rounds(kind, message, step):
+        steps = [t for t, count in enumerate(counts) if count == kinds[kind]]
+        total = weight = None
+        for heard in _rounds(message, graph, communicator, steps, step, key):
+            found = read(heard.message, own)
+            if heard.arrived is not True:
+                nothing = optax.tree.zeros_like(found)
+                found = optax.tree.where(heard.arrived, found, nothing)
+                weight = heard.weight if weight is None else weight + heard.weight
+            part = jax.tree.map(lambda x, w=heard.weight: w.astype(x.dtype) * x, found)
+            total = part if total is None else jax.tree.map(jnp.add, total, part)
+        if total is None:  # Nobody meets anybody.
+            total = jax.tree.map(jnp.zeros_like, read(own, own))
+        if weight is None and communicator.drop_probability:
+            weight = jnp.zeros(())
+        return total, weight
+
+    branches = [functools.partial(over_rounds, i) for i in range(len(kinds))]
+    total, weight = alternate(
+        step, [kinds.index(n) for n in counts], branches, message, step
+    )
+    return Sum(own, total, weight)
+
+
+def exchange(
+    message: PyTree | Callable[[int], PyTree],
+    graph: Graph,
+    communicator: Communicator,
+    *,
+    step: ArrayLike = 0,
+    key: jax.Array | None = None,
+) -> Iterator[Heard]:
+    """Sends messages to the neighbours of one step, one after the other.
+
+    All steps of a period have as many rounds here as the busiest one; in those that a
+    step does not need nobody speaks.
+
+    Args:
+      message: what this worker sends, a tree of arrays; or, if each neighbour is sent
+        something else, a function that makes it of the number of the round.
+      graph: who is whose neighbour, and with which weight.
+      communicator: how messages travel.
+      step: `int32[]`, number of steps so far, the same on all workers.
+      key: PRNG key of the losses; `jax.random.key(0)` by default.
+
+    Yields:
+      What the worker hears in each round; :func:`as_sent` is what it has said.
+    """
+    yield from _rounds(message, graph, communicator, range(graph.period), step, key)
+
+
+def as_sent(message: PyTree, communicator: Communicator, step: ArrayLike = 0) -> PyTree:
+    """The message as its receivers get it: rounded, in its own dtypes.
+
+    Args:
+      message: a tree of arrays.
+      communicator: which says to what floats are rounded.
+      step: `int32[]`, number of steps so far; the key of stochastic rounding.
+    """
+    if communicator.message_dtype is None:
+        return message
+    return _read(_narrow(message, communicator, step), message)
+
+
+def own_weight(graph: Graph, communicator: Communicator, step: ArrayLike) -> jax.Array:
+    """`float[]`, the weight that this worker gives to its own model in a step."""
+    diagonals = np.diagonal(graph.matrices, axis1=1, axis2=2)
+    return _mine(diagonals, communicator, jnp.asarray(step) % graph.period)
+
+
+def difference(theirs: PyTree, mine: PyTree) -> PyTree:
+    """Returns `theirs - mine` in float32 or wider."""
+    return jax.tree.map(lambda x, y: wide(x) - wide(y), theirs, mine)
+
+
+def finite_difference(theirs: PyTree, mine: PyTree) -> PyTree:
+    """Returns `theirs - mine` as :func:`difference`, and 0 where that is not finite.
+
+    One worker's NaN or infinity would otherwise reach all others within a few steps.
+    An entry that is not finite counts as the receiver's own value, which costs no pass
+    over the model, and keeps the mean of the workers that are finite.
+    """
+    return jax.tree.map(
+        lambda x: jnp.where(jnp.isfinite(x), x, 0), difference(theirs, mine)
+    )
+
+
+def _rounds(
+    message: PyTree | Callable[[int], PyTree],
+    graph: Graph,
+    communicator: Communicator,
+    steps: Sequence[int],
+    step: ArrayLike,
+    key: jax.Array | None,
+) -> Iterator[Heard]:
+    """The rounds of a step that is known to be one of `steps` of the period."""
+    losses = key_of_step(key, step)
+    now = _place(steps, graph.period, step)
+    for r in range(max(len(graph.rounds_at(t)) for t in steps)):
+        sources, weights = zip(*(_round(graph, t, r) for t in steps), strict=True)
+        source, index = sources, now
+        if len(set(sources)) == 1:
+            source, index = sources[0], None
+        sent = message(r) if callable(message) else message
+        received = _send(sent, source, communicator, step, index)
+        arrived = communicator.arrived(source, losses, step=step, index=index)
+        weight = _mine(np.array(weights), communicator, now)
+        if arrived is not True:
+            weight = jnp.where(arrived, weight, 0)
+        yield Heard(received, weight, arrived)
+
+
+def _round(graph: Graph, t: int, r: int) -> tuple[Sequence[int], np.ndarray]:
+    """Whom each worker hears in a round of a step, itself if there is no such round."""
+    if r < len(rounds := graph.rounds_at(t)):
+        return rounds[r], graph.round_weights_at(t)[r]
+    return tuple(range(graph.size)), np.zeros(graph.size)
+
+
+def _mine(table: np.ndarray, communicator: Communicator, now: ArrayLike) -> jax.Array:
+    """This worker's entry of `[steps, n]` in a step."""
+    rank = communicator.rank()
+    if len(table) == 1:
+        return jnp.asarray(table[0])[rank]
+    return jnp.asarray(table)[now, rank]
+
+
+def _send(
+    message: PyTree,
+    source: Sequence[Any],
+    communicator: Communicator,
+    step: ArrayLike,
+    index: ArrayLike | None,
+) -> PyTree:
+    """What comes along a permutation of the workers, or along one of several."""
+    wire = message
+    if communicator.message_dtype is not None:
+        wire = _narrow(message, communicator, step)
+    if index is None:
+        received = communicator.permute(wire, source)
+    else:
+        received = communicator.permute_one_of(wire, source, index)
+    return received if wire is message else _read(received, message)
+
+
+def _place(steps: Sequence[int], period: int, step: ArrayLike) -> ArrayLike:
+    """`int32[]`, the place of a step of the period among `steps`."""
+    now = jnp.asarray(step, jnp.int32) % period
+    if len(steps) == period:
+        return now
+    places = np.zeros(period, np.int32)
+    places[list(steps)] = np.arange(len(steps))
+    return jnp.asarray(places)[now]
+
+
+def _narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTree:
+    """What travels: floats that are wider than the communicator's dtype are rounded."""
+    dtype = jnp.dtype(communicator.message_dtype)
+    leaves, treedef = jax.tree.flatten(message)
+    rounds = [_is_rounded(x, dtype) for x in leaves]
+    some = [x for x, is_rounded in zip(leaves, rounds, strict=True) if is_rounded]
+    if communicator.rounding_seed is None:
+        narrow = iter([_nearest(x, dtype) for x in some])
+    else:
+        key = jax.random.key(communicator.rounding_seed, impl="threefry2x32")
+        noise = _bits.noise(jax.random.fold_in(key, step), some)
+        narrow = iter(map(functools.partial(_at_random, dtype=dtype), some, noise))
+    return treedef.unflatten(
+        next(narrow) if is_rounded else x
+        for x, is_rounded in zip(leaves, rounds, strict=True)
+    )
+
+
+def _is_rounded(x: Any, dtype: Any) -> bool:
+    """Whether a leaf of a message is of real floats wider than the dtype."""
+    found = jnp.result_type(x)
+    return jnp.issubdtype(found, jnp.floating) and found.itemsize > dtype.itemsize
+
+
+def _nearest(x: jax.Array, dtype: Any) -> jax.Array:
+    """Rounds to the nearest number; what is finite stays finite."""
+    largest = float(jnp.finfo(dtype).max)
+    return jnp.where(jnp.isfinite(x), jnp.clip(x, -largest, largest), x).astype(dtype)
+
+
+def _at_random(x: jax.Array, noise: jax.Array, dtype: Any) -> jax.Array:
+    """Rounds to one of the two nearest numbers, so that the mean is `x`."""
+    info = jnp.finfo(dtype)
+    _, exponent = jnp.frexp(x)
+    # Of the numbers with this exponent; below the smallest normal one it stays.
+    distance = jnp.ldexp(
+        jnp.ones_like(x), jnp.maximum(exponent - 1, info.minexp) - info.nmant
+    )
+    rounded = jnp.floor(x / distance + noise) * distance
+    return _nearest(jnp.where(jnp.isfinite(x), rounded, x), dtype)
+
+
+def _read(wire: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: x.astype(jnp.result_type(y)), wire, like)
