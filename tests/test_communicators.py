@@ -106,7 +106,7 @@ def test_a_branch_on_what_all_agree_on_stays_a_branch():
     communicator = communicators.simulated(8)
     for mechanism in (
         djax.power_gossip(topologies.ring(8), communicator),
-        djax.push_sum(topologies.one_peer_exponential(8), communicator),
+        djax.power_gossip(topologies.base_graph(8), communicator),
     ):
         x = jnp.ones((8, 3, 4))
         state = communicator.spmd(mechanism.init)(x)

@@ -182,9 +182,7 @@ def test_in_half_precision_the_copies_do_not_drift():
 
         keys = jax.random.split(jax.random.key(0), 500)
         (x, state), _ = jax.lax.scan(step, (x, mechanism.init(x)), keys)
-        pull = djax.transforms._gossip.pull_to_neighbors(
-            state.estimate, RING, COMMUNICATOR, jax.random.key(0)
-        )
+        pull = djax.mixing.displacement(state.estimate, RING, COMMUNICATOR)
         return x, state, pull
 
     x, state, pull = jax.jit(COMMUNICATOR.spmd(worker))(x)
@@ -219,10 +217,25 @@ def test_losing_messages_is_refused(name):
         MECHANISMS[name](RING, lossy)
 
 
+ON_SCHEDULES = {
+    "choco_gossip": "does not change with time",
+    "dcd": "does not change with time",
+    "ecd": "does not change with time",
+    "power_gossip": "needs a symmetric schedule",
+}
+
+
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_a_schedule_or_another_size_is_refused(name):
+    """Those that remember nothing of their neighbours take schedules."""
+    schedule = topologies.one_peer_exponential(SIZE)
+    if name in ON_SCHEDULES:
+        with pytest.raises(ValueError, match=f"{name} .*{ON_SCHEDULES[name]}"):
+            MECHANISMS[name](schedule, COMMUNICATOR)
+    else:
+        assert MECHANISMS[name](schedule, COMMUNICATOR).graph == schedule
     with pytest.raises(TypeError, match=f"{name} needs a Topology"):
-        MECHANISMS[name](topologies.one_peer_exponential(SIZE), COMMUNICATOR)
+        MECHANISMS[name](topologies.ring(SIZE).graph, COMMUNICATOR)
     with pytest.raises(ValueError, match="has 4 workers but the communicator has 8"):
         MECHANISMS[name](topologies.ring(4), COMMUNICATOR)
 

@@ -193,9 +193,11 @@ def test_keys_make_losses_differ():
     assert not np.array_equal(results[0], results[2])
 
 
-def test_a_schedule_is_not_a_topology():
-    with pytest.raises(TypeError, match="Schedule is directed"):
-        djax.gossip(topologies.one_peer_exponential(4), communicators.simulated(4))
+def test_a_schedule_has_to_be_doubly_stochastic():
+    """Else the workers' mean would move."""
+    matrices = [[[0.5, 0.25], [0.5, 0.75]]]
+    with pytest.raises(ValueError, match="row of worker 0 sums to 0.75: use push_sum"):
+        djax.gossip(topologies.from_matrices(matrices), communicators.simulated(2))
 
 
 def test_half_precision_is_averaged_in_single():

@@ -308,8 +308,10 @@ def _number(value: Any) -> float | None:
     """A real number whose value is known, as a float, else None."""
     if isinstance(value, (bool, jax.core.Tracer)):
         return None
-    if isinstance(value, (int, float)):
-        return float(value)
+    if isinstance(value, int):
+        return float(np.clip(value, -1, 2))  # The largest are no floats.
+    if isinstance(value, float):
+        return value
     if not isinstance(value, (np.number, np.ndarray, jax.Array)) or np.ndim(value):
         return None
     real = any(jnp.issubdtype(value.dtype, x) for x in (jnp.floating, jnp.integer))
