@@ -14,6 +14,7 @@ from ._base import (
     check_reliable,
     check_static,
 )
+from .mixing import Graph
 from .topologies import Schedule, Topology
 from .transforms import (
     all_reduce,
@@ -45,7 +46,7 @@ def _sgd(name, learning_rate, momentum, nesterov):
 
 def dpsgd(
     learning_rate: optax.ScalarOrSchedule,
-    topology: Topology,
+    topology: Graph,
     communicator: Communicator,
     *,
     momentum: Any = None,
@@ -225,7 +226,7 @@ def _relay(tree, communicator, missing, overlap):
 
 def d2_sgd(
     learning_rate: optax.ScalarOrSchedule,
-    topology: Topology,
+    topology: Graph,
     communicator: Communicator,
     *,
     momentum: Any = None,
@@ -263,15 +264,16 @@ def d2_sgd(
       <https://arxiv.org/abs/1803.07068>`_, 2018
     """
     check_reliable("d2_sgd", communicator)
-    averaging = d2(gossip(topology, communicator, consensus_rate=consensus_rate))
-    if check:
+    averaging = gossip(topology, communicator, consensus_rate=consensus_rate)
+    if check and isinstance(topology, Topology):
         check_d2("d2_sgd", topology, consensus_rate)
+    averaging = d2(averaging, check=check)
     return optax.chain(_sgd("d2_sgd", learning_rate, momentum, nesterov), averaging)
 
 
 def exact_diffusion(
     learning_rate: optax.ScalarOrSchedule,
-    topology: Topology,
+    topology: Graph,
     communicator: Communicator,
     *,
     momentum: Any = None,
@@ -310,7 +312,7 @@ def exact_diffusion(
 
 def gradient_tracking_sgd(
     learning_rate: optax.ScalarOrSchedule,
-    topology: Topology,
+    topology: Graph,
     communicator: Communicator,
     *,
     momentum: Any = None,
@@ -391,7 +393,7 @@ def sgp(
 
 def power_gossip_sgd(
     learning_rate: optax.ScalarOrSchedule,
-    topology: Topology,
+    topology: Graph,
     communicator: Communicator,
     *,
     rank: int = 1,

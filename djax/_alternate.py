@@ -39,10 +39,10 @@ def alternate(
       branches: functions with results of the same shapes and dtypes.
       *operands: their arguments.
     """
-    if (counter := accounting.counter()) is not None:
-        return counter.alternate(schedule, branches, operands)
     if len(set(schedule)) == 1:  # There is nothing to choose.
         return branches[schedule[0]](*operands)
+    if (counter := accounting.counter()) is not None:
+        return counter.alternate(schedule, branches, operands)
     position = jnp.asarray(step) % len(schedule)
     index = jnp.asarray(np.asarray(schedule, np.int32))[position]
     # Traced once: what a branch says while it is traced is said once.

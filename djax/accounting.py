@@ -270,13 +270,19 @@ class _Counter:
             jax.make_jaxpr(branch, return_shape=True)(*operands) for branch in branches
         ]
         costs = [_cost_of(program.jaxpr, self.size) for program, _ in traces]
-        # Through so many passes of the schedule every branch ends a whole period.
-        passes = math.lcm(*(cost.period for cost in costs))
+        # After so many passes of the schedule every branch has ended a whole period.
+        taken = [schedule.count(index) for index in range(len(costs))]
+        passes = math.lcm(
+            *(
+                cost.period // math.gcd(cost.period, count)
+                for cost, count in zip(costs, taken, strict=True)
+            )
+        )
         period = passes * len(schedule)
         total = CommunicationCost(period, (0,) * self.size, (0,) * self.size)
-        for index, cost in enumerate(costs):
-            taken = passes * schedule.count(index) // cost.period
-            total += dataclasses.replace(cost.times(taken), period=period)
+        for cost, count in zip(costs, taken, strict=True):
+            whole = cost.times(passes * count // cost.period)
+            total += dataclasses.replace(whole, period=period)
         _, shapes = traces[0]
         result = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return self._bind(result, total)

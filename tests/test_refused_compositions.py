@@ -23,13 +23,22 @@ REFUSED = {
         lambda: djax.gradient_tracking(MOMENTUM),
         "gradient_tracking the mechanism alone",
     ),
-    "every around an optimizer": (lambda: djax.every(2, MOMENTUM), "every the mechanism alone"),
-    "on_updates around an optimizer": (lambda: djax.on_updates(MOMENTUM), "mechanism alone"),
+    "every around an optimizer": (
+        lambda: djax.every(2, MOMENTUM),
+        "every the mechanism alone",
+    ),
+    "on_updates around an optimizer": (
+        lambda: djax.on_updates(MOMENTUM),
+        "mechanism alone",
+    ),
     "an optimizer in an optimizer": (
         lambda: djax.quasi_global_adam(0.1, MOMENTUM),
         "quasi_global_adam the mechanism alone",
     ),
-    "a correction of a correction": (lambda: djax.d2(djax.d2(GOSSIP)), "corrects already"),
+    "a correction of a correction": (
+        lambda: djax.d2(djax.d2(GOSSIP)),
+        "corrects already",
+    ),
     "every around tracking": (
         lambda: djax.every(4, djax.gradient_tracking(GOSSIP)),
         r"use gradient_tracking\(every\(k, ...\)\)",

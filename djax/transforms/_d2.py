@@ -26,6 +26,7 @@ import optax
 from djax._base import (
     add,
     as_transformation,
+    check_flags,
     check_params,
 )
 from djax._mechanism import Mechanism, by_its_call, parts_of, wrap
@@ -52,7 +53,7 @@ class D2State(NamedTuple):
 
 
 @by_its_call
-def d2(mechanism: optax.GradientTransformation) -> Mechanism:
+def d2(mechanism: optax.GradientTransformation, *, check: bool = True) -> Mechanism:
     r"""Corrects a mechanism for differences between the workers' data.
 
     .. math::
@@ -70,6 +71,7 @@ def d2(mechanism: optax.GradientTransformation) -> Mechanism:
     Args:
       mechanism: any mechanism without `overlap` that averages nearly exactly, and loses
         no messages. Not :func:`djax.relay`, whose averages contain older models.
+      check: whether averages with which it diverges are refused.
 
     Returns:
       A :class:`djax.Mechanism` that needs `params`, with a :class:`D2State`.
@@ -97,7 +99,8 @@ def d2(mechanism: optax.GradientTransformation) -> Mechanism:
     mechanism, parts = as_transformation("d2", mechanism), parts_of(mechanism)
     refused = ("opaque", "overlap", "losses", "old_models", "rounded_sums", "optimizer")
     refuse("d2", parts, *refused, "correction")
-    for part in parts:
+    check_flags("d2", check=check)
+    for part in parts if check else ():
         if part.matrices is not None:
             _check_convergence(part.name, part.matrices())
 

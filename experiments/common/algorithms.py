@@ -113,7 +113,7 @@ def _relay_of_updates(config, topologies, communicator):
 def _d2(config, topologies, communicator):
     for topology in topologies if config.check else ():
         check_d2(config.algorithm, topology, _rate(config))
-    return djax.d2(_gossip(config, topologies, communicator))
+    return djax.d2(_gossip(config, topologies, communicator), check=config.check)
 
 
 def _exact_diffusion(config, topologies, communicator):
