@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ._alternate import alternate
 from ._base import (
     Communicator,
     PyTree,
@@ -303,8 +304,7 @@ def build(
         check_same(name, communicator, params, **given)
         return init(params)
 
-    def step(updates, state, params=None, **extra):
-        params = check_params(name, params)
+    def move(updates, state, params, extra):
         if update is not None:
             return update(updates, state, params)
         model = params if overlap else optax.apply_updates(params, updates)
@@ -313,6 +313,18 @@ def build(
             lambda u, d: (wide(u) + d).astype(u.dtype), updates, displacement
         )
         return updates, state
+
+    def step(updates, state, params=None, **extra):
+        params = check_params(name, params)
+        if not hasattr(state, "step") or not (turns := _turns(graph)):
+            return move(updates, state, params, extra)
+        updates, moved = alternate(
+            state.step,
+            turns,
+            (lambda *same: same, lambda u, s: move(u, s, params, extra)),
+            *(updates, state),
+        )
+        return updates, moved._replace(step=optax.safe_increment(state.step))
 
     part = Part(
         name,
@@ -330,6 +342,14 @@ def build(
         parts=[part],
     )
     return made
+
+
+def _turns(graph: Graph | None) -> list[int] | None:
+    """For each step of a period whether somebody sends something; None if all do."""
+    if graph is None or graph.period == 1:
+        return None
+    turns = [int(bool(graph.rounds_at(t))) for t in range(graph.period)]
+    return None if all(turns) else turns
 
 
 def wrap(

@@ -5,8 +5,11 @@ start, the learning rate, the number of steps and the mixing matrix, and returns
 `[n, d]`.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 
@@ -15,6 +18,33 @@ def gossip(gradient, x, learning_rate, steps, W, rate=1.0):
         y = x - learning_rate * gradient(x)
         x = (1 - rate) * y + rate * W @ y
     return x
+
+
+def gossip_in_time(matrices):
+    def run(gradient, x, learning_rate, steps, W):
+        for t in range(steps):
+            x = _at(matrices, x, t) @ (x - learning_rate * gradient(x))
+        return x
+
+    return run
+
+
+def _at(matrices, x, t):
+    """The matrix of step t between the rows of x."""
+    period = matrices(len(x))
+    return period[t % len(period)]
+
+
+def gossip_bfloat16(gradient, x, learning_rate, steps, W):
+    """Everybody calculates with rounded models, and keeps what they leave out."""
+    for _ in range(steps):
+        y = x - learning_rate * gradient(x)
+        x = y + W @ bfloat16(y) - bfloat16(y)
+    return x
+
+
+def bfloat16(x):
+    return np.asarray(x, ml_dtypes.bfloat16).astype(np.float64)
 
 
 def gossip_overlap(gradient, x, learning_rate, steps, W, rate=1.0):
@@ -97,6 +127,33 @@ def exact_diffusion(gradient, x, learning_rate, steps, W):
         y = x + update if t == 0 else 2 * x - before + update - update_before
         before, update_before, x = x, update, W @ y
     return x
+
+
+def exact_diffusion_in_time(matrices):
+    """With the correction c, what the last average has added beyond the update."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        c = np.zeros_like(x)
+        for t in range(steps):
+            update, W = -learning_rate * gradient(x), _at(matrices, x, t)
+            new = (x + update + c + W @ (x + update + c)) / 2
+            c, x = new - x - update, new
+        return x
+
+    return run
+
+
+def gradient_tracking_in_time(matrices):
+    def run(gradient, x, learning_rate, steps, W):
+        g = gradient(x)
+        y = g
+        for t in range(steps):
+            W = _at(matrices, x, t)
+            x = W @ (x - learning_rate * y)
+            y = W @ y - g + (g := gradient(x))
+        return x
+
+    return run
 
 
 def gradient_tracking(gradient, x, learning_rate, steps, W):
@@ -186,12 +243,13 @@ def sign(x):
     )
 
 
-def choco(gradient, x, learning_rate, steps, W, rate=0.4, overlap=False):
-    """With all copies x̂ at hand: x + rate (W - I) x̂."""
+def choco(gradient, x, learning_rate, steps, W, rate=0.4, overlap=False, sent=None):
+    """With all copies x̂ at hand: x + rate (W - I) x̂; `sent` rounds the messages."""
     known = np.zeros_like(x)
     for _ in range(steps):
         update = -learning_rate * gradient(x)
-        known = known + top_k((x if overlap else x + update) - known)
+        message = top_k((x if overlap else x + update) - known)
+        known = known + (sent(message) if sent else message)
         x = x + update + rate * (W @ known - known)
     return x
 
@@ -246,17 +304,24 @@ def _noise(key, count):
     return (np.stack([words % 2**16, words // 2**16], axis=1).ravel() + 0.5) / 2**16
 
 
-def power_gossip(rank=1, iterations=1, overlap=False, rate=1.0):
-    """One edge after the other; the matrix of [b, w] is w transposed, b a vector."""
+def power_gossip(rank=1, iterations=1, overlap=False, rate=1.0, matrices=None):
+    """One edge after the other; the matrix of [b, w] is w transposed, b a vector.
+
+    In even periods the side of the first iteration changes after each period, too.
+    """
 
     def run(gradient, x, learning_rate, steps, W):
         n, k = len(x), 0
-        edges = [(i, j) for i in range(n) for j in range(i + 1, n) if W[i, j]]
+        period = [W] if matrices is None else matrices(n)
         factors = {}
-        for edge in edges:
+        for edge in itertools.combinations(range(n), 2):
             both = _first_vectors(rank, n * edge[0] + edge[1])
             factors[edge, 0], factors[edge, 1] = both
-        for _ in range(steps):
+        for t in range(steps):
+            W = period[t % len(period)]
+            edges = [(i, j) for i in range(n) for j in range(i + 1, n) if W[i, j]]
+            if iterations % 2 and len(period) % 2 == 0 and t and t % len(period) == 0:
+                k += 1
             update = -learning_rate * gradient(x)
             y = x if overlap else x + update
             new = y.copy()

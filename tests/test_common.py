@@ -37,7 +37,7 @@ def test_same_in_simulation_and_on_a_mesh(name, dtype):
     one, many = communicators.simulated(SIZE), communicators.mesh(SIZE)
     simulated = train(make(name, topology, one), one, dtype=dtype)
     sharded = train(make(name, topology, many), many, dtype=dtype)
-    conformance.assert_close_in(dtype, simulated, sharded)
+    conformance.assert_same(name, dtype, simulated, sharded)
 
 
 @pytest.mark.parametrize("name", [k for k, a in ALGORITHMS.items() if a.converges])

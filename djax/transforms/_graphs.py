@@ -26,6 +26,13 @@ def check_mixing(
     """
     check_graph_kind(name, graph, doubly_stochastic=True, **needs)
     check_sizes(name, graph, communicator)
+    if communicator.drop_probability and (graph.matrices < 0).any():
+        raise ValueError(
+            f"{name}: some weights of {graph!r} are negative. Where messages are lost, "
+            "the weights of the others are divided by their sum, which takes weights "
+            "that are not: use weights='metropolis', or a communicator without "
+            "drop_probability."
+        )
 
 
 def mixing_matrices(

@@ -144,6 +144,12 @@ def relay(
     check_choice("relay: missing", missing, Missing)
     check_flags("relay", overlap=overlap)
 
+    if communicator.rounding_seed is not None:
+        raise ValueError(
+            "relay: stochastic rounding would part equal models, since messages of "
+            "several steps, rounded by different draws, are compared: make the "
+            "communicator without rounding_seed."
+        )
     label = label_of(tree, weights=False)
     own_in_place = missing in ("self", "renormalize")
 

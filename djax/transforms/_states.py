@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._base import Compressor, PyTree
-from djax.topologies import Topology
+from djax.mixing import Graph
 
 
 @jax.tree_util.register_static
@@ -23,7 +23,7 @@ class GraphLabel:
     """A graph by its digest: a static node of a state, without arrays.
 
     Attributes:
-      name: of the topology; graphs that differ by name alone are the same.
+      name: of the graph; graphs that differ by name alone are the same.
       size: number of workers.
       digest: of the rounds, and of the weights where these count.
     """
@@ -36,17 +36,20 @@ class GraphLabel:
         return f"{self.name} of {self.size} workers ({self.digest})"
 
 
-def label_of(topology: Topology, *, weights: bool) -> GraphLabel:
+def label_of(graph: Graph, *, weights: bool) -> GraphLabel:
     """The label of a graph.
 
     Args:
-      topology: the graph.
+      graph: the graph, which may change with time.
       weights: whether the state depends on its mixing weights.
     """
-    digest = hashlib.sha256(np.asarray(topology.rounds, np.int64).tobytes())
+    digest = hashlib.sha256()
+    for t in range(graph.period):
+        rounds = np.asarray(graph.rounds_at(t), np.int64)
+        digest.update(f"{len(rounds)} rounds".encode() + rounds.tobytes())
     if weights:
-        digest.update(topology.mixing_matrix.tobytes())
-    return GraphLabel(topology.name, topology.size, digest.hexdigest()[:12])
+        digest.update(graph.matrices.tobytes())
+    return GraphLabel(graph.name, graph.size, digest.hexdigest()[:12])
 
 
 def check_state(

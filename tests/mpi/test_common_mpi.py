@@ -32,7 +32,7 @@ def test_same_as_in_simulation(name, dtype):
     topology = topologies.star(SIZE)
     over_mpi, reference = both_ways(name, topology, dtype=dtype)
     assert over_mpi.dtype == reference.dtype
-    conformance.assert_close_in(dtype, over_mpi, reference)
+    conformance.assert_same(name, dtype, over_mpi, reference)
 
 
 @each_algorithm
