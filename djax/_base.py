@@ -13,6 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from ._arrays import check_arrays
+from ._calls import ByItsCall
 from .topologies import Schedule, Topology
 from .topologies._checks import describe, is_communicator
 from .topologies._kinds import check_undirected
@@ -190,7 +191,17 @@ class Communicator(Protocol):
         ...
 
 
-class Compressor(NamedTuple):
+class _Functions(NamedTuple):
+    """The fields of a :class:`Compressor`."""
+
+    init: Callable[[PyTree], PyTree]
+    compress: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+    decompress: Callable[[PyTree, PyTree], PyTree]
+    contraction: bool | None = None
+    unbiased: bool | None = None
+
+
+class Compressor(ByItsCall, _Functions):
     """A lossy code for trees of arrays: three pure functions, and what they promise.
 
     Each mechanism needs a code of one class (see :mod:`djax.compressors`) and diverges,
@@ -207,12 +218,6 @@ class Compressor(NamedTuple):
       contraction: whether it is one; None if unknown, which every mechanism accepts.
       unbiased: whether its expectation is what was compressed; None if unknown.
     """
-
-    init: Callable[[PyTree], PyTree]
-    compress: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
-    decompress: Callable[[PyTree, PyTree], PyTree]
-    contraction: bool | None = None
-    unbiased: bool | None = None
 
 
 def check_communicator(name: str, communicator: Any) -> None:

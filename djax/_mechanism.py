@@ -11,7 +11,7 @@ import contextvars
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from ._base import (
     check_sizes,
     wide,
 )
+from ._calls import ByItsCall, by_its_call
 from ._refusals import Part
 from ._same import around, check_same
 from .topologies import Schedule, Topology
@@ -38,14 +39,13 @@ from .topologies._kinds import check_graph_kind
 Graph = Topology | Schedule
 InitFn = Callable[[PyTree], PyTree]
 MixFn = Callable[..., tuple[PyTree, PyTree]]
-P = ParamSpec("P")
 
 _PARTS: contextvars.ContextVar[list[Part] | None] = contextvars.ContextVar(
     "djax_parts", default=None
 )
 
 
-class Mechanism(optax.GradientTransformationExtraArgs):
+class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
     """A transformation of optax that averages, and can be asked how.
 
     It goes wherever a transformation of optax goes. Mechanisms that were made by equal
@@ -75,7 +75,6 @@ class Mechanism(optax.GradientTransformationExtraArgs):
     communicator: Communicator | None
     graph: Graph | None
     parts: tuple[Part, ...]
-    _call: tuple[Callable, Mapping[str, Any]] | None
 
     def __new__(
         cls,
@@ -92,7 +91,7 @@ class Mechanism(optax.GradientTransformationExtraArgs):
         self = super().__new__(cls, _announcing(parts, init), update)
         self.mix = _mix_of(update) if mix is None else mix
         self.name, self.communicator, self.graph = name, communicator, graph
-        self.parts, self._call = tuple(parts), None
+        self.parts = tuple(parts)
         return self
 
     @property
@@ -104,81 +103,6 @@ class Mechanism(optax.GradientTransformationExtraArgs):
     def needs_every_message(self) -> bool:
         """Whether no message may be lost."""
         return any(part.facts.get("needs_every_message") for part in self.parts)
-
-    def __repr__(self) -> str:
-        if self._call is None:
-            return f"<djax.Mechanism {self.name}>"
-        make, arguments = self._call
-        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        return f"{make.__name__}({shown})"
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if not isinstance(other, Mechanism):
-            return NotImplemented
-        mine, theirs = _comparable(self), _comparable(other)
-        return mine is not None and mine == theirs
-
-    def __hash__(self) -> int:
-        return hash(_comparable(self) or id(self))
-
-    def __copy__(self) -> "Mechanism":
-        return self
-
-    def __deepcopy__(self, memo: Any) -> "Mechanism":
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self._call is None:
-            return super().__reduce__()
-        make, arguments = self._call
-        return _make_again, (make, dict(arguments))
-
-
-def _comparable(made: Mechanism) -> tuple[Any, ...] | None:
-    """What equal mechanisms have in common; None for what equals nothing else."""
-    if made._call is None:
-        return None
-    make, arguments = made._call
-    if any(isinstance(leaf, jax.Array) for leaf in arguments.values()):
-        return None  # Traced arrays, and keys, are not compared.
-    found = make, tuple(arguments.items())
-    try:
-        hash(found)
-    except TypeError:
-        return None
-    return found
-
-
-def _make_again(make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Makes what has been pickled by the same call."""
-    positional, named = [], {}
-    for key, parameter in inspect.signature(make).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            named[key] = arguments[key]
-        else:
-            positional.append(arguments[key])
-    return make(*positional, **named)
-
-
-def by_its_call(make: Callable[P, "Mechanism"]) -> Callable[P, "Mechanism"]:
-    """Lets the mechanisms that a function makes be compared and pickled by its call.
-
-    Args:
-      make: takes arguments, none of them by `*args` or `**kwargs`.
-    """
-    signature = inspect.signature(make)
-
-    @functools.wraps(make)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Mechanism:
-        made = make(*args, **kwargs)
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        made._call = call, bound.arguments
-        return made
-
-    return call
 
 
 @by_its_call
@@ -229,13 +153,14 @@ def mechanism(
       ...     move = djax.mixing.displacement(model, matchings, workers, step=step)
       ...     return move, step + 1
       >>> averaging = djax.mechanism(init, mix, workers, matchings)
-      >>> def worker(x):  # averages 50 times
-      ...     state = averaging.init(x)
-      ...     for _ in range(50):
-      ...         updates, state = averaging.update(0 * x, state, x)
-      ...         x += updates
-      ...     return x
-      >>> print(jax.jit(workers.spmd(worker))(jnp.arange(4.0)).round(3))
+      >>> def step(x, state):  # of ONE worker, without gradients
+      ...     updates, state = averaging.update(0 * x, state, x)
+      ...     return x + updates, state
+      >>> x = jnp.arange(4.0)
+      >>> state, step = workers.spmd(averaging.init)(x), jax.jit(workers.spmd(step))
+      >>> for _ in range(50):
+      ...     x, state = step(x, state)
+      >>> print(x.round(3))
       [1.5 1.5 1.5 1.5]
     """
     for what, function in {"init": init, "mix": mix}.items():
@@ -298,7 +223,7 @@ def build(
 
     def start(params):
         check_params(name, params)
-        given = dict(made._call[1]) if made._call else {}
+        given = made.arguments
         for own in ("communicator", *per_rank):
             given.pop(own, None)
         check_same(name, communicator, params, **given)

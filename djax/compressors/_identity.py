@@ -3,8 +3,10 @@
 import optax
 
 from djax._base import Compressor
+from djax._calls import by_its_call
 
 
+@by_its_call
 def identity() -> Compressor:
     r"""Sends everything.
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from djax._base import Compressor, PyTree, wide
+from djax._calls import by_its_call
 from djax._matrix import (
     as_matrix,
     check_axis,
@@ -41,6 +42,7 @@ class LowRankMessage(NamedTuple):
     right: PyTree
 
 
+@by_its_call
 def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
     r"""Sends the leading singular vectors of each matrix.
 

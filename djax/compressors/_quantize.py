@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 
 from djax import _bits
 from djax._base import Compressor, check_flag, check_real, shared_key, wide
+from djax._calls import by_its_call
 from djax._split import computed_once, is_small, split
 from djax.topologies._checks import check_integer
 
@@ -53,6 +54,7 @@ class QuantizedMessage(NamedTuple):
     scales: Sequence[jax.Array]
 
 
+@by_its_call
 def quantize(
     bits: int,
     *,

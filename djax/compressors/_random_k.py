@@ -17,6 +17,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax._base import Compressor, PyTree, check_flag, shared_key
+from djax._calls import by_its_call
 from djax._split import split
 
 from ._sparse import count_fn, scatter
@@ -44,6 +45,7 @@ class RandomKMessage(NamedTuple):
     step: jax.Array
 
 
+@by_its_call
 def random_k(
     fraction: float | None = None,
     *,

@@ -15,6 +15,7 @@ import optax
 
 from djax import _bits
 from djax._base import Compressor, PyTree, check_real, wide
+from djax._calls import by_its_call
 
 
 class SignMessage(NamedTuple):
@@ -30,6 +31,7 @@ class SignMessage(NamedTuple):
     scales: PyTree
 
 
+@by_its_call
 def sign() -> Compressor:
     r"""Sends one bit an entry, and the mean magnitude of each leaf.
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from djax._base import Compressor, PyTree
+from djax._calls import by_its_call
 
 from ._sparse import count_fn, scatter
 
@@ -29,6 +30,7 @@ class TopKMessage(NamedTuple):
     indices: PyTree
 
 
+@by_its_call
 def top_k(
     fraction: float | None = None, *, rank: int | None = None, rows_axis: int = -1
 ) -> Compressor:

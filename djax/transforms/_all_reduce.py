@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from djax._base import Communicator, check_communicator, check_flags, wide
-from djax._mechanism import Mechanism, build, by_its_call
+from djax._calls import by_its_call
+from djax._mechanism import Mechanism, build
 
 
 class AllReduceState(NamedTuple):

@@ -30,8 +30,9 @@ from djax._base import (
     check_reliable,
     wide,
 )
+from djax._calls import by_its_call
 from djax._codes import check_contraction
-from djax._mechanism import Mechanism, build, by_its_call
+from djax._mechanism import Mechanism, build
 from djax.mixing import Graph
 
 from ._compressed import accumulate, exchange, init_compressor, zeros

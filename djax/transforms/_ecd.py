@@ -23,8 +23,9 @@ import optax
 from jax.typing import ArrayLike
 
 from djax._base import Communicator, Compressor, PyTree, check_reliable, wide
+from djax._calls import by_its_call
 from djax._codes import check_unbiased
-from djax._mechanism import Mechanism, build, by_its_call
+from djax._mechanism import Mechanism, build
 from djax.mixing import Graph
 
 from ._compressed import (

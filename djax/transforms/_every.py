@@ -8,7 +8,8 @@ from jax.typing import ArrayLike
 
 from djax._alternate import alternate
 from djax._base import as_transformation, check_static
-from djax._mechanism import Mechanism, by_its_call, parts_of, wrap
+from djax._calls import by_its_call
+from djax._mechanism import Mechanism, parts_of, wrap
 from djax._refusals import refuse
 from djax._same import around
 from djax.topologies._checks import check_integer

@@ -14,8 +14,9 @@ from djax._base import (
     as_transformation,
     check_params,
 )
+from djax._calls import by_its_call
 from djax._matrix import dealing_out, is_matrix
-from djax._mechanism import Mechanism, by_its_call, parts_of
+from djax._mechanism import Mechanism, parts_of
 from djax._same import around
 
 from ._states import check_state

@@ -37,7 +37,8 @@ from djax._base import (
     shared_key,
     wide,
 )
-from djax._mechanism import Mechanism, build, by_its_call
+from djax._calls import by_its_call
+from djax._mechanism import Mechanism, build
 from djax._split import join
 from djax.mixing import Graph
 

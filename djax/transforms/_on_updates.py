@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from djax._base import as_transformation
-from djax._mechanism import Mechanism, by_its_call, parts_of, wrap
+from djax._calls import by_its_call
+from djax._mechanism import Mechanism, parts_of, wrap
 from djax._refusals import refuse
 from djax._same import around
 

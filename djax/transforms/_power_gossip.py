@@ -52,6 +52,7 @@ from djax._base import (
     shared_key,
     wide,
 )
+from djax._calls import by_its_call
 from djax._matrix import (
     check_axis,
     check_not_dealt_out,
@@ -59,7 +60,7 @@ from djax._matrix import (
     is_matrix,
     matrix_shape,
 )
-from djax._mechanism import Mechanism, build, by_its_call
+from djax._mechanism import Mechanism, build
 from djax._split import is_small, join, split, unravel
 from djax.mixing import Graph
 from djax.topologies._checks import check_integer

@@ -34,7 +34,8 @@ from djax._base import (
     check_static,
     wide,
 )
-from djax._mechanism import Mechanism, build, by_its_call
+from djax._calls import by_its_call
+from djax._mechanism import Mechanism, build
 from djax._nonfinite import all_finite
 from djax.mixing import difference, finite_difference
 from djax.topologies import Schedule

@@ -34,7 +34,8 @@ from djax._base import (
     check_real,
     wide,
 )
-from djax._mechanism import Mechanism, by_its_call, parts_of, wrap
+from djax._calls import by_its_call
+from djax._mechanism import Mechanism, parts_of, wrap
 from djax._refusals import refuse
 from djax._same import around
 

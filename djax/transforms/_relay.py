@@ -42,7 +42,8 @@ from djax._base import (
     check_topology,
     wide,
 )
-from djax._mechanism import Mechanism, build, by_its_call
+from djax._calls import by_its_call
+from djax._mechanism import Mechanism, build
 from djax.mixing import finite_difference
 from djax.topologies import Topology
 

@@ -1,0 +1,258 @@
+"""A mechanism is a value: how it composes, and what it can be asked."""
+
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import djax
+from djax import communicators, compressors, topologies
+from djax._mechanism import parts_within
+
+N = 4
+RING, WORKERS = topologies.ring(N), communicators.simulated(N)
+PARAMS = {"b": jnp.arange(1.0 * N)[:, None], "w": jnp.ones((N, 3, 2))}
+BOTH = {"b": True, "w": True}
+
+MAKERS = {
+    "gossip": lambda: djax.gossip(RING, WORKERS),
+    "gossip_in_time": lambda: djax.gossip(topologies.base_graph(N), WORKERS),
+    "relay": lambda: djax.relay(topologies.chain(N), WORKERS),
+    "push_sum": lambda: djax.push_sum(topologies.one_peer_exponential(N), WORKERS),
+    "all_reduce": lambda: djax.all_reduce(WORKERS),
+    "power_gossip": lambda: djax.power_gossip(RING, WORKERS),
+    "moniqua": lambda: djax.moniqua(RING, WORKERS, 8.0, 0.1),
+    "every": lambda: djax.every(2, djax.gossip(RING, WORKERS)),
+    "on_updates": lambda: djax.on_updates(djax.gossip(RING, WORKERS)),
+    "d2": lambda: djax.d2(djax.gossip(RING, WORKERS, consensus_rate=0.5)),
+    "tracking": lambda: djax.gradient_tracking(djax.gossip(RING, WORKERS)),
+    "own": lambda: djax.mechanism(start, swap, WORKERS, RING),
+}
+
+
+def start(params):
+    return jnp.zeros((), jnp.int32)
+
+
+def swap(model, state, **extra):
+    return djax.mixing.displacement(model, RING, WORKERS, step=state), state + 1
+
+
+def updates_of(transformation, steps=3):
+    """What a transformation makes of the updates of some steps."""
+
+    def worker(x):
+        state, found = transformation.init(x), []
+        for t in range(steps):
+            ones = jax.tree.map(lambda v, t=t: jnp.full_like(v, 0.1 * t), x)
+            updates, state = transformation.update(ones, state, x)
+            found.append(updates)
+        return found
+
+    with jax.numpy_dtype_promotion("standard"):  # As MultiSteps needs it.
+        return jax.jit(WORKERS.spmd(worker))(PARAMS)
+
+
+WRAPPERS = {
+    "alone": lambda m: m,
+    "chain": lambda m: optax.chain(optax.identity(), m),
+    "masked": lambda m: optax.masked(m, BOTH),
+    "only": lambda m: djax.only(BOTH, m),
+    "only by a function": lambda m: djax.only(lambda params: BOTH, m),
+    "partition": lambda m: optax.partition({0: m}, {"b": 0, "w": 0}),
+    "MultiSteps": lambda m: optax.MultiSteps(m, 1),
+    "inject_hyperparams": lambda m: optax.inject_hyperparams(
+        lambda scale: optax.chain(optax.scale(scale), m)
+    )(1.0),
+    "with_extra_args_support": optax.with_extra_args_support,
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", MAKERS)
+def test_composition_changes_nothing(name, wrapper):
+    mechanism = MAKERS[name]()
+    found = updates_of(WRAPPERS[wrapper](mechanism))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+        found,
+        updates_of(mechanism),
+    )
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_equal_calls_make_equal_values(name):
+    """So that a static argument of `jit` is compiled once."""
+    first, second = MAKERS[name](), MAKERS[name]()
+    assert first is not second
+    assert first == second and hash(first) == hash(second)
+    assert first == pickle.loads(pickle.dumps(first)) == copy.deepcopy(first)
+    assert first != djax.gossip(topologies.star(N), WORKERS)
+    traces = []
+
+    def init(x, mechanism):
+        traces.append(mechanism)
+        return mechanism.init(x)
+
+    compiled = jax.jit(init, static_argnums=1)
+    x = jax.tree.map(lambda v: v[0], PARAMS)
+    if name != "relay" and name != "power_gossip":  # They talk, or ask for a rank.
+        for mechanism in (first, second):
+            compiled(x, mechanism)
+        assert len(traces) == 1
+
+
+def test_what_cannot_be_compared_equals_itself_alone():
+    keys = [djax.gossip(RING, WORKERS, key=jax.random.key(0)) for _ in range(2)]
+    assert keys[0] == keys[0] != keys[1]
+    mixed = [djax.interleave([djax.gossip(RING, WORKERS)]) for _ in range(2)]
+    assert mixed[0] == mixed[0] != mixed[1]
+
+
+def test_codes_are_pickled_with_their_mechanisms():
+    code = compressors.top_k(0.5)
+    mechanism = djax.choco_gossip(RING, WORKERS, code, 0.3)
+    again = pickle.loads(pickle.dumps(mechanism))
+    found, expected = updates_of(again), updates_of(mechanism)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert again == mechanism
+    assert code == compressors.top_k(0.5) != compressors.top_k(0.25)
+    mine = code._replace(unbiased=None)
+    assert mine == mine and mine != code
+
+
+def test_it_says_how_it_averages():
+    gossip = djax.gossip(RING, WORKERS, overlap=True)
+    assert gossip.communicator is WORKERS and gossip.graph is RING
+    assert gossip.overlap and not gossip.needs_every_message
+    around = djax.every(2, djax.only(BOTH, gossip))
+    assert around.communicator is WORKERS and around.graph is RING
+    assert around.overlap and not around.needs_every_message
+    assert djax.power_gossip(RING, WORKERS).needs_every_message
+    assert djax.d2(djax.gossip(RING, WORKERS, consensus_rate=0.5)).needs_every_message
+    assert repr(djax.all_reduce(WORKERS)).startswith("all_reduce(communicator=Simul")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_it_tells_how_far_it_moves_a_model(name):
+    """`mix` is the algorithm: an update without updates."""
+    mechanism = MAKERS[name]()
+
+    def worker(x):
+        nothing = jax.tree.map(jnp.zeros_like, x)
+        displacement, _ = mechanism.mix(x, mechanism.init(x))
+        updates, _ = mechanism.update(nothing, mechanism.init(x), x)
+        return displacement, updates
+
+    found, expected = WORKERS.spmd(worker)(PARAMS)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found, expected
+    )
+
+
+OPAQUE = {
+    "masked": optax.masked(djax.gossip(RING, WORKERS), BOTH),
+    "chain": optax.chain(optax.sgd(0.1), djax.gossip(RING, WORKERS)),
+    "within": djax.interleave([optax.masked(djax.gossip(RING, WORKERS), BOTH)]),
+}
+
+
+@pytest.mark.parametrize("name", OPAQUE)
+def test_corrections_refuse_what_they_cannot_ask(name):
+    for correct in (
+        djax.d2,
+        djax.gradient_tracking,
+        lambda m: djax.quasi_global_momentum(0.1, m),
+        lambda m: djax.quasi_global_adam(0.1, m),
+    ):
+        with pytest.raises(ValueError, match=r"use djax.only\(mask, mechanism\)"):
+            correct(OPAQUE[name])
+
+
+def test_only_keeps_what_corrections_ask_for():
+    shared = {"b": True, "w": False}
+    averaging = djax.only(shared, djax.gossip(RING, WORKERS, consensus_rate=0.5))
+    found = updates_of(djax.d2(averaging))
+    expected = updates_of(djax.d2(djax.gossip(RING, WORKERS, consensus_rate=0.5)))
+    for t, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
+        np.testing.assert_allclose(mine["b"], theirs["b"], rtol=1e-6)
+        np.testing.assert_allclose(mine["w"], np.full((N, 3, 2), 0.1 * t), rtol=1e-6)
+    overlapping = djax.only(shared, djax.gossip(RING, WORKERS, overlap=True))
+    with pytest.raises(ValueError, match="d2 needs the average of this step's"):
+        djax.d2(overlapping)
+
+
+def test_what_a_chain_contains_is_found():
+    base = optax.chain(optax.sgd(0.1), optax.masked(MAKERS["d2"](), BOTH))
+    parts = parts_within(base, WORKERS, PARAMS)
+    assert {part.name for part in parts} == {"d2", "gossip"}
+    assert not parts_within(optax.adam(0.1), WORKERS, PARAMS)
+
+
+def test_a_mechanism_of_ones_own():
+    """Random matchings, written as two functions of public names."""
+    matchings = topologies.random_matchings(N, period=50)
+
+    def init(params):
+        return jnp.zeros((), jnp.int32)
+
+    def mix(model, step):
+        moved = djax.mixing.displacement(model, matchings, WORKERS, step=step)
+        return moved, step + 1
+
+    own = djax.mechanism(init, mix, WORKERS, matchings)
+    found = updates_of(own, steps=6)
+    expected = updates_of(djax.gossip(matchings, WORKERS), steps=6)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert own.name == "mix" and own.graph is matchings
+
+
+def test_extra_arguments_reach_those_who_name_them():
+    def mix(model, state, loss):
+        return jax.tree.map(lambda x: 0 * x + loss, model), state
+
+    own = djax.mechanism(lambda params: (), mix, WORKERS)
+    updates, _ = own.update({"x": jnp.zeros(2)}, (), {"x": jnp.ones(2)}, loss=3.0, z=1)
+    np.testing.assert_array_equal(updates["x"], np.full(2, 3.0))
+
+
+LOSSY = communicators.simulated(N, drop_probability=0.1)
+WRONG = {
+    "init": (lambda: djax.mechanism(None, swap, WORKERS), "init must be a function"),
+    "mix": (lambda: djax.mechanism(start, 3, WORKERS), "mix must be a function"),
+    "communicator": (lambda: djax.mechanism(start, swap, RING), "needs a communicator"),
+    "graph": (
+        lambda: djax.mechanism(start, swap, WORKERS, RING.graph),
+        r"make one of it by topologies.from_networkx\(graph\)",
+    ),
+    "size": (
+        lambda: djax.mechanism(start, swap, WORKERS, topologies.ring(5)),
+        "has 5 workers but the communicator has 4",
+    ),
+    "losses": (
+        lambda: djax.mechanism(start, swap, LOSSY, needs_every_message=True),
+        "swap needs every message",
+    ),
+    "result": (
+        lambda: updates_of(djax.mechanism(start, lambda x, s: x, WORKERS)),
+        r"mix must return two values, \(displacement, state\)",
+    ),
+    "displacement": (
+        lambda: updates_of(djax.mechanism(start, lambda x, s: (x["b"], s), WORKERS)),
+        "mix must return a displacement like the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_mistakes_are_named(name):
+    make, message = WRONG[name]
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
