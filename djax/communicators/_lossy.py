@@ -19,6 +19,7 @@ Probability = Any
 """One number for all links, or `float64[n, n]`: `[i, j]` is of what i hears from j."""
 
 _BURSTS = 7  # Tells the draws of a link's condition from those of single messages.
+_BEFORE = 2**32 - 1  # In place of the number of a step: before the first one.
 
 
 class GilbertElliott(NamedTuple):
@@ -254,7 +255,7 @@ class LossyCommunicator:
         now = jnp.asarray(step, jnp.int32)
         now, u = jax.lax.while_loop(stays, before, (now, draw(now)))
         # Of a link that has not changed since the first step, that is drawn anew.
-        first = jax.random.uniform(jax.random.fold_in(key, -1))
+        first = jax.random.uniform(jax.random.fold_in(key, _BEFORE))
         in_the_long_run = to_bad / jnp.maximum(to_bad + to_good, 1e-30)
         unchanged = (to_bad <= u) & (u < 1 - to_good)
         return jnp.where(unchanged, first < in_the_long_run, u < to_bad)
