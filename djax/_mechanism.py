@@ -213,7 +213,7 @@ def build(
       graph: between whom, if not between all.
       mix: `(model, state, **extra) -> (displacement, state)`.
       update: in place of `mix`, for a mechanism whose result is not a displacement
-        that is added to the updates: `(updates, state, params) -> (updates, state)`.
+        that is added to the updates: as in optax.
       overlap: whether `mix` gets the parameters without the updates.
       facts: names of :data:`djax._refusals.REASONS`; `overlap` is one of them.
       matrices: see :class:`Part`.
@@ -229,24 +229,16 @@ def build(
         check_same(name, communicator, params, **given)
         return init(params)
 
-    def move(updates, state, params, extra):
-        if update is not None:
-            return update(updates, state, params)
-        model = params if overlap else optax.apply_updates(params, updates)
-        displacement, state = _mixed(name, mix, model, state, extra)
-        updates = jax.tree.map(
-            lambda u, d: (wide(u) + d).astype(u.dtype), updates, displacement
-        )
-        return updates, state
+    move = update or _displacing(name, mix, overlap)
 
     def step(updates, state, params=None, **extra):
         params = check_params(name, params)
         if not hasattr(state, "step") or not (turns := _turns(graph)):
-            return move(updates, state, params, extra)
+            return move(updates, state, params, **extra)
         updates, moved = alternate(
             state.step,
             turns,
-            (lambda *same: same, lambda u, s: move(u, s, params, extra)),
+            (lambda *same: same, lambda u, s: move(u, s, params, **extra)),
             *(updates, state),
         )
         return updates, moved._replace(step=optax.safe_increment(state.step))
@@ -267,6 +259,20 @@ def build(
         parts=[part],
     )
     return made
+
+
+def _displacing(name: str, mix: Any, overlap: bool) -> Callable[..., Any]:
+    """The adapter: an update of optax, made of how far the averaging moves a model."""
+
+    def update(updates, state, params, **extra):
+        model = params if overlap else optax.apply_updates(params, updates)
+        displacement, state = _mixed(name, mix, model, state, extra)
+        updates = jax.tree.map(
+            lambda u, d: (wide(u) + d).astype(u.dtype), updates, displacement
+        )
+        return updates, state
+
+    return update
 
 
 def _turns(graph: Graph | None) -> list[int] | None:
@@ -342,7 +348,7 @@ def collecting() -> Iterator[list[Part]]:
         _PARTS.reset(token)
 
 
-def _announcing(parts: Sequence[Part], init: InitFn) -> InitFn:
+def _announcing(parts: Sequence[Part], init: InitFn) -> Any:
     @functools.wraps(init)
     def announced(params):
         if (found := _PARTS.get()) is not None:

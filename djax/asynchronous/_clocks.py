@@ -69,7 +69,8 @@ class Rounds(NamedTuple):
     ) -> "Axes":
         """Draws each worker's gradients as bars, as of :class:`Events`."""
         end = float(self.end[-1])
-        return _plot.plot_rounds(self, ax, end if until is None else until)
+        until = end if until is None else until
+        return _plot.plot_rounds(self.start, self.finish, self.end, ax, until)
 
 
 def draw_events(

@@ -136,7 +136,7 @@ class Events:
 
     def plot_pairs(self, ax: "Axes | None" = None) -> "Axes":
         """Draws who averaged with whom as a heat map, and returns its axes."""
-        return _plot.plot_pairs(self, ax)
+        return _plot.plot_pairs(self.pair_counts, ax)
 
     def plot_timeline(
         self, ax: "Axes | None" = None, until: float | None = None
@@ -153,11 +153,15 @@ class Events:
         Returns:
           The axes.
         """
-        return _plot.plot_timeline(self, ax, self.duration if until is None else until)
+        gradients = self.is_gradient
+        finished = [self.time[gradients & (self.worker == i)] for i in range(self.size)]
+        meetings = np.stack([self.time, self.worker, self.peer])[:, ~gradients]
+        until = self.duration if until is None else until
+        return _plot.plot_timeline(finished, meetings, self.duration, ax, until)
 
     def plot_staleness(self, ax: "Axes | None" = None) -> "Axes":
         """Draws a histogram of the staleness, and returns its axes."""
-        return _plot.plot_staleness(self, ax)
+        return _plot.plot_staleness(self.staleness, ax)
 
     def __repr__(self) -> str:
         gradients = int(self.is_gradient.sum())

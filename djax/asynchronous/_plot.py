@@ -1,5 +1,6 @@
 """Pictures of asynchronous runs."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -7,25 +8,22 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ._clocks import Rounds
-    from ._events import Events
-
 _BAR = 0.6  # Of the distance between two workers.
 
 
-def plot_pairs(events: "Events", ax: "Axes | None") -> "Axes":
-    """A heat map of who averaged with whom."""
+def plot_pairs(counts: np.ndarray, ax: "Axes | None") -> "Axes":
+    """A heat map of who averaged with whom, `int[n, n]` how often."""
     ax = make_axes(ax)
-    image = ax.imshow(events.pair_counts, cmap="viridis", interpolation="nearest")
+    image = ax.imshow(counts, cmap="viridis", interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label="averagings")
     ax.set(xlabel="worker", ylabel="worker")
     return ax
 
 
-def plot_staleness(events: "Events", ax: "Axes | None") -> "Axes":
-    """A histogram."""
+def plot_staleness(staleness: np.ndarray, ax: "Axes | None") -> "Axes":
+    """A histogram of `int[gradients]`."""
     ax = make_axes(ax)
-    counts = np.bincount(events.staleness, minlength=1)
+    counts = np.bincount(staleness, minlength=1)
     ax.bar(np.arange(len(counts)), counts / max(1, counts.sum()))
     ax.set(
         xlabel="averagings during a gradient's computation", ylabel="share of gradients"
@@ -33,28 +31,53 @@ def plot_staleness(events: "Events", ax: "Axes | None") -> "Axes":
     return ax
 
 
-def plot_timeline(events: "Events", ax: "Axes | None", until: float) -> "Axes":
-    """A bar for each gradient, and a line between the two ends of an averaging."""
+def plot_timeline(
+    finished: Sequence[np.ndarray],
+    meetings: np.ndarray,
+    duration: float,
+    ax: "Axes | None",
+    until: float,
+) -> "Axes":
+    """A bar for each gradient, and a line between the two ends of an averaging.
+
+    Args:
+      finished: for each worker when its gradients end, `float[gradients]`.
+      meetings: `float[3, averagings]`, their times and the two workers.
+      duration: when everything ends, gradients that are not finished as well.
+      ax: where to draw; by default new axes.
+      until: end of the picture.
+    """
     ax = make_axes(ax)
-    gradients, past = events.is_gradient, events.time <= until
-    for i in range(events.size if gradients.any() else 0):
-        finish = events.time[gradients & (events.worker == i)]
+    for i, finish in enumerate(finished if any(map(len, finished)) else ()):
         start = np.concatenate([[0.0], finish])  # The last one is not finished.
-        _bars(ax, i, start, np.concatenate([finish, [events.duration]]), until)
-    meets = ~gradients & past
-    ends = np.stack([events.worker[meets], events.peer[meets]])
-    ax.vlines(events.time[meets], *ends, color="crimson", linewidth=1)
-    ax.scatter(np.tile(events.time[meets], 2), ends.ravel(), color="crimson", s=8)
-    return _finish(ax, events.size, until)
+        _bars(ax, i, start, np.concatenate([finish, [duration]]), until)
+    time, *ends = meetings[:, meetings[0] <= until]
+    ax.vlines(time, *ends, color="crimson", linewidth=1)
+    ax.scatter(np.tile(time, 2), np.concatenate(ends), color="crimson", s=8)
+    return _finish(ax, len(finished), until)
 
 
-def plot_rounds(rounds: "Rounds", ax: "Axes | None", until: float) -> "Axes":
-    """A bar for each gradient, gaps where workers wait, a line at each all-reduce."""
+def plot_rounds(
+    start: np.ndarray,
+    finish: np.ndarray,
+    end: np.ndarray,
+    ax: "Axes | None",
+    until: float,
+) -> "Axes":
+    """A bar for each gradient, gaps where workers wait, a line at each all-reduce.
+
+    Args:
+      start: `float[steps]`, when the gradients begin.
+      finish: `float[steps, n]`, when they end.
+      end: `float[steps]`, when the all-reduces end.
+      ax: where to draw; by default new axes.
+      until: end of the picture.
+    """
     ax = make_axes(ax)
-    size = rounds.finish.shape[1]
+    size = finish.shape[1]
     for i in range(size):
-        _bars(ax, i, rounds.start, rounds.finish[:, i], until)
-    ends = rounds.end[rounds.end <= until]
+        _bars(ax, i, start, finish[:, i], until)
+    ends = end[end <= until]
     ax.vlines(ends, -_BAR / 2, size - 1 + _BAR / 2, color="crimson", linewidth=1)
     return _finish(ax, size, until)
 

@@ -41,6 +41,8 @@ from ._graphs import ring as ring
 from ._graphs import social_network as social_network
 from ._graphs import torus as torus
 from ._matcha import matcha as matcha
+from ._names import BUILDERS as BUILDERS
+from ._names import SCHEDULES as SCHEDULES
 from ._one_peer import one_peer_exponential as one_peer_exponential
 from ._one_peer import one_peer_hypercube as one_peer_hypercube
 from ._random import random_matchings as random_matchings
@@ -57,28 +59,3 @@ from ._trees import star as star
 # What mechanisms average over: both have `matrices`, `rounds_at`, `round_weights_at`,
 # `period`, `symmetric`, `doubly_stochastic` and `spectral_gap`.
 Graph = Topology | Schedule
-
-# What a command line can offer: getattr(topologies, name)(size) is a Topology.
-BUILDERS = (
-    "ring",
-    "chain",
-    "star",
-    "complete",
-    "torus",
-    "hypercube",
-    "exponential",
-    "binary_tree",
-    "regular_tree",
-    "social_network",
-)
-
-# Likewise, getattr(topologies, name)(size) is a Schedule.
-SCHEDULES = (
-    "one_peer_exponential",
-    "one_peer_hypercube",
-    "base_graph",
-    "simple_base_graph",
-    "hyper_hypercube",
-    "equi_dyn",
-    "random_matchings",
-)

@@ -7,6 +7,7 @@ import networkx as nx
 import numpy as np
 
 from ._checks import TOLERANCE, describe, is_array, is_communicator
+from ._names import BUILDERS, SCHEDULES
 from ._schedule import Schedule
 from ._topology import Topology
 
@@ -107,8 +108,6 @@ def _to_topology(value: Any) -> str:
     """How a Topology is made of what was passed."""
     if isinstance(value, Schedule):
         return "a Schedule is directed: use it with push_sum and sgp"
-    from . import BUILDERS  # They need this module.
-
     return _to_graph(value, BUILDERS)
 
 
@@ -127,8 +126,6 @@ def _to_graph(value: Any, builders: Sequence[str] = ()) -> str:
         return "the topology comes before the communicator"
     if isinstance(value, Sequence) and any(isinstance(v, Topology) for v in value):
         return "pass one of them at a time (djax.interleave joins their mechanisms)"
-    from . import BUILDERS, SCHEDULES  # They need this module.
-
     return _by_call(value, builders or (*BUILDERS, *SCHEDULES))
 
 

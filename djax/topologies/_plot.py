@@ -11,30 +11,37 @@ from ._checks import TOLERANCE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ._schedule import Schedule
-    from ._topology import Topology
-
 _WIDEST_EDGE = 2.0  # points
 # More graphs side by side are too small to be read, and the page ends.
 _MOST_STEPS = 12
 _STEP_WIDTH = 1.6  # inches
 
 
-def plot(topology: "Topology", ax: "Axes | None") -> "Axes":
-    """Draws trees outwards from their center, and other graphs on a circle."""
+def plot_graph(
+    graph: nx.Graph, weights: np.ndarray, title: str, ax: "Axes | None"
+) -> "Axes":
+    """Draws trees outwards from their center, and other graphs on a circle.
+
+    Args:
+      graph: on the nodes `0, ..., n - 1`.
+      weights: `float64[n, n]`; edges are as wide as theirs.
+      title: of the picture.
+      ax: where to draw; by default new axes.
+    """
     if ax is None:
         # Only pictures need matplotlib, so that the library does not depend on it.
         import matplotlib.pyplot as plt
 
         _, ax = plt.subplots()
-    weights = np.abs([topology.mixing_matrix[edge] for edge in topology.edges])
-    layout = _tree_layout if topology.is_tree else _circle_layout
+    edges = list(graph.edges)
+    widths = np.abs([weights[edge] for edge in edges])
+    layout = _tree_layout if nx.is_tree(graph) else _circle_layout
     nx.draw_networkx(
-        topology.graph,
-        layout(topology.graph),
+        graph,
+        layout(graph),
         ax=ax,
-        edgelist=topology.edges,
-        width=_WIDEST_EDGE * weights / weights.max(initial=1e-12),
+        edgelist=edges,
+        width=_WIDEST_EDGE * widths / widths.max(initial=1e-12),
         node_color="white",
         edgecolors="black",
         edge_color="gray",
@@ -42,25 +49,30 @@ def plot(topology: "Topology", ax: "Axes | None") -> "Axes":
     )
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_axis_off()
-    ax.set_title(f"{topology.name}, {topology.size} workers")
+    ax.set_title(title)
     return ax
 
 
-def plot_schedule(
-    schedule: "Schedule", axes: "Sequence[Axes] | np.ndarray | None"
+def plot_steps(
+    matrices: np.ndarray, axes: "Sequence[Axes] | np.ndarray | None"
 ) -> np.ndarray:
-    """Draws the steps of a period side by side."""
+    """Draws the steps of a period side by side.
+
+    Args:
+      matrices: `float64[period, n, n]`, the weights of the messages.
+      axes: where to draw, one for each step that is shown; by default new ones.
+    """
     if axes is None:
         import matplotlib.pyplot as plt  # See above.
 
-        count = min(schedule.period, _MOST_STEPS)
+        count = min(len(matrices), _MOST_STEPS)
         size = (_STEP_WIDTH * count, 1.2 * _STEP_WIDTH)
         _, axes = plt.subplots(1, count, figsize=size, squeeze=False)
-    shown = np.ravel(np.asarray(axes, object))[: schedule.period]
+    shown = np.ravel(np.asarray(axes, object))[: len(matrices)]
     for t, ax in enumerate(shown):
-        _draw_step(schedule.matrices[t], ax)
+        _draw_step(matrices[t], ax)
         ax.set_title(f"step {t}", fontsize=8)
-    if more := schedule.period - len(shown):
+    if more := len(matrices) - len(shown):
         shown[-1].annotate(
             f"and {more} more",
             xy=(1.0, 0.0),

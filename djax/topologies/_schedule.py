@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ._checks import TOLERANCE, describe
 from ._coloring import Rounds
 from ._permutations import messages_in_rounds, round_weights
-from ._plot import plot_schedule
+from ._plot import plot_steps
 from ._rounding import column_weights, numbers
 from ._schedule_checks import check_matrices, contraction
 
@@ -153,7 +153,7 @@ class Schedule:
         Returns:
           The array of the axes.
         """
-        return plot_schedule(self, axes)
+        return plot_steps(self.matrices, axes)
 
     @cached_property
     def _first_equal(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ._checks import check_graph, check_is_graph, check_mixing_matrix, describe
 from ._coloring import Rounds, edge_coloring
-from ._plot import plot
+from ._plot import plot_graph
 from ._rounding import numbers, symmetric_weights
 
 if TYPE_CHECKING:
@@ -204,7 +204,8 @@ class Topology:
         Returns:
           The axes.
         """
-        return plot(self, ax)
+        title = f"{self.name}, {self.size} workers"
+        return plot_graph(self.graph, self.mixing_matrix, title, ax)
 
     @cached_property
     def _multiplicities(self) -> tuple[int, ...]:

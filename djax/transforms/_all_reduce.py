@@ -63,7 +63,8 @@ def all_reduce(communicator: Communicator, *, overlap: bool = False) -> Mechanis
             return optax.EmptyState()
         return AllReduceState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates, state, params):
+    def update(updates, state, params, **extra):
+        del extra
         fresh = updates
         if overlap:
             updates = state.pending

@@ -108,7 +108,8 @@ def dcd(
         state = init_compressor(compressor, params, communicator)
         return DCDState(sent, pull, state, jnp.zeros((), jnp.int32), label)
 
-    def update(updates, state, params):
+    def update(updates, state, params, **extra):
+        del extra
         check_state(
             "dcd",
             state,

@@ -113,7 +113,8 @@ def ecd(
         step = jnp.zeros((), jnp.int32)
         return ECDState(average, start_of(params), state, step, label)
 
-    def update(updates, state, params):
+    def update(updates, state, params, **extra):
+        del extra
         check_state(
             "ecd",
             state,

@@ -36,7 +36,7 @@ def check_mixing(
 
 
 def mixing_matrices(
-    graph: Graph, consensus_rate: ArrayLike
+    graph: Graph, consensus_rate: float | jax.Array
 ) -> Callable[[], np.ndarray] | None:
     r"""Returns a function that makes :math:`(1 - \rho) I + \rho W_t` of each step.
 

@@ -163,7 +163,8 @@ def relay(
             graph=label,
         )
 
-    def update(updates, state, params):
+    def update(updates, state, params, **extra):
+        del extra
         models = ("initial",) if missing == "initial" else ()
         check_state("relay", state, RelayState, params, *models, label=label)
         model = optax.apply_updates(params, updates)

@@ -1,0 +1,58 @@
+"""Modules import downwards only: there is no cycle, not even of types alone."""
+
+import ast
+import pathlib
+
+import networkx as nx
+
+import djax
+
+ROOT = pathlib.Path(djax.__file__).parent
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in ROOT.rglob("*.py")}
+
+
+def imported(name, path):
+    """The modules of djax that a module names in an import, wherever it stands."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            names = [
+                name if (name := f"{base}.{alias.name}") in MODULES else base
+                for alias in node.names
+            ]
+        else:
+            continue
+        yield from (found for found in names if found in MODULES)
+
+
+def graph_of_imports():
+    """An edge from each module to those that it names in an import."""
+    graph = nx.DiGraph()
+    for name, path in MODULES.items():
+        graph.add_edges_from((name, found) for found in imported(name, path))
+    return graph
+
+
+def test_there_is_no_cycle():
+    cycles = [sorted(c) for c in nx.strongly_connected_components(graph_of_imports())]
+    assert not [cycle for cycle in cycles if len(cycle) > 1]
+
+
+def test_the_reading_finds_imports():
+    graph = graph_of_imports()
+    assert ("djax._alternate", "djax.accounting") in graph.edges
+    assert ("djax.transforms._gossip", "djax.mixing") in graph.edges
+    assert ("djax", "djax.transforms") in graph.edges
