@@ -7,6 +7,7 @@ process. Nothing else changes: the same seed gives the same numbers.
     mpirun -n 4 python -m experiments.train                   # 4 workers, over MPI
     python -m experiments.train --workers 32 --topology social_network
     python -m experiments.train --algorithm relay_sgd --topology chain --workers 8
+    python -m experiments.train --topology base_graph --message-dtype bfloat16
     python -m experiments.train --task quadratics --split iid --optimizer adam
     python -m experiments.train --algorithm a2cid2 --speeds 1 1 1 0.25
 
@@ -35,6 +36,7 @@ from .common import (
     asynchronous,
     checkpoints,
     errors,
+    graphs,
     optimizers,
     options,
     partition,
@@ -50,7 +52,6 @@ from .common.config import (
     check,
     identify,
     make_communicator,
-    make_topologies,
 )
 from .common.errors import UsageError
 
@@ -72,7 +73,9 @@ class Run:
             self.communicator, "the configurations", [agreed] * len(local)
         )
         size = self.communicator.size
-        self.topologies = make_topologies(config, size)
+        self.graphs = graphs.make_graphs(
+            config.topology, size, config.topology_options, config.weights
+        )
         setting = tasks.Setting(
             size,
             local,
@@ -175,7 +178,7 @@ class Run:
             config.averaging,
             config.base,
             self.steps,
-            self.topologies,
+            self.graphs,
             self.communicator,
         )
         return synchronous.Synchronous(
@@ -189,7 +192,7 @@ class Run:
                 config.clocks, self.communicator.size, self.steps, config.seed
             ),
             checkpoints.Saver(
-                config.saving, self.communicator, identify(config, self.topologies)
+                config.saving, self.communicator, identify(config, self.graphs)
             ),
             config.collapse,
         )
@@ -202,16 +205,17 @@ class Run:
                 f"--algorithm {name} is not for --communicator mesh: start it under "
                 "mpirun, or leave the option away to simulate it."
             )
-        if config.drop_probability or config.weights != Config.weights:
-            raise UsageError(
-                f"--algorithm {name} has no options --drop-probability and --weights: "
-                "neighbours exchange models and take their mean."
-            )
-        if len(self.topologies) > 1:
+        if len(self.graphs) > 1:
             raise UsageError(
                 f"--algorithm {name} needs one graph: choose a --topology."
             )
-        (topology,) = self.topologies
+        (topology,) = self.graphs
+        if not isinstance(topology, djax.Topology):
+            raise UsageError(
+                f"--algorithm {name} needs an undirected graph that does not change "
+                f"with time, which --topology {config.topology} is not here: choose "
+                f"one such as --topology {graphs.FIXED}."
+            )
         if name == "a2cid2" and config.clocks.rate == 0 and topology.size > 1:
             raise UsageError(
                 "--rate 0.0: no averagings connect worker 1 with the others; "
@@ -238,7 +242,7 @@ class Run:
                 config.clocks.rate,
                 self.steps,
                 config.seed,
-                identity=identify(config, self.topologies, BUDGET),
+                identity=identify(config, self.graphs, BUDGET),
             )
         events = asynchronous.make_events(
             config.clocks, topology, self.steps, config.seed

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import optax
 
 import djax
+from djax.topologies import Graph
 from djax.transforms._d2 import check_d2
 from djax.transforms._relay import Missing
 
 from .errors import UsageError, lookup
+from .graphs import FIXED
 from .optimizers import BaseOptimizer, make_base
 from .options import read_options
 
@@ -36,7 +38,7 @@ class Algorithm:
     missing: Missing = "initial"
     """What stands for the models that have not reached a worker of relay_sgd."""
     rounds: int = 1
-    """Exchanges in each step of sgp."""
+    """Exchanges in each step of sgp; each takes the next step of its graph."""
     rank: int = 1
     """Rank of power_gossip's corrections."""
     iterations: int = 1
@@ -57,14 +59,15 @@ class Algorithm:
     bits: int = 2
     """Bits of each coordinate in moniqua's messages."""
     check: bool = True
-    """Refuse mixing weights on which d2_sgd diverges: with an eigenvalue below -1/3."""
+    """Refuse graphs on which d2_sgd diverges: fixed ones whose mixing weights have an
+    eigenvalue below -1/3, and many of those that change with time."""
 
 
-def _each(topologies, make):
-    """A mechanism, or one for each topology's share of the coordinates."""
-    if len(topologies) == 1:
-        return make(topologies[0])
-    return djax.interleave([make(topology) for topology in topologies])
+def _each(graphs, make):
+    """A mechanism, or one for each graph's share of the coordinates."""
+    if len(graphs) == 1:
+        return make(graphs[0])
+    return djax.interleave([make(graph) for graph in graphs])
 
 
 def _rate(config) -> float:
@@ -80,72 +83,84 @@ def _tuned_rate(config) -> float:
     return config.consensus_rate
 
 
-def _gossip(config, topologies, communicator, **options):
+def _gossip(config, graphs, communicator, **options):
     rate = options.pop("consensus_rate", _rate(config))
     return _each(
-        topologies,
-        lambda t: djax.gossip(t, communicator, consensus_rate=rate, **options),
+        graphs,
+        lambda g: djax.gossip(g, communicator, consensus_rate=rate, **options),
     )
 
 
-def _overlapping_gossip(config, topologies, communicator):
-    return _gossip(config, topologies, communicator, overlap=config.overlap)
+def _overlapping_gossip(config, graphs, communicator):
+    return _gossip(config, graphs, communicator, overlap=config.overlap)
 
 
 TREES = "chain, star, binary_tree, regular_tree or double_binary_trees"
 
 
-def _relay(config, topologies, communicator):
-    for topology in topologies:
-        if len(topology.edges) != topology.size - 1:
-            raise UsageError(
-                f"--algorithm {config.algorithm} needs a tree, but --topology "
-                f"{topology.name} has cycles; choose --topology {TREES}."
-            )
+def _relay(config, graphs, communicator):
+    for graph in graphs:
+        if isinstance(graph, djax.Topology) and graph.is_tree:
+            continue
+        fixed = isinstance(graph, djax.Topology)
+        problem = "has cycles" if fixed else "is directed or changes with time"
+        raise UsageError(
+            f"--algorithm {config.algorithm} needs a tree, but --topology "
+            f"{graph.name} {problem}; choose --topology {TREES}."
+        )
     options = {"missing": config.missing, "overlap": config.overlap}
-    return _each(topologies, lambda t: djax.relay(t, communicator, **options))
+    return _each(graphs, lambda g: djax.relay(g, communicator, **options))
 
 
-def _relay_of_updates(config, topologies, communicator):
-    return djax.on_updates(_relay(config, topologies, communicator))
+def _relay_of_updates(config, graphs, communicator):
+    return djax.on_updates(_relay(config, graphs, communicator))
 
 
-def _d2(config, topologies, communicator):
-    for topology in topologies if config.check else ():
-        check_d2(config.algorithm, topology, _rate(config))
-    return djax.d2(_gossip(config, topologies, communicator), check=config.check)
+def _d2(config, graphs, communicator):
+    for graph in graphs if config.check else ():
+        if isinstance(graph, djax.Topology):  # Its error names weights that are fine.
+            check_d2(config.algorithm, graph, _rate(config))
+    return djax.d2(_gossip(config, graphs, communicator), check=config.check)
 
 
-def _exact_diffusion(config, topologies, communicator):
-    return djax.d2(_gossip(config, topologies, communicator, consensus_rate=0.5))
+def _exact_diffusion(config, graphs, communicator):
+    return djax.d2(_gossip(config, graphs, communicator, consensus_rate=0.5))
 
 
-def _gradient_tracking(config, topologies, communicator):
-    return djax.gradient_tracking(_gossip(config, topologies, communicator))
+def _gradient_tracking(config, graphs, communicator):
+    return djax.gradient_tracking(_gossip(config, graphs, communicator))
 
 
-def _push_sum(config, topologies, communicator):
-    del topologies  # Its own graph has the parameters equal to the models.
-    schedule = djax.topologies.one_peer_exponential(communicator.size)
+def _push_sum(config, graphs, communicator):
+    schedule = graphs[0]
+    if not isinstance(schedule, djax.Schedule):
+        schedule = djax.topologies.one_peer_exponential(communicator.size)
     return djax.push_sum(
         schedule, communicator, rounds=config.rounds, overlap=config.overlap
     )
 
 
-def _all_reduce(config, topologies, communicator):
-    del topologies
+def _all_reduce(config, graphs, communicator):
+    del graphs
     return djax.all_reduce(communicator, overlap=config.overlap)
 
 
-def _check_whole(what, topologies):
-    if len(topologies) > 1:  # Among which single coordinates are dealt out.
+def _check_whole(what, graphs):
+    if len(graphs) > 1:  # Among which single coordinates are dealt out.
         raise UsageError(f"{what} needs whole matrices: choose one --topology.")
 
 
-def _power_gossip(config, topologies, communicator):
-    _check_whole("--algorithm power_gossip", topologies)
+def _power_gossip(config, graphs, communicator):
+    _check_whole("--algorithm power_gossip", graphs)
+    (graph,) = graphs
+    if not graph.symmetric:
+        raise UsageError(
+            "--algorithm power_gossip needs messages that go both ways, which those of "
+            f"--topology {graph.name} do not here; choose one such as --topology "
+            f"base_graph, random_matchings, {FIXED}."
+        )
     return djax.power_gossip(
-        topologies[0],
+        graph,
         communicator,
         config.rank,
         config.iterations,
@@ -166,10 +181,20 @@ COMPRESSORS = {
 """The codes of :mod:`djax.compressors`, and their options by default."""
 
 
-def _compressor(config, topologies, default, unbiased) -> djax.Compressor:
+def _check_fixed(config, graphs):
+    for graph in graphs:
+        if graph.period > 1:  # Workers keep copies of their neighbours' models.
+            raise UsageError(
+                f"--algorithm {config.algorithm} needs a graph that does not change "
+                f"with time, as --topology {graph.name} does; choose one such as "
+                f"--topology {FIXED}."
+            )
+
+
+def _compressor(config, graphs, default, unbiased) -> djax.Compressor:
     name = lookup("--compressor", config.compressor or default, COMPRESSORS)
     if name == "low_rank":
-        _check_whole("--compressor low_rank", topologies)
+        _check_whole("--compressor low_rank", graphs)
     make = getattr(djax.compressors, name)
     parameters = inspect.signature(make).parameters
     options = COMPRESSORS[name]
@@ -189,9 +214,11 @@ def _compressor(config, topologies, default, unbiased) -> djax.Compressor:
         raise UsageError(f"--compressor {name}: {error}") from error
 
 
-def _with_code(make):
-    def average(config, topologies, communicator):
-        code = _compressor(config, topologies, "top_k", unbiased=False)
+def _with_code(make, fixed):
+    def average(config, graphs, communicator):
+        if fixed:
+            _check_fixed(config, graphs)
+        code = _compressor(config, graphs, "top_k", unbiased=False)
         if not code.contraction:
             raise UsageError(
                 f"--algorithm {config.algorithm} needs a contraction, which "
@@ -199,30 +226,31 @@ def _with_code(make):
                 "unbiased True: leave that option away."
             )
         rate, options = _tuned_rate(config), {"overlap": config.overlap}
-        return _each(topologies, lambda t: make(t, communicator, code, rate, **options))
+        return _each(graphs, lambda g: make(g, communicator, code, rate, **options))
 
     return average
 
 
-def _moniqua(config, topologies, communicator):
+def _moniqua(config, graphs, communicator):
     rate = _tuned_rate(config)
     options = {"bits": config.bits, "overlap": config.overlap}
     return _each(
-        topologies,
-        lambda t: djax.moniqua(t, communicator, config.theta, rate, **options),
+        graphs,
+        lambda g: djax.moniqua(g, communicator, config.theta, rate, **options),
     )
 
 
 def _with_copies(make):
-    def average(config, topologies, communicator):
-        code = _compressor(config, topologies, "quantize", unbiased=True)
+    def average(config, graphs, communicator):
+        _check_fixed(config, graphs)
+        code = _compressor(config, graphs, "quantize", unbiased=True)
         if not code.unbiased:
             raise UsageError(
                 f"--algorithm {config.algorithm} needs an unbiased code, which "
                 f"--compressor {config.compressor or 'quantize'} is not here: choose "
                 "identity, quantize or random_k, and leave their option unbiased away."
             )
-        return _each(topologies, lambda t: make(t, communicator, code))
+        return _each(graphs, lambda g: make(g, communicator, code))
 
     return average
 
@@ -277,7 +305,7 @@ class _Recipe(NamedTuple):
     """An algorithm.
 
     Attributes:
-      average: makes the mechanism of config, topologies and communicator.
+      average: makes the mechanism of config, graphs and communicator.
       options: the fields of the config that mean something to it.
       compose: puts it together of config, base, steps and mechanism.
     """
@@ -313,8 +341,8 @@ ALGORITHMS = {
     "power_gossip": _Recipe(
         _power_gossip, GOSSIP | {"rank", "iterations", "warm_start"}
     ),
-    "choco_sgd": _Recipe(_with_code(djax.choco_gossip), GOSSIP | CODE),
-    "deep_squeeze": _Recipe(_with_code(djax.deep_squeeze), GOSSIP | CODE),
+    "choco_sgd": _Recipe(_with_code(djax.choco_gossip, fixed=True), GOSSIP | CODE),
+    "deep_squeeze": _Recipe(_with_code(djax.deep_squeeze, fixed=False), GOSSIP | CODE),
     "moniqua": _Recipe(_moniqua, GOSSIP | {"theta", "bits"}),
     "dcd_psgd": _Recipe(_with_copies(djax.dcd), {"local_steps"} | CODE),
     "ecd_psgd": _Recipe(_with_copies(djax.ecd), {"local_steps"} | CODE),
@@ -325,7 +353,7 @@ def make_optimizer(
     config: Algorithm,
     base: BaseOptimizer,
     steps: int,
-    topologies: Sequence[djax.Topology],
+    graphs: Sequence[Graph],
     communicator: djax.Communicator,
 ) -> optax.GradientTransformation:
     """Makes the base optimizer decentralized.
@@ -334,7 +362,7 @@ def make_optimizer(
       config: from the command line.
       base: what every worker does with its gradients, likewise.
       steps: of the whole training.
-      topologies: who talks to whom; the coordinates are dealt out among several.
+      graphs: who talks to whom; the coordinates are dealt out among several.
       communicator: how messages travel.
 
     Returns:
@@ -345,7 +373,7 @@ def make_optimizer(
     """
     recipe = ALGORITHMS[config.algorithm]
     check_options(config, recipe.options)
-    mechanism = recipe.average(config, topologies, communicator)
+    mechanism = recipe.average(config, graphs, communicator)
     return recipe.compose(config, base, steps, mechanism)
 
 

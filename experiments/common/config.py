@@ -1,22 +1,19 @@
 """A training as the command line describes it."""
 
-import contextlib
 import dataclasses
 import pathlib
-import zlib
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-import numpy as np
-
 import djax
-from djax import _checkpoints, communicators, topologies
+from djax import _checkpoints, communicators
+from djax.topologies import Graph
 
 from . import (
     algorithms,
     asynchronous,
     checkpoints,
-    errors,
+    graphs,
     optimizers,
     ranges,
     runtime,
@@ -47,15 +44,26 @@ class Config:
     model_options: dict[str, str] = dataclasses.field(default_factory=dict)
     """Its arguments, as in `hidden "(64,)"` or `width 0.5`."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """In which models compute; parameters and messages are float32."""
+    """In which models compute. Parameters are float32, and messages too, unless there
+    is a --message-dtype."""
     topology: str = "ring"
-    """Who talks to whom: ring, chain, star, complete, torus, hypercube, exponential,
-    binary_tree, regular_tree, social_network or double_binary_trees (two, for half of
-    the coordinates each). Relays need trees; sgp has a graph of its own, the one-peer
-    exponential, and all_reduce_sgd needs none."""
+    """Who talks to whom. Fixed graphs are ring, chain, star, complete, torus,
+    hypercube, exponential, binary_tree, regular_tree, social_network, equi_static and
+    double_binary_trees (two, for half of the coordinates each). With base_graph,
+    simple_base_graph, hyper_hypercube, one_peer_hypercube, one_peer_exponential,
+    equi_dyn, random_matchings and matcha the neighbours change from step to step, so
+    that workers come together fast although each of them sends few messages. Relays
+    need trees; choco_sgd, dcd_psgd, ecd_psgd, a2cid2 and adpsgd a fixed graph;
+    power_gossip one whose messages go both ways. sgp has the one_peer_exponential
+    unless another graph that changes is named, and all_reduce_sgd needs none."""
+    topology_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Arguments of the graph, as in `rows 2` of a torus, `degree 3` of equi_static
+    (which needs it), `max_degree 2` of a base_graph, `period 100 seed 1` of
+    random_matchings, or `base torus budget 0.3` of matcha."""
     weights: str = "metropolis"
-    """Mixing weights of gossip: metropolis, uniform, lazy, or a number for every
-    edge."""
+    """Mixing weights of a fixed graph: metropolis, uniform, lazy, best_constant or
+    fastest (which bring the workers together fastest, of equal weights or of any), or a
+    number for every edge. Graphs that change have weights of their own."""
     split: str | None = None
     """Who holds which samples: iid, dirichlet:ALPHA, shards:K, reshuffled (iid, anew in
     each epoch) or whole (each worker has all of them); of texts contiguous or iid. By
@@ -64,8 +72,20 @@ class Config:
     """Number of workers: 4 by default; under mpirun, the number of ranks."""
     communicator: Literal["auto", "simulated", "mesh", "mpi"] = "auto"
     """How messages travel; auto is mpi under a launcher, else simulated."""
+    message_dtype: (
+        Literal["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"] | None
+    ) = None
+    """To what the numbers are rounded that workers send to their neighbours, to save a
+    half or three quarters of the bytes; by default they are sent as they are."""
+    rounding_seed: int | None = None
+    """Round to --message-dtype up or down at random, by draws of this seed, so that
+    small differences between models are not always rounded away."""
     drop_probability: float = 0.0
     """Probability with which a message is lost."""
+    drop_bursts: float | None = None
+    """Lose messages in bursts: how many steps on average a link between two workers
+    loses all messages, once it has begun to. --drop-probability is then the share of
+    messages that are lost in the long run."""
     batch_size: int = 32
     """Samples of one worker's step; rows of a text."""
     accumulation: int = 1
@@ -105,6 +125,48 @@ def check(config: Config) -> None:
                 "score; an accuracy is in [0, 1]."
             )
     checkpoints.check_saving(config.saving)
+    _check_messages(config)
+
+
+def _check_messages(config: Config) -> None:
+    """Raises UsageError for messages that cannot be, or that the algorithm cannot."""
+    name = config.averaging.algorithm
+    refused, reason = (), ""
+    if name in asynchronous.ALGORITHMS:
+        refused = ("drop_probability", "drop_bursts", "message_dtype", "rounding_seed")
+        refused += ("weights",)
+        reason = "neighbours exchange whole models and take their mean"
+    elif name == "all_reduce_sgd":
+        refused = ("message_dtype", "rounding_seed")
+        reason = "sums over all workers are never rounded"
+    for option in refused:
+        if getattr(config, option) != getattr(Config, option):
+            raise UsageError(
+                f"--algorithm {name} has no option {ranges.flag(option)}: {reason}."
+            )
+    if config.rounding_seed is not None and config.message_dtype is None:
+        raise UsageError(
+            f"--rounding-seed {config.rounding_seed} rounds nothing without a "
+            "--message-dtype, such as bfloat16."
+        )
+    if config.drop_bursts is not None:
+        _check_bursts(config.drop_bursts, config.drop_probability)
+
+
+def _check_bursts(steps: float, lost: float) -> None:
+    """Raises UsageError if no link can lose messages in this way."""
+    if lost == 0:
+        raise UsageError(
+            f"--drop-bursts {steps:g} needs a --drop-probability, the share of the "
+            "messages that are lost."
+        )
+    # Links that are bad for fewer steps would have to be good for less than one.
+    if steps < (shortest := 1 / (1 - lost)):
+        raise UsageError(
+            f"--drop-bursts {steps:g} is too short for --drop-probability {lost:g}: it "
+            f"must be at least {shortest:.4g}, which is how long bursts are where "
+            "messages are lost independently."
+        )
 
 
 def _is_unbounded(task: str) -> bool:
@@ -121,16 +183,16 @@ BUDGET = {"epochs", "evaluations", "seconds", "transport", "timeout"}
 
 
 def identify(
-    config: Config, graphs: Sequence[djax.Topology], ignored: Collection[str] = ()
+    config: Config, between: Sequence[Graph], ignored: Collection[str] = ()
 ) -> dict[str, str]:
     """What two runs have in common of which one goes on with the other's workers.
 
     Args:
       config: from the command line.
-      graphs: that it names; the same name may come to mean another graph.
+      between: the graphs that it names; a name may come to mean another graph.
       ignored: further options that may differ.
     """
-    found = {"the graph": "; ".join(map(_digest, graphs))}
+    found = {"the graph": "; ".join(map(graphs.digest, between))}
     for name, value in dataclasses.asdict(config).items():
         options = dataclasses.is_dataclass(getattr(config, name))
         parts = value if options else {name: value}
@@ -141,19 +203,15 @@ def identify(
     return found | _checkpoints.environment()
 
 
-def _digest(graph: djax.Topology) -> str:
-    """A name of a graph with its weights, to what is more than rounding."""
-    edges = [(i, j, graph.multiplicity(i, j)) for i, j in graph.edges]
-    weights = np.round(graph.mixing_matrix, 9).tolist()
-    return f"{zlib.crc32(repr((edges, weights)).encode()):08x}"
-
-
 def make_communicator(config: Config) -> djax.Communicator:
     """Chooses where the workers live."""
     kind, ranks = config.communicator, communicators.launcher_size()
     if kind == "auto":
         kind = "simulated" if ranks is None else "mpi"
-    losses = {"drop_probability": config.drop_probability, "drop_seed": config.seed}
+    messages = {
+        "message_dtype": config.message_dtype,
+        "rounding_seed": config.rounding_seed,
+    }
     if kind != "mpi":
         if (ranks or 1) > 1:
             raise UsageError(
@@ -161,34 +219,28 @@ def make_communicator(config: Config) -> djax.Communicator:
                 f"launcher started {ranks}; leave mpirun away, or use mpi."
             )
         workers = 4 if config.workers is None else config.workers
-        return getattr(communicators, kind)(workers, **losses)
+        return _lossy(config, getattr(communicators, kind)(workers, **messages))
     if ranks is None:
         raise UsageError("--communicator mpi needs mpirun: mpirun -n 4 python -m ...")
-    communicator = communicators.mpi(**losses)
+    communicator = communicators.mpi(**messages)
     if config.workers not in (None, communicator.size):
         raise UsageError(
             f"--workers {config.workers}, but mpirun started {communicator.size} "
             f"ranks; use mpirun -n {config.workers}, or leave --workers away."
         )
-    return communicator
+    return _lossy(config, communicator)
 
 
-def make_topologies(config: Config, size: int) -> tuple[djax.Topology, ...]:
-    """Builds the graph that the command line names, or its pair of trees."""
-    names = (*topologies.BUILDERS, "double_binary_trees")
-    build = getattr(topologies, errors.lookup("--topology", config.topology, names))
-    if config.topology == "social_network" and size != 32:
-        raise UsageError(
-            f"--topology social_network has 32 workers, not {size}: use --workers 32, "
-            "or mpirun -n 32 where there is mpirun."
-        )
-    weights = config.weights
-    with contextlib.suppress(ValueError):
-        weights = float(weights)
-    try:
-        built = build(size, weights=weights)
-    except ValueError as error:
-        if isinstance(weights, float):
-            raise UsageError(f"--weights {config.weights}: {error}") from error
-        raise
-    return (built,) if isinstance(built, djax.Topology) else built
+def _lossy(config: Config, communicator: djax.Communicator) -> djax.Communicator:
+    """Lets messages between neighbours get lost, as the options say."""
+    lost = config.drop_probability
+    if lost == 0:
+        return communicator
+    model = lost
+    if config.drop_bursts is not None:
+        to_good = 1 / config.drop_bursts
+        # In the long run a link is bad for the share to_bad / (to_bad + to_good). Both
+        # are at most 1 together, but for rounding.
+        to_bad = min(lost * to_good / (1 - lost), 1 - to_good)
+        model = communicators.GilbertElliott(to_bad, to_good)
+    return communicators.lossy(communicator, model, seed=config.seed)

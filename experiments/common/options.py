@@ -5,7 +5,7 @@ import contextlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from .errors import UsageError, lookup
@@ -20,6 +20,12 @@ _SAID = {
     r"^\w+: consensus_rate (?=must be)": "--consensus-rate ",
     r"^draw_(?:events|rounds): (?=(?:rate|speeds|variation)\b)": "--",
     r"\bthe rate, the speeds, or what ends the run\b": "--rate, --speeds or --epochs",
+    r"^d2 diverges with this gossip: over a period of its graph\b": "D² diverges over "
+    "this --topology: in each period",
+    r"\bUse a topology in place of the schedule, or\b": "Choose a --topology that does "
+    "not change with time, or --algorithm d2_sgd with --no-check, or with",
+    r"\b(\w+)\(\d+, (max_degree|degree)=(\d+)\)": r"--topology \1 --topology-options "
+    r"\2 \3",
     r"\bring\(\d+\)": "--topology ring",
 }
 """What djax advises, by patterns, and how that is said at the command line."""
@@ -59,7 +65,12 @@ def check_ranges(
 
 
 def read_options(
-    what: str, make: Callable, options: Mapping[str, str], *, given: int = 1
+    what: str,
+    make: Callable,
+    options: Mapping[str, str],
+    *,
+    given: int = 1,
+    without: Collection[str] = (),
 ) -> dict[str, Any]:
     """Reads `name=value` options of a function from the command line.
 
@@ -69,12 +80,13 @@ def read_options(
       options: its arguments, as Python literals; what is none is a text where the
         function's default is one.
       given: how many of its first arguments are not the user's.
+      without: names of arguments that have options of their own.
 
     Raises:
       UsageError: if the function has no such option, or a value cannot be read.
     """
     parameters = list(inspect.signature(make).parameters.values())[given:]
-    known = {parameter.name: parameter.default for parameter in parameters}
+    known = {p.name: p.default for p in parameters if p.name not in without}
     values = {}
     if options and not known:
         raise UsageError(f"{what}: there are none, but {', '.join(options)} was given.")

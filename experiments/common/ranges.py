@@ -87,6 +87,8 @@ RANGES = {
     "keep_checkpoints": AT_LEAST_ONE,
     "workers": AT_LEAST_ONE,
     "drop_probability": Range(0, 1, open_above=True),
+    "drop_bursts": AT_LEAST_ONE,
+    "rounding_seed": Range(0, 2**32, open_above=True),
     "batch_size": AT_LEAST_ONE,
     "accumulation": AT_LEAST_ONE,
     "epochs": AT_LEAST_ONE,
