@@ -205,17 +205,12 @@ class Run:
                 f"--algorithm {name} is not for --communicator mesh: start it under "
                 "mpirun, or leave the option away to simulate it."
             )
-        if len(self.graphs) > 1:
+        topologies = graphs.check_fixed(name, self.graphs)
+        if len(topologies) > 1:
             raise UsageError(
                 f"--algorithm {name} needs one graph: choose a --topology."
             )
-        (topology,) = self.graphs
-        if not isinstance(topology, djax.Topology):
-            raise UsageError(
-                f"--algorithm {name} needs an undirected graph that does not change "
-                f"with time, which --topology {config.topology} is not here: choose "
-                f"one such as --topology {graphs.FIXED}."
-            )
+        (topology,) = topologies
         if name == "a2cid2" and config.clocks.rate == 0 and topology.size > 1:
             raise UsageError(
                 "--rate 0.0: no averagings connect worker 1 with the others; "

@@ -169,7 +169,7 @@ def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--topology rong", "choose from binary_tree"),
+        ("--topology rong", "choose from base_graph"),
         ("--algorithm d_psgd", "choose from a2cid2, .*dpsgd, ecd_psgd"),
         ("--task quadratic", "choose from ag_news, cifar10, digits, .*quadratics"),
         ("--weights heavy", "choose one of metropolis"),
@@ -244,7 +244,7 @@ def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
         ),
         ("--algorithm a2cid2 --rate 0", "no averagings connect worker 1"),
         ("--algorithm adpsgd --rate -1", "rate must be a finite number"),
-        ("--algorithm adpsgd --drop-probability 0.1", "no options --drop-prob"),
+        ("--algorithm adpsgd --drop-probability 0.1", "no option --drop-prob"),
         ("--algorithm adpsgd --topology double_binary_trees", "needs one graph"),
         (
             "--algorithm adpsgd --communicator mesh --workers 1",
@@ -274,7 +274,7 @@ def test_mistakes_end_in_one_line(options, message, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--topology rong", "choose from binary_tree"),
+        ("--topology rong", "choose from base_graph"),
         ("--workers 3", "mpirun started 2 ranks"),
         ("--communicator simulated", "launcher started 2"),
         ("--learning-rate 1e9 --epochs 2", "training diverged: worker"),

@@ -13,7 +13,7 @@ from djax.transforms._d2 import check_d2
 from djax.transforms._relay import Missing
 
 from .errors import UsageError, lookup
-from .graphs import FIXED
+from .graphs import FIXED, check_fixed
 from .optimizers import BaseOptimizer, make_base
 from .options import read_options
 
@@ -181,16 +181,6 @@ COMPRESSORS = {
 """The codes of :mod:`djax.compressors`, and their options by default."""
 
 
-def _check_fixed(config, graphs):
-    for graph in graphs:
-        if graph.period > 1:  # Workers keep copies of their neighbours' models.
-            raise UsageError(
-                f"--algorithm {config.algorithm} needs a graph that does not change "
-                f"with time, as --topology {graph.name} does; choose one such as "
-                f"--topology {FIXED}."
-            )
-
-
 def _compressor(config, graphs, default, unbiased) -> djax.Compressor:
     name = lookup("--compressor", config.compressor or default, COMPRESSORS)
     if name == "low_rank":
@@ -217,7 +207,7 @@ def _compressor(config, graphs, default, unbiased) -> djax.Compressor:
 def _with_code(make, fixed):
     def average(config, graphs, communicator):
         if fixed:
-            _check_fixed(config, graphs)
+            check_fixed(config.algorithm, graphs)
         code = _compressor(config, graphs, "top_k", unbiased=False)
         if not code.contraction:
             raise UsageError(
@@ -242,7 +232,7 @@ def _moniqua(config, graphs, communicator):
 
 def _with_copies(make):
     def average(config, graphs, communicator):
-        _check_fixed(config, graphs)
+        check_fixed(config.algorithm, graphs)
         code = _compressor(config, graphs, "quantize", unbiased=True)
         if not code.unbiased:
             raise UsageError(

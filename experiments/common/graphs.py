@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,7 +24,7 @@ NAMES = (
 """What `--topology` may be."""
 
 FIXED = "ring, torus, exponential or complete"
-"""Some that suit all algorithms but relays."""
+"""Some that suit all algorithms but relays, and take all --weights."""
 
 
 def make_graphs(
@@ -91,6 +91,25 @@ def matcha(
     (graph,) = make_graphs(base, size, {})
     assert isinstance(graph, djax.Topology)
     return topologies.matcha(graph, budget, period=period, seed=seed)
+
+
+def check_fixed(algorithm: str, graphs: Sequence[Graph]) -> list[djax.Topology]:
+    """Returns the graphs, or raises UsageError for directed and changing ones.
+
+    Args:
+      algorithm: that takes none of these.
+      graphs: of the command line.
+    """
+    found = []
+    for graph in graphs:
+        if not isinstance(graph, djax.Topology):
+            raise UsageError(
+                f"--algorithm {algorithm} needs an undirected graph that does not "
+                f"change with time, which --topology {graph.name} is not here: choose "
+                f"one such as --topology {FIXED}."
+            )
+        found.append(graph)
+    return found
 
 
 def digest(graph: Graph) -> str:

@@ -16,14 +16,15 @@ _SAID = {
     "or choose --algorithm dpsgd, relay_sgd or sgp",
     r"\bcommunicators\.simulated\b": "--communicator simulated",
     r"""\bweights=(['"])(\w+)\1""": r"--weights \2",
+    r"\bUse a topology in place of the schedule, or half the consensus_rate": "Choose "
+    "a --topology that does not change with time, or --algorithm d2_sgd with a smaller "
+    "--consensus-rate or --no-check",
     r"\bhalf the consensus_rate\b": "half the --consensus-rate",
     r"^\w+: consensus_rate (?=must be)": "--consensus-rate ",
     r"^draw_(?:events|rounds): (?=(?:rate|speeds|variation)\b)": "--",
     r"\bthe rate, the speeds, or what ends the run\b": "--rate, --speeds or --epochs",
     r"^d2 diverges with this gossip: over a period of its graph\b": "D² diverges over "
     "this --topology: in each period",
-    r"\bUse a topology in place of the schedule, or\b": "Choose a --topology that does "
-    "not change with time, or --algorithm d2_sgd with --no-check, or with",
     r"\b(\w+)\(\d+, (max_degree|degree)=(\d+)\)": r"--topology \1 --topology-options "
     r"\2 \3",
     r"\bring\(\d+\)": "--topology ring",
