@@ -31,11 +31,12 @@ def run(options, tmp_path):
     [
         "--topology equi_dyn --topology-options eta 0.7 directed True --local-steps 2",
         f"--algorithm d2_sgd {DRAWN}",
+        "--algorithm d2_sgd --topology base_graph --no-check",
         "--algorithm exact_diffusion --topology base_graph",
         "--algorithm gradient_tracking_sgd --topology one_peer_exponential",
         "--algorithm quasi_global_momentum --topology hyper_hypercube --overlap",
-        "--algorithm quasi_global_adam --optimizer adam --topology equi_static "
-        "--topology-options degree 2",
+        "--algorithm quasi_global_adam --optimizer adam --learning-rate 1 --topology "
+        "equi_dyn",
         "--algorithm power_gossip --topology simple_base_graph --workers 5",
         "--algorithm deep_squeeze --consensus-rate 0.1 --topology matcha "
         "--topology-options base star budget 0.5 period 20",
@@ -48,22 +49,22 @@ def run(options, tmp_path):
 )
 def test_narrow_messages_along_graphs(options, tmp_path):
     record = run(f"{options} --message-dtype bfloat16", tmp_path)
-    assert record["mean"] < 60  # At the start it is 48 and more, Adam's is slow.
+    assert record["mean"] < 25  # About 50 at the start.
     (folder,) = tmp_path.iterdir()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["sent_per_worker"]["megabytes_mean"] > 0
 
 
 def test_a_run_says_how_little_it_sends(tmp_path):
-    """Ten numbers in each of ten steps, to one neighbour or to two."""
-    for options, numbers in (
-        ("", 800),
-        ("--topology base_graph", 400),
-        ("--topology base_graph --message-dtype float16", 200),
-        ("--topology base_graph --message-dtype float8_e5m2 --rounding-seed 1", 100),
+    """Ten numbers in each step, to one neighbour or to two."""
+    for options, size in (
+        ("", 80),
+        ("--topology base_graph", 40),
+        ("--topology base_graph --message-dtype float16", 20),
+        ("--topology base_graph --message-dtype float8_e5m2 --rounding-seed 1", 10),
     ):
-        folder = tmp_path / str(numbers)
-        assert run(options, folder)["megabytes"] == pytest.approx(numbers / 1e6)
+        made = train.Run(train.parse(f"{QUICK} {options} --runs {tmp_path}".split()))
+        assert made.job.cost.mean_bytes == size
 
 
 def test_sgp_takes_the_graph_that_changes(tmp_path):
@@ -246,11 +247,6 @@ def test_mistakes_end_in_one_line(options, message, tmp_path, capfd):
     assert stop.value.code == 2 and error.startswith("error: ")
     assert message in error
     assert not any(x in error for x in ("Schedule", "weights=", "consensus_rate"))
-
-
-def test_d2_may_diverge_if_asked(tmp_path):
-    record = run("--algorithm d2_sgd --topology base_graph --no-check", tmp_path)
-    assert record["mean"] < 60
 
 
 def test_a_dtype_that_is_none_is_refused(capsys):
