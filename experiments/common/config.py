@@ -63,7 +63,8 @@ class Config:
     weights: str = "metropolis"
     """Mixing weights of a fixed graph: metropolis, uniform, lazy, best_constant or
     fastest (which bring the workers together fastest, of equal weights or of any), or a
-    number for every edge. Graphs that change have weights of their own."""
+    number for every edge. Graphs that change, and equi_static, have weights of their
+    own."""
     split: str | None = None
     """Who holds which samples: iid, dirichlet:ALPHA, shards:K, reshuffled (iid, anew in
     each epoch) or whole (each worker has all of them); of texts contiguous or iid. By
@@ -129,7 +130,7 @@ def check(config: Config) -> None:
 
 
 def _check_messages(config: Config) -> None:
-    """Raises UsageError for messages that cannot be, or that the algorithm cannot."""
+    """Raises UsageError for options of messages that mean nothing here."""
     name = config.averaging.algorithm
     refused, reason = (), ""
     if name in asynchronous.ALGORITHMS:
@@ -160,7 +161,7 @@ def _check_bursts(steps: float, lost: float) -> None:
             f"--drop-bursts {steps:g} needs a --drop-probability, the share of the "
             "messages that are lost."
         )
-    # Links that are bad for fewer steps would have to be good for less than one.
+    # With shorter ones to_bad + to_good would be above 1, which djax refuses.
     if steps < (shortest := 1 / (1 - lost)):
         raise UsageError(
             f"--drop-bursts {steps:g} is too short for --drop-probability {lost:g}: it "
