@@ -401,7 +401,7 @@ def check_consensus_rate(name: str, rate: Any, graph: Topology | Schedule) -> No
         matrices = (1 - float(rate)) * own + float(rate) * graph.matrices
         if contraction(matrices) < 1:
             return
-        limit = "of at most 1"
+        limit = "at most 1"
     else:
         largest = 2 / (1 - graph.lambda_min)
         if float(rate) <= largest * (1 - 1e-6):

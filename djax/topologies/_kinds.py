@@ -158,8 +158,6 @@ def _to_schedule(value: Any) -> str:
         return f"make one of it by topologies.from_matrices({call})"
     if is_communicator(value):
         return "the schedule comes before the communicator"
-    from . import SCHEDULES  # They need this module.
-
     return _by_call(value, SCHEDULES)
 
 

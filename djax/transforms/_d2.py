@@ -133,7 +133,8 @@ def _check_convergence(mechanism: str, matrices: np.ndarray) -> None:
             return
         problem = (
             f"the smallest eigenvalue of its averages is {smallest:.4f}, and may not "
-            f"be below {SMALLEST_EIGENVALUE:.4f}. Use a topology with weights='lazy'"
+            f"be below {SMALLEST_EIGENVALUE:.4f}. Use a topology with weights='lazy', or half "
+            "the consensus_rate"
         )
     else:
         growth = _growth(matrices)
@@ -141,11 +142,10 @@ def _check_convergence(mechanism: str, matrices: np.ndarray) -> None:
             return
         problem = (
             "over a period of its graph the differences between the workers are "
-            f"multiplied by {growth:.4g}. Use a topology in place of the schedule"
+            f"multiplied by {growth:.4g}. Use a topology in place of the schedule, or "
+            "a smaller consensus_rate"
         )
-    raise ValueError(
-        f"d2 diverges with this {mechanism}: {problem}, or half the consensus_rate."
-    )
+    raise ValueError(f"d2 diverges with this {mechanism}: {problem}.")
 
 
 def _growth(matrices: np.ndarray) -> float:

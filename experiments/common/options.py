@@ -16,7 +16,7 @@ _SAID = {
     "or choose --algorithm dpsgd, relay_sgd or sgp",
     r"\bcommunicators\.simulated\b": "--communicator simulated",
     r"""\bweights=(['"])(\w+)\1""": r"--weights \2",
-    r"\bUse a topology in place of the schedule, or half the consensus_rate": "Choose "
+    r"\bUse a topology in place of the schedule, or a smaller consensus_rate": "Choose "
     "a --topology that does not change with time, or --algorithm d2_sgd with a smaller "
     "--consensus-rate or --no-check",
     r"\bhalf the consensus_rate\b": "half the --consensus-rate",
