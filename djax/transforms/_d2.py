@@ -133,8 +133,8 @@ def _check_convergence(mechanism: str, matrices: np.ndarray) -> None:
             return
         problem = (
             f"the smallest eigenvalue of its averages is {smallest:.4f}, and may not "
-            f"be below {SMALLEST_EIGENVALUE:.4f}. Use a topology with weights='lazy', or half "
-            "the consensus_rate"
+            f"be below {SMALLEST_EIGENVALUE:.4f}. Use a topology with weights='lazy', "
+            "or half the consensus_rate"
         )
     else:
         growth = _growth(matrices)
@@ -160,6 +160,8 @@ def _growth(matrices: np.ndarray) -> float:
     for matrix in reduced:
         step = np.block([[2 * matrix, -matrix], [np.eye(count), np.zeros_like(matrix)]])
         product = step @ product
+        if np.abs(product).max() > 1e100:  # It grows; the rest would overflow.
+            return float("inf")
     return float(np.abs(np.linalg.eigvals(product)).max(initial=0.0))
 
 
