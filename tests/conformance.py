@@ -5,6 +5,8 @@ in `ALGORITHMS`.
 """
 
 import dataclasses
+import pathlib
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -261,6 +263,18 @@ ALGORITHMS = {
     ),
 }
 """All mechanisms; the corrections appear around `gossip`."""
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def own_mechanism() -> Callable[[djax.Communicator], djax.Mechanism]:
+    """The mechanism that the README writes, of a communicator."""
+    (block,) = [block for block in BLOCKS if "djax.mechanism(" in block]
+    namespace: dict[str, Any] = {}
+    exec(compile(block, str(README), "exec"), namespace)
+    return namespace["random_matching_gossip"]
+
 
 DIM = 6
 SHAPES = {"b": (2,), "w": (2, 2)}  # jax.tree.leaves sorts by name.

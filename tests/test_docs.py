@@ -1,17 +1,18 @@
 """What the documentation promises: complete docstrings, a README that runs."""
 
 import inspect
-import pathlib
-import re
 import tomllib
 
+import conformance
+import numpy as np
 import pytest
+import references
+from conformance import BLOCKS, README
 from launch import mpirun
 
 import djax
+from djax import communicators
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 MPI = "communicator = djax.communicators.mpi()"
 FACTORIES = [
     name
@@ -54,6 +55,22 @@ def test_the_example_under_mpirun_runs(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "Report(4 workers: 20" in result.stdout
     assert (tmp_path / "trace.json").read_text().startswith('{"traceEvents"')
+
+
+def test_a_mechanism_of_ones_own_runs_on_all_communicators():
+    """That over MPI is in mpi/test_common_mpi.py."""
+    make = conformance.own_mechanism()
+    found = []
+    for communicator in (communicators.simulated(8), communicators.mesh(8)):
+        found.append(conformance.train(make(communicator), communicator))
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+    matchings = djax.topologies.random_matchings(8, 100).matrices
+    twin = references.gossip_in_time(lambda size: matchings)
+    hessian, target, _ = conformance.quadratics(8)
+    expected = twin(
+        lambda x: hessian * (x - target), conformance.start(8), 0.1, 20, None
+    )
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_readme_names_every_algorithm():

@@ -44,6 +44,16 @@ def test_same_to_rounding_in_double_precision(name):
     np.testing.assert_allclose(over_mpi, reference, rtol=1e-12, atol=1e-14)
 
 
+def test_a_mechanism_of_ones_own_is_the_same_as_in_simulation():
+    """The one that the README writes."""
+    make, simulated = conformance.own_mechanism(), communicators.simulated(SIZE)
+    reference = train(make(simulated), simulated)
+    (mine,) = MPI.local_ranks
+    np.testing.assert_allclose(
+        train(make(MPI), MPI)[0], reference[mine], rtol=1e-5, atol=1e-6
+    )
+
+
 def test_the_same_messages_are_lost():
     topology = topologies.ring(SIZE)
     options = {"drop_probability": 0.3, "drop_seed": 5}
