@@ -15,7 +15,7 @@ from ._base import (
     check_static,
 )
 from .mixing import Graph
-from .topologies import Schedule, Topology
+from .topologies import Topology
 from .transforms import (
     all_reduce,
     choco_gossip,
@@ -351,7 +351,7 @@ def gradient_tracking_sgd(
 
 def sgp(
     learning_rate: optax.ScalarOrSchedule,
-    schedule: Schedule,
+    schedule: Graph,
     communicator: Communicator,
     *,
     momentum: Any = None,

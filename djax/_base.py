@@ -234,7 +234,7 @@ def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
     check_communicator(name, communicator)
     if topology.size != communicator.size:
         raise ValueError(
-            f"{name}: the topology {topology!r} has {topology.size} workers but the "
+            f"{name}: the graph {topology!r} has {topology.size} workers but the "
             f"communicator has {communicator.size}; build both for the same number."
         )
 

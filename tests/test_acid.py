@@ -277,7 +277,7 @@ def test_mistakes_are_named():
         djax.acid(RING, optax.sgd(0.1))
     with pytest.raises(TypeError, match="adpsgd needs an optimizer"):
         djax.adpsgd(optax.sgd)
-    with pytest.raises(TypeError, match="Schedule is directed"):
+    with pytest.raises(TypeError, match="Schedule has no fixed neighbours"):
         djax.acid_constants(topologies.one_peer_exponential(4))
     with pytest.raises(TypeError, match="rate must be a number"):
         djax.acid_constants(topologies.ring(4), optax.constant_schedule(1))

@@ -162,7 +162,7 @@ def test_impossible_rounds_are_named():
         draw_rounds(2, 3, speeds=[1, 0])
     with pytest.raises(ValueError, match="size must be a number of workers"):
         draw_rounds(topologies.ring(4), 3)
-    with pytest.raises(TypeError, match="a Schedule is directed"):
+    with pytest.raises(TypeError, match="a Schedule has no fixed neighbours"):
         draw_events(topologies.one_peer_exponential(4), duration=1.0)
 
 

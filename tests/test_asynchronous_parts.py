@@ -210,7 +210,7 @@ def test_impossible_settings_are_named(options, message):
 
 
 def test_a_schedule_is_no_setting():
-    with pytest.raises(TypeError, match="a Schedule is directed"):
+    with pytest.raises(TypeError, match="a Schedule has no fixed neighbours"):
         make_settings(topologies.one_peer_exponential(4))
 
 

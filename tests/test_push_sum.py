@@ -135,13 +135,30 @@ def test_eval_params_needs_one_state(wrapped):
     np.testing.assert_array_equal(halved, jnp.full(2, 0.5, jnp.bfloat16))
 
 
+def test_on_a_topology_it_is_gossip():
+    """Whose weights are symmetric, so that nothing has to be divided by."""
+    ring, communicator = topologies.ring(4), communicators.simulated(4)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
+
+    def step(mechanism):
+        def worker(x):
+            return mechanism.update(0.1 * x, mechanism.init(x), x)[0]
+
+        return communicator.spmd(worker)(x)
+
+    found, expected = (
+        step(make(ring, communicator)) for make in (djax.push_sum, djax.gossip)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_mistakes():
     communicator, schedule = (
         communicators.simulated(4),
         topologies.one_peer_exponential(4),
     )
-    with pytest.raises(TypeError, match=r"from_matrices\(\[topology.mixing_matrix\]\)"):
-        djax.push_sum(topologies.ring(4), communicator)
+    with pytest.raises(TypeError, match=r"topologies.from_networkx\(graph\)"):
+        djax.push_sum(topologies.ring(4).graph, communicator)
     with pytest.raises(ValueError, match="4 workers but the communicator has 5"):
         djax.push_sum(schedule, communicators.simulated(5))
     with pytest.raises(ValueError, match="rounds must be an integer of at least 1"):

@@ -107,7 +107,10 @@ def _not_doubly_stochastic(name: str, schedule: Schedule) -> str:
 def _to_topology(value: Any) -> str:
     """How a Topology is made of what was passed."""
     if isinstance(value, Schedule):
-        return "a Schedule is directed: use it with push_sum and sgp"
+        return (
+            "a Schedule has no fixed neighbours: make a Topology, such as "
+            f"topologies.ring({value.size})"
+        )
     return _to_graph(value, BUILDERS)
 
 
@@ -148,11 +151,13 @@ def _to_schedule(value: Any) -> str:
             "of a topology make one by "
             "topologies.from_matrices([topology.mixing_matrix])"
         )
-    if isinstance(value, nx.Graph):
+    if isinstance(value, nx.DiGraph):
         return (
             "make one of the weights, topologies.from_matrices([matrix]), where "
             "matrix[i, j] is the weight of the message from j to i"
         )
+    if isinstance(value, nx.Graph):
+        return "make a topology of it by topologies.from_networkx(graph)"
     if is_array(value):
         call = "array" if np.ndim(value) == 3 else "[array]"
         return f"make one of it by topologies.from_matrices({call})"

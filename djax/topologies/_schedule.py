@@ -219,6 +219,13 @@ def from_matrices(matrices: npt.ArrayLike, *, name: str = "schedule") -> Schedul
 
 
 def _as_numbers(matrices: npt.ArrayLike) -> np.ndarray:
+    if isinstance(matrices, (list, tuple)):
+        shapes = sorted({np.shape(matrix) for matrix in matrices})
+        if len(shapes) > 1:
+            raise ValueError(
+                "the matrices of a schedule need one shape [n, n], since the workers "
+                f"stay the same over its period, got {', '.join(map(str, shapes))}"
+            )
     if (array := numbers(matrices)) is None:
         raise ValueError(
             "a schedule needs weights, a float64[period, n, n], got "

@@ -37,8 +37,8 @@ from djax._base import (
 from djax._calls import by_its_call
 from djax._mechanism import Mechanism, build
 from djax._nonfinite import all_finite
-from djax.mixing import difference, finite_difference
-from djax.topologies import Schedule
+from djax.mixing import Graph, difference, finite_difference
+from djax.topologies import Topology
 from djax.topologies._checks import TOLERANCE, check_integer
 from djax.topologies._kinds import check_directed
 
@@ -66,7 +66,7 @@ class PushSumState(NamedTuple):
 
 @by_its_call
 def push_sum(
-    schedule: Schedule,
+    schedule: Graph,
     communicator: Communicator,
     *,
     rounds: int = 1,
@@ -94,7 +94,8 @@ def push_sum(
     its own value in their place; likewise where a message is NaN or infinite.
 
     Args:
-      schedule: the matrices, one after the other.
+      schedule: a Schedule, whose matrices are taken one after the other; or a Topology,
+        whose one matrix serves all steps.
       communicator: how messages travel.
       rounds: exchanges in each step, each with the schedule's next matrix.
       overlap: average the parameters before this step's updates.
@@ -106,7 +107,7 @@ def push_sum(
       Updates keep their dtypes; sums are in float32 or wider.
 
     Raises:
-      TypeError: if `schedule` is none, for example a Topology, or `key` is no key.
+      TypeError: if `schedule` is no graph, or `key` is no key.
       ValueError: if the sizes differ, or `rounds` is no positive integer.
 
     Examples:
@@ -120,7 +121,8 @@ def push_sum(
       Assran et al., `Stochastic Gradient Push for Distributed Deep Learning
       <https://arxiv.org/abs/1811.10792>`_, 2019, Algorithm 1
     """
-    check_directed("push_sum", schedule)
+    if not isinstance(schedule, Topology):
+        check_directed("push_sum", schedule)
     check_key("push_sum", key)
     check_sizes("push_sum", schedule, communicator)
     check_static("push_sum", rounds=rounds)
