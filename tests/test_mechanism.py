@@ -137,7 +137,7 @@ def test_it_says_how_it_averages():
     assert around.overlap and not around.needs_every_message
     assert djax.power_gossip(RING, WORKERS).needs_every_message
     assert djax.d2(djax.gossip(RING, WORKERS, consensus_rate=0.5)).needs_every_message
-    assert repr(djax.all_reduce(WORKERS)).startswith("all_reduce(communicator=Simul")
+    assert repr(djax.all_reduce(WORKERS)).startswith("all_reduce(communicator=simul")
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -49,6 +49,20 @@ class _AxisCommunicator:
     rounding_seed: int | None = None
 
     drop_probability: ClassVar[float] = 0.0
+    maker: ClassVar[str] = "simulated"
+
+    def __repr__(self) -> str:
+        options = {
+            "axis_name": (self.axis_name, "workers"),
+            "message_dtype": (self.message_dtype, None),
+            "rounding_seed": (self.rounding_seed, None),
+        }
+        shown = [
+            f", {name}={value!r}"
+            for name, (value, default) in options.items()
+            if value != default
+        ]
+        return f"{self.maker}({self.size}{''.join(shown)})"
 
     @accounted
     @_inside
@@ -88,7 +102,7 @@ class _AxisCommunicator:
         """See :class:`djax.Communicator`; one program starts all workers alike."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SimulatedCommunicator(_AxisCommunicator):
     """All workers live on one device, along a `vmap` axis.
 
@@ -165,7 +179,7 @@ class SimulatedCommunicator(_AxisCommunicator):
         return _common.check_one_each("gather", values, self.size)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MeshCommunicator(_AxisCommunicator):
     """One worker a device.
 
@@ -178,6 +192,7 @@ class MeshCommunicator(_AxisCommunicator):
 
     devices: tuple[jax.Device, ...] = ()
 
+    maker: ClassVar[str] = "mesh"
     shares_device: ClassVar[bool] = False
 
     @property

@@ -146,11 +146,6 @@ def _array_to_topology(array: np.ndarray) -> str:
 
 def _to_schedule(value: Any) -> str:
     """How a Schedule is made of what was passed."""
-    if isinstance(value, Topology):
-        return (
-            "of a topology make one by "
-            "topologies.from_matrices([topology.mixing_matrix])"
-        )
     if isinstance(value, nx.DiGraph):
         return (
             "make one of the weights, topologies.from_matrices([matrix]), where "
