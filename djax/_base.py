@@ -35,6 +35,7 @@ class Communicator(Protocol):
 
     Attributes:
       size: number of workers.
+      name: of these workers, by which :func:`djax.communication_cost` counts.
       local_ranks: ranks of the workers that live in this process, ascending: all of
         them in simulation, one under MPI.
       rows: length of the leading axis of the arrays that programs made by `spmd` take
@@ -54,6 +55,11 @@ class Communicator(Protocol):
     @property
     def size(self) -> int:
         """Number of workers."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Of these workers."""
         ...
 
     @property

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,11 +29,16 @@ class CommunicationCost:
       period: number of steps after which what is sent repeats itself.
       bytes_per_period: `int[n]`, payload bytes sent by each rank in `period` steps.
       messages_per_period: `int[n]`, messages sent by each rank in `period` steps.
+      by_name: what of this goes through each communicator, by its `name`, where several
+        communicators carry the messages of one algorithm.
     """
 
     period: int
     bytes_per_period: tuple[int, ...]
     messages_per_period: tuple[int, ...]
+    by_name: Mapping[str, "CommunicationCost"] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def bytes_per_step(self) -> tuple[int | float, ...]:
@@ -78,18 +83,28 @@ class CommunicationCost:
         def total(xs: tuple[int, ...], ys: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(mine * x + theirs * y for x, y in zip(xs, ys, strict=True))
 
+        by_name = dict(self.by_name)
+        for name, cost in other.by_name.items():
+            by_name[name] = by_name[name] + cost if name in by_name else cost
         return CommunicationCost(
             period,
             total(self.bytes_per_period, other.bytes_per_period),
             total(self.messages_per_period, other.messages_per_period),
+            by_name,
         )
 
-    def times(self, count: int) -> "CommunicationCost":
-        """The cost of doing it `count` times in place of once."""
+    def times(self, count: int, period: int | None = None) -> "CommunicationCost":
+        """The cost of doing it `count` times in place of once.
+
+        Args:
+          count: how often.
+          period: number of steps in which; by default the period as it is.
+        """
         return CommunicationCost(
-            self.period,
+            self.period if period is None else period,
             tuple(count * b for b in self.bytes_per_period),
             tuple(count * m for m in self.messages_per_period),
+            {name: cost.times(count, period) for name, cost in self.by_name.items()},
         )
 
 
@@ -229,8 +244,9 @@ _message_p.def_abstract_eval(lambda *avals, cost: avals)
 class _Counter:
     """Stands in for a communicator: marks what a worker sends, and sends nothing."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, name: str = ""):
         self.size = size
+        self.name = name
 
     def rank(self) -> jax.Array:
         return jnp.zeros((), jnp.int32)
@@ -253,7 +269,7 @@ class _Counter:
             tuple(size * n for n in times),
             tuple(count * n for n in times),
         )
-        return self._bind(tree, cost)
+        return self._bind(tree, self._named(cost))
 
     def mean(self, tree: PyTree) -> PyTree:
         wire = jax.tree.map(wide, tree)
@@ -281,8 +297,7 @@ class _Counter:
         period = passes * len(schedule)
         total = CommunicationCost(period, (0,) * self.size, (0,) * self.size)
         for cost, count in zip(costs, taken, strict=True):
-            whole = cost.times(passes * count // cost.period)
-            total += dataclasses.replace(whole, period=period)
+            total += cost.times(passes * count // cost.period, period)
         _, shapes = traces[0]
         result = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return self._bind(result, total)
@@ -293,7 +308,10 @@ class _Counter:
         cost = CommunicationCost(
             1, tuple(size * s for s in sends), tuple(count * s for s in sends)
         )
-        return self._bind(tree, cost)
+        return self._bind(tree, self._named(cost))
+
+    def _named(self, cost: CommunicationCost) -> CommunicationCost:
+        return dataclasses.replace(cost, by_name={self.name: cost})
 
     def _bind(self, tree: PyTree, cost: CommunicationCost) -> PyTree:
         leaves, treedef = jax.tree.flatten(tree)
@@ -323,7 +341,8 @@ def accounted(verb: Callable) -> Callable:
                 f"the transformation exchanges between {self.size} workers, but its "
                 f"cost was asked for {stand_in.size}."
             )
-        return getattr(stand_in, verb.__name__)(*args, **kwargs)
+        named = _Counter(stand_in.size, self.name)
+        return getattr(named, verb.__name__)(*args, **kwargs)
 
     return deferring
 

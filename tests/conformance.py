@@ -271,8 +271,9 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 def own_mechanism() -> Callable[[djax.Communicator], djax.Mechanism]:
     """The mechanism that the README writes, of a communicator."""
     (block,) = [block for block in BLOCKS if "djax.mechanism(" in block]
+    definition, _, _ = block.partition("\nworkers = ")
     namespace: dict[str, Any] = {}
-    exec(compile(block, str(README), "exec"), namespace)
+    exec(compile(definition, str(README), "exec"), namespace)
     return namespace["random_matching_gossip"]
 
 

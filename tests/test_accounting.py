@@ -168,3 +168,20 @@ def test_extra_arguments_are_passed_on():
     value = jax.ShapeDtypeStruct((), "float32")
     result = djax.communication_cost(chain, PARAMS["bias"], ring, value=value)
     assert result.mean_bytes == 2 * 4 * 512
+
+
+def test_costs_are_told_by_the_names_of_communicators():
+    """As of two levels of a network; what is around a communicator has its name."""
+    ring = topologies.ring(4)
+    near = communicators.simulated(4, axis_name="near")
+    far = communicators.simulated(4, axis_name="far", drop_probability=0.1)
+    optimizer = optax.chain(
+        djax.on_updates(djax.all_reduce(near)), djax.every(3, djax.gossip(ring, far))
+    )
+    cost = djax.communication_cost(optimizer, jnp.zeros(100), ring)
+    assert set(cost.by_name) == {"near", "far"}
+    assert cost.by_name["near"].mean_bytes == 400
+    assert cost.by_name["far"].mean_bytes == pytest.approx(800 / 3)
+    assert cost.mean_bytes == pytest.approx(400 + 800 / 3)
+    once = djax.communication_cost(djax.gossip(ring, near), jnp.zeros(100), ring)
+    assert once.by_name == {"near": once}

@@ -116,3 +116,39 @@ def test_it_can_be_differentiated(step):
     for derivative in (jax.jacfwd, jax.jacrev):
         found = derivative(after)(PARAMS["b"])[:, :, 0]
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_steps_without_communication_cost_nothing_in_a_sweep_either(outside):
+    """Runs at the same step, whose counters have an axis of runs like all else."""
+    mechanism = djax.every(3, MECHANISMS["gossip"])
+    start = WORKERS.spmd(mechanism.init)(PARAMS)
+    axis = 0 if outside else 1
+    both = jax.tree.map(lambda x: jnp.stack([x, x], axis), (PARAMS, start))
+    if outside:
+        sweep = jax.vmap(WORKERS.spmd(step_of(mechanism)))
+    else:
+        sweep = WORKERS.spmd(jax.vmap(step_of(mechanism)))
+    loops = list(waiting_loops(jax.make_jaxpr(sweep)(*both).jaxpr))
+    assert loops and all(loops)
+
+
+def test_silent_steps_of_a_schedule_cost_nothing():
+    meet = RING.mixing_matrix
+    schedule = topologies.from_matrices([np.eye(N), meet, np.eye(N)])
+    for mechanism in (
+        djax.gossip(schedule, WORKERS),
+        djax.power_gossip(schedule, WORKERS),
+        djax.moniqua(schedule, WORKERS, 8.0, 0.1, bits=8),
+        djax.deep_squeeze(schedule, WORKERS, djax.compressors.sign(), 0.1),
+    ):
+        params, state = PARAMS, WORKERS.spmd(mechanism.init)(PARAMS)
+        step = WORKERS.spmd(step_of(mechanism))
+        loops = list(waiting_loops(jax.make_jaxpr(step)(params, state).jaxpr))
+        assert loops and all(loops)
+        for t in range(4):
+            moved, state = step(params, state)
+            same = jax.tree.map(np.array_equal, moved, params)
+            assert all(jax.tree.leaves(same)) == (t != 1)
+            params = moved
+            np.testing.assert_array_equal(state.step, np.full(N, t + 1))

@@ -51,6 +51,11 @@ class _AxisCommunicator:
     drop_probability: ClassVar[float] = 0.0
     maker: ClassVar[str] = "simulated"
 
+    @property
+    def name(self) -> str:
+        """See :class:`djax.Communicator`."""
+        return self.axis_name
+
     def __repr__(self) -> str:
         options = {
             "axis_name": (self.axis_name, "workers"),

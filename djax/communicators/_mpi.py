@@ -43,6 +43,7 @@ class MPICommunicator:
     shares_device: ClassVar[bool] = False
     sharding: ClassVar[None] = None
     rows: ClassVar[int] = 1
+    name: ClassVar[str] = "workers"
 
     @property
     def size(self) -> int:
