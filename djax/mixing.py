@@ -24,8 +24,9 @@ from jax.typing import ArrayLike
 
 from . import _bits
 from ._alternate import alternate
-from ._base import Communicator, PyTree, key_of_step, wide
+from ._base import Communicator, PyTree, check_sizes, key_of_step, wide
 from .topologies import Schedule, Topology
+from .topologies._kinds import check_graph_kind
 
 Graph = Topology | Schedule
 
@@ -95,12 +96,13 @@ def displacement(
       >>> print(move(jnp.asarray([0.0, 3.0, 6.0])))
       [ 1.  0. -1.]
     """
+    _check("mixing.displacement", graph, communicator, doubly_stochastic=True)
     heard = weighted_sum(
         model, finite_difference, graph, communicator, step=step, key=key
     )
     if heard.weight is None:
         return heard.total
-    weight = heard.weight + own_weight(graph, communicator, step)
+    weight = heard.weight + _own_weight(graph, communicator, step)
     # A worker that gives itself no weight may have heard nobody.
     weight = jnp.where(weight > 0, weight, 1)
     return jax.tree.map(lambda total: total / weight.astype(total.dtype), heard.total)
@@ -130,6 +132,7 @@ def weighted_sum(
     Returns:
       A :class:`Sum`; what is lost counts as zero.
     """
+    _check("mixing.weighted_sum", graph, communicator)
     counts = [len(graph.rounds_at(t)) for t in range(graph.period)]
     own = as_sent(message, communicator, step)
     kinds = sorted(set(counts))
@@ -179,10 +182,12 @@ def exchange(
       step: `int32[]`, number of steps so far, the same on all workers.
       key: PRNG key of the losses; `jax.random.key(0)` by default.
 
-    Yields:
-      What the worker hears in each round; :func:`as_sent` is what it has said.
+    Returns:
+      An iterator over what the worker hears in each round; :func:`as_sent` is what it
+      has said.
     """
-    yield from _rounds(message, graph, communicator, range(graph.period), step, key)
+    _check("mixing.exchange", graph, communicator)
+    return _rounds(message, graph, communicator, range(graph.period), step, key)
 
 
 def as_sent(message: PyTree, communicator: Communicator, step: ArrayLike = 0) -> PyTree:
@@ -196,12 +201,6 @@ def as_sent(message: PyTree, communicator: Communicator, step: ArrayLike = 0) ->
     if communicator.message_dtype is None:
         return message
     return _read(_narrow(message, communicator, step), message)
-
-
-def own_weight(graph: Graph, communicator: Communicator, step: ArrayLike) -> jax.Array:
-    """`float[]`, the weight that this worker gives to its own model in a step."""
-    diagonals = np.diagonal(graph.matrices, axis1=1, axis2=2)
-    return _mine(diagonals, communicator, jnp.asarray(step) % graph.period)
 
 
 def difference(theirs: PyTree, mine: PyTree) -> PyTree:
@@ -221,6 +220,18 @@ def finite_difference(theirs: PyTree, mine: PyTree) -> PyTree:
     )
 
 
+def _check(name: str, graph: Any, communicator: Communicator, **needs: bool) -> None:
+    """Raises unless a graph connects the workers of a communicator."""
+    check_graph_kind(name, graph, **needs)
+    check_sizes(name, graph, communicator)
+
+
+def _own_weight(graph: Graph, communicator: Communicator, step: ArrayLike) -> jax.Array:
+    """`float[]`, the weight that this worker gives to its own model in a step."""
+    diagonals = np.diagonal(graph.matrices, axis1=1, axis2=2)
+    return _mine(diagonals, communicator, jnp.asarray(step) % graph.period)
+
+
 def _rounds(
     message: PyTree | Callable[[int], PyTree],
     graph: Graph,
@@ -230,6 +241,13 @@ def _rounds(
     key: jax.Array | None,
 ) -> Iterator[Heard]:
     """The rounds of a step that is known to be one of `steps` of the period."""
+
+    def with_wire(sent):
+        if communicator.message_dtype is None:
+            return sent, sent
+        return sent, _narrow(sent, communicator, step)
+
+    once = None if callable(message) else with_wire(message)
     losses = key_of_step(key, step)
     now = _place(steps, graph.period, step)
     for r in range(max(len(graph.rounds_at(t)) for t in steps)):
@@ -237,8 +255,10 @@ def _rounds(
         source, index = sources, now
         if len(set(sources)) == 1:
             source, index = sources[0], None
-        sent = message(r) if callable(message) else message
-        received = _send(sent, source, communicator, step, index)
+        sent, wire = once or with_wire(message(r))
+        received = _travel(wire, source, communicator, index)
+        if wire is not sent:
+            received = _read(received, sent)
         arrived = communicator.arrived(source, losses, step=step, index=index)
         weight = _mine(np.array(weights), communicator, now)
         if arrived is not True:
@@ -261,22 +281,16 @@ def _mine(table: np.ndarray, communicator: Communicator, now: ArrayLike) -> jax.
     return jnp.asarray(table)[now, rank]
 
 
-def _send(
-    message: PyTree,
+def _travel(
+    wire: PyTree,
     source: Sequence[Any],
     communicator: Communicator,
-    step: ArrayLike,
     index: ArrayLike | None,
 ) -> PyTree:
     """What comes along a permutation of the workers, or along one of several."""
-    wire = message
-    if communicator.message_dtype is not None:
-        wire = _narrow(message, communicator, step)
     if index is None:
-        received = communicator.permute(wire, source)
-    else:
-        received = communicator.permute_one_of(wire, source, index)
-    return received if wire is message else _read(received, message)
+        return communicator.permute(wire, source)
+    return communicator.permute_one_of(wire, source, index)
 
 
 def _place(steps: Sequence[int], period: int, step: ArrayLike) -> ArrayLike:
