@@ -4,15 +4,20 @@ A decentralized algorithm is an optax chain whose last link talks to the neighbo
 It is written once, as what one worker does; a communicator decides where the workers
 live.
 
-* graphs: :mod:`djax.topologies` (`ring`, `torus`, `exponential`, ...),
-* transports: :mod:`djax.communicators` (`simulated`, `mesh`, `mpi`),
+* graphs: :mod:`djax.topologies` (`ring`, `torus`, `exponential`, ..., and schedules of
+  graphs that change with time, such as `base_graph`),
+* transports: :mod:`djax.communicators` (`simulated`, `mesh`, `mpi`, and `lossy` around
+  them),
 * mechanisms, which average: :func:`gossip`, :func:`relay`, :func:`push_sum`,
   :func:`all_reduce`,
 * mechanisms that send little: :func:`power_gossip`, and with the lossy codes of
   :mod:`djax.compressors` :func:`choco_gossip`, :func:`deep_squeeze`, :func:`moniqua`,
   :func:`dcd`, :func:`ecd`,
 * corrections, which wrap any mechanism: :func:`d2`, :func:`gradient_tracking`,
-  :func:`every`, :func:`interleave`, :func:`on_updates`,
+  :func:`every`, :func:`interleave`, :func:`on_updates`, :func:`only`,
+* mechanisms of your own: :func:`mechanism` makes one of two functions,
+  :mod:`djax.mixing` talks to the neighbours, :func:`check` finds what would silently go
+  wrong, :mod:`djax.testing` compares with NumPy,
 * optimizers that contain any mechanism: :func:`quasi_global_momentum`,
   :func:`quasi_global_adam`,
 * whole algorithms under their papers' names: :func:`dpsgd`, :func:`relay_sgd`,
