@@ -26,6 +26,7 @@ live.
   :func:`choco_sgd`, :func:`dcd_psgd`, :func:`ecd_psgd`, :func:`all_reduce_sgd`,
 * workers that never wait: :func:`acid` (A²CiD²), :func:`adpsgd`,
   :func:`acid_constants`, and :mod:`djax.asynchronous`, which runs and simulates them,
+* mistakes that raise no error: :func:`check`,
 * measures: :mod:`djax.metrics`, :func:`communication_cost`,
 * what is known beforehand: :mod:`djax.theory`, :func:`relay_learning_rate_factor`,
 * loops over many steps: :mod:`djax.simulation`.
@@ -70,6 +71,7 @@ from ._alias import relay_sgd_grad as relay_sgd_grad
 from ._alias import sgp as sgp
 from ._base import Communicator as Communicator
 from ._base import Compressor as Compressor
+from ._check import check as check
 from ._mechanism import Mechanism as Mechanism
 from ._mechanism import mechanism as mechanism
 from ._mechanism import only as only

@@ -174,7 +174,11 @@ def mechanism(
         check_graph_kind("mechanism", graph)
         check_sizes("mechanism", graph, communicator)
     check_flags("mechanism", overlap=overlap, needs_every_message=needs_every_message)
-    facts = {"overlap": overlap, "needs_every_message": needs_every_message}
+    facts = {
+        "overlap": overlap,
+        "needs_every_message": needs_every_message,
+        "moves_mean": True,  # It may: nobody has said anything about that.
+    }
     made = build(
         getattr(mix, "__name__", "mechanism"),
         init,
@@ -201,6 +205,7 @@ def build(
     overlap: bool = False,
     facts: Mapping[str, bool | str | None] = {},
     matrices: Callable[[], np.ndarray] | None = None,
+    conditions: Mapping[str, Any] = {},
     sends_to_neighbors: bool = True,
     per_rank: Sequence[str] = (),
 ) -> Mechanism:
@@ -217,6 +222,7 @@ def build(
       overlap: whether `mix` gets the parameters without the updates.
       facts: names of :data:`djax._refusals.REASONS`; `overlap` is one of them.
       matrices: see :class:`Part`.
+      conditions: see :class:`Part`.
       sends_to_neighbors: whether it exchanges messages that can be lost.
       per_rank: names of arguments of its maker that may differ between processes.
     """
@@ -248,6 +254,7 @@ def build(
         communicator if sends_to_neighbors else None,
         {"overlap": overlap} | dict(facts),
         matrices,
+        conditions,
     )
     made = Mechanism(
         start,

@@ -1,7 +1,7 @@
 """Why a mechanism is refused by what is around it."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,15 +54,20 @@ class Part(NamedTuple):
       name: of its maker, for errors.
       communicator: of messages that may be lost; None for what sends none.
       facts: names of :data:`REASONS`, and whether they are true of it; a text is the
-        remedy.
+        remedy. Besides, for :func:`djax.check`, `moves_mean`: it does not promise that
+        the mean of the workers stays where it is.
       matrices: returns `float64[period, n, n]`, by which it averages in each step; None
         if they are not known.
+      conditions: what it needs in order to converge, which only a trial can tell:
+        `contraction` or `unbiased`, the code that has to be one; `distance`, how far
+        apart neighbours' models may be.
     """
 
     name: str
     communicator: Communicator | None
     facts: Mapping[str, bool | str | None]
     matrices: Callable[[], np.ndarray] | None = None
+    conditions: Mapping[str, Any] = {}
 
 
 def refuse(by: str, parts: Iterable[Part], *facts: str) -> None:

@@ -163,4 +163,5 @@ def choco_gossip(
         mix=mix,
         overlap=overlap,
         facts={"needs_every_message": True},
+        conditions={"contraction": compressor},
     )

@@ -151,5 +151,7 @@ def dcd(
             "needs_every_message": True,
             # What the neighbours have are the models before this step's updates.
             "overlap": "dcd averages older ones; use gossip",
+            "moves_mean": True,  # By what the code leaves out.
         },
+        conditions={"unbiased": compressor},
     )

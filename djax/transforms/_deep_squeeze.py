@@ -150,4 +150,5 @@ def deep_squeeze(
         mix=mix,
         overlap=overlap,
         facts={"needs_every_message": True},
+        conditions={"contraction": compressor},
     )

@@ -164,5 +164,7 @@ def ecd(
             "needs_every_message": True,
             # What the neighbours have are the models before this step's updates.
             "overlap": "ecd averages older ones; use gossip",
+            "moves_mean": True,  # By what the code leaves out.
         },
+        conditions={"unbiased": compressor},
     )

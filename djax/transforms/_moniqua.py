@@ -161,6 +161,7 @@ def moniqua(
         mix=mix,
         overlap=overlap,
         facts={"needs_every_message": True},
+        conditions={"distance": theta},
     )
 
 

@@ -293,7 +293,8 @@ def quasi_global_adam(
         )
         return averaged, QuasiGlobalAdamState(mu, nu, time, mechanism_state)
 
-    return wrap("quasi_global_adam", mechanism, init, update, {"optimizer": True})
+    facts = {"optimizer": True, "moves_mean": True}  # Its steps have a length of 1.
+    return wrap("quasi_global_adam", mechanism, init, update, facts)
 
 
 def _checked(name: str, mechanism: Any) -> optax.GradientTransformationExtraArgs:

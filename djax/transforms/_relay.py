@@ -224,6 +224,7 @@ def relay(
             # What it averages with overlap are the messages of the step before.
             "overlap": overlap,
             "old_models": True,
+            "moves_mean": True,
             "uneven_sums": own_in_place
             and f"missing={missing!r}: use missing='latest'",
         },
