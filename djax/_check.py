@@ -4,14 +4,10 @@ A chain of optax takes its links in any order. With the wrong one, or with a mas
 leaves nothing, nobody is told: the run just ends at a wrong point. What the workers do
 then differs so much from decentralized training that a few steps on tiny models show
 it. :func:`check` makes these steps by the user's own optimizer and communicator.
-
-A worker has heard of another one if its model is not, bit for bit, what it would be if
-the other one had started somewhere else. That is seen within a few steps, however
-slowly the models come together.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +16,14 @@ import optax
 
 from ._arrays import check_arrays
 from ._base import Communicator, PyTree, as_transformation, check_communicator
-from ._codes import bias, mean_error, name_of
+from ._code_trial import problems_of_codes
 from ._mechanism import parts_within
+from ._meeting import Meeting, cut_off, loses, meet
 from ._refusals import Part
-from ._trial import STEPS, Trial, one_differs
+from ._trial import Trial
 
-_CALLS = 64  # Of the compiled program, at most: `every` may have periods of 4096 steps.
 _EXTENT = 4  # Entries that are left of each dimension of a parameter.
-_LARGEST = 4096  # Entries of a leaf on which a code is measured.
-_SPREAD = 8.0  # Of the models that start apart; clipping at 1 is noticed.
+_MOVED = 0.02  # By how much of their distance rounding may move the workers' mean.
 _REMEDY = "optax.chain(optax.sgd(0.1), djax.gossip(graph, communicator))"
 
 
@@ -95,9 +90,10 @@ def check(
     )
     parts = parts_within(optimizer, communicator, all_rows)
     trial = Trial(optimizer, communicator, small)
-    problems = _problems_of_codes(parts, communicator, shapes)
-    if trial.paths:
+    problems = problems_of_codes(parts, communicator, shapes)
+    if trial.paths and trial.size > 1:
         problems += _problems_of_averaging(trial, parts)
+    if trial.paths:
         problems += _problems_of_gradients(trial)
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
@@ -105,92 +101,12 @@ def check(
         raise ValueError(f"check: the optimizer has {count}.{listed}")
 
 
-class _Meeting(NamedTuple):
-    """How workers have met that started apart; the last axis of arrays is the leaves.
-
-    Attributes:
-      steps: number of steps that they have made.
-      shrunk: `float[leaves]`, by which factor their squared distance has changed.
-      mean_moved: `float[leaves]`, how far their mean has moved, in units of their
-        distance at the start.
-      heard: `int[3, leaves]`, how many workers behave otherwise since the first one has
-        another model, the last one has another model, the last one has a gradient; that
-        one counts itself.
-      before: the same after half of the steps.
-      size: number of workers.
-    """
-
-    steps: int
-    shrunk: np.ndarray
-    mean_moved: np.ndarray
-    heard: np.ndarray
-    before: np.ndarray
-    size: int
-
-    @property
-    def together(self) -> np.ndarray:
-        """`bool[leaves]`, whether workers hear of each other's models."""
-        return (self.heard[:2] > 1).any(0)
-
-    @property
-    def complete(self) -> np.ndarray:
-        """`bool[leaves]`, whether all workers hear of those of whom some hear."""
-        some, everybody = self.heard > 1, self.heard == self.size
-        by_updates = everybody[2] | ~some[2]
-        return np.where(self.together, everybody[:2].all(0), by_updates)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether more steps would tell nothing new."""
-        if not np.isfinite(self.shrunk).all() or self.shrunk.max() > 1e6:
-            return True
-        met = self.complete & (~self.together | (self.shrunk < 0.5))
-        return bool(met.all() and (self.heard > 1).any())
-
-
-def _meet(trial: Trial, parts: Sequence[Part]) -> _Meeting:
-    """Lets workers make steps without gradients until it is known how they meet."""
-    spread = min([_SPREAD, *_needed_distances(parts)])
-    models, others = trial.models(spread), trial.models(spread, seed=1)
-    zeros, last = trial.models(0), trial.size - 1
-    calm, apart = trial.group(zeros, zeros), trial.group(models, zeros)
-    changed = [
-        trial.group(one_differs(models, others, 0), zeros),
-        trial.group(one_differs(models, others, last), zeros),
-        trial.group(zeros, one_differs(zeros, trial.gradients(), last)),
-    ]
-    first_distance = np.array(
-        [np.square(abs(x)).mean() for x in trial.measured(models)]
-    )
-    history = []
-    while True:
-        calm, nobody = trial.advance(calm, calm.params)
-        apart, seen = trial.advance(apart, apart.params)
-        heard = []
-        for i, unchanged in enumerate((apart, apart, calm)):
-            changed[i], found = trial.advance(changed[i], unchanged.params)
-            heard.append(np.rint(trial.size * found.changed).astype(int))
-        history.append(np.stack(heard))
-        moved = [abs(x - y).mean() for x, y in zip(seen.mean, nobody.mean, strict=True)]
-        meeting = _Meeting(
-            STEPS * len(history),
-            seen.distance / first_distance,
-            np.array(moved) / np.sqrt(first_distance),
-            history[-1],
-            history[len(history) // 2],
-            trial.size,
-        )
-        alone = not parts and (meeting.heard <= 1).all()
-        if meeting.is_over or alone or len(history) == _CALLS:
-            return meeting
-
-
 def _problems_of_averaging(trial: Trial, parts: Sequence[Part]) -> list[str]:
     """What is wrong with how workers average when they have no gradients."""
-    if trial.size == 1:
-        return []
-    met = _meet(trial, parts)
-    if (met.heard <= 1).all():
+    met = meet(trial, parts)
+    if not met.finite:
+        return []  # Training raises an error of its own.
+    if met.never:
         return [_never(met, parts)]
     problems = []
     apart = met.together & ~(met.shrunk < 0.99)
@@ -203,16 +119,16 @@ def _problems_of_averaging(trial: Trial, parts: Sequence[Part]) -> list[str]:
             "optimizer behind it takes the averaging for a gradient. If it is the last "
             "link, its consensus rate is too large."
         )
-    some = ~apart & ~met.complete
-    some &= (met.heard == met.before).all(0) & (met.steps == STEPS * _CALLS)
-    if some.any():
+    elif (silent := cut_off(trial, parts, met)).any():
+        workers = _listed([i for i, row in enumerate(silent) if row.any()])
+        leaves = np.asarray(silent.any(axis=0))
         problems.append(
-            f"Some workers never hear of others{_where(trial, some)}: in {met.steps} "
-            f"steps a change of one worker reaches {met.heard[:, some].min()} of "
-            f"{met.size} workers. Average over a graph that connects all workers, and "
-            "give all of them the same mask."
+            f"Some workers never hear of others{_where(trial, leaves)}: in {met.steps} "
+            f"steps nothing that others know reaches the workers {workers}. Average "
+            "over a graph that connects all workers, and give all of them the same "
+            "mask."
         )
-    moved = met.together & ~apart & (met.mean_moved > 0.02)
+    moved = met.together & ~apart & (met.mean_moved > _MOVED + 16 * trial.precisions)
     if moved.any() and _keep_mean(parts):
         problems.append(
             "Averaging moves the mean of the workers, without gradients by "
@@ -224,7 +140,7 @@ def _problems_of_averaging(trial: Trial, parts: Sequence[Part]) -> list[str]:
     return problems
 
 
-def _never(met: _Meeting, parts: Sequence[Part]) -> str:
+def _never(met: Meeting, parts: Sequence[Part]) -> str:
     """What to say of workers that hear of nobody."""
     if not parts:
         return (
@@ -261,80 +177,10 @@ def _problems_of_gradients(trial: Trial) -> list[str]:
     ]
 
 
-def _problems_of_codes(
-    parts: Sequence[Part], communicator: Communicator, shapes: PyTree
-) -> list[str]:
-    """What is wrong with codes that do not say of which class they are."""
-    problems = {}
-    shapes = jax.tree.map(_few_entries, shapes)
-    for part in parts:
-        for kind, measure, text in (
-            ("contraction", mean_error, _no_contraction),
-            ("unbiased", bias, _biased),
-        ):
-            code = part.conditions.get(kind)
-            if code is None or getattr(code, kind, None) is not None:
-                continue
-            found = _measured(measure, code, communicator, shapes)
-            if problem := text(part.name, name_of(code), found):
-                problems[part.name, kind, id(code)] = problem
-    return list(problems.values())
-
-
-def _measured(
-    measure: Callable[..., jax.Array],
-    code: Any,
-    communicator: Communicator,
-    shapes: PyTree,
-) -> float:
-    """The mean over the processes, which then come to the same verdict."""
-
-    def worker(_):
-        return communicator.mean(measure(code, shapes))
-
-    found = jax.jit(communicator.spmd(worker))(jnp.zeros(communicator.rows))
-    return float(np.asarray(found.addressable_data(0))[0])
-
-
-def _no_contraction(name: str, code: str, error: float) -> str | None:
-    if error < 1:
-        return None
-    return (
-        f"{name} needs a contraction, but of random models {code} leaves out "
-        f"{error:.3g} times their square norm, on average: the models would diverge. "
-        "Divide what it decompresses by that number and one, or use a code such as "
-        "djax.compressors.top_k(0.01)."
-    )
-
-
-def _biased(name: str, code: str, bias: float) -> str | None:
-    if bias < 0.03:
-        return None
-    return (
-        f"{name} needs an unbiased code, but the mean of many draws of {code} is off by "
-        f"{bias:.1%} of the norm of what is compressed: what is left out would be lost. "
-        "Use a code such as djax.compressors.quantize(8); biased codes are for "
-        "choco_gossip and deep_squeeze."
-    )
-
-
 def _keep_mean(parts: Sequence[Part]) -> bool:
     """Whether all mechanisms promise to keep the mean of the workers."""
-    return bool(parts) and not any(
-        part.facts.get("moves_mean")
-        or (part.communicator and part.communicator.drop_probability > 0)
-        for part in parts
-    )
-
-
-def _needed_distances(parts: Sequence[Part]) -> list[float]:
-    """How far apart models may start; numbers that are traced are not known."""
-    found = [part.conditions.get("distance") for part in parts]
-    return [
-        0.4 * float(x)
-        for x in found
-        if not (x is None or isinstance(x, jax.core.Tracer))
-    ]
+    moves = any(part.facts.get("moves_mean") or loses(part) for part in parts)
+    return bool(parts) and not moves
 
 
 def _where(trial: Trial, leaves: np.ndarray) -> str:
@@ -342,18 +188,14 @@ def _where(trial: Trial, leaves: np.ndarray) -> str:
     if leaves.all():
         return ""
     names = [path for path, is_one in zip(trial.paths, leaves, strict=True) if is_one]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f", in params{', params'.join(names[:3])}{more}"
+    return f", in {_listed([f'params{name}' for name in names])}"
+
+
+def _listed(items: Sequence[Any]) -> str:
+    """The first few of them."""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(map(str, items[:3])) + more
 
 
 def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x))
-
-
-def _few_entries(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Halves the longest dimension until a code is measured soon."""
-    shape = list(x.shape)
-    while np.prod(shape) > _LARGEST:
-        longest = int(np.argmax(shape))
-        shape[longest] = -(-shape[longest] // 2)
-    return x.update(shape=tuple(shape))

@@ -2,11 +2,7 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
-
-from ._base import Compressor, PyTree, wide
+from ._base import Compressor
 from .topologies._kinds import describe
 
 # How the codes of djax.compressors are called where a contraction is needed, ...
@@ -68,93 +64,6 @@ def check_unbiased(name: str, code: Any) -> None:
         )
 
 
-def mean_error(code: Compressor, shapes: PyTree, draws: int = 64) -> jax.Array:
-    r"""Measures :math:`E\|C(x) - x\|^2 / \|x\|^2`, which is below 1 of a contraction.
-
-    That has to hold for every x. The entries of half of the trees that are drawn are
-    normal. Those of the others are cubes of such numbers, which differ much more in
-    size, since some codes bear only one of the two.
-
-    Args:
-      code: a code of any kind.
-      shapes: of the trees that it compresses.
-      draws: number of trees of each of the two kinds.
-
-    Returns:
-      `float[]`, the larger one of the two means.
-    """
-
-    def measure(state, key, power):
-        tree = jax.tree.map(lambda x: x**power, optax.tree.random_like(key, shapes))
-        sent, state = _sent(code, tree, state)
-        return state, _square_norm(_minus(sent, tree)) / _square_norm(tree)
-
-    def mean(power):
-        keys = jax.random.split(jax.random.key(0), draws)
-        _, errors = jax.lax.scan(
-            lambda state, key: measure(state, key, power), _start(code, shapes), keys
-        )
-        return errors.mean()
-
-    return jnp.maximum(mean(1), mean(3))
-
-
-def bias(code: Compressor, shapes: PyTree, draws: int = 128) -> jax.Array:
-    r"""Measures :math:`\|E[C(x)] - x\| / \|x\|`, which is 0 of an unbiased code.
-
-    The mean of finitely many draws is off by chance, too: what is less than about three
-    standard deviations of that mean counts as nothing.
-
-    Args:
-      code: a code of any kind.
-      shapes: of the tree that it compresses, whose entries are normal.
-      draws: number of times that the tree is compressed.
-
-    Returns:
-      `float[]`.
-    """
-    tree = optax.tree.random_like(jax.random.key(0), shapes)
-
-    def add(carry, _):
-        state, total, squares = carry
-        sent, state = _sent(code, tree, state)
-        error = _minus(sent, tree)
-        total = jax.tree.map(jnp.add, total, error)
-        return (state, total, squares + _square_norm(error)), None
-
-    nothing = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), tree)
-    start = _start(code, shapes), nothing, jnp.zeros_like(_square_norm(tree))
-    (_, total, squares), _ = jax.lax.scan(add, start, length=draws)
-    square = _square_norm(total) / draws**2
-    chance = (squares / draws - square) / draws
-    found = jnp.where(square > 10 * chance, square, 0)
-    return jnp.sqrt(found / _square_norm(tree))
-
-
-def _start(code: Compressor, shapes: PyTree) -> PyTree:
-    return code.init(optax.tree.zeros_like(shapes))
-
-
-def _sent(code: Compressor, tree: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
-    """What a tree becomes on its way, and the code's next state."""
-    message, state = code.compress(tree, state)
-    return code.decompress(message, tree), state
-
-
-def _minus(x: PyTree, y: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: wide(a) - wide(b), x, y)
-
-
-def _square_norm(tree: PyTree) -> jax.Array:
-    return optax.tree.norm(jax.tree.map(wide, tree), squared=True)
-
-
-def name_of(code: Any) -> str:
-    """What a code is called: as the function that made it, where there is one."""
-    maker = getattr(code.compress, "__qualname__", "").split(".")[0]
-    return maker if maker.isidentifier() else "the code"
-
-
 def check_compressor(
     name: str, code: Any, calls: dict[str, str] = _CONTRACTIONS
 ) -> None:
@@ -181,3 +90,9 @@ def check_compressor(
     else:
         meant = f"codes are made by calls such as compressors.{fitting}"
     raise TypeError(f"{name} needs a djax.Compressor, got {describe(code)}: {meant}.")
+
+
+def name_of(code: Any) -> str:
+    """What a code is called: as the function that made it, where there is one."""
+    maker = getattr(code.compress, "__qualname__", "").split(".")[0]
+    return maker if maker.isidentifier() else "the code"

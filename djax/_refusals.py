@@ -54,8 +54,9 @@ class Part(NamedTuple):
       name: of its maker, for errors.
       communicator: of messages that may be lost; None for what sends none.
       facts: names of :data:`REASONS`, and whether they are true of it; a text is the
-        remedy. Besides, for :func:`djax.check`, `moves_mean`: it does not promise that
-        the mean of the workers stays where it is.
+        remedy. Besides, for :func:`djax.check`: `moves_mean`, it does not promise that
+        the mean of the workers stays where it is; `averages_updates`, it does not draw
+        their models together.
       matrices: returns `float64[period, n, n]`, by which it averages in each step; None
         if they are not known.
       conditions: what it needs in order to converge, which only a trial can tell:

@@ -39,8 +39,8 @@ class Seen(NamedTuple):
     Attributes:
       mean: the mean of the workers' models, an array for each leaf.
       distance: `float[leaves]`, their mean squared distance to it.
-      changed: `float[leaves]`, the share of workers whose models are not, bit for bit,
-        those of the group that they are compared with.
+      changed: `bool[workers, leaves]`, whose models are not, bit for bit, those of the
+        group that they are compared with.
       climbed: `float[steps, leaves]`, how many gradients each step has added.
     """
 
@@ -56,6 +56,7 @@ class Trial:
     Attributes:
       size: number of workers.
       paths: names of the leaves that are measured.
+      precisions: `float[leaves]`, the distance from 1 to the next number.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class Trial:
             for path, x in jax.tree_util.tree_leaves_with_path(shapes)
             if _is_measured(x)
         ]
+        leaves = _measured(shapes)
+        self.precisions = np.array([float(jnp.finfo(x.dtype).eps) for x in leaves])
         everybody = communicator.rows == communicator.size
         self._rows = np.asarray(
             range(self.size) if everybody else communicator.local_ranks
@@ -90,10 +93,17 @@ class Trial:
         return _measured(tree)
 
     def models(self, scale: float = 1.0, seed: int = 0) -> PyTree:
-        """Models of all workers, `[size, ...]`, whose mean is zero."""
+        """Models of all workers, `[size, ...]`, whose mean is zero.
+
+        Args:
+          scale: the largest entry, roughly.
+          seed: of the draws.
+        """
         rng = np.random.default_rng(seed)
 
         def draw(x):
+            if not _is_measured(x):
+                return np.zeros((self.size, *x.shape), x.dtype)
             values = rng.uniform(-scale, scale, (self.size, *x.shape))
             return (values - values.mean(0)).astype(x.dtype)
 
@@ -108,6 +118,26 @@ class Trial:
             return np.broadcast_to(gradient.astype(x.dtype), (self.size, *x.shape))
 
         return jax.tree.map(draw, self._shapes)
+
+    def replaced(self, models: PyTree, others: PyTree, where: np.ndarray) -> PyTree:
+        """Models of all workers, some of which are taken from other ones.
+
+        Args:
+          models: of all workers, `[size, ...]`.
+          others: likewise.
+          where: `bool[size, leaves]`, or `bool[size, 1]`; leaves that are not measured
+            stay as they are.
+        """
+        where = np.broadcast_to(where, (self.size, len(self.paths)))
+        columns = iter(where.T)
+
+        def choose(x, y):
+            if not _is_measured(x):
+                return x
+            rows = next(columns).reshape(-1, *[1] * (x.ndim - 1))
+            return np.where(rows, y, x)
+
+        return jax.tree.map(choose, models, others)
 
     def group(self, models: PyTree, gradients: PyTree) -> Group:
         """Starts workers.
@@ -130,17 +160,6 @@ class Trial:
         # The same row for all workers; on a mesh of several hosts, one that is here.
         seen = jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], seen)
         return Group(params, group.gradient, state), seen
-
-
-def one_differs(everyones: PyTree, others: PyTree, worker: int) -> PyTree:
-    """Arrays of all workers, in which one worker has those of the others' tree."""
-
-    def replaced(x, y):
-        x = np.array(x)
-        x[worker] = y[worker]
-        return x
-
-    return jax.tree.map(replaced, everyones, others)
 
 
 def _advance(
@@ -167,10 +186,13 @@ def _advance(
         jnp.mean(jnp.square(jnp.abs(wide(x) - m)))
         for x, m in zip(mine, mean, strict=True)
     ]
-    changed = [jnp.any(x != y) for x, y in zip(mine, theirs, strict=True)]
-    distance, changed, climbed = communicator.mean(
-        (jnp.stack(distances), jnp.stack(changed).astype(jnp.float32), climbed)
+    changed = jnp.stack([jnp.any(x != y) for x, y in zip(mine, theirs, strict=True)])
+    is_mine = np.arange(communicator.size) == communicator.rank()
+    everyones = (is_mine[:, None] & changed).astype(jnp.float32)
+    distance, everyones, climbed = communicator.mean(
+        (jnp.stack(distances), everyones, climbed)
     )
+    changed = everyones > 0
     return params, state, Seen(mean, distance, changed, climbed)
 
 

@@ -53,4 +53,4 @@ def on_updates(mechanism: optax.GradientTransformation) -> Mechanism:
         zeros = jax.tree.map(jnp.zeros_like, updates)
         return mechanism.update(updates, state, zeros, **extra_args)
 
-    return wrap("on_updates", mechanism, init, update)
+    return wrap("on_updates", mechanism, init, update, {"averages_updates": True})
