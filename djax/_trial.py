@@ -135,7 +135,7 @@ class Trial:
             if not _is_measured(x):
                 return x
             rows = next(columns).reshape(-1, *[1] * (x.ndim - 1))
-            return np.where(rows, y, x)
+            return np.where(rows, y, x).astype(x.dtype)
 
         return jax.tree.map(choose, models, others)
 

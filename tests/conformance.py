@@ -19,7 +19,7 @@ import pytest
 import references
 
 import djax
-from djax import compressors
+from djax import compressors, testing
 
 
 class Algorithm(NamedTuple):
@@ -278,7 +278,6 @@ def own_mechanism() -> Callable[[djax.Communicator], djax.Mechanism]:
 
 
 DIM = 6
-SHAPES = {"b": (2,), "w": (2, 2)}  # jax.tree.leaves sorts by name.
 
 
 def make(name: str, topology: djax.Topology, communicator: djax.Communicator):
@@ -291,23 +290,14 @@ each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
 
 def quadratics(size: int):
-    """Worker i minimizes `0.5 * sum(hessian[i] * (x - target[i]) ** 2)`.
-
-    The Hessians differ on purpose: with equal ones the mean of the workers follows
-    exact gradient descent whatever is communicated, and the tests prove nothing.
-
-    Returns:
-      Hessians and targets, `[size, DIM]`, and the optimum `[DIM]` of their mean.
-    """
-    rng = np.random.default_rng(0)
-    hessian = rng.uniform(0.5, 1.5, (size, DIM))
-    target = rng.normal(size=(size, DIM))
-    return hessian, target, (hessian * target).sum(0) / hessian.sum(0)
+    """Hessians and targets, `[size, DIM]`, and the optimum `[DIM]` of their mean."""
+    problem = testing.quadratics(size)
+    return problem.hessian, problem.target, problem.optimum
 
 
 def start(size: int) -> np.ndarray:
     """Different starts, `[size, DIM]`."""
-    return np.random.default_rng(1).normal(size=(size, DIM))
+    return testing.quadratics(size).start
 
 
 def every_dtype(seed: int) -> dict[str, jax.Array]:
@@ -347,54 +337,20 @@ def assert_close_in(dtype, actual, expected):
     )
 
 
-def unflatten(x):
-    return {"b": x[:2], "w": x[2:].reshape(2, 2)}
-
-
-def flatten(params):
-    return jnp.concatenate([params["b"], params["w"].ravel()])
-
-
-def train(
-    mechanism,
-    communicator,
-    *,
-    steps=20,
-    learning_rate=0.1,
-    dtype=jnp.float32,
-    trace=False,
-    **extra_args,
-):
+def train(mechanism, communicator, *, trace=False, **options):
     """Runs all steps in one scan, or only traces them; `[local workers, DIM]`."""
-    optimizer = optax.chain(optax.sgd(learning_rate), mechanism)
-
-    def worker(hessian, target, x):
-        def step(carry, _):
-            params, state = carry
-            gradient = unflatten(hessian * (flatten(params) - target))
-            updates, state = optimizer.update(gradient, state, params, **extra_args)
-            return (optax.apply_updates(params, updates), state), None
-
-        carry = unflatten(x), optimizer.init(unflatten(x))
-        (params, _), _ = jax.lax.scan(step, carry, length=steps)
-        return flatten(params)
-
-    size, local = communicator.size, np.asarray(communicator.local_ranks)
-    hessian, target, _ = quadratics(size)
-    arrays = [jnp.asarray(a[local], dtype) for a in (hessian, target, start(size))]
-    if trace:
-        return jax.eval_shape(communicator.spmd(worker), *arrays)
-    return np.asarray(jax.jit(communicator.spmd(worker))(*arrays))
+    if not trace:
+        return testing.run(mechanism, communicator, **options)
+    optimizer = optax.chain(optax.sgd(0.1), mechanism)
+    program = testing._program(optimizer, communicator, options["steps"])
+    return jax.eval_shape(program, *testing._arrays(communicator, options["dtype"]))
 
 
-def expected(name: str, topology, *, steps=20, learning_rate=0.1) -> np.ndarray:
+def expected(name: str, topology, **options) -> np.ndarray:
     """What the dense oracle says, `[size, DIM]`."""
-    hessian, target, _ = quadratics(topology.size)
     algorithm = ALGORITHMS[name]
-    return algorithm.reference(
-        lambda x: hessian * (x - target),
-        start(topology.size),
-        learning_rate,
-        steps,
-        algorithm.graph(topology).mixing_matrix,
-    )
+
+    def reference(gradient, x, learning_rate, steps, matrices):
+        return algorithm.reference(gradient, x, learning_rate, steps, matrices[0])
+
+    return testing.expected(reference, algorithm.graph(topology), **options)

@@ -1,0 +1,315 @@
+"""Tests of your own mechanism against plain NumPy, on every communicator.
+
+A mechanism says what one worker does, and is easily wrong about what all of them do
+together. Written down for all workers at once, with their models as the rows of a
+matrix, the same algorithm is a few lines of NumPy. :func:`assert_matches` runs both on
+a small problem, and compares the models at the end.
+
+The problem is quadratic, and each worker has a Hessian of its own. With equal Hessians
+the mean of the workers would follow exact gradient descent whatever they send to each
+other, and such a test would prove nothing.
+
+`import djax` does not import this module: write `import djax.testing`.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import DTypeLike
+
+from . import communicators as _communicators
+from ._base import Communicator, PyTree
+from .mixing import Graph
+
+Make = Callable[[Graph, Communicator], optax.GradientTransformation]
+Reference = Callable[..., np.ndarray]
+
+_TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
+
+
+class Problem(NamedTuple):
+    """Worker i minimizes `0.5 * sum(hessian[i] * (x - target[i]) ** 2)`.
+
+    Attributes:
+      hessian: `float[workers, 6]`, diagonals of the Hessians.
+      target: `float[workers, 6]`, each worker's own optimum.
+      start: `float[workers, 6]`, the models at first.
+    """
+
+    hessian: np.ndarray
+    target: np.ndarray
+    start: np.ndarray
+
+    @property
+    def optimum(self) -> np.ndarray:
+        """`float[6]`, the optimum of the mean of the workers' objectives."""
+        return (self.hessian * self.target).sum(0) / self.hessian.sum(0)
+
+    def gradient(self, x: np.ndarray) -> np.ndarray:
+        """The gradients of all workers at their models, `float[workers, 6]`."""
+        return self.hessian * (x - self.target)
+
+
+def quadratics(size: int) -> Problem:
+    """The problem on which mechanisms are run; always the same for a number of workers.
+
+    Args:
+      size: number of workers.
+    """
+    rng = np.random.default_rng(0)
+    hessian = rng.uniform(0.5, 1.5, (size, 6))
+    target = rng.normal(size=(size, 6))
+    return Problem(hessian, target, np.random.default_rng(1).normal(size=(size, 6)))
+
+
+def run(
+    mechanism: optax.GradientTransformation,
+    communicator: Communicator,
+    *,
+    steps: int = 20,
+    learning_rate: optax.ScalarOrSchedule = 0.1,
+    dtype: DTypeLike = "float32",
+    problem: Problem | None = None,
+    **extra_args: Any,
+) -> np.ndarray:
+    """Runs a mechanism behind SGD, all steps in one program.
+
+    The six parameters of a worker are a vector of two and a matrix of two by two.
+
+    Args:
+      mechanism: what comes behind `optax.sgd` in the chain.
+      communicator: where the workers live. Under MPI all processes have to call it.
+      steps: number of steps.
+      learning_rate: of SGD.
+      dtype: of the parameters and gradients.
+      problem: what they minimize; :func:`quadratics` by default.
+      **extra_args: what else the update of the mechanism is given in each step.
+
+    Returns:
+      `[local workers, 6]`, the models of the workers of this process at the end.
+
+    Examples:
+      >>> import djax, djax.testing
+      >>> ring, workers = djax.topologies.ring(4), djax.communicators.simulated(4)
+      >>> djax.testing.run(djax.gossip(ring, workers), workers).shape
+      (4, 6)
+    """
+    optimizer = optax.chain(optax.sgd(learning_rate), mechanism)
+    program = _program(optimizer, communicator, steps, extra_args)
+    return np.asarray(jax.jit(program)(*_arrays(communicator, dtype, problem)))
+
+
+def _program(
+    optimizer: optax.GradientTransformationExtraArgs,
+    communicator: Communicator,
+    steps: int,
+    extra_args: Mapping[str, Any] = {},
+) -> Callable[..., jax.Array]:
+    """All steps of all workers; it takes :func:`_arrays`."""
+
+    def worker(hessian, target, x):
+        def step(carry, _):
+            params, state = carry
+            gradient = _unflatten(hessian * (_flatten(params) - target))
+            updates, state = optimizer.update(gradient, state, params, **extra_args)
+            return (optax.apply_updates(params, updates), state), None
+
+        carry = _unflatten(x), optimizer.init(_unflatten(x))
+        (params, _), _ = jax.lax.scan(step, carry, length=steps)
+        return _flatten(params)
+
+    return communicator.spmd(worker)
+
+
+def _arrays(
+    communicator: Communicator, dtype: DTypeLike, problem: Problem | None = None
+) -> list[jax.Array]:
+    """The problem's three arrays, of the workers of this process."""
+    local = np.asarray(communicator.local_ranks)
+    problem = quadratics(communicator.size) if problem is None else problem
+    return [jnp.asarray(array[local], dtype) for array in problem]
+
+
+def _unflatten(x: jax.Array) -> PyTree:
+    return {"b": x[:2], "w": x[2:].reshape(2, 2)}
+
+
+def _flatten(params: PyTree) -> jax.Array:
+    return jnp.concatenate([params["b"], params["w"].ravel()])
+
+
+def assert_matches(
+    make: Make,
+    reference: Reference,
+    graph: Graph,
+    communicators: Sequence[Communicator] | None = None,
+    *,
+    steps: int = 20,
+    learning_rate: float = 0.1,
+    dtype: Literal["float32", "float64"] = "float32",
+) -> None:
+    """Asserts that a mechanism does what a NumPy function of the matrices does.
+
+    Args:
+      make: `(graph, communicator) -> mechanism`.
+      reference: `(gradient, x, learning_rate, steps, matrices) -> x` for all workers at
+        once, whose models are the rows of `x`, `float[workers, 6]`. `gradient(x)` are
+        their gradients, and `matrices` is `graph.matrices`, `float[period, workers,
+        workers]`.
+      graph: a :class:`djax.Topology` or :class:`djax.Schedule`.
+      communicators: where to run it; by default wherever as many workers can live as
+        the graph has: in simulation, on the devices of this process, and, if it was
+        started by mpirun, over MPI.
+      steps: number of steps.
+      learning_rate: of SGD.
+      dtype: of the parameters; models have to be equal up to 1e-5 in float32, and up to
+        1e-12 in float64, where mistakes are told from rounding errors most clearly.
+
+    Raises:
+      AssertionError: if the models differ; shows them, and names the communicator.
+
+    Examples:
+      >>> import djax, djax.testing
+      >>> def make(graph, communicator):
+      ...     def mix(model, state):
+      ...         return djax.mixing.displacement(model, graph, communicator), state
+      ...     return djax.mechanism(lambda params: (), mix, communicator, graph)
+      >>> def reference(gradient, x, learning_rate, steps, matrices):
+      ...     for _ in range(steps):
+      ...         x = matrices[0] @ (x - learning_rate * gradient(x))
+      ...     return x
+      >>> ring = djax.topologies.ring(4)
+      >>> djax.testing.assert_matches(make, reference, ring, dtype="float64")
+    """
+    wanted = expected(reference, graph, steps=steps, learning_rate=learning_rate)
+    tolerance = _TOLERANCES[dtype]
+    for communicator in _all_of(graph, communicators):
+        with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
+            found = run(
+                make(graph, communicator),
+                communicator,
+                steps=steps,
+                learning_rate=learning_rate,
+                dtype=dtype,
+            )
+        np.testing.assert_allclose(
+            found,
+            wanted[np.asarray(communicator.local_ranks)],
+            rtol=tolerance,
+            atol=tolerance / 10,
+            err_msg=f"on {communicator}, after {steps} steps",
+        )
+
+
+def expected(
+    reference: Reference,
+    graph: Graph,
+    *,
+    steps: int = 20,
+    learning_rate: optax.ScalarOrSchedule = 0.1,
+) -> np.ndarray:
+    """What a reference says of the models at the end, `float[workers, 6]`.
+
+    Args:
+      reference: see :func:`assert_matches`, like all arguments.
+      graph: what its matrices are of.
+      steps: number of steps.
+      learning_rate: of SGD.
+    """
+    problem = quadratics(graph.size)
+    return reference(
+        problem.gradient, problem.start, learning_rate, steps, graph.matrices
+    )
+
+
+def assert_keeps_mean(
+    make: Make,
+    graph: Graph,
+    communicators: Sequence[Communicator] | None = None,
+    *,
+    steps: int = 20,
+) -> None:
+    """Asserts that without gradients the mean of the workers stays where it is.
+
+    What one worker gains the others have to lose: else the models end elsewhere than
+    the data say.
+
+    Args:
+      make: `(graph, communicator) -> mechanism`.
+      graph: between whom.
+      communicators: see :func:`assert_matches`.
+      steps: number of steps.
+
+    Raises:
+      AssertionError: if the mean moves.
+
+    Examples:
+      >>> import djax, djax.testing
+      >>> djax.testing.assert_keeps_mean(djax.gossip, djax.topologies.star(4))
+    """
+    for communicator in _all_of(graph, communicators):
+        mechanism = make(graph, communicator)
+        found = run(mechanism, communicator, steps=steps, learning_rate=0.0)
+        np.testing.assert_allclose(
+            np.mean(communicator.gather(list(found)), axis=0),
+            quadratics(graph.size).start.mean(0),
+            rtol=0,
+            atol=1e-6,
+            err_msg=f"the mean on {communicator}, after {steps} steps",
+        )
+
+
+def assert_equal_models_stay_equal(
+    make: Make,
+    graph: Graph,
+    communicators: Sequence[Communicator] | None = None,
+    *,
+    steps: int = 20,
+) -> None:
+    """Asserts that workers stay equal that start equal and have the same data.
+
+    Args:
+      make: `(graph, communicator) -> mechanism`.
+      graph: between whom.
+      communicators: see :func:`assert_matches`.
+      steps: number of steps.
+
+    Raises:
+      AssertionError: if some models differ from that of worker 0.
+
+    Examples:
+      >>> import djax, djax.testing
+      >>> ring = djax.topologies.ring(4)
+      >>> djax.testing.assert_equal_models_stay_equal(djax.gossip, ring)
+    """
+    alike = Problem(*(np.tile(x[:1], (graph.size, 1)) for x in quadratics(graph.size)))
+    for communicator in _all_of(graph, communicators):
+        mechanism = make(graph, communicator)
+        found = run(mechanism, communicator, steps=steps, problem=alike)
+        models = np.array(communicator.gather(list(found)))
+        np.testing.assert_allclose(
+            models,
+            np.broadcast_to(models[0], models.shape),
+            rtol=_TOLERANCES["float32"],
+            atol=_TOLERANCES["float32"] / 10,
+            err_msg=f"equal models on {communicator}, after {steps} steps",
+        )
+
+
+def _all_of(
+    graph: Graph, communicators: Sequence[Communicator] | None
+) -> Sequence[Communicator]:
+    """The given communicators, or all that this process can have for the graph."""
+    if communicators is not None:
+        return communicators
+    found = [_communicators.simulated(graph.size)]
+    if len(jax.devices()) >= graph.size:
+        found.append(_communicators.mesh(graph.size))
+    if _communicators.launcher_size() == graph.size:
+        found.append(_communicators.mpi())
+    return found
