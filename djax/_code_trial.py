@@ -61,8 +61,8 @@ def _no_contraction(name: str, code: str, error: float) -> str | None:
     return (
         f"{name} needs a contraction, but of random models {code} leaves out "
         f"{error:.3g} times their square norm, on average: the models would diverge. "
-        "Divide what it decompresses by that number and one, or use a code such as "
-        "djax.compressors.top_k(0.01)."
+        f"If it is unbiased, divide what it decompresses by {1 + error:.3g}; or use a "
+        "code such as djax.compressors.top_k(0.01)."
     )
 
 

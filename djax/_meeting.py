@@ -84,7 +84,8 @@ def _meet(trial: Trial, parts: Sequence[Part], gradient: PyTree) -> Meeting:
         trial.group(zeros, trial.replaced(gradient, taught, last[:, None])),
     ]
     draws = draw_together(parts)
-    distance = np.array([np.square(abs(x)).mean() for x in trial.measured(models)])
+    lengths = [abs(x).astype(np.float64) for x in trial.measured(models)]
+    distance = np.array([np.square(x).mean() for x in lengths])
     heard = np.zeros((3, trial.size, len(distance)), bool)
     for call in range(1, CALLS + 1):
         calm, alone = trial.advance(calm, calm.params)

@@ -188,7 +188,7 @@ def _advance(
     ]
     changed = jnp.stack([jnp.any(x != y) for x, y in zip(mine, theirs, strict=True)])
     is_mine = np.arange(communicator.size) == communicator.rank()
-    everyones = (is_mine[:, None] & changed).astype(jnp.float32)
+    everyones = (is_mine[:, None] & changed[None]).astype(jnp.float32)
     distance, everyones, climbed = communicator.mean(
         (jnp.stack(distances), everyones, climbed)
     )

@@ -353,4 +353,4 @@ def expected(name: str, topology, **options) -> np.ndarray:
     def reference(gradient, x, learning_rate, steps, matrices):
         return algorithm.reference(gradient, x, learning_rate, steps, matrices[0])
 
-    return testing.expected(reference, algorithm.graph(topology), **options)
+    return testing._expected(reference, algorithm.graph(topology), **options)
