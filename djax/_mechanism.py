@@ -31,6 +31,7 @@ from ._base import (
     wide,
 )
 from ._calls import ByItsCall, by_its_call
+from ._order import watched
 from ._refusals import Part
 from ._same import around, check_same
 from .topologies import Schedule, Topology
@@ -88,7 +89,9 @@ class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
         parts: Sequence[Part] = (),
     ):
         """See :class:`Mechanism`; without `mix` it is made of `update`."""
-        self = super().__new__(cls, _announcing(parts, init), update)
+        moves_models = not any(part.facts.get("averages_updates") for part in parts)
+        told = watched(name, update, moves_models=moves_models)
+        self = super().__new__(cls, _announcing(parts, init), told)
         self.mix = _mix_of(update) if mix is None else mix
         self.name, self.communicator, self.graph = name, communicator, graph
         self.parts = tuple(parts)

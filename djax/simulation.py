@@ -29,11 +29,13 @@ from ._base import (
     check_choice,
     check_flags,
 )
+from ._code_trial import problems_of_codes
 from ._gradient_fn import GradientFn as GradientFn
 from ._gradient_fn import check_gradients, check_signature, check_unchanged
 from ._mechanism import parts_within
 from ._nonfinite import NonFinite, all_finite, flaw, make_check, without_step
 from ._nonfinite import NonFiniteError as NonFiniteError
+from ._order import updated
 from ._refusals import refuse
 from .communicators import replicate
 from .communicators._common import (
@@ -129,14 +131,19 @@ def make_steps(
       afterwards only those that it returned can be used. Unless `nonfinite="raise"` it
       returns before the computation ends. It raises ValueError if the leading axes do
       not fit or, before computing anything, if `nonfinite="isolate"` and a mechanism
-      needs every message; RuntimeError if the workers were donated before; TypeError
-      if `gradient_fn` returns something else than gradients like the parameters, the
-      model state and metrics; and :class:`NonFiniteError`, a `FloatingPointError`.
+      needs every message, or if a code is not of the class that its mechanism needs;
+      RuntimeError if the workers were donated before; TypeError if `gradient_fn`
+      returns something else than gradients like the parameters, the model state and
+      metrics; and :class:`NonFiniteError`, a `FloatingPointError`.
 
     Raises:
       TypeError: if the optimizer is none, as an asynchronous algorithm is, or the
         communicator is none, or if `gradient_fn` does not take three arguments.
       ValueError: if `nonfinite` is none of the three.
+
+    Warns:
+      UserWarning: in the first call, if a link of the optimizer acts on what a
+        mechanism has averaged; :func:`djax.check` finds more such mistakes.
 
     Examples:
       >>> import djax, jax.numpy as jnp, optax
@@ -166,14 +173,14 @@ def make_steps(
     program = make(_Worker(gradient_fn, optimizer, nonfinite), communicator)
     all_start_finite = jax.jit(communicator.spmd(all_finite))
     check = make_check(communicator)
-    mechanisms_fit = nonfinite != "isolate"
+    mechanisms_fit = False
 
     def steps(workers: Workers, batches: PyTree) -> tuple[Workers, PyTree]:
         nonlocal mechanisms_fit
         _check_workers(workers)
         _check_axes(workers, batches, communicator)
         if not mechanisms_fit:
-            _check_isolation(optimizer, communicator, workers.params)
+            _check_mechanisms(optimizer, communicator, workers.params, nonfinite)
             mechanisms_fit = True
         batches = jax.tree.map(jnp.asarray, batches)
         if nonfinite != "raise":
@@ -208,8 +215,8 @@ class _Worker:
             grads, model_state = without_step(
                 all_finite(grads), grads, model_state, workers.model_state
             )
-        updates, opt_state = self.optimizer.update(
-            grads, workers.opt_state, workers.params
+        updates, opt_state = updated(
+            self.optimizer, grads, workers.opt_state, workers.params
         )
         params = optax.apply_updates(workers.params, updates)
         flaws = flaw(grads, params) if self.nonfinite == "raise" else ()
@@ -293,12 +300,22 @@ def _check_workers(workers: Any) -> None:
     check_arrays("steps", workers, what="workers")
 
 
-def _check_isolation(
-    optimizer: optax.GradientTransformation, communicator: Communicator, params: PyTree
+def _check_mechanisms(
+    optimizer: optax.GradientTransformation,
+    communicator: Communicator,
+    params: PyTree,
+    nonfinite: NonFinite,
 ) -> None:
-    """Raises ValueError if a mechanism cannot do without the messages of a worker."""
+    """Raises ValueError if a mechanism, or its code, cannot do what it has to.
+
+    This is what :func:`djax.check` can tell without a trial of the whole optimizer.
+    """
     parts = parts_within(optimizer, communicator, params)
-    refuse("make_steps(nonfinite='isolate')", parts, "needs_every_message")
+    if nonfinite == "isolate":
+        refuse("make_steps(nonfinite='isolate')", parts, "needs_every_message")
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
+    if problems := problems_of_codes(parts, communicator, one):
+        raise ValueError(f"make_steps: {problems[0]}")
 
 
 def _check_axes(workers: Workers, batches: PyTree, communicator: Communicator) -> None:

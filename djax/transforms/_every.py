@@ -10,6 +10,7 @@ from djax._alternate import alternate
 from djax._base import as_transformation, check_static
 from djax._calls import by_its_call
 from djax._mechanism import Mechanism, parts_of, wrap
+from djax._order import warn_of_links_before, watching
 from djax._refusals import refuse
 from djax._same import around
 from djax.topologies._checks import check_integer
@@ -79,7 +80,13 @@ def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
             return updates, mechanism_state
 
         def communicate(updates, mechanism_state):
-            return mechanism.update(updates, mechanism_state, params, **extra_args)
+            calls = []
+            with watching(calls):
+                found = mechanism.update(updates, mechanism_state, params, **extra_args)
+            warn_of_links_before(
+                "every", calls, updates, f"chain(sgd, every({k}, gossip))"
+            )
+            return found
 
         schedule = (0,) * (k - 1) + (1,)
         updates, mechanism_state = alternate(
