@@ -76,8 +76,8 @@ def check(
       >>> ring, workers = djax.topologies.ring(8), djax.communicators.simulated(8)
       >>> params = {"w": jax.ShapeDtypeStruct((784, 10), "float32")}
       >>> gossip = djax.gossip(ring, workers)
-      >>> djax.check(optax.chain(optax.adam(0.1), gossip), workers, params)
-      >>> djax.check(optax.chain(gossip, optax.adam(0.1)), workers, params)
+      >>> djax.check(optax.chain(optax.sgd(0.1), gossip), workers, params)
+      >>> djax.check(optax.chain(gossip, optax.sgd(0.1)), workers, params)
       Traceback (most recent call last):
       ...
       ValueError: check: the optimizer has 1 problem.

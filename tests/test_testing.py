@@ -1,6 +1,7 @@
 """Tests of what tests other people's mechanisms: it finds what is wrong with them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from launch import mpirun
@@ -92,7 +93,8 @@ def test_a_mean_that_moves_is_found():
 def test_equal_models_that_part_are_found():
     def drifting(graph, communicator):
         def mix(model, state):
-            return jax.tree.map(lambda x: 0 * x + communicator.rank(), model), state
+            rank = communicator.rank()
+            return jax.tree.map(lambda x: jnp.full_like(x, rank), model), state
 
         return djax.mechanism(lambda params: (), mix, communicator, graph)
 
