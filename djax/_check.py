@@ -138,9 +138,9 @@ def _problems_of_averaging(trial: Trial, parts: Sequence[Part]) -> list[str]:
         leaves = np.asarray(silent.any(axis=0))
         problems.append(
             f"Some workers never hear of others{_where(trial, leaves)}: in {met.steps} "
-            f"steps nothing that others know reaches the workers {workers}. Average "
-            "over a graph that connects all workers, and give all of them the same "
-            "mask."
+            f"steps the workers {workers} are the same whatever worker 0, or worker "
+            f"{trial.size - 1}, starts from. Average over a graph that connects all "
+            "workers, and give all of them the same mask."
         )
     moved = met.together & ~apart & (met.mean_moved > _MOVED + 16 * trial.precisions)
     if moved.any() and _keep_mean(parts):

@@ -18,12 +18,19 @@ from ._codes import name_of
 from ._refusals import Part
 
 _LARGEST = 4096  # Entries of a leaf that are compressed.
+_HARMLESS = 0.03  # Rounding to bfloat16 is biased, too.
 
 
 def problems_of_codes(
     parts: Sequence[Part], communicator: Communicator, shapes: PyTree
 ) -> list[str]:
-    """What is wrong with codes that do not say of which class they are."""
+    """What is wrong with codes that do not say of which class they are.
+
+    Args:
+      parts: the mechanisms, with the codes that they were given.
+      communicator: where the workers live.
+      shapes: of the parameters of one worker.
+    """
     problems = {}
     shapes = jax.tree.map(_few_entries, shapes)
     for part in parts:
@@ -67,7 +74,7 @@ def _no_contraction(name: str, code: str, error: float) -> str | None:
 
 
 def _biased(name: str, code: str, bias: float) -> str | None:
-    if bias < 0.03:
+    if bias < _HARMLESS:
         return None
     return (
         f"{name} needs an unbiased code, but of a random model the mean of many draws "

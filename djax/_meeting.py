@@ -76,12 +76,12 @@ def meet(trial: Trial, parts: Sequence[Part]) -> Meeting:
 def _meet(trial: Trial, parts: Sequence[Part], gradient: PyTree) -> Meeting:
     models, others, zeros = *_two_starts(trial, parts), trial.models(0)
     taught = jax.tree.map(lambda g: 0.5 - g, gradient)
-    last = np.arange(trial.size) == trial.size - 1
+    last = np.arange(trial.size)[:, None] == trial.size - 1
     calm, apart = trial.group(zeros, gradient), trial.group(models, gradient)
     changed = [
-        trial.group(trial.replaced(models, others, last[::-1, None]), gradient),
-        trial.group(trial.replaced(models, others, last[:, None]), gradient),
-        trial.group(zeros, trial.replaced(gradient, taught, last[:, None])),
+        trial.group(trial.replaced(models, others, last[::-1]), gradient),
+        trial.group(trial.replaced(models, others, last), gradient),
+        trial.group(zeros, trial.replaced(gradient, taught, last)),
     ]
     draws = draw_together(parts)
     lengths = [abs(x).astype(np.float64) for x in trial.measured(models)]
