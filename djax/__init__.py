@@ -26,10 +26,11 @@ live.
   :func:`choco_sgd`, :func:`dcd_psgd`, :func:`ecd_psgd`, :func:`all_reduce_sgd`,
 * workers that never wait: :func:`acid` (A²CiD²), :func:`adpsgd`,
   :func:`acid_constants`, and :mod:`djax.asynchronous`, which runs and simulates them,
-* mistakes that raise no error: :func:`check`,
+* mistakes of composition that raise no error: :func:`check`,
 * measures: :mod:`djax.metrics`, :func:`communication_cost`,
 * what is known beforehand: :mod:`djax.theory`, :func:`relay_learning_rate_factor`,
-* loops over many steps: :mod:`djax.simulation`.
+* loops over many steps: :mod:`djax.simulation`,
+* tests of mechanisms of your own: `djax.testing`, to be imported by itself.
 
 Examples:
   >>> import djax, jax, jax.numpy as jnp, optax
