@@ -270,7 +270,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 def own_mechanism() -> Callable[[djax.Communicator], djax.Mechanism]:
     """The mechanism that the README writes, of a communicator."""
-    (block,) = [block for block in BLOCKS if "djax.mechanism(" in block]
+    (block,) = [block for block in BLOCKS if "random_matching_gossip" in block]
     definition, _, _ = block.partition("\nworkers = ")
     namespace: dict[str, Any] = {}
     exec(compile(definition, str(README), "exec"), namespace)
