@@ -188,15 +188,10 @@ def assert_matches(
     """
     wanted = _expected(reference, graph, steps, learning_rate)
     tolerance = _TOLERANCES[dtype]
+    options = {"steps": steps, "learning_rate": learning_rate, "dtype": dtype}
     for communicator in _all_of(graph, communicators):
         with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
-            found = run(
-                make(graph, communicator),
-                communicator,
-                steps=steps,
-                learning_rate=learning_rate,
-                dtype=dtype,
-            )
+            found = run(make(graph, communicator), communicator, **options)
         np.testing.assert_allclose(
             found,
             wanted[np.asarray(communicator.local_ranks)],
@@ -213,8 +208,8 @@ def _expected(
     learning_rate: optax.ScalarOrSchedule = 0.1,
 ) -> np.ndarray:
     """What a reference says of all models at the end, `float[workers, 6]`."""
-    gradient, start = quadratics(graph.size).gradient, quadratics(graph.size).start
-    return reference(gradient, start, learning_rate, steps, graph.matrices)
+    x, gradient = quadratics(graph.size).start, quadratics(graph.size).gradient
+    return reference(gradient, x, learning_rate, steps, graph.matrices)
 
 
 def assert_keeps_mean(
@@ -226,8 +221,7 @@ def assert_keeps_mean(
 ) -> None:
     """Asserts that without gradients the mean of the workers stays where it is.
 
-    What one worker gains the others have to lose: else the models end elsewhere than
-    the data say.
+    What one worker gains the others have to lose.
 
     Args:
       make: `(graph, communicator) -> mechanism`.
@@ -283,8 +277,7 @@ def assert_equal_models_stay_equal(
         found = run(mechanism, communicator, steps=steps, problem=alike)
         models = np.array(communicator.gather(list(found)))
         np.testing.assert_allclose(
-            models,
-            np.broadcast_to(models[0], models.shape),
+            *np.broadcast_arrays(models, models[:1]),
             rtol=1e-5,
             atol=1e-6,
             err_msg=f"equal models on {communicator}, after {steps} steps",
