@@ -58,6 +58,8 @@ from . import mixing as mixing
 from . import simulation as simulation
 from . import theory as theory
 from . import topologies as topologies
+from ._adapter import mechanism as mechanism
+from ._adapter import only as only
 from ._alias import all_reduce_sgd as all_reduce_sgd
 from ._alias import choco_sgd as choco_sgd
 from ._alias import d2_sgd as d2_sgd
@@ -74,8 +76,6 @@ from ._base import Communicator as Communicator
 from ._base import Compressor as Compressor
 from ._check import check as check
 from ._mechanism import Mechanism as Mechanism
-from ._mechanism import mechanism as mechanism
-from ._mechanism import only as only
 from .accounting import CommunicationCost as CommunicationCost
 from .accounting import communication_cost as communication_cost
 from .asynchronous import AcidConstants as AcidConstants

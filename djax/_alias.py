@@ -14,8 +14,7 @@ from ._base import (
     check_reliable,
     check_static,
 )
-from .mixing import Graph
-from .topologies import Topology
+from .topologies import Graph, Topology
 from .transforms import (
     all_reduce,
     choco_gossip,

@@ -22,13 +22,11 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from . import _bits
 from ._alternate import alternate
 from ._base import Communicator, PyTree, check_sizes, key_of_step, wide
-from .topologies import Schedule, Topology
+from ._narrow import narrow
+from .topologies import Graph
 from .topologies._kinds import check_graph_kind
-
-Graph = Topology | Schedule
 
 
 class Heard(NamedTuple):
@@ -200,7 +198,7 @@ def as_sent(message: PyTree, communicator: Communicator, step: ArrayLike = 0) ->
     """
     if communicator.message_dtype is None:
         return message
-    return _read(_narrow(message, communicator, step), message)
+    return _read(narrow(message, communicator, step), message)
 
 
 def difference(theirs: PyTree, mine: PyTree) -> PyTree:
@@ -245,7 +243,7 @@ def _rounds(
     def with_wire(sent):
         if communicator.message_dtype is None:
             return sent, sent
-        return sent, _narrow(sent, communicator, step)
+        return sent, narrow(sent, communicator, step)
 
     once = None if callable(message) else with_wire(message)
     losses = key_of_step(key, step)
@@ -301,48 +299,6 @@ def _place(steps: Sequence[int], period: int, step: ArrayLike) -> ArrayLike:
     places = np.zeros(period, np.int32)
     places[list(steps)] = np.arange(len(steps))
     return jnp.asarray(places)[now]
-
-
-def _narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTree:
-    """What travels: floats that are wider than the communicator's dtype are rounded."""
-    dtype = jnp.dtype(communicator.message_dtype)
-    leaves, treedef = jax.tree.flatten(message)
-    rounds = [_is_rounded(x, dtype) for x in leaves]
-    some = [x for x, is_rounded in zip(leaves, rounds, strict=True) if is_rounded]
-    if communicator.rounding_seed is None:
-        narrow = iter([_nearest(x, dtype) for x in some])
-    else:
-        key = jax.random.key(communicator.rounding_seed, impl="threefry2x32")
-        noise = _bits.noise(jax.random.fold_in(key, step), some)
-        narrow = iter(map(functools.partial(_at_random, dtype=dtype), some, noise))
-    return treedef.unflatten(
-        next(narrow) if is_rounded else x
-        for x, is_rounded in zip(leaves, rounds, strict=True)
-    )
-
-
-def _is_rounded(x: Any, dtype: Any) -> bool:
-    """Whether a leaf of a message is of real floats wider than the dtype."""
-    found = jnp.result_type(x)
-    return jnp.issubdtype(found, jnp.floating) and found.itemsize > dtype.itemsize
-
-
-def _nearest(x: jax.Array, dtype: Any) -> jax.Array:
-    """Rounds to the nearest number; what is finite stays finite."""
-    largest = float(jnp.finfo(dtype).max)
-    return jnp.where(jnp.isfinite(x), jnp.clip(x, -largest, largest), x).astype(dtype)
-
-
-def _at_random(x: jax.Array, noise: jax.Array, dtype: Any) -> jax.Array:
-    """Rounds to one of the two nearest numbers, so that the mean is `x`."""
-    info = jnp.finfo(dtype)
-    _, exponent = jnp.frexp(x)
-    # Of the numbers with this exponent; below the smallest normal one it stays.
-    distance = jnp.ldexp(
-        jnp.ones_like(x), jnp.maximum(exponent - 1, info.minexp) - info.nmant
-    )
-    rounded = jnp.floor(x / distance + noise) * distance
-    return _nearest(jnp.where(jnp.isfinite(x), rounded, x), dtype)
 
 
 def _read(wire: PyTree, like: PyTree) -> PyTree:

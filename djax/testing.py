@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 
 from . import communicators as _communicators
 from ._base import Communicator, PyTree
-from .mixing import Graph
+from .topologies import Graph
 
 Make = Callable[[Graph, Communicator], optax.GradientTransformation]
 Reference = Callable[..., np.ndarray]

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from djax._adapter import build
 from djax._base import Communicator, check_communicator, check_flags, wide
 from djax._calls import by_its_call
-from djax._mechanism import Mechanism, build
+from djax._mechanism import Mechanism
 
 
 class AllReduceState(NamedTuple):

@@ -23,6 +23,7 @@ import networkx as nx
 import numpy as np
 import optax
 
+from djax._adapter import wrap
 from djax._base import (
     add,
     as_transformation,
@@ -30,7 +31,7 @@ from djax._base import (
     check_params,
 )
 from djax._calls import by_its_call
-from djax._mechanism import Mechanism, parts_of, wrap
+from djax._mechanism import Mechanism, parts_of
 from djax._refusals import refuse
 from djax._same import around
 from djax.topologies import Topology

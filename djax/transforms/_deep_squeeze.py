@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from djax._adapter import build
 from djax._base import (
     Communicator,
     Compressor,
@@ -32,8 +33,8 @@ from djax._base import (
 )
 from djax._calls import by_its_call
 from djax._codes import check_contraction
-from djax._mechanism import Mechanism, build
-from djax.mixing import Graph
+from djax._mechanism import Mechanism
+from djax.topologies import Graph
 
 from ._compressed import accumulate, exchange, init_compressor, zeros
 from ._graphs import check_mixing, scaled

@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from djax._adapter import build
 from djax._base import Communicator, Compressor, PyTree, check_reliable, wide
 from djax._calls import by_its_call
 from djax._codes import check_unbiased
-from djax._mechanism import Mechanism, build
-from djax.mixing import Graph
+from djax._mechanism import Mechanism
+from djax.topologies import Graph
 
 from ._compressed import (
     accumulate,

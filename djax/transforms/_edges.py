@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from djax._base import PyTree
-from djax.mixing import Graph
+from djax.topologies import Graph
 from djax.topologies._coloring import edge_coloring
 
 

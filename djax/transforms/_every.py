@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from djax._adapter import wrap
 from djax._alternate import alternate
 from djax._base import as_transformation, check_static
 from djax._calls import by_its_call
-from djax._mechanism import Mechanism, parts_of, wrap
+from djax._mechanism import Mechanism, parts_of
 from djax._order import warn_of_links_before, watching
 from djax._refusals import refuse
 from djax._same import around

@@ -21,10 +21,11 @@ import optax
 from jax.typing import ArrayLike
 
 from djax import mixing
+from djax._adapter import build
 from djax._base import Communicator, check_consensus_rate, check_flags, check_key
 from djax._calls import by_its_call
-from djax._mechanism import Mechanism, build
-from djax.mixing import Graph
+from djax._mechanism import Mechanism
+from djax.topologies import Graph
 
 from ._graphs import check_mixing, mixing_matrices, scaled
 from ._states import check_state

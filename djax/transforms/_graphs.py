@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from djax._base import Communicator, PyTree, check_sizes
-from djax.mixing import Graph
+from djax.topologies import Graph
 from djax.topologies._kinds import check_graph_kind
 
 

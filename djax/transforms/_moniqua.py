@@ -26,6 +26,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax import _bits, mixing
+from djax._adapter import build
 from djax._base import (
     Communicator,
     check_consensus_rate,
@@ -38,9 +39,9 @@ from djax._base import (
     wide,
 )
 from djax._calls import by_its_call
-from djax._mechanism import Mechanism, build
+from djax._mechanism import Mechanism
 from djax._split import join
-from djax.mixing import Graph
+from djax.topologies import Graph
 
 from ._graphs import check_mixing, scaled
 from ._states import check_state

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from djax._adapter import wrap
 from djax._base import as_transformation
 from djax._calls import by_its_call
-from djax._mechanism import Mechanism, parts_of, wrap
+from djax._mechanism import Mechanism, parts_of
 from djax._refusals import refuse
 from djax._same import around
 

@@ -40,6 +40,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax import mixing
+from djax._adapter import build
 from djax._alternate import alternate
 from djax._base import (
     Communicator,
@@ -60,9 +61,9 @@ from djax._matrix import (
     is_matrix,
     matrix_shape,
 )
-from djax._mechanism import Mechanism, build
+from djax._mechanism import Mechanism
 from djax._split import is_small, join, split, unravel
-from djax.mixing import Graph
+from djax.topologies import Graph
 from djax.topologies._checks import check_integer
 
 from ._edges import Edges

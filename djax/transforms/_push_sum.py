@@ -25,6 +25,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax import mixing
+from djax._adapter import build
 from djax._base import (
     Communicator,
     PyTree,
@@ -35,7 +36,7 @@ from djax._base import (
     wide,
 )
 from djax._calls import by_its_call
-from djax._mechanism import Mechanism, build
+from djax._mechanism import Mechanism
 from djax._nonfinite import all_finite
 from djax.mixing import Graph, difference, finite_difference
 from djax.topologies import Topology

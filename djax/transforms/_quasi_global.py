@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from djax._adapter import wrap
 from djax._base import (
     PyTree,
     add,
@@ -35,7 +36,7 @@ from djax._base import (
     wide,
 )
 from djax._calls import by_its_call
-from djax._mechanism import Mechanism, parts_of, wrap
+from djax._mechanism import Mechanism, parts_of
 from djax._refusals import refuse
 from djax._same import around
 

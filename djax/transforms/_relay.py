@@ -32,6 +32,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax import mixing
+from djax._adapter import build
 from djax._base import (
     Communicator,
     OutsideError,
@@ -43,7 +44,7 @@ from djax._base import (
     wide,
 )
 from djax._calls import by_its_call
-from djax._mechanism import Mechanism, build
+from djax._mechanism import Mechanism
 from djax.mixing import finite_difference
 from djax.topologies import Topology
 

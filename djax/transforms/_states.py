@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._base import Compressor, PyTree
-from djax.mixing import Graph
+from djax.topologies import Graph
 
 
 @jax.tree_util.register_static
