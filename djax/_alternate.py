@@ -60,36 +60,47 @@ def _choose(
 ) -> list[jax.Array]:
     """Returns the results of one of the traced programs."""
     idle = [program.jaxpr.outvars == program.jaxpr.invars for program in programs]
+    constants = [program.consts for program in programs]
 
-    def run(index, operands):
-        functions = [jax.extend.core.jaxpr_as_fun(program) for program in programs]
-        if sum(idle) == len(idle) - 1:
+    def run(index, constants, operands):
+        functions = [
+            jax.extend.core.jaxpr_as_fun(
+                jax.extend.core.ClosedJaxpr(program.jaxpr, known)
+            )
+            for program, known in zip(programs, constants, strict=True)
+        ]
+        if idle.count(False) == 1:
             return functions[idle.index(False)](*operands)
         return jax.lax.switch(index, functions, *operands)
 
     if not any(idle):
-        return run(index, operands)
-    return _run_or_pass_on(~jnp.asarray(idle)[index], index, run, operands)
+        return run(index, constants, operands)
+    active = ~jnp.asarray(idle)[index]
+    return _run_or_pass_on(run, active, index, constants, operands)
 
 
 def _run_or_pass_on(
-    active: jax.Array, index: jax.Array, run: Callable, operands: list[jax.Array]
+    run: Callable[..., list[jax.Array]],
+    active: jax.Array,
+    index: jax.Array,
+    constants: list[Any],
+    operands: list[jax.Array],
 ) -> list[jax.Array]:
-    """Returns `run(index, operands)` if `active`, and the operands otherwise.
+    """Returns `run(index, constants, operands)` if `active`, else the operands.
 
     A conditional would copy the operands that it passes on. A loop leaves what it
     carries where it is: this one ends after one iteration, or before the first.
     """
-    run, constants = jax.closure_convert(run, index, operands)
 
     @jax.custom_jvp
     def looped(active, index, constants, operands):
         def iteration(carry):
             some, operands = carry
-            results = run(index, operands, *constants)
             results = [
                 _if_active(active, new, old)
-                for new, old in zip(results, operands, strict=True)
+                for new, old in zip(
+                    run(index, constants, operands), operands, strict=True
+                )
             ]
             return jnp.zeros_like(some), results
 
@@ -102,7 +113,7 @@ def _run_or_pass_on(
         def conditional(active, index, constants, operands):
             return jax.lax.cond(
                 active,
-                lambda operands: list(run(index, operands, *constants)),
+                lambda operands: list(run(index, constants, operands)),
                 lambda operands: operands,
                 operands,
             )

@@ -9,7 +9,8 @@ from jax.typing import ArrayLike
 
 from djax import mixing
 from djax._base import Communicator, Compressor, PyTree, wide
-from djax.mixing import Graph, difference
+from djax.mixing import difference
+from djax.topologies import Graph
 
 
 def init_compressor(

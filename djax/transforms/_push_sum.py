@@ -38,8 +38,8 @@ from djax._base import (
 from djax._calls import by_its_call
 from djax._mechanism import Mechanism
 from djax._nonfinite import all_finite
-from djax.mixing import Graph, difference, finite_difference
-from djax.topologies import Topology
+from djax.mixing import difference, finite_difference
+from djax.topologies import Graph, Topology
 from djax.topologies._checks import TOLERANCE, check_integer
 from djax.topologies._kinds import check_directed
 
