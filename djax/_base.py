@@ -164,7 +164,8 @@ class Communicator(Protocol):
           source: the permutation, as given to `permute`; with `index` the permutations,
             as given to `permute_one_of`.
           key: a PRNG key that is new in every step; workers and rounds may share it.
-          step: `int32[]`, number of steps so far, which losses in bursts need.
+          step: `int32[]`, number of steps so far, on which bursts of lost messages
+            depend.
           index: `int32[]`, which permutation it is.
         """
         ...

@@ -82,7 +82,8 @@ def displacement(
       communicator: how messages travel.
       step: `int32[]`, number of steps so far, the same on all workers. It says which
         matrix of a schedule it is, and which messages are lost.
-      key: PRNG key of the losses; `jax.random.key(0)` by default.
+      key: PRNG key that decides which messages are lost; `jax.random.key(0)` by
+        default.
 
     Returns:
       A tree like `model`, in float32 or wider.
@@ -125,7 +126,8 @@ def weighted_sum(
       graph: who is whose neighbour, and with which weight.
       communicator: how messages travel.
       step: `int32[]`, number of steps so far, the same on all workers.
-      key: PRNG key of the losses; `jax.random.key(0)` by default.
+      key: PRNG key that decides which messages are lost; `jax.random.key(0)` by
+        default.
 
     Returns:
       A :class:`Sum`; what is lost counts as zero.
@@ -178,7 +180,8 @@ def exchange(
       graph: who is whose neighbour, and with which weight.
       communicator: how messages travel.
       step: `int32[]`, number of steps so far, the same on all workers.
-      key: PRNG key of the losses; `jax.random.key(0)` by default.
+      key: PRNG key that decides which messages are lost; `jax.random.key(0)` by
+        default.
 
     Returns:
       An iterator over what the worker hears in each round; :func:`as_sent` is what it
@@ -246,7 +249,7 @@ def _rounds(
         return sent, narrow(sent, communicator, step)
 
     once = None if callable(message) else with_wire(message)
-    losses = key_of_step(key, step)
+    drop_key = key_of_step(key, step)
     now = _place(steps, graph.period, step)
     for r in range(max(len(graph.rounds_at(t)) for t in steps)):
         sources, weights = zip(*(_round(graph, t, r) for t in steps), strict=True)
@@ -257,7 +260,7 @@ def _rounds(
         received = _travel(wire, source, communicator, index)
         if wire is not sent:
             received = _read(received, sent)
-        arrived = communicator.arrived(source, losses, step=step, index=index)
+        arrived = communicator.arrived(source, drop_key, step=step, index=index)
         weight = _mine(np.array(weights), communicator, now)
         if arrived is not True:
             weight = jnp.where(arrived, weight, 0)

@@ -185,7 +185,7 @@ WRONG = {
                 communicators.simulated(2), GilbertElliott(0.1, 0.1)
             ).arrived((1, 0), jax.random.key(0))
         )(jnp.zeros(2)),
-        "losses in bursts depend on the step",
+        "bursts of lost messages depend on the step",
     ),
 }
 

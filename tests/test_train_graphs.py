@@ -110,7 +110,7 @@ def test_bursts_last_as_long_as_asked():
 
 def test_the_shortest_bursts_are_no_bursts():
     options = "--drop-probability 0.6 --drop-bursts 2.5"
-    model = config.make_communicator(train.parse(options.split())).losses.model
+    model = config.make_communicator(train.parse(options.split())).drops.model
     assert model.to_bad == pytest.approx(0.6) and model.to_good == pytest.approx(0.4)
 
 

@@ -63,7 +63,7 @@ def simulated(
       rounding_seed: round to it stochastically, by draws of this seed.
       drop_probability: probability in [0, 1) with which a message is lost; see
         :func:`lossy`.
-      drop_seed: seed of the losses.
+      drop_seed: seed that decides which messages are lost.
 
     Returns:
       A communicator whose `spmd` is a `jax.vmap`.
@@ -80,9 +80,9 @@ def simulated(
     """
     size = _common.check_size("simulated", size)
     messages = _common.check_messages("simulated", message_dtype, rounding_seed)
-    losses = check_short_form("simulated", drop_probability, drop_seed)
+    drops = check_short_form("simulated", drop_probability, drop_seed)
     communicator = SimulatedCommunicator(size, axis_name, *messages)
-    return short_form(communicator, *losses)
+    return short_form(communicator, *drops)
 
 
 def mesh(
@@ -110,7 +110,7 @@ def mesh(
       rounding_seed: round to it stochastically, by draws of this seed.
       drop_probability: probability in [0, 1) with which a message is lost; see
         :func:`lossy`.
-      drop_seed: seed of the losses.
+      drop_seed: seed that decides which messages are lost.
 
     Returns:
       A communicator whose `spmd` is a `jax.shard_map`.
@@ -120,7 +120,7 @@ def mesh(
     """
     size = _common.check_size("mesh", size)
     messages = _common.check_messages("mesh", message_dtype, rounding_seed)
-    losses = check_short_form("mesh", drop_probability, drop_seed)
+    drops = check_short_form("mesh", drop_probability, drop_seed)
     devices = tuple(jax.devices() if devices is None else devices)
     if len(devices) < size:
         raise ValueError(
@@ -130,7 +130,7 @@ def mesh(
             "or use communicators.simulated."
         )
     communicator = MeshCommunicator(size, axis_name, *messages, devices[:size])
-    return short_form(communicator, *losses)
+    return short_form(communicator, *drops)
 
 
 def mpi(
@@ -171,7 +171,7 @@ def mpi(
       rounding_seed: round to it stochastically, by draws of this seed.
       drop_probability: probability in [0, 1) with which a message is lost; see
         :func:`lossy`.
-      drop_seed: seed of the losses.
+      drop_seed: seed that decides which messages are lost.
 
     Returns:
       A communicator whose `spmd` runs this process's one worker.
@@ -187,7 +187,7 @@ def mpi(
       ValueError: if an argument or an environment variable is out of range.
     """
     messages = _common.check_messages("mpi", message_dtype, rounding_seed)
-    losses = check_short_form("mpi", drop_probability, drop_seed)
+    drops = check_short_form("mpi", drop_probability, drop_seed)
     try:
         MPI = _start.start_mpi()
 
@@ -210,7 +210,7 @@ def mpi(
     if world.size > 1:
         _end.end_together(world)
     communicator = MPICommunicator(comm.Dup(), comm.Dup(), *messages)
-    return short_form(communicator, *losses)
+    return short_form(communicator, *drops)
 
 
 @functools.cache

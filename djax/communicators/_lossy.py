@@ -23,11 +23,12 @@ _BEFORE = 2**32 - 1  # In place of the number of a step: before the first one.
 
 
 class GilbertElliott(NamedTuple):
-    """Losses in bursts: each directed link is in a good or in a bad condition.
+    """Messages that are lost in bursts, as on real networks.
 
-    A link changes its condition at random before each step, and loses a message with a
-    probability that depends on it. A bad condition lasts `1 / to_good` steps on
-    average; in the long run `to_bad / (to_bad + to_good)` of the steps are bad.
+    Each directed link is in a good or in a bad condition. It changes its condition at
+    random before each step, and loses a message with a probability that depends on it.
+    A bad condition lasts `1 / to_good` steps on average; in the long run `to_bad /
+    (to_bad + to_good)` of the steps are bad.
 
     Every probability is a number, or an array `[n, n]` whose entry `[i, j]` is that of
     the link on which worker `i` hears worker `j`.
@@ -71,7 +72,7 @@ def lossy(communicator: Communicator, model: Any, *, seed: int = 0) -> Communica
       communicator: any that loses nothing itself.
       model: what is lost: a probability in [0, 1); an array `[n, n]` of them, whose
         entry `[i, j]` is that of what worker `i` hears from worker `j`, and may be 1
-        for a link that is cut; or a :class:`GilbertElliott`, for losses in bursts.
+        for a link that is cut; or a :class:`GilbertElliott`, for bursts.
       seed: of the draws.
 
     Returns:
@@ -111,7 +112,7 @@ def lossy(communicator: Communicator, model: Any, *, seed: int = 0) -> Communica
             )
     else:
         model = _probabilities("lossy: drop_probability", model, size, most=None)
-    return cast(Communicator, LossyCommunicator(communicator, _Losses(model, seed)))
+    return cast(Communicator, LossyCommunicator(communicator, _Drops(model, seed)))
 
 
 def check_short_form(
@@ -142,8 +143,8 @@ def short_form(communicator: Any, drop_probability: float, drop_seed: int) -> An
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Losses:
-    """A model of losses and the seed of its draws: a value."""
+class _Drops:
+    """Which messages are lost: a model and the seed of its draws, as a value."""
 
     model: Any
     seed: int
@@ -154,7 +155,7 @@ class _Losses:
         return self.seed, *((x.shape, x.tobytes()) for x in arrays)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Losses) and self._key() == other._key()
+        return isinstance(other, _Drops) and self._key() == other._key()
 
     def __hash__(self) -> int:
         return hash(self._key())
@@ -168,7 +169,7 @@ class LossyCommunicator:
     """
 
     communicator: Communicator
-    losses: _Losses
+    drops: _Drops
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "communicator":  # While it is unpickled.
@@ -176,14 +177,14 @@ class LossyCommunicator:
         return getattr(self.communicator, name)
 
     def __repr__(self) -> str:
-        model = self.losses.model
+        model = self.drops.model
         shown = f"float64{list(model.shape)}" if np.ndim(model) == 2 else repr(model)
         return f"lossy({self.communicator!r}, {shown})"
 
     @property
     def drop_probability(self) -> float:
         """See :class:`djax.Communicator`."""
-        model = self.losses.model
+        model = self.drops.model
         if not isinstance(model, GilbertElliott):
             return float(np.max(model))
         changes = np.maximum(np.add(model.to_bad, model.to_good), 1e-30)
@@ -205,8 +206,8 @@ class LossyCommunicator:
         all communicators lose the same messages.
         """
         senders, salt = _round(source, index)
-        receiver, seed = self.communicator.rank(), self.losses.seed
-        sender, model = senders[receiver], self.losses.model
+        receiver, seed = self.communicator.rank(), self.drops.seed
+        sender, model = senders[receiver], self.drops.model
         if isinstance(model, GilbertElliott):
             is_bad = self._is_bad(receiver, sender, step)
             probability = jnp.where(
@@ -231,13 +232,13 @@ class LossyCommunicator:
         """
         if step is None:
             raise ValueError(
-                "arrived: losses in bursts depend on the step: pass step=, the number "
-                "of steps so far."
+                "arrived: bursts of lost messages depend on the step: pass step=, the "
+                "number of steps so far."
             )
-        model = self.losses.model
+        model = self.drops.model
         to_bad = _of_link(model.to_bad, receiver, sender)
         to_good = _of_link(model.to_good, receiver, sender)
-        key = jax.random.key(self.losses.seed, impl="threefry2x32")
+        key = jax.random.key(self.drops.seed, impl="threefry2x32")
         for data in (_BURSTS, receiver, sender):
             key = jax.random.fold_in(key, data)
 
