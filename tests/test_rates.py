@@ -118,4 +118,4 @@ def test_quasi_global_adam_of_complex_parameters_is_refused():
     """Nobody has defined it, and with squared magnitudes it overshoots."""
     params = {"real": jnp.zeros(2), "z": jnp.zeros(2, "complex64")}
     with pytest.raises(TypeError, match=r"adam is for .* params\['z'\] is complex"):
-        djax.quasi_global_adam(0.05, optax.identity()).init(params)
+        djax.quasi_global_adam(0.05, GOSSIP).init(params)
