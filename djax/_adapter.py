@@ -45,6 +45,7 @@ def mechanism(
     *,
     overlap: bool = False,
     needs_every_message: bool = False,
+    name: str | None = None,
 ) -> Mechanism:
     r"""Makes a mechanism of two functions, which say what ONE worker does.
 
@@ -65,6 +66,7 @@ def mechanism(
       overlap: average the parameters before this step's updates, so that the messages
         need not wait for the gradients.
       needs_every_message: whether no message may be lost.
+      name: what errors call it; by default the name of `mix`.
 
     Returns:
       A :class:`djax.Mechanism`. Updates keep their dtypes; sums are in float32 or
@@ -105,13 +107,15 @@ def mechanism(
         check_graph_kind("mechanism", graph)
         check_sizes("mechanism", graph, communicator)
     check_flags("mechanism", overlap=overlap, needs_every_message=needs_every_message)
+    if name is None:
+        name = getattr(mix, "__name__", "mechanism").replace("<lambda>", "mechanism")
     facts = {
         "overlap": overlap,
         "needs_every_message": needs_every_message,
         "moves_mean": True,  # It may: nobody has said anything about that.
     }
     made = build(
-        getattr(mix, "__name__", "mechanism"),
+        name,
         init,
         communicator,
         graph,
@@ -152,10 +156,22 @@ def only(mask: Any, mechanism: optax.GradientTransformation) -> Mechanism:
     masked = optax.masked(inner, mask)
 
     def init(params):
+        _check_mask(mask(params) if callable(mask) else mask, params)
         with around("only(mask, {})"):
             return masked.init(params)
 
     return wrap("only", mechanism, init, masked.update)
+
+
+def _check_mask(mask: Any, params: PyTree) -> None:
+    """Raises ValueError unless a mask says of all parameters whether it means them."""
+    try:
+        jax.tree.map(lambda flag, part: None, mask, params)
+    except ValueError as error:
+        raise ValueError(
+            "only: the mask has to be a tree of booleans like the parameters, "
+            f"{jax.tree.structure(params)}, or a prefix of it, but is {mask}."
+        ) from error
 
 
 def build(
@@ -238,6 +254,7 @@ def wrap(
     init: InitFn,
     update: Callable[..., Any],
     facts: Mapping[str, bool | str | None] | None = None,
+    parts: Sequence[Part] | None = None,
 ) -> Mechanism:
     """Makes a mechanism of what wraps another one.
 
@@ -247,6 +264,7 @@ def wrap(
       init: `params -> state`.
       update: `(updates, state, params, **extra) -> (updates, state)`.
       facts: its own, besides those of the other one; None if it has none.
+      parts: of the other one, if they are changed by the wrapping.
     """
     own = () if facts is None else (Part(name, None, facts),)
     return Mechanism(
@@ -255,7 +273,7 @@ def wrap(
         name=name,
         communicator=getattr(inner, "communicator", None),
         graph=getattr(inner, "graph", None),
-        parts=(*own, *parts_of(inner)),
+        parts=(*own, *(parts_of(inner) if parts is None else parts)),
     )
 
 

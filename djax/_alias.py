@@ -132,7 +132,7 @@ def relay_sgd(
     *,
     momentum: Any = None,
     nesterov: bool = False,
-    missing: Missing = "initial",
+    missing: Missing | None = None,
     overlap: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RelaySGD: local SGD steps, each followed by a delayed uniform average.

@@ -8,9 +8,10 @@ import numpy as np
 from ._base import Communicator
 
 REASONS = {
-    "opaque": "{by} has to know how {mechanism} averages, and whether it loses "
-    "messages, but optax's wrappers hide that: use djax.only(mask, mechanism) in place "
-    "of optax.masked, and put others, such as optax.inject_hyperparams, around {by}.",
+    "opaque": "{by} takes a mechanism alone, which it can ask how it averages; in a "
+    "chain or another wrapper of optax it cannot. Put the optimizer in front of {by}, "
+    "use djax.only(mask, mechanism) in place of optax.masked, and put "
+    "optax.inject_hyperparams around {by}.",
     "overlap": "{by} needs the average of this step's updated parameters: {remedy}.",
     "losses": "{by} needs every message, but the communicator of {mechanism} loses "
     "{probability:.3g} of them: make it without drop_probability, or use {mechanism} "

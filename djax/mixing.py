@@ -64,7 +64,7 @@ def displacement(
     graph: Graph,
     communicator: Communicator,
     *,
-    step: ArrayLike = 0,
+    step: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> PyTree:
     r"""How far one averaging over the neighbourhood moves a worker's model.
@@ -81,7 +81,8 @@ def displacement(
         to one.
       communicator: how messages travel.
       step: `int32[]`, number of steps so far, the same on all workers. It says which
-        matrix of a schedule it is, and which messages are lost.
+        matrix of a schedule it is, which messages are lost, and how is rounded at
+        random; where nothing of that happens it may be left away.
       key: PRNG key that decides which messages are lost; `jax.random.key(0)` by
         default.
 
@@ -96,6 +97,7 @@ def displacement(
       [ 1.  0. -1.]
     """
     _check("mixing.displacement", graph, communicator, doubly_stochastic=True)
+    step = _known_step("mixing.displacement", graph, communicator, step)
     heard = weighted_sum(
         model, finite_difference, graph, communicator, step=step, key=key
     )
@@ -113,10 +115,13 @@ def weighted_sum(
     graph: Graph,
     communicator: Communicator,
     *,
-    step: ArrayLike = 0,
+    step: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> Sum:
-    r"""Returns :math:`\sum_j w_{ij} \operatorname{read}(m_j, m_i)` of one step.
+    r"""Returns :math:`\sum_{j \ne i} w_{ij} \operatorname{read}(m_j, m_i)` of one step.
+
+    The sum is over the neighbours. A worker's own message has no part in it, so that
+    `read` mostly returns a difference.
 
     Args:
       message: what this worker sends to all its neighbours, :math:`m_i`; a tree of
@@ -125,7 +130,7 @@ def weighted_sum(
         sent: a tree of arrays in float32 or wider.
       graph: who is whose neighbour, and with which weight.
       communicator: how messages travel.
-      step: `int32[]`, number of steps so far, the same on all workers.
+      step: see :func:`displacement`.
       key: PRNG key that decides which messages are lost; `jax.random.key(0)` by
         default.
 
@@ -133,6 +138,7 @@ def weighted_sum(
       A :class:`Sum`; what is lost counts as zero.
     """
     _check("mixing.weighted_sum", graph, communicator)
+    step = _known_step("mixing.weighted_sum", graph, communicator, step)
     counts = [len(graph.rounds_at(t)) for t in range(graph.period)]
     own = as_sent(message, communicator, step)
     kinds = sorted(set(counts))
@@ -166,7 +172,7 @@ def exchange(
     graph: Graph,
     communicator: Communicator,
     *,
-    step: ArrayLike = 0,
+    step: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> Iterator[Heard]:
     """Sends messages to the neighbours of one step, one after the other.
@@ -179,7 +185,7 @@ def exchange(
         something else, a function that makes it of the number of the round.
       graph: who is whose neighbour, and with which weight.
       communicator: how messages travel.
-      step: `int32[]`, number of steps so far, the same on all workers.
+      step: see :func:`displacement`.
       key: PRNG key that decides which messages are lost; `jax.random.key(0)` by
         default.
 
@@ -188,19 +194,23 @@ def exchange(
       has said.
     """
     _check("mixing.exchange", graph, communicator)
+    step = _known_step("mixing.exchange", graph, communicator, step)
     return _rounds(message, graph, communicator, range(graph.period), step, key)
 
 
-def as_sent(message: PyTree, communicator: Communicator, step: ArrayLike = 0) -> PyTree:
+def as_sent(
+    message: PyTree, communicator: Communicator, step: ArrayLike | None = None
+) -> PyTree:
     """The message as its receivers get it: rounded, in its own dtypes.
 
     Args:
       message: a tree of arrays.
       communicator: which says to what floats are rounded.
-      step: `int32[]`, number of steps so far; the key of stochastic rounding.
+      step: `int32[]`, number of steps so far, if it is rounded at random.
     """
     if communicator.message_dtype is None:
         return message
+    step = _known_step("mixing.as_sent", None, communicator, step)
     return _read(narrow(message, communicator, step), message)
 
 
@@ -225,6 +235,25 @@ def _check(name: str, graph: Any, communicator: Communicator, **needs: bool) -> 
     """Raises unless a graph connects the workers of a communicator."""
     check_graph_kind(name, graph, **needs)
     check_sizes(name, graph, communicator)
+
+
+def _known_step(
+    name: str, graph: Graph | None, communicator: Communicator, step: ArrayLike | None
+) -> ArrayLike:
+    """Returns the step, or raises ValueError if it is needed and was not given."""
+    if step is not None:
+        return step
+    for depends, what in (
+        (graph is not None and graph.period > 1, "the graph changes with time"),
+        (communicator.drop_probability > 0, "messages get lost"),
+        (communicator.rounding_seed is not None, "messages are rounded at random"),
+    ):
+        if depends:
+            raise ValueError(
+                f"{name}: {what}, in each step in another way: pass step=, the number "
+                "of steps so far, which a mechanism counts in its state."
+            )
+    return 0
 
 
 def _own_weight(graph: Graph, communicator: Communicator, step: ArrayLike) -> jax.Array:

@@ -37,6 +37,10 @@ def test_the_short_form_is_the_same():
     assert short.drop_probability == 0.3 and short.size == N
     assert list(short.local_ranks) == [0, 1, 2, 3]
     assert pickle.loads(pickle.dumps(short)) == short
+    assert repr(short) == "lossy(simulated(4), 0.3)"
+    links = GilbertElliott(0.1, 0.2, drop_in_bad=np.full((N, N), 0.5))
+    shown = repr(lossy(communicators.simulated(N), links))
+    assert "drop_in_bad=float64[4, 4], drop_in_good=0.0" in shown
     found, expected = arrivals(short), arrivals(long)
     np.testing.assert_array_equal(found, expected)
     assert found.mean() == pytest.approx(0.7, abs=0.02)

@@ -256,3 +256,37 @@ def test_mistakes_are_named(name):
     make, message = WRONG[name]
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+NEEDING_STEPS = {
+    "graph": (topologies.base_graph(N), WORKERS, "the graph changes with time"),
+    "losses": (RING, LOSSY, "messages get lost"),
+    "rounding": (
+        RING,
+        communicators.simulated(N, message_dtype="bfloat16", rounding_seed=0),
+        "messages are rounded at random",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEEDING_STEPS)
+def test_a_step_that_is_needed_is_asked_for(name):
+    """Else the same would happen in each step, in silence."""
+    graph, workers, message = NEEDING_STEPS[name]
+    for talk in (
+        lambda x: djax.mixing.displacement(x, graph, workers),
+        lambda x: djax.mixing.weighted_sum(x, lambda y, x: y - x, graph, workers),
+        lambda x: list(djax.mixing.exchange(x, graph, workers)),
+    ):
+        with pytest.raises(ValueError, match=f"mixing.*: {message}.*pass step="):
+            workers.spmd(talk)(jnp.ones(N))
+    workers.spmd(lambda x: djax.mixing.displacement(x, graph, workers, step=0))(
+        jnp.ones(N)
+    )
+
+
+def test_masks_of_another_tree_are_named():
+    gossip = djax.gossip(RING, WORKERS)
+    for mask in ({"b": True}, {"b": True, "z": False}, lambda params: {"b": True}):
+        with pytest.raises(ValueError, match="only: the mask has to be a tree of bool"):
+            WORKERS.spmd(djax.only(mask, gossip).init)(PARAMS)

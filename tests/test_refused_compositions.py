@@ -12,6 +12,7 @@ from djax import asynchronous, communicators, compressors, simulation, topologie
 N = 4
 RING, CHAIN = topologies.ring(N), topologies.chain(N)
 WORKERS = communicators.simulated(N)
+EIGHT, RARE = communicators.simulated(8), topologies.base_graph(8)
 GOSSIP = djax.gossip(RING, WORKERS)
 MOMENTUM = djax.quasi_global_momentum(0.1, GOSSIP)
 UNEVEN = topologies.from_matrices([[[0.5, 0.25], [0.5, 0.75]]])
@@ -39,6 +40,22 @@ REFUSED = {
         lambda: djax.d2(djax.d2(GOSSIP)),
         "corrects already",
     ),
+    "every around d2": (
+        lambda: djax.every(4, djax.d2(GOSSIP)),
+        r"use d2\(every\(k, ...\)\)",
+    ),
+    "d2 over a schedule on which it grows": (
+        lambda: djax.d2(djax.gossip(topologies.base_graph(8), EIGHT)),
+        "are multiplied by 2. Use a smaller consensus_rate",
+    ),
+    "d2 over rare averages by which it grows": (
+        lambda: djax.d2(djax.every(4, djax.gossip(RARE, EIGHT, consensus_rate=0.5))),
+        "d2 diverges with this gossip: over a period",
+    ),
+    "d2 over low-rank averages on such a schedule": (
+        lambda: djax.d2(djax.power_gossip(topologies.base_graph(8), EIGHT)),
+        "d2 diverges with this power_gossip",
+    ),
     "every around tracking": (
         lambda: djax.every(4, djax.gradient_tracking(GOSSIP)),
         r"use gradient_tracking\(every\(k, ...\)\)",
@@ -59,6 +76,18 @@ def test_a_composition_that_goes_wrong_is_refused(name):
     make, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_d2_takes_what_it_can_use():
+    for graph, rate in (
+        (topologies.base_graph(8), 0.5),
+        (topologies.random_matchings(8, 64), 0.5),
+    ):
+        djax.d2(
+            djax.gossip(graph, communicators.simulated(graph.size), consensus_rate=rate)
+        )
+    ring = topologies.ring(8)
+    djax.d2(djax.every(4, djax.gossip(ring, EIGHT, consensus_rate=0.4)))
 
 
 def test_d2_refuses_weights_that_are_rounded():

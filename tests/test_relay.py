@@ -307,3 +307,20 @@ def test_the_alias_is_the_chain():
         np.testing.assert_array_equal(
             run(alias, communicator, updates), run(chain, communicator, updates)
         )
+
+
+def test_where_messages_are_lost_the_start_does_not_come_back():
+    """By default a worker's latest average stands for models that were lost."""
+    tree, lossy = topologies.chain(6), communicators.simulated(6, drop_probability=0.1)
+    assert djax.relay(tree, lossy).arguments["missing"] is None
+    found = conformance.train(
+        djax.relay(tree, lossy), lossy, steps=2000, learning_rate=0.05
+    )
+    same = djax.relay(tree, lossy, missing="latest")
+    expected = conformance.train(same, lossy, steps=2000, learning_rate=0.05)
+    np.testing.assert_array_equal(found, expected)
+    *_, optimum = conformance.quadratics(6)
+    assert np.abs(found - optimum).max() < 0.05
+    stuck = djax.relay(tree, lossy, missing="initial")
+    away = conformance.train(stuck, lossy, steps=2000, learning_rate=0.05)
+    assert np.abs(away - optimum).max() > 0.3

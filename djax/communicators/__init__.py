@@ -13,10 +13,12 @@ With `message_dtype="bfloat16"` (or `"float16"`, `"float8_e4m3fn"`, `"float8_e5m
 floats travel between neighbours in half or a quarter of the bytes. Both ends of an edge
 calculate with the rounded values, the sender's own included: what one end gains the
 other loses, so that the mean of the models does not move by the rounding, and equal
-models stay equal. Models that differ by less than the distance between two numbers of
-that dtype look equal, and come no closer to each other. A `rounding_seed` rounds up or
-down at random instead, on all workers by the same draws: then differences are right on
-average however small they are.
+models stay equal. Numbers beyond the largest of the dtype (448 of `float8_e4m3fn`,
+57,344 of `float8_e5m2`, 65,504 of `float16`) are sent as that one, and count as equal.
+Models that differ by less than the distance between two numbers of that dtype look
+equal, and come no closer to each other. A `rounding_seed` rounds up or down at random
+instead, on all workers by the same draws: then differences are right on average however
+small they are.
 
 :func:`replicate` gives all workers the same arrays, :func:`check_agreement` makes sure
 that they hold the same, :func:`launcher_size` and :func:`launcher_rank` tell what

@@ -178,7 +178,11 @@ class LossyCommunicator:
 
     def __repr__(self) -> str:
         model = self.drops.model
-        shown = f"float64{list(model.shape)}" if np.ndim(model) == 2 else repr(model)
+        if isinstance(model, GilbertElliott):
+            fields = (f"{k}={_shown(v)}" for k, v in model._asdict().items())
+            shown = f"GilbertElliott({', '.join(fields)})"
+        else:
+            shown = _shown(model)
         return f"lossy({self.communicator!r}, {shown})"
 
     @property
@@ -272,6 +276,12 @@ def _round(
     table = np.asarray(source, np.int32)
     salts = np.asarray([zlib.crc32(row.tobytes()) for row in table], np.uint32)
     return jnp.asarray(table)[index], jnp.asarray(salts)[index]
+
+
+def _shown(probability: Probability) -> str:
+    if np.ndim(probability) == 0:
+        return repr(probability)
+    return f"float64{list(probability.shape)}"
 
 
 def _of_link(probability: Probability, receiver: Any, sender: Any) -> Any:

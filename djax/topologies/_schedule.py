@@ -133,11 +133,12 @@ class Schedule:
 
     @cached_property
     def spectral_gap(self) -> float:
-        r"""The part of the differences that a step removes; 1 for one worker.
+        r"""The part of the differences that a step removes, on average over a period.
 
-        It is :math:`1 - |\lambda|^{1/P}` with the largest modulus of the other
-        eigenvalues of :math:`W_{P-1} \cdots W_0`, the product over a period of
-        :math:`P` steps.
+        It is 1 where a period averages exactly, although single steps do not, and for
+        one worker. Else it is :math:`1 - |\lambda|^{1/P}` with the largest modulus of
+        the other eigenvalues of :math:`W_{P-1} \cdots W_0`, the product over a period
+        of :math:`P` steps.
         """
         return 1.0 - contraction(self.matrices)
 

@@ -92,5 +92,5 @@ def first_exchange(
       The own model as it was sent, and :math:`\sum_j w_{ij} (x_j - x_i)`, both in
       float32 or wider and in arrays of their own.
     """
-    heard = mixing.weighted_sum(params, difference, graph, communicator)
+    heard = mixing.weighted_sum(params, difference, graph, communicator, step=0)
     return start_of(heard.own), heard.total

@@ -122,7 +122,7 @@ def d2(mechanism: optax.GradientTransformation, *, check: bool = True) -> Mechan
         correction = add(averaged, updates, like=state.correction, sign=-1)
         return averaged, D2State(correction, mechanism_state)
 
-    facts = {"needs_every_message": True, "correction": True}
+    facts = {"needs_every_message": True, "correction": True, "every_step": True}
     return wrap("d2", mechanism, init, update, facts)
 
 
@@ -139,12 +139,12 @@ def _check_convergence(mechanism: str, matrices: np.ndarray) -> None:
         )
     else:
         growth = _growth(matrices)
-        if growth < 1 - 1e-9:
+        if growth < 1 - 1e-9:  # What does not shrink sums up rounding errors.
             return
         problem = (
-            "over a period of its graph the differences between the workers are "
-            f"multiplied by {growth:.4g}. Use a topology in place of the schedule, or "
-            "a smaller consensus_rate"
+            "over a period the differences between the workers, which have to shrink, "
+            f"are multiplied by {growth:.4g}. Use a smaller consensus_rate (that of "
+            "exact diffusion is 0.5), or a topology in place of a schedule"
         )
     raise ValueError(f"d2 diverges with this {mechanism}: {problem}.")
 

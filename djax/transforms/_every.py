@@ -1,8 +1,10 @@
 """Local steps between two averagings."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -49,8 +51,8 @@ def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
 
     Raises:
       ValueError: if `k` is not a positive integer, or the mechanism is
-        :func:`djax.gradient_tracking`, which goes around `every`, or an optimizer such
-        as :func:`djax.quasi_global_momentum`.
+        :func:`djax.d2` or :func:`djax.gradient_tracking`, which go around `every`, or
+        an optimizer such as :func:`djax.quasi_global_momentum`.
 
     Examples:
       >>> import djax, optax
@@ -99,4 +101,21 @@ def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
         )
         return updates, EveryState(optax.safe_increment(state.step), mechanism_state)
 
-    return wrap("every", mechanism, init, update)
+    parts = [
+        part._replace(matrices=_every_kth(k, part.matrices))
+        for part in parts_of(mechanism)
+    ]
+    return wrap("every", mechanism, init, update, parts=parts)
+
+
+def _every_kth(k: int, matrices: Callable[[], np.ndarray] | None) -> Any:
+    """By what models are averaged in each step: by nothing in most of them."""
+    if matrices is None:
+        return None
+
+    def stretched():
+        period = matrices()
+        local = np.eye(period.shape[1])
+        return np.array([m for each in period for m in [*[local] * (k - 1), each]])
+
+    return stretched

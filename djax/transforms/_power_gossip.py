@@ -68,7 +68,7 @@ from djax.topologies._checks import check_integer
 
 from ._edges import Edges
 from ._factors import keep, orthonormal, signs
-from ._graphs import check_mixing
+from ._graphs import check_mixing, mixing_matrices
 from ._products import multiply, product_of
 from ._states import check_state, label_of
 
@@ -457,6 +457,8 @@ def power_gossip(
         mix=mix,
         overlap=overlap,
         facts={"needs_every_message": True},
+        # Of full rank; of a lower one it averages less, with which no more converges.
+        matrices=mixing_matrices(topology, consensus_rate),
     )
 
 

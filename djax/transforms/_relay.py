@@ -77,7 +77,7 @@ def relay(
     tree: Topology,
     communicator: Communicator,
     *,
-    missing: Missing = "initial",
+    missing: Missing | None = None,
     overlap: bool = False,
     key: jax.Array | None = None,
 ) -> Mechanism:
@@ -96,7 +96,9 @@ def relay(
 
     In the first steps the models of distant workers have not arrived, and where
     messages are lost (`drop_probability` of the communicator) neither have those that a
-    lost message carried. For each of them stands, by `missing`:
+    lost message carried. The initial model would then be averaged in again and again,
+    and hold the workers where they started. For each missing model stands, by
+    `missing`:
 
     * `"initial"`: the model that worker 0 started from; meant for equal starts. What
       the authors' training code does;
@@ -115,7 +117,8 @@ def relay(
     Args:
       tree: a topology without cycles; its mixing weights play no role.
       communicator: how messages travel.
-      missing: what stands for a model that has not arrived.
+      missing: what stands for a model that has not arrived; by default `"initial"`, and
+        `"latest"` where messages are lost.
       overlap: average the messages of the step before, so that the exchange need not
         wait for this step's gradients.
       key: PRNG key of the losses, where messages are lost; `jax.random.key(0)` by
@@ -143,6 +146,8 @@ def relay(
     check_topology("relay", tree, communicator)
     check_key("relay", key)
     check_tree("relay", tree)
+    if missing is None:
+        missing = "latest" if communicator.drop_probability else "initial"
     check_choice("relay: missing", missing, Missing)
     check_flags("relay", overlap=overlap)
 

@@ -35,7 +35,7 @@ class Algorithm:
     """Send messages that do not depend on this step's gradients."""
     local_steps: int = 1
     """Average in every so-manyth step only."""
-    missing: Missing = "initial"
+    missing: Missing | None = None
     """What stands for the models that have not reached a worker of relay_sgd."""
     rounds: int = 1
     """Exchanges in each step of sgp; each takes the next step of its graph."""
@@ -91,6 +91,12 @@ def _gossip(config, graphs, communicator, **options):
     )
 
 
+def _rare_gossip(config, graphs, communicator, **options):
+    """Gossip for corrections, which have to see the local steps as well."""
+    gossip = _gossip(config, graphs, communicator, **options)
+    return djax.every(config.local_steps, gossip)
+
+
 def _overlapping_gossip(config, graphs, communicator):
     return _gossip(config, graphs, communicator, overlap=config.overlap)
 
@@ -120,15 +126,15 @@ def _d2(config, graphs, communicator):
     for graph in graphs if config.check else ():
         if isinstance(graph, djax.Topology):  # Its error names weights that are fine.
             check_d2(config.algorithm, graph, _rate(config))
-    return djax.d2(_gossip(config, graphs, communicator), check=config.check)
+    return djax.d2(_rare_gossip(config, graphs, communicator), check=config.check)
 
 
 def _exact_diffusion(config, graphs, communicator):
-    return djax.d2(_gossip(config, graphs, communicator, consensus_rate=0.5))
+    return djax.d2(_rare_gossip(config, graphs, communicator, consensus_rate=0.5))
 
 
 def _gradient_tracking(config, graphs, communicator):
-    return djax.gradient_tracking(_gossip(config, graphs, communicator))
+    return djax.gradient_tracking(_rare_gossip(config, graphs, communicator))
 
 
 def _push_sum(config, graphs, communicator):
@@ -250,6 +256,10 @@ def _step_then_average(config, base, steps, mechanism):
     return optax.chain(make_base(base, steps), averaging)
 
 
+def _step_then_correct(config, base, steps, mechanism):
+    return optax.chain(make_base(base, steps), mechanism)
+
+
 def _average_gradients(config, base, steps, mechanism):
     if config.local_steps != 1:  # Local SGD averages models.
         return _step_then_average(config, base, steps, mechanism)
@@ -318,10 +328,12 @@ ALGORITHMS = {
     "relay_sgd": _Recipe(_relay, {"missing", "overlap", "local_steps"}),
     # Updates of local steps would reach nobody, ever.
     "relay_sgd_grad": _Recipe(_relay_of_updates, {"overlap"}),
-    "d2_sgd": _Recipe(_d2, {"consensus_rate", "check", "local_steps"}),
-    "exact_diffusion": _Recipe(_exact_diffusion, {"local_steps"}),
+    "d2_sgd": _Recipe(
+        _d2, {"consensus_rate", "check", "local_steps"}, _step_then_correct
+    ),
+    "exact_diffusion": _Recipe(_exact_diffusion, {"local_steps"}, _step_then_correct),
     "gradient_tracking_sgd": _Recipe(
-        _gradient_tracking, {"consensus_rate", "local_steps"}
+        _gradient_tracking, {"consensus_rate", "local_steps"}, _step_then_correct
     ),
     "sgp": _Recipe(_push_sum, {"rounds", "overlap", "local_steps"}),
     "quasi_global_momentum": _Recipe(_gossip, GOSSIP, _quasi_global_momentum),

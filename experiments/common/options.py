@@ -16,15 +16,16 @@ _SAID = {
     "or choose --algorithm dpsgd, relay_sgd or sgp",
     r"\bcommunicators\.simulated\b": "--communicator simulated",
     r"""\bweights=(['"])(\w+)\1""": r"--weights \2",
-    r"\bUse a topology in place of the schedule, or a smaller consensus_rate": "Choose "
-    "a --topology that does not change with time, or --algorithm d2_sgd with a smaller "
-    "--consensus-rate or --no-check",
+    r"\bUse a smaller consensus_rate \(that of exact diffusion is 0\.5\), or a "
+    "topology in place of a schedule": "Choose --algorithm gradient_tracking_sgd, or "
+    "d2_sgd with a smaller --consensus-rate or --no-check, or a --topology that does "
+    "not change with time",
     r"\bhalf the consensus_rate\b": "half the --consensus-rate",
     r"^\w+: consensus_rate (?=must be)": "--consensus-rate ",
     r"^draw_(?:events|rounds): (?=(?:rate|speeds|variation)\b)": "--",
     r"\bthe rate, the speeds, or what ends the run\b": "--rate, --speeds or --epochs",
-    r"^d2 diverges with this gossip: over a period of its graph\b": "D² diverges over "
-    "this --topology: in each period",
+    r"^d2 diverges with this gossip: over a period\b": "D² diverges over this "
+    "--topology: in each period",
     r"\b(\w+)\(\d+, (max_degree|degree)=(\d+)\)": r"--topology \1 --topology-options "
     r"\2 \3",
     r"\bring\(\d+\)": "--topology ring",
