@@ -220,9 +220,10 @@ def test_runs_along_other_graphs_or_messages_are_told_apart():
         (
             "--algorithm d2_sgd --topology base_graph",
             "D² diverges over this --topology: in each period the differences between "
-            "the workers, which have to shrink, are multiplied by 1. Choose --algorithm "
-            "gradient_tracking_sgd, or d2_sgd with a smaller --consensus-rate or "
-            "--no-check, or a --topology that does not change with time.",
+            "the workers, which have to shrink, are multiplied by 1. Choose "
+            "--algorithm gradient_tracking_sgd, or d2_sgd with a smaller "
+            "--consensus-rate or --no-check, or a --topology that does not change with "
+            "time.",
         ),
         ("--algorithm exact_diffusion --workers 33 --topology base_graph", "or --no-"),
         ("--algorithm a2cid2 --message-dtype float16", "no option --message-dtype: "),
