@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from . import accounting
 from ._alternate import alternate
 from ._base import (
     Communicator,
@@ -165,9 +166,12 @@ def only(mask: Any, mechanism: optax.GradientTransformation) -> Mechanism:
 
 def _check_mask(mask: Any, params: PyTree) -> None:
     """Raises ValueError unless a mask says of all parameters whether it means them."""
+    flags, error = jax.tree.leaves(mask), None
     try:
         jax.tree.map(lambda flag, part: None, mask, params)
-    except ValueError as error:
+    except ValueError as wrong:
+        error = wrong
+    if error or not all(isinstance(flag, (bool, np.bool_)) for flag in flags):
         raise ValueError(
             "only: the mask has to be a tree of booleans like the parameters, "
             f"{jax.tree.structure(params)}, or a prefix of it, but is {mask}."
@@ -187,6 +191,7 @@ def build(
     matrices: Callable[[], np.ndarray] | None = None,
     conditions: Mapping[str, Any] = {},
     sends_to_neighbors: bool = True,
+    skips_silent_steps: bool = False,
     per_rank: Sequence[str] = (),
 ) -> Mechanism:
     """Makes a mechanism, whose arguments the processes compare when it starts.
@@ -204,6 +209,8 @@ def build(
       matrices: see :class:`Part`.
       conditions: see :class:`Part`.
       sends_to_neighbors: whether it exchanges messages that can be lost.
+      skips_silent_steps: whether nothing changes in a step in which nobody sends
+        anything but the field `step` of its state, which counts them.
       per_rank: names of arguments of its maker that may differ between processes.
     """
 
@@ -217,9 +224,11 @@ def build(
 
     move = update or _displacing(name, mix, overlap)
 
-    def step(updates, state, params=None, **extra):
+    turns = _turns(graph) if skips_silent_steps else None
+
+    def step(updates, state, params=None, /, **extra):
         params = check_params(name, params)
-        if not hasattr(state, "step") or not (turns := _turns(graph)):
+        if turns is None or accounting.counter() is not None:  # None sends anything.
             return move(updates, state, params, **extra)
         updates, moved = alternate(
             state.step,
@@ -239,7 +248,7 @@ def build(
     made = Mechanism(
         start,
         step,
-        mix,
+        mix if turns is None else None,
         name=name,
         communicator=communicator,
         graph=graph,
@@ -280,7 +289,7 @@ def wrap(
 def _displacing(name: str, mix: Any, overlap: bool) -> Callable[..., Any]:
     """The adapter: an update of optax, made of how far the averaging moves a model."""
 
-    def update(updates, state, params, **extra):
+    def update(updates, state, params, /, **extra):
         model = params if overlap else optax.apply_updates(params, updates)
         displacement, state = _mixed(name, mix, model, state, extra)
         updates = jax.tree.map(
@@ -307,7 +316,7 @@ def _given_what_it_names(mix: MixFn) -> MixFn:
     names = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
 
     @functools.wraps(mix)
-    def named(model, state, **extra):
+    def named(model, state, /, **extra):
         some = {key: value for key, value in extra.items() if key in names}
         return mix(model, state, **some)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 
 P = ParamSpec("P")
 Made = TypeVar("Made", bound="ByItsCall")
@@ -81,12 +82,23 @@ def _comparable(value: Any) -> tuple[Any, ...] | None:
     call = getattr(value, "_call", None)
     if call is None or any(isinstance(x, jax.Array) for x in call[1].values()):
         return None  # Arrays may be traced ones.
-    found = call[0], tuple(call[1].items())
+    found = call[0], _frozen(call[1])
     try:
         hash(found)
     except TypeError:
         return None
     return found
+
+
+def _frozen(value: Any) -> Any:
+    """Arguments that are lists, dictionaries or arrays, as something with a hash."""
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype.str, value.tobytes()
+    if isinstance(value, Mapping):
+        return tuple((key, _frozen(each)) for key, each in value.items())
+    if type(value) in (list, tuple):
+        return tuple(map(_frozen, value))
+    return value
 
 
 def _make_again(make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -6,7 +6,6 @@ then differs so much from decentralized training that a few steps on tiny models
 it. :func:`check` makes these steps by the user's own optimizer and communicator.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ from ._base import Communicator, PyTree, as_transformation, check_communicator
 from ._code_trial import problems_of_codes
 from ._mechanism import parts_within
 from ._meeting import Meeting, cut_off, loses, meet
-from ._order import OrderWarning
 from ._refusals import Part
 from ._trial import Trial
 
@@ -103,12 +101,10 @@ def check(
     parts = parts_within(optimizer, communicator, all_rows)
     trial = Trial(optimizer, communicator, small)
     problems = problems_of_codes(parts, communicator, shapes)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", OrderWarning)  # What is wrong is said here.
-        if trial.paths and trial.size > 1:
-            problems += _problems_of_averaging(trial, parts)
-        if trial.paths:
-            problems += _problems_of_gradients(trial)
+    if trial.paths and trial.size > 1:
+        problems += _problems_of_averaging(trial, parts)
+    if trial.paths:
+        problems += _problems_of_gradients(trial)
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         listed = "".join(f"\n{i}. {text}" for i, text in enumerate(problems, 1))

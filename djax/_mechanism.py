@@ -22,7 +22,7 @@ from ._base import (
     wide,
 )
 from ._calls import ByItsCall
-from ._order import watched
+from ._order import observed
 from ._refusals import Part
 from .topologies import Graph
 
@@ -77,9 +77,9 @@ class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
         parts: Sequence[Part] = (),
     ):
         """See :class:`Mechanism`; without `mix` it is made of `update`."""
-        moves_models = not any(part.facts.get("averages_updates") for part in parts)
-        told = watched(name, update, moves_models=moves_models)
-        self = super().__new__(cls, _announcing(parts, init), told)
+        updates = any(part.facts.get("averages_updates") for part in parts)
+        seen = observed(update, averages_models=not updates)
+        self = super().__new__(cls, _announcing(parts, init), seen)
         self.mix = _mix_of(update) if mix is None else mix
         self.name, self.communicator, self.graph = name, communicator, graph
         self.parts = tuple(parts)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from . import _bits
-from ._base import Communicator, PyTree
+from ._base import Communicator, PyTree, wide
 
 
 def narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTree:
@@ -28,6 +28,7 @@ def narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTr
         rounded = iter([_nearest(x, dtype) for x in some])
     else:
         key = jax.random.key(communicator.rounding_seed, impl="threefry2x32")
+        some = list(map(wide, some))  # Half precision holds no fine noise.
         noise = _bits.noise(jax.random.fold_in(key, step), some)
         rounded = iter(map(functools.partial(_at_random, dtype=dtype), some, noise))
     return treedef.unflatten(
@@ -52,9 +53,12 @@ def _at_random(x: jax.Array, noise: jax.Array, dtype: Any) -> jax.Array:
     """Rounds to one of the two nearest numbers, so that the mean is `x`."""
     info = jnp.finfo(dtype)
     _, exponent = jnp.frexp(x)
-    # Of the numbers with this exponent; below the smallest normal one it stays.
-    distance = jnp.ldexp(
-        jnp.ones_like(x), jnp.maximum(exponent - 1, info.minexp) - info.nmant
-    )
-    rounded = jnp.floor(x / distance + noise) * distance
+    # Of the numbers with this exponent; below the smallest normal one it stays. What is
+    # no normal number of `x` itself, processors take for zero.
+    power = jnp.maximum(exponent - 1, info.minexp) - info.nmant
+    power = jnp.maximum(power, jnp.finfo(x.dtype).minexp)
+    distance = jnp.ldexp(jnp.ones_like(x), power)
+    quotient = x / distance
+    below = jnp.floor(quotient)
+    rounded = (below + (noise < quotient - below)) * distance
     return _nearest(jnp.where(jnp.isfinite(x), rounded, x), dtype)

@@ -23,7 +23,14 @@ import optax
 from jax.typing import ArrayLike
 
 from ._alternate import alternate
-from ._base import Communicator, PyTree, check_sizes, key_of_step, wide
+from ._base import (
+    Communicator,
+    PyTree,
+    check_key,
+    check_sizes,
+    key_of_step,
+    wide,
+)
 from ._narrow import narrow
 from .topologies import Graph
 from .topologies._kinds import check_graph_kind
@@ -96,7 +103,8 @@ def displacement(
       >>> print(move(jnp.asarray([0.0, 3.0, 6.0])))
       [ 1.  0. -1.]
     """
-    _check("mixing.displacement", graph, communicator, doubly_stochastic=True)
+    _check("mixing.displacement", graph, communicator, key, doubly_stochastic=True)
+    check_weights("mixing.displacement", graph, communicator)
     step = _known_step("mixing.displacement", graph, communicator, step)
     heard = weighted_sum(
         model, finite_difference, graph, communicator, step=step, key=key
@@ -137,7 +145,7 @@ def weighted_sum(
     Returns:
       A :class:`Sum`; what is lost counts as zero.
     """
-    _check("mixing.weighted_sum", graph, communicator)
+    _check("mixing.weighted_sum", graph, communicator, key)
     step = _known_step("mixing.weighted_sum", graph, communicator, step)
     counts = [len(graph.rounds_at(t)) for t in range(graph.period)]
     own = as_sent(message, communicator, step)
@@ -193,7 +201,7 @@ def exchange(
       An iterator over what the worker hears in each round; :func:`as_sent` is what it
       has said.
     """
-    _check("mixing.exchange", graph, communicator)
+    _check("mixing.exchange", graph, communicator, key)
     step = _known_step("mixing.exchange", graph, communicator, step)
     return _rounds(message, graph, communicator, range(graph.period), step, key)
 
@@ -214,6 +222,17 @@ def as_sent(
     return _read(narrow(message, communicator, step), message)
 
 
+def check_weights(name: str, graph: Graph, communicator: Communicator) -> None:
+    """Raises ValueError if weights are negative where messages may be lost."""
+    if communicator.drop_probability and (graph.matrices < 0).any():
+        raise ValueError(
+            f"{name}: some weights of {graph!r} are negative. Where messages are lost, "
+            "the weights of the others are divided by their sum, which takes weights "
+            "that are not: use weights='metropolis', or a communicator without "
+            "drop_probability."
+        )
+
+
 def difference(theirs: PyTree, mine: PyTree) -> PyTree:
     """Returns `theirs - mine` in float32 or wider."""
     return jax.tree.map(lambda x, y: wide(x) - wide(y), theirs, mine)
@@ -231,10 +250,13 @@ def finite_difference(theirs: PyTree, mine: PyTree) -> PyTree:
     )
 
 
-def _check(name: str, graph: Any, communicator: Communicator, **needs: bool) -> None:
-    """Raises unless a graph connects the workers of a communicator."""
+def _check(
+    name: str, graph: Any, communicator: Communicator, key: Any, **needs: bool
+) -> None:
+    """Raises unless a graph connects the workers of a communicator, or for no key."""
     check_graph_kind(name, graph, **needs)
     check_sizes(name, graph, communicator)
+    check_key(name, key)
 
 
 def _known_step(

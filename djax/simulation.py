@@ -13,6 +13,7 @@ so that a script written for the simulator is launched by `mpirun` unchanged.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,13 +30,14 @@ from ._base import (
     check_choice,
     check_flags,
 )
+from ._check import check as check_optimizer
 from ._code_trial import problems_of_codes
 from ._gradient_fn import GradientFn as GradientFn
 from ._gradient_fn import check_gradients, check_signature, check_unchanged
 from ._mechanism import parts_within
 from ._nonfinite import NonFinite, all_finite, flaw, make_check, without_step
 from ._nonfinite import NonFiniteError as NonFiniteError
-from ._order import updated
+from ._order import observing
 from ._refusals import refuse
 from .communicators import replicate
 from .communicators._common import (
@@ -143,7 +145,7 @@ def make_steps(
 
     Warns:
       UserWarning: in the first call, if a link of the optimizer acts on what a
-        mechanism has averaged; :func:`djax.check` finds more such mistakes.
+        mechanism has averaged, and :func:`djax.check` finds that this is a mistake.
 
     Examples:
       >>> import djax, jax.numpy as jnp, optax
@@ -170,24 +172,29 @@ def make_steps(
         make = _dispatched
     else:
         make = _stepwise
-    program = make(_Worker(gradient_fn, optimizer, nonfinite), communicator)
+    worker = _Worker(gradient_fn, optimizer, nonfinite)
+    program = make(worker, communicator)
     all_start_finite = jax.jit(communicator.spmd(all_finite))
     check = make_check(communicator)
-    mechanisms_fit = False
+    shapes = None
 
     def steps(workers: Workers, batches: PyTree) -> tuple[Workers, PyTree]:
-        nonlocal mechanisms_fit
+        nonlocal shapes
         _check_workers(workers)
         _check_axes(workers, batches, communicator)
-        if not mechanisms_fit:
+        if shapes is None:
+            shapes = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), workers.params
+            )
             _check_mechanisms(optimizer, communicator, workers.params, nonfinite)
-            mechanisms_fit = True
         batches = jax.tree.map(jnp.asarray, batches)
         if nonfinite != "raise":
             workers, (metrics, _) = program(workers, batches)
+            _warn_of_order(worker, communicator, shapes)
             return workers, metrics
         started = all_start_finite(workers.params)
         workers, (metrics, flaws) = program(workers, batches)
+        _warn_of_order(worker, communicator, shapes)
         check(started, flaws, workers, metrics)
         return workers, metrics
 
@@ -201,6 +208,7 @@ class _Worker:
     gradient_fn: GradientFn
     optimizer: optax.GradientTransformation
     nonfinite: NonFinite
+    suspicions: list[bool] = dataclasses.field(default_factory=list)
 
     def gradient(self, params: PyTree, model_state: PyTree, batch: PyTree) -> Any:
         """Returns what the gradient function makes, checked while it is traced."""
@@ -215,9 +223,12 @@ class _Worker:
             grads, model_state = without_step(
                 all_finite(grads), grads, model_state, workers.model_state
             )
-        updates, opt_state = updated(
-            self.optimizer, grads, workers.opt_state, workers.params
-        )
+        with observing() as observer:
+            updates, opt_state = self.optimizer.update(
+                grads, workers.opt_state, workers.params
+            )
+            observer.compare_returned(updates)
+        self.suspicions.append(observer.suspicious)
         params = optax.apply_updates(workers.params, updates)
         flaws = flaw(grads, params) if self.nonfinite == "raise" else ()
         return Workers(params, opt_state, model_state), (metrics, flaws)
@@ -316,6 +327,25 @@ def _check_mechanisms(
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
     if problems := problems_of_codes(parts, communicator, one):
         raise ValueError(f"make_steps: {problems[0]}")
+
+
+def _warn_of_order(
+    worker: "_Worker", communicator: Communicator, params: PyTree
+) -> None:
+    """Warns of what :func:`djax.check` finds, if a trace has been suspicious.
+
+    Args:
+      worker: what has been traced.
+      communicator: where the workers live.
+      params: shapes of one worker's.
+    """
+    if not any(worker.suspicions):
+        return
+    worker.suspicions.clear()
+    try:
+        check_optimizer(worker.optimizer, communicator, params)
+    except ValueError as error:
+        warnings.warn(f"make_steps: {error}", stacklevel=3)
 
 
 def _check_axes(workers: Workers, batches: PyTree, communicator: Communicator) -> None:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -185,3 +186,21 @@ def test_costs_are_told_by_the_names_of_communicators():
     assert cost.mean_bytes == pytest.approx(400 + 800 / 3)
     once = djax.communication_cost(djax.gossip(ring, near), jnp.zeros(100), ring)
     assert once.by_name == {"near": once}
+
+
+@pytest.mark.parametrize("name", ["gossip", "power_gossip", "push_sum", "every"])
+def test_silent_steps_send_nothing(name):
+    """Of a schedule in which a step has no messages, as those of MATCHA."""
+    ring = topologies.ring(4).mixing_matrix
+    alone = np.eye(4)
+    schedule = topologies.from_matrices([ring, alone, ring, alone, alone])
+    workers = communicators.simulated(4)
+    mechanism = {
+        "gossip": lambda: djax.gossip(schedule, workers),
+        "power_gossip": lambda: djax.power_gossip(schedule, workers),
+        "push_sum": lambda: djax.push_sum(schedule, workers),
+        "every": lambda: djax.every(2, djax.gossip(schedule, workers)),
+    }[name]()
+    cost = djax.communication_cost(mechanism, jnp.zeros((3, 3)), workers)
+    steps = 2 if name == "every" else 1
+    assert cost.mean_messages == pytest.approx(2 * 2 / 5 / steps)

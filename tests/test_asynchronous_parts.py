@@ -279,7 +279,7 @@ def test_participants_are_checked():
     check_participants(acid, mpi, RING)
     with pytest.raises(TypeError, match="asynchronous algorithm.* got Gradient"):
         check_participants(optax.sgd(0.1), mpi, RING)
-    with pytest.raises(TypeError, match="one process per worker.*Simulated"):
+    with pytest.raises(TypeError, match="one process per worker.*simulated"):
         check_participants(acid, communicators.simulated(4), RING)
     with pytest.raises(TypeError, match="run needs a Topology, .*is directed"):
         check_participants(acid, mpi, topologies.one_peer_exponential(4))

@@ -207,3 +207,22 @@ def test_negative_weights_are_refused_where_messages_are_lost():
     djax.gossip(star, communicators.simulated(N))
     with pytest.raises(ValueError, match="gossip: some weights .* are negative"):
         djax.gossip(star, communicators.simulated(N, drop_probability=0.1))
+
+
+@pytest.mark.parametrize("model", [0.0, np.zeros((N, N)), GilbertElliott(0, 0)])
+def test_nothing_is_lost_with_probability_0(model):
+    """As the first point of a sweep, also where steps of a schedule are silent."""
+    schedule = topologies.from_matrices([np.eye(N), RING.mixing_matrix])
+    c = lossy(communicators.simulated(N), model)
+    assert c.arrived(ROUND, jax.random.key(0)) is True
+    for make in (djax.gossip, djax.push_sum):
+        mechanism = make(schedule, c)
+        state = c.spmd(mechanism.init)(jnp.ones(N))
+        c.spmd(mechanism.update)(jnp.ones(N), state, jnp.ones(N))
+
+
+def test_negative_weights_are_refused_by_the_displacement_as_well():
+    star = topologies.star(N, weights="best_constant")
+    c = communicators.simulated(N, drop_probability=0.1)
+    with pytest.raises(ValueError, match="displacement: some weights .* are negative"):
+        c.spmd(lambda x: djax.mixing.displacement(x, star, c, step=0))(jnp.ones(N))

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,8 +113,19 @@ def test_equal_calls_make_equal_values(name):
 def test_what_cannot_be_compared_equals_itself_alone():
     keys = [djax.gossip(RING, WORKERS, key=jax.random.key(0)) for _ in range(2)]
     assert keys[0] == keys[0] != keys[1]
-    mixed = [djax.interleave([djax.gossip(RING, WORKERS)]) for _ in range(2)]
-    assert mixed[0] == mixed[0] != mixed[1]
+
+
+def test_lists_and_dictionaries_are_compared_by_what_they_hold():
+    for make in (
+        lambda: djax.interleave([djax.gossip(RING, WORKERS)]),
+        lambda: djax.only({"b": True, "w": False}, djax.gossip(RING, WORKERS)),
+        lambda: djax.gossip(RING, WORKERS, consensus_rate=np.array(0.5)),
+    ):
+        assert make() == make() and hash(make()) == hash(make())
+        assert make() == pickle.loads(pickle.dumps(make()))
+    assert djax.interleave([djax.gossip(RING, WORKERS)]) != djax.interleave(
+        [djax.gossip(RING, WORKERS, overlap=True)]
+    )
 
 
 def test_codes_are_pickled_with_their_mechanisms():
@@ -290,3 +302,43 @@ def test_masks_of_another_tree_are_named():
     for mask in ({"b": True}, {"b": True, "z": False}, lambda params: {"b": True}):
         with pytest.raises(ValueError, match="only: the mask has to be a tree of bool"):
             WORKERS.spmd(djax.only(mask, gossip).init)(PARAMS)
+
+
+def test_extra_arguments_may_have_any_name():
+    gossip = optax.chain(optax.sgd(0.1), djax.gossip(RING, WORKERS))
+
+    def worker(x):
+        return gossip.update(x, gossip.init(x), x, model=1, step=2, name=3)[0]
+
+    WORKERS.spmd(worker)(jnp.ones(N))
+
+
+def test_a_state_may_have_a_field_step_of_any_meaning():
+    """Nothing of a mechanism of one's own is left out where nobody sends anything."""
+
+    class State(NamedTuple):
+        step: jax.Array
+        calls: jax.Array
+
+    silent = topologies.from_matrices([np.eye(N), RING.mixing_matrix])
+
+    def mix(model, state):
+        moved = djax.mixing.displacement(model, silent, WORKERS, step=state.calls)
+        return moved, State(state.step / 2, state.calls + 1)
+
+    own = djax.mechanism(
+        lambda params: State(jnp.ones(()), jnp.zeros((), jnp.int32)),
+        mix,
+        WORKERS,
+        silent,
+    )
+
+    def worker(x):
+        state = own.init(x)
+        for _ in range(4):
+            _, state = own.update(x, state, x)
+        return state
+
+    state = WORKERS.spmd(worker)(jnp.ones(N))
+    np.testing.assert_array_equal(state.step, np.full(N, 1 / 16))
+    np.testing.assert_array_equal(state.calls, np.full(N, 4))

@@ -258,3 +258,21 @@ def test_impossible_dtypes_are_named(options, message):
 def test_a_dtype_may_be_given_as_one():
     c = communicators.simulated(2, message_dtype=jnp.bfloat16)
     assert c == communicators.simulated(2, message_dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow"),
+    [
+        ("float32", "bfloat16"),
+        ("float16", "float8_e4m3fn"),
+        ("bfloat16", "float8_e5m2"),
+    ],
+)
+def test_rounding_at_random_leaves_exact_and_tiny_numbers_finite(wide, narrow):
+    """Half precision has no room for the noise, nor processors for tiny distances."""
+    communicator = workers(narrow, rounding_seed=0)
+    ones = jnp.ones(2**16, wide)
+    np.testing.assert_array_equal(mixing.as_sent(ones, communicator, 0), ones)
+    tiny = jnp.asarray([1e-36, -1e-37, 5e-38, 1e-45, 0.0], wide)
+    sent = mixing.as_sent(tiny, communicator, 0)
+    assert np.isfinite(np.asarray(sent, np.float32)).all()

@@ -371,3 +371,28 @@ def test_mistakes_are_named():
     overlapping = djax.power_gossip(RING, COMMUNICATOR, overlap=True)
     with pytest.raises(ValueError, match="use power_gossip without overlap"):
         djax.d2(overlapping).init(jnp.ones((2, 3)))
+
+
+def test_an_edge_that_recurs_within_a_period_changes_its_sides():
+    """A period of equal graphs is that graph."""
+    ring, communicator = djax.topologies.ring(4), communicators.simulated(4)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8)), jnp.float32)
+
+    def after(graph):
+        averaging = djax.power_gossip(graph, communicator)
+
+        def worker(x):
+            def step(carry, _):
+                x, state = carry
+                updates, state = averaging.update(0 * x, state, x)
+                return (x + updates, state), None
+
+            return jax.lax.scan(step, (x, averaging.init(x)), length=20)[0][0]
+
+        return jax.jit(communicator.spmd(worker))(x)
+
+    matrix = ring.mixing_matrix
+    expected = after(ring)
+    for period in (1, 2, 3):
+        found = after(djax.topologies.from_matrices([matrix] * period))
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

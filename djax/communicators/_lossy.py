@@ -209,6 +209,8 @@ class LossyCommunicator:
         A draw depends on the key, the seed, the round and the receiver alone, so that
         all communicators lose the same messages.
         """
+        if not self.drop_probability:
+            return True
         senders, salt = _round(source, index)
         receiver, seed = self.communicator.rank(), self.drops.seed
         sender, model = senders[receiver], self.drops.model
@@ -224,7 +226,8 @@ class LossyCommunicator:
         key = threefry(key)
         for data in (seed, salt, receiver):
             key = jax.random.fold_in(key, data)
-        kept = jax.random.bernoulli(key, 1 - probability)
+        # Of float64 other numbers would be drawn.
+        kept = jax.random.bernoulli(key, jnp.asarray(1 - probability, jnp.float32))
         return kept | (sender == receiver)
 
     def _is_bad(self, receiver: Any, sender: Any, step: ArrayLike | None) -> jax.Array:
@@ -247,11 +250,12 @@ class LossyCommunicator:
             key = jax.random.fold_in(key, data)
 
         def draw(now):
-            return jax.random.uniform(jax.random.fold_in(key, now))
+            return jax.random.uniform(jax.random.fold_in(key, now), (), jnp.float32)
 
         def stays(carry):
             now, u = carry
-            return (to_bad <= u) & (u < 1 - to_good) & (now > 0)
+            changes = to_bad + to_good > 0
+            return changes & (to_bad <= u) & (u < 1 - to_good) & (now > 0)
 
         def before(carry):
             now, _ = carry
@@ -260,7 +264,7 @@ class LossyCommunicator:
         now = jnp.asarray(step, jnp.int32)
         now, u = jax.lax.while_loop(stays, before, (now, draw(now)))
         # Of a link that has not changed since the first step, that is drawn anew.
-        first = jax.random.uniform(jax.random.fold_in(key, _BEFORE))
+        first = draw(_BEFORE)
         in_the_long_run = to_bad / jnp.maximum(to_bad + to_good, 1e-30)
         unchanged = (to_bad <= u) & (u < 1 - to_good)
         return jnp.where(unchanged, first < in_the_long_run, u < to_bad)

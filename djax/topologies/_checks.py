@@ -55,7 +55,8 @@ def check_integer(value: Any, what: str, minimum: int = 1) -> int:
 
 def check_share(value: Any, what: str) -> float:
     """Returns a number in (0, 1], or raises a `ValueError` that says what it is."""
-    if not (isinstance(value, (int, float, np.number)) and 0 < value <= 1):
+    number = isinstance(value, (int, float, np.number))
+    if isinstance(value, bool) or not (number and 0 < value <= 1):
         raise ValueError(f"{what} must be in (0, 1], got {value!r}")
     return float(value)
 

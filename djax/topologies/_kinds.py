@@ -165,4 +165,5 @@ def _by_call(value: Any, builders: Sequence[str]) -> str:
     """What to call, for builders that were not called, their names, and numbers."""
     called = value if isinstance(value, str) else getattr(value, "__name__", None)
     builder = called if called in builders else builders[0]
-    return f"call topologies.{builder} with the number of workers: {builder}(8)"
+    size = value if type(value) is int and value > 0 else 8
+    return f"call topologies.{builder} with the number of workers: {builder}({size})"

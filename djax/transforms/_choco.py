@@ -130,7 +130,7 @@ def choco_gossip(
         step = jnp.zeros((), jnp.int32)
         return ChocoState(zeros(params), zeros(params), state, step, label)
 
-    def mix(model, state, **extra):
+    def mix(model, state, /, **extra):
         del extra
         check_state(
             "choco_gossip",

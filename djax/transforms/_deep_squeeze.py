@@ -119,7 +119,7 @@ def deep_squeeze(
         state = init_compressor(compressor, params, communicator)
         return DeepSqueezeState(zeros(params), state, jnp.zeros((), jnp.int32))
 
-    def mix(model, state, **extra):
+    def mix(model, state, /, **extra):
         del extra
         check_state(
             "deep_squeeze",
@@ -150,6 +150,7 @@ def deep_squeeze(
         topology,
         mix=mix,
         overlap=overlap,
+        skips_silent_steps=True,
         facts={"needs_every_message": True},
         conditions={"contraction": compressor},
     )

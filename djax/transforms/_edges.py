@@ -57,6 +57,35 @@ class Edges:
             return jnp.asarray(self._met[0])[:, rank]
         return jnp.asarray(self._met)[jnp.asarray(step) % self._period, :, rank]
 
+    def sides(self) -> list[int]:
+        """From which side, 0 or 1, the steps of two periods start.
+
+        Whenever an edge is there again, it should start from the other side than
+        before; if it started from one side for ever, nothing new would be found. In a
+        period of an even number of steps sides that just alternate would do that to an
+        edge that is there once. So the alternation is also tried with a change after
+        each period, and the one is taken that leaves fewer edges at their side.
+        """
+        steps = range(2 * self._period)
+        alternating = [t % 2 for t in steps]
+        changing = [(t + t // self._period) % 2 for t in steps]
+        return min(alternating, changing, key=self._repetitions)
+
+    def _repetitions(self, sides: list[int]) -> tuple[int, int]:
+        """How many edges have one side only, and how often one is repeated at all."""
+        met: dict[tuple[int, int], list[int]] = {}
+        for t, side in enumerate(sides):
+            for edge in _pairs(self._met[t % self._period]):
+                met.setdefault(tuple(edge), []).append(side)
+        found = list(met.values())
+        stuck = sum(len(set(each)) == 1 for each in found)
+        repeated = sum(
+            a == b
+            for each in found
+            for a, b in zip(each, each[1:] + each[:1], strict=True)
+        )
+        return stuck, repeated
+
     def of_step(
         self, kept: PyTree, rank: ArrayLike, step: ArrayLike
     ) -> tuple[PyTree, Callable[[PyTree], PyTree]]:

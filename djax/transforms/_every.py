@@ -13,7 +13,7 @@ from djax._alternate import alternate
 from djax._base import as_transformation, check_static
 from djax._calls import by_its_call
 from djax._mechanism import Mechanism, parts_of
-from djax._order import warn_of_links_before, watching
+from djax._order import observing
 from djax._refusals import refuse
 from djax._same import around
 from djax.topologies._checks import check_integer
@@ -83,12 +83,9 @@ def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
             return updates, mechanism_state
 
         def communicate(updates, mechanism_state):
-            calls = []
-            with watching(calls):
+            with observing() as observer:
                 found = mechanism.update(updates, mechanism_state, params, **extra_args)
-            warn_of_links_before(
-                "every", calls, updates, f"chain(sgd, every({k}, gossip))"
-            )
+                observer.compare_given(updates)
             return found
 
         schedule = (0,) * (k - 1) + (1,)

@@ -114,7 +114,7 @@ def gossip(
     def init(params):
         return GossipState(jnp.zeros((), jnp.int32))
 
-    def mix(model, state, **extra):
+    def mix(model, state, /, **extra):
         del extra
         check_state("gossip", state, GossipState, model)
         displacement = mixing.displacement(
@@ -130,6 +130,7 @@ def gossip(
         topology,
         mix=mix,
         overlap=overlap,
+        skips_silent_steps=True,
         matrices=mixing_matrices(topology, consensus_rate),
         per_rank=["key"],
     )

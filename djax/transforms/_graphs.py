@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from djax._base import Communicator, PyTree, check_sizes
+from djax.mixing import check_weights
 from djax.topologies import Graph
 from djax.topologies._kinds import check_graph_kind
 
@@ -26,13 +27,7 @@ def check_mixing(
     """
     check_graph_kind(name, graph, doubly_stochastic=True, **needs)
     check_sizes(name, graph, communicator)
-    if communicator.drop_probability and (graph.matrices < 0).any():
-        raise ValueError(
-            f"{name}: some weights of {graph!r} are negative. Where messages are lost, "
-            "the weights of the others are divided by their sum, which takes weights "
-            "that are not: use weights='metropolis', or a communicator without "
-            "drop_probability."
-        )
+    check_weights(name, graph, communicator)
 
 
 def mixing_matrices(

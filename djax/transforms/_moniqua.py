@@ -122,7 +122,7 @@ def moniqua(
         check_real("moniqua", params)
         return MoniquaState(jnp.zeros((), jnp.int32))
 
-    def mix(model, state, **extra):
+    def mix(model, state, /, **extra):
         del extra
         check_state("moniqua", state, MoniquaState, model)
         leaves, treedef = jax.tree.flatten(jax.tree.map(wide, model))
@@ -161,6 +161,7 @@ def moniqua(
         topology,
         mix=mix,
         overlap=overlap,
+        skips_silent_steps=True,
         facts={"needs_every_message": True},
         conditions={"distance": theta},
     )

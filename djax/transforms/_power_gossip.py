@@ -217,13 +217,8 @@ def power_gossip(
         )
         return PowerGossipState(left, right, jnp.zeros((), jnp.int32), label)
 
-    # After an odd number of iterations a step starts from the other side. Where a
-    # period is of an even number of steps, periods do as well: else an edge that is
-    # there once a period would multiply from one side for ever.
-    turns = [0]
-    if iterations % 2:
-        period = topology.period
-        turns = [(t + t // period * (1 - period % 2)) % 2 for t in range(2 * period)]
+    # After an odd number of iterations a step starts from the other side.
+    turns = edges.sides() if iterations % 2 else [0]
     parities = [(first + turn) % 2 for turn in sorted(set(turns))]
 
     def shapes_of_factors(leaves):
@@ -245,7 +240,7 @@ def power_gossip(
                     "to other parameters: make a new state by its init."
                 )
 
-    def mix(model, state, **extra):
+    def mix(model, state, /, **extra):
         del extra
         check_state("power_gossip", state, PowerGossipState, model, label=label)
         step = optax.safe_increment(state.step)
@@ -456,6 +451,7 @@ def power_gossip(
         topology,
         mix=mix,
         overlap=overlap,
+        skips_silent_steps=True,
         facts={"needs_every_message": True},
         # Of full rank; of a lower one it averages less, with which no more converges.
         matrices=mixing_matrices(topology, consensus_rate),

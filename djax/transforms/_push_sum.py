@@ -137,7 +137,7 @@ def push_sum(
         uneven = None if balanced else ()
         return PushSumState(jnp.ones(()), jnp.zeros((), jnp.int32), averaged, uneven)
 
-    def mix(start, state, **extra):
+    def mix(start, state, /, **extra):
         del extra
         check_state("push_sum", state, PushSumState, start)
         model, weight, exchanges = start, state.weight, state.exchanges
