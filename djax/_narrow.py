@@ -60,5 +60,5 @@ def _at_random(x: jax.Array, noise: jax.Array, dtype: Any) -> jax.Array:
     distance = jnp.ldexp(jnp.ones_like(x), power)
     quotient = x / distance
     below = jnp.floor(quotient)
-    rounded = (below + (noise < quotient - below)) * distance
-    return _nearest(jnp.where(jnp.isfinite(x), rounded, x), dtype)
+    chosen = jnp.where(noise < quotient - below, below + 1, below)
+    return _nearest(jnp.where(jnp.isfinite(x), chosen * distance, x), dtype)
