@@ -111,7 +111,8 @@ def test_what_the_others_lose(name):
     exact = communicators.simulated(N)
     expected, _ = average(LOSING[name](exact), exact, x, steps=1000)
     lost = np.linalg.norm(flat(after) - flat(expected)) / np.linalg.norm(flat(expected))
-    assert 1e-4 < lost < 2e-2
+    known = {"relay": 0.0065, "dcd": 0.0005, "ecd": 0.005}  # As their docstrings say.
+    assert lost == pytest.approx(known[name], rel=0.3)
     equal = jax.tree.map(lambda v: jnp.broadcast_to(v[:1], v.shape), x)
     after, _ = average(LOSING[name](communicator), communicator, equal, steps=20)
     assert spread(after) == 0

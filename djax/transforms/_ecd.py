@@ -68,7 +68,9 @@ def ecd(
     Placed last in a chain it makes ECD-PSGD of SGD; the equations are those of this
     module. What else has moved the model since the last average counts as an update. In
     `init`, and only there, the neighbours exchange their uncompressed models. With
-    `identity()` it is :func:`djax.gossip` with overlap.
+    `identity()` it is :func:`djax.gossip` with overlap. What a `message_dtype` leaves
+    out of a message is lost like what the code leaves out: on a ring of 8 the models
+    move by 0.5 % of their norm with bfloat16.
 
     Args:
       topology: the graph and its weights.

@@ -110,6 +110,11 @@ def relay(
     For an entry of a message that is NaN or infinite stands the receiver's own model,
     whatever `missing` is, so that one worker's diverged model does not spread.
 
+    With a `message_dtype` a message is rounded anew at each hop, and nobody can make up
+    for what that leaves out. Equal models stay equal, but the averages differ from
+    exact ones: on a chain of 8, by 0.6 % of their norm with bfloat16 and 0.07 % with
+    float16. A `rounding_seed` is refused, since it would part equal models.
+
     In each step one model and one integer travel to each neighbour, in both directions
     of every edge. Older models of a worker keep part of the weight, which shortens the
     effective step: see :func:`djax.relay_learning_rate_factor`.
