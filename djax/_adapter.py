@@ -113,7 +113,7 @@ def mechanism(
     facts = {
         "overlap": overlap,
         "needs_every_message": needs_every_message,
-        "moves_mean": True,  # It may: nobody has said anything about that.
+        "moves_mean": True,  # Unknown of a user's mechanism.
     }
     made = build(
         name,
@@ -224,15 +224,15 @@ def build(
 
     move = update or _displacing(name, mix, overlap)
 
-    turns = _turns(graph) if skips_silent_steps else None
+    sending = _sending_steps(graph) if skips_silent_steps else None
 
     def step(updates, state, params=None, /, **extra):
         params = check_params(name, params)
-        if turns is None or accounting.counter() is not None:  # None sends anything.
+        if sending is None or accounting.counter() is not None:  # None sends anything.
             return move(updates, state, params, **extra)
         updates, moved = alternate(
             state.step,
-            turns,
+            sending,
             (lambda *same: same, lambda u, s: move(u, s, params, **extra)),
             *(updates, state),
         )
@@ -248,7 +248,7 @@ def build(
     made = Mechanism(
         start,
         step,
-        mix if turns is None else None,
+        mix if sending is None else None,
         name=name,
         communicator=communicator,
         graph=graph,
@@ -300,12 +300,12 @@ def _displacing(name: str, mix: Any, overlap: bool) -> Callable[..., Any]:
     return update
 
 
-def _turns(graph: Graph | None) -> list[int] | None:
+def _sending_steps(graph: Graph | None) -> list[int] | None:
     """For each step of a period whether somebody sends something; None if all do."""
     if graph is None or graph.period == 1:
         return None
-    turns = [int(bool(graph.rounds_at(t))) for t in range(graph.period)]
-    return None if all(turns) else turns
+    sending = [int(bool(graph.rounds_at(t))) for t in range(graph.period)]
+    return None if all(sending) else sending
 
 
 def _given_what_it_names(mix: MixFn) -> MixFn:

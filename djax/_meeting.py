@@ -32,9 +32,10 @@ class Meeting(NamedTuple):
       shrunk: `float[leaves]`, by which factor their squared distance has changed.
       mean_moved: `float[leaves]`, how far their mean has moved, in units of their
         distance at the start.
-      heard: `bool[3, workers, leaves]`, who behaves otherwise since the first worker
-        has another model, the last one has another model, the last one has another
-        gradient; that one itself included.
+      heard: `bool[3, workers, leaves]`, whose models change, bit for bit, if one worker
+        starts from another model or has another gradient: if the first worker has
+        another model, if the last one has, and if the last one has another gradient.
+        The worker that was changed counts as well.
     """
 
     steps: int
@@ -108,15 +109,19 @@ def _meet(trial: Trial, parts: Sequence[Part], gradient: PyTree) -> Meeting:
 
 
 def cut_off(trial: Trial, parts: Sequence[Part], meeting: Meeting) -> np.ndarray:
-    """`bool[workers, leaves]`, who hears nothing of workers of whom others hear.
+    """Finds workers that nothing of what others know ever reaches.
 
-    On large graphs news become too small for half precision on their way. Therefore all
-    who have heard them start from other models, until nobody else is added.
+    On large graphs a change of one worker's model becomes too small for half precision
+    on its way. Therefore all workers that it has reached start from other models, until
+    no further worker is reached.
 
     Args:
       trial: of the optimizer.
       parts: the mechanisms in it.
       meeting: what is known already.
+
+    Returns:
+      `bool[workers, leaves]`.
     """
     models, others = _two_starts(trial, parts)
     silent = np.zeros_like(meeting.heard[0])

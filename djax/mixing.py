@@ -87,9 +87,9 @@ def displacement(
       graph: who is whose neighbour, and with which weight; the rows of its matrices sum
         to one.
       communicator: how messages travel.
-      step: `int32[]`, number of steps so far, the same on all workers. It says which
-        matrix of a schedule it is, which messages are lost, and how is rounded at
-        random; where nothing of that happens it may be left away.
+      step: `int32[]`, number of steps so far, the same on all workers. It decides which
+        matrix of a schedule is used, which messages are lost, and how numbers are
+        rounded at random. Without any of these it may be left away.
       key: PRNG key that decides which messages are lost; `jax.random.key(0)` by
         default.
 
@@ -185,8 +185,8 @@ def exchange(
 ) -> Iterator[Heard]:
     """Sends messages to the neighbours of one step, one after the other.
 
-    All steps of a period have as many rounds here as the busiest one; in those that a
-    step does not need nobody speaks.
+    All steps of a period have as many rounds here as the busiest one. In a round that a
+    step does not need, every worker hears itself, with the weight 0.
 
     Args:
       message: what this worker sends, a tree of arrays; or, if each neighbour is sent

@@ -34,7 +34,7 @@ class Algorithm:
     overlap: bool = False
     """Send messages that do not depend on this step's gradients."""
     local_steps: int = 1
-    """Average in every so-manyth step only."""
+    """Number of local steps between two averaging steps."""
     missing: Missing | None = None
     """What stands for the models that have not reached a worker of relay_sgd."""
     rounds: int = 1
