@@ -228,7 +228,9 @@ def build(
 
     def step(updates, state, params=None, /, **extra):
         params = check_params(name, params)
-        if sending is None or accounting.counter() is not None:  # None sends anything.
+        # A silent step has no rounds: costs are right without the alternation. With it
+        # they would not be, since graph and alternation keep in step with each other.
+        if sending is None or accounting.counter() is not None:
             return move(updates, state, params, **extra)
         updates, moved = alternate(
             state.step,
