@@ -226,7 +226,7 @@ def build(
 
     sending = _sending_steps(graph) if skips_silent_steps else None
 
-    def step(updates, state, params=None, /, **extra):
+    def step(updates, state, /, params=None, **extra):
         params = check_params(name, params)
         # A silent step has no rounds: costs are right without the alternation. With it
         # they would not be, since graph and alternation keep in step with each other.

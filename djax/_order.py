@@ -93,7 +93,7 @@ def observed(
     """
 
     @functools.wraps(update)
-    def call(updates, state, params=None, /, **extra):
+    def call(updates, state, /, params=None, **extra):
         with observing():  # Mechanisms inside of this one are observed for themselves.
             returned = update(updates, state, params, **extra)
         if averages_models and (observer := _OBSERVER.get()) is not None:

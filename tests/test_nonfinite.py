@@ -163,7 +163,7 @@ def test_skipping_keeps_keys_and_counters_in_the_model_state():
     [
         lambda c: djax.all_reduce_sgd(0.1, c),
         lambda c: optax.chain(
-            optax.sgd(0.1), djax.every(2, djax.d2(djax.all_reduce(c)))
+            optax.sgd(0.1), djax.d2(djax.every(2, djax.all_reduce(c)))
         ),
     ],
 )
