@@ -85,7 +85,7 @@ def test_what_is_no_topology(taker, given, message):
         (PEERS.matrices[0], r"from_matrices\(\[array\]\)"),
         (topologies.one_peer_exponential, r"function .*one_peer_exponential\(8\)"),
         ("one_peer_exponential", r"one_peer_exponential\(8\)"),
-        (4, r"one_peer_exponential\(8\)"),
+        (4, r"one_peer_exponential\(4\)"),
         (None, r"one_peer_exponential\(8\)"),
         (COMMUNICATOR, "the schedule comes before the communicator"),
     ],
