@@ -16,11 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._base import (
-    Communicator,
-    PyTree,
-    wide,
-)
+from ._base import Communicator, PyTree, wide
 from ._calls import ByItsCall
 from ._order import observed
 from ._refusals import Part
@@ -97,7 +93,7 @@ class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
 
 
 def parts_of(transformation: optax.GradientTransformation) -> tuple[Part, ...]:
-    """What a mechanism consists of; of an opaque pair that nothing is known."""
+    """What a mechanism consists of; one opaque part for anything else."""
     if isinstance(transformation, Mechanism):
         return transformation.parts
     return (Part("a mechanism within a wrapper of optax", None, {"opaque": True}),)
@@ -108,10 +104,10 @@ def parts_within(
     communicator: Communicator,
     params: PyTree,
 ) -> list[Part]:
-    """What the mechanisms consist of that a chain, or anything of optax, contains.
+    """Finds the mechanisms that a chain, or another wrapper of optax, contains.
 
-    Optax's wrappers are opaque, but initialize what they contain: so each mechanism
-    tells of itself then.
+    A wrapper of optax cannot be asked what it contains, but it initializes that. Each
+    mechanism reports itself while it is initialized.
 
     Args:
       transformation: any optimizer.

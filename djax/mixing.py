@@ -41,12 +41,14 @@ class Heard(NamedTuple):
 
     Attributes:
       message: the neighbour's, as it was sent; the worker's own where it meets nobody.
+      own: the worker's own, as it was sent.
       weight: `float[]`, the weight of the neighbour in this step; 0 where the worker
         meets nobody, and where the message was lost.
       arrived: whether the message came through; True where none can be lost.
     """
 
     message: PyTree
+    own: PyTree
     weight: jax.Array
     arrived: jax.Array | bool
 
@@ -198,8 +200,7 @@ def exchange(
         default.
 
     Returns:
-      An iterator over what the worker hears in each round; :func:`as_sent` is what it
-      has said.
+      An iterator over what the worker hears in each round.
     """
     _check("mixing.exchange", graph, communicator, key)
     step = _known_step("mixing.exchange", graph, communicator, step)
@@ -253,7 +254,7 @@ def finite_difference(theirs: PyTree, mine: PyTree) -> PyTree:
 def _check(
     name: str, graph: Any, communicator: Communicator, key: Any, **needs: bool
 ) -> None:
-    """Raises unless a graph connects the workers of a communicator, or for no key."""
+    """Raises unless the graph fits the communicator, and the key is one or None."""
     check_graph_kind(name, graph, **needs)
     check_sizes(name, graph, communicator)
     check_key(name, key)
@@ -272,7 +273,7 @@ def _known_step(
     ):
         if depends:
             raise ValueError(
-                f"{name}: {what}, in each step in another way: pass step=, the number "
+                f"{name}: {what}, which depends on the step: pass step=, the number "
                 "of steps so far, which a mechanism counts in its state."
             )
     return 0
@@ -295,6 +296,7 @@ def _rounds(
     """The rounds of a step that is known to be one of `steps` of the period."""
 
     def with_wire(sent):
+        """The message, and what travels of it: the same if nothing is rounded."""
         if communicator.message_dtype is None:
             return sent, sent
         return sent, narrow(sent, communicator, step)
@@ -308,14 +310,14 @@ def _rounds(
         if len(set(sources)) == 1:
             source, index = sources[0], None
         sent, wire = once or with_wire(message(r))
-        received = _travel(wire, source, communicator, index)
+        received, own = _travel(wire, source, communicator, index), wire
         if wire is not sent:
-            received = _read(received, sent)
+            received, own = _read(received, sent), _read(wire, sent)
         arrived = communicator.arrived(source, drop_key, step=step, index=index)
         weight = _mine(np.array(weights), communicator, now)
         if arrived is not True:
             weight = jnp.where(arrived, weight, 0)
-        yield Heard(received, weight, arrived)
+        yield Heard(received, own, weight, arrived)
 
 
 def _round(graph: Graph, t: int, r: int) -> tuple[Sequence[int], np.ndarray]:

@@ -14,9 +14,7 @@ from djax._base import Communicator, threefry
 from djax.topologies._checks import describe
 
 from . import _common
-
-Probability = Any
-"""One number for all links, or `float64[n, n]`: `[i, j]` is of what i hears from j."""
+from ._probabilities import Probability, number_of, probabilities
 
 _BURSTS = 7  # Tells the draws of a link's condition from those of single messages.
 _BEFORE = 2**32 - 1  # In place of the number of a step: before the first one.
@@ -101,7 +99,7 @@ def lossy(communicator: Communicator, model: Any, *, seed: int = 0) -> Communica
     size = communicator.size
     if isinstance(model, GilbertElliott):
         fields = {
-            name: _probabilities(f"lossy: {name}", value, size, most=1.0)
+            name: probabilities(f"lossy: {name}", value, size, most=1.0)
             for name, value in model._asdict().items()
         }
         model = GilbertElliott(**fields)
@@ -111,7 +109,7 @@ def lossy(communicator: Communicator, model: Any, *, seed: int = 0) -> Communica
                 f"link would else change in most steps; got {model}."
             )
     else:
-        model = _probabilities("lossy: drop_probability", model, size, most=None)
+        model = probabilities("lossy: drop_probability", model, size, most=None)
     return cast(Communicator, LossyCommunicator(communicator, _Drops(model, seed)))
 
 
@@ -125,7 +123,7 @@ def check_short_form(
       drop_probability: one number in [0, 1).
       drop_seed: an integer that `jax.random.fold_in` takes.
     """
-    number = _number(drop_probability)
+    number = number_of(drop_probability)
     if number is None or not 0 <= number < 1:
         raise ValueError(
             f"{name}: drop_probability must be one number in [0, 1), known before "
@@ -231,11 +229,13 @@ class LossyCommunicator:
         return kept | (sender == receiver)
 
     def _is_bad(self, receiver: Any, sender: Any, step: ArrayLike | None) -> jax.Array:
-        """The condition of a link, which has a memory, from the number of the step.
+        """Whether a link is in the bad condition, found without a state.
 
-        Drawn by one uniform number u a step: with u < to_bad a link becomes bad, with
-        u >= 1 - to_good good, whatever it was, and in between it stays what it was. So
-        its condition is that of the last step with a u of the first two kinds.
+        In each step one uniform number u is drawn for the link. If u < to_bad, the link
+        becomes bad; if u >= 1 - to_good, it becomes good; both do not depend on what it
+        was before. Otherwise the link keeps its condition. Its condition is therefore
+        decided by the latest step in which u was in one of the first two ranges, and
+        the loop looks back for that step.
         """
         if step is None:
             raise ValueError(
@@ -263,7 +263,7 @@ class LossyCommunicator:
 
         now = jnp.asarray(step, jnp.int32)
         now, u = jax.lax.while_loop(stays, before, (now, draw(now)))
-        # Of a link that has not changed since the first step, that is drawn anew.
+        # No step has decided: the link still is in the condition that it began with.
         first = draw(_BEFORE)
         in_the_long_run = to_bad / jnp.maximum(to_bad + to_good, 1e-30)
         unchanged = (to_bad <= u) & (u < 1 - to_good)
@@ -292,50 +292,3 @@ def _of_link(probability: Probability, receiver: Any, sender: Any) -> Any:
     if np.ndim(probability) == 0:
         return probability
     return jnp.asarray(probability)[receiver, sender]
-
-
-def _probabilities(name: str, value: Any, size: int, most: float | None) -> Probability:
-    """Returns a number or an array `[n, n]`, or raises ValueError.
-
-    Args:
-      name: of the argument.
-      value: what the user passed.
-      size: number of workers.
-      most: the largest allowed number; None for below 1, where 1 would lose everything.
-    """
-    number = _number(value)
-    if number is not None:
-        if 0 <= number < 1 or number == most:
-            return number
-    elif not isinstance(value, jax.core.Tracer):
-        array = _array(value)
-        if array is not None and array.shape == (size, size):
-            if np.all((array >= 0) & (array <= 1)):
-                array.setflags(write=False)
-                return array
-    raise ValueError(
-        f"{name} must be a number in [0, 1{')' if most is None else ']'}, or an array "
-        f"[{size}, {size}] of probabilities, one for each receiver and sender; got "
-        f"{describe(value)}."
-    )
-
-
-def _number(value: Any) -> float | None:
-    """A real number whose value is known, as a float, else None."""
-    if isinstance(value, (bool, jax.core.Tracer)):
-        return None
-    if isinstance(value, int):
-        return float(np.clip(value, -1, 2))  # The largest are no floats.
-    if isinstance(value, float):
-        return value
-    if not isinstance(value, (np.number, np.ndarray, jax.Array)) or np.ndim(value):
-        return None
-    real = any(jnp.issubdtype(value.dtype, x) for x in (jnp.floating, jnp.integer))
-    return float(value) if real else None
-
-
-def _array(value: Any) -> np.ndarray | None:
-    try:
-        return np.array(value, np.float64)
-    except (TypeError, ValueError):
-        return None

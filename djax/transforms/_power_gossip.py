@@ -404,8 +404,7 @@ def power_gossip(
             mixing.exchange(message, topology, communicator, step=step)
         ):
             mine, treedef = jax.tree.flatten(parts(r))
-            own = mixing.as_sent(message(r), communicator, step)
-            found = unravel(heard.message - own, mine)
+            found = unravel(heard.message - heard.own, mine)
             found = [x.astype(y.dtype) for x, y in zip(found, mine, strict=True)]
             differences.append(treedef.unflatten(found))
             weights.append(heard.weight)

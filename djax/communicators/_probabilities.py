@@ -1,0 +1,59 @@
+"""Probabilities as users pass them: numbers, or an array with one for each link."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from djax.topologies._checks import describe
+
+Probability = Any
+"""One number for all links, or `float64[n, n]`: `[i, j]` is of what i hears from j."""
+
+
+def probabilities(name: str, value: Any, size: int, most: float | None) -> Probability:
+    """Returns a number or an array `[n, n]`, or raises ValueError.
+
+    Args:
+      name: of the argument.
+      value: what the user passed.
+      size: number of workers.
+      most: the largest allowed number; None for below 1, where 1 would lose everything.
+    """
+    number = number_of(value)
+    if number is not None:
+        if 0 <= number < 1 or number == most:
+            return number
+    elif not isinstance(value, jax.core.Tracer):
+        array = _array(value)
+        if array is not None and array.shape == (size, size):
+            if np.all((array >= 0) & (array <= 1)):
+                array.setflags(write=False)
+                return array
+    raise ValueError(
+        f"{name} must be a number in [0, 1{')' if most is None else ']'}, or an array "
+        f"[{size}, {size}] of probabilities, one for each receiver and sender; got "
+        f"{describe(value)}."
+    )
+
+
+def number_of(value: Any) -> float | None:
+    """A real number whose value is known, as a float, else None."""
+    if isinstance(value, (bool, jax.core.Tracer)):
+        return None
+    if isinstance(value, int):
+        return float(np.clip(value, -1, 2))  # The largest are no floats.
+    if isinstance(value, float):
+        return value
+    if not isinstance(value, (np.number, np.ndarray, jax.Array)) or np.ndim(value):
+        return None
+    real = any(jnp.issubdtype(value.dtype, x) for x in (jnp.floating, jnp.integer))
+    return float(value) if real else None
+
+
+def _array(value: Any) -> np.ndarray | None:
+    try:
+        return np.array(value, np.float64)
+    except (TypeError, ValueError):
+        return None
