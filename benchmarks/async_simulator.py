@@ -26,7 +26,7 @@ import tyro
 
 import djax
 from djax import asynchronous, communicators, simulation, topologies
-from experiments.common import tasks
+from experiments.lib import tasks
 
 from . import contest
 

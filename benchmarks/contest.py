@@ -16,7 +16,7 @@ import numpy as np
 import rich.console
 
 from djax import communicators
-from experiments.common import figures, report
+from experiments.lib import figures, report
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 

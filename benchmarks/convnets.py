@@ -20,7 +20,7 @@ import tyro
 
 import djax
 from djax import communicators, topologies
-from experiments.common import models
+from experiments.lib import models
 
 from . import contest, field, images
 

@@ -27,7 +27,7 @@ import optax
 import tyro
 
 from djax import communicators
-from experiments.common import models
+from experiments.lib import models
 
 from . import contest, field, images
 

@@ -13,7 +13,7 @@ def shapes(network: nn.Module, size: int) -> tuple[Any, Any]:
     """Shapes of a network's parameters, and of its other variables.
 
     Args:
-      network: of :mod:`experiments.common.models`.
+      network: of :mod:`experiments.lib.models`.
       size: height and width of the images.
     """
 

@@ -32,7 +32,7 @@ import threadpoolctl
 import tyro
 
 from djax import communicators, topologies
-from experiments.common import models
+from experiments.lib import models
 
 from . import contest, field, images
 

@@ -32,7 +32,7 @@ import sys
 import jax, numpy as np
 from djax import communicators
 from experiments import train
-from experiments.common import checkpoints
+from experiments.lib import checkpoints
 
 folder, *arguments = sys.argv[1:]
 run = train.Run(train.parse(arguments))

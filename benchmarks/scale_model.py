@@ -35,7 +35,7 @@ import tyro
 
 import djax
 from djax import communicators, compressors, topologies
-from experiments.common import models
+from experiments.lib import models
 
 from . import contest, images
 

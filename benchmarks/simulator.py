@@ -32,7 +32,7 @@ import tyro
 
 import djax
 from djax import communicators, compressors, topologies
-from experiments.common.quadratics import random_quadratics
+from experiments.lib.quadratics import random_quadratics
 
 from . import contest, field
 

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 import djax
 from djax import communicators, topologies
-from experiments.common import models
+from experiments.lib import models
 
 from . import contest, field, images
 

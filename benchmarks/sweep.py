@@ -27,7 +27,7 @@ import tyro
 
 import djax
 from djax import communicators, topologies
-from experiments.common.quadratics import random_quadratics
+from experiments.lib.quadratics import random_quadratics
 
 from . import contest
 

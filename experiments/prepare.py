@@ -23,9 +23,9 @@ from collections.abc import Sequence
 
 import tyro
 
-from .common import data, errors
-from .common.data import DataOptions
-from .common.errors import UsageError
+from .lib import data, errors
+from .lib.data import DataOptions
+from .lib.errors import UsageError
 
 PREPARED = {
     "cifar10": "cifar10",

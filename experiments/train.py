@@ -31,7 +31,7 @@ from djax import communicators
 from djax._checkpoints import CheckpointError
 from djax.communicators._end import GUARD
 
-from .common import (
+from .lib import (
     algorithms,
     asynchronous,
     checkpoints,
@@ -46,14 +46,14 @@ from .common import (
     tasks,
     trainer,
 )
-from .common.config import (
+from .lib.config import (
     BUDGET,
     Config,
     check,
     identify,
     make_communicator,
 )
-from .common.errors import UsageError
+from .lib.errors import UsageError
 
 WRITING = 120.0
 """Seconds for which ranks wait at the end for rank 0's tables and pictures."""

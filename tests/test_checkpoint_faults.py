@@ -17,7 +17,7 @@ from djax import _checkpoints, topologies
 from djax._checkpoints import CheckpointError, Folder, Steps
 from djax.simulation import Workers
 from experiments import train
-from experiments.common.checkpoints import Saver, Saving
+from experiments.lib.checkpoints import Saver, Saving
 
 pytestmark = pytest.mark.usefixtures("as_users")
 
@@ -210,7 +210,7 @@ def test_any_array_comes_back_as_it_was(tmp_path):
 FULL = """
 import resource, signal, sys
 from experiments import train
-from experiments.common import checkpoints
+from experiments.lib import checkpoints
 
 Saver = checkpoints.Saver
 save = Saver.save
@@ -403,7 +403,7 @@ def test_ctrl_c_on_one_rank_ends_all_alike(algorithm, tmp_path):
 INTERRUPTED_AT_ONE = """
 import os, signal, sys
 from experiments import train
-from experiments.common import trainer
+from experiments.lib import trainer
 name, after, *arguments = sys.argv[1:]
 save = trainer._save
 def told(saver, communicator, workers, position, *rest):
@@ -416,7 +416,7 @@ train.main(arguments)
 LIVE = """
 import os, signal, sys
 from experiments import train
-from experiments.common import runtime
+from experiments.lib import runtime
 name, after, *arguments = sys.argv[1:]
 class Told(runtime.Live):
     def train(self, params, evaluations, report, advance):
@@ -437,7 +437,7 @@ train.main(arguments)
 def test_a_second_ctrl_c_ends_at_once():
     program = """
 import os, signal, time
-from experiments.common.checkpoints import Termination
+from experiments.lib.checkpoints import Termination
 with Termination() as termination:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)  # As a terminal and a launcher do.

@@ -8,7 +8,7 @@ import pytest
 from launch import mpirun, python
 
 from experiments import train
-from experiments.common import checkpoints, papers, trainer
+from experiments.lib import checkpoints, papers, trainer
 
 ALGORITHMS = [
     "--algorithm dpsgd --drop-probability 0.2 --local-steps 2",
@@ -70,7 +70,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(options, tmp_path, monkeypatch
 KILLED = """
 import os, signal, sys
 from experiments import train
-from experiments.common import trainer
+from experiments.lib import trainer
 
 save, (name, rank, step) = trainer._save, sys.argv[1:4]
 
@@ -129,7 +129,7 @@ def test_a_killed_job_is_resumed(tmp_path):
 TOLD = """
 import os, signal, sys
 from experiments import train
-from experiments.common import runtime
+from experiments.lib import runtime
 
 class Told(runtime.Live):
     def train(self, params, evaluations, report, advance):

@@ -9,8 +9,8 @@ import pytest
 
 import djax
 from djax import communicators, compressors, topologies
-from experiments.common import algorithms, optimizers
-from experiments.common.errors import UsageError
+from experiments.lib import algorithms, optimizers
+from experiments.lib.errors import UsageError
 
 RING, COMMUNICATOR = topologies.ring(4), communicators.simulated(4)
 CONTRACTIONS = {

@@ -7,7 +7,7 @@ import pytest
 
 import djax
 from experiments import train
-from experiments.common import algorithms, errors, optimizers, options, ranges
+from experiments.lib import algorithms, errors, optimizers, options, ranges
 
 pytestmark = pytest.mark.usefixtures("as_users")
 

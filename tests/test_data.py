@@ -12,11 +12,11 @@ import pytest
 from sklearn import datasets, model_selection
 
 from experiments import prepare
-from experiments.common import data, partition
-from experiments.common.data import DataOptions, Prefetch, Sampler, TextSampler
-from experiments.common.data._images import DEBIAN
-from experiments.common.data._tfds import random_box
-from experiments.common.errors import UsageError
+from experiments.lib import data, partition
+from experiments.lib.data import DataOptions, Prefetch, Sampler, TextSampler
+from experiments.lib.data._images import DEBIAN
+from experiments.lib.data._tfds import random_box
+from experiments.lib.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("as_users")
 
@@ -391,7 +391,7 @@ def test_the_speeches_are_in_order():
     ],
 )
 def test_what_is_missing_is_said_at_once(name, remedy, tmp_path, monkeypatch):
-    module = "experiments.common.data"
+    module = "experiments.lib.data"
     monkeypatch.setattr(f"{module}._images.DEBIAN", tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     began = time.perf_counter()

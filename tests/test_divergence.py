@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.common import papers, report, study, synchronous
-from experiments.common.divergence import Diverged, Watch, watch_all
+from experiments.lib import papers, report, study, synchronous
+from experiments.lib.divergence import Diverged, Watch, watch_all
 
 pytestmark = pytest.mark.usefixtures("as_users")
 

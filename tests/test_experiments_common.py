@@ -9,9 +9,9 @@ import optax
 import pytest
 
 import djax
-from experiments.common import algorithms, optimizers, partition, tasks
-from experiments.common.errors import UsageError
-from experiments.common.quadratics import random_quadratics
+from experiments.lib import algorithms, optimizers, partition, tasks
+from experiments.lib.errors import UsageError
+from experiments.lib.quadratics import random_quadratics
 
 LABELS = np.random.default_rng(0).integers(0, 10, size=1437)
 

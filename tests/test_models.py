@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from experiments.common import models
-from experiments.common.models._distilbert import DistilBERT
-from experiments.common.models._norms import BatchNorm, EvoNormS0
+from experiments.lib import models
+from experiments.lib.models._distilbert import DistilBERT
+from experiments.lib.models._norms import BatchNorm, EvoNormS0
 
 pytestmark = pytest.mark.usefixtures("as_users")
 

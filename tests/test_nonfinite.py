@@ -12,7 +12,7 @@ from launch import mpirun
 
 import djax
 from djax import communicators, simulation, topologies
-from experiments.common import trainer
+from experiments.lib import trainer
 
 SIZE, STEPS, CULPRIT, WHEN = 8, 6, 3, 2
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.common import config, errors, optimizers, ranges
+from experiments.lib import config, errors, optimizers, ranges
 from experiments.powergossip import settings, table_cifar10, table_wikitext2
 
 pytestmark = pytest.mark.usefixtures("as_users")

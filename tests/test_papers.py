@@ -9,7 +9,7 @@ import pytest
 from launch import mpirun
 
 from experiments import train
-from experiments.common import papers, study
+from experiments.lib import papers, study
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -275,7 +275,7 @@ def test_a_mistake_on_one_rank_is_said_by_that_rank():
     """By a rank other than the first, which has nothing to complain about."""
     program = """
 import os, sys
-from experiments.common import errors
+from experiments.lib import errors
 import argparse
 with errors.heard_once():
     parser = argparse.ArgumentParser()
@@ -294,7 +294,7 @@ with errors.heard_once():
 def test_output_that_nobody_reads_ends_quietly():
     program = """
 import os, sys
-from experiments.common import errors
+from experiments.lib import errors
 read, write = os.pipe()
 os.dup2(write, 1)
 os.close(write)

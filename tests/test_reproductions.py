@@ -11,8 +11,8 @@ from launch import mpirun
 
 import djax
 from djax import topologies
-from experiments.common import sweep, tuning
-from experiments.common.quadratics import random_quadratics
+from experiments.lib import sweep, tuning
+from experiments.lib.quadratics import random_quadratics
 from experiments.relaysgd.methods import over
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -12,7 +12,7 @@ from launch import ROOT
 # Each process of the study imports it, too. Runs say that they have begun, and hang.
 PROGRAM = """
 import os, pathlib, sys, time
-from experiments.common import study
+from experiments.lib import study
 from experiments.relaysgd import table2_fashion_mnist as table
 
 def hang(arguments):

@@ -329,7 +329,7 @@ def test_survivors_write_what_they_have(tmp_path):
     program = f"""
 import os, signal
 from experiments import train
-from experiments.common import runtime
+from experiments.lib import runtime
 
 class Mortal(runtime.Live):
     def train(self, params, evaluations, report, advance):
@@ -373,7 +373,7 @@ train.main(["--seed", seed, "--runs", {str(tmp_path)!r}])
 def test_a_mistake_of_one_rank_is_said_by_it(tmp_path):
     program = """
 import os
-from experiments.common import errors
+from experiments.lib import errors
 with errors.one_line_errors(ValueError):
     if os.environ["PMI_RANK"] == "1":
         raise ValueError("no disk here")

@@ -11,7 +11,7 @@ from launch import mpirun
 
 from djax import topologies
 from experiments import train
-from experiments.common import config, errors, graphs
+from experiments.lib import config, errors, graphs
 
 pytestmark = pytest.mark.usefixtures("as_users")
 

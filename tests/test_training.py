@@ -8,9 +8,9 @@ import pytest
 
 from djax import communicators
 from experiments import train
-from experiments.common import evaluation, optimizers, tasks
-from experiments.common.data import DataOptions
-from experiments.common.optimizers import BaseOptimizer
+from experiments.lib import evaluation, optimizers, tasks
+from experiments.lib.data import DataOptions
+from experiments.lib.optimizers import BaseOptimizer
 
 pytestmark = pytest.mark.usefixtures("as_users")
 
@@ -104,7 +104,7 @@ def test_a_state_starts_anew_with_the_text():
 
 def batch_statistics(task, params, worker):
     """Of the worker's first steps, one by one."""
-    from experiments.common.models import IMAGE_MODELS
+    from experiments.lib.models import IMAGE_MODELS
 
     model, found = IMAGE_MODELS["resnet8"](10, width=0.125), []
     batches = task.batches(0, min(10, task.steps_per_epoch))
@@ -164,7 +164,7 @@ def test_workers_are_evaluated_alike_together_and_one_by_one():
 
 
 def test_the_last_batch_of_an_evaluation_is_weighed(monkeypatch):
-    from experiments.common.tasks import _classification
+    from experiments.lib.tasks import _classification
 
     task = make("fashion_mnist")
     params = task.init(jax.random.key(0))

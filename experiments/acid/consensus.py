@@ -31,7 +31,7 @@ from tqdm import tqdm
 import djax
 from djax import asynchronous, topologies
 
-from ..common import figures
+from ..lib import figures
 
 DIM, POINTS, GOAL = 10, 60, 1e-3
 GRAPHS = {

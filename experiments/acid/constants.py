@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 import djax
 from djax import topologies
 
-from ..common import figures
+from ..lib import figures
 
 SIZES = (4, 8, 16, 32, 64)
 GRAPHS = {

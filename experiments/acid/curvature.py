@@ -33,7 +33,7 @@ from tqdm import tqdm
 import djax
 from djax import asynchronous, communicators, topologies
 
-from ..common import figures
+from ..lib import figures
 from .training import COLORS, METHODS, select
 
 BASELINE = "baseline, rate 1"

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from djax import topologies
 from djax.asynchronous import Events, Rounds, draw_events, draw_rounds
 
-from ..common import figures
+from ..lib import figures
 
 RING = topologies.ring(4)
 SPEEDS = (1.0, 1.0, 1.0, 0.5)

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from djax import topologies
 from djax.asynchronous import Events, draw_events, edge_rates
 
-from ..common import figures
+from ..lib import figures
 
 WORKERS = 32
 GRAPHS = {

@@ -31,7 +31,7 @@ from tqdm import tqdm
 import djax
 from djax import asynchronous, communicators, simulation, topologies
 
-from ..common import evaluation, figures, tasks
+from ..lib import evaluation, figures, tasks
 
 METHODS = {"AR-SGD": "tab:gray", "AD-PSGD": "black", "A²CiD²": "tab:blue"}
 VARIATION, BATCH_SIZE, GOAL = 0.3, 16, 0.9

@@ -34,8 +34,8 @@ large rings A²CiD² at rate 1 at or above its baseline at rate 2.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..common import papers
-from ..common.papers import Row, Table
+from ..lib import papers
+from ..lib.papers import Row, Table
 
 METHODS = {
     "AR-SGD": "--algorithm all_reduce_sgd",

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..common import study
-from ..common.papers import Row, Table
-from ..common.study import Study
+from ..lib import study
+from ..lib.papers import Row, Table
+from ..lib.study import Study
 
 SIZES, GRAPHS = (16, 32, 64), ("ring", "exponential", "complete")
 METHODS = {

@@ -30,8 +30,8 @@ them close to AR-SGD on that of 16.
 from collections.abc import Sequence
 from typing import Any
 
-from ..common import papers
-from ..common.papers import Table
+from ..lib import papers
+from ..lib.papers import Table
 from .table_cifar10 import COMMON, SMOKE, make_rows
 
 TABLE = Table(

@@ -32,7 +32,7 @@ from tqdm import tqdm
 import djax
 from djax import asynchronous, communicators, topologies
 
-from ..common import figures, tasks
+from ..lib import figures, tasks
 
 METHODS = {
     "baseline, rate 1": (1.0, False),

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 import djax
 from djax import communicators, topologies
 
-from ..common import checkpoints, errors, evaluation, figures, runtime, tasks
+from ..lib import checkpoints, errors, evaluation, figures, runtime, tasks
 
 WORKERS, BATCH_SIZE, WAIT, SLOWER = 4, 16, 0.02, 4
 RING = topologies.ring(WORKERS)

@@ -29,7 +29,7 @@ import djax
 from djax import communicators
 from djax import topologies as graphs
 
-from ..common import figures, tasks
+from ..lib import figures, tasks
 from .settings import (
     CONFIGURATIONS,
     STEPS,

@@ -38,7 +38,7 @@ from tqdm import tqdm
 import djax
 from djax import communicators, compressors, topologies
 
-from ..common import figures
+from ..lib import figures
 
 SIZE, GOAL, BEST_RATE = 8, 1e-4, 1.308
 RATES = [(rate,) for rate in np.geomspace(1e-4, BEST_RATE, 20).tolist()]

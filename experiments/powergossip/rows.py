@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import djax
 
-from ..common.papers import Row
+from ..lib.papers import Row
 from .settings import SIGN, TOP, Configuration, Method
 
 _ALGORITHMS: dict[Callable, str] = {

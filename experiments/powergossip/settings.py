@@ -24,8 +24,8 @@ import optax
 import djax
 from djax import Communicator, Topology, compressors
 
-from ..common import models
-from ..common.optimizers import (
+from ..lib import models
+from ..lib.optimizers import (
     BaseOptimizer,
     all_but_norms,
     learning_rate_schedule,

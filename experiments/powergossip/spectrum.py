@@ -39,8 +39,8 @@ from tqdm import tqdm
 import djax
 from djax import Communicator, Topology, communicators, simulation, topologies
 
-from ..common import figures, tasks
-from ..common.optimizers import BaseOptimizer, learning_rate_schedule
+from ..lib import figures, tasks
+from ..lib.optimizers import BaseOptimizer, learning_rate_schedule
 
 PAIRS = ((0, 1), (4, 5), (8, 9))
 """Neighbours on the ring, the paper's."""

@@ -31,8 +31,8 @@ Expect PowerGossip, untuned, to be as good as D-PSGD for a fiftieth of the bytes
 from collections.abc import Sequence
 from typing import Any
 
-from ..common import papers
-from ..common.papers import Table
+from ..lib import papers
+from ..lib.papers import Table
 from .rows import make_rows
 from .settings import CIFAR10
 

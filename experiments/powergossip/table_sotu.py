@@ -30,9 +30,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from ..common import study
-from ..common.papers import Row, Table
-from ..common.study import Study
+from ..lib import study
+from ..lib.papers import Row, Table
+from ..lib.study import Study
 from . import tradeoff
 
 METHODS = {

@@ -30,8 +30,8 @@ the bytes.
 from collections.abc import Sequence
 from typing import Any
 
-from ..common import papers
-from ..common.papers import Table
+from ..lib import papers
+from ..lib.papers import Table
 from .rows import make_rows
 from .settings import WIKITEXT2
 

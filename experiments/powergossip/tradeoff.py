@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..common import study
-from ..common.study import Study
+from ..lib import study
+from ..lib.study import Study
 
 COLORS = {
     "all-reduce": "tab:green",

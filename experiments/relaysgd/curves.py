@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from tqdm import tqdm
 
-from ..common import figures, sweep, tuning
-from ..common.quadratics import random_quadratics
+from ..lib import figures, sweep, tuning
+from ..lib.quadratics import random_quadratics
 from .methods import COLORS
 
 DIM, SMALLEST, GOAL = 10, 0.5, 1e-6
@@ -210,7 +210,7 @@ def make_table(study: Study, records: list[dict]):
       records: from :func:`compute`.
 
     Returns:
-      What :func:`experiments.common.figures.publish` shows.
+      What :func:`experiments.lib.figures.publish` shows.
     """
     rows = []
     for record in records:

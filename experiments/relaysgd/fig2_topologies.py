@@ -29,8 +29,8 @@ from tqdm import tqdm
 import djax
 from djax import topologies
 
-from ..common import figures, tuning
-from ..common.quadratics import random_quadratics
+from ..lib import figures, tuning
+from ..lib.quadratics import random_quadratics
 from .methods import COLORS, over
 
 DIM, DISTANCE, SMALLEST = 10, 100.0, 0.5
@@ -44,7 +44,7 @@ class Line(NamedTuple):
     Attributes:
       method: who.
       topology: on which graph.
-      make: from a number of workers to :data:`experiments.common.sweep.MakeOptimizer`.
+      make: from a number of workers to :data:`experiments.lib.sweep.MakeOptimizer`.
       style: of the line.
       paper: the paper's mean steps, by heterogeneity and number of workers.
     """

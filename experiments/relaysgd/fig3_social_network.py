@@ -27,8 +27,8 @@ from tqdm import tqdm
 import djax
 from djax import Topology, topologies
 
-from ..common import figures, sweep, tuning
-from ..common.quadratics import random_quadratics
+from ..lib import figures, sweep, tuning
+from ..lib.quadratics import random_quadratics
 from .methods import COLORS, over
 
 DIM, ZETA2, NOISE = 10, 0.1, 0.1

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from djax import Topology, theory, topologies
 
-from ..common import figures
+from ..lib import figures
 from .methods import COLORS
 
 SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32)

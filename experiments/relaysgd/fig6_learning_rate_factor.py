@@ -31,7 +31,7 @@ from tqdm import tqdm
 import djax
 from djax import Topology, topologies
 
-from ..common import figures
+from ..lib import figures
 from .methods import COLORS
 
 SIZES = (2, 5, 10, 20, 30, 40, 50, 60, 70, 80)

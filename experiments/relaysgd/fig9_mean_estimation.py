@@ -33,7 +33,7 @@ from tqdm import tqdm
 import djax
 from djax import Communicator, Topology, theory, topologies
 
-from ..common import figures
+from ..lib import figures
 
 MEAN = 1.0
 SIZES, STEPS, RUNS = (8, 16, 32, 64, 128), 400, 40

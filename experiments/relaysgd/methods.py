@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..common.sweep import MakeOptimizer
+from ..lib.sweep import MakeOptimizer
 
 COLORS = {
     "RelaySGD": "tab:red",

@@ -31,8 +31,8 @@ Expect RelaySGD to keep its accuracy from alpha 1 to 0.01, and D-PSGD to lose it
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ..common import papers
-from ..common.papers import Row, Table
+from ..lib import papers
+from ..lib.papers import Row, Table
 
 ALPHAS = (1.0, 0.1, 0.01)
 PLAIN = "--optimizer-options momentum None nesterov False"

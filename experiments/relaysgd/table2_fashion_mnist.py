@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..common import study
-from ..common.papers import Row, Table
-from ..common.study import Study
+from ..lib import study
+from ..lib.papers import Row, Table
+from ..lib.study import Study
 
 ALPHAS = (1.0, 0.1, 0.01)
 METHODS = {

@@ -31,8 +31,8 @@ Expect RelaySGD above D-PSGD, and D² to diverge, as in Table 2 at alpha 0.1.
 from collections.abc import Sequence
 from typing import Any
 
-from ..common import papers
-from ..common.papers import Row, Table
+from ..lib import papers
+from ..lib.papers import Row, Table
 
 MOMENTUM = "--optimizer-options momentum 0.9 nesterov True"
 TABLE = Table(

@@ -33,8 +33,8 @@ centralized one.
 from collections.abc import Sequence
 from typing import Any
 
-from ..common import papers
-from ..common.papers import Row, Table
+from ..lib import papers
+from ..lib.papers import Row, Table
 
 GRID = (1e-6, 5e-6, 1e-5, 5e-5)
 TABLE = Table(

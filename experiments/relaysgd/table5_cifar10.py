@@ -26,8 +26,8 @@ back. :mod:`experiments.relaysgd.table5_message_loss` is the same on digits, in 
 from collections.abc import Sequence
 from typing import Any
 
-from ..common import papers
-from ..common.papers import Row, Table
+from ..lib import papers
+from ..lib.papers import Row, Table
 from .table2_cifar10 import COMMON, MOMENTUM, SMOKE
 
 LOSSES = {"reliable": 0.0, "1 % lost": 0.01, "10 % lost": 0.1}

@@ -32,8 +32,8 @@ from tqdm import tqdm
 import djax
 from djax import communicators, topologies
 
-from ..common import figures, tasks
-from ..common.optimizers import BaseOptimizer, learning_rate_schedule
+from ..lib import figures, tasks
+from ..lib.optimizers import BaseOptimizer, learning_rate_schedule
 from .methods import COLORS
 
 ALPHA, BATCH_SIZE = 0.01, 16

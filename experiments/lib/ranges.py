@@ -97,7 +97,7 @@ RANGES = {
     "collapse": Range(),
     "seed": Range(0, 2**32, open_above=True),
 }
-"""By the names of the fields of :class:`experiments.common.config.Config` and of its
+"""By the names of the fields of :class:`experiments.lib.config.Config` and of its
 parts."""
 
 ARGUMENTS = {

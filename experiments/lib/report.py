@@ -209,7 +209,7 @@ def plot_history(
     """Draws loss, score and consensus distance against epochs, or time if it is known.
 
     Args:
-      history: of :class:`experiments.common.trainer.Outcome`.
+      history: of :class:`experiments.lib.trainer.Outcome`.
       score: what the score is called.
       title: of the figure.
     """

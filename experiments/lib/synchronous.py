@@ -61,7 +61,7 @@ class Synchronous:
         report: Callable[[dict[str, Any]], None],
         advance: Callable[[float], object],
     ) -> trainer.Outcome:
-        """See :func:`experiments.common.trainer.train`.
+        """See :func:`experiments.lib.trainer.train`.
 
         The records also have `megabytes`, what a worker has sent so far, on average;
         and the virtual `time`, if there is one.

@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
       workers: the local workers.
       history: one record an evaluation, the last at the end: `epoch`, `step`, `loss`
         (mean training loss of the epoch), what
-        :func:`experiments.common.evaluation.make_assess` measures, `seconds` since the
+        :func:`experiments.lib.evaluation.make_assess` measures, `seconds` since the
         start; and `collapsed`, if the training was ended for that.
       unsaved: why checkpoints could not be written, on any process.
     """

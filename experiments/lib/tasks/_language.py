@@ -25,7 +25,7 @@ def language(
     Args:
       setting: who learns.
       corpus: what.
-      model: recurrent, of :mod:`experiments.common.models`.
+      model: recurrent, of :mod:`experiments.lib.models`.
       length: tokens of a row of a batch.
       epochs: how many are enough.
     """

@@ -21,7 +21,7 @@ class Sampler:
       labels: `int[samples]`, their classes.
       workers: how many.
       split: which samples each holds: any of
-        :func:`experiments.common.partition.split`, each worker's own in an order that
+        :func:`experiments.lib.partition.split`, each worker's own in an order that
         is new in every pass over them; `reshuffled`, where all samples are dealt out
         anew in each epoch; or `whole`, where each worker has all of them, in an order
         of its own, and an epoch is over when the workers together have seen as many as

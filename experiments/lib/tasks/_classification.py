@@ -35,7 +35,7 @@ def classification(
     Args:
       setting: who learns.
       dataset: what.
-      model: of :mod:`experiments.common.models`.
+      model: of :mod:`experiments.lib.models`.
       epochs: how many are enough.
       convolutions: whether the model has some.
       load: replaces the first parameters by others.

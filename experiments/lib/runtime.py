@@ -155,7 +155,7 @@ class Live:
           advance: called with the epochs since the last call.
 
         Returns:
-          As of :func:`experiments.common.trainer.train`.
+          As of :func:`experiments.lib.trainer.train`.
 
         Raises:
           Diverged: if the loss of a gradient is not finite, or if the losses were far

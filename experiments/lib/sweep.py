@@ -2,7 +2,7 @@
 
 Random quadratics are so small that one run leaves a machine idle. Here the runs of a
 grid of learning rates on several problems advance together, all workers of all of them
-in one jitted program; :mod:`experiments.common.tuning` makes a few such grids of a
+in one jitted program; :mod:`experiments.lib.tuning` makes a few such grids of a
 search.
 
 The rules of when a run counts as failed, successful or settled, and the steps at which

@@ -1,6 +1,6 @@
 """Tables of papers at the size of one machine: tuned, really run, and kept.
 
-A script `tableN_topic.py` has a :class:`experiments.common.papers.Table` whose rows are
+A script `tableN_topic.py` has a :class:`experiments.lib.papers.Table` whose rows are
 small enough. Every run is added to its `results/<script>.jsonl` as soon as it is over,
 so that a study can be stopped at any time, as by Ctrl-C, and goes on where it was.
 """

@@ -1,7 +1,7 @@
 """Learning rates for random quadratics, tuned for many problems at once.
 
 A search goes on for all problems together, and each of its rounds is one program of
-:mod:`experiments.common.sweep`.
+:mod:`experiments.lib.sweep`.
 """
 
 from collections.abc import Sequence

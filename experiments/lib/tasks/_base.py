@@ -19,7 +19,7 @@ class Setting(NamedTuple):
     Attributes:
       workers: number of workers.
       local_ranks: those of this process; data are made for them alone.
-      split: which samples each holds, see :mod:`experiments.common.data`; None for the
+      split: which samples each holds, see :mod:`experiments.lib.data`; None for the
         task's own.
       batch_size: samples of a worker's step.
       seed: of the split, the batches and the noise.

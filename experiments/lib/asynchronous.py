@@ -196,13 +196,13 @@ class Virtual:
           params: the first models, with their leading axis.
           evaluations: how many, evenly spread over time; the last is at the end.
           report: called with each record of the history: those of
-            :func:`experiments.common.trainer.train`, with the virtual `time` and the
+            :func:`experiments.lib.trainer.train`, with the virtual `time` and the
             `megabytes` that a worker has sent by then, on average; `epoch` and `step`
             are means over the workers.
           advance: called after each evaluation with the epochs since the one before.
 
         Returns:
-          As of :func:`experiments.common.trainer.train`; the loss of a record is the
+          As of :func:`experiments.lib.trainer.train`; the loss of a record is the
           mean of the last gradients, one epoch of all workers.
 
         Raises:
