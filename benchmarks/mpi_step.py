@@ -31,7 +31,10 @@ import scipy.linalg.blas
 import threadpoolctl
 import tyro
 
-from djax import communicators, topologies
+from djax import (
+    communicators,
+    topologies,
+)
 from experiments.lib import models
 
 from . import contest, field, images

@@ -27,7 +27,11 @@ import optax
 import tyro
 
 import djax
-from djax import asynchronous, communicators, topologies
+from djax import (
+    asynchronous,
+    communicators,
+    topologies,
+)
 
 from . import contest
 

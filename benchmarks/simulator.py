@@ -31,7 +31,11 @@ import optax
 import tyro
 
 import djax
-from djax import communicators, compressors, topologies
+from djax import (
+    communicators,
+    compressors,
+    topologies,
+)
 from experiments.lib.quadratics import random_quadratics
 
 from . import contest, field

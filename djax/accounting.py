@@ -16,9 +16,18 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from . import _wire
-from ._base import PyTree, as_transformation, is_asynchronous, lockstep, wide
-from .topologies._checks import describe, is_array
+from ._arrays.precision import promote
+from ._interfaces import PyTree
+from ._transformations import (
+    as_transformation,
+    is_asynchronous,
+    lockstep,
+)
+from .topologies._checks import (
+    describe,
+    is_array,
+)
+from .transport import _packing as _wire
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +281,7 @@ class _Counter:
         return self._bind(tree, self._named(cost))
 
     def mean(self, tree: PyTree) -> PyTree:
-        wire = jax.tree.map(wide, tree)
+        wire = jax.tree.map(promote, tree)
         return self._mark(tree, wire, [self.size > 1] * self.size)
 
     def broadcast(self, tree: PyTree) -> PyTree:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-_PIPE = "DJAX_GUARD_PIPE"  # As :mod:`djax.communicators._end` reads it.
+_PIPE = "DJAX_GUARD_PIPE"  # As :mod:`djax.transport._end` reads it.
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -18,7 +18,12 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from ._base import Communicator, PyTree, check_averageable, wide
+from ._arrays.checks import check_averageable
+from ._arrays.precision import promote
+from ._interfaces import (
+    Communicator,
+    PyTree,
+)
 
 
 def mean_params(params: PyTree, communicator: Communicator) -> PyTree:
@@ -45,10 +50,10 @@ def worker_distance(params: PyTree, communicator: Communicator) -> jax.Array:
       `float[]`, over all leaves, in float32 or wider; 0 if there are none.
     """
     check_averageable("worker_distance", params)
-    wide_params = jax.tree.map(wide, params)
-    mean = mean_params(wide_params, communicator)
+    promoted = jax.tree.map(promote, params)
+    mean = mean_params(promoted, communicator)
     squares = jax.tree.map(
-        lambda x, m: jnp.sum(jnp.square(jnp.abs(x - m))), wide_params, mean
+        lambda x, m: jnp.sum(jnp.square(jnp.abs(x - m))), promoted, mean
     )
     leaves = jax.tree.leaves(squares)
     return functools.reduce(operator.add, leaves) if leaves else jnp.zeros(())

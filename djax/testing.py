@@ -23,7 +23,10 @@ import optax
 from jax.typing import DTypeLike
 
 from . import communicators as _communicators
-from ._base import Communicator, PyTree
+from ._interfaces import (
+    Communicator,
+    PyTree,
+)
 from .topologies import Graph
 
 Make = Callable[[Graph, Communicator], optax.GradientTransformation]

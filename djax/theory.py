@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .mechanisms._relay import check_tree
 from .topologies import Topology
 from .topologies._kinds import check_undirected
-from .transforms._relay import check_tree
 
 # The search of the paper's figure: how far it looks, and when it gives up.
 _LARGEST_POWER = 100

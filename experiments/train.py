@@ -28,8 +28,8 @@ import tyro
 
 import djax
 from djax import communicators
-from djax._checkpoints import CheckpointError
-from djax.communicators._end import GUARD
+from djax.training._checkpoints import CheckpointError
+from djax.transport._end import GUARD
 
 from .lib import (
     algorithms,

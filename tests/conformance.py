@@ -19,7 +19,10 @@ import pytest
 import references
 
 import djax
-from djax import compressors, testing
+from djax import (
+    compressors,
+    testing,
+)
 
 
 class Algorithm(NamedTuple):

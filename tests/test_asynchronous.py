@@ -12,9 +12,21 @@ import pytest
 import references
 
 import djax
-from djax import asynchronous, communicators, topologies
-from djax.asynchronous import Events, draw_events, draw_rounds, simulate
-from djax.asynchronous._waves import capacities, level
+from djax import (
+    asynchronous,
+    communicators,
+    topologies,
+)
+from djax.asynchronous import (
+    Events,
+    draw_events,
+    draw_rounds,
+    simulate,
+)
+from djax.asynchronous.simulator._waves import (
+    capacities,
+    level,
+)
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "acid_events_n16.npz")
 GRAPHS = {
@@ -431,7 +443,7 @@ def test_averagings_leave_the_base_optimizer_alone():
     x = {"w": jnp.ones((8, 5))}
 
     def writes(algorithm):
-        from djax.asynchronous import _programs as module
+        from djax.asynchronous.simulator import _programs as module
 
         run = module.Run(x, jax.vmap(algorithm.init)(x), (), ())
         waves = level(events, 0, len(events), 2, 1)

@@ -7,11 +7,11 @@ import optax
 import pytest
 
 import djax
-from djax._checkpoints import CheckpointError
 from djax.asynchronous import Checkpoints
-from djax.asynchronous._checkpoint import Checkpointer
-from djax.asynchronous._run import _identify
-from djax.asynchronous._settings import Settings
+from djax.asynchronous.runtime._checkpoint import Checkpointer
+from djax.asynchronous.runtime._run import _identify
+from djax.asynchronous.runtime._settings import Settings
+from djax.training._checkpoints import CheckpointError
 
 RING = djax.topologies.ring(6)
 ALONE = types.SimpleNamespace(rank=0, size=1, allgather=lambda value: [value])

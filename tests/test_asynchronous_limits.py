@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from djax import topologies
-from djax.asynchronous import Events, draw_events, draw_rounds, edge_rates
-from djax.asynchronous._settings import Settings
+from djax.asynchronous import (
+    Events,
+    draw_events,
+    draw_rounds,
+    edge_rates,
+)
+from djax.asynchronous.runtime._settings import Settings
 
 RING = topologies.ring(4)
 

@@ -12,8 +12,11 @@ import pytest
 from test_asynchronous_mpi import load, run_ranks
 
 import djax
-from djax.asynchronous import draw_events, simulate
-from djax.asynchronous._history import History
+from djax.asynchronous import (
+    draw_events,
+    simulate,
+)
+from djax.asynchronous.runtime._history import History
 
 
 def resident():

@@ -16,18 +16,44 @@ import optax
 import pytest
 
 import djax
-from djax import asynchronous, communicators, topologies
-from djax.asynchronous import _members, _model, _record
-from djax.asynchronous._averager import as_bytes
-from djax.asynchronous._batches import OwnBatches
-from djax.asynchronous._ending import Ending
-from djax.asynchronous._members import Members, Say, Status, encode
-from djax.asynchronous._model import Model, OwnTime, make_packing, sketch
-from djax.asynchronous._pairing import EdgeClocks, FirstFree, FixedOrder
-from djax.asynchronous._record import Record
-from djax.asynchronous._report import Report
-from djax.asynchronous._settings import Clocks, Settings, check_participants
-from djax.asynchronous._transport import ZMQTransport
+from djax import (
+    asynchronous,
+    communicators,
+    topologies,
+)
+from djax.asynchronous.runtime import (
+    _members,
+    _model,
+    _record,
+)
+from djax.asynchronous.runtime._averager import as_bytes
+from djax.asynchronous.runtime._ending import Ending
+from djax.asynchronous.runtime._members import (
+    Members,
+    Say,
+    Status,
+    encode,
+)
+from djax.asynchronous.runtime._model import (
+    Model,
+    OwnTime,
+    make_packing,
+    sketch,
+)
+from djax.asynchronous.runtime._pairing import (
+    EdgeClocks,
+    FirstFree,
+    FixedOrder,
+)
+from djax.asynchronous.runtime._record import Record
+from djax.asynchronous.runtime._report import Report
+from djax.asynchronous.runtime._settings import (
+    Clocks,
+    Settings,
+    check_participants,
+)
+from djax.asynchronous.simulator._batches import OwnBatches
+from djax.transport._messages import ZMQTransport
 
 RING = topologies.ring(4)
 

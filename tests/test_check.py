@@ -9,10 +9,17 @@ from conformance import ALGORITHMS, make
 from launch import mpirun
 
 import djax
-from djax import communicators, compressors, topologies
-from djax._mechanism import parts_within
-from djax._meeting import cut_off, meet
-from djax._trial import Trial
+from djax import (
+    communicators,
+    compressors,
+    topologies,
+)
+from djax._checking.meeting import (
+    cut_off,
+    meet,
+)
+from djax._checking.trial import Trial
+from djax._mechanism.value import parts_within
 
 pytestmark = pytest.mark.usefixtures("as_users")
 

@@ -11,11 +11,16 @@ import threading
 import jax
 import numpy as np
 import pytest
+from djax.simulation import Workers
 from launch import ROOT, mpirun, python
 
-from djax import _checkpoints, topologies
-from djax._checkpoints import CheckpointError, Folder, Steps
-from djax.simulation import Workers
+from djax import topologies
+from djax.training import _checkpoints
+from djax.training._checkpoints import (
+    CheckpointError,
+    Folder,
+    Steps,
+)
 from experiments import train
 from experiments.lib.checkpoints import Saver, Saving
 

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 
 import djax
-from djax import _wire, communicators, topologies
-from djax.communicators import _launch
+from djax import (
+    communicators,
+    topologies,
+)
+from djax.transport import _launch
+from djax.transport import _packing as _wire
 
 SIZE = 4
 CYCLE = (2, 0, 1, 3)  # Matchings would hide a source that is taken for a destination.

@@ -9,7 +9,10 @@ import optax
 import pytest
 
 import djax
-from djax import communicators, topologies
+from djax import (
+    communicators,
+    topologies,
+)
 
 N = 4
 RING, WORKERS = topologies.ring(N), communicators.simulated(N)

@@ -10,7 +10,11 @@ import optax
 import pytest
 
 import djax
-from djax import communicators, compressors, topologies
+from djax import (
+    communicators,
+    compressors,
+    topologies,
+)
 
 SIZE = 8
 RING, COMMUNICATOR = topologies.ring(SIZE), communicators.simulated(SIZE)

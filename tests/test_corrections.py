@@ -8,8 +8,14 @@ import optax
 import pytest
 
 import djax
-from djax import communicators, topologies
-from djax.transforms._interleave import _collect, _deal
+from djax import (
+    communicators,
+    topologies,
+)
+from djax.corrections._interleave import (
+    _collect,
+    _deal,
+)
 
 SIZE = 4
 

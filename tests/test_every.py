@@ -7,7 +7,10 @@ import optax
 import pytest
 
 import djax
-from djax import communicators, topologies
+from djax import (
+    communicators,
+    topologies,
+)
 from djax.accounting import _jaxprs_in
 
 N = 4

@@ -10,8 +10,12 @@ import optax
 import pytest
 
 import djax
-from djax import communicators, compressors, topologies
-from djax.transforms import _moniqua
+from djax import (
+    communicators,
+    compressors,
+    topologies,
+)
+from djax.mechanisms import _moniqua
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "powergossip_ring4.npz")
 CASES = [name.removeprefix("consensus__") for name in GOLDEN if "consensus__" in name]

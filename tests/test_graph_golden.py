@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 
 from djax import topologies as t
-from djax.topologies import _base_steps, _equi, _matcha
+from djax.topologies import (
+    _base_steps,
+    _equi,
+    _matcha,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 BASE = np.load(GOLDEN / "graphs_base.npz")

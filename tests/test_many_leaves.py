@@ -10,7 +10,11 @@ import optax
 import pytest
 
 import djax
-from djax import communicators, compressors, topologies
+from djax import (
+    communicators,
+    compressors,
+    topologies,
+)
 from djax.accounting import _jaxprs_in
 
 N = 4

@@ -11,8 +11,12 @@ import optax
 import pytest
 
 import djax
-from djax import communicators, compressors, topologies
-from djax._mechanism import parts_within
+from djax import (
+    communicators,
+    compressors,
+    topologies,
+)
+from djax._mechanism.value import parts_within
 
 N = 4
 RING, WORKERS = topologies.ring(N), communicators.simulated(N)

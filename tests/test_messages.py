@@ -11,9 +11,12 @@ import pytest
 from conformance import directed
 
 import djax
-from djax import communicators, topologies
-from djax._mechanism import parts_within
-from djax._refusals import refuse
+from djax import (
+    communicators,
+    topologies,
+)
+from djax._mechanism.refusals import refuse
+from djax._mechanism.value import parts_within
 
 SIZE, SICK = 6, 2
 OTHERS = [i for i in range(SIZE) if i != SICK]

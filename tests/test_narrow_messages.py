@@ -9,7 +9,12 @@ import optax
 import pytest
 
 import djax
-from djax import communicators, compressors, mixing, topologies
+from djax import (
+    communicators,
+    compressors,
+    mixing,
+    topologies,
+)
 from djax.communicators._common import MESSAGE_DTYPES
 
 N = 8

@@ -11,7 +11,11 @@ import pytest
 from launch import mpirun
 
 import djax
-from djax import communicators, simulation, topologies
+from djax import (
+    communicators,
+    simulation,
+    topologies,
+)
 from experiments.lib import trainer
 
 SIZE, STEPS, CULPRIT, WHEN = 8, 6, 3, 2

@@ -10,7 +10,12 @@ import networkx as nx
 import pytest
 
 from djax import topologies
-from djax.asynchronous._pairing import EdgeClocks, FirstFree, FixedOrder, Kind
+from djax.asynchronous.runtime._pairing import (
+    EdgeClocks,
+    FirstFree,
+    FixedOrder,
+    Kind,
+)
 
 DEAD = 0
 FINISH = ("finish",)

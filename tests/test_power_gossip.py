@@ -10,8 +10,17 @@ import optax
 import pytest
 
 import djax
-from djax import communicators, metrics, topologies
-from djax.transforms import _factors, _products
+from djax import (
+    communicators,
+    metrics,
+    topologies,
+)
+from djax.mechanisms._power_gossip import (
+    factors as _factors,
+)
+from djax.mechanisms._power_gossip import (
+    products as _products,
+)
 from experiments.powergossip.settings import resnet20_shapes
 
 SIZE = 8

@@ -11,7 +11,7 @@ import time
 import pytest
 from launch import GUARD, ROOT, mpirun, python
 
-from djax.communicators import _start
+from djax.transport import _start
 
 pytestmark = [pytest.mark.xdist_group("mpi"), pytest.mark.timeout(200)]
 

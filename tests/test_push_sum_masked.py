@@ -7,7 +7,10 @@ import optax
 import pytest
 
 import djax
-from djax import communicators, topologies
+from djax import (
+    communicators,
+    topologies,
+)
 
 WORKERS = communicators.simulated(2)
 SCHEDULE = topologies.from_matrices([[[0.5, 1.0], [0.5, 0.0]]])

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 import djax
-from djax import communicators, compressors, topologies
+from djax import (
+    communicators,
+    compressors,
+    topologies,
+)
 
 N = 4
 RING, CHAIN = topologies.ring(N), topologies.chain(N)

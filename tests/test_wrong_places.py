@@ -11,7 +11,11 @@ import pytest
 from launch import mpirun, python
 
 import djax
-from djax import communicators, simulation, topologies
+from djax import (
+    communicators,
+    simulation,
+    topologies,
+)
 
 SIZE = 4
 RING = topologies.ring(SIZE)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import PyTree
-from djax._nonfinite import all_finite
+from djax._interfaces import PyTree
+from djax.training._nonfinite import all_finite
 
 
 def applied(algorithm, skip: bool, grads, state, params, **options):

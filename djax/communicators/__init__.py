@@ -31,18 +31,26 @@ from typing import Any
 
 import jax
 
-from djax._base import Communicator
+from djax._interfaces import Communicator
+from djax.transport import (
+    _end,
+    _launch,
+    _start,
+)
+from djax.transport._launch import launcher_rank as launcher_rank
+from djax.transport._launch import launcher_size as launcher_size
 
-from . import _common, _end, _launch, _start
+from . import _common
 from ._agreement import check_agreement as check_agreement
 from ._agreement import replicate as replicate
 from ._axis import MeshCommunicator as MeshCommunicator
 from ._axis import SimulatedCommunicator as SimulatedCommunicator
-from ._launch import launcher_rank as launcher_rank
-from ._launch import launcher_size as launcher_size
 from ._lossy import GilbertElliott as GilbertElliott
 from ._lossy import LossyCommunicator as LossyCommunicator
-from ._lossy import check_short_form, short_form
+from ._lossy import (
+    check_short_form,
+    short_form,
+)
 from ._lossy import lossy as lossy
 
 

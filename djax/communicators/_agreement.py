@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax._arrays import check_arrays
-from djax._base import Communicator, PyTree
+from djax._arrays.checks import check_arrays
+from djax._interfaces import (
+    Communicator,
+    PyTree,
+)
 
 from . import _common
 

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from djax._base import OutsideError, PyTree, check_averageable, lockstep, wide
+from djax._arrays.checks import check_averageable
+from djax._arrays.precision import promote
+from djax._interfaces import (
+    OutsideError,
+    PyTree,
+)
+from djax._transformations import lockstep
 from djax.accounting import accounted
 
 from . import _common
@@ -89,7 +95,9 @@ class _AxisCommunicator:
         """See :class:`djax.Communicator`."""
         check_averageable("mean", tree)
         return jax.tree.map(
-            lambda x: jax.lax.pmean(wide(x), self.axis_name).astype(jnp.result_type(x)),
+            lambda x: jax.lax.pmean(promote(x), self.axis_name).astype(
+                jnp.result_type(x)
+            ),
             tree,
         )
 
@@ -155,7 +163,7 @@ class SimulatedCommunicator(_AxisCommunicator):
         ones = np.ones(self.size)
 
         def mean(x):
-            everyones = jax.lax.all_gather(wide(x), self.axis_name)
+            everyones = jax.lax.all_gather(promote(x), self.axis_name)
             total = jnp.tensordot(
                 jnp.asarray(ones, everyones.dtype),
                 everyones,

@@ -7,9 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax._arrays import is_array, shortened
-from djax._base import PyTree
-from djax.topologies._checks import check_integer, describe
+from djax._arrays.checks import (
+    is_array,
+    shortened,
+)
+from djax._interfaces import PyTree
+from djax.topologies._checks import (
+    check_integer,
+    describe,
+)
 
 MESSAGE_DTYPES = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 """What models may be rounded to for their way to the neighbours."""

@@ -10,10 +10,9 @@ import numpy as np
 from jax.experimental import io_callback
 from mpi4py import MPI
 
-from djax._base import PyTree
-from djax._same import differences
-
-from . import _start
+from djax._interfaces import PyTree
+from djax._mechanism.agreement import differences
+from djax.transport import _start
 
 _TAG = 32004  # In nobody else's way.
 
@@ -28,7 +27,7 @@ def compare(comm: Any, name: str, facts: dict[str, Any]) -> None:
 
     Raises:
       ValueError: names what differs.
-      djax.communicators._start.Absent: if a rank does not come within
+      djax.transport._start.Absent: if a rank does not come within
         `DJAX_START_TIMEOUT` seconds.
     """
     _start.meet(comm, f"init of {name}", _start.seconds_of(_start.START_TIMEOUT))

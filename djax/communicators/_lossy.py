@@ -10,11 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from djax._base import Communicator, threefry
+from djax._arrays.keys import threefry
+from djax._interfaces import Communicator
 from djax.topologies._checks import describe
 
 from . import _common
-from ._probabilities import Probability, number_of, probabilities
+from ._probabilities import (
+    Probability,
+    number_of,
+    probabilities,
+)
 
 _BURSTS = 7  # Tells the draws of a link's condition from those of single messages.
 _BEFORE = 2**32 - 1  # In place of the number of a step: before the first one.

@@ -13,11 +13,17 @@ from jax._src.core import trace_state_clean  # Whether no program is being trace
 from jax.typing import ArrayLike
 from mpi4py import MPI
 
-from djax import _wire
-from djax._base import PyTree, check_averageable, lockstep, wide
+from djax._arrays.checks import check_averageable
+from djax._arrays.precision import promote
+from djax._interfaces import PyTree
+from djax._transformations import lockstep
 from djax.accounting import accounted
+from djax.transport import _packing as _wire
 
-from . import _common, _compare
+from . import (
+    _common,
+    _compare,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,7 +107,7 @@ class MPICommunicator:
         """See :class:`djax.Communicator`."""
         check_averageable("mean", tree)
         sums = _wire.exchange(
-            jax.tree.map(wide, tree),
+            jax.tree.map(promote, tree),
             lambda x: mpi4jax.allreduce(x, MPI.SUM, comm=self.comm),
         )
         return jax.tree.map(

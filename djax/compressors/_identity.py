@@ -2,8 +2,8 @@
 
 import optax
 
-from djax._base import Compressor
 from djax._calls import by_its_call
+from djax._interfaces import Compressor
 
 
 @by_its_call

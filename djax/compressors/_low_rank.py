@@ -15,9 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import Compressor, PyTree, wide
-from djax._calls import by_its_call
-from djax._matrix import (
+from djax._arrays.matrices import (
     as_matrix,
     check_axis,
     check_not_dealt_out,
@@ -25,6 +23,12 @@ from djax._matrix import (
     from_matrix,
     is_matrix,
     layout,
+)
+from djax._arrays.precision import promote
+from djax._calls import by_its_call
+from djax._interfaces import (
+    Compressor,
+    PyTree,
 )
 from djax.topologies._checks import check_integer
 
@@ -84,7 +88,7 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
     def decompose(x):
         if not is_matrix(x):
             return x, None
-        u, s, vt = jnp.linalg.svd(wide(as_matrix(x, rows_axis)), full_matrices=False)
+        u, s, vt = jnp.linalg.svd(promote(as_matrix(x, rows_axis)), full_matrices=False)
         first, second = (u * s[None])[:, :rank].T, vt[:rank]
         left, right = (first, second) if _rows_first(x) else (second, first)
         return left.astype(x.dtype), right.astype(x.dtype)
@@ -103,8 +107,8 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
             return left
         product = jnp.einsum(
             f"rm,rk->{layout(x, rows_axis)}",
-            wide(left),
-            wide(right),
+            promote(left),
+            promote(right),
             precision=jax.lax.Precision.HIGHEST,
         )
         return from_matrix(product, x, rows_axis).astype(x.dtype)

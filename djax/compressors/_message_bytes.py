@@ -2,9 +2,13 @@
 
 import jax
 
-from djax import _wire
-from djax._base import Compressor, PyTree
-from djax._codes import check_compressor
+from djax._interfaces import (
+    Compressor,
+    PyTree,
+)
+from djax.transport import _packing as _wire
+
+from ._checks import check_compressor
 
 
 def message_bytes(compressor: Compressor, params: PyTree) -> int:

@@ -22,10 +22,18 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax import _bits
-from djax._base import Compressor, check_flag, check_real, shared_key, wide
+from djax._arguments import check_flag
+from djax._arrays import bits as _bits
+from djax._arrays.checks import check_real
+from djax._arrays.keys import shared_key
+from djax._arrays.precision import promote
+from djax._arrays.split import (
+    computed_once,
+    is_small,
+    split,
+)
 from djax._calls import by_its_call
-from djax._split import computed_once, is_small, split
+from djax._interfaces import Compressor
 from djax.topologies._checks import check_integer
 
 
@@ -119,7 +127,7 @@ def quantize(
         return codes, largest * norms / levels
 
     def compress(tree, state):
-        leaves = [wide(x) for x in jax.tree.leaves(tree)]
+        leaves = [promote(x) for x in jax.tree.leaves(tree)]
         blocks = _blocks(leaves, bucket_size)
         rows = [block.rows(block.join(leaves)) for block in blocks]
         now = jax.random.fold_in(state.key, state.step)
@@ -134,7 +142,7 @@ def quantize(
 
     def decompress(message, like):
         leaves, treedef = jax.tree.flatten(like)
-        blocks = _blocks([wide(x) for x in leaves], bucket_size)
+        blocks = _blocks([promote(x) for x in leaves], bucket_size)
         shapes = [jax.ShapeDtypeStruct((sum(b.sizes),), jnp.uint8) for b in blocks]
         codes = _bits.unpack_leaves(message.bits, bits, shapes)
         for block, code, scale in zip(blocks, codes, message.scales, strict=True):

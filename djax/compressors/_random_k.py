@@ -16,11 +16,19 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._base import Compressor, PyTree, check_flag, shared_key
+from djax._arguments import check_flag
+from djax._arrays.keys import shared_key
+from djax._arrays.split import split
 from djax._calls import by_its_call
-from djax._split import split
+from djax._interfaces import (
+    Compressor,
+    PyTree,
+)
 
-from ._sparse import count_fn, scatter
+from ._sparse import (
+    count_fn,
+    scatter,
+)
 
 
 class RandomKState(NamedTuple):

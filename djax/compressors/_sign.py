@@ -13,9 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax import _bits
-from djax._base import Compressor, PyTree, check_real, wide
+from djax._arrays import bits as _bits
+from djax._arrays.checks import check_real
+from djax._arrays.precision import promote
 from djax._calls import by_its_call
+from djax._interfaces import (
+    Compressor,
+    PyTree,
+)
 
 
 class SignMessage(NamedTuple):
@@ -62,7 +67,7 @@ def sign() -> Compressor:
     def compress(tree, state):
         leaves, treedef = jax.tree.flatten(tree)
         bits = _bits.pack_leaves([(x < 0).astype(jnp.uint8) for x in leaves], 1)
-        scales = [jnp.abs(wide(x)).sum() / max(1.0, float(x.size)) for x in leaves]
+        scales = [jnp.abs(promote(x)).sum() / max(1.0, float(x.size)) for x in leaves]
         return SignMessage(bits, treedef.unflatten(scales)), state
 
     def decompress(message, like):

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax._base import PyTree
-from djax._matrix import (
+from djax._arrays.matrices import (
     check_axis,
     check_not_dealt_out,
     check_rows_axis,
     is_matrix,
     matrix_shape,
 )
+from djax._interfaces import PyTree
 from djax.topologies._checks import check_integer
 
 

@@ -12,10 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._base import Compressor, PyTree
 from djax._calls import by_its_call
+from djax._interfaces import (
+    Compressor,
+    PyTree,
+)
 
-from ._sparse import count_fn, scatter
+from ._sparse import (
+    count_fn,
+    scatter,
+)
 
 
 class TopKMessage(NamedTuple):

@@ -8,7 +8,10 @@ from ._base_steps import (
     is_smooth,
     simple_base_graph_steps,
 )
-from ._checks import check_integer, check_size
+from ._checks import (
+    check_integer,
+    check_size,
+)
 from ._schedule import Schedule
 
 

@@ -7,9 +7,15 @@ from collections.abc import Iterable
 
 import networkx as nx
 
-from ._checks import check_graph, check_is_graph
+from ._checks import (
+    check_graph,
+    check_is_graph,
+)
 from ._topology import Topology
-from ._weights import Weights, mixing_matrix
+from ._weights import (
+    Weights,
+    mixing_matrix,
+)
 
 
 def from_networkx(

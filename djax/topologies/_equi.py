@@ -5,8 +5,15 @@ import math
 import networkx as nx
 import numpy as np
 
-from ._checks import check_integer, check_share, check_size
-from ._random import drawn_schedule, draws
+from ._checks import (
+    check_integer,
+    check_share,
+    check_size,
+)
+from ._random import (
+    drawn_schedule,
+    draws,
+)
 from ._schedule import Schedule
 from ._topology import Topology
 

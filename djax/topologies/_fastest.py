@@ -2,7 +2,10 @@
 
 import numpy as np
 
-from ._barrier import log_determinant, minimize
+from ._barrier import (
+    log_determinant,
+    minimize,
+)
 
 _ACCURACY = 1e-10
 

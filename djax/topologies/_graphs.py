@@ -4,8 +4,15 @@ from math import isqrt
 
 import networkx as nx
 
-from ._build import from_links, from_networkx
-from ._checks import check_integer, check_power_of_two, check_size
+from ._build import (
+    from_links,
+    from_networkx,
+)
+from ._checks import (
+    check_integer,
+    check_power_of_two,
+    check_size,
+)
 from ._topology import Topology
 from ._weights import Weights
 

@@ -6,8 +6,16 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from ._checks import TOLERANCE, describe, is_array, is_communicator
-from ._names import BUILDERS, SCHEDULES
+from ._checks import (
+    TOLERANCE,
+    describe,
+    is_array,
+    is_communicator,
+)
+from ._names import (
+    BUILDERS,
+    SCHEDULES,
+)
 from ._schedule import Schedule
 from ._topology import Topology
 

@@ -2,10 +2,16 @@
 
 import numpy as np
 
-from ._barrier import log_determinant, minimize
+from ._barrier import (
+    log_determinant,
+    minimize,
+)
 from ._checks import check_share
 from ._kinds import check_undirected
-from ._random import drawn_schedule, draws
+from ._random import (
+    drawn_schedule,
+    draws,
+)
 from ._schedule import Schedule
 from ._topology import Topology
 

@@ -3,7 +3,10 @@
 import numpy as np
 
 from ._base_steps import hyper_hypercube_steps
-from ._checks import check_power_of_two, check_size
+from ._checks import (
+    check_power_of_two,
+    check_size,
+)
 from ._schedule import Schedule
 
 

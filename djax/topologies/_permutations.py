@@ -4,7 +4,10 @@ import networkx as nx
 import numpy as np
 
 from ._checks import TOLERANCE
-from ._coloring import Rounds, edge_coloring
+from ._coloring import (
+    Rounds,
+    edge_coloring,
+)
 
 
 def messages_in_rounds(matrix: np.ndarray) -> Rounds:

@@ -2,7 +2,10 @@
 
 import numpy as np
 
-from ._checks import check_integer, check_size
+from ._checks import (
+    check_integer,
+    check_size,
+)
 from ._schedule import Schedule
 
 

@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import TOLERANCE, describe
+from ._checks import (
+    TOLERANCE,
+    describe,
+)
 from ._coloring import Rounds
-from ._permutations import messages_in_rounds, round_weights
+from ._permutations import (
+    messages_in_rounds,
+    round_weights,
+)
 from ._plot import plot_steps
-from ._rounding import column_weights, numbers
-from ._schedule_checks import check_matrices, contraction
+from ._rounding import (
+    column_weights,
+    numbers,
+)
+from ._schedule_checks import (
+    check_matrices,
+    contraction,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

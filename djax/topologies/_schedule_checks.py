@@ -3,7 +3,10 @@
 import networkx as nx
 import numpy as np
 
-from ._checks import NEGLIGIBLE, TOLERANCE
+from ._checks import (
+    NEGLIGIBLE,
+    TOLERANCE,
+)
 
 # What rounding leaves of differences that cancel, relative to them.
 _CANCELLED = 1e-12

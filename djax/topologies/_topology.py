@@ -7,10 +7,21 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import numpy as np
 
-from ._checks import check_graph, check_is_graph, check_mixing_matrix, describe
-from ._coloring import Rounds, edge_coloring
+from ._checks import (
+    check_graph,
+    check_is_graph,
+    check_mixing_matrix,
+    describe,
+)
+from ._coloring import (
+    Rounds,
+    edge_coloring,
+)
 from ._plot import plot_graph
-from ._rounding import numbers, symmetric_weights
+from ._rounding import (
+    numbers,
+    symmetric_weights,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

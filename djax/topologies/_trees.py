@@ -3,7 +3,10 @@
 import networkx as nx
 
 from ._build import from_links
-from ._checks import check_integer, check_size
+from ._checks import (
+    check_integer,
+    check_size,
+)
 from ._kinds import check_undirected
 from ._topology import Topology
 from ._weights import Weights

@@ -8,8 +8,15 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import NEGLIGIBLE, TOLERANCE, describe
-from ._fastest import best_constant, fastest_weights
+from ._checks import (
+    NEGLIGIBLE,
+    TOLERANCE,
+    describe,
+)
+from ._fastest import (
+    best_constant,
+    fastest_weights,
+)
 from ._rounding import numbers
 
 # Of sums of weights.

@@ -31,7 +31,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import asynchronous, communicators, topologies
+from djax import (
+    asynchronous,
+    communicators,
+    topologies,
+)
 
 from ..lib import figures
 from .training import COLORS, METHODS, select

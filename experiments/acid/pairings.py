@@ -22,7 +22,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from djax import topologies
-from djax.asynchronous import Events, draw_events, edge_rates
+from djax.asynchronous import (
+    Events,
+    draw_events,
+    edge_rates,
+)
 
 from ..lib import figures
 

@@ -29,7 +29,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import asynchronous, communicators, simulation, topologies
+from djax import (
+    asynchronous,
+    communicators,
+    simulation,
+    topologies,
+)
 
 from ..lib import evaluation, figures, tasks
 

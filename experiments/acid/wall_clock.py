@@ -28,7 +28,10 @@ import tqdm
 from matplotlib.figure import Figure
 
 import djax
-from djax import communicators, topologies
+from djax import (
+    communicators,
+    topologies,
+)
 
 from ..lib import checkpoints, errors, evaluation, figures, runtime, tasks
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import optax
 
 import djax
+from djax.corrections._d2 import check_d2
+from djax.mechanisms._relay import Missing
 from djax.topologies import Graph
-from djax.transforms._d2 import check_d2
-from djax.transforms._relay import Missing
 
 from .errors import UsageError, lookup
 from .graphs import FIXED, check_fixed

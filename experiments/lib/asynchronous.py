@@ -16,7 +16,10 @@ import numpy as np
 import optax
 
 import djax
-from djax import asynchronous, simulation
+from djax import (
+    asynchronous,
+    simulation,
+)
 
 from .divergence import check_losses, in_own_words, watch_all
 from .errors import UsageError

@@ -10,10 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from djax.simulation import Workers
 
 import djax
-from djax._checkpoints import Folder, Saved, Steps, to_numpy
-from djax.simulation import Workers
+from djax.training._checkpoints import (
+    Folder,
+    Saved,
+    Steps,
+    to_numpy,
+)
 
 from .errors import UsageError
 
@@ -61,7 +66,7 @@ class Saver:
 
     Each process has a folder of its own. A step is of use once all processes have it,
     and goes only when all have enough newer ones, so that a job may be killed at any
-    time. See :mod:`djax._checkpoints`.
+    time. See :mod:`djax.training._checkpoints`.
 
     Args:
       options: where and when.

@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 import djax
-from djax import _checkpoints, communicators
+from djax import communicators
 from djax.topologies import Graph
+from djax.training import _checkpoints
 
 from . import (
     algorithms,

@@ -12,7 +12,10 @@ import numpy as np
 
 import djax
 from djax import asynchronous
-from djax.communicators._start import Absent, meet
+from djax.transport._start import (
+    Absent,
+    meet,
+)
 
 from .asynchronous import (
     ALGORITHMS,

@@ -36,7 +36,11 @@ from sklearn import datasets
 from tqdm import tqdm
 
 import djax
-from djax import communicators, compressors, topologies
+from djax import (
+    communicators,
+    compressors,
+    topologies,
+)
 
 from ..lib import figures
 

@@ -22,7 +22,11 @@ import jax.numpy as jnp
 import optax
 
 import djax
-from djax import Communicator, Topology, compressors
+from djax import (
+    Communicator,
+    Topology,
+    compressors,
+)
 
 from ..lib import models
 from ..lib.optimizers import (

@@ -37,7 +37,13 @@ from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 import djax
-from djax import Communicator, Topology, communicators, simulation, topologies
+from djax import (
+    Communicator,
+    Topology,
+    communicators,
+    simulation,
+    topologies,
+)
 
 from ..lib import figures, tasks
 from ..lib.optimizers import BaseOptimizer, learning_rate_schedule

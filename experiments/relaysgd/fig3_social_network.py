@@ -25,7 +25,10 @@ from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 import djax
-from djax import Topology, topologies
+from djax import (
+    Topology,
+    topologies,
+)
 
 from ..lib import figures, sweep, tuning
 from ..lib.quadratics import random_quadratics

@@ -21,7 +21,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from tqdm import tqdm
 
-from djax import Topology, theory, topologies
+from djax import (
+    Topology,
+    theory,
+    topologies,
+)
 
 from ..lib import figures
 from .methods import COLORS

@@ -29,7 +29,10 @@ from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 import djax
-from djax import Topology, topologies
+from djax import (
+    Topology,
+    topologies,
+)
 
 from ..lib import figures
 from .methods import COLORS

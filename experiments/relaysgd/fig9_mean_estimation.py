@@ -31,7 +31,12 @@ from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 import djax
-from djax import Communicator, Topology, theory, topologies
+from djax import (
+    Communicator,
+    Topology,
+    theory,
+    topologies,
+)
 
 from ..lib import figures
 

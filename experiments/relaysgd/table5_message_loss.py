@@ -30,7 +30,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import communicators, topologies
+from djax import (
+    communicators,
+    topologies,
+)
 
 from ..lib import figures, tasks
 from ..lib.optimizers import BaseOptimizer, learning_rate_schedule

@@ -9,7 +9,11 @@ import optax
 import pytest
 
 import djax
-from djax import _wire, communicators, topologies
+from djax import (
+    communicators,
+    topologies,
+)
+from djax.transport import _packing as _wire
 
 MPI = communicators.mpi()
 SIZE, (RANK,) = MPI.size, MPI.local_ranks

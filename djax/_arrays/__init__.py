@@ -1,0 +1,1 @@
+"""Arrays and random keys: what all parts of djax do with them."""

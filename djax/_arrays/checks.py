@@ -1,0 +1,118 @@
+"""Whether what was passed are arrays, and what to say if it is not."""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from djax._interfaces import PyTree
+
+
+def check_arrays(
+    function: str, tree: PyTree, *, what: str = "", modules: bool = True
+) -> None:
+    """Raises TypeError if a leaf is no array, RuntimeError if it has been donated.
+
+    Args:
+      function: what was called, for the error.
+      tree: its argument.
+      what: the argument's name, for the error.
+      modules: whether a module of Flax NNX passes, whose leaves are more than its
+        parameters.
+    """
+    remedy = (
+        "Keep what is no parameter out of the tree: "
+        "`graph, params, rest = nnx.split(module, nnx.Param, ...)` of Flax NNX, "
+        "`params, static = eqx.partition(module, eqx.is_inexact_array)` (or eqx.filter)"
+        " of Equinox."
+    )
+    if not modules and (module := _find_module(tree)) is not None:
+        raise TypeError(
+            f"{function}: the parameters are an nnx.Module, {type(module).__name__}, "
+            f"which may also hold statistics and counters. {remedy}"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not is_array(leaf):
+            name = f"{what}{jax.tree_util.keystr(path)}" or "the argument"
+            raise TypeError(
+                f"{function}: {name} is {shortened(leaf)}, which is no array. {remedy}"
+            )
+        concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        if concrete and leaf.is_deleted():
+            name = f"{what}{jax.tree_util.keystr(path)}" or "the argument"
+            raise RuntimeError(
+                f"{function}: {name} has been donated: what make_steps returns takes "
+                "over the memory of the workers that it is given. Go on with the "
+                "workers that it returned; to keep others, copy them before by "
+                "jax.tree.map(jnp.copy, workers)."
+            )
+
+
+def _find_module(tree: PyTree) -> Any:
+    """A module of Flax NNX in a tree, if there is one."""
+    if (nnx := sys.modules.get("flax.nnx")) is None:
+        return None
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Module))
+    return next((x for x in leaves if isinstance(x, nnx.Module)), None)
+
+
+def is_array(x: Any) -> bool:
+    """Whether JAX can take it as an array."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return x.dtype.kind not in "OSUMm"
+    if isinstance(x, (jax.Array, jax.ShapeDtypeStruct, bool, int, float, complex)):
+        return True
+    return hasattr(x, "__jax_array__")
+
+
+def shortened(x: Any) -> str:
+    """How an error shows a value: by its type if its text is long."""
+    text = repr(x)
+    return text if len(text) <= 80 else f"a {type(x).__name__}"
+
+
+def check_params(
+    name: str,
+    params: PyTree,
+    remedy: str = "keep it out of the parameters or wrap the mechanism in optax.masked",
+) -> PyTree:
+    """Returns the parameters, or raises if there are none that can be averaged.
+
+    Args:
+      name: of the mechanism, for errors.
+      params: the parameters.
+      remedy: what to do about an array that is not of floats, for errors.
+
+    Raises:
+      ValueError: if there are no parameters.
+      TypeError: if a leaf is not of floats.
+    """
+    if params is None:
+        raise ValueError(
+            f"{name} averages parameters: call update(updates, state, params)."
+        )
+    check_averageable(name, params, f"; {remedy}")
+    return params
+
+
+def check_averageable(name: str, tree: PyTree, remedy: str = "") -> None:
+    """Raises TypeError, naming the leaf, unless all leaves are arrays of floats."""
+    check_arrays(name, tree, what="params")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"{name} averages floating-point arrays, but params"
+                f"{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}{remedy}."
+            )
+
+
+def check_real(name: str, params: PyTree) -> None:
+    """Raises TypeError if a parameter is complex."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise TypeError(
+                f"{name} is for real arrays, but params{jax.tree_util.keystr(path)} is "
+                f"{jnp.result_type(leaf)}."
+            )

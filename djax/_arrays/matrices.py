@@ -1,0 +1,104 @@
+"""Parameters as matrices, which low-rank methods need."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from djax._interfaces import PyTree
+
+_DEALT_OUT: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "djax_dealt_out", default=False
+)
+
+
+def is_matrix(x: Any) -> bool:
+    """Whether an array has rows and columns: two dimensions or more, and elements."""
+    return x.ndim >= 2 and x.size > 0
+
+
+def layout(x: Any, rows_axis: int) -> str:
+    """How :func:`as_matrix` lies in memory, in einsum's words.
+
+    Returns:
+      "mk" if the matrix's `m` rows are the first axis, else "km": every other choice
+      has them last.
+    """
+    return "mk" if rows_axis % x.ndim == 0 else "km"
+
+
+def as_matrix(x: jax.Array, rows_axis: int) -> jax.Array:
+    """The array as a matrix whose `m` rows are one axis, its `k` columns all others.
+
+    Free of copies for the first and the last axis.
+
+    Args:
+      x: two dimensions or more.
+      rows_axis: the axis, in `[-x.ndim, x.ndim)`.
+
+    Returns:
+      `[m, k]` or `[k, m]`, as :func:`layout` says.
+    """
+    if layout(x, rows_axis) == "mk":
+        return x.reshape(x.shape[0], -1)
+    return jnp.moveaxis(x, rows_axis, -1).reshape(-1, x.shape[rows_axis])
+
+
+def from_matrix(matrix: jax.Array, like: Any, rows_axis: int) -> jax.Array:
+    """Undoes :func:`as_matrix`; only the shape of `like` matters."""
+    if layout(like, rows_axis) == "mk":
+        return matrix.reshape(like.shape)
+    axis = rows_axis % like.ndim
+    others = like.shape[:axis] + like.shape[axis + 1 :]
+    return jnp.moveaxis(matrix.reshape(*others, like.shape[axis]), -1, axis)
+
+
+def matrix_shape(x: Any, rows_axis: int) -> tuple[int, int]:
+    """The numbers of rows and columns, `(m, k)`."""
+    rows = x.shape[rows_axis]
+    return rows, x.size // rows
+
+
+def check_axis(name: str, rows_axis: Any) -> int:
+    """Returns the axis as an `int`, or raises ValueError unless it is an integer."""
+    if isinstance(rows_axis, (int, np.integer)) and not isinstance(rows_axis, bool):
+        return int(rows_axis)
+    raise ValueError(f"{name}: rows_axis must be an integer, got {rows_axis!r}.")
+
+
+def check_rows_axis(name: str, params: PyTree, rows_axis: int) -> None:
+    """Raises ValueError if one of the matrices has no such axis."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if is_matrix(leaf) and not -leaf.ndim <= rows_axis < leaf.ndim:
+            raise ValueError(
+                f"{name}: rows_axis={rows_axis}, but params"
+                f"{jax.tree_util.keystr(path)} has {leaf.ndim} dimensions."
+            )
+
+
+@contextlib.contextmanager
+def dealing_out() -> Iterator[None]:
+    """Tells mechanisms that are initialized inside that matrices were cut to vectors.
+
+    Only a mechanism knows whether it compresses matrices; without any it would silently
+    send everything.
+    """
+    token = _DEALT_OUT.set(True)
+    try:
+        yield
+    finally:
+        _DEALT_OUT.reset(token)
+
+
+def check_not_dealt_out(name: str) -> None:
+    """Raises ValueError inside of :func:`dealing_out`; `name` compresses matrices."""
+    if _DEALT_OUT.get():
+        raise ValueError(
+            f"{name} compresses matrices, but djax.interleave deals out their single "
+            f"coordinates, so that it would send everything: use {name} without "
+            "interleave."
+        )

@@ -1,0 +1,24 @@
+"""Sums in float32 or wider."""
+
+import jax
+import jax.numpy as jnp
+
+from djax._interfaces import PyTree
+
+
+def add(x: PyTree, y: PyTree, like: PyTree, sign: int = 1) -> PyTree:
+    """Returns `x + sign * y`, summed in float32 or wider, in the dtypes of `like`."""
+    return jax.tree.map(
+        lambda a, b, c: (promote(a) + sign * promote(b)).astype(jnp.result_type(c)),
+        x,
+        y,
+        like,
+    )
+
+
+def promote(x: jax.Array) -> jax.Array:
+    """`x` in a dtype that keeps the precision of sums: at least float32."""
+    if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+        raise TypeError(f"only floats can be averaged, got {jnp.result_type(x)}.")
+    x = jnp.asarray(x)
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

@@ -1,0 +1,1 @@
+"""Mistakes of composition that raise no error, found by a trial."""

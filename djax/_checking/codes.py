@@ -1,0 +1,179 @@
+"""What a code is, as measured: for codes that do not say so themselves.
+
+CHOCO and DeepSqueeze diverge with a code that is no contraction, and DCD and ECD lose
+what a biased code leaves out. djax's own codes say of which class they are; a user's
+need not. :func:`djax.check` therefore lets them compress random models.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from djax._arrays.precision import promote
+from djax._interfaces import (
+    Communicator,
+    Compressor,
+    PyTree,
+)
+from djax._mechanism.refusals import Part
+from djax.compressors._checks import name_of
+
+_LARGEST = 4096  # Entries of a leaf that are compressed.
+_HARMLESS = 0.03  # Rounding to bfloat16 is biased, too.
+
+
+def problems_of_codes(
+    parts: Sequence[Part], communicator: Communicator, shapes: PyTree
+) -> list[str]:
+    """What is wrong with codes that do not say of which class they are.
+
+    Args:
+      parts: the mechanisms, with the codes that they were given.
+      communicator: where the workers live.
+      shapes: of the parameters of one worker.
+    """
+    problems = {}
+    shapes = jax.tree.map(_few_entries, shapes)
+    for part in parts:
+        for kind, measure, text in (
+            ("contraction", mean_error, _no_contraction),
+            ("unbiased", bias, _biased),
+        ):
+            code = part.conditions.get(kind)
+            if code is None or getattr(code, kind, None) is not None:
+                continue
+            found = _measured(measure, code, communicator, shapes)
+            if problem := text(part.name, name_of(code), found):
+                problems[part.name, kind, id(code)] = problem
+    return list(problems.values())
+
+
+def _measured(
+    measure: Callable[..., jax.Array],
+    code: Any,
+    communicator: Communicator,
+    shapes: PyTree,
+) -> float:
+    """The mean over the processes, which then come to the same verdict."""
+
+    def worker(_):
+        return communicator.mean(measure(code, shapes))
+
+    found = jax.jit(communicator.spmd(worker))(jnp.zeros(communicator.rows))
+    return float(np.asarray(found.addressable_data(0))[0])
+
+
+def _no_contraction(name: str, code: str, error: float) -> str | None:
+    if error < 1:
+        return None
+    return (
+        f"{name} needs a contraction, but of random models {code} leaves out "
+        f"{error:.3g} times their square norm, on average: the models would diverge. "
+        f"If it is unbiased, divide what it decompresses by {1 + error:.3g}; or use a "
+        "code such as djax.compressors.top_k(0.01)."
+    )
+
+
+def _biased(name: str, code: str, bias: float) -> str | None:
+    if bias < _HARMLESS:
+        return None
+    return (
+        f"{name} needs an unbiased code, but of a random model the mean of many draws "
+        f"of {code} is off by {bias:.1%} of its norm: what is left out would be lost. "
+        "Use a code such as djax.compressors.quantize(8); biased codes are for "
+        "choco_gossip and deep_squeeze."
+    )
+
+
+def _few_entries(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Halves the longest dimension until a code is measured soon."""
+    shape = list(x.shape)
+    while np.prod(shape) > _LARGEST:
+        longest = int(np.argmax(shape))
+        shape[longest] = -(-shape[longest] // 2)
+    return x.update(shape=tuple(shape))
+
+
+def mean_error(code: Compressor, shapes: PyTree, draws: int = 64) -> jax.Array:
+    r"""Measures :math:`E\|C(x) - x\|^2 / \|x\|^2`, which is below 1 of a contraction.
+
+    That has to hold for every x. The entries of half of the trees that are drawn are
+    normal. Those of the others are cubes of such numbers, which differ much more in
+    size, since some codes bear only one of the two.
+
+    Args:
+      code: a code of any kind.
+      shapes: of the trees that it compresses.
+      draws: number of trees of each of the two kinds.
+
+    Returns:
+      `float[]`, the larger one of the two means.
+    """
+
+    def measure(state, key, power):
+        tree = jax.tree.map(lambda x: x**power, optax.tree.random_like(key, shapes))
+        sent, state = _sent(code, tree, state)
+        return state, _square_norm(_minus(sent, tree)) / _square_norm(tree)
+
+    def mean(power):
+        keys = jax.random.split(jax.random.key(0), draws)
+        _, errors = jax.lax.scan(
+            lambda state, key: measure(state, key, power), _start(code, shapes), keys
+        )
+        return errors.mean()
+
+    return jnp.maximum(mean(1), mean(3))
+
+
+def bias(code: Compressor, shapes: PyTree, draws: int = 128) -> jax.Array:
+    r"""Measures :math:`\|E[C(x)] - x\| / \|x\|`, which is 0 of an unbiased code.
+
+    The mean of finitely many draws is off by chance, too: what is less than about three
+    standard deviations of that mean counts as nothing.
+
+    Args:
+      code: a code of any kind.
+      shapes: of the tree that it compresses, whose entries are normal.
+      draws: number of times that the tree is compressed.
+
+    Returns:
+      `float[]`.
+    """
+    tree = optax.tree.random_like(jax.random.key(0), shapes)
+
+    def add(carry, _):
+        state, total, squares = carry
+        sent, state = _sent(code, tree, state)
+        error = _minus(sent, tree)
+        total = jax.tree.map(jnp.add, total, error)
+        return (state, total, squares + _square_norm(error)), None
+
+    nothing = jax.tree.map(lambda x: jnp.zeros_like(promote(x)), tree)
+    start = _start(code, shapes), nothing, jnp.zeros_like(_square_norm(tree))
+    (_, total, squares), _ = jax.lax.scan(add, start, length=draws)
+    square = _square_norm(total) / draws**2
+    chance = (squares / draws - square) / draws
+    found = jnp.where(square > 10 * chance, square, 0)
+    return jnp.sqrt(found / _square_norm(tree))
+
+
+def _start(code: Compressor, shapes: PyTree) -> PyTree:
+    return code.init(optax.tree.zeros_like(shapes))
+
+
+def _sent(code: Compressor, tree: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+    """What a tree becomes on its way, and the code's next state."""
+    message, state = code.compress(tree, state)
+    return code.decompress(message, tree), state
+
+
+def _minus(x: PyTree, y: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: promote(a) - promote(b), x, y)
+
+
+def _square_norm(tree: PyTree) -> jax.Array:
+    return optax.tree.norm(jax.tree.map(promote, tree), squared=True)

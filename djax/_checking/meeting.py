@@ -1,0 +1,186 @@
+"""Whether workers that start apart hear of each other, and come together.
+
+A worker has heard of another one if its model is not, bit for bit, what it would be if
+the other one had started somewhere else. That is seen within a few steps, however
+slowly the models come together.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from djax._interfaces import PyTree
+from djax._mechanism.refusals import Part
+
+from .trial import (
+    STEPS,
+    Trial,
+)
+
+CALLS = 64
+"""Of the compiled program, at most: `every` may have periods of 4096 steps."""
+
+_SPREAD = 8.0  # Of the models that start apart, so that clipping at 1 is noticed.
+
+
+class Meeting(NamedTuple):
+    """How workers have met that started apart; the last axis of arrays is the leaves.
+
+    Attributes:
+      steps: number of steps that they have made.
+      finite: whether the models of workers that started at zero are finite.
+      together: `bool[leaves]`, whether the models ought to come together, since workers
+        hear of those of others.
+      shrunk: `float[leaves]`, by which factor their squared distance has changed.
+      mean_moved: `float[leaves]`, how far their mean has moved, in units of their
+        distance at the start.
+      heard: `bool[3, workers, leaves]`, whose models change, bit for bit, if one worker
+        starts from another model or has another gradient: if the first worker has
+        another model, if the last one has, and if the last one has another gradient.
+        The worker that was changed counts as well.
+    """
+
+    steps: int
+    finite: bool
+    together: np.ndarray
+    shrunk: np.ndarray
+    mean_moved: np.ndarray
+    heard: np.ndarray
+
+    @property
+    def never(self) -> bool:
+        """Whether all workers are as if they were alone."""
+        return bool((self.heard.sum(1) <= 1).all())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more steps would tell nothing new."""
+        if not (self.finite and (self.shrunk < 1e6).all()):
+            return True
+        met = self.heard[:2].all((0, 1)) & (self.shrunk < 0.5)
+        return not self.never and bool((met | ~self.together).all())
+
+
+def meet(trial: Trial, parts: Sequence[Part]) -> Meeting:
+    """Lets workers start apart, until it is known how they meet.
+
+    They have no gradients; or, where an optimizer divides by the norm of the gradient,
+    all have the same one.
+
+    Args:
+      trial: of the optimizer.
+      parts: the mechanisms in it.
+    """
+    zeros = trial.models(0)
+    meeting = _meet(trial, parts, zeros)
+    return meeting if meeting.finite else _meet(trial, parts, trial.gradients())
+
+
+def _meet(trial: Trial, parts: Sequence[Part], gradient: PyTree) -> Meeting:
+    models, others, zeros = *_two_starts(trial, parts), trial.models(0)
+    taught = jax.tree.map(lambda g: 0.5 - g, gradient)
+    last = np.arange(trial.size)[:, None] == trial.size - 1
+    calm, apart = trial.group(zeros, gradient), trial.group(models, gradient)
+    changed = [
+        trial.group(trial.replaced(models, others, last[::-1]), gradient),
+        trial.group(trial.replaced(models, others, last), gradient),
+        trial.group(zeros, trial.replaced(gradient, taught, last)),
+    ]
+    draws = draw_together(parts)
+    lengths = [abs(x).astype(np.float64) for x in trial.measured(models)]
+    distance = np.array([np.square(x).mean() for x in lengths])
+    heard = np.zeros((3, trial.size, len(distance)), bool)
+    for call in range(1, CALLS + 1):
+        calm, alone = trial.advance(calm, calm.params)
+        apart, seen = trial.advance(apart, apart.params)
+        for i, unchanged in enumerate((apart, apart, calm)):
+            changed[i], found = trial.advance(changed[i], unchanged.params)
+            heard[i] |= found.changed
+        moved = [abs(x - y).mean() for x, y in zip(seen.mean, alone.mean, strict=True)]
+        meeting = Meeting(
+            steps=STEPS * call,
+            finite=all(np.isfinite(x).all() for x in alone.mean),
+            together=draws & (heard[:2].sum(1) > 1).any(0),
+            shrunk=seen.distance / distance,
+            mean_moved=np.array(moved) / np.sqrt(distance),
+            heard=heard,
+        )
+        if meeting.is_over or (not parts and meeting.never):
+            break
+    return meeting
+
+
+def cut_off(trial: Trial, parts: Sequence[Part], meeting: Meeting) -> np.ndarray:
+    """Finds workers that nothing of what others know ever reaches.
+
+    On large graphs a change of one worker's model becomes too small for half precision
+    on its way. Therefore all workers that it has reached start from other models, until
+    no further worker is reached.
+
+    Args:
+      trial: of the optimizer.
+      parts: the mechanisms in it.
+      meeting: what is known already.
+
+    Returns:
+      `bool[workers, leaves]`.
+    """
+    models, others = _two_starts(trial, parts)
+    silent = np.zeros_like(meeting.heard[0])
+    for heard in meeting.heard[:2]:
+        known = heard | ~meeting.together
+        while not known.all() and (more := _hear(trial, models, others, known)).any():
+            known = known | more
+        silent |= ~known
+    return silent
+
+
+def _hear(
+    trial: Trial, models: PyTree, others: PyTree, known: np.ndarray
+) -> np.ndarray:
+    """Who else behaves otherwise if all that are known start from other models."""
+    zeros = trial.models(0)
+    unchanged = trial.group(models, zeros)
+    changed = trial.group(trial.replaced(models, others, known), zeros)
+    more = np.zeros_like(known)
+    for _ in range(CALLS):
+        unchanged, _ = trial.advance(unchanged, unchanged.params)
+        changed, found = trial.advance(changed, unchanged.params)
+        more = found.changed & ~known
+        if more.any():
+            break
+    return more
+
+
+def _two_starts(trial: Trial, parts: Sequence[Part]) -> tuple[PyTree, PyTree]:
+    """Models as far apart as the mechanisms allow, and others of that kind."""
+    found = [part.conditions.get("distance") for part in parts]
+    limits = [0.4 * float(x) for x in found if not (x is None or _is_traced(x))]
+    spread = min([_SPREAD, *limits])
+    return trial.models(spread), trial.models(spread, seed=1)
+
+
+def draw_together(parts: Sequence[Part]) -> bool:
+    """Whether all mechanisms promise to draw the parameters together.
+
+    Push-sum's parameters are models times weights, and both grow without bounds where
+    the weights differ and messages are lost. Of a mechanism that bears only some
+    distance between neighbours, this distance has to be known.
+    """
+    return not any(
+        part.facts.get("averages_updates")
+        or (part.facts.get("rounded_sums") and loses(part))
+        or _is_traced(part.conditions.get("distance"))
+        for part in parts
+    )
+
+
+def loses(part: Part) -> bool:
+    """Whether messages of a mechanism get lost."""
+    return part.communicator is not None and part.communicator.drop_probability > 0
+
+
+def _is_traced(x: object) -> bool:
+    return isinstance(x, jax.core.Tracer)

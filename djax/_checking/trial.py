@@ -1,0 +1,216 @@
+"""A few steps of an optimizer on tiny models, as :func:`djax.check` needs them.
+
+Groups of workers start from models and with gradients that somebody has chosen. All of
+them are advanced by one compiled program, and what is measured is the same number on
+all workers, so that all processes come to the same verdict.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from djax._arrays.precision import promote
+from djax._interfaces import (
+    Communicator,
+    PyTree,
+)
+
+STEPS = 64
+"""Number of steps in one call of the compiled program."""
+
+
+class Group(NamedTuple):
+    """Workers with a constant gradient; the leaves have an axis of local workers.
+
+    Attributes:
+      params: their models.
+      gradient: like the models.
+      state: of their optimizers.
+    """
+
+    params: PyTree
+    gradient: PyTree
+    state: PyTree
+
+
+class Seen(NamedTuple):
+    """What is measured after some steps, of each leaf that has floats.
+
+    Attributes:
+      mean: the mean of the workers' models, an array for each leaf.
+      distance: `float[leaves]`, their mean squared distance to it.
+      changed: `bool[workers, leaves]`, whose models are not, bit for bit, those of the
+        group that they are compared with.
+      climbed: `float[steps, leaves]`, how many gradients each step has added.
+    """
+
+    mean: Any
+    distance: Any
+    changed: Any
+    climbed: Any
+
+
+class Trial:
+    """Starts groups of workers, and lets them make steps.
+
+    Attributes:
+      size: number of workers.
+      paths: names of the leaves that are measured.
+      precisions: `float[leaves]`, the distance from 1 to the next number.
+    """
+
+    def __init__(
+        self,
+        optimizer: optax.GradientTransformationExtraArgs,
+        communicator: Communicator,
+        shapes: PyTree,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          optimizer: what every worker runs.
+          communicator: where the workers live.
+          shapes: of one worker's model.
+        """
+        self.size, self._shapes = communicator.size, shapes
+        self.paths = [
+            jax.tree_util.keystr(path)
+            for path, x in jax.tree_util.tree_leaves_with_path(shapes)
+            if _is_measured(x)
+        ]
+        leaves = _measured(shapes)
+        self.precisions = np.array([float(jnp.finfo(x.dtype).eps) for x in leaves])
+        everybody = communicator.rows == communicator.size
+        self._rows = np.asarray(
+            range(self.size) if everybody else communicator.local_ranks
+        )
+        self._init = jax.jit(communicator.spmd(optimizer.init))
+        advance = functools.partial(_advance, optimizer, communicator)
+        self._advance = jax.jit(communicator.spmd(advance))
+
+    def measured(self, tree: PyTree) -> list[Any]:
+        """The leaves of a tree like the models in which something can be seen."""
+        return _measured(tree)
+
+    def models(self, scale: float = 1.0, seed: int = 0) -> PyTree:
+        """Models of all workers, `[size, ...]`, whose mean is zero.
+
+        Args:
+          scale: the largest entry, roughly.
+          seed: of the draws.
+        """
+        rng = np.random.default_rng(seed)
+
+        def draw(x):
+            if not _is_measured(x):
+                return np.zeros((self.size, *x.shape), x.dtype)
+            values = rng.uniform(-scale, scale, (self.size, *x.shape))
+            return (values - values.mean(0)).astype(x.dtype)
+
+        return jax.tree.map(draw, self._shapes)
+
+    def gradients(self) -> PyTree:
+        """The same gradient for all workers; no optimizer makes steps of its length."""
+        rng = np.random.default_rng(1)
+
+        def draw(x):
+            gradient = rng.choice([-0.75, -0.5, 0.5, 0.75], x.shape)
+            return np.broadcast_to(gradient.astype(x.dtype), (self.size, *x.shape))
+
+        return jax.tree.map(draw, self._shapes)
+
+    def replaced(self, models: PyTree, others: PyTree, where: np.ndarray) -> PyTree:
+        """Models of all workers, some of which are taken from other ones.
+
+        Args:
+          models: of all workers, `[size, ...]`.
+          others: likewise.
+          where: `bool[size, leaves]`, or `bool[size, 1]`; leaves that are not measured
+            stay as they are.
+        """
+        where = np.broadcast_to(where, (self.size, len(self.paths)))
+        columns = iter(where.T)
+
+        def choose(x, y):
+            if not _is_measured(x):
+                return x
+            rows = next(columns).reshape(-1, *[1] * (x.ndim - 1))
+            return np.where(rows, y, x).astype(x.dtype)
+
+        return jax.tree.map(choose, models, others)
+
+    def group(self, models: PyTree, gradients: PyTree) -> Group:
+        """Starts workers.
+
+        Args:
+          models: of all workers, `[size, ...]`.
+          gradients: likewise.
+        """
+        models, gradients = jax.tree.map(lambda x: x[self._rows], (models, gradients))
+        return Group(models, gradients, self._init(models))
+
+    def advance(self, group: Group, other: PyTree) -> tuple[Group, Seen]:
+        """Lets workers make :data:`STEPS` steps.
+
+        Args:
+          group: the workers.
+          other: models that theirs are compared with afterwards.
+        """
+        params, state, seen = self._advance(*group, other)
+        # The same row for all workers; on a mesh of several hosts, one that is here.
+        seen = jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], seen)
+        return Group(params, group.gradient, state), seen
+
+
+def _advance(
+    optimizer: optax.GradientTransformationExtraArgs,
+    communicator: Communicator,
+    params: PyTree,
+    gradient: PyTree,
+    state: PyTree,
+    other: PyTree,
+) -> tuple[PyTree, PyTree, Seen]:
+    """What one worker does in one call, and what is seen of all."""
+
+    def step(carry, _):
+        before, state = carry
+        updates, state = optimizer.update(gradient, state, before)
+        after = optax.apply_updates(before, updates)
+        steps = zip(*map(_measured, (before, after, gradient)), strict=True)
+        return (after, state), jnp.stack([_climbed(*leaf) for leaf in steps])
+
+    (params, state), climbed = jax.lax.scan(step, (params, state), length=STEPS)
+    mine, theirs = _measured(params), _measured(other)
+    mean = communicator.mean([promote(x) for x in mine])
+    distances = [
+        jnp.mean(jnp.square(jnp.abs(promote(x) - m)))
+        for x, m in zip(mine, mean, strict=True)
+    ]
+    changed = jnp.stack([jnp.any(x != y) for x, y in zip(mine, theirs, strict=True)])
+    is_mine = np.arange(communicator.size) == communicator.rank()
+    everyones = (is_mine[:, None] & changed[None]).astype(jnp.float32)
+    distance, everyones, climbed = communicator.mean(
+        (jnp.stack(distances), everyones, climbed)
+    )
+    changed = everyones > 0
+    return params, state, Seen(mean, distance, changed, climbed)
+
+
+def _climbed(before: jax.Array, after: jax.Array, gradient: jax.Array) -> jax.Array:
+    """How many gradients a step has added, by the projection on the gradient."""
+    before, after, gradient = map(promote, (before, after, gradient))
+    along = jnp.sum(jnp.real(jnp.conj(gradient) * (after - before)))
+    square = jnp.sum(jnp.square(jnp.abs(gradient)))
+    return jnp.where(square > 0, along / jnp.where(square > 0, square, 1), 0)
+
+
+def _is_measured(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact) and x.size > 0
+
+
+def _measured(tree: PyTree) -> list[Any]:
+    return [x for x in jax.tree.leaves(tree) if _is_measured(x)]

@@ -1,0 +1,1 @@
+"""What a mechanism is: a value that averages, and can be asked how."""

@@ -1,0 +1,165 @@
+"""What the processes of one run have to agree on when a mechanism starts.
+
+Simulated workers and those of a mesh share one program. Ranks of MPI each have their
+own, and with other shapes, graphs or options they would stop at an error of MPI's that
+names nothing, or silently average something else. So each `init` compares them once.
+"""
+
+import contextlib
+import contextvars
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from djax import accounting
+from djax._interfaces import (
+    Communicator,
+    Compressor,
+    PyTree,
+)
+from djax.topologies import (
+    Schedule,
+    Topology,
+)
+
+_AROUND: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+    "djax_around", default=()
+)
+
+
+@contextlib.contextmanager
+def around(form: str) -> Iterator[None]:
+    """Tells mechanisms that are initialized inside what is around them.
+
+    Args:
+      form: what it is, with `{}` for what is inside, such as `every(4, {})`.
+    """
+    token = _AROUND.set((*_AROUND.get(), form))
+    try:
+        yield
+    finally:
+        _AROUND.reset(token)
+
+
+def check_same(
+    mechanism: str, communicator: Communicator, params: PyTree, **given: Any
+) -> None:
+    """Compares a mechanism that is being initialized with those of other processes.
+
+    It waits for them, at most as long as for the start of MPI. Within `jax.jit` they
+    are compared when the program runs, and traced options by their types alone;
+    `jax.eval_shape` and :func:`djax.communication_cost` run nothing and compare
+    nothing. Keys that may differ between workers are not to be given.
+
+    Args:
+      mechanism: its name.
+      communicator: how its messages travel; only one of MPI has other processes.
+      params: this worker's parameters, of which structure, shapes and dtypes count.
+      **given: the mechanism's arguments that have to be the same everywhere.
+
+    Raises:
+      ValueError: if they differ; names what, and on which ranks. Within `jax.jit` the
+        program raises `jax.errors.JaxRuntimeError` with its text.
+    """
+    if communicator.size == 1 or accounting.counter() is not None:
+        return
+    facts = _facts(mechanism, params, given)
+    communicator.compare_starts(mechanism, facts, params)
+
+
+def _facts(mechanism: str, params: PyTree, given: dict[str, Any]) -> dict[str, Any]:
+    """By name: values that can be compared, sent, and shown as text."""
+    for form in reversed(_AROUND.get()):
+        mechanism = form.format(mechanism)
+    facts: dict[str, Any] = {"the mechanism": mechanism}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        facts[f"params{jax.tree_util.keystr(path)}"] = _type(leaf)
+    for name, value in given.items():
+        if isinstance(value, Topology):
+            facts["the graph"] = _Named(value, value.rounds)
+            facts["the graph's weights"] = _Named(value, value.mixing_matrix)
+        elif isinstance(value, Schedule):
+            facts["the schedule"] = _Named(value, value.matrices)
+        elif isinstance(value, Compressor):
+            facts["the compressor"] = value.compress.__qualname__.partition(".")[0]
+            facts["the compressor's messages"] = _message_type(value, params)
+        else:
+            facts[name] = _text(value)
+    return facts
+
+
+class _Named:
+    """A graph or schedule in an error; the names of equal ones may differ."""
+
+    def __init__(self, graph: Topology | Schedule, numbers: Any):
+        # Machines may round the same weights in other ways.
+        rounded = np.round(np.asarray(numbers, np.float64), 9) + 0.0
+        digest = hashlib.sha256(f"{rounded.shape}".encode() + rounded.tobytes())
+        self.digest = digest.hexdigest()[:12]
+        self.name = f"{graph.name} of {graph.size} workers"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Named) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.digest})"
+
+
+def _type(x: Any) -> str:
+    shape = ", ".join(map(str, np.shape(x)))
+    return f"{jnp.result_type(x)}[{shape}]"
+
+
+def _message_type(code: Compressor, params: PyTree) -> str:
+    """Shapes and dtypes of what is sent: they depend on most of a code's options."""
+    message = jax.eval_shape(lambda x: code.compress(x, code.init(x))[0], params)
+    return " ".join(map(_type, jax.tree.leaves(message)))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, jax.core.Tracer):
+        return _type(value)
+    if isinstance(value, jax.Array) and jnp.issubdtype(
+        value.dtype, jax.dtypes.prng_key
+    ):
+        with jax.ensure_compile_time_eval():  # Else a traced array within a program.
+            return f"the key {np.asarray(jax.random.key_data(value)).tolist()}"
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        return str(np.asarray(value).tolist())
+    return str(value)
+
+
+def differences(facts: list[dict[str, Any]]) -> list[str]:
+    """What is not the same on all ranks, in words.
+
+    Args:
+      facts: each rank's, by name. Of other mechanisms only their names count.
+    """
+    found = []
+    for name in dict.fromkeys(name for each in facts for name in each):
+        ranks: dict[Any, list[int]] = {}
+        for rank, each in enumerate(facts):
+            ranks.setdefault(each.get(name, "missing"), []).append(rank)
+        if len(ranks) > 1:
+            found.append(
+                f"{name} is "
+                + " but ".join(f"{value} on {_on(r)}" for value, r in ranks.items())
+            )
+            if name == "the mechanism":
+                break
+    return found
+
+
+def _on(ranks: list[int]) -> str:
+    """A few ranks' names."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
+    return f"ranks {', '.join(map(str, ranks[:4]))}{more}"

@@ -1,0 +1,70 @@
+"""Optimizers of optax, and those that are asynchronous and thus none."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+import optax
+
+
+def as_transformation(
+    name: str, transformation: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer or mechanism that takes extra arguments.
+
+    Args:
+      name: who was given it, for the error.
+      transformation: of optax, or two functions of the same names.
+
+    Raises:
+      TypeError: if it is asynchronous, or no such thing.
+    """
+    if is_asynchronous(transformation):
+        raise TypeError(asynchronous_text(name))
+    if not all(callable(getattr(transformation, f, None)) for f in ("init", "update")):
+        raise TypeError(
+            f"{name} needs an optimizer or a mechanism, such as optax.sgd(0.1) or "
+            f"djax.gossip(topology, communicator), got {transformation!r}."
+        )
+    return optax.with_extra_args_support(transformation)
+
+
+def is_asynchronous(transformation: Any) -> bool:
+    """Whether its workers average at events, as those of :func:`djax.acid` do."""
+    return callable(getattr(transformation, "average", None))
+
+
+def asynchronous_text(name: str) -> str:
+    """What to say where an asynchronous algorithm is taken for a synchronous one."""
+    return (
+        f"{name}: djax.acid and djax.adpsgd are asynchronous. Their updates average "
+        "nothing: workers meet at events. Run them by djax.asynchronous.simulate or "
+        "djax.asynchronous.run; in synchronous steps use djax.gossip(topology, "
+        "communicator)."
+    )
+
+
+_IN_LOCKSTEP: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "djax_in_lockstep", default=False
+)
+
+
+@contextlib.contextmanager
+def lockstep() -> Iterator[None]:
+    """Marks the trace of a program in which all workers make the same steps."""
+    token = _IN_LOCKSTEP.set(True)
+    try:
+        yield
+    finally:
+        _IN_LOCKSTEP.reset(token)
+
+
+def check_not_in_lockstep(name: str) -> None:
+    """Raises TypeError inside of :func:`lockstep`.
+
+    Only there is an asynchronous algorithm's update known to be a mistake, however
+    deep it is in a chain of optax.
+    """
+    if _IN_LOCKSTEP.get():
+        raise TypeError(asynchronous_text(name))

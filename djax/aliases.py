@@ -1,0 +1,567 @@
+"""The names that papers use, as chains."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import optax
+
+from ._arguments import (
+    check_decay,
+    check_flags,
+    check_rate,
+    check_reliable,
+    check_static,
+)
+from ._interfaces import (
+    Communicator,
+    Compressor,
+)
+from .corrections import (
+    d2,
+    gradient_tracking,
+    interleave,
+    on_updates,
+)
+from .corrections._d2 import check_d2
+from .mechanisms import (
+    all_reduce,
+    choco_gossip,
+    dcd,
+    ecd,
+    gossip,
+    power_gossip,
+    push_sum,
+    relay,
+)
+from .mechanisms._relay import Missing
+from .topologies import (
+    Graph,
+    Topology,
+)
+
+
+def _sgd(name, learning_rate, momentum, nesterov):
+    """`optax.sgd`, whose numbers are checked, which optax does not do."""
+    if not callable(learning_rate):
+        check_rate(f"{name}: learning_rate", learning_rate, zero=True)
+    if momentum is not None:
+        check_decay(f"{name}: momentum", momentum)
+    check_flags(name, nesterov=nesterov)
+    return optax.sgd(learning_rate, momentum, nesterov)
+
+
+def dpsgd(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Graph,
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    consensus_rate: float = 1.0,
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""D-PSGD: local SGD steps, each followed by an average over the neighbourhood.
+
+    .. math:: x_i \leftarrow \textstyle\sum_j w_{ij} (x_j - \gamma g_j)
+       \qquad\text{(with overlap: } \textstyle\sum_j w_{ij} x_j - \gamma g_i\text{)}
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      consensus_rate: see :func:`djax.gossip`.
+      overlap: see :func:`djax.gossip`.
+
+    Returns:
+      `chain(sgd, gossip)`.
+
+    Examples:
+      >>> import djax
+      >>> ring, communicator = djax.topologies.ring(8), djax.communicators.simulated(8)
+      >>> optimizer = djax.dpsgd(0.1, ring, communicator, momentum=0.9)
+
+    References:
+      Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
+      <https://arxiv.org/abs/1705.09056>`_, 2017
+    """
+    return optax.chain(
+        _sgd("dpsgd", learning_rate, momentum, nesterov),
+        gossip(topology, communicator, consensus_rate=consensus_rate, overlap=overlap),
+    )
+
+
+def all_reduce_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Data-parallel SGD: every worker steps along the mean of all gradients.
+
+    .. math:: x \leftarrow x - \gamma \tfrac1n \textstyle\sum_j g_j
+
+    The workers have to start equal and then stay so. It is the baseline that papers
+    call AR-SGD or centralized SGD.
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      communicator: how messages travel.
+      momentum: decay of the momentum, the same on every worker.
+      nesterov: whether it is Nesterov's.
+      overlap: step along the gradients of the step before; see
+        :func:`djax.all_reduce`.
+
+    Returns:
+      `chain(on_updates(all_reduce), sgd)`.
+
+    Examples:
+      >>> import djax
+      >>> optimizer = djax.all_reduce_sgd(0.1, djax.communicators.simulated(8))
+
+    References:
+      Goyal et al., `Accurate, Large Minibatch SGD <https://arxiv.org/abs/1706.02677>`_,
+      2017
+    """
+    return optax.chain(
+        on_updates(all_reduce(communicator, overlap=overlap)),
+        _sgd("all_reduce_sgd", learning_rate, momentum, nesterov),
+    )
+
+
+def relay_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    tree: Topology | Sequence[Topology],
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    missing: Missing | None = None,
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RelaySGD: local SGD steps, each followed by a delayed uniform average.
+
+    .. math:: x_i^{t+1} = \tfrac1n \textstyle\sum_j (x_j - \gamma g_j)^{t - \tau_{ij}}
+
+    Its fixed points are those of all-reduce, however differently the workers' data are
+    distributed. It bears a larger step size, by the factor
+    :func:`djax.relay_learning_rate_factor`.
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      tree: a topology without cycles; or several, such as
+        :func:`djax.topologies.double_binary_trees`, among which the coordinates are
+        dealt out.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      missing: see :func:`djax.relay`.
+      overlap: see :func:`djax.relay`.
+
+    Returns:
+      `chain(sgd, relay)`, or `chain(sgd, interleave([relay, ...]))`.
+
+    Examples:
+      >>> import djax
+      >>> trees = djax.topologies.double_binary_trees(16)
+      >>> communicator = djax.communicators.simulated(16)
+      >>> optimizer = djax.relay_sgd(0.3, trees, communicator, momentum=0.9)
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, Algorithm 1
+    """
+    averaging = _relay(tree, communicator, missing, overlap)
+    return optax.chain(_sgd("relay_sgd", learning_rate, momentum, nesterov), averaging)
+
+
+def relay_sgd_grad(
+    learning_rate: optax.ScalarOrSchedule,
+    tree: Topology | Sequence[Topology],
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RelaySum/Grad: every update reaches every worker, once, with weight 1/n.
+
+    .. math:: x_i^{t+1} = x_i^t - \tfrac\gamma n \textstyle\sum_j g_j^{t - \tau_{ij}}
+
+    Workers that start equal differ by what is under way. Updates that have not arrived
+    count as zero, and nothing draws the models together.
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      tree: as in :func:`djax.relay_sgd`.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      overlap: see :func:`djax.relay`.
+
+    Returns:
+      `chain(sgd, on_updates(relay))`.
+
+    Examples:
+      >>> import djax
+      >>> tree, communicator = djax.topologies.star(8), djax.communicators.simulated(8)
+      >>> optimizer = djax.relay_sgd_grad(0.1, tree, communicator)
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, RelaySum/Grad
+    """
+    # The latest "model" of averaged updates is zero, and need not be kept.
+    averaging = on_updates(_relay(tree, communicator, "latest", overlap))
+    return optax.chain(
+        _sgd("relay_sgd_grad", learning_rate, momentum, nesterov), averaging
+    )
+
+
+def _relay(tree, communicator, missing, overlap):
+    def over(tree):
+        return relay(tree, communicator, missing=missing, overlap=overlap)
+
+    if isinstance(tree, (tuple, list)):
+        return interleave([over(t) for t in tree])
+    return over(tree)
+
+
+def d2_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Graph,
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    consensus_rate: float = 1.0,
+    check: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""D²: D-PSGD that is corrected for differences between the workers' data.
+
+    .. math:: x^{t+1} = W \bigl(2 x^t - x^{t-1} - \gamma (g^t - g^{t-1})\bigr)
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      consensus_rate: see :func:`djax.gossip`; 1/2 is exact diffusion.
+      check: whether a mixing matrix on which it diverges is refused.
+
+    Returns:
+      `chain(sgd, d2(gossip))`.
+
+    Raises:
+      ValueError: if the mixing matrix has an eigenvalue below -1/3, or the communicator
+        loses messages.
+
+    Examples:
+      >>> import djax
+      >>> ring = djax.topologies.ring(8, weights=1 / 3 - 0.01)
+      >>> optimizer = djax.d2_sgd(0.1, ring, djax.communicators.simulated(8))
+
+    References:
+      Tang et al., `D²: Decentralized Training over Decentralized Data
+      <https://arxiv.org/abs/1803.07068>`_, 2018
+    """
+    check_reliable("d2_sgd", communicator)
+    averaging = gossip(topology, communicator, consensus_rate=consensus_rate)
+    if check and isinstance(topology, Topology):
+        check_d2("d2_sgd", topology, consensus_rate)
+    averaging = d2(averaging, check=check)
+    return optax.chain(_sgd("d2_sgd", learning_rate, momentum, nesterov), averaging)
+
+
+def exact_diffusion(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Graph,
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Exact diffusion: D² with the mixing matrix :math:`(W + I) / 2`, for any graph.
+
+    Args:
+      learning_rate: a number or a schedule.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+
+    Returns:
+      `d2_sgd` at the consensus rate 1/2.
+
+    Examples:
+      >>> import djax
+      >>> torus = djax.topologies.torus(9)
+      >>> optimizer = djax.exact_diffusion(0.1, torus, djax.communicators.simulated(9))
+
+    References:
+      Yuan et al., `Exact Diffusion for Distributed Optimization and Learning
+      <https://arxiv.org/abs/1702.05122>`_, 2019
+    """
+    return d2_sgd(
+        learning_rate,
+        topology,
+        communicator,
+        momentum=momentum,
+        nesterov=nesterov,
+        consensus_rate=0.5,
+    )
+
+
+def gradient_tracking_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Graph,
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    consensus_rate: float = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradient tracking: D-PSGD along an estimate of all workers' mean gradient.
+
+    Args:
+      learning_rate: a number or a schedule.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      consensus_rate: see :func:`djax.gossip`.
+
+    Returns:
+      `chain(sgd, gradient_tracking(gossip))`.
+
+    Examples:
+      >>> import djax
+      >>> ring, communicator = djax.topologies.ring(8), djax.communicators.simulated(8)
+      >>> optimizer = djax.gradient_tracking_sgd(0.1, ring, communicator)
+
+    References:
+      Pu and Nedić, `Distributed Stochastic Gradient Tracking Methods
+      <https://arxiv.org/abs/1805.11454>`_, 2021
+    """
+    check_reliable("gradient_tracking_sgd", communicator)
+    averaging = gossip(topology, communicator, consensus_rate=consensus_rate)
+    return optax.chain(
+        _sgd("gradient_tracking_sgd", learning_rate, momentum, nesterov),
+        gradient_tracking(averaging),
+    )
+
+
+def sgp(
+    learning_rate: optax.ScalarOrSchedule,
+    schedule: Graph,
+    communicator: Communicator,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    rounds: int = 1,
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SGP, stochastic gradient push: SGD over directed and time-varying graphs.
+
+    .. math:: z^{t+1} = A^t (z^t - \gamma g(z^t / w^t)), \qquad w^{t+1} = A^t w^t
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      schedule: who sends what to whom, such as
+        :func:`djax.topologies.one_peer_exponential`. On others, whose rows do not sum
+        to one, take the gradients at :func:`djax.push_sum_eval_params`.
+      communicator: how messages travel.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      rounds: exchanges in each step; the RelaySGD paper compares to 2.
+      overlap: see :func:`djax.push_sum`.
+
+    Returns:
+      `chain(sgd, push_sum)`.
+
+    Examples:
+      >>> import djax
+      >>> schedule = djax.topologies.one_peer_exponential(8)
+      >>> optimizer = djax.sgp(0.1, schedule, djax.communicators.simulated(8), rounds=2)
+
+    References:
+      Assran et al., `Stochastic Gradient Push for Distributed Deep Learning
+      <https://arxiv.org/abs/1811.10792>`_, 2019
+    """
+    check_static("sgp", rounds=rounds)
+    averaging = push_sum(schedule, communicator, rounds=rounds, overlap=overlap)
+    return optax.chain(_sgd("sgp", learning_rate, momentum, nesterov), averaging)
+
+
+def power_gossip_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Graph,
+    communicator: Communicator,
+    *,
+    rank: int = 1,
+    iterations: int = 1,
+    momentum: Any = None,
+    nesterov: bool = False,
+    consensus_rate: float = 1.0,
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""D-PSGD whose neighbours exchange their differences in low rank.
+
+    For about 1/50 of the bytes, with the learning rate and all else as in
+    :func:`dpsgd`.
+
+    Args:
+      learning_rate: a number or a schedule.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      rank: see :func:`djax.power_gossip`.
+      iterations: see :func:`djax.power_gossip`.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      consensus_rate: see :func:`djax.power_gossip`.
+      overlap: see :func:`djax.power_gossip`; True in the paper's experiments.
+
+    Returns:
+      `chain(sgd, power_gossip)`.
+
+    Examples:
+      >>> import djax
+      >>> ring, communicator = djax.topologies.ring(8), djax.communicators.simulated(8)
+      >>> optimizer = djax.power_gossip_sgd(0.1, ring, communicator, momentum=0.9)
+
+    References:
+      Vogels, Karimireddy and Jaggi, `PowerGossip: Practical Low-Rank Communication
+      Compression in Decentralized Deep Learning <https://arxiv.org/abs/2008.01425>`_,
+      2020
+    """
+    check_static("power_gossip_sgd", rank=rank, iterations=iterations)
+    averaging = power_gossip(
+        topology,
+        communicator,
+        rank,
+        iterations,
+        consensus_rate=consensus_rate,
+        overlap=overlap,
+    )
+    return optax.chain(
+        _sgd("power_gossip_sgd", learning_rate, momentum, nesterov), averaging
+    )
+
+
+def choco_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Topology,
+    communicator: Communicator,
+    compressor: Compressor,
+    consensus_rate: float,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+    overlap: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""CHOCO-SGD: D-PSGD over compressed differences to public copies.
+
+    Args:
+      learning_rate: a number or a schedule.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      compressor: the code of the messages, a contraction.
+      consensus_rate: see :func:`djax.choco_gossip`.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+      overlap: see :func:`djax.choco_gossip`.
+
+    Returns:
+      `chain(sgd, choco_gossip)`.
+
+    Examples:
+      >>> import djax
+      >>> ring, communicator = djax.topologies.ring(8), djax.communicators.simulated(8)
+      >>> code = djax.compressors.sign()
+      >>> optimizer = djax.choco_sgd(0.1, ring, communicator, code, 0.45)
+
+    References:
+      Koloskova, Stich and Jaggi, `Decentralized Stochastic Optimization and Gossip
+      Algorithms with Compressed Communication <https://arxiv.org/abs/1902.00340>`_,
+      2019, Algorithm 2
+    """
+    averaging = choco_gossip(
+        topology, communicator, compressor, consensus_rate, overlap=overlap
+    )
+    return optax.chain(_sgd("choco_sgd", learning_rate, momentum, nesterov), averaging)
+
+
+def dcd_psgd(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Topology,
+    communicator: Communicator,
+    compressor: Compressor,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""DCD-PSGD: D-PSGD with exact copies of the neighbours, sending compressed moves.
+
+    Args:
+      learning_rate: a number or a schedule.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      compressor: the code of the messages, unbiased and fine.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+
+    Returns:
+      `chain(sgd, dcd)`.
+
+    Examples:
+      >>> import djax
+      >>> ring, communicator = djax.topologies.ring(8), djax.communicators.simulated(8)
+      >>> code = djax.compressors.quantize(8)
+      >>> optimizer = djax.dcd_psgd(0.1, ring, communicator, code)
+
+    References:
+      Tang et al., `Communication Compression for Decentralized Training
+      <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 1
+    """
+    averaging = dcd(topology, communicator, compressor)
+    return optax.chain(_sgd("dcd_psgd", learning_rate, momentum, nesterov), averaging)
+
+
+def ecd_psgd(
+    learning_rate: optax.ScalarOrSchedule,
+    topology: Topology,
+    communicator: Communicator,
+    compressor: Compressor,
+    *,
+    momentum: Any = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""ECD-PSGD: D-PSGD with estimates of the neighbours, sending extrapolated models.
+
+    Args:
+      learning_rate: a number or a schedule.
+      topology: the graph and its weights.
+      communicator: how messages travel.
+      compressor: the code of the messages, unbiased.
+      momentum: decay of the local momentum, which is not communicated.
+      nesterov: whether that momentum is Nesterov's.
+
+    Returns:
+      `chain(sgd, ecd)`.
+
+    Examples:
+      >>> import djax
+      >>> ring, communicator = djax.topologies.ring(8), djax.communicators.simulated(8)
+      >>> code = djax.compressors.quantize(8)
+      >>> optimizer = djax.ecd_psgd(0.1, ring, communicator, code)
+
+    References:
+      Tang et al., `Communication Compression for Decentralized Training
+      <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 2
+    """
+    averaging = ecd(topology, communicator, compressor)
+    return optax.chain(_sgd("ecd_psgd", learning_rate, momentum, nesterov), averaging)

@@ -1,0 +1,1 @@
+"""The algorithms of workers that never wait, as what ONE worker does."""

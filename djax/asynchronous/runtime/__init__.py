@@ -1,0 +1,1 @@
+"""Workers that never wait, in real time."""

@@ -1,0 +1,134 @@
+"""The end of an asynchronous run: the mean of all models, and everybody's record.
+
+When all workers are done, the lowest rank collects the models and the records, and
+sends everyone the mean and all records. Nobody leaves before everyone has them; if that
+rank is lost meanwhile, the next one starts over.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ._members import (
+    Members,
+    Say,
+)
+from ._record import Record
+
+_PARTS = len(Record.NAMES)
+
+
+class Result(NamedTuple):
+    """What all workers end with.
+
+    Attributes:
+      mean: of the models that are finite, or of all if none is, as they travel.
+      records: of the workers that are not lost, by rank.
+    """
+
+    mean: list[np.ndarray]
+    records: dict[int, dict[str, np.ndarray]]
+
+
+class Ending:
+    """One worker's part in the end.
+
+    Args:
+      members: all workers.
+      own: gives this worker's model as it travels, and its packed record.
+      layout: shape and dtype of the arrays of a model as it travels.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        own: Callable[[], list[np.ndarray]],
+        layout: Sequence[tuple],
+    ):
+        """Nothing has been collected."""
+        self._members, self._make_own, self._layout = members, own, layout
+        self._own: list[np.ndarray] | None = None
+        self._collected: dict[int, tuple[int, list[np.ndarray]]] = {}
+        self._sent_to: int | None = None
+        self._result: tuple[int, Result] | None = None
+        self._byes: dict[int, int] = {}
+
+    @property
+    def result(self) -> Result:
+        """What everyone has, once `advance` has returned True."""
+        assert self._result is not None
+        return self._result[1]
+
+    def hear(
+        self, sender: int, kind: Say, content: list, buffers: list[np.ndarray]
+    ) -> None:
+        """One of the ending's messages has come; the first of its content is a root."""
+        root = content[0]
+        if kind == Say.RESULT:
+            self._collected[sender] = root, buffers
+        elif kind == Say.MEAN:
+            count = len(self._layout)
+            mean = [
+                buffer.view(dtype).reshape(shape)
+                for buffer, (shape, dtype) in zip(
+                    buffers[:count], self._layout, strict=True
+                )
+            ]
+            rest, records = buffers[count:], {}
+            for number, rank in enumerate(content[1]):
+                part = rest[number * _PARTS : (number + 1) * _PARTS]
+                records[rank] = Record.unpack(part)
+            self._result = root, Result(mean, records)
+        else:
+            self._byes[sender] = root
+
+    def advance(self) -> bool:
+        """Does what can be done; returns whether everyone has the result."""
+        members, root = self._members, self._members.alive[0]
+        if self._own is None:
+            self._own = self._make_own()
+        if self._sent_to != root:
+            self._sent_to = root
+            if root == members.rank:
+                self._collected[root] = root, self._own
+            else:
+                members.say(root, Say.RESULT, root, buffers=self._own)
+        if root == members.rank and (self._result is None or self._result[0] != root):
+            self._collect(root)
+        if self._result is None:
+            return False
+        # Who has a result from a root that is lost by now may go if all others have it.
+        source = self._result[0]
+        if source == root and self._byes.get(members.rank) != root:
+            self._byes[members.rank] = root
+            members.say(None, Say.BYE, root)
+        return all(self._byes.get(rank) == source for rank in members.alive)
+
+    def _collect(self, root: int) -> None:
+        """Makes the mean, once all models are here."""
+        ranks = self._members.alive
+        if any(self._collected.get(rank, (None,))[0] != root for rank in ranks):
+            return
+        everything = [self._collected[rank][1] for rank in ranks]
+        count = len(self._layout)
+        finite = [
+            buffers
+            for buffers in everything
+            if Record.unpack(buffers[count:])["finite"].all()
+        ]
+        mean = [
+            _mean([buffers[k] for buffers in finite or everything], dtype)
+            for k, (_, dtype) in enumerate(self._layout)
+        ]
+        records = [part for buffers in everything for part in buffers[count:]]
+        self._members.say(None, Say.MEAN, root, ranks, buffers=[*mean, *records])
+        self.hear(root, Say.MEAN, [root, ranks], [*mean, *records])
+
+
+def _mean(buffers: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    total_dtype = np.promote_types(dtype, np.float32)
+    total = buffers[0].view(dtype).astype(total_dtype)
+    for buffer in buffers[1:]:
+        total += buffer.view(dtype)
+    return (total / len(buffers)).astype(dtype).view(np.uint8)

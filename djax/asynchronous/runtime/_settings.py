@@ -1,0 +1,213 @@
+"""What a run is asked for, checked before any time is spent."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from djax._arguments import check_choice
+from djax.asynchronous._numbers import (
+    is_number,
+    is_whole,
+)
+from djax.asynchronous.algorithms._acid import EventTransformation
+from djax.asynchronous.algorithms._constants import edge_rates
+from djax.topologies import Topology
+from djax.topologies._kinds import check_undirected
+from djax.training._nonfinite import NonFinite
+from djax.transport._messages import TRANSPORTS
+
+from ._pairing import (
+    EdgeClocks,
+    FirstFree,
+    FixedOrder,
+    Pairing,
+)
+
+# Averagings of a worker per gradient. Their times are drawn one by one.
+_MOST_RATE = 1e5
+# Seconds: more than what operating systems can wait for would fail late.
+_LONGEST = 1e6
+
+PAIRINGS = ("edge_clocks", "first_free", "fixed_order")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Arguments of :func:`djax.asynchronous.run`, the same on all ranks.
+
+    Attributes:
+      rates: `float64[n, n]`, averagings of each pair per gradient.
+    """
+
+    topology: Topology
+    rate: Any
+    gradients: int | None
+    seconds: float | None
+    pairing: str
+    random_times: bool
+    max_backlog: int | None
+    looks: int
+    keep_looks: bool
+    transport: str
+    timeout: float
+    seed: int
+    nonfinite: NonFinite = "raise"
+    rates: np.ndarray = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "rates", edge_rates(self.topology, self.rate))
+        if (most := self.rates.sum(1).max(initial=0)) > _MOST_RATE:
+            raise ValueError(
+                f"run: {most:.3g} averagings per gradient are more than a worker can "
+                f"count; rate must be at most {_MOST_RATE:g}."
+            )
+        for name, value, known in (
+            ("pairing", self.pairing, PAIRINGS),
+            ("transport", self.transport, tuple(TRANSPORTS)),
+        ):
+            if value not in known:
+                raise ValueError(f"run: {name} must be one of {known}, got {value!r}.")
+        check_choice("run: nonfinite", self.nonfinite, NonFinite)
+        if self.pairing == "edge_clocks" and not self.random_times:
+            raise ValueError(
+                "run: the clocks of pairs tick at random times; random_times=False is "
+                'for pairing="first_free" and "fixed_order".'
+            )
+        if self.pairing != "edge_clocks" and np.ndim(self.rate):
+            raise ValueError(
+                f'run: pairing="{self.pairing}" takes one rate for all; a matrix is '
+                'for "edge_clocks".'
+            )
+        if self.gradients is None and self.seconds is None:
+            raise ValueError("run: give the number of gradients, or the seconds.")
+        for name, least in (
+            ("gradients", 1),
+            ("max_backlog", 0),
+            ("looks", 1),
+            ("seed", 0),
+            ("seconds", None),
+            ("timeout", None),
+        ):
+            self._check(name, getattr(self, name), least)
+
+    def _check(self, name: str, value: Any, least: int | None) -> None:
+        """Checks a whole number of at least so much, or without that a positive one."""
+        if value is None and name in ("gradients", "max_backlog", "seconds"):
+            return
+        fits = is_number if least is None else is_whole
+        what = "positive number" if least is None else f"whole number from {least} on"
+        if not fits(value):
+            raise TypeError(f"run: {name} must be a {what}, got {value!r}.")
+        if not (0 < value < math.inf if least is None else least <= value):
+            raise ValueError(f"run: {name} must be a {what}, got {value!r}.")
+        if name == "timeout" and value > _LONGEST:
+            raise ValueError(
+                f"run: timeout must be at most {_LONGEST:g} seconds, got {value!r}."
+            )
+
+    @property
+    def common(self) -> dict[str, str]:
+        """What has to be the same on all ranks by name, the graph as its rates."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del fields["topology"], fields["rate"]
+        fields["rates"] = fields["rates"].tolist()
+        return {name: str(value) for name, value in fields.items()}
+
+    def share(self, gradients: int, seconds: float) -> float:
+        """How much of the run is over, by what has been done."""
+        shares = []
+        if self.gradients:
+            shares.append(gradients / self.gradients)
+        if self.seconds:
+            shares.append(seconds / self.seconds)
+        return max(shares)
+
+    def make_pairing(self, rank: int, rng: np.random.Generator) -> Pairing:
+        """One worker's part of the protocol."""
+        neighbors = np.flatnonzero(self.rates[rank]).tolist()
+        if self.pairing == "edge_clocks":
+            return EdgeClocks(rank, neighbors)
+        if self.pairing == "first_free":
+            return FirstFree(rank, neighbors, lambda peers: int(rng.choice(peers)))
+        rounds = [r[rank] for r in self.topology.rounds]
+        return FixedOrder(rank, [p for p in rounds if p in neighbors])
+
+    def make_clocks(
+        self, rank: int, start: float, rng: np.random.Generator
+    ) -> "Clocks":
+        """When a worker wants its averagings; half of each pair's for each end."""
+        if self.pairing == "edge_clocks":
+            rates = {peer: r / 2 for peer, r in enumerate(self.rates[rank].tolist())}
+        else:
+            rates = {None: float(self.rate) if self.rates[rank].any() else 0.0}
+        return Clocks(rates, start, self.random_times, rng)
+
+
+class Clocks:
+    """Draws, in a worker's own time, when it wants an averaging.
+
+    Args:
+      rates: of the clocks: of one for each neighbour, or of a single one, None.
+      start: the worker's own time.
+      random: whether the gaps are exponentially distributed, or all the same.
+      rng: draws them.
+    """
+
+    def __init__(
+        self,
+        rates: Mapping[Any, float],
+        start: float,
+        random: bool,
+        rng: np.random.Generator,
+    ):
+        """Draws the first times."""
+        self._rates = {key: rate for key, rate in rates.items() if rate > 0}
+        self._random, self._rng = random, rng
+        self._next = {key: start + self._gap(key) for key in self._rates}
+
+    def _gap(self, key: int) -> float:
+        mean = 1 / self._rates[key]
+        return float(self._rng.exponential(mean)) if self._random else mean
+
+    @property
+    def next(self) -> float:
+        """When one ticks next."""
+        return min(self._next.values(), default=math.inf)
+
+    def ticks(self, now: float) -> list[Any]:
+        """Which have ticked since the last call, in the order of their times."""
+        due = []
+        for key in self._next:
+            while self._next[key] <= now:
+                due.append((self._next[key], key))
+                self._next[key] += self._gap(key)
+        return [key for _, key in sorted(due, key=lambda tick: tick[0])]
+
+
+def check_participants(algorithm: Any, communicator: Any, topology: Any) -> Any:
+    """Raises TypeError or ValueError unless they are what a run needs.
+
+    Returns:
+      The communicator of MPI for messages between processes.
+    """
+    if not isinstance(algorithm, EventTransformation):
+        raise TypeError(
+            "run needs an asynchronous algorithm, djax.acid(...) or djax.adpsgd(...), "
+            f"got {algorithm!r}."
+        )
+    if not hasattr(communicator, "host_comm"):
+        raise TypeError(
+            "run needs one process per worker: mpirun and djax.communicators.mpi(). "
+            "Use djax.asynchronous.simulate on one machine without; got "
+            f"{communicator!r}."
+        )
+    check_undirected("run", topology)
+    if topology.size != communicator.size:
+        raise ValueError(
+            f"run: the topology has {topology.size} workers, but mpirun started "
+            f"{communicator.size} ranks."
+        )
+    return communicator.host_comm

@@ -1,0 +1,1 @@
+"""Workers that never wait, simulated exactly on virtual clocks."""

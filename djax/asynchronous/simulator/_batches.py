@@ -1,0 +1,147 @@
+"""Which batch each gradient takes."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from djax._interfaces import PyTree
+from djax.communicators._common import check_leading_axis
+
+from ._events import Events
+
+
+class Batches:
+    """The batches of the gradients, in the order of the events.
+
+    A worker takes its own, one after another, epoch by epoch. Workers are in different
+    epochs at the same time; an epoch is kept until the last of them has passed it.
+    """
+
+    def __init__(self, batches: Callable[[int], PyTree], events: Events):
+        """Looks at the first epoch; raises ValueError if its leaves do not fit."""
+        self._batches, self._size = batches, events.size
+        self._epochs: dict[int, PyTree] = {}
+        self._steps = 0  # Not known yet.
+        first = self._epoch(0)
+        self._steps = jax.tree.leaves(first)[0].shape[1]
+        self._worker = events.worker[events.is_gradient]
+        self._turn = _turns(self._worker)
+        self._earliest = np.minimum.accumulate(self._turn[::-1])[::-1]
+        self._taken = 0
+        self.example = jax.tree.map(lambda x: x[0, 0], first)
+
+    def _epoch(self, epoch: int) -> PyTree:
+        if epoch not in self._epochs:
+            self._epochs[epoch] = _load(
+                "simulate", self._batches, epoch, self._size, self._steps
+            )
+        return self._epochs[epoch]
+
+    def take(self, count: int, size: int) -> PyTree:
+        """The batches of the next `count` gradients, leaves `[size, ...]`."""
+        if not count:
+            return jax.tree.map(
+                lambda x: jnp.broadcast_to(x, (size, *x.shape)), self.example
+            )
+        now = slice(self._taken, self._taken + count)
+        worker = self._worker[now]
+        epoch, step = np.divmod(self._turn[now], self._steps)
+        order = np.argsort(epoch, kind="stable")
+        needed, starts = np.unique(epoch[order], return_index=True)
+        groups = np.split(order, starts[1:])
+        epochs = [self._epoch(e) for e in needed.tolist()]
+
+        def pick(*leaves):
+            if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+                data = pick(*map(jax.random.key_data, leaves))
+                return jax.random.wrap_key_data(
+                    data, impl=jax.random.key_impl(leaves[0])
+                )
+            result = np.empty((size, *leaves[0].shape[2:]), leaves[0].dtype)
+            result[count:] = 0
+            for group, leaf in zip(groups, leaves, strict=True):
+                result[group] = np.asarray(leaf)[worker[group], step[group]]
+            return jax.device_put(result)
+
+        taken = jax.tree.map(pick, *epochs)
+        self._taken += count
+        if self._taken < len(self._turn):
+            passed = self._earliest[self._taken] // self._steps
+            self._epochs = {e: b for e, b in self._epochs.items() if e >= passed}
+        return taken
+
+
+class OwnBatches:
+    """One worker's batches, in their order.
+
+    Args:
+      batches: `epoch -> tree` with leaves `[1, steps, ...]`.
+
+    Attributes:
+      example: the first batch.
+    """
+
+    def __init__(self, batches: Callable[[int], PyTree]):
+        """Looks at the first epoch; raises ValueError if its leaves do not fit."""
+        self._batches, self._steps = batches, 0
+        self._epoch, self._data = 0, self._load(0)
+        self._steps = jax.tree.leaves(self._data)[0].shape[1]
+        self.example = jax.tree.map(lambda x: x[0, 0], self._data)
+
+    def _load(self, epoch: int) -> PyTree:
+        return _load("run", self._batches, epoch, 1, self._steps)
+
+    def locate(self, turn: int) -> tuple[PyTree, int]:
+        """The epoch that has a gradient's batch, and the number of its step."""
+        epoch, step = divmod(turn, self._steps)
+        if epoch != self._epoch:
+            self._epoch, self._data = epoch, self._load(epoch)
+        return self._data, step
+
+
+def _load(
+    name: str, batches: Callable[[int], PyTree], epoch: int, size: int, steps: int
+) -> PyTree:
+    """Makes an epoch.
+
+    Args:
+      name: of the function that was given the batches.
+      batches: makes it.
+      epoch: its number.
+      size: number of workers.
+      steps: those of the first epoch, or 0 if any number will do.
+
+    Raises:
+      TypeError: if `batches` is no function.
+      ValueError: unless the leaves are `[size, steps, ...]`.
+    """
+    if not callable(batches):
+        raise TypeError(
+            f"{name}: batches must be a function from the number of an epoch to its "
+            f"batches, such as `lambda epoch: ...`; got {type(batches).__name__}."
+        )
+    made = batches(epoch)
+    check_leading_axis(f"{name}: batches", (made,), size)
+    counts = {np.shape(x)[1:2] for x in jax.tree.leaves(made)}
+    if len(counts) != 1 or counts & {(), (0,)}:
+        raise ValueError(
+            f"{name}: the leaves of an epoch's batches need two leading axes, "
+            f"workers and steps, the same for all; got {sorted(counts)} steps."
+        )
+    if steps and counts != {(steps,)}:
+        raise ValueError(
+            f"{name}: epoch {epoch} has {counts.pop()[0]} steps, but epoch 0 has "
+            f"{steps}."
+        )
+    return made
+
+
+def _turns(workers: np.ndarray) -> np.ndarray:
+    """How often each entry occurred before, `int64[len(workers)]`."""
+    order = np.argsort(workers, kind="stable")
+    _, counts = np.unique(workers, return_counts=True)
+    turns = np.empty(len(workers), np.int64)
+    turns[order] = np.concatenate([np.arange(count) for count in counts])
+    return turns

@@ -1,0 +1,221 @@
+"""What happens when, in an asynchronous run."""
+
+import dataclasses
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from djax.asynchronous._numbers import is_whole
+from djax.asynchronous.algorithms._constants import Asked
+
+from . import _plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NOBODY = -1
+"""The peer of a gradient."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Events:
+    """All gradients and averagings of a run, in their order: an immutable value.
+
+    A worker's gradient is computed from its model at the time of its previous gradient,
+    or at the start, and applied at the time of the event. At the same time the earlier
+    in the list comes first.
+
+    Args:
+      size: number of workers.
+      time: `float64[events]`, when they happen, ascending.
+      worker: `int32[events]`, whose gradient it is, or one end of an averaging.
+      peer: `int32[events]`, the other end, or -1 for a gradient.
+      duration: when the run ends, not before the last event.
+      asked: the rates of averagings that the events were drawn for, if they were.
+
+    Raises:
+      ValueError: if a time is out of order, or a worker does not exist or averages with
+        itself; the message names the event.
+
+    Examples:
+      >>> from djax import asynchronous
+      >>> events = asynchronous.Events(3, [0.5, 0.7, 1.1], [0, 0, 0], [-1, 2, -1], 2.0)
+      >>> events
+      Events(3 workers, 2 gradients and 1 averaging in 2 units of time)
+      >>> events.gradient_counts.tolist(), events.averaging_counts.tolist()
+      ([2, 0, 0], [1, 0, 1])
+      >>> events.staleness.tolist()  # One averaging during worker 0's second gradient.
+      [0, 1]
+    """
+
+    size: int
+    time: np.ndarray
+    worker: np.ndarray
+    peer: np.ndarray
+    duration: float
+    asked: Asked | None = None
+
+    def __post_init__(self):
+        for name, dtype in (("time", "f8"), ("worker", "i4"), ("peer", "i4")):
+            array = np.array(getattr(self, name), dtype)
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        object.__setattr__(self, "duration", float(self.duration))
+        _check_events(self)
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @cached_property
+    def is_gradient(self) -> np.ndarray:
+        """`bool[events]`: which are gradients; the others are averagings."""
+        return _frozen(self.peer == NOBODY)
+
+    @cached_property
+    def gradient_counts(self) -> np.ndarray:
+        """`int64[n]`: how many gradients each worker computes."""
+        workers = self.worker[self.is_gradient]
+        return _frozen(np.bincount(workers, minlength=self.size))
+
+    @cached_property
+    def pair_counts(self) -> np.ndarray:
+        """`int64[n, n]`, symmetric: how often each pair averages."""
+        counts = np.zeros((self.size, self.size), np.int64)
+        meets = ~self.is_gradient
+        np.add.at(counts, (self.worker[meets], self.peer[meets]), 1)
+        return _frozen(counts + counts.T)
+
+    @property
+    def averaging_counts(self) -> np.ndarray:
+        """`int64[n]`: how many averagings each worker takes part in."""
+        return self.pair_counts.sum(1)
+
+    @cached_property
+    def staleness(self) -> np.ndarray:
+        """`int64[gradients]`: how often the model is averaged behind a gradient's back.
+
+        That is, averagings of the worker between the time whose model the gradient is
+        taken at and the time when it is applied.
+        """
+        since = np.zeros(self.size, np.int64)
+        result = []
+        for i, j in zip(self.worker.tolist(), self.peer.tolist(), strict=True):
+            if j == NOBODY:
+                result.append(since[i])
+                since[i] = 0
+            else:
+                since[i] += 1
+                since[j] += 1
+        return _frozen(np.array(result, np.int64))
+
+    @cached_property
+    def elapsed(self) -> np.ndarray:
+        """`float64[events, 2]`: time since the previous event of `worker` and `peer`.
+
+        Zero for the missing peer of a gradient.
+        """
+        last = np.zeros(self.size)
+        result = np.zeros((len(self), 2))
+        rows = zip(
+            self.time.tolist(), self.worker.tolist(), self.peer.tolist(), strict=True
+        )
+        for e, (t, i, j) in enumerate(rows):
+            result[e, 0], last[i] = t - last[i], t
+            if j != NOBODY:
+                result[e, 1], last[j] = t - last[j], t
+        return _frozen(result)
+
+    def last_times(self, time: float) -> np.ndarray:
+        """`float64[n]`: when each worker had its last event up to a time, or 0."""
+        last = np.zeros(self.size)
+        past = slice(np.searchsorted(self.time, time, side="right"))
+        meets = ~self.is_gradient[past]
+        np.maximum.at(last, self.worker[past], self.time[past])
+        np.maximum.at(last, self.peer[past][meets], self.time[past][meets])
+        return last
+
+    def plot_pairs(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws who averaged with whom as a heat map, and returns its axes."""
+        return _plot.plot_pairs(self.pair_counts, ax)
+
+    def plot_timeline(
+        self, ax: "Axes | None" = None, until: float | None = None
+    ) -> "Axes":
+        """Draws each worker's gradients as bars and the averagings as lines.
+
+        After a worker's last gradient, or without any, it is drawn as computing the
+        next, unless nobody computes.
+
+        Args:
+          ax: where to draw; by default new axes.
+          until: end of the picture; by default of the run.
+
+        Returns:
+          The axes.
+        """
+        gradients = self.is_gradient
+        finished = [self.time[gradients & (self.worker == i)] for i in range(self.size)]
+        meetings = np.stack([self.time, self.worker, self.peer])[:, ~gradients]
+        until = self.duration if until is None else until
+        return _plot.plot_timeline(finished, meetings, self.duration, ax, until)
+
+    def plot_staleness(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws a histogram of the staleness, and returns its axes."""
+        return _plot.plot_staleness(self.staleness, ax)
+
+    def __repr__(self) -> str:
+        gradients = int(self.is_gradient.sum())
+        parts = [
+            f"{count} {noun}{'' if count == 1 else 's'}"
+            for count, noun in (
+                (self.size, "worker"),
+                (gradients, "gradient"),
+                (len(self) - gradients, "averaging"),
+            )
+        ]
+        return (
+            f"Events({parts[0]}, {parts[1]} and {parts[2]} in {self.duration:.4g} "
+            "units of time)"
+        )
+
+
+def _check_events(events: Events) -> None:
+    count = events.time.size
+    if not is_whole(events.size) or events.size < 1:
+        raise ValueError(
+            f"Events: size must be a number of workers, got {events.size!r}."
+        )
+    if not 0 <= events.duration < np.inf:
+        raise ValueError(f"Events: the run cannot end at {events.duration}.")
+    if (
+        events.time.shape != (count,)
+        or events.worker.shape != (count,)
+        or events.peer.shape != (count,)
+    ):
+        raise ValueError(
+            "Events: time, worker and peer need one entry an event, got shapes "
+            f"{events.time.shape}, {events.worker.shape} and {events.peer.shape}."
+        )
+    workers = range(events.size)
+    mistakes = {
+        "is before its predecessor, or before 0": np.diff(events.time, prepend=0) < 0,
+        "is after the end": ~(events.time <= events.duration),
+        f"has a worker that is not in {workers}": ~np.isin(events.worker, workers),
+        f"has a peer that is neither -1 nor in {workers}": ~np.isin(
+            events.peer, [NOBODY, *workers]
+        ),
+        "has a worker that averages with itself": events.worker == events.peer,
+    }
+    for mistake, where in mistakes.items():
+        if where.any():
+            e = int(where.argmax())
+            raise ValueError(
+                f"Events: number {e} (time {events.time[e]}, worker "
+                f"{events.worker[e]}, peer {events.peer[e]}) {mistake}."
+            )
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,194 @@
+r"""D²: decentralized training over decentralized data.
+
+Plain averaging pulls every worker's model from where its own gradient leads, again in
+each step, so that D-PSGD with a constant step size stops short of the optimum if the
+workers' data differ. D² remembers that pull and takes it back in the next step. With
+the update :math:`u_i^t` of the links before it and any mechanism,
+
+.. math::
+   x_i^{t+1} &= \operatorname{average}_i(x_1^t + u_1^t + c_1^t, \dots), & c_i^0 &= 0, \\
+   c_i^{t+1} &= x_i^{t+1} - x_i^t - u_i^t,
+
+which for gossip is :math:`x^{t+1} = W (2 x^t - x^{t-1} + u^t - u^{t-1})`.
+
+Tang et al., `D²: Decentralized Training over Decentralized Data
+<https://arxiv.org/abs/1803.07068>`_, 2018.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+import optax
+
+from djax._arguments import check_flags
+from djax._arrays.checks import check_params
+from djax._arrays.precision import add
+from djax._calls import by_its_call
+from djax._mechanism.adapter import wrap
+from djax._mechanism.agreement import around
+from djax._mechanism.refusals import refuse
+from djax._mechanism.states import check_state
+from djax._mechanism.value import (
+    Mechanism,
+    parts_of,
+)
+from djax._transformations import as_transformation
+from djax.topologies import Topology
+
+# Below it the recursion of D² has an eigenvalue outside of the unit circle.
+SMALLEST_EIGENVALUE = -1 / 3
+
+
+class D2State(NamedTuple):
+    """State of :func:`d2`.
+
+    Attributes:
+      correction: :math:`c_i`, what the last averaging moved beyond the update.
+      mechanism_state: state of the wrapped mechanism.
+    """
+
+    correction: optax.Updates
+    mechanism_state: optax.OptState
+
+
+@by_its_call
+def d2(mechanism: optax.GradientTransformation, *, check: bool = True) -> Mechanism:
+    r"""Corrects a mechanism for differences between the workers' data.
+
+    .. math::
+       x_i &\leftarrow \operatorname{average}_i(x_1 + u_1 + c_1, \dots, x_n + u_n + c_n)
+       \\ c_i &\leftarrow (\text{new } x_i) - x_i - u_i
+
+    With :func:`djax.gossip` it converges only if no eigenvalue of the mixing matrix is
+    below -1/3, which `init` checks; at half the consensus rate it is exact
+    diffusion, which always converges. It sends what the mechanism sends.
+
+    The mechanism has to average nearly exactly: what :func:`djax.power_gossip` of low
+    rank or :func:`djax.choco_gossip` with a coarse code leave out is fed back, and
+    grows. :func:`djax.gradient_tracking` bears that.
+
+    Args:
+      mechanism: any mechanism without `overlap` that averages nearly exactly, and loses
+        no messages. Not :func:`djax.relay`, whose averages contain older models.
+      check: whether averages with which it diverges are refused.
+
+    Returns:
+      A :class:`djax.Mechanism` that needs `params`, with a :class:`D2State`.
+
+    Raises:
+      ValueError: if the mechanism overlaps, loses messages or averages older models; if
+        it is :func:`djax.gossip` with an eigenvalue below -1/3, or over a schedule on
+        which the recursion grows, :func:`djax.push_sum` with weights that are not 1,
+        another correction, or an optimizer such as
+        :func:`djax.quasi_global_momentum`.
+
+    Examples:
+      >>> import djax, optax
+      >>> ring, communicator = djax.topologies.ring(8), djax.communicators.simulated(8)
+      >>> averaging = djax.d2(djax.gossip(ring, communicator, consensus_rate=0.5))
+      >>> exact_diffusion_adam = optax.chain(optax.adam(1e-3), averaging)
+
+    References:
+      Tang et al., `D²: Decentralized Training over Decentralized Data
+      <https://arxiv.org/abs/1803.07068>`_, 2018
+
+      Yuan et al., `Exact Diffusion for Distributed Optimization and Learning
+      <https://arxiv.org/abs/1702.05122>`_, 2019
+    """
+    mechanism, parts = as_transformation("d2", mechanism), parts_of(mechanism)
+    refused = ("opaque", "overlap", "losses", "old_models", "rounded_sums", "optimizer")
+    refuse("d2", parts, *refused, "correction")
+    check_flags("d2", check=check)
+    for part in parts if check else ():
+        if part.matrices is not None:
+            _check_convergence(part.name, part.matrices())
+
+    def init(params):
+        check_params("d2", params)
+        with around("d2({})"):
+            mechanism_state = mechanism.init(params)
+        return D2State(jax.tree.map(jnp.zeros_like, params), mechanism_state)
+
+    def update(updates, state, params=None, **extra_args):
+        params = check_params("d2", params)
+        check_state("d2", state, D2State, params, "correction")
+        corrected = add(updates, state.correction, like=updates)
+        averaged, mechanism_state = mechanism.update(
+            corrected, state.mechanism_state, params, **extra_args
+        )
+        correction = add(averaged, updates, like=state.correction, sign=-1)
+        return averaged, D2State(correction, mechanism_state)
+
+    facts = {"needs_every_message": True, "correction": True, "every_step": True}
+    return wrap("d2", mechanism, init, update, facts)
+
+
+def _check_convergence(mechanism: str, matrices: np.ndarray) -> None:
+    """Raises ValueError if D² diverges over averages by these matrices, one a step."""
+    if len(matrices) == 1 and np.allclose(matrices[0], matrices[0].T):
+        smallest = float(np.linalg.eigvalsh(matrices[0])[0])
+        if smallest >= SMALLEST_EIGENVALUE - 1e-6:  # Rates may be float32.
+            return
+        problem = (
+            f"the smallest eigenvalue of its averages is {smallest:.4f}, and may not "
+            f"be below {SMALLEST_EIGENVALUE:.4f}. Use a topology with weights='lazy', "
+            "or half the consensus_rate"
+        )
+    else:
+        growth = _growth(matrices)
+        if growth < 1 - 1e-9:  # What does not shrink sums up rounding errors.
+            return
+        problem = (
+            "over a period the differences between the workers, which have to shrink, "
+            f"are multiplied by {growth:.4g}. Use a smaller consensus_rate (that of "
+            "exact diffusion is 0.5), or a topology in place of a schedule"
+        )
+    raise ValueError(f"d2 diverges with this {mechanism}: {problem}.")
+
+
+def _growth(matrices: np.ndarray) -> float:
+    r"""By how much differences between workers grow over a period, without gradients.
+
+    Then :math:`x^{t+1} = W^t (2 x^t - x^{t-1})`. Columns sum to one, so that numbers
+    which sum to zero go on to do so, and are given by those of all workers but one.
+    """
+    reduced = matrices[:, 1:, 1:] - matrices[:, 1:, :1]
+    count = reduced.shape[1]
+    product = np.eye(2 * count)
+    for matrix in reduced:
+        step = np.block([[2 * matrix, -matrix], [np.eye(count), np.zeros_like(matrix)]])
+        product = step @ product
+        if np.abs(product).max() > 1e100:  # It grows; the rest would overflow.
+            return float("inf")
+    return float(np.abs(np.linalg.eigvals(product)).max(initial=0.0))
+
+
+def check_d2(name: str, topology: Topology, consensus_rate: float = 1.0) -> None:
+    r"""Raises ValueError if D² over gossip on the topology diverges.
+
+    A traced rate, which `optax.inject_hyperparams` passes, cannot be checked. It raises
+    if :math:`\lambda_{\min}` of :math:`(1 - \rho) I + \rho W` is below -1/3.
+    """
+    if isinstance(consensus_rate, jax.core.Tracer):
+        return
+    consensus_rate = float(consensus_rate)
+    smallest = 1 - consensus_rate * (1 - topology.lambda_min)
+    if smallest >= SMALLEST_EIGENVALUE - 1e-6:  # Rates may be float32.
+        return
+    raise ValueError(
+        f"{name} diverges on {topology!r}: the smallest eigenvalue of its mixing "
+        f"matrix is {smallest:.4f}, and may not be below -1/3. Use weights='lazy', or "
+        f"edge weights of at most {_largest_edge_weight(topology, consensus_rate):.4g}."
+    )
+
+
+def _largest_edge_weight(topology: Topology, consensus_rate: float) -> float:
+    """The largest equal weight of all edges that D² allows, rounded down."""
+    laplacian = nx.laplacian_matrix(topology.graph, weight="multiplicity").toarray()
+    stable = (1 - SMALLEST_EIGENVALUE) / np.linalg.eigvalsh(laplacian)[-1]
+    largest = min(stable / consensus_rate, 1 / laplacian.diagonal().max())
+    digits = 10 ** (3 - np.floor(np.log10(largest)))
+    return float(np.floor(largest * digits) / digits)

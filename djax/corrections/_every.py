@@ -1,0 +1,121 @@
+"""Local steps between two averagings."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from djax._arguments import check_static
+from djax._calls import by_its_call
+from djax._mechanism.adapter import wrap
+from djax._mechanism.agreement import around
+from djax._mechanism.order import observing
+from djax._mechanism.refusals import refuse
+from djax._mechanism.states import check_state
+from djax._mechanism.value import (
+    Mechanism,
+    parts_of,
+)
+from djax._transformations import as_transformation
+from djax.mixing._alternate import alternate
+from djax.topologies._checks import check_integer
+
+
+class EveryState(NamedTuple):
+    """State of :func:`every`.
+
+    Attributes:
+      step: `int32[]`, number of updates so far.
+      mechanism_state: state of the wrapped mechanism.
+    """
+
+    step: ArrayLike
+    mechanism_state: optax.OptState
+
+
+@by_its_call
+def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
+    r"""Lets a mechanism communicate in every k-th step only.
+
+    The steps :math:`k, 2k, 3k, \dots` (counted from one) are those of `mechanism`; the
+    others pass the updates on. Wrap the mechanism alone, not a chain with its
+    optimizer, which has to act in every step. `every(1, mechanism)` is `mechanism`;
+    around :func:`djax.all_reduce` it is local SGD.
+
+    Args:
+      k: period, in steps.
+      mechanism: any mechanism, with its own state.
+
+    Returns:
+      A :class:`djax.Mechanism` with an :class:`EveryState`.
+
+    Raises:
+      ValueError: if `k` is not a positive integer, or the mechanism is
+        :func:`djax.d2` or :func:`djax.gradient_tracking`, which go around `every`, or
+        an optimizer such as :func:`djax.quasi_global_momentum`.
+
+    Examples:
+      >>> import djax, optax
+      >>> communicator = djax.communicators.simulated(4)
+      >>> averaging = djax.every(8, djax.all_reduce(communicator))
+      >>> local_sgd = optax.chain(optax.sgd(0.1), averaging)
+
+    References:
+      Stich, `Local SGD Converges Fast and Communicates Little
+      <https://arxiv.org/abs/1805.09767>`_, 2019
+    """
+    check_static("every", k=k)
+    k = check_integer(k, "every: k")
+    mechanism = as_transformation("every", mechanism)
+
+    if k > 1:
+        refuse("every", parts_of(mechanism), "optimizer", "every_step")
+
+    def init(params):
+        with around(f"every({k}, {{}})"):
+            mechanism_state = mechanism.init(params)
+        return EveryState(jnp.zeros((), jnp.int32), mechanism_state)
+
+    def update(updates, state, params=None, **extra_args):
+        check_state("every", state, EveryState, params)
+
+        def local(updates, mechanism_state):
+            return updates, mechanism_state
+
+        def communicate(updates, mechanism_state):
+            with observing() as observer:
+                found = mechanism.update(updates, mechanism_state, params, **extra_args)
+                observer.compare_given(updates)
+            return found
+
+        schedule = (0,) * (k - 1) + (1,)
+        updates, mechanism_state = alternate(
+            state.step,
+            schedule,
+            (local, communicate),
+            updates,
+            state.mechanism_state,
+        )
+        return updates, EveryState(optax.safe_increment(state.step), mechanism_state)
+
+    parts = [
+        part._replace(matrices=_every_kth(k, part.matrices))
+        for part in parts_of(mechanism)
+    ]
+    return wrap("every", mechanism, init, update, parts=parts)
+
+
+def _every_kth(k: int, matrices: Callable[[], np.ndarray] | None) -> Any:
+    """By what models are averaged in each step: by nothing in most of them."""
+    if matrices is None:
+        return None
+
+    def stretched():
+        period = matrices()
+        local = np.eye(period.shape[1])
+        return np.array([m for each in period for m in [*[local] * (k - 1), each]])
+
+    return stretched

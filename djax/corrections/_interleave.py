@@ -1,0 +1,156 @@
+"""Several mechanisms, each for its share of the coordinates."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from djax._arrays.checks import check_params
+from djax._arrays.matrices import (
+    dealing_out,
+    is_matrix,
+)
+from djax._calls import by_its_call
+from djax._interfaces import PyTree
+from djax._mechanism.agreement import around
+from djax._mechanism.states import check_state
+from djax._mechanism.value import (
+    Mechanism,
+    parts_of,
+)
+from djax._transformations import as_transformation
+
+
+class InterleaveState(NamedTuple):
+    """State of :func:`interleave`.
+
+    Attributes:
+      mechanism_states: the states of the mechanisms, in their order.
+    """
+
+    mechanism_states: tuple[optax.OptState, ...]
+
+
+@by_its_call
+def interleave(mechanisms: Sequence[optax.GradientTransformation]) -> Mechanism:
+    r"""Splits the coordinates by stride over several mechanisms.
+
+    With all parameters in one vector (the leaves in the order of `jax.tree.leaves`,
+    each in row-major order), coordinate :math:`k` is averaged by mechanism
+    :math:`k \bmod T`. Over the two of :func:`djax.topologies.double_binary_trees` no
+    worker sends much more than another. A share is a tree of vectors: what compresses
+    matrices (:func:`djax.power_gossip`, :func:`djax.compressors.low_rank`) would find
+    none, and is refused.
+
+    Args:
+      mechanisms: the :math:`T` mechanisms.
+
+    Returns:
+      A :class:`djax.Mechanism` with an :class:`InterleaveState`; it needs `params` if
+      one of the mechanisms does.
+
+    Raises:
+      TypeError: if `mechanisms` is no list of mechanisms.
+      ValueError: if there are no mechanisms; in `init`, if one of them compresses
+        matrices and the parameters have some.
+
+    Examples:
+      >>> import djax
+      >>> communicator = djax.communicators.simulated(16)
+      >>> trees = djax.topologies.double_binary_trees(16)
+      >>> averaging = djax.interleave([djax.gossip(t, communicator) for t in trees])
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, double binary trees
+    """
+    _check_mechanisms(mechanisms)
+    if not mechanisms:
+        raise ValueError("interleave needs at least one mechanism.")
+    mechanisms = [
+        as_transformation(f"interleave: mechanisms[{i}]", m)
+        for i, m in enumerate(mechanisms)
+    ]
+    count = len(mechanisms)
+
+    def init(params):
+        check_params("interleave", params)
+        shares = _deal(params, count)
+        cut = any(is_matrix(x) for x in jax.tree.leaves(params))
+        with dealing_out() if cut else contextlib.nullcontext():
+            states = []
+            for i, share in enumerate(shares):
+                with around(f"interleave({i + 1} of {count}: {{}})"):
+                    states.append(mechanisms[i].init(share))
+        return InterleaveState(tuple(states))
+
+    def update(updates, state, params=None, **extra_args):
+        check_state("interleave", state, InterleaveState, params)
+        if len(state.mechanism_states) != count:
+            raise ValueError(
+                f"interleave has {count} mechanisms, but the state belongs to "
+                f"{len(state.mechanism_states)}: make a new state by its init."
+            )
+        shares = _deal(updates, count)
+        models = [None] * count if params is None else _deal(params, count)
+        results = [
+            mechanism.update(share, mechanism_state, model, **extra_args)
+            for mechanism, share, mechanism_state, model in zip(
+                mechanisms, shares, state.mechanism_states, models, strict=True
+            )
+        ]
+        averaged, states = zip(*results, strict=True)
+        return _collect(averaged, updates), InterleaveState(states)
+
+    return Mechanism(
+        init,
+        update,
+        name="interleave",
+        communicator=getattr(mechanisms[0], "communicator", None),
+        parts=[part for mechanism in mechanisms for part in parts_of(mechanism)],
+    )
+
+
+def _check_mechanisms(mechanisms: Any) -> None:
+    """Raises TypeError unless it is a list, or another sequence."""
+    if isinstance(mechanisms, optax.GradientTransformation) or not isinstance(
+        mechanisms, Sequence
+    ):
+        raise TypeError(f"interleave takes a list of mechanisms, got {mechanisms!r}.")
+
+
+def _offsets(tree: PyTree) -> list[int]:
+    """Index of each leaf's first coordinate in the vector of all of them."""
+    sizes = [leaf.size for leaf in jax.tree.leaves(tree)]
+    return np.cumsum([0, *sizes])[:-1].tolist()
+
+
+def _deal(tree: PyTree, count: int) -> list[list[jax.Array]]:
+    """Deals the coordinates out in turn; a share is a list of flat leaves."""
+    leaves, offsets = jax.tree.leaves(tree), _offsets(tree)
+    return [
+        [
+            leaf.ravel()[(share - offset) % count :: count]
+            for leaf, offset in zip(leaves, offsets, strict=True)
+        ]
+        for share in range(count)
+    ]
+
+
+def _collect(shares: Sequence[list[jax.Array]], like: PyTree) -> PyTree:
+    """Puts what :func:`_deal` dealt back together."""
+    leaves, treedef = jax.tree.flatten(like)
+    count = len(shares)
+    collected = []
+    for i, (leaf, offset) in enumerate(zip(leaves, _offsets(like), strict=True)):
+        rows = -(-leaf.size // count)
+        columns = [
+            jnp.pad(part, (0, rows - part.size))
+            for part in (shares[(offset + k) % count][i] for k in range(count))
+        ]
+        collected.append(jnp.stack(columns, 1).ravel()[: leaf.size].reshape(leaf.shape))
+    return jax.tree.unflatten(treedef, collected)

@@ -1,0 +1,60 @@
+"""Averaging of the updates in place of the models."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from djax._calls import by_its_call
+from djax._mechanism.adapter import wrap
+from djax._mechanism.agreement import around
+from djax._mechanism.refusals import refuse
+from djax._mechanism.value import (
+    Mechanism,
+    parts_of,
+)
+from djax._transformations import as_transformation
+
+
+@by_its_call
+def on_updates(mechanism: optax.GradientTransformation) -> Mechanism:
+    r"""Averages the updates instead of the parameters.
+
+    .. math:: x_i \leftarrow x_i + \operatorname{average}_i(u_1, \dots, u_n)
+
+    The mechanism works on parameters that are zero. Nothing draws the models
+    themselves together: workers that start equal stay equal only if the averages are
+    exact. First in a chain it averages the gradients.
+
+    Args:
+      mechanism: any mechanism.
+
+    Returns:
+      A :class:`djax.Mechanism` with the mechanism's state.
+
+    Raises:
+      ValueError: if it is an optimizer such as
+        :func:`djax.quasi_global_momentum`.
+
+    Examples:
+      >>> import djax, optax
+      >>> communicator = djax.communicators.simulated(4)
+      >>> gradients_averaged = djax.on_updates(djax.all_reduce(communicator))
+      >>> data_parallel = optax.chain(gradients_averaged, optax.adam(1e-3))
+
+    References:
+      Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
+      <https://arxiv.org/abs/2110.04175>`_, 2021, RelaySum/Grad
+    """
+    mechanism = as_transformation("on_updates", mechanism)
+    refuse("on_updates", parts_of(mechanism), "optimizer")
+
+    def init(params):
+        with around("on_updates({})"):
+            return mechanism.init(jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates, state, params=None, **extra_args):
+        del params
+        zeros = jax.tree.map(jnp.zeros_like, updates)
+        return mechanism.update(updates, state, zeros, **extra_args)
+
+    return wrap("on_updates", mechanism, init, update, {"averages_updates": True})

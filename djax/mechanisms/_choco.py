@@ -1,0 +1,181 @@
+r"""CHOCO-Gossip: averaging over compressed messages, on any graph.
+
+Every worker keeps a public copy :math:`\hat x_i` of its model, which the neighbours can
+follow because it changes only by the messages that they receive:
+
+.. math::
+   q_i &= C(x_i - \hat x_i), \\
+   \hat x_i &\leftarrow \hat x_i + q_i, \\
+   x_i &\leftarrow x_i + \gamma \textstyle\sum_j w_{ij} (\hat x_j - \hat x_i).
+
+What a message leaves out remains in :math:`x_i - \hat x_i`, and is sent later. Of the
+neighbours' copies only the weighted sum is kept, whatever the degree.
+
+Koloskova, Stich and Jaggi, `Decentralized Stochastic Optimization and Gossip Algorithms
+with Compressed Communication <https://arxiv.org/abs/1902.00340>`_, 2019, Algorithms 1
+and 2.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from djax._arguments import (
+    check_consensus_rate,
+    check_flags,
+    check_reliable,
+)
+from djax._arrays.precision import add
+from djax._calls import by_its_call
+from djax._interfaces import (
+    Communicator,
+    Compressor,
+    PyTree,
+)
+from djax._mechanism.adapter import build
+from djax._mechanism.states import (
+    check_state,
+    label_of,
+)
+from djax._mechanism.value import Mechanism
+from djax.compressors._checks import check_contraction
+from djax.topologies import Graph
+
+from ._compressed import (
+    accumulate,
+    exchange,
+    init_compressor,
+    zeros,
+)
+from ._graphs import (
+    check_mixing,
+    scaled,
+)
+
+
+class ChocoState(NamedTuple):
+    r"""State of :func:`choco_gossip`, in float32 or wider.
+
+    Attributes:
+      estimate: like the parameters, :math:`\hat x_i`: what the neighbours know of them.
+      pull: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
+      compressor_state: state of the compressor.
+      step: `int32[]`, number of updates so far.
+      graph: static label of the graph that the state belongs to; None is not checked.
+    """
+
+    estimate: PyTree
+    pull: PyTree
+    compressor_state: PyTree
+    step: ArrayLike
+    graph: PyTree = None
+
+
+@by_its_call
+def choco_gossip(
+    topology: Graph,
+    communicator: Communicator,
+    compressor: Compressor,
+    consensus_rate: float,
+    *,
+    overlap: bool = False,
+) -> Mechanism:
+    r"""Averages the parameters with the neighbours', sending compressed differences.
+
+    Placed last in a chain it makes CHOCO-SGD of SGD. With the updates :math:`u_i` of
+    the links before it,
+
+    .. math::
+       y_i &= x_i + u_i \qquad\text{(with overlap: } y_i = x_i\text{)} \\
+       q_i &= C(y_i - \hat x_i), \qquad \hat x_i \leftarrow \hat x_i + q_i \\
+       x_i &\leftarrow x_i + u_i
+          + \gamma \textstyle\sum_j w_{ij} (\hat x_j - \hat x_i)
+
+    The copies start at zero, as published. Only :math:`q_i` travels, to each neighbour.
+    With `identity()` and :math:`\gamma = 1` it is :func:`djax.gossip`.
+
+    Args:
+      topology: the graph and its weights.
+      communicator: how messages travel; it must not lose any.
+      compressor: the code C, a contraction; see :mod:`djax.compressors`. A code
+        that is declared to be none, such as `quantize(4)`, is refused, since the models
+        would diverge: use `quantize(4, unbiased=False)`.
+      consensus_rate: :math:`\gamma`, which has to be tuned: the coarser the code, the
+        smaller. A float, or a scalar array.
+      overlap: average the parameters before this step's updates.
+
+    Returns:
+      A :class:`djax.Mechanism` that needs `params`, with a
+      :class:`ChocoState`. Updates keep their dtypes.
+
+    Raises:
+      TypeError: if `topology` is no graph, or `compressor` is none, for example a
+        function that was not called.
+      ValueError: if the graph changes with time, the sizes differ, the rate is not
+        positive, messages get lost, or the code is declared to be no contraction; in
+        `init`, with overlap inside of a correction such as :func:`djax.d2`.
+
+    Examples:
+      >>> import djax, optax
+      >>> ring = djax.topologies.ring(8)
+      >>> communicator = djax.communicators.simulated(8)
+      >>> code = djax.compressors.top_k(0.01)
+      >>> averaging = djax.choco_gossip(ring, communicator, code, 0.04)
+      >>> choco_sgd = optax.chain(optax.sgd(0.1), averaging)
+
+    References:
+      Koloskova, Stich and Jaggi, `Decentralized Stochastic Optimization and Gossip
+      Algorithms with Compressed Communication <https://arxiv.org/abs/1902.00340>`_,
+      2019, Algorithm 2
+    """
+    check_mixing("choco_gossip", topology, communicator, fixed=True)
+    check_reliable("choco_gossip", communicator)
+    check_contraction("choco_gossip", compressor)
+    check_consensus_rate("choco_gossip: consensus_rate", consensus_rate, topology)
+    check_flags("choco_gossip", overlap=overlap)
+
+    label = label_of(topology, weights=True)
+
+    def init(params):
+        state = init_compressor(compressor, params, communicator)
+        step = jnp.zeros((), jnp.int32)
+        return ChocoState(zeros(params), zeros(params), state, step, label)
+
+    def mix(model, state, /, **extra):
+        del extra
+        check_state(
+            "choco_gossip",
+            state,
+            ChocoState,
+            model,
+            "estimate",
+            "pull",
+            label=label,
+            compressor=compressor,
+        )
+        own, change, compressor_state = exchange(
+            add(model, state.estimate, like=model, sign=-1),
+            compressor,
+            state.compressor_state,
+            topology,
+            communicator,
+            state.step,
+        )
+        estimate = accumulate(state.estimate, own)
+        pull = accumulate(state.pull, change)
+        step = optax.safe_increment(state.step)
+        state = ChocoState(estimate, pull, compressor_state, step, label)
+        return scaled(pull, consensus_rate), state
+
+    return build(
+        "choco_gossip",
+        init,
+        communicator,
+        topology,
+        mix=mix,
+        overlap=overlap,
+        facts={"needs_every_message": True},
+        conditions={"contraction": compressor},
+    )

@@ -1,0 +1,177 @@
+r"""DCD-PSGD: difference compression.
+
+The neighbours hold exact copies of each other's models, since a model moves only by
+what its worker has sent. With the updates :math:`u_i`,
+
+.. math:: x_i \leftarrow x_i + C(z_i), \qquad
+   z_i = \textstyle\sum_j w_{ij} x_j + u_i - x_i.
+
+What the code leaves out is lost: it has to be fine. Of the neighbours' copies only the
+weighted sum is kept.
+
+Tang et al., `Communication Compression for Decentralized Training
+<https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 1.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from djax._arguments import check_reliable
+from djax._arrays.precision import promote
+from djax._calls import by_its_call
+from djax._interfaces import (
+    Communicator,
+    Compressor,
+    PyTree,
+)
+from djax._mechanism.adapter import build
+from djax._mechanism.states import (
+    check_state,
+    label_of,
+)
+from djax._mechanism.value import Mechanism
+from djax.compressors._checks import check_unbiased
+from djax.topologies import Graph
+
+from ._compressed import (
+    accumulate,
+    exchange,
+    first_exchange,
+    init_compressor,
+    move,
+)
+from ._graphs import check_mixing
+
+
+class DCDState(NamedTuple):
+    r"""State of :func:`dcd`, in float32 or wider.
+
+    Attributes:
+      estimate: like the parameters, :math:`\hat x_i`: the model as the neighbours know
+        it; the parameters are the same but for their rounding.
+      pull: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
+      compressor_state: state of the compressor.
+      step: `int32[]`, number of updates so far.
+      graph: static label of the graph that the state belongs to; None is not checked.
+    """
+
+    estimate: PyTree
+    pull: PyTree
+    compressor_state: PyTree
+    step: ArrayLike
+    graph: PyTree = None
+
+
+@by_its_call
+def dcd(
+    topology: Graph, communicator: Communicator, compressor: Compressor
+) -> Mechanism:
+    r"""Averages with copies of the neighbours' models, sending compressed moves.
+
+    Placed last in a chain it makes DCD-PSGD of SGD. With the updates :math:`u_i` of the
+    links before it, and what else has moved the model since the last average,
+
+    .. math::
+       z_i &= (x_i + u_i) + \textstyle\sum_j w_{ij} (\hat x_j - \hat x_i) - \hat x_i \\
+       x_i = \hat x_i &\leftarrow \hat x_i + C(z_i)
+
+    In `init`, and only there, the neighbours exchange their uncompressed models. With
+    `identity()` it is :func:`djax.gossip` with overlap. What a `message_dtype` leaves
+    out of a message is lost like what the code leaves out: on a ring of 8 the mean of
+    the models moves by 0.05 % of its norm with bfloat16.
+
+    Args:
+      topology: the graph and its weights.
+      communicator: how messages travel; it must not lose any.
+      compressor: the code C, unbiased and fine: the paper's condition is
+        :math:`\omega < (1 - \lambda)^2 / (2 \mu)^2` with the second largest modulus
+        :math:`\lambda` of the eigenvalues of W, and :math:`\mu = \max_i |\lambda_i -
+        1|`.
+
+    Returns:
+      A :class:`djax.Mechanism` that needs `params`, with a
+      :class:`DCDState`. Updates keep their dtypes.
+
+    Raises:
+      TypeError: if `topology` is no graph, or `compressor` is none, for example a
+        function that was not called.
+      ValueError: if the graph changes with time, the sizes differ, messages get lost,
+        or the code is declared to be biased; inside of a correction such as
+        :func:`djax.d2`, since what is averaged are the models before this step's
+        updates.
+
+    Examples:
+      >>> import djax, optax
+      >>> ring = djax.topologies.ring(8)
+      >>> communicator = djax.communicators.simulated(8)
+      >>> averaging = djax.dcd(ring, communicator, djax.compressors.quantize(8))
+      >>> optimizer = optax.chain(optax.sgd(0.1), averaging)
+
+    References:
+      Tang et al., `Communication Compression for Decentralized Training
+      <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 1
+    """
+    check_mixing("dcd", topology, communicator, fixed=True)
+    check_reliable("dcd", communicator)
+    check_unbiased("dcd", compressor)
+
+    label = label_of(topology, weights=True)
+
+    def init(params):
+        sent, pull = first_exchange(params, topology, communicator)
+        state = init_compressor(compressor, params, communicator)
+        return DCDState(sent, pull, state, jnp.zeros((), jnp.int32), label)
+
+    def update(updates, state, params, **extra):
+        del extra
+        check_state(
+            "dcd",
+            state,
+            DCDState,
+            params,
+            "estimate",
+            "pull",
+            label=label,
+            compressor=compressor,
+        )
+        wanted = jax.tree.map(
+            lambda x, u, p, known: ((promote(x) + promote(u) + p) - known).astype(
+                x.dtype
+            ),
+            params,
+            updates,
+            state.pull,
+            state.estimate,
+        )
+        own, change, compressor_state = exchange(
+            wanted,
+            compressor,
+            state.compressor_state,
+            topology,
+            communicator,
+            state.step,
+        )
+        estimate = accumulate(state.estimate, own)
+        pull = accumulate(state.pull, change)
+        step = optax.safe_increment(state.step)
+        state = DCDState(estimate, pull, compressor_state, step, label)
+        return move(updates, params, estimate), state
+
+    return build(
+        "dcd",
+        init,
+        communicator,
+        topology,
+        update=update,
+        facts={
+            "needs_every_message": True,
+            # What the neighbours have are the models before this step's updates.
+            "overlap": "dcd averages older ones; use gossip",
+            "moves_mean": True,  # By what the code leaves out.
+        },
+        conditions={"unbiased": compressor},
+    )

@@ -1,0 +1,145 @@
+r"""Gossip averaging: the mechanism of D-PSGD.
+
+Each worker replaces its model by a weighted average over its neighbourhood,
+
+.. math:: x_i \leftarrow \textstyle\sum_j w_{ij} x_j
+             = x_i + \textstyle\sum_j w_{ij} (x_j - x_i),
+
+with the weights of :attr:`djax.Topology.mixing_matrix`. The second form is computed:
+equal models stay equal to the last bit, and since :math:`w_{ij} = w_{ji}` what one end
+of an edge gains the other loses, so that the mean over the workers is kept.
+
+Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
+<https://arxiv.org/abs/1705.09056>`_, 2017.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from djax import mixing
+from djax._arguments import (
+    check_consensus_rate,
+    check_flags,
+)
+from djax._arrays.keys import check_key
+from djax._calls import by_its_call
+from djax._interfaces import Communicator
+from djax._mechanism.adapter import build
+from djax._mechanism.states import check_state
+from djax._mechanism.value import Mechanism
+from djax.topologies import Graph
+
+from ._graphs import (
+    check_mixing,
+    mixing_matrices,
+    scaled,
+)
+
+
+class GossipState(NamedTuple):
+    """State of :func:`gossip`.
+
+    Attributes:
+      step: `int32[]`, number of updates so far; the key of simulated message losses.
+    """
+
+    step: ArrayLike
+
+
+@by_its_call
+def gossip(
+    topology: Graph,
+    communicator: Communicator,
+    *,
+    consensus_rate: float = 1.0,
+    overlap: bool = False,
+    key: jax.Array | None = None,
+) -> Mechanism:
+    r"""Averages the parameters with those of the neighbours.
+
+    Placed last in a chain, it makes any optimizer decentralized. With the updates
+    :math:`u_i` of the links before it and the consensus rate :math:`\rho`,
+
+    .. math::
+       y_i &= x_i + u_i \qquad\text{(with overlap: } y_i = x_i\text{)} \\
+       x_i &\leftarrow x_i + u_i + \rho \textstyle\sum_j w_{ij} (y_j - y_i)
+
+    Adapt, then combine; with `overlap` combine, then adapt: the messages do not depend
+    on this step's gradients. One model travels to each neighbour in each step. On a
+    complete graph it is :func:`djax.all_reduce`.
+
+    Optimizers that read their evaluation point or step size off the iterates, such as
+    optax's `schedule_free`, `dadapt_adamw` and `prodigy`, go wrong before an averaging
+    that moves the iterates. Put the averaging inside where that is possible:
+    `optax.contrib.schedule_free(optax.chain(optax.sgd(0.1), gossip), 0.1)`.
+
+    Where messages are lost (`drop_probability` of the communicator), the weights of
+    those that came are divided by their sum, own weight included. For an entry of a
+    neighbour's model that is NaN or infinite stands the worker's own value, so that one
+    worker's diverged model does not spread to the others.
+
+    Every worker has to take part in every exchange: what decides by one worker's own
+    values, such as `optax.apply_if_finite`, belongs around the optimizer in front of
+    the mechanism, never around both. Under MPI the workers would wait for each other.
+
+    Args:
+      topology: the graph and its weights: a Topology, or a Schedule whose matrices are
+        doubly stochastic, of which each step takes the next one.
+      communicator: how messages travel.
+      consensus_rate: step size of the averaging; 1 replaces the model by the average.
+        A float, or a scalar array (`optax.inject_hyperparams` works).
+      overlap: average the parameters before this step's updates.
+      key: PRNG key of the losses, where messages are lost; `jax.random.key(0)` by
+        default. Two mechanisms on one graph lose the same unless their keys differ.
+
+    Returns:
+      A :class:`djax.Mechanism` that needs `params`, with a :class:`GossipState`.
+      Updates keep their dtypes; sums are in float32 or wider.
+
+    Raises:
+      TypeError: if `topology` is no graph, or `key` is no key.
+      ValueError: if the sizes differ, a matrix is not doubly stochastic, the rate is
+        not positive, or it is so large that the models would never become equal.
+
+    Examples:
+      >>> import djax, optax
+      >>> ring = djax.topologies.ring(16)
+      >>> communicator = djax.communicators.simulated(16)
+      >>> dpsgd = optax.chain(optax.sgd(0.1), djax.gossip(ring, communicator))
+
+    References:
+      Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
+      <https://arxiv.org/abs/1705.09056>`_, 2017, Algorithm 1
+    """
+    check_mixing("gossip", topology, communicator)
+    check_key("gossip", key)
+    check_consensus_rate("gossip: consensus_rate", consensus_rate, topology)
+    check_flags("gossip", overlap=overlap)
+
+    def init(params):
+        return GossipState(jnp.zeros((), jnp.int32))
+
+    def mix(model, state, /, **extra):
+        del extra
+        check_state("gossip", state, GossipState, model)
+        displacement = mixing.displacement(
+            model, topology, communicator, step=state.step, key=key
+        )
+        state = GossipState(optax.safe_increment(state.step))
+        return scaled(displacement, consensus_rate), state
+
+    return build(
+        "gossip",
+        init,
+        communicator,
+        topology,
+        mix=mix,
+        overlap=overlap,
+        skips_silent_steps=True,
+        matrices=mixing_matrices(topology, consensus_rate),
+        per_rank=["key"],
+    )

@@ -1,0 +1,1 @@
+"""PowerGossip, and its linear algebra."""

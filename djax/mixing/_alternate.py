@@ -1,0 +1,165 @@
+"""Steps that take turns, of which only the one whose turn it is costs anything."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
+
+from djax import accounting
+from djax._interfaces import PyTree
+
+
+def alternate(
+    step: ArrayLike,
+    schedule: Sequence[int],
+    branches: Sequence[Callable[..., PyTree]],
+    *operands: PyTree,
+) -> PyTree:
+    """Returns `branches[schedule[step % len(schedule)]](*operands)`.
+
+    Mechanisms that alternate go through here, so that `djax.communication_cost` can
+    weigh what each branch sends by how often it is taken.
+
+    In simulation each worker has a counter of its own along a `vmap` axis. Given a
+    branch index per worker, JAX would compute all branches and select afterwards.
+    Workers that exchange messages within a branch must all take it, so that the index
+    is made one value along the axes of those messages. Along other axes, such as that
+    of a sweep over hyper-parameters, counters may differ. A branch that returns its
+    operands then still costs nothing in a step in which all runs of the sweep take it.
+
+    Args:
+      step: `int32[]`, the same on every worker.
+      schedule: which branch the steps of one period take.
+      branches: functions with results of the same shapes and dtypes.
+      *operands: their arguments.
+    """
+    if len(set(schedule)) == 1:  # There is nothing to choose.
+        return branches[schedule[0]](*operands)
+    if (counter := accounting.counter()) is not None:
+        return counter.alternate(schedule, branches, operands)
+    position = jnp.asarray(step) % len(schedule)
+    index = jnp.asarray(np.asarray(schedule, np.int32))[position]
+    # Traced once: what a branch says while it is traced is said once.
+    trace = functools.partial(jax.make_jaxpr, return_shape=True)
+    traced = [trace(branch)(*operands) for branch in branches]
+    programs = [program for program, _ in traced]
+    for axis_name in _simulated_axes(programs):
+        index = jax.lax.pmax(index, axis_name)
+    flat = _choose(index, programs, jax.tree.leaves(operands))
+    return jax.tree.unflatten(jax.tree.structure(traced[0][1]), flat)
+
+
+def _choose(
+    index: jax.Array, programs: Sequence[Any], operands: list[jax.Array]
+) -> list[jax.Array]:
+    """Returns the results of one of the traced programs."""
+    idle = [program.jaxpr.outvars == program.jaxpr.invars for program in programs]
+    constants = [program.consts for program in programs]
+
+    def run(index, constants, operands):
+        functions = [
+            jax.extend.core.jaxpr_as_fun(
+                jax.extend.core.ClosedJaxpr(program.jaxpr, known)
+            )
+            for program, known in zip(programs, constants, strict=True)
+        ]
+        if idle.count(False) == 1:
+            return functions[idle.index(False)](*operands)
+        return jax.lax.switch(index, functions, *operands)
+
+    if not any(idle):
+        return run(index, constants, operands)
+    active = ~jnp.asarray(idle)[index]
+    return _run_or_pass_on(run, active, index, constants, operands)
+
+
+def _run_or_pass_on(
+    run: Callable[..., list[jax.Array]],
+    active: jax.Array,
+    index: jax.Array,
+    constants: list[Any],
+    operands: list[jax.Array],
+) -> list[jax.Array]:
+    """Returns `run(index, constants, operands)` if `active`, else the operands.
+
+    A conditional would copy the operands that it passes on. A loop leaves what it
+    carries where it is: this one ends after one iteration, or before the first.
+    """
+
+    @jax.custom_jvp
+    def looped(active, index, constants, operands):
+        def iteration(carry):
+            some, operands = carry
+            results = [
+                _if_active(active, new, old)
+                for new, old in zip(
+                    run(index, constants, operands), operands, strict=True
+                )
+            ]
+            return jnp.zeros_like(some), results
+
+        carry = _any(active), operands
+        return jax.lax.while_loop(lambda carry: carry[0], iteration, carry)[1]
+
+    @looped.defjvp
+    def _(primals, tangents):
+        # Of a loop that may end at any time there are no derivatives in reverse mode.
+        def conditional(active, index, constants, operands):
+            return jax.lax.cond(
+                active,
+                lambda operands: list(run(index, constants, operands)),
+                lambda operands: operands,
+                operands,
+            )
+
+        return jax.jvp(conditional, primals, tangents)
+
+    return looped(active, index, constants, operands)
+
+
+@custom_vmap
+def _any(flag: jax.Array) -> jax.Array:
+    """The flag; under a `vmap` of several flags, whether any of them is set."""
+    return flag
+
+
+@_any.def_vmap
+def _(axis_size, in_batched, flag):
+    return _any(flag.any(axis=0)), False
+
+
+@custom_vmap
+def _if_active(active: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Returns `new`; under a `vmap` of several flags, only where `active` is set."""
+    return new
+
+
+@_if_active.def_vmap
+def _(axis_size, in_batched, active, new, old):
+    new, old = (
+        x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+        for x, batched in zip((new, old), in_batched[1:], strict=True)
+    )
+    if not in_batched[0]:
+        return _if_active(active, new, old), True
+    # The axes of the flags come first.
+    flags = active.reshape(active.shape + (1,) * (new.ndim - active.ndim))
+    return jnp.where(flags, new, old), True
+
+
+def _simulated_axes(programs: Sequence[Any]) -> list[Any]:
+    """The `vmap` axes along which traced programs exchange something.
+
+    The axes of a mesh are left out, since a worker with a device of its own takes one
+    branch anyway.
+    """
+    effects = [effect for program in programs for effect in program.effects]
+    # The class of the effect of talking along an axis is public by its name only.
+    names = {e.name for e in effects if type(e).__name__ == "NamedAxisEffect"}
+    return sorted(names - set(jax.sharding.get_abstract_mesh().manual_axes), key=str)

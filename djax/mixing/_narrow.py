@@ -1,0 +1,68 @@
+"""Floats that are rounded for their way to the neighbours."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from djax._arrays import bits as _bits
+from djax._arrays.precision import promote
+from djax._interfaces import (
+    Communicator,
+    PyTree,
+)
+
+
+def narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTree:
+    """Returns what travels: wider floats are rounded to the communicator's dtype.
+
+    Args:
+      message: a tree of arrays.
+      communicator: which has a `message_dtype`.
+      step: `int32[]`, number of steps so far. Stochastic rounding draws anew in each
+        step, and on all workers alike, so that equal models stay equal.
+    """
+    dtype = jnp.dtype(communicator.message_dtype)
+    leaves, treedef = jax.tree.flatten(message)
+    rounds = [_is_rounded(x, dtype) for x in leaves]
+    some = [x for x, is_rounded in zip(leaves, rounds, strict=True) if is_rounded]
+    if communicator.rounding_seed is None:
+        rounded = iter([_nearest(x, dtype) for x in some])
+    else:
+        key = jax.random.key(communicator.rounding_seed, impl="threefry2x32")
+        some = list(map(promote, some))  # Half precision holds no fine noise.
+        noise = _bits.noise(jax.random.fold_in(key, step), some)
+        rounded = iter(map(functools.partial(_at_random, dtype=dtype), some, noise))
+    return treedef.unflatten(
+        next(rounded) if is_rounded else x
+        for x, is_rounded in zip(leaves, rounds, strict=True)
+    )
+
+
+def _is_rounded(x: Any, dtype: Any) -> bool:
+    """Whether a leaf of a message is of real floats wider than the dtype."""
+    found = jnp.result_type(x)
+    return jnp.issubdtype(found, jnp.floating) and found.itemsize > dtype.itemsize
+
+
+def _nearest(x: jax.Array, dtype: Any) -> jax.Array:
+    """Rounds to the nearest number; what is finite stays finite."""
+    largest = float(jnp.finfo(dtype).max)
+    return jnp.where(jnp.isfinite(x), jnp.clip(x, -largest, largest), x).astype(dtype)
+
+
+def _at_random(x: jax.Array, noise: jax.Array, dtype: Any) -> jax.Array:
+    """Rounds to one of the two nearest numbers, so that the mean is `x`."""
+    info = jnp.finfo(dtype)
+    _, exponent = jnp.frexp(x)
+    # Of the numbers with this exponent; below the smallest normal one it stays. What is
+    # no normal number of `x` itself, processors take for zero.
+    power = jnp.maximum(exponent - 1, info.minexp) - info.nmant
+    power = jnp.maximum(power, jnp.finfo(x.dtype).minexp)
+    distance = jnp.ldexp(jnp.ones_like(x), power)
+    quotient = x / distance
+    below = jnp.floor(quotient)
+    chosen = jnp.where(noise < quotient - below, below + 1, below)
+    return _nearest(jnp.where(jnp.isfinite(x), chosen * distance, x), dtype)

@@ -1,0 +1,133 @@
+"""What a gradient function has to take and to return."""
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from djax._interfaces import PyTree
+
+GradientFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
+
+
+def check_gradient_fn(
+    name: str, gradient_fn: Any, params: PyTree, model_state: PyTree, batch: PyTree
+) -> None:
+    """Checks what a function would return, without computing anything.
+
+    Args:
+      name: who was given the function, for the error.
+      gradient_fn: the function.
+      params: one worker's parameters, or their shapes.
+      model_state: its other state, likewise.
+      batch: one of its batches, likewise.
+
+    Raises:
+      TypeError: unless it takes these and returns gradients, model state and metrics.
+    """
+    arguments = params, model_state, batch
+    check_signature(name, gradient_fn)
+    made = jax.eval_shape(gradient_fn, *arguments)
+    check_gradients(name, made, params, model_state)
+
+
+def check_signature(name: str, gradient_fn: Any) -> None:
+    """Raises TypeError unless it can be called with three arguments."""
+    with contextlib.suppress(ValueError):  # Of functions without a signature.
+        try:
+            inspect.signature(gradient_fn).bind(None, None, None)
+        except TypeError:
+            raise TypeError(
+                f"{name}: gradient_fn must take params, model_state and batch, got "
+                f"{gradient_fn!r}."
+            ) from None
+
+
+def check_gradients(name: str, made: Any, params: PyTree, model_state: PyTree) -> None:
+    """Raises TypeError unless they are gradients, model state and metrics."""
+    if not isinstance(made, tuple) or len(made) != 3:
+        raise TypeError(
+            f"{name}: gradient_fn must return gradients, model_state and metrics, got "
+            f"{_outline(made)}."
+        )
+    if (shapes := jax.tree.map(jnp.shape, params)) != jax.tree.map(jnp.shape, made[0]):
+        raise TypeError(
+            f"{name}: gradient_fn must return gradients of the shapes {shapes}, got "
+            f"{jax.tree.map(jnp.shape, made[0])}."
+        )
+    _check_number_kinds(name, params, made[0])
+    kinds, found = _kinds(model_state), _kinds(made[1])
+    if kinds != found:
+        raise TypeError(
+            f"{name}: gradient_fn must return a model_state like {kinds}, got {found}."
+        )
+
+
+def check_unchanged(name: str, before: PyTree, after: PyTree) -> None:
+    """Raises TypeError if an optimizer's state or the parameters change their types.
+
+    A loop on the device needs arrays of the same structure, shapes and dtypes after
+    every step. JAX's own error would name none of the user's functions.
+
+    Args:
+      name: whose loop it is, for the error.
+      before: parameters and optimizer state before a step.
+      after: the same after it.
+    """
+    remedy = (
+        "let gradient_fn return gradients in the dtypes of the parameters, or give the "
+        "optimizer the dtype of its state (such as accumulator_dtype of optax.sgd)."
+    )
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise TypeError(
+            f"{name}: the optimizer returns a state of another structure than the one "
+            "it was given: make the workers by init_workers with this optimizer."
+        )
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
+    )
+    for (path, old), new in pairs:
+        weak = getattr(old, "weak_type", False)  # JAX gives it the dtype of the result.
+        same_dtype = weak or jnp.result_type(old) == jnp.result_type(new)
+        if jnp.shape(old) != jnp.shape(new) or not same_dtype:
+            raise TypeError(
+                f"{name}: the optimizer turns workers{jax.tree_util.keystr(path)} from "
+                f"{_outline(old)} into {_outline(new)}: {remedy}"
+            )
+
+
+def _check_number_kinds(name: str, params: PyTree, grads: PyTree) -> None:
+    """Raises TypeError if real parameters get complex gradients, or floats integers."""
+    gradients = jax.tree.leaves(grads)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (path, param), grad in zip(leaves, gradients, strict=True):
+        kind, found = jnp.result_type(param), jnp.result_type(grad)
+        if not jnp.issubdtype(kind, jnp.inexact):
+            continue
+        if not jnp.issubdtype(found, jnp.inexact) or (
+            jnp.issubdtype(found, jnp.complexfloating)
+            and not jnp.issubdtype(kind, jnp.complexfloating)
+        ):
+            raise TypeError(
+                f"{name}: gradient_fn returns a gradient of dtype {found} for "
+                f"params{jax.tree_util.keystr(path)}, which is {kind}."
+            )
+
+
+def _kinds(tree: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree
+    )
+
+
+def _outline(tree: Any) -> str:
+    """The tree with shapes for its arrays, where it is made of arrays."""
+    try:
+        return str(
+            jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
+        )
+    except TypeError:
+        return repr(tree)

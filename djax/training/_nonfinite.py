@@ -1,0 +1,175 @@
+"""What becomes of a worker whose gradient is infinite or not a number.
+
+One such number is enough to lose a run: an averaging passes it to the neighbours, and
+after as many steps as the graph's diameter no model is left.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from djax._interfaces import (
+    Communicator,
+    PyTree,
+)
+
+NonFinite = Literal["raise", "skip", "isolate"]
+
+_FINE, _GRADIENT, _PARAMS = range(3)
+"""What was not finite in one step of one worker, the parameters after the step."""
+
+_MULTIPLIED = (jnp.float32, jnp.float64)
+_COMPARED = (*_MULTIPLIED, jnp.float16, jnp.bfloat16)
+# Entries of an array that is worth a product of its own.
+_LARGE = 1 << 14
+
+
+class NonFiniteError(FloatingPointError):
+    """A worker's gradient or model has become infinite or not a number.
+
+    Attributes:
+      ranks: the workers in which it began. Those that they have infected since by
+        averaging are not among them.
+      step: index of the first such step in the call, or None if the parameters that
+        the call was given were not finite. Of an asynchronous worker it is the index
+        of its own gradient.
+      workers: all local workers after the call, as it would have returned them; None
+        in asynchronous training.
+      metrics: what the call would have returned, too; likewise.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        ranks: Sequence[int] = (),
+        step: int | None = None,
+        workers: Any = None,
+        metrics: PyTree = None,
+    ):
+        """Takes the message, and what is known."""
+        super().__init__(message)
+        self.ranks, self.step = tuple(ranks), step
+        self.workers, self.metrics = workers, metrics
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether no number of one worker's arrays is infinite or NaN, `bool[]`.
+
+    Leaves that are not floating-point or complex are passed over.
+    """
+    finite = [_is_finite(x) for x in jax.tree.leaves(tree) if _is_float(x)]
+    return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
+
+
+def _is_finite(x: jax.Array) -> jax.Array:
+    """Whether all of an array is finite, `bool[]`, as XLA on CPUs finds out fastest."""
+    dtype = jnp.result_type(x)
+    if dtype in _MULTIPLIED and jnp.ndim(x) > 1 and jnp.size(x) >= _LARGE:
+        # Infinity times 0 is NaN, and so is NaN times 0. XLA reduces an array in three
+        # times the time that a product of a matrix and a vector takes. The barrier
+        # keeps XLA from seeing that the vector is 0.
+        zeros = jax.lax.optimization_barrier(jnp.zeros(x.shape[-1], dtype))
+        x = jnp.matmul(x, zeros, precision="highest")
+    if dtype in _COMPARED:  # A maximum takes half as long as a conjunction.
+        return jnp.max(jnp.abs(x), initial=0) < jnp.inf
+    return jnp.isfinite(x).all()
+
+
+def flaw(grads: PyTree, params: PyTree) -> jax.Array:
+    """What is not finite in one step of one worker.
+
+    Args:
+      grads: the worker's own gradient.
+      params: its parameters after the step.
+
+    Returns:
+      `uint8[]`; a gradient counts before the parameters that it has spoilt.
+    """
+    after = jnp.where(all_finite(params), _FINE, _PARAMS)
+    return jnp.where(all_finite(grads), after, _GRADIENT).astype(jnp.uint8)
+
+
+def without_step(finite: jax.Array, grads: PyTree, new: PyTree, old: PyTree):
+    """Gradients and model state of a worker that makes a step only if it is finite.
+
+    Args:
+      finite: `bool[]`, whether the gradient is.
+      grads: the gradient.
+      new: the model state that came with it.
+      old: the model state before.
+
+    Returns:
+      The gradient and the new model state, or zeros and the old one.
+    """
+    zero = jax.tree.map(
+        lambda g: jnp.where(finite, g, jnp.zeros_like(g)) if _is_float(g) else g, grads
+    )
+    return zero, jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
+
+
+def make_check(communicator: Communicator) -> Callable[..., None]:
+    """Makes what raises the same :class:`NonFiniteError` on all processes.
+
+    Returns:
+      `(started, flaws, workers, metrics) -> None`, where `started` is `bool[local]`,
+      whether the parameters of each worker were finite before the first step, `flaws`
+      is `uint8[local, steps]` from :func:`flaw`, and the others are what the call
+      returns. It waits for them.
+    """
+    size = communicator.size
+
+    def worker(started, flaws):
+        """The first flaw of every worker, `float32[size]` on each of them."""
+        flaws = flaws.astype(jnp.int32)
+        step = jnp.argmax(flaws != _FINE).astype(jnp.int32)
+        first = jnp.where(flaws[step] == _FINE, -1, 2 * step + flaws[step])
+        first = jnp.where(started, first, 0).astype(jnp.float32)
+        mine = jnp.arange(size) == communicator.rank()
+        return communicator.mean(jnp.where(mine, first, 0.0))
+
+    agree = jax.jit(communicator.spmd(worker))
+
+    def check(started, flaws, workers, metrics):
+        shares = agree(started, flaws).addressable_shards[0].data
+        firsts = np.rint(np.asarray(shares)[0] * size).astype(int)
+        if (firsts < 0).all():
+            return
+        first = firsts[firsts >= 0].min()
+        ranks = tuple(np.flatnonzero(firsts == first).tolist())
+        step = None if first == 0 else int(first - 1) // 2
+        message = _describe(ranks, step, first % 2 == 1, flaws.shape[1])
+        raise NonFiniteError(message, ranks, step, workers, metrics)
+
+    return check
+
+
+def _describe(
+    ranks: tuple[int, ...], step: int | None, gradient: bool, steps: int
+) -> str:
+    named = ", ".join(map(str, ranks[:8])) + (" and others" if len(ranks) > 8 else "")
+    whose = f"worker {named}" if len(ranks) == 1 else f"workers {named}"
+    if step is None:
+        return (
+            f"make_steps: the parameters of {whose} were not finite before the first "
+            "step; start from others, or from an older checkpoint."
+        )
+    when = f"step {step + 1} of the {steps} of this call (batches[:, {step}])"
+    if gradient:
+        return (
+            f"make_steps: the gradient of {whose} is not finite in {when}. Look at "
+            "these data, or lower the learning rate; nonfinite='skip' leaves out such "
+            "gradients, and nonfinite='isolate' lets the other workers go on alone."
+        )
+    return (
+        f"make_steps: the parameters of {whose} are not finite after {when}, although "
+        "all gradients were: the optimizer's or the averaging's own step is too large. "
+        "Lower the learning rate or the consensus rate."
+    )
+
+
+def _is_float(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)

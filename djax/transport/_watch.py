@@ -1,0 +1,138 @@
+"""Ends the process that started it when one call of MPI takes too long.
+
+A program of its own, since MPI's start and its end hold Python's interpreter lock: no
+thread of the process that waits could say a word. It reads from a pipe that closes when
+the call has returned or the process has died, and needs nothing but Python's library.
+:mod:`djax.transport._start` runs it.
+"""
+
+import os
+import pathlib
+import select
+import signal
+import sys
+import time
+
+_POLL = 0.5  # Seconds between two looks.
+
+
+def main(doing: str, patience: float, limit: float, parent: int) -> None:
+    """Waits for the call's end, and ends the caller if it takes too long.
+
+    Args:
+      doing: what the caller does, for the messages.
+      patience: seconds after which it says that it waits.
+      limit: seconds after which it ends the caller.
+      parent: process id of the caller.
+    """
+    begin, said = time.monotonic(), False
+    who = f"rank {os.environ.get('PMI_RANK', '?')} of {os.environ.get('PMI_SIZE', '?')}"
+    dead_before: set[int] = set()
+    while not select.select([0], [], [], _POLL)[0]:
+        waited = time.monotonic() - begin
+        dead, late = missing(parent)
+        # Twice, as processes do not start or end all at the same moment.
+        if dead & dead_before:
+            say(f"{who} ends {doing}: {name(dead)} died before.")
+        elif waited > limit:
+            say(f"{who} ends after {waited:.0f} s of {doing}: {blame(late)}.")
+        else:
+            if waited > patience and not said:
+                said = True
+                say(f"{who} is {doing} since {waited:.0f} s: {blame(late)}.")
+            dead_before = dead
+            continue
+        time.sleep(0.5)  # The launcher drops what it has not passed on by the end.
+        if os.getppid() == parent:
+            os.kill(parent, signal.SIGKILL)
+        return
+
+
+def say(text: str) -> None:
+    """Writes one line."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def name(ranks: set[int]) -> str:
+    """The ranks as a sentence names them."""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, sorted(ranks)))}"
+
+
+def blame(late: set[int]) -> str:
+    """Whom the caller waits for."""
+    if not late:
+        return "not all ranks have come"
+    return f"{name(late)} {'have' if len(late) > 1 else 'has'} not come"
+
+
+def missing(caller: int) -> tuple[set[int], set[int]]:
+    """Ranks of this node that have died, and that do not wait like the caller.
+
+    Known under MPICH's launcher on Linux; both are empty elsewhere, as are the dead
+    where the job has more nodes than this one.
+    """
+    try:
+        size, local = (int(os.environ[x]) for x in ("PMI_SIZE", "MPI_LOCALNRANKS"))
+        parents = _parents()
+        launcher = next(x for x in _ancestors(caller, parents) if _is_launcher(x))
+    except (KeyError, OSError, StopIteration, ValueError):
+        return set(), set()
+    mine = {x for x, parent in parents.items() if parent == launcher}
+    alive = {rank for x in mine if (rank := _rank(x)) is not None}
+    waiting = set()
+    for process in parents:
+        if _is_watcher(process) and launcher in _ancestors(process, parents):
+            waiting.add(_rank(process))
+    dead = set(range(size)) - alive if local == size else set()
+    return dead, alive - waiting - dead
+
+
+def _parents() -> dict[int, int]:
+    """The parent of each living process."""
+    found = {}
+    for folder in pathlib.Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:  # Its name, which may hold spaces, is in brackets.
+                stat = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if stat[0] not in "ZX":
+                found[int(folder.name)] = int(stat[1])
+    return found
+
+
+def _ancestors(process: int, parents: dict[int, int]) -> list[int]:
+    found = []
+    while (process := parents.get(process, 0)) > 1:
+        found.append(process)
+    return found
+
+
+def _is_launcher(process: int) -> bool:
+    command = pathlib.Path(f"/proc/{process}/comm").read_text()
+    return command.startswith("hydra_pmi_prox")
+
+
+def _is_watcher(process: int) -> bool:
+    try:
+        command = pathlib.Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return __file__.encode() in command
+
+
+def _rank(process: int) -> int | None:
+    try:
+        environment = pathlib.Path(f"/proc/{process}/environ").read_bytes()
+    except OSError:
+        return None
+    for entry in environment.split(b"\0"):
+        key, _, value = entry.partition(b"=")
+        if key == b"PMI_RANK":
+            return int(value)
+    return None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
