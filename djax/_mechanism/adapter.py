@@ -1,9 +1,10 @@
-"""The adapter: how a mechanism becomes a transformation of optax.
+"""The adapter that makes a transformation of optax out of a mechanism's `mix`.
 
-A mechanism says how far averaging moves a model. What goes before and after is the same
-for all of them, and done here: checks, the comparison of processes at the start, the
-model that is averaged (with this step's updates, or without them), the sum of updates
-and displacement, and steps in which nobody sends anything.
+A mechanism's own code says how far the averaging moves a model. Everything around that
+is the same for all mechanisms and is done here: the checks of arguments; the comparison
+between processes when a mechanism starts; the choice of the model that is averaged
+(with or without the updates of the present step); the sum of updates and displacement;
+and the steps of a graph in which no worker sends anything.
 """
 
 import functools
@@ -59,34 +60,38 @@ def mechanism(
     needs_every_message: bool = False,
     name: str | None = None,
 ) -> Mechanism:
-    r"""Makes a mechanism of two functions, which say what ONE worker does.
+    r"""Makes a mechanism of your own out of two functions, `init` and `mix`.
 
-    With the updates :math:`u` of the links before it in a chain,
+    Both functions say what ONE worker does. If :math:`u` are the updates that come from
+    the links before the mechanism in a chain, a step is
 
     .. math::
        y &= x + u \qquad\text{(with overlap: } y = x\text{)} \\
        x &\leftarrow x + u + \text{mix}(y)
 
     Args:
-      init: `params -> state`, which tree of arrays the mechanism starts from.
-      mix: `(model, state, **extra) -> (displacement, state)`, how far the averaging
-        moves the model :math:`y`: a tree like it, in float32 or wider.
-        :mod:`djax.mixing` has what it needs to talk to the neighbours. Of the extra
-        arguments of `update` it gets those that it names, or all by `**extra`.
+      init: `params -> state`; the state is a tree of arrays.
+      mix: `(model, state, **extra) -> (displacement, state)`. The displacement says how
+        far the averaging moves the model :math:`y`, as a tree like the model in float32
+        or wider. Messages to the neighbours are sent by :mod:`djax.mixing`. Of the
+        extra arguments of `update`, the function is given those that it names, or all
+        of them if it takes `**extra`.
       communicator: how messages travel.
-      graph: between whom, if not between all.
-      overlap: average the parameters before this step's updates, so that the messages
-        need not wait for the gradients.
-      needs_every_message: whether no message may be lost.
-      name: what errors call it; by default the name of `mix`.
+      graph: the graph whose neighbours exchange messages; None if all workers do.
+      overlap: average the parameters without the updates of this step, so that the
+        messages need not wait for the gradients.
+      needs_every_message: whether the mechanism fails if a message is lost.
+      name: the name of the mechanism in errors; by default the name of `mix`.
 
     Returns:
-      A :class:`djax.Mechanism`. Updates keep their dtypes; sums are in float32 or
-      wider.
+      A :class:`djax.Mechanism`. Updates and displacement are added in float32 or wider;
+      the sum has the dtypes of the updates.
 
     Raises:
-      TypeError: if `init` or `mix` is no function, or `communicator` or `graph` none.
-      ValueError: if the sizes differ, or messages get lost that may not be.
+      TypeError: if `init` or `mix` is not a function, or if `communicator` or `graph`
+        is something else.
+      ValueError: if graph and communicator differ in size, or if the communicator loses
+        messages although the mechanism needs all of them.
 
     Examples:
       >>> import djax, jax, jax.numpy as jnp
@@ -124,7 +129,7 @@ def mechanism(
     facts = {
         "overlap": overlap,
         "needs_every_message": needs_every_message,
-        "moves_mean": True,  # Unknown of a user's mechanism.
+        "moves_mean": True,  # A user's mechanism does not promise to keep the mean.
     }
     made = build(
         name,
@@ -143,15 +148,15 @@ def mechanism(
 
 @by_its_call
 def only(mask: Any, mechanism: optax.GradientTransformation) -> Mechanism:
-    """Lets a mechanism average some of the leaves, and leaves all others alone.
+    """Averages some leaves of the parameters only, and leaves the other leaves alone.
 
-    Like `optax.masked(mechanism, mask)`, whose result is an opaque pair of functions
-    that corrections such as :func:`djax.d2` cannot ask anything. This one is a
-    :class:`djax.Mechanism` with the attributes of the given one.
+    This does what `optax.masked(mechanism, mask)` does, but the result is a
+    :class:`djax.Mechanism` with the attributes of the given one, so that corrections
+    such as :func:`djax.d2` accept it.
 
     Args:
-      mask: a tree like the parameters of booleans, or a prefix of such a tree, or a
-        function that makes one of the parameters; True where a leaf is averaged.
+      mask: a tree of booleans like the parameters, a prefix of such a tree, or a
+        function from the parameters to such a tree. Leaves with True are averaged.
       mechanism: any mechanism.
 
     Returns:
@@ -176,7 +181,7 @@ def only(mask: Any, mechanism: optax.GradientTransformation) -> Mechanism:
 
 
 def _check_mask(mask: Any, params: PyTree) -> None:
-    """Raises ValueError unless a mask says of all parameters whether it means them."""
+    """Raises ValueError unless a mask has a boolean for each leaf of the parameters."""
     flags, error = jax.tree.leaves(mask), None
     try:
         jax.tree.map(lambda flag, part: None, mask, params)
@@ -205,24 +210,24 @@ def build(
     skips_silent_steps: bool = False,
     per_rank: Sequence[str] = (),
 ) -> Mechanism:
-    """Makes a mechanism, whose arguments the processes compare when it starts.
+    """Makes a mechanism, whose arguments all processes compare when it starts.
 
     Args:
-      name: of its maker.
+      name: the name of the function that makes the mechanism.
       init: `params -> state`.
       communicator: how messages travel.
-      graph: between whom, if not between all.
+      graph: the graph whose neighbours exchange messages; None if all workers do.
       mix: `(model, state, **extra) -> (displacement, state)`.
-      update: in place of `mix`, for a mechanism whose result is not a displacement
-        that is added to the updates: as in optax.
-      overlap: whether `mix` gets the parameters without the updates.
-      facts: names of :data:`djax._mechanism.refusals.REASONS`; `overlap` is one.
+      update: `(updates, state, params, **extra) -> (updates, state)`, in place of
+        `mix`, if the result is not the sum of the updates and a displacement.
+      overlap: whether `mix` is given the parameters without the updates.
+      facts: names of :data:`djax._mechanism.refusals.REASONS`; `overlap` is added.
       matrices: see :class:`Part`.
       conditions: see :class:`Part`.
-      sends_to_neighbors: whether it exchanges messages that can be lost.
-      skips_silent_steps: whether nothing changes in a step in which nobody sends
-        anything but the field `step` of its state, which counts them.
-      per_rank: names of arguments of its maker that may differ between processes.
+      sends_to_neighbors: whether the mechanism exchanges messages that can be lost.
+      skips_silent_steps: whether a step in which no worker sends anything changes
+        nothing but the field `step` of the state, which counts the steps.
+      per_rank: names of the maker's arguments that may differ between processes.
     """
 
     def start(params):
@@ -239,8 +244,9 @@ def build(
 
     def step(updates, state, /, params=None, **extra):
         params = check_params(name, params)
-        # A silent step has no rounds: costs are right without the alternation. With it
-        # they would not be, since graph and alternation keep in step with each other.
+        # While costs are counted, there is no need to skip silent steps: they have no
+        # rounds and cost nothing. A second alternation with the period of the graph
+        # would be counted as if the two were independent of each other.
         if sending is None or accounting.counter() is not None:
             return move(updates, state, params, **extra)
         updates, moved = alternate(
@@ -278,15 +284,15 @@ def wrap(
     facts: Mapping[str, bool | str | None] | None = None,
     parts: Sequence[Part] | None = None,
 ) -> Mechanism:
-    """Makes a mechanism of what wraps another one.
+    """Makes a mechanism that wraps another one.
 
     Args:
-      name: of its maker.
-      inner: what it wraps.
+      name: the name of the function that makes the wrapper.
+      inner: the mechanism that is wrapped.
       init: `params -> state`.
       update: `(updates, state, params, **extra) -> (updates, state)`.
-      facts: its own, besides those of the other one; None if it has none.
-      parts: of the other one, if they are changed by the wrapping.
+      facts: the wrapper's own facts, besides those of the inner mechanism, if any.
+      parts: the parts of the inner mechanism, if the wrapper changes them.
     """
     own = () if facts is None else (Part(name, None, facts),)
     return Mechanism(
@@ -300,7 +306,7 @@ def wrap(
 
 
 def _displacing(name: str, mix: Any, overlap: bool) -> Callable[..., Any]:
-    """The adapter: an update of optax, made of how far the averaging moves a model."""
+    """Makes an update of optax out of `mix`."""
 
     def update(updates, state, params, /, **extra):
         model = params if overlap else optax.apply_updates(params, updates)
@@ -314,7 +320,10 @@ def _displacing(name: str, mix: Any, overlap: bool) -> Callable[..., Any]:
 
 
 def _sending_steps(graph: Graph | None) -> list[int] | None:
-    """For each step of a period whether somebody sends something; None if all do."""
+    """Says for each step of a period whether a worker sends a message (1) or none (0).
+
+    Returns None if messages are sent in all steps.
+    """
     if graph is None or graph.period == 1:
         return None
     sending = [int(bool(graph.rounds_at(t))) for t in range(graph.period)]
@@ -322,7 +331,7 @@ def _sending_steps(graph: Graph | None) -> list[int] | None:
 
 
 def _given_what_it_names(mix: MixFn) -> MixFn:
-    """Leaves out the extra arguments that a function does not take."""
+    """Drops the extra arguments that a function does not take."""
     parameters = inspect.signature(mix).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return mix
@@ -339,7 +348,7 @@ def _given_what_it_names(mix: MixFn) -> MixFn:
 def _mixed(
     name: str, mix: MixFn, model: PyTree, state: PyTree, extra: Mapping[str, Any]
 ) -> tuple[PyTree, PyTree]:
-    """What `mix` returns, or TypeError if that is no displacement and state."""
+    """Calls `mix`; raises TypeError unless it returns a displacement and a state."""
     found = mix(model, state, **extra)
     if not (isinstance(found, tuple) and len(found) == 2):
         raise TypeError(

@@ -1,8 +1,9 @@
-"""What the processes of one run have to agree on when a mechanism starts.
+"""The comparison between processes when a mechanism starts.
 
-Simulated workers and those of a mesh share one program. Ranks of MPI each have their
-own, and with other shapes, graphs or options they would stop at an error of MPI's that
-names nothing, or silently average something else. So each `init` compares them once.
+Each rank of MPI runs a program of its own. If ranks were started with different
+parameters, graphs or options, MPI would stop with an error that names none of these, or
+the ranks would average wrong values without an error. For this reason, `init` of each
+mechanism compares them between all ranks once.
 """
 
 import contextlib
@@ -33,10 +34,10 @@ _AROUND: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def around(form: str) -> Iterator[None]:
-    """Tells mechanisms that are initialized inside what is around them.
+    """Tells mechanisms that are initialized within the context what wraps them.
 
     Args:
-      form: what it is, with `{}` for what is inside, such as `every(4, {})`.
+      form: text of the wrapper, with `{}` for the mechanism, such as `every(4, {})`.
     """
     token = _AROUND.set((*_AROUND.get(), form))
     try:
@@ -48,22 +49,22 @@ def around(form: str) -> Iterator[None]:
 def check_same(
     mechanism: str, communicator: Communicator, params: PyTree, **given: Any
 ) -> None:
-    """Compares a mechanism that is being initialized with those of other processes.
+    """Compares the start of a mechanism between all processes.
 
-    It waits for them, at most as long as for the start of MPI. Within `jax.jit` they
-    are compared when the program runs, and traced options by their types alone;
-    `jax.eval_shape` and :func:`djax.communication_cost` run nothing and compare
-    nothing. Keys that may differ between workers are not to be given.
+    The comparison waits for the other processes, at most as long as the start of MPI
+    does. Within `jax.jit` the comparison is made when the program runs, and options
+    that are traced are compared by their types alone. `jax.eval_shape` and
+    :func:`djax.communication_cost` run no program and compare nothing.
 
     Args:
-      mechanism: its name.
-      communicator: how its messages travel; only one of MPI has other processes.
-      params: this worker's parameters, of which structure, shapes and dtypes count.
-      **given: the mechanism's arguments that have to be the same everywhere.
+      mechanism: the name of the mechanism.
+      communicator: how its messages travel; only with MPI are there other processes.
+      params: this worker's parameters; structure, shapes and dtypes are compared.
+      **given: those arguments of the mechanism that have to be the same on all ranks.
 
     Raises:
-      ValueError: if they differ; names what, and on which ranks. Within `jax.jit` the
-        program raises `jax.errors.JaxRuntimeError` with its text.
+      ValueError: if something differs; the error names it, and on which ranks. Within
+        `jax.jit` the program raises `jax.errors.JaxRuntimeError` with this text.
     """
     if communicator.size == 1 or accounting.counter() is not None:
         return
@@ -72,7 +73,7 @@ def check_same(
 
 
 def _facts(mechanism: str, params: PyTree, given: dict[str, Any]) -> dict[str, Any]:
-    """By name: values that can be compared, sent, and shown as text."""
+    """What is compared, by name: values that can be sent, and shown as text."""
     for form in reversed(_AROUND.get()):
         mechanism = form.format(mechanism)
     facts: dict[str, Any] = {"the mechanism": mechanism}
@@ -93,10 +94,10 @@ def _facts(mechanism: str, params: PyTree, given: dict[str, Any]) -> dict[str, A
 
 
 class _Named:
-    """A graph or schedule in an error; the names of equal ones may differ."""
+    """A graph to be compared by its numbers, and to be shown by its name."""
 
     def __init__(self, graph: Topology | Schedule, numbers: Any):
-        # Machines may round the same weights in other ways.
+        # Different machines may round the same weights differently.
         rounded = np.round(np.asarray(numbers, np.float64), 9) + 0.0
         digest = hashlib.sha256(f"{rounded.shape}".encode() + rounded.tobytes())
         self.digest = digest.hexdigest()[:12]
@@ -118,7 +119,7 @@ def _type(x: Any) -> str:
 
 
 def _message_type(code: Compressor, params: PyTree) -> str:
-    """Shapes and dtypes of what is sent: they depend on most of a code's options."""
+    """Shapes and dtypes of a code's messages, which depend on most of its options."""
     message = jax.eval_shape(lambda x: code.compress(x, code.init(x))[0], params)
     return " ".join(map(_type, jax.tree.leaves(message)))
 
@@ -137,10 +138,11 @@ def _text(value: Any) -> str:
 
 
 def differences(facts: list[dict[str, Any]]) -> list[str]:
-    """What is not the same on all ranks, in words.
+    """Says in words what is not the same on all ranks.
 
     Args:
-      facts: each rank's, by name. Of other mechanisms only their names count.
+      facts: the facts of each rank, by name. If the mechanisms are different ones, only
+        their names are compared.
     """
     found = []
     for name in dict.fromkeys(name for each in facts for name in each):
@@ -158,7 +160,7 @@ def differences(facts: list[dict[str, Any]]) -> list[str]:
 
 
 def _on(ranks: list[int]) -> str:
-    """A few ranks' names."""
+    """Names a few ranks."""
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""

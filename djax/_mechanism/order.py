@@ -1,15 +1,16 @@
-"""Whether a mechanism seems to be in a wrong place, as seen while steps are traced.
+"""Finds mechanisms that seem to stand at a wrong place of a chain.
 
-An optimizer behind a mechanism takes the averaging for a gradient, and nobody is told.
-What the mechanism returns are then not the updates that the whole chain returns. That
-costs nothing to see: the arrays are other objects. It is no proof, since some wrappers
-of optax rightly change what a whole chain returns; :func:`djax.check` tells.
+If an optimizer stands behind a mechanism, it treats the displacement of the averaging
+as if it were a gradient, and training ends at a wrong point without an error. This can
+be seen while a step is traced, at no cost: the updates that the mechanism returns are
+then other arrays than the updates that the whole chain returns. Other arrays are only a
+reason for suspicion, since some wrappers of optax rightly change what a chain returns.
+:func:`djax.check` finds out.
 """
 
 import contextlib
 import contextvars
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,9 +23,9 @@ class _Call(NamedTuple):
     """One call of the update of an outermost mechanism.
 
     Attributes:
-      trace: identifies the trace in which it was made: that of a branch is another one.
-      given: the updates that went in.
-      returned: those that came out.
+      trace: the trace in which the call was made; a branch is traced separately.
+      given: the updates that the mechanism was given.
+      returned: the updates that it returned.
     """
 
     trace: Any
@@ -33,29 +34,29 @@ class _Call(NamedTuple):
 
 
 class Observer:
-    """Collects the calls of mechanisms, and whether one seems to be in a wrong place.
+    """Collects the calls of mechanisms, and whether one seems to be misplaced.
 
     Attributes:
-      suspicious: whether it does.
-      calls: of mechanisms, in their order.
+      suspicious: whether a mechanism seems to be misplaced.
+      calls: the calls of mechanisms, in their order.
     """
 
     def __init__(self, outer: "Observer | None" = None):
-        """Starts with nothing.
+        """Starts without any calls.
 
         Args:
-          outer: who is told of suspicions as well.
+          outer: another observer that is told of suspicions as well.
         """
         self.suspicious, self._outer = False, outer
         self.calls: list[_Call] = []
 
     def compare_given(self, updates: PyTree) -> None:
-        """Suspects a link that acts before the first mechanism."""
+        """Suspects a link in front of the first mechanism if its updates are others."""
         if self.calls and _differs(self.calls[0], self.calls[0].given, updates):
             self._suspect()
 
     def compare_returned(self, updates: PyTree) -> None:
-        """Suspects a link that acts behind the last mechanism."""
+        """Suspects a link behind the last mechanism if the chain returns others."""
         if self.calls and _differs(self.calls[-1], self.calls[-1].returned, updates):
             self._suspect()
 
@@ -72,7 +73,7 @@ _OBSERVER: contextvars.ContextVar[Observer | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def observing() -> Iterator[Observer]:
-    """Observes the mechanisms whose updates are called inside."""
+    """Observes the mechanisms whose updates are called within the context."""
     observer = Observer(_OBSERVER.get())
     token = _OBSERVER.set(observer)
     try:
@@ -81,30 +82,19 @@ def observing() -> Iterator[Observer]:
         _OBSERVER.reset(token)
 
 
-def observed(
-    update: Callable[..., Any], *, averages_models: bool
-) -> Callable[..., Any]:
-    """Lets an update of a mechanism be observed.
+def report_call(given: PyTree, returned: PyTree) -> None:
+    """Tells the present observer, if there is one, of a call of a mechanism's update.
 
     Args:
-      update: its own.
-      averages_models: what averages updates or gradients may be anywhere in a chain,
-        and is not observed.
+      given: the updates that the mechanism was given.
+      returned: the updates that it returned.
     """
-
-    @functools.wraps(update)
-    def call(updates, state, /, params=None, **extra):
-        with observing():  # Mechanisms inside of this one are observed for themselves.
-            returned = update(updates, state, params, **extra)
-        if averages_models and (observer := _OBSERVER.get()) is not None:
-            observer.calls.append(_Call(_trace(), updates, returned[0]))
-        return returned
-
-    return call
+    if (observer := _OBSERVER.get()) is not None:
+        observer.calls.append(_Call(_trace(), given, returned))
 
 
 def _differs(call: _Call, some: PyTree, all_: PyTree) -> bool:
-    """Whether arrays of a call are others, as far as they can be compared."""
+    """Whether some arrays of a call are missing in a tree of the same trace."""
     if call.trace != _trace():
         return False
     known = {id(leaf) for leaf in jax.tree.leaves(all_)}

@@ -1,4 +1,4 @@
-"""Why a mechanism is refused by what is around it."""
+"""Why a correction or training loop refuses a mechanism."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -32,37 +32,37 @@ REASONS = {
     "every_step": "{mechanism} has to see the updates of all steps, and would end at a "
     "wrong point within {by}: use {mechanism}(every(k, ...)).",
 }
-"""By fact: why it is refused.
+"""For each fact about a mechanism, the error of those who refuse it for that fact.
 
-* `opaque`: nothing is known of it, since optax wraps it;
-* `overlap`: the parameters are averaged without this step's updates;
+* `opaque`: nothing is known about the mechanism, since a wrapper of optax hides it;
+* `overlap`: the parameters are averaged without the updates of the present step;
 * `losses`: the communicator loses messages;
-* `needs_every_message`: it cannot go on without a message;
+* `needs_every_message`: the mechanism fails if a message is lost;
 * `old_models`: models of several steps are averaged;
-* `uneven_sums`: the averages over all steps do not add up to what went in;
-* `rounded_sums`: they do so only but for rounding errors that point in one direction;
-* `optimizer`: it makes steps out of gradients;
-* `correction`: it corrects for differences between the workers' data;
-* `mechanism`: it averages; true of all that state anything;
-* `every_step`: it goes wrong if it does not see every step.
+* `uneven_sums`: the sum of the averages over all steps is not the sum of the models;
+* `rounded_sums`: these sums differ by rounding errors that point in one direction;
+* `optimizer`: the mechanism is also an optimizer;
+* `correction`: the mechanism already corrects for differences between workers' data;
+* `mechanism`: it averages, which is true of every mechanism;
+* `every_step`: the mechanism ends at a wrong point unless it sees every step.
 """
 
 
 class Part(NamedTuple):
-    """One mechanism within a mechanism, and what is to be known of it.
+    """Facts about one of the mechanisms that a mechanism consists of.
 
     Attributes:
-      name: of its maker, for errors.
-      communicator: of messages that may be lost; None for what sends none.
-      facts: names of :data:`REASONS`, and whether they are true of it; a text is the
-        remedy. Besides, for :func:`djax.check`: `moves_mean`, it does not promise that
-        the mean of the workers stays where it is; `averages_updates`, it does not draw
-        their models together.
-      matrices: returns `float64[period, n, n]`, by which it averages in each step; None
+      name: the name of the function that made it, for errors.
+      communicator: carries the messages that may be lost; None if it sends none.
+      facts: for names of :data:`REASONS`, whether they are true of the mechanism; a
+        text means that they are, and is the remedy. Two more are for
+        :func:`djax.check`: `moves_mean`, the mechanism does not promise to keep the
+        mean of the workers; `averages_updates`, it does not draw their models together.
+      matrices: returns the mixing matrices of the steps, `float64[period, n, n]`; None
         if they are not known.
-      conditions: what it needs in order to converge, which only a trial can tell:
-        `contraction` or `unbiased`, the code that has to be one; `distance`, how far
-        apart neighbours' models may be.
+      conditions: conditions of convergence that only a trial can test: `contraction`
+        or `unbiased`, a code that has to be of that class; `distance`, how far apart
+        neighbours' models may be.
     """
 
     name: str
@@ -73,11 +73,11 @@ class Part(NamedTuple):
 
 
 def refuse(by: str, parts: Iterable[Part], *facts: str) -> None:
-    """Raises ValueError if one of these facts is true of one of the mechanisms.
+    """Raises ValueError if one of the facts is true of one of the parts.
 
     Args:
-      by: who refuses them, for the error.
-      parts: what the mechanisms consist of.
+      by: the name of the correction or loop that refuses them.
+      parts: the parts of the mechanisms.
       *facts: names of :data:`REASONS`.
     """
     for part in parts:

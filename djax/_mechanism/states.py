@@ -1,8 +1,9 @@
-"""Whether a state belongs to the mechanism that is given it.
+"""Checks that a state belongs to the mechanism that it is passed to.
 
-Some mechanisms keep sums over their neighbours, or what each of them has sent. With
-another graph these would be taken for those of other workers, mostly without an error.
-So a state has a label of its graph.
+Some mechanisms keep sums over their neighbours, or the last message of each neighbour,
+in their state. If the state were used with another graph, these would be mistaken for
+those of other workers, usually without an error. For this reason, such a state has a
+label of its graph.
 """
 
 import dataclasses
@@ -23,12 +24,12 @@ from djax.topologies import Graph
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class GraphLabel:
-    """A graph by its digest: a static node of a state, without arrays.
+    """A label that identifies a graph; a static node of a state, without arrays.
 
     Attributes:
-      name: of the graph; graphs that differ by name alone are the same.
+      name: the name of the graph, which is not compared.
       size: number of workers.
-      digest: of the rounds, and of the weights where these count.
+      digest: a hash of the rounds and, if the state depends on them, of the weights.
     """
 
     name: str = dataclasses.field(compare=False)
@@ -40,11 +41,11 @@ class GraphLabel:
 
 
 def label_of(graph: Graph, *, weights: bool) -> GraphLabel:
-    """The label of a graph.
+    """Makes the label of a graph.
 
     Args:
       graph: the graph, which may change with time.
-      weights: whether the state depends on its mixing weights.
+      weights: whether the state depends on the mixing weights.
     """
     digest = hashlib.sha256()
     for t in range(graph.period):
@@ -67,17 +68,17 @@ def check_state(
     """Raises unless a state belongs to a mechanism, its graph, code and parameters.
 
     Args:
-      mechanism: its name, for errors.
-      state: what it was given.
-      kind: class of its states.
-      params: its parameters.
-      *models: names of the state's fields that are like the parameters.
-      label: that of the mechanism's graph, if the state has one.
-      compressor: the mechanism's code, if it has one.
+      mechanism: the name of the mechanism, for errors.
+      state: the state that was passed to the mechanism.
+      kind: the class of the mechanism's states.
+      params: the parameters that were passed to the mechanism.
+      *models: names of those fields of the state that are like the parameters.
+      label: the label of the mechanism's graph, if its states have one.
+      compressor: the mechanism's code, if there is one.
 
     Raises:
-      TypeError: if the state is that of another mechanism.
-      ValueError: if it is that of another graph, another code or other parameters.
+      TypeError: if the state belongs to another mechanism.
+      ValueError: if the state belongs to another graph, code or other parameters.
     """
     remedy = "make a new state by its init."
     if not isinstance(state, kind):

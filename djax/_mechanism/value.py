@@ -1,9 +1,10 @@
-"""A mechanism as a value: how workers average, and what others may ask about it.
+"""A mechanism as a value that can be asked how it averages.
 
-Corrections, communicators and loops need facts about a mechanism: whether it averages
-models that contain this step's updates, whether it can do without a message, over which
-graph it averages. `optax`'s transformations are opaque pairs of functions, which cannot
-be asked. A :class:`Mechanism` is such a pair that can.
+Corrections and training loops need to know facts about a mechanism: whether it averages
+models that contain the updates of the present step, whether it tolerates the loss of a
+message, over which graph it averages. A transformation of optax is a pair of functions
+that answers no such question. A :class:`Mechanism` is a transformation of optax with
+attributes that do.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from djax._interfaces import (
 )
 from djax.topologies import Graph
 
-from .order import observed
+from .order import observing, report_call
 from .refusals import Part
 
 InitFn = Callable[[PyTree], PyTree]
@@ -36,28 +37,29 @@ _PARTS: contextvars.ContextVar[list[Part] | None] = contextvars.ContextVar(
 
 
 class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
-    """A transformation of optax that averages, and can be asked how.
+    """A transformation of optax that averages models, and has attributes that say how.
 
-    It goes wherever a transformation of optax goes. Mechanisms that were made by equal
-    calls are equal, so that they can be static arguments of `jax.jit`. They can be
-    pickled if the arguments of the call can.
+    All mechanisms of djax are of this class, and :func:`djax.mechanism` makes your own.
+    A mechanism can be used wherever optax takes a transformation. The result of
+    `optax.chain`, `optax.masked` and other wrappers of optax has no attributes any
+    more; :func:`djax.only` masks parameters and keeps the attributes.
 
-    Made by :func:`djax.mechanism` and by all mechanisms of djax. What wraps it in optax
-    (`optax.chain`, `optax.masked`, ...) is an opaque pair again;
-    :func:`djax.only` is a mask that keeps the attributes.
+    Two mechanisms are equal if they were made by equal calls, so that a mechanism can
+    be a static argument of `jax.jit`. A mechanism can be pickled if the arguments of
+    its call can be pickled.
 
     Attributes:
       init: `params -> state`, as in optax.
       update: `(updates, state, params, **extra) -> (updates, state)`, as in optax.
-      mix: `(model, state, **extra) -> (displacement, state)`: how far the averaging
-        moves a model, in float32 or wider.
-      name: of its maker.
-      communicator: how messages travel; None if it is not known.
-      graph: a :class:`djax.Topology` or :class:`djax.Schedule`, between whom; None if
-        between all, or not known.
-      overlap: whether the messages of a step do not depend on its updates.
-      needs_every_message: whether no message may be lost.
-      parts: the mechanisms that it consists of.
+      mix: `(model, state, **extra) -> (displacement, state)`. The displacement says how
+        far the averaging moves the model, in float32 or wider.
+      name: the name of the function that made the mechanism.
+      communicator: how messages travel; None if that is not known.
+      graph: the :class:`djax.Topology` or :class:`djax.Schedule` whose neighbours
+        exchange messages; None if all workers do, or if the graph is not known.
+      overlap: whether the messages of a step are independent of the step's updates.
+      needs_every_message: whether the mechanism fails if a message is lost.
+      parts: facts about each of the mechanisms that this one consists of.
     """
 
     mix: MixFn
@@ -77,10 +79,10 @@ class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
         graph: Graph | None = None,
         parts: Sequence[Part] = (),
     ):
-        """See :class:`Mechanism`; without `mix` it is made of `update`."""
+        """See :class:`Mechanism`; by default `mix` is derived from `update`."""
         updates = any(part.facts.get("averages_updates") for part in parts)
-        seen = observed(update, averages_models=not updates)
-        self = super().__new__(cls, _announcing(parts, init), seen)
+        reporting = _reporting(update, place_matters=not updates)
+        self = super().__new__(cls, _announcing(parts, init), reporting)
         self.mix = _mix_of(update) if mix is None else mix
         self.name, self.communicator, self.graph = name, communicator, graph
         self.parts = tuple(parts)
@@ -88,17 +90,17 @@ class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
 
     @property
     def overlap(self) -> bool:
-        """Whether the messages of a step do not depend on its updates."""
+        """Whether the messages of a step are independent of the step's updates."""
         return any(part.facts.get("overlap") for part in self.parts)
 
     @property
     def needs_every_message(self) -> bool:
-        """Whether no message may be lost."""
+        """Whether the mechanism fails if a message is lost."""
         return any(part.facts.get("needs_every_message") for part in self.parts)
 
 
 def parts_of(transformation: optax.GradientTransformation) -> tuple[Part, ...]:
-    """What a mechanism consists of; one opaque part for anything else."""
+    """The parts of a mechanism, or one opaque part if it is no mechanism."""
     if isinstance(transformation, Mechanism):
         return transformation.parts
     return (Part("a mechanism within a wrapper of optax", None, {"opaque": True}),)
@@ -111,13 +113,16 @@ def parts_within(
 ) -> list[Part]:
     """Finds the mechanisms that a chain, or another wrapper of optax, contains.
 
-    A wrapper of optax cannot be asked what it contains, but it initializes that. Each
-    mechanism reports itself while it is initialized.
+    A wrapper of optax does not say what it contains. But its `init` calls the `init` of
+    what it contains, and the `init` of each mechanism announces the mechanism's parts.
 
     Args:
       transformation: any optimizer.
-      communicator: where it is initialized.
-      params: of all local workers, or their shapes.
+      communicator: the communicator with which the optimizer is initialized.
+      params: the parameters of all local workers, or their shapes.
+
+    Returns:
+      The parts of all mechanisms, in the order in which these are initialized.
     """
     with collecting() as parts:
         jax.eval_shape(communicator.spmd(transformation.init), params)
@@ -126,7 +131,7 @@ def parts_within(
 
 @contextlib.contextmanager
 def collecting() -> Iterator[list[Part]]:
-    """Collects what mechanisms that are initialized inside consist of."""
+    """Collects the parts of the mechanisms that are initialized within the context."""
     found: list[Part] = []
     token = _PARTS.set(found)
     try:
@@ -145,8 +150,22 @@ def _announcing(parts: Sequence[Part], init: InitFn) -> Any:
     return announced
 
 
+def _reporting(update: Callable[..., Any], place_matters: bool) -> Any:
+    """Reports the calls of an update, if its place in a chain matters."""
+
+    @functools.wraps(update)
+    def reporting(updates, state, /, params=None, **extra):
+        with observing():  # Mechanisms within this one report to themselves.
+            returned = update(updates, state, params, **extra)
+        if place_matters:
+            report_call(updates, returned[0])
+        return returned
+
+    return reporting
+
+
 def _mix_of(update: Callable[..., Any]) -> MixFn:
-    """How far an update without gradients moves a model."""
+    """Derives `mix` from `update`: how far an update of zeros moves a model."""
 
     def mix(model, state, **extra):
         nothing = jax.tree.map(lambda x: jnp.zeros_like(promote(x)), model)

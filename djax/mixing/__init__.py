@@ -1,15 +1,20 @@
-"""What neighbours exchange in a step: the one place where messages leave a worker.
+"""How neighbours exchange messages in a step.
 
-Whatever concerns all mechanisms that talk to neighbours is done here: the rounds of a
-step, on graphs that may change with time; the weights; messages that get lost; and the
-dtype in which messages travel. A mechanism says what it sends, and what it reads out of
-a message. :func:`displacement` is gossip's whole step, :func:`weighted_sum` the same
-for messages of any kind, and :func:`exchange` the loop below both.
+All mechanisms that talk to their neighbours send their messages through this module, so
+that what concerns all of them is written once: the rounds of a step, also on graphs
+that change with time; the mixing weights; the loss of messages; and the dtype in which
+messages travel. A mechanism only says what it sends, and what it reads out of a
+message. There are three functions, each built on the next:
 
-A worker calculates with its own message *as it was sent*: rounded to the
-communicator's `message_dtype`, like the messages of its neighbours. Only then does one
-end of an edge lose what the other gains. If just the messages were rounded, the mean of
-the models would drift by the rounding errors.
+* :func:`displacement` is a complete step of gossip;
+* :func:`weighted_sum` adds up anything that can be read out of messages;
+* :func:`exchange` sends the messages and returns them one after the other.
+
+A communicator may round messages to a smaller dtype (its `message_dtype`). A worker
+then calculates with its own message *as it was sent*, that is, rounded like the
+messages of its neighbours. What one end of an edge loses, the other end gains, and the
+mean of all models stays where it is. If a worker used its own model without rounding,
+the mean would drift by the rounding errors.
 """
 
 import functools
@@ -40,14 +45,16 @@ from ._narrow import narrow
 
 
 class Heard(NamedTuple):
-    """What a worker hears in one round.
+    """What a worker receives in one round.
 
     Attributes:
-      message: the neighbour's, as it was sent; the worker's own where it meets nobody.
-      own: the worker's own, as it was sent.
-      weight: `float[]`, the weight of the neighbour in this step; 0 where the worker
-        meets nobody, and where the message was lost.
-      arrived: whether the message came through; True where none can be lost.
+      message: the neighbour's message, as it was sent; the worker's own message if it
+        has no neighbour in this round.
+      own: the worker's own message, as it was sent.
+      weight: `float[]`, the mixing weight of the neighbour in this step; 0 if the
+        worker has no neighbour in this round, or if the message was lost.
+      arrived: `bool[]`, whether the message arrived; the Python value True if the
+        communicator loses no messages.
     """
 
     message: PyTree
@@ -57,13 +64,13 @@ class Heard(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """A weighted sum over what a worker hears in one step.
+    """A weighted sum over the messages that a worker receives in one step.
 
     Attributes:
-      own: the worker's message as it was sent.
-      total: the sum of what was read out of the messages, by weight.
-      weight: `float[]`, the sum of the weights of the messages that came through; None
-        where none can be lost.
+      own: the worker's own message, as it was sent.
+      total: the weighted sum of what was read out of the neighbours' messages.
+      weight: `float[]`, the sum of the weights of those messages that arrived; None if
+        the communicator loses no messages.
     """
 
     own: PyTree
@@ -83,18 +90,19 @@ def displacement(
 
     .. math:: \textstyle\sum_j w_{ij} (x_j - x_i)
 
-    Where messages are lost, the weights of those that came are divided by their sum,
-    the own weight included. An entry of a neighbour's model that is NaN or infinite
-    counts as the worker's own value, so that a diverged model does not spread.
+    If messages are lost, the weights of the messages that arrived and the worker's
+    weight for its own model are divided by their sum, so that they add up to one again.
+    An entry of a neighbour's model that is NaN or infinite is replaced by the worker's
+    own value, so that a diverged model does not spread.
 
     Args:
       model: this worker's :math:`x_i`, a tree of arrays of floats.
-      graph: who is whose neighbour, and with which weight; the rows of its matrices sum
-        to one.
+      graph: the neighbours and the mixing weights :math:`w_{ij}`; its matrices are
+        doubly stochastic.
       communicator: how messages travel.
-      step: `int32[]`, number of steps so far, the same on all workers. It decides which
-        matrix of a schedule is used, which messages are lost, and how numbers are
-        rounded at random. Without any of these it may be left away.
+      step: `int32[]`, the number of steps so far, the same on all workers. It selects
+        the matrix of a graph that changes with time, the messages that are lost, and
+        the draws of stochastic rounding. It may be left out if none of these is used.
       key: PRNG key that decides which messages are lost; `jax.random.key(0)` by
         default.
 
@@ -117,7 +125,8 @@ def displacement(
     if heard.weight is None:
         return heard.total
     weight = heard.weight + _own_weight(graph, communicator, step)
-    # A worker that gives itself no weight may have heard nobody.
+    # If a worker gives no weight to its own model and all messages were lost, the sum
+    # of the weights is 0.
     weight = jnp.where(weight > 0, weight, 1)
     return jax.tree.map(lambda total: total / weight.astype(total.dtype), heard.total)
 
@@ -133,27 +142,28 @@ def weighted_sum(
 ) -> Sum:
     r"""Returns :math:`\sum_{j \ne i} w_{ij} \operatorname{read}(m_j, m_i)` of one step.
 
-    The sum is over the neighbours. A worker's own message has no part in it, so that
-    `read` mostly returns a difference.
+    The sum runs over the neighbours only. The worker's own message enters through
+    `read`, which usually returns a difference to it.
 
     Args:
       message: what this worker sends to all its neighbours, :math:`m_i`; a tree of
         arrays.
-      read: what a worker makes of a neighbour's message and its own, both as they were
-        sent: a tree of arrays in float32 or wider.
-      graph: who is whose neighbour, and with which weight.
+      read: a function that takes a neighbour's message and the worker's own message,
+        both as they were sent, and returns a tree of arrays in float32 or wider.
+      graph: the neighbours and the mixing weights :math:`w_{ij}`.
       communicator: how messages travel.
       step: see :func:`displacement`.
       key: PRNG key that decides which messages are lost; `jax.random.key(0)` by
         default.
 
     Returns:
-      A :class:`Sum`; what is lost counts as zero.
+      A :class:`Sum`, to which lost messages contribute nothing.
     """
     _check("mixing.weighted_sum", graph, communicator, key)
     step = _known_step("mixing.weighted_sum", graph, communicator, step)
-    counts = [len(graph.rounds_at(t)) for t in range(graph.period)]
     own = as_sent(message, communicator, step)
+    # Steps with equally many rounds share one compiled branch.
+    counts = [len(graph.rounds_at(t)) for t in range(graph.period)]
     kinds = sorted(set(counts))
 
     def over_rounds(kind, message, step):
@@ -167,17 +177,17 @@ def weighted_sum(
                 weight = heard.weight if weight is None else weight + heard.weight
             part = jax.tree.map(lambda x, w=heard.weight: w.astype(x.dtype) * x, found)
             total = part if total is None else jax.tree.map(jnp.add, total, part)
-        if total is None:  # Nobody meets anybody.
+        if total is None:  # No worker has a neighbour in these steps.
             total = jax.tree.map(jnp.zeros_like, read(own, own))
         if weight is None and communicator.drop_probability:
             weight = jnp.zeros(())
         return total, weight
 
+    if len(kinds) == 1:
+        return Sum(own, *over_rounds(0, message, step))
     branches = [functools.partial(over_rounds, i) for i in range(len(kinds))]
-    total, weight = alternate(
-        step, [kinds.index(n) for n in counts], branches, message, step
-    )
-    return Sum(own, total, weight)
+    schedule = [kinds.index(n) for n in counts]
+    return Sum(own, *alternate(step, schedule, branches, message, step))
 
 
 def exchange(
@@ -188,22 +198,24 @@ def exchange(
     step: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> Iterator[Heard]:
-    """Sends messages to the neighbours of one step, one after the other.
+    """Exchanges messages with the neighbours of one step, one after the other.
 
-    All steps of a period have as many rounds here as the busiest one. In a round that a
-    step does not need, every worker hears itself, with the weight 0.
+    If the steps of a graph's period have different numbers of rounds, this function
+    makes as many rounds in each step as the largest number. In a round that a step does
+    not need, every worker receives its own message with the weight 0.
 
     Args:
-      message: what this worker sends, a tree of arrays; or, if each neighbour is sent
-        something else, a function that makes it of the number of the round.
-      graph: who is whose neighbour, and with which weight.
+      message: what this worker sends to all its neighbours, a tree of arrays; or, if
+        every neighbour is sent a message of its own, a function that takes the number
+        of the round and returns such a tree.
+      graph: the neighbours and the mixing weights.
       communicator: how messages travel.
       step: see :func:`displacement`.
       key: PRNG key that decides which messages are lost; `jax.random.key(0)` by
         default.
 
     Returns:
-      An iterator over what the worker hears in each round.
+      An iterator over what the worker receives in each round.
     """
     _check("mixing.exchange", graph, communicator, key)
     step = _known_step("mixing.exchange", graph, communicator, step)
@@ -213,12 +225,12 @@ def exchange(
 def as_sent(
     message: PyTree, communicator: Communicator, step: ArrayLike | None = None
 ) -> PyTree:
-    """The message as its receivers get it: rounded, in its own dtypes.
+    """Returns a message as its receivers see it: rounded, but in its own dtypes.
 
     Args:
       message: a tree of arrays.
-      communicator: which says to what floats are rounded.
-      step: `int32[]`, number of steps so far, if it is rounded at random.
+      communicator: whose `message_dtype` floats are rounded to.
+      step: `int32[]`, the number of steps so far; needed for stochastic rounding only.
     """
     if communicator.message_dtype is None:
         return message
@@ -227,7 +239,7 @@ def as_sent(
 
 
 def check_weights(name: str, graph: Graph, communicator: Communicator) -> None:
-    """Raises ValueError if weights are negative where messages may be lost."""
+    """Raises ValueError if messages may be lost and some weights are negative."""
     if communicator.drop_probability and (graph.matrices < 0).any():
         raise ValueError(
             f"{name}: some weights of {graph!r} are negative. Where messages are lost, "
@@ -245,9 +257,9 @@ def difference(theirs: PyTree, mine: PyTree) -> PyTree:
 def finite_difference(theirs: PyTree, mine: PyTree) -> PyTree:
     """Returns `theirs - mine` as :func:`difference`, and 0 where that is not finite.
 
-    One worker's NaN or infinity would otherwise reach all others within a few steps.
-    An entry that is not finite counts as the receiver's own value, which costs no pass
-    over the model, and keeps the mean of the workers that are finite.
+    Otherwise the NaN or infinity of one worker would reach all others within a few
+    steps. A difference of 0 means that the receiver uses its own value for this entry.
+    That keeps the mean of the finite models, and costs no further pass over the model.
     """
     return jax.tree.map(
         lambda x: jnp.where(jnp.isfinite(x), x, 0), difference(theirs, mine)
@@ -257,7 +269,7 @@ def finite_difference(theirs: PyTree, mine: PyTree) -> PyTree:
 def _check(
     name: str, graph: Any, communicator: Communicator, key: Any, **needs: bool
 ) -> None:
-    """Raises unless the graph fits the communicator, and the key is one or None."""
+    """Raises unless the graph fits the communicator and the key is a key or None."""
     check_graph_kind(name, graph, **needs)
     check_sizes(name, graph, communicator)
     check_key(name, key)
@@ -266,7 +278,7 @@ def _check(
 def _known_step(
     name: str, graph: Graph | None, communicator: Communicator, step: ArrayLike | None
 ) -> ArrayLike:
-    """Returns the step, or raises ValueError if it is needed and was not given."""
+    """Returns the step, or raises ValueError if it is needed but was not given."""
     if step is not None:
         return step
     for depends, what in (
@@ -296,10 +308,10 @@ def _rounds(
     step: ArrayLike,
     key: jax.Array | None,
 ) -> Iterator[Heard]:
-    """The rounds of a step that is known to be one of `steps` of the period."""
+    """Makes the rounds of a step, which is one of `steps` of the graph's period."""
 
     def with_wire(sent):
-        """The message, and what travels of it: the same if nothing is rounded."""
+        """The message, and the rounded one that travels, if messages are rounded."""
         if communicator.message_dtype is None:
             return sent, sent
         return sent, narrow(sent, communicator, step)
@@ -324,14 +336,14 @@ def _rounds(
 
 
 def _round(graph: Graph, t: int, r: int) -> tuple[Sequence[int], np.ndarray]:
-    """Whom each worker hears in a round of a step, itself if there is no such round."""
+    """The senders and weights of a round; if a step has no such round, of silence."""
     if r < len(rounds := graph.rounds_at(t)):
         return rounds[r], graph.round_weights_at(t)[r]
     return tuple(range(graph.size)), np.zeros(graph.size)
 
 
 def _mine(table: np.ndarray, communicator: Communicator, now: ArrayLike) -> jax.Array:
-    """This worker's entry of `[steps, n]` in a step."""
+    """This worker's entry of a table `[steps, n]` in a step."""
     rank = communicator.rank()
     if len(table) == 1:
         return jnp.asarray(table[0])[rank]
@@ -344,14 +356,14 @@ def _travel(
     communicator: Communicator,
     index: ArrayLike | None,
 ) -> PyTree:
-    """What comes along a permutation of the workers, or along one of several."""
+    """Sends along one permutation of the workers, or along one of several."""
     if index is None:
         return communicator.permute(wire, source)
     return communicator.permute_one_of(wire, source, index)
 
 
 def _place(steps: Sequence[int], period: int, step: ArrayLike) -> ArrayLike:
-    """`int32[]`, the place of a step of the period among `steps`."""
+    """`int32[]`, the position of the present step of the period within `steps`."""
     now = jnp.asarray(step, jnp.int32) % period
     if len(steps) == period:
         return now

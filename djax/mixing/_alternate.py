@@ -1,4 +1,4 @@
-"""Steps that take turns, of which only the one whose turn it is costs anything."""
+"""Alternation between kinds of steps, such that a step costs only what it does."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -23,29 +23,31 @@ def alternate(
 ) -> PyTree:
     """Returns `branches[schedule[step % len(schedule)]](*operands)`.
 
-    Mechanisms that alternate go through here, so that `djax.communication_cost` can
-    weigh what each branch sends by how often it is taken.
+    All mechanisms that alternate use this function. It lets `djax.communication_cost`
+    weight the bytes of each branch by how often the branch is taken, and it makes the
+    alternation cheap in simulation.
 
-    In simulation each worker has a counter of its own along a `vmap` axis. Given a
-    branch index per worker, JAX would compute all branches and select afterwards.
-    Workers that exchange messages within a branch must all take it, so that the index
-    is made one value along the axes of those messages. Along other axes, such as that
-    of a sweep over hyper-parameters, counters may differ. A branch that returns its
-    operands then still costs nothing in a step in which all runs of the sweep take it.
+    In simulation each worker has its own counter along an axis of `vmap`. If JAX were
+    given an index of the branch for each worker, it would compute all branches and
+    select afterwards. But workers that exchange messages within a branch must all take
+    that branch. The index is therefore reduced to one value along the axes of these
+    messages. Along other axes, such as that of a sweep over hyper-parameters, counters
+    may differ. A branch that returns its operands then costs nothing in those steps in
+    which all runs of the sweep take it.
 
     Args:
-      step: `int32[]`, the same on every worker.
-      schedule: which branch the steps of one period take.
-      branches: functions with results of the same shapes and dtypes.
-      *operands: their arguments.
+      step: `int32[]`, the number of steps so far, the same on every worker.
+      schedule: the number of the branch for each step of one period.
+      branches: functions whose results have the same shapes and dtypes.
+      *operands: the arguments of the branches.
     """
-    if len(set(schedule)) == 1:  # There is nothing to choose.
+    if len(set(schedule)) == 1:
         return branches[schedule[0]](*operands)
     if (counter := accounting.counter()) is not None:
         return counter.alternate(schedule, branches, operands)
     position = jnp.asarray(step) % len(schedule)
     index = jnp.asarray(np.asarray(schedule, np.int32))[position]
-    # Traced once: what a branch says while it is traced is said once.
+    # Each branch is traced once, so that its warnings are given once.
     trace = functools.partial(jax.make_jaxpr, return_shape=True)
     traced = [trace(branch)(*operands) for branch in branches]
     programs = [program for program, _ in traced]
@@ -88,8 +90,8 @@ def _run_or_pass_on(
 ) -> list[jax.Array]:
     """Returns `run(index, constants, operands)` if `active`, else the operands.
 
-    A conditional would copy the operands that it passes on. A loop leaves what it
-    carries where it is: this one ends after one iteration, or before the first.
+    This is a loop of one iteration, or of none. A conditional would copy the operands
+    that it returns, whereas a loop without iterations leaves them where they are.
     """
 
     @jax.custom_jvp
@@ -109,7 +111,7 @@ def _run_or_pass_on(
 
     @looped.defjvp
     def _(primals, tangents):
-        # Of a loop that may end at any time there are no derivatives in reverse mode.
+        # JAX has no reverse-mode derivatives of a `while_loop`, but of a conditional.
         def conditional(active, index, constants, operands):
             return jax.lax.cond(
                 active,
@@ -125,7 +127,7 @@ def _run_or_pass_on(
 
 @custom_vmap
 def _any(flag: jax.Array) -> jax.Array:
-    """The flag; under a `vmap` of several flags, whether any of them is set."""
+    """Returns the flag; under a `vmap` of several flags, whether any of them is set."""
     return flag
 
 
@@ -148,18 +150,18 @@ def _(axis_size, in_batched, active, new, old):
     )
     if not in_batched[0]:
         return _if_active(active, new, old), True
-    # The axes of the flags come first.
+    # The axes of the flags are the leading axes of the arrays.
     flags = active.reshape(active.shape + (1,) * (new.ndim - active.ndim))
     return jnp.where(flags, new, old), True
 
 
 def _simulated_axes(programs: Sequence[Any]) -> list[Any]:
-    """The `vmap` axes along which traced programs exchange something.
+    """The axes of `vmap` along which traced programs exchange messages.
 
-    The axes of a mesh are left out, since a worker with a device of its own takes one
-    branch anyway.
+    The axes of a mesh are not among them: a worker that has its own device computes
+    only one branch anyway.
     """
     effects = [effect for program in programs for effect in program.effects]
-    # The class of the effect of talking along an axis is public by its name only.
+    # The class of this effect is not a public name of JAX.
     names = {e.name for e in effects if type(e).__name__ == "NamedAxisEffect"}
     return sorted(names - set(jax.sharding.get_abstract_mesh().manual_axes), key=str)

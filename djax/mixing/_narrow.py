@@ -1,4 +1,4 @@
-"""Floats that are rounded for their way to the neighbours."""
+"""Rounding of messages, which saves half or three quarters of the bytes sent."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from djax._arrays import bits as _bits
+from djax._arrays import bits
 from djax._arrays.precision import promote
 from djax._interfaces import (
     Communicator,
@@ -16,13 +16,13 @@ from djax._interfaces import (
 
 
 def narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTree:
-    """Returns what travels: wider floats are rounded to the communicator's dtype.
+    """Rounds the floats of a message that are wider than the communicator's dtype.
 
     Args:
       message: a tree of arrays.
-      communicator: which has a `message_dtype`.
-      step: `int32[]`, number of steps so far. Stochastic rounding draws anew in each
-        step, and on all workers alike, so that equal models stay equal.
+      communicator: whose `message_dtype` they are rounded to.
+      step: `int32[]`, the number of steps so far. Stochastic rounding makes new draws
+        in each step. All workers make the same draws, so that equal models stay equal.
     """
     dtype = jnp.dtype(communicator.message_dtype)
     leaves, treedef = jax.tree.flatten(message)
@@ -33,7 +33,7 @@ def narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTr
     else:
         key = jax.random.key(communicator.rounding_seed, impl="threefry2x32")
         some = list(map(promote, some))  # Half precision holds no fine noise.
-        noise = _bits.noise(jax.random.fold_in(key, step), some)
+        noise = bits.noise(jax.random.fold_in(key, step), some)
         rounded = iter(map(functools.partial(_at_random, dtype=dtype), some, noise))
     return treedef.unflatten(
         next(rounded) if is_rounded else x
@@ -42,23 +42,24 @@ def narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTr
 
 
 def _is_rounded(x: Any, dtype: Any) -> bool:
-    """Whether a leaf of a message is of real floats wider than the dtype."""
+    """Whether a leaf of a message has real floats that are wider than the dtype."""
     found = jnp.result_type(x)
     return jnp.issubdtype(found, jnp.floating) and found.itemsize > dtype.itemsize
 
 
 def _nearest(x: jax.Array, dtype: Any) -> jax.Array:
-    """Rounds to the nearest number; what is finite stays finite."""
+    """Rounds to the nearest number; finite numbers stay finite."""
     largest = float(jnp.finfo(dtype).max)
     return jnp.where(jnp.isfinite(x), jnp.clip(x, -largest, largest), x).astype(dtype)
 
 
 def _at_random(x: jax.Array, noise: jax.Array, dtype: Any) -> jax.Array:
-    """Rounds to one of the two nearest numbers, so that the mean is `x`."""
+    """Rounds up or down at random, so that the expectation is `x`."""
     info = jnp.finfo(dtype)
     _, exponent = jnp.frexp(x)
-    # Of the numbers with this exponent; below the smallest normal one it stays. What is
-    # no normal number of `x` itself, processors take for zero.
+    # The distance between neighbouring numbers with this exponent. Below the smallest
+    # normal number of the dtype the distance stays the same. It has to be a normal
+    # number in the dtype of `x`, since processors treat others as zero.
     power = jnp.maximum(exponent - 1, info.minexp) - info.nmant
     power = jnp.maximum(power, jnp.finfo(x.dtype).minexp)
     distance = jnp.ldexp(jnp.ones_like(x), power)
