@@ -14,7 +14,7 @@ from djax.topologies._schedule_checks import contraction
 
 
 def check_communicator(name: str, communicator: Any) -> None:
-    """Raises TypeError unless it can be used as a communicator."""
+    """Raises TypeError unless the value is a communicator."""
     if not is_communicator(communicator) or isinstance(communicator, type):
         raise TypeError(
             f"{name} needs a communicator such as djax.communicators.simulated(8), got "
@@ -23,7 +23,7 @@ def check_communicator(name: str, communicator: Any) -> None:
 
 
 def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
-    """Raises ValueError if the graph and the communicator differ in size."""
+    """Raises ValueError if graph and communicator have different sizes."""
     check_communicator(name, communicator)
     if topology.size != communicator.size:
         raise ValueError(
@@ -33,7 +33,7 @@ def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
 
 
 def check_topology(name: str, topology: Any, communicator: Communicator) -> None:
-    """Raises unless it is an undirected graph of the communicator's workers."""
+    """Raises unless the value is an undirected graph of the communicator's workers."""
     check_undirected(name, topology)
     check_sizes(name, topology, communicator)
 
@@ -59,15 +59,15 @@ def check_flags(name: str, **values: Any) -> None:
     """Raises ValueError unless all values are True or False.
 
     Args:
-      name: of the mechanism, for the error.
-      **values: its arguments.
+      name: the name of the mechanism, for the error.
+      **values: arguments of the mechanism.
     """
     for key, value in values.items():
         check_flag(f"{name}: {key}", value)
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Raises ValueError unless the value is one of those of a `Literal`."""
+    """Raises ValueError unless the value is one of the values of a `Literal`."""
     if value not in get_args(choices):
         known = ", ".join(map(repr, get_args(choices)))
         raise ValueError(f"{name} must be one of {known}; got {value!r}.")
@@ -76,11 +76,11 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
 def check_rate(name: str, rate: Any, *, zero: bool = False) -> None:
     """Raises ValueError unless a step size is one real number in the right range.
 
-    Traced values, which `optax.inject_hyperparams` and `jax.jit` pass, have only their
-    shape and dtype checked.
+    Of traced values, which `optax.inject_hyperparams` and `jax.jit` pass, only the
+    shape and the dtype can be checked.
 
     Args:
-      name: of the mechanism and the argument, for the error.
+      name: the names of the mechanism and the argument, for the error.
       rate: a number, or an array of shape `()`.
       zero: whether the rate may be 0.
     """
@@ -113,20 +113,20 @@ def check_decay(name: str, decay: Any) -> None:
 
 
 def check_consensus_rate(name: str, rate: Any, graph: Topology | Schedule) -> None:
-    r"""Raises ValueError if models that are averaged at this rate never become equal.
+    r"""Raises ValueError if averaging at this rate never makes the models equal.
 
-    On a fixed graph that is where :math:`1 - \rho (1 - \lambda_{min}) \le -1`: the
-    differences between the workers then swap their signs in each step, and do not
-    shrink. Traced rates, which `optax.inject_hyperparams` passes, cannot be checked.
+    On a fixed graph this is so if :math:`1 - \rho (1 - \lambda_{min}) \le -1`. Some
+    differences between workers then change their sign in each step and do not shrink.
+    Traced rates, which `optax.inject_hyperparams` passes, cannot be checked.
 
     Args:
-      name: of the mechanism and the argument, for the error.
+      name: the names of the mechanism and the argument, for the error.
       rate: :math:`\rho`, a number, or an array of shape `()`.
-      graph: the graph and its weights.
+      graph: the graph with its weights.
     """
     check_rate(name, rate)
     if isinstance(rate, jax.core.Tracer) or float(rate) <= 1 or graph.size == 1:
-        return  # Weights by which a rate of 1 is too large are refused themselves.
+        return  # Weights for which a rate of 1 is too large are refused as weights.
     if isinstance(graph, Schedule):
         own = np.eye(graph.size)
         matrices = (1 - float(rate)) * own + float(rate) * graph.matrices
@@ -148,8 +148,8 @@ def check_static(name: str, **values: Any) -> None:
     """Raises ValueError if a number that shapes the program is a JAX array.
 
     Args:
-      name: of the mechanism, for the error.
-      **values: all its arguments that have to be known when programs are compiled.
+      name: the name of the mechanism, for the error.
+      **values: the arguments that have to be known when programs are compiled.
     """
     for key, value in values.items():
         if isinstance(value, jax.Array):

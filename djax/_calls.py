@@ -1,8 +1,9 @@
-"""Values that know by which call they were made.
+"""Values that remember the call that made them.
 
-The functions inside of an optax transformation are new in every call, so that no two
-transformations are equal, and none can be pickled. A value that knows its maker and the
-arguments is equal to what an equal call makes, and is pickled as that call.
+A transformation of optax holds functions that are created anew by each call. Therefore
+no two transformations are equal, and none can be pickled. A value that remembers its
+maker and the arguments can do better: it equals the result of an equal call, and it is
+pickled as that call.
 """
 
 import functools
@@ -18,13 +19,13 @@ Made = TypeVar("Made", bound="ByItsCall")
 
 
 class ByItsCall:
-    """A tuple of functions that :func:`by_its_call` has made a value."""
+    """A tuple of functions that remembers its call; see :func:`by_its_call`."""
 
     _call: tuple[Callable[..., Any], Mapping[str, Any]] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """All arguments of the call by name; empty if it is not known."""
+        """All arguments of the call, by name; empty if the call is not known."""
         return {} if self._call is None else dict(self._call[1])
 
     def __repr__(self) -> str:
@@ -59,10 +60,10 @@ class ByItsCall:
 
 
 def by_its_call(make: Callable[P, Made]) -> Callable[P, Made]:
-    """Lets what a function makes be compared, pickled and shown by its call.
+    """Makes the results of a function comparable, picklable and printable.
 
     Args:
-      make: takes arguments, none of them by `*args` or `**kwargs`.
+      make: the function; it has neither `*args` nor `**kwargs`.
     """
     signature = inspect.signature(make)
 
@@ -78,10 +79,10 @@ def by_its_call(make: Callable[P, Made]) -> Callable[P, Made]:
 
 
 def _comparable(value: Any) -> tuple[Any, ...] | None:
-    """What equal values have in common; None for what cannot be compared so."""
+    """A hashable key that equal values share; None if there is no such key."""
     call = getattr(value, "_call", None)
     if call is None or any(isinstance(x, jax.Array) for x in call[1].values()):
-        return None  # Arrays may be traced ones.
+        return None  # The values of traced arrays are not known.
     found = call[0], _frozen(call[1])
     try:
         hash(found)
@@ -91,7 +92,7 @@ def _comparable(value: Any) -> tuple[Any, ...] | None:
 
 
 def _frozen(value: Any) -> Any:
-    """Arguments that are lists, dictionaries or arrays, as something with a hash."""
+    """Converts lists, dictionaries and arrays among the arguments to tuples."""
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype.str, value.tobytes()
     if isinstance(value, Mapping):
@@ -102,7 +103,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _make_again(make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Makes what has been pickled by the same call."""
+    """Repeats the call of a pickled value."""
     positional, named = [], {}
     for key, parameter in inspect.signature(make).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:

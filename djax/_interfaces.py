@@ -1,4 +1,4 @@
-"""What the parts of djax are to each other: communicators and compressors."""
+"""The interfaces of communicators and compressors, which mechanisms are given."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -12,33 +12,35 @@ PyTree = Any
 
 
 class OutsideError(RuntimeError):
-    """A verb was called outside of the per-worker program."""
+    """A communicator's method was called outside of the per-worker program."""
 
 
 class Communicator(Protocol):
-    """How the workers of one run exchange arrays.
+    """The way in which the workers of one run exchange arrays.
 
-    The verbs up to `arrived` are called from *inside* the per-worker program, on one
-    worker's arrays; `spmd` makes a program of all workers out of it; `gather` is the
-    hosts' own exchange, between programs.
+    An algorithm is a program of one worker. Within this program, on the arrays of one
+    worker, it calls the methods `rank`, `permute`, `permute_one_of`, `mean`,
+    `broadcast`, `agreed` and `arrived`. The method `spmd` turns the program of one
+    worker into a program of all workers. Between programs, processes exchange Python
+    objects by `gather`.
 
     Attributes:
       size: number of workers.
-      name: of these workers, by which :func:`djax.communication_cost` counts.
-      local_ranks: ranks of the workers that live in this process, ascending: all of
-        them in simulation, one under MPI.
+      name: a name of these workers, under which :func:`djax.communication_cost` counts
+        what they send.
+      local_ranks: ranks of the workers of this process, ascending: all workers in
+        simulation, one under MPI.
       rows: length of the leading axis of the arrays that programs made by `spmd` take
-        and return in this process: the number of local workers, or, where arrays are
-        global as on a mesh, of all workers.
-      shares_device: whether all workers live on one device, so that a program may also
-        compute worker by worker.
-      sharding: how arrays with a leading axis of all workers lie on the devices, where
-        they are global; else None.
+        and return in this process. It is the number of local workers, or, if arrays are
+        global as on a mesh, the number of all workers.
+      shares_device: whether all workers share one device, so that a program may also
+        compute one worker after another.
+      sharding: the layout of global arrays on the devices; None if arrays are local.
       message_dtype: name of the dtype to which :mod:`djax.mixing` rounds floats that
-        travel between neighbours; None leaves them as they are.
+        travel between neighbours; None if they are not rounded.
       rounding_seed: seed of stochastic rounding; None rounds to the nearest number.
-      drop_probability: probability with which a message between neighbours is lost, 0
-        if nothing is; in the long run, and the largest one where links differ.
+      drop_probability: the probability with which a message between neighbours is lost,
+        in the long run; if links differ, that of the worst link.
     """
 
     @property
@@ -48,12 +50,12 @@ class Communicator(Protocol):
 
     @property
     def name(self) -> str:
-        """Of these workers."""
+        """A name of these workers."""
         ...
 
     @property
     def local_ranks(self) -> Sequence[int]:
-        """Ranks of the workers that live in this process, ascending."""
+        """Ranks of the workers of this process, ascending."""
         ...
 
     @property
@@ -63,12 +65,12 @@ class Communicator(Protocol):
 
     @property
     def shares_device(self) -> bool:
-        """Whether all workers live on one device."""
+        """Whether all workers share one device."""
         ...
 
     @property
     def sharding(self) -> jax.sharding.Sharding | None:
-        """How global arrays lie on the devices."""
+        """The layout of global arrays on the devices."""
         ...
 
     @property
@@ -91,36 +93,43 @@ class Communicator(Protocol):
         ...
 
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
-        """Returns what worker `source[rank]` passed.
+        """Sends a tree along a permutation of the workers.
 
         Args:
           tree: this worker's arrays, of the same shapes and dtypes on every worker.
-          source: a permutation of `range(size)`, the same on every worker; a worker
-            with `source[rank] == rank` stays silent and gets its own tree back.
+          source: a permutation of `range(size)`, the same on every worker. A worker
+            with `source[rank] == rank` sends nothing and receives its own tree.
+
+        Returns:
+          The tree of worker `source[rank]`.
         """
         ...
 
     def permute_one_of(
         self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
     ) -> PyTree:
-        """Returns what `permute(tree, sources[index])` returns.
+        """Sends a tree along one of several permutations, `sources[index]`.
 
-        Graphs that change with time exchange by another permutation in each step. In
-        simulation any number of permutations costs no more than one; elsewhere equal
-        ones share a branch, and a rank of MPI needs one for each pair of partners.
+        A graph that changes with time has another permutation in each step. In
+        simulation many permutations cost no more than one. On a mesh each different
+        permutation is a branch of the program; over MPI, each pair of partners of a
+        rank.
 
         Args:
           tree: this worker's arrays, as in `permute`.
           sources: permutations of `range(size)`, the same on every worker.
           index: `int32[]`, the same on every worker.
+
+        Returns:
+          The tree of worker `sources[index][rank]`.
         """
         ...
 
     def mean(self, tree: PyTree) -> PyTree:
-        """Exact average over all workers (an all-reduce), in the leaves' dtypes.
+        """Averages exactly over all workers (an all-reduce), in the leaves' dtypes.
 
-        An all-reduce adds up on the way. Sums of 16-bit floats are accumulated, and
-        travel, as float32, whatever the `message_dtype` is.
+        An all-reduce adds up values while they travel. Floats of 16 bits are therefore
+        added and sent as float32, and `message_dtype` has no effect.
         """
         ...
 
@@ -145,22 +154,31 @@ class Communicator(Protocol):
         step: ArrayLike | None = None,
         index: ArrayLike | None = None,
     ) -> jax.Array | bool:
-        """Whether the message of the round `source` came through to this worker.
+        """Whether the message of a round arrives at this worker.
 
-        Always `True` unless messages get lost: see :func:`djax.communicators.lossy`.
+        It always does, unless the communicator loses messages: see
+        :func:`djax.communicators.lossy`.
 
         Args:
-          source: the permutation, as given to `permute`; with `index` the permutations,
-            as given to `permute_one_of`.
-          key: a PRNG key that is new in every step; workers and rounds may share it.
-          step: `int32[]`, number of steps so far, on which bursts of lost messages
-            depend.
-          index: `int32[]`, which permutation it is.
+          source: the permutation of the round, as passed to `permute`; with `index` the
+            permutations, as passed to `permute_one_of`.
+          key: a PRNG key that is new in every step. Workers and rounds may share it.
+          step: `int32[]`, the number of steps so far; bursts of lost messages depend on
+            it.
+          index: `int32[]`, the index of the permutation, as passed to
+            `permute_one_of`.
         """
         ...
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """Lifts a per-worker `fn` to arrays with a leading axis of local workers."""
+        """Turns a program of one worker into a program of all workers.
+
+        Args:
+          fn: a function of one worker's trees of arrays.
+
+        Returns:
+          A function of trees whose arrays have a leading axis of local workers.
+        """
         ...
 
     def gather(self, values: Sequence[Any]) -> list[Any]:
@@ -172,17 +190,17 @@ class Communicator(Protocol):
         ...
 
     def compare_starts(self, name: str, facts: dict[str, Any], after: PyTree) -> None:
-        """Raises on every process unless all of them start a mechanism alike.
+        """Raises on every process if processes start a mechanism differently.
 
-        At once, or when the program that is being traced runs.
+        If a program is being traced, the comparison is made when the program runs.
 
         Args:
-          name: of the mechanism.
-          facts: by name, values that can be compared, pickled and shown.
-          after: arrays of the program that have to be there before.
+          name: the name of the mechanism.
+          facts: what is compared, by name: values that can be pickled and shown.
+          after: arrays of the program that are computed before the comparison.
 
         Raises:
-          ValueError: names what differs, and on which ranks.
+          ValueError: if something differs; the error names it, and on which ranks.
         """
         ...
 
@@ -198,19 +216,22 @@ class _Functions(NamedTuple):
 
 
 class Compressor(ByItsCall, _Functions):
-    """A lossy code for trees of arrays: three pure functions, and what they promise.
+    """A lossy code for trees of arrays: three pure functions and two properties.
 
-    Each mechanism needs a code of one class (see :mod:`djax.compressors`) and diverges,
-    or loses what is left out, with one of the other: a code that says of itself that it
-    is not of the class in question is refused.
+    A mechanism that compresses its messages needs either a contraction or an unbiased
+    code (see :mod:`djax.compressors`). With a code of the wrong class it diverges, or
+    loses what the code leaves out. A mechanism therefore refuses a code that is known
+    to be of the wrong class.
 
     Attributes:
-      init: `params -> state`, what the sender remembers. Typed PRNG keys in it become
-        each worker's own.
-      compress: `(tree, state) -> (message, state)`; the message is a tree of the arrays
-        that really travel.
+      init: `params -> state`, the state of the sender. Typed PRNG keys in the state are
+        made different on each worker.
+      compress: `(tree, state) -> (message, state)`. The message is a tree of exactly
+        those arrays that are sent.
       decompress: `(message, like) -> tree`, with the shapes and dtypes of `like`. It
-        needs no state: whoever receives the message can read it.
-      contraction: whether it is one; None if unknown, which every mechanism accepts.
-      unbiased: whether its expectation is what was compressed; None if unknown.
+        needs no state, so that any receiver can read the message.
+      contraction: whether the code is a contraction; None if that is not known, which
+        all mechanisms accept.
+      unbiased: whether the expectation of the decompressed tree is the tree that was
+        compressed; None if that is not known, which all mechanisms accept.
     """

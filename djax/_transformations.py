@@ -1,4 +1,4 @@
-"""Optimizers of optax, and those that are asynchronous and thus none."""
+"""Checks that a transformation of optax is given, and no asynchronous algorithm."""
 
 import contextlib
 import contextvars
@@ -11,14 +11,15 @@ import optax
 def as_transformation(
     name: str, transformation: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns an optimizer or mechanism that takes extra arguments.
+    """Returns an optimizer or mechanism as one that takes extra arguments.
 
     Args:
-      name: who was given it, for the error.
-      transformation: of optax, or two functions of the same names.
+      name: the name of the function that it was passed to, for the error.
+      transformation: a transformation of optax, or an object with functions `init` and
+        `update`.
 
     Raises:
-      TypeError: if it is asynchronous, or no such thing.
+      TypeError: if it is an asynchronous algorithm or something else.
     """
     if is_asynchronous(transformation):
         raise TypeError(asynchronous_text(name))
@@ -31,12 +32,12 @@ def as_transformation(
 
 
 def is_asynchronous(transformation: Any) -> bool:
-    """Whether its workers average at events, as those of :func:`djax.acid` do."""
+    """Whether workers average at events, as those of :func:`djax.acid` do."""
     return callable(getattr(transformation, "average", None))
 
 
 def asynchronous_text(name: str) -> str:
-    """What to say where an asynchronous algorithm is taken for a synchronous one."""
+    """The error of using an asynchronous algorithm in synchronous steps."""
     return (
         f"{name}: djax.acid and djax.adpsgd are asynchronous. Their updates average "
         "nothing: workers meet at events. Run them by djax.asynchronous.simulate or "
@@ -52,7 +53,10 @@ _IN_LOCKSTEP: contextvars.ContextVar[bool] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def lockstep() -> Iterator[None]:
-    """Marks the trace of a program in which all workers make the same steps."""
+    """Marks the trace of a program in which all workers make the same steps.
+
+    Only there is the update of an asynchronous algorithm known to be a mistake.
+    """
     token = _IN_LOCKSTEP.set(True)
     try:
         yield
@@ -61,10 +65,6 @@ def lockstep() -> Iterator[None]:
 
 
 def check_not_in_lockstep(name: str) -> None:
-    """Raises TypeError inside of :func:`lockstep`.
-
-    Only there is an asynchronous algorithm's update known to be a mistake, however
-    deep it is in a chain of optax.
-    """
+    """Raises TypeError within :func:`lockstep`, at any depth of a chain of optax."""
     if _IN_LOCKSTEP.get():
         raise TypeError(asynchronous_text(name))

@@ -1,4 +1,4 @@
-"""Small integers, packed without a bit between them."""
+"""Packing of integers of a few bits into bytes, and noise for rounding to them."""
 
 import functools
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ def check_bits(name: str, bits: Any) -> int:
 
 
 def pack(codes: jax.Array, bits: int) -> jax.Array:
-    """Packs integers into bytes, the first into the highest bits.
+    """Packs integers into bytes, the first integer into the highest bits.
 
-    Planes of bits serve for any width, and single bits are faster so; for the other
-    widths that divide 8, bytes are put together from whole integers.
+    Integers of 2, 4 or 8 bits are shifted to their places in a byte. Those of any other
+    width are packed bit by bit, which is also the fastest way for single bits.
 
     Args:
-      codes: `uint8[n]` below `2 ** bits`.
-      bits: of each of them, 1 to 8.
+      codes: `uint8[n]`, integers below `2 ** bits`.
+      bits: number of bits of each integer, 1 to 8.
 
     Returns:
       `uint8[ceil(n * bits / 8)]`.
@@ -41,7 +41,7 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
 
 
 def unpack(packed: jax.Array, bits: int, count: int) -> jax.Array:
-    """Returns the `uint8[count]` that were packed."""
+    """Undoes :func:`pack`: returns the integers, `uint8[count]`."""
     if bits == 1 or 8 % bits:
         planes = jnp.unpackbits(packed, count=count * bits).reshape(count, bits)
         return (planes << _shifts(bits, 1)[None]).sum(axis=1, dtype=jnp.uint8)
@@ -50,23 +50,24 @@ def unpack(packed: jax.Array, bits: int, count: int) -> jax.Array:
 
 
 def _shifts(total: int, width: int) -> jax.Array:
-    """Positions of the fields of `width` bits in `total`, the highest first."""
+    """Positions of the fields of `width` bits in `total` bits, the highest first."""
     return jnp.arange(total - width, -1, -width, dtype=jnp.uint8)
 
 
 def noise(key: jax.Array, like: Sequence[Any]) -> list[jax.Array]:
-    """Draws uniformly from (0, 1) for the rounding of numbers, in steps of 2^-16.
+    """Draws uniform noise from (0, 1) for stochastic rounding, in steps of 2^-16.
 
-    Random bits take longer than everything else that a code does, and 16 are as fine as
-    what float32 leaves of a number between 128 levels. A draw takes longer to compile
-    than everything else, too. All arrays therefore get their parts of a single draw.
+    Drawing random bits takes longer than all other work of a code, so that no more bits
+    are drawn than are needed: with 128 levels, float32 has 16 bits left between two
+    levels. A draw also takes longer to compile than all other work, so that there is a
+    single draw for all arrays.
 
     Args:
       key: PRNG key of the draw.
-      like: arrays of floats, of which only the shapes and dtypes matter.
+      like: arrays of floats; only their shapes and dtypes are used.
 
     Returns:
-      An array for each of them, of its shape and dtype.
+      An array of the same shape and dtype for each array of `like`.
     """
     count = sum(x.size for x in like)
     words = jax.random.bits(key, (-(-count // 2),), jnp.uint32)
@@ -78,7 +79,7 @@ def noise(key: jax.Array, like: Sequence[Any]) -> list[jax.Array]:
 
 
 def pack_leaves(codes: Sequence[jax.Array], bits: int) -> jax.Array:
-    """Packs the integers of all leaves, `uint8[...]` each, into one array of bytes."""
+    """Packs the integers of all leaves, `uint8[...]` each, into one vector of bytes."""
     flat = [jnp.zeros(0, jnp.uint8), *(code.ravel() for code in codes)]
     return pack(jnp.concatenate(flat), bits)
 
@@ -86,10 +87,10 @@ def pack_leaves(codes: Sequence[jax.Array], bits: int) -> jax.Array:
 def unpack_leaves(
     packed: jax.Array, bits: int, leaves: Sequence[Any]
 ) -> list[jax.Array]:
-    """Undoes :func:`pack_leaves`; only the shapes of `leaves` matter.
+    """Undoes :func:`pack_leaves`; only the shapes of `leaves` are used.
 
-    Where a leaf starts is a constant, unlike in :mod:`djax._arrays.split`: bits that
-    start anywhere in a byte take longer to unpack.
+    The offsets of leaves are constants here, unlike in :mod:`djax._arrays.split`. With
+    offsets that are only known at run time, unpacking would take longer.
     """
     ends = np.cumsum([0, *(x.size for x in leaves)]).tolist()
     flat = unpack(packed, bits, ends[-1])

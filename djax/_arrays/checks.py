@@ -1,4 +1,4 @@
-"""Whether what was passed are arrays, and what to say if it is not."""
+"""Checks of the arrays that users pass, with errors that name the leaf."""
 
 import sys
 from typing import Any
@@ -16,11 +16,11 @@ def check_arrays(
     """Raises TypeError if a leaf is no array, RuntimeError if it has been donated.
 
     Args:
-      function: what was called, for the error.
-      tree: its argument.
-      what: the argument's name, for the error.
-      modules: whether a module of Flax NNX passes, whose leaves are more than its
-        parameters.
+      function: the name of the function that was called, for the error.
+      tree: the argument that is checked.
+      what: the name of the argument, for the error.
+      modules: whether modules of Flax NNX are accepted; besides parameters they may
+        hold statistics and counters.
     """
     remedy = (
         "Keep what is no parameter out of the tree: "
@@ -51,7 +51,7 @@ def check_arrays(
 
 
 def _find_module(tree: PyTree) -> Any:
-    """A module of Flax NNX in a tree, if there is one."""
+    """Returns a module of Flax NNX in a tree, or None."""
     if (nnx := sys.modules.get("flax.nnx")) is None:
         return None
     leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Module))
@@ -59,7 +59,7 @@ def _find_module(tree: PyTree) -> Any:
 
 
 def is_array(x: Any) -> bool:
-    """Whether JAX can take it as an array."""
+    """Whether JAX accepts a value as an array."""
     if isinstance(x, (np.ndarray, np.generic)):
         return x.dtype.kind not in "OSUMm"
     if isinstance(x, (jax.Array, jax.ShapeDtypeStruct, bool, int, float, complex)):
@@ -68,7 +68,7 @@ def is_array(x: Any) -> bool:
 
 
 def shortened(x: Any) -> str:
-    """How an error shows a value: by its type if its text is long."""
+    """The text of a value in an error: that of its type, if its own text is long."""
     text = repr(x)
     return text if len(text) <= 80 else f"a {type(x).__name__}"
 
@@ -78,12 +78,12 @@ def check_params(
     params: PyTree,
     remedy: str = "keep it out of the parameters or wrap the mechanism in optax.masked",
 ) -> PyTree:
-    """Returns the parameters, or raises if there are none that can be averaged.
+    """Returns the parameters, or raises if they cannot be averaged.
 
     Args:
-      name: of the mechanism, for errors.
+      name: the name of the mechanism, for errors.
       params: the parameters.
-      remedy: what to do about an array that is not of floats, for errors.
+      remedy: the advice about an array that is not of floats, for errors.
 
     Raises:
       ValueError: if there are no parameters.

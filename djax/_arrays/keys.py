@@ -1,4 +1,4 @@
-"""PRNG keys whose draws do not depend on how a program is made."""
+"""PRNG keys whose draws are the same in simulation, on a mesh and over MPI."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ def check_key(name: str, key: Any) -> None:
     """Raises TypeError unless it is None or one PRNG key, typed or of raw numbers.
 
     Args:
-      name: who takes the key, for errors.
-      key: what the user passed.
+      name: the name of the function that takes the key, for errors.
+      key: the key that the user passed.
     """
     if key is None:
         return
@@ -28,18 +28,18 @@ def check_key(name: str, key: Any) -> None:
 
 
 def shared_key(name: str, key: jax.Array | None) -> jax.Array:
-    """The key of draws that several workers have to make alike.
+    """Returns the key of draws that have to be the same on several workers.
 
     Args:
-      name: of the mechanism or code, for errors.
-      key: the user's, typed or not, or None for one of the seed 0.
+      name: the name of the mechanism or code, for errors.
+      key: the key that the user passed, typed or not; None for a key of the seed 0.
 
     Returns:
-      A typed key whose draws do not depend on `vmap`.
+      A typed key whose draws are the same with and without `vmap`.
 
     Raises:
-      TypeError: if it is no key, for example a plain seed.
-      ValueError: if the draws of this kind of key do.
+      TypeError: if `key` is not a key, for example a plain seed.
+      ValueError: if the draws of this kind of key differ under `vmap`.
     """
     check_key(name, key)
     if key is None:
@@ -56,17 +56,17 @@ def shared_key(name: str, key: jax.Array | None) -> jax.Array:
 
 
 def key_of_step(key: jax.Array | None, step: ArrayLike) -> jax.Array:
-    """The PRNG key of one step's message losses; of the seed 0 by default."""
+    """Returns the PRNG key that decides which messages of a step are lost."""
     key = jax.random.key(0, impl="threefry2x32") if key is None else threefry(key)
     return jax.random.fold_in(key, step)
 
 
 def threefry(key: jax.Array) -> jax.Array:
-    """A key whose draws do not depend on `vmap`, made of one of any kind.
+    """Makes a Threefry key, whose draws are the same under `vmap`, of any key.
 
     Args:
-      key: typed or not. Of other kinds than Threefry's the data are folded into one
-        of the seed 0.
+      key: a key, typed or not. The data of a key of another kind are folded into a
+        Threefry key of the seed 0.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape == (2,):

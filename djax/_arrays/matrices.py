@@ -1,4 +1,4 @@
-"""Parameters as matrices, which low-rank methods need."""
+"""Parameters as matrices, for mechanisms and codes of low rank."""
 
 import contextlib
 import contextvars
@@ -17,28 +17,27 @@ _DEALT_OUT: contextvars.ContextVar[bool] = contextvars.ContextVar(
 
 
 def is_matrix(x: Any) -> bool:
-    """Whether an array has rows and columns: two dimensions or more, and elements."""
+    """Whether an array can be a matrix: it has two dimensions or more, and elements."""
     return x.ndim >= 2 and x.size > 0
 
 
 def layout(x: Any, rows_axis: int) -> str:
-    """How :func:`as_matrix` lies in memory, in einsum's words.
+    """The order of the axes of :func:`as_matrix`, in the notation of einsum.
 
     Returns:
-      "mk" if the matrix's `m` rows are the first axis, else "km": every other choice
-      has them last.
+      "mk" if the `m` rows are the array's first axis, else "km", with the rows last.
     """
     return "mk" if rows_axis % x.ndim == 0 else "km"
 
 
 def as_matrix(x: jax.Array, rows_axis: int) -> jax.Array:
-    """The array as a matrix whose `m` rows are one axis, its `k` columns all others.
+    """Reshapes an array into a matrix: one axis has the rows, all others the columns.
 
-    Free of copies for the first and the last axis.
+    If the axis is the first or the last one, the array is not copied.
 
     Args:
-      x: two dimensions or more.
-      rows_axis: the axis, in `[-x.ndim, x.ndim)`.
+      x: an array of two dimensions or more.
+      rows_axis: the axis of the rows, in `[-x.ndim, x.ndim)`.
 
     Returns:
       `[m, k]` or `[k, m]`, as :func:`layout` says.
@@ -49,7 +48,7 @@ def as_matrix(x: jax.Array, rows_axis: int) -> jax.Array:
 
 
 def from_matrix(matrix: jax.Array, like: Any, rows_axis: int) -> jax.Array:
-    """Undoes :func:`as_matrix`; only the shape of `like` matters."""
+    """Undoes :func:`as_matrix`; only the shape of `like` is used."""
     if layout(like, rows_axis) == "mk":
         return matrix.reshape(like.shape)
     axis = rows_axis % like.ndim
@@ -71,7 +70,7 @@ def check_axis(name: str, rows_axis: Any) -> int:
 
 
 def check_rows_axis(name: str, params: PyTree, rows_axis: int) -> None:
-    """Raises ValueError if one of the matrices has no such axis."""
+    """Raises ValueError if one of the matrices does not have this axis."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if is_matrix(leaf) and not -leaf.ndim <= rows_axis < leaf.ndim:
             raise ValueError(
@@ -82,10 +81,11 @@ def check_rows_axis(name: str, params: PyTree, rows_axis: int) -> None:
 
 @contextlib.contextmanager
 def dealing_out() -> Iterator[None]:
-    """Tells mechanisms that are initialized inside that matrices were cut to vectors.
+    """Tells mechanisms that are initialized within the context about lost matrices.
 
-    Only a mechanism knows whether it compresses matrices; without any it would silently
-    send everything.
+    :func:`djax.interleave` deals out single coordinates, so that its mechanisms see
+    vectors only. A mechanism that compresses matrices would then send everything
+    uncompressed, without an error. Only the mechanism itself knows that.
     """
     token = _DEALT_OUT.set(True)
     try:
@@ -95,7 +95,7 @@ def dealing_out() -> Iterator[None]:
 
 
 def check_not_dealt_out(name: str) -> None:
-    """Raises ValueError inside of :func:`dealing_out`; `name` compresses matrices."""
+    """Raises ValueError within :func:`dealing_out`; `name` compresses matrices."""
     if _DEALT_OUT.get():
         raise ValueError(
             f"{name} compresses matrices, but djax.interleave deals out their single "

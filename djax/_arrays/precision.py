@@ -7,7 +7,7 @@ from djax._interfaces import PyTree
 
 
 def add(x: PyTree, y: PyTree, like: PyTree, sign: int = 1) -> PyTree:
-    """Returns `x + sign * y`, summed in float32 or wider, in the dtypes of `like`."""
+    """Returns `x + sign * y`, added in float32 or wider, in the dtypes of `like`."""
     return jax.tree.map(
         lambda a, b, c: (promote(a) + sign * promote(b)).astype(jnp.result_type(c)),
         x,
@@ -17,7 +17,7 @@ def add(x: PyTree, y: PyTree, like: PyTree, sign: int = 1) -> PyTree:
 
 
 def promote(x: jax.Array) -> jax.Array:
-    """`x` in a dtype that keeps the precision of sums: at least float32."""
+    """Converts floats narrower than float32 to float32, in which sums stay precise."""
     if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
         raise TypeError(f"only floats can be averaged, got {jnp.result_type(x)}.")
     x = jnp.asarray(x)

@@ -1,7 +1,9 @@
-"""Arrays that are put together and cut apart again, so that little is compiled.
+"""Joins small arrays and splits them again, so that programs compile faster.
 
-What is compiled for every leaf of a model takes long to compile. Small leaves are
-therefore put together, and the pieces of equal shape share a compiled kernel.
+The compile time of a program grows with the number of its different kernels. Code that
+handles every leaf of a model by itself would have a kernel for each leaf. For this
+reason small leaves are joined into one array, and pieces of equal shape, when they are
+split again, share a kernel.
 """
 
 import itertools
@@ -14,11 +16,11 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 LARGEST_START = np.iinfo(np.int32).max
-SMALL_BYTES = 1 << 16  # Of a leaf that is worth a copy.
+SMALL_BYTES = 1 << 16  # Copying so much memory takes less time than a kernel costs.
 
 
 def is_small(x: jax.Array) -> bool:
-    """Whether copying a leaf costs less than compiling something for it alone."""
+    """Whether it is cheaper to copy a leaf than to compile a kernel for it."""
     return x.size * x.dtype.itemsize <= SMALL_BYTES
 
 
@@ -28,11 +30,11 @@ def join(
     """Joins neighbouring small leaves of one dtype.
 
     Args:
-      leaves: of any shapes.
+      leaves: arrays of any shapes.
 
     Returns:
-      Fewer arrays, with the same entries in the same order; and a function that cuts
-      arrays of the same shapes as these into pieces of the leaves' shapes.
+      Fewer arrays, which have the same entries in the same order; and a function that
+      splits arrays of the shapes of these into arrays of the shapes of the leaves.
     """
 
     def kind(i):
@@ -54,17 +56,18 @@ def join(
 
 
 def unravel(flat: jax.Array, like: Sequence[Any]) -> list[jax.Array]:
-    """Cuts joined raveled arrays apart again; of `like` only the shapes matter."""
+    """Splits a vector into arrays of the shapes of `like`."""
     pieces = split(flat, [x.size for x in like])
     return [piece.reshape(x.shape) for piece, x in zip(pieces, like, strict=True)]
 
 
 @custom_vmap
 def computed_once(x: jax.Array) -> jax.Array:
-    """Returns `x`, which XLA's CPU compiler computes before anything that needs it.
+    """Returns `x`, but makes XLA compute it once on CPUs, before it is used.
 
-    XLA would otherwise compile the computation of `x` again for each piece that is cut
-    out of it. A branch prevents that: XLA does not notice that both sides are the same.
+    Otherwise XLA fuses the computation of `x` into each piece that is cut out of it,
+    and compiles it as many times. The result of a `lax.cond` is not fused; XLA does not
+    see that both of its branches return `x`.
     """
     if not x.size:
         return x
@@ -81,18 +84,19 @@ def _(axis_size, in_batched, x):
 
 
 def split(x: jax.Array, sizes: Sequence[int], axis: int = 0) -> list[jax.Array]:
-    """Cuts an array along an axis.
+    """Splits an array along an axis, such that it compiles fast.
 
-    XLA's CPU compiler takes about 10 ms for each kernel that is unlike all others, and
-    a constant start makes a piece's kernel, with all that is fused into it, unlike the
-    other pieces'. Starts that come out of a branch are arguments to it; XLA does not
-    notice that both branches give the same. Starts are constants on other platforms,
-    outside of a program, and in tangents.
+    Slicing at constant offsets compiles slowly on CPUs: XLA builds a separate kernel,
+    about 10 ms each, for every distinct offset. To let slices of equal shape share one
+    kernel, the offsets are made run-time values. They are the result of a `lax.cond`
+    whose two branches return the same offsets; XLA cannot see that they are equal, so
+    it cannot turn the offsets back into constants. On other platforms, outside of
+    compiled programs, and for tangents, the offsets are constants.
 
     Args:
       x: `[..., sum(sizes), ...]` of any dtype but PRNG keys.
-      sizes: of the pieces.
-      axis: along which it is cut, not negative.
+      sizes: the sizes of the pieces along the axis.
+      axis: the axis, not negative.
 
     Returns:
       The pieces, `[..., size, ...]` each.
@@ -122,7 +126,7 @@ def split(x: jax.Array, sizes: Sequence[int], axis: int = 0) -> list[jax.Array]:
 
     @compiled.def_vmap
     def _(axis_size, in_batched, x):
-        # A branch that is mapped would become a selection, and compute both sides.
+        # Under `vmap` the conditional would become a selection between both branches.
         return split(x, sizes, axis + 1), [True] * len(sizes)
 
     cut = jax.custom_jvp(compiled)
