@@ -18,7 +18,7 @@ def check_communicator(name: str, communicator: Any) -> None:
     if not is_communicator(communicator) or isinstance(communicator, type):
         raise TypeError(
             f"{name} needs a communicator such as djax.communicators.simulated(8), got "
-            f"{describe(communicator)}."
+            f"{describe(communicator)}; check the order of the arguments."
         )
 
 

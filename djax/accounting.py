@@ -1,4 +1,4 @@
-"""What an algorithm sends, counted from what its program really exchanges."""
+"""Counts the bytes and messages that an algorithm sends, from its own program."""
 
 import contextvars
 import dataclasses
@@ -32,14 +32,15 @@ from .transport import _packing as _wire
 
 @dataclasses.dataclass(frozen=True)
 class CommunicationCost:
-    """What each worker sends, in exact integers over one period of the algorithm.
+    """The bytes and messages that each worker sends, as exact integers.
 
     Attributes:
-      period: number of steps after which what is sent repeats itself.
-      bytes_per_period: `int[n]`, payload bytes sent by each rank in `period` steps.
-      messages_per_period: `int[n]`, messages sent by each rank in `period` steps.
-      by_name: what of this goes through each communicator, by its `name`, where several
-        communicators carry the messages of one algorithm.
+      period: number of steps after which the sending repeats itself.
+      bytes_per_period: `int[n]`, bytes that each rank sends in `period` steps, without
+        headers.
+      messages_per_period: `int[n]`, messages that each rank sends in `period` steps.
+      by_name: the same for each communicator, by its `name`, if several communicators
+        carry the messages of one algorithm.
     """
 
     period: int
@@ -51,12 +52,12 @@ class CommunicationCost:
 
     @property
     def bytes_per_step(self) -> tuple[int | float, ...]:
-        """Bytes sent by each rank in one step, averaged over the period."""
+        """Bytes that each rank sends in a step, averaged over the period."""
         return tuple(_ratio(b, self.period) for b in self.bytes_per_period)
 
     @property
     def messages_per_step(self) -> tuple[int | float, ...]:
-        """Messages sent by each rank in one step, averaged over the period."""
+        """Messages that each rank sends in a step, averaged over the period."""
         return tuple(_ratio(m, self.period) for m in self.messages_per_period)
 
     @property
@@ -66,7 +67,7 @@ class CommunicationCost:
 
     @property
     def max_bytes(self) -> int | float:
-        """Bytes per step of the worker that sends most."""
+        """Bytes per step of the worker that sends the most bytes."""
         return max(self.bytes_per_step)
 
     @property
@@ -76,7 +77,7 @@ class CommunicationCost:
 
     @property
     def max_messages(self) -> int | float:
-        """Messages per step of the worker that sends most."""
+        """Messages per step of the worker that sends the most messages."""
         return max(self.messages_per_step)
 
     @property
@@ -85,7 +86,7 @@ class CommunicationCost:
         return len(self.bytes_per_period)
 
     def __add__(self, other: "CommunicationCost") -> "CommunicationCost":
-        """The cost of sending both, over their least common period."""
+        """The cost of both together, over their least common period."""
         period = math.lcm(self.period, other.period)
         mine, theirs = period // self.period, period // other.period
 
@@ -103,11 +104,11 @@ class CommunicationCost:
         )
 
     def times(self, count: int, period: int | None = None) -> "CommunicationCost":
-        """The cost of doing it `count` times in place of once.
+        """The cost of sending `count` times as much.
 
         Args:
-          count: how often.
-          period: number of steps in which; by default the period as it is.
+          count: the factor.
+          period: the period of the result; by default that of this cost.
         """
         return CommunicationCost(
             self.period if period is None else period,
@@ -123,32 +124,34 @@ def communication_cost(
     topology: Any,
     **extra_args: Any,
 ) -> CommunicationCost:
-    """Bytes and messages that one update makes each worker send.
+    """Counts the bytes and messages that one update makes each worker send.
 
-    The update is traced on shapes alone: no array is made and nothing is sent. What is
-    counted is what the communicators would hand to MPI: leaves of 1 MiB and more are
-    messages of their own, smaller ones share one message per dtype. The buffer of an
-    all-reduce is counted once, as the papers do, although a ring of workers would pass
-    on `2 (n - 1) / n` of it.
+    The update is only traced, with the shapes of arrays: nothing is computed or sent.
+    Messages are counted as they would be passed to MPI. Leaves smaller than 1 MiB are
+    packed into one message for each dtype, and larger leaves are sent as messages of
+    their own. An all-reduce counts as sending its buffer once, as in the papers,
+    although each worker of a ring would send `2 (n - 1) / n` times the buffer.
 
     Args:
-      transformation: a mechanism, or a chain that contains some.
-      params: ONE worker's parameters, or their shapes (`jax.ShapeDtypeStruct`).
-      topology: anything with the number of workers as its `size`.
-      **extra_args: what else the update needs, likewise.
+      transformation: a mechanism, or a chain that contains mechanisms.
+      params: the parameters of ONE worker, or their shapes (`jax.ShapeDtypeStruct`).
+      topology: the graph, the communicator, or any object whose `size` is the number of
+        workers.
+      **extra_args: extra arguments of the update, or their shapes.
 
     Returns:
       A :class:`CommunicationCost`.
 
     Raises:
-      TypeError: if the transformation is asynchronous: its updates send nothing; or if
-        `topology` has no number of workers.
-      ValueError: if the number of workers is not the transformation's, or if what is
-        sent depends on values: in a `while_loop`, or in a `cond` whose branches differ.
+      TypeError: if the transformation is asynchronous, since its updates send nothing;
+        or if `topology` has no number of workers.
+      ValueError: if the transformation is for another number of workers, or if what it
+        sends depends on values, as in a `while_loop` or in a `cond` whose branches send
+        different amounts.
 
     Warns:
-      UserWarning: if all leaves have a leading axis of as many as there are workers,
-        as the parameters of all workers have.
+      UserWarning: if the leading axis of all leaves has the length of the number of
+        workers, since these are probably the parameters of all workers.
 
     Examples:
       >>> import djax, jax
@@ -184,7 +187,7 @@ def communication_cost(
 
 
 def _warn_of_all_workers(params: PyTree, size: int) -> None:
-    """Warns if these seem to be the parameters of all workers."""
+    """Warns if the parameters seem to be those of all workers."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(params)]
     if size > 1 and shapes and all(shape[:1] == (size,) for shape in shapes):
         warnings.warn(
@@ -197,10 +200,10 @@ def _warn_of_all_workers(params: PyTree, size: int) -> None:
 
 
 def _trace(size: int, fn: Callable, *args: PyTree) -> tuple[Any, PyTree]:
-    """Traces a per-worker program; returns its jaxpr and the shapes of its results.
+    """Traces the program of a worker; returns its jaxpr and the shapes of its results.
 
-    The trace runs under an axis name of its own: jit's caches then keep it apart from
-    traces of the same functions that really send.
+    The trace has an axis name of its own. Otherwise `jit` would reuse it for the same
+    functions in a program that really sends messages.
     """
     axis_name = f"djax.accounting.{next(_TRACES)}"
     alone = jax.vmap(fn, in_axes=None, out_axes=None, axis_size=1, axis_name=axis_name)
@@ -214,7 +217,7 @@ def _trace(size: int, fn: Callable, *args: PyTree) -> tuple[Any, PyTree]:
 
 
 def _cost_of(jaxpr: Any, size: int) -> CommunicationCost:
-    """Adds up what the marks in a traced program cost."""
+    """Adds up the costs of all marks in a traced program."""
     total = nothing = CommunicationCost(1, (0,) * size, (0,) * size)
     for equation in jaxpr.eqns:
         if equation.primitive is _message_p:
@@ -244,14 +247,14 @@ def _jaxprs_in(equation: Any) -> Iterator[Any]:
                 yield inner
 
 
-# Marks the place in a traced program where something would be sent.
+# Marks a place in a traced program at which a message would be sent.
 _message_p = jax.extend.core.Primitive("djax_message")
 _message_p.multiple_results = True
 _message_p.def_abstract_eval(lambda *avals, cost: avals)
 
 
 class _Counter:
-    """Stands in for a communicator: marks what a worker sends, and sends nothing."""
+    """Replaces a communicator: marks what a worker would send, and sends nothing."""
 
     def __init__(self, size: int, name: str = ""):
         self.size = size
@@ -269,7 +272,7 @@ class _Counter:
     def permute_one_of(
         self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
     ) -> PyTree:
-        """Counts each of the permutations once in as many steps as there are."""
+        """Counts a period in which each of the permutations is used once."""
         leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
         size, count = _wire.count_bytes(leaves), _wire.count_messages(leaves)
         times = (np.asarray(sources) != np.arange(self.size)).sum(axis=0).tolist()
@@ -290,12 +293,13 @@ class _Counter:
     def alternate(
         self, schedule: Sequence[int], branches: Sequence[Callable], operands: tuple
     ) -> PyTree:
-        """Marks what the steps send in turn; the result has only the right shapes."""
+        """Marks what alternating branches send; the result has the right shapes."""
         traces = [
             jax.make_jaxpr(branch, return_shape=True)(*operands) for branch in branches
         ]
         costs = [_cost_of(program.jaxpr, self.size) for program, _ in traces]
-        # After so many passes of the schedule every branch has ended a whole period.
+        # The number of passes of the schedule after which each branch has gone through
+        # complete periods of its own.
         taken = [schedule.count(index) for index in range(len(costs))]
         passes = math.lcm(
             *(
@@ -334,12 +338,12 @@ _COUNTER: contextvars.ContextVar[_Counter | None] = contextvars.ContextVar(
 
 
 def counter() -> _Counter | None:
-    """What stands in for the communicators while a cost is counted, else None."""
+    """Returns what replaces the communicators while a cost is counted, else None."""
     return _COUNTER.get()
 
 
 def accounted(verb: Callable) -> Callable:
-    """Makes a communicator's verb defer to the counter while a cost is counted."""
+    """Makes a communicator's method call the counter while a cost is counted."""
 
     @functools.wraps(verb)
     def deferring(self, *args, **kwargs):

@@ -1,28 +1,31 @@
-"""How the workers of one run exchange arrays.
+"""Communicators: how the workers of one run exchange arrays.
 
-A communicator is chosen outside of the algorithm; the three give the same numbers to
-rounding:
+An algorithm is written once, for one worker, and takes a communicator as an argument.
+The communicator decides where the workers live. There are three, and with the same
+seeds all of them give the same numbers, up to rounding errors:
 
-* :func:`simulated`: all workers on one device, along a `vmap` axis,
-* :func:`mesh`: one worker a device of one program, by `jax.shard_map`,
-* :func:`mpi`: one worker a process of `mpirun`, by mpi4jax.
+* :func:`simulated`: all workers share one device, along an axis of `vmap`;
+* :func:`mesh`: each worker has a device of its own, in one program by `jax.shard_map`;
+* :func:`mpi`: each worker is a process that `mpirun` starts, by mpi4jax.
 
-Around each of them, :func:`lossy` loses messages, independently or in bursts.
+**Lost messages.** :func:`lossy` wraps one of the three and loses messages between
+neighbours, independently of each other or in bursts.
 
-With `message_dtype="bfloat16"` (or `"float16"`, `"float8_e4m3fn"`, `"float8_e5m2"`)
-floats travel between neighbours in half or a quarter of the bytes. Both ends of an edge
-calculate with the rounded values, the sender's own included: what one end gains the
-other loses, so that the mean of the models does not move by the rounding, and equal
-models stay equal. Numbers beyond the largest of the dtype (448 of `float8_e4m3fn`,
-57,344 of `float8_e5m2`, 65,504 of `float16`) are sent as that one, and count as equal.
-Models that differ by less than the distance between two numbers of that dtype look
-equal, and come no closer to each other. A `rounding_seed` rounds up or down at random
-instead, on all workers by the same draws: then differences are right on average however
-small they are.
+**Narrow messages.** With `message_dtype="bfloat16"` (or `"float16"`,
+`"float8_e4m3fn"`, `"float8_e5m2"`) the floats of a message are rounded, and take half
+or a quarter of the bytes. Both ends of an edge calculate with the rounded values, and
+each worker also rounds its own model before it takes a difference. For this reason the
+rounding does not move the mean of the models, and equal models stay equal. Numbers
+beyond the largest one of the dtype (448 for `float8_e4m3fn`, 57,344 for `float8_e5m2`,
+65,504 for `float16`) are sent as that largest number. Two models that round to the same
+numbers look equal and come no closer to each other. A `rounding_seed` prevents that: it
+rounds up or down at random, with the same draws on all workers, so that even the
+smallest differences are right on average.
 
-:func:`replicate` gives all workers the same arrays, :func:`check_agreement` makes sure
-that they hold the same, :func:`launcher_size` and :func:`launcher_rank` tell what
-`mpirun` says before MPI is started.
+**Start.** :func:`replicate` gives all workers the same arrays, and
+:func:`check_agreement` makes sure that all workers hold the same values.
+:func:`launcher_size` and :func:`launcher_rank` return what `mpirun` has told this
+process, before MPI is started.
 """
 
 import functools
@@ -63,14 +66,15 @@ def simulated(
     drop_probability: float = 0.0,
     drop_seed: int = 0,
 ) -> Communicator:
-    """All workers on one device, along a `vmap` axis.
+    """Simulates all workers on one device, along an axis of `vmap`.
 
     Args:
       size: number of workers.
-      axis_name: name of the axis, for those who `vmap` the program themselves.
-      message_dtype: dtype in which floats travel between neighbours: see
+      axis_name: name of the axis, which matters if you call `vmap` yourself.
+      message_dtype: dtype to which the floats of messages are rounded; see
         :mod:`djax.communicators`.
-      rounding_seed: round to it stochastically, by draws of this seed.
+      rounding_seed: seed of stochastic rounding; by default numbers are rounded to the
+        nearest one.
       drop_probability: probability in [0, 1) with which a message is lost; see
         :func:`lossy`.
       drop_seed: seed that decides which messages are lost.
@@ -79,7 +83,7 @@ def simulated(
       A communicator whose `spmd` is a `jax.vmap`.
 
     Raises:
-      ValueError: if an argument is no such number, or out of range.
+      ValueError: if an argument is not a number of the right kind, or out of range.
 
     Examples:
       >>> import djax, jax.numpy as jnp
@@ -105,19 +109,22 @@ def mesh(
     drop_probability: float = 0.0,
     drop_seed: int = 0,
 ) -> Communicator:
-    """One worker a device, in one program (NCCL between GPUs).
+    """Gives each worker a device of its own, in one program (NCCL between GPUs).
 
-    On several hosts call `jax.distributed.initialize()` first. What `spmd` takes and
-    returns are then global arrays, made from those of the local workers by
+    On several hosts, call `jax.distributed.initialize()` first. The arguments and
+    results of `spmd` are then global arrays, which are made from the arrays of local
+    workers by
     `jax.make_array_from_process_local_data(communicator.sharding, local)`.
 
     Args:
       size: number of workers.
-      devices: the workers' devices; by default the first of `jax.devices()`.
-      axis_name: name of the axis, for those who `shard_map` the program themselves.
-      message_dtype: dtype in which floats travel between neighbours: see
+      devices: the devices of the workers, in the order of ranks; by default the first
+        ones of `jax.devices()`.
+      axis_name: name of the axis, which matters if you call `shard_map` yourself.
+      message_dtype: dtype to which the floats of messages are rounded; see
         :mod:`djax.communicators`.
-      rounding_seed: round to it stochastically, by draws of this seed.
+      rounding_seed: seed of stochastic rounding; by default numbers are rounded to the
+        nearest one.
       drop_probability: probability in [0, 1) with which a message is lost; see
         :func:`lossy`.
       drop_seed: seed that decides which messages are lost.
@@ -151,34 +158,40 @@ def mpi(
     drop_probability: float = 0.0,
     drop_seed: int = 0,
 ) -> Communicator:
-    """One worker a rank; run with `mpirun -n SIZE python ...`.
+    """Makes each rank of MPI a worker; run it with `mpirun -n SIZE python ...`.
 
-    Call it before JAX's first computation. On a node with GPUs the process takes the
-    GPU of its node-local rank; on CPUs its XLA threads take its share of the cores.
+    Call this function before the first computation of JAX. On a node with GPUs, the
+    process then uses the GPU whose number is its rank within the node. On CPUs, XLA
+    uses as many threads as are this rank's share of the cores.
 
-    All ranks of the job have to call it. After 30 seconds rank 0 names those that have
-    not come, and after 600 seconds, or as many as the environment variable
-    `DJAX_START_TIMEOUT` says, all end. An uncaught exception on one rank, or an exit
-    code other than 0, ends all of them. A rank whose program has ended waits for the
-    others. If one of them then stands at one place of its Python program for more than
-    60 seconds, or as many as `DJAX_EXIT_TIMEOUT` says, it waits for the rank that has
-    left, and all end; set it higher if a single compiled call takes longer.
+    **Start.** All ranks of the job have to call this function. After 30 seconds rank 0
+    names the ranks that have not called it. After 600 seconds, or as many as the
+    environment variable `DJAX_START_TIMEOUT` says, all ranks end.
 
-    A mechanism's `init` compares the mechanism, its options, the graph and the shapes
-    of the parameters of all ranks, and names what differs. All ranks have to call it; a
-    rank that needs the shapes of a state alone takes them from `jax.eval_shape`.
+    **End.** An uncaught exception or an exit code other than 0 on one rank ends all
+    ranks. A rank whose program is over waits for the others. If another rank does not
+    leave one line of its Python program for 60 seconds after that, it is taken to wait
+    for a message of the rank that is over, and all ranks end. If a single compiled call
+    of your program can take longer, set the environment variable `DJAX_EXIT_TIMEOUT` to
+    more seconds.
 
-    Every rank has to make every exchange. A conditional on one rank's own values around
-    a mechanism, such as `optax.apply_if_finite(optax.chain(optax.sgd(0.1), gossip), 5)`
-    with a NaN in one rank's gradient, lets that rank leave out messages that the others
-    wait for. Put `apply_if_finite` around the optimizer alone, in front of the
-    mechanism.
+    **Agreement.** The `init` of a mechanism compares the mechanism, its options, the
+    graph and the shapes of the parameters between all ranks, and names what differs.
+    All ranks have to call it. A rank that only needs the shapes of a state takes them
+    from `jax.eval_shape`.
+
+    **Deadlocks.** Each rank has to take part in each exchange. A conditional on the
+    values of one rank around a mechanism violates that: if one rank's gradient is NaN,
+    `optax.apply_if_finite(optax.chain(optax.sgd(0.1), gossip), 5)` makes this rank skip
+    messages that its neighbours wait for. Put `apply_if_finite` around the optimizer
+    alone, in front of the mechanism.
 
     Args:
-      comm: an `mpi4py.MPI.Comm`, of which duplicates are made; by default all ranks.
-      message_dtype: dtype in which floats travel between neighbours: see
+      comm: an `mpi4py.MPI.Comm`, which is duplicated; by default that of all ranks.
+      message_dtype: dtype to which the floats of messages are rounded; see
         :mod:`djax.communicators`.
-      rounding_seed: round to it stochastically, by draws of this seed.
+      rounding_seed: seed of stochastic rounding; by default numbers are rounded to the
+        nearest one.
       drop_probability: probability in [0, 1) with which a message is lost; see
         :func:`lossy`.
       drop_seed: seed that decides which messages are lost.
@@ -187,13 +200,14 @@ def mpi(
       A communicator whose `spmd` runs this process's one worker.
 
     Warns:
-      UserWarning: once, if no launcher has started the process, so that it is the only
-        worker. Pass `MPI.COMM_WORLD` or `MPI.COMM_SELF` where one is meant.
+      UserWarning: once, if the process was not started by a launcher, so that it is
+        the only worker. To have one worker without a warning, pass `MPI.COMM_WORLD` or
+        `MPI.COMM_SELF`.
 
     Raises:
       ImportError: if mpi4py or mpi4jax is missing.
-      RuntimeError: if the launcher belongs to another MPI than mpi4py, if JAX already
-        holds several GPUs, or if a rank does not call it in time.
+      RuntimeError: if launcher and mpi4py belong to different MPI libraries, if JAX
+        already holds several GPUs, or if a rank does not call this function in time.
       ValueError: if an argument or an environment variable is out of range.
     """
     messages = _common.check_messages("mpi", message_dtype, rounding_seed)

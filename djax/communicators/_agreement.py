@@ -1,4 +1,4 @@
-"""What has to be the same on all workers before they start."""
+"""Starts workers with equal values, and checks that values are equal."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from djax._arguments import check_communicator
 from djax._arrays.checks import check_arrays
 from djax._interfaces import (
     Communicator,
@@ -21,15 +22,15 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
     """Gives every local worker the same arrays.
 
     Args:
-      communicator: whose local workers these are.
-      tree: one worker's arrays.
+      communicator: the communicator of the workers.
+      tree: the arrays of one worker.
 
     Returns:
-      The tree with a leading axis of local workers on every leaf, as
-      :meth:`djax.Communicator.spmd` takes it; on a mesh, lying on its devices.
+      A tree whose leaves have a leading axis of local workers, as a program made by
+      :meth:`djax.Communicator.spmd` takes it; for a mesh, laid out on its devices.
 
     Raises:
-      TypeError: if the communicator is none, or a leaf of the tree is no array.
+      TypeError: if `communicator` is something else, or a leaf of the tree is no array.
 
     Examples:
       >>> import djax, jax.numpy as jnp
@@ -38,7 +39,7 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
       (3, 2)
     """
 
-    _common.check_communicator("replicate", communicator)
+    check_communicator("replicate", communicator)
     check_arrays("replicate", tree)
 
     def stack(tree, count):
@@ -55,20 +56,21 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
 def check_agreement(
     communicator: Communicator, name: str, values: Sequence[PyTree]
 ) -> None:
-    """Makes sure that all workers hold the same, bit for bit.
+    """Makes sure that all workers hold the same values, bit for bit.
 
-    Only hashes travel. Every process must call it.
+    Every process has to call this function. Processes exchange only hashes.
 
     Args:
-      communicator: whose workers are compared.
-      name: what the values are, for the error.
-      values: one tree for each of the communicator's `local_ranks`; its leaves are
-        arrays, PRNG keys included, or any Python objects that have a faithful `repr`.
+      communicator: the communicator of the workers.
+      name: a name for the values, for the error.
+      values: a tree for each of the communicator's `local_ranks`. Its leaves are
+        arrays, PRNG keys, or other Python objects whose `repr` shows their value.
 
     Raises:
-      TypeError: if the values are no list, or the communicator is none.
-      ValueError: on every rank; names the leaves and the ranks that differ from rank
-        0's. On this rank alone: if there is not one value for each local worker.
+      TypeError: if `values` is no list, or `communicator` is something else.
+      ValueError: if values differ from those of rank 0; raised on every rank, with the
+        names of the leaves and the ranks. Also, on this rank alone, if the number of
+        values is not that of local workers.
 
     Examples:
       >>> import djax
@@ -79,7 +81,7 @@ def check_agreement(
       ...
       ValueError: the settings differ: ['seed'] of rank 2 is not rank 0's. Start ...
     """
-    _common.check_communicator("check_agreement", communicator)
+    check_communicator("check_agreement", communicator)
     local = len(communicator.local_ranks)
     values = _common.check_one_each("check_agreement", values, local)
     digests = communicator.gather([_digests(value) for value in values])

@@ -1,4 +1,4 @@
-"""Workers along one named axis of a single program."""
+"""Communicators whose workers are the entries of one named axis of a program."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from . import _common
 
 
 def _inside(verb: Callable) -> Callable:
-    """Says what is missing where JAX would speak of an unbound axis name."""
+    """Explains JAX's error about an unbound axis name."""
 
     @functools.wraps(verb)
     def checked(self, *args, **kwargs):
@@ -47,7 +47,7 @@ def _inside(verb: Callable) -> Callable:
 
 @dataclasses.dataclass(frozen=True)
 class _AxisCommunicator:
-    """The verbs, which `vmap` and `shard_map` have in common."""
+    """The methods that are the same under `vmap` and under `shard_map`."""
 
     size: int
     axis_name: str
@@ -108,16 +108,16 @@ class _AxisCommunicator:
         return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name)[0], tree)
 
     def arrived(self, *args: Any, **kwargs: Any) -> bool:
-        """See :class:`djax.Communicator`; nothing is lost."""
+        """See :class:`djax.Communicator`; no message is lost."""
         return True
 
     def compare_starts(self, name: str, facts: dict[str, Any], after: PyTree) -> None:
-        """See :class:`djax.Communicator`; one program starts all workers alike."""
+        """See :class:`djax.Communicator`; a single program starts all workers."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SimulatedCommunicator(_AxisCommunicator):
-    """All workers live on one device, along a `vmap` axis.
+    """Workers that share one device, along an axis of `vmap`.
 
     Made by :func:`djax.communicators.simulated`.
     """
@@ -141,7 +141,7 @@ class SimulatedCommunicator(_AxisCommunicator):
         self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
     ) -> PyTree:
         """See :class:`djax.Communicator`."""
-        # A branch for each permutation would be compiled as often; this is one gather.
+        # One gather serves all permutations; a `lax.switch` would compile each of them.
         table = _common.check_permutations(sources, self.size)
         sender = jnp.asarray(table)[index, jax.lax.axis_index(self.axis_name)]
         return jax.tree.map(
@@ -158,7 +158,8 @@ class SimulatedCommunicator(_AxisCommunicator):
     @_inside
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
-        # As a product: XLA's CPU backend sums over a leading axis ten times slower.
+        # XLA's CPU backend computes a product ten times faster than a sum over a
+        # leading axis.
         check_averageable("mean", tree)
         ones = np.ones(self.size)
 
@@ -194,7 +195,7 @@ class SimulatedCommunicator(_AxisCommunicator):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MeshCommunicator(_AxisCommunicator):
-    """One worker a device.
+    """Workers that have a device each, along an axis of `shard_map`.
 
     Made by :func:`djax.communicators.mesh`. On several hosts the arguments and
     results of `spmd` are global arrays, sharded by `sharding`.
@@ -210,7 +211,7 @@ class MeshCommunicator(_AxisCommunicator):
 
     @property
     def rows(self) -> int:
-        """See :class:`djax.Communicator`; of global arrays, all workers'."""
+        """See :class:`djax.Communicator`; arrays are global, with all workers."""
         return self.size
 
     @accounted
@@ -237,7 +238,7 @@ class MeshCommunicator(_AxisCommunicator):
 
     @property
     def sharding(self) -> jax.sharding.NamedSharding:
-        """How an array with a leading axis of all workers lies on the devices."""
+        """The layout of arrays with a leading axis of all workers."""
         mesh = jax.make_mesh(
             (self.size,),
             (self.axis_name,),

@@ -1,4 +1,4 @@
-"""What the communicators share."""
+"""Checks of arguments that all communicators share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,15 +18,15 @@ from djax.topologies._checks import (
 )
 
 MESSAGE_DTYPES = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
-"""What models may be rounded to for their way to the neighbours."""
+"""The dtypes to which messages can be rounded."""
 
 
 def check_size(name: str, size: Any) -> int:
     """Returns a number of workers as an `int`, or raises ValueError.
 
     Args:
-      name: of the communicator's maker.
-      size: its first argument.
+      name: the name of the function that makes the communicator.
+      size: the first argument of this function.
     """
     try:
         return check_integer(size, f"{name}: size")
@@ -43,10 +43,10 @@ def check_size(name: str, size: Any) -> int:
 def check_messages(
     name: str, message_dtype: Any, rounding_seed: Any
 ) -> tuple[str | None, int | None]:
-    """Returns both in their plain forms, or raises ValueError, which names the one.
+    """Returns both arguments in their plain forms, or raises ValueError.
 
     Args:
-      name: of the communicator's maker.
+      name: the name of the function that makes the communicator.
       message_dtype: one of :data:`MESSAGE_DTYPES`, by name or as a dtype, or None.
       rounding_seed: an integer that `jax.random.key` takes, or None.
     """
@@ -94,8 +94,8 @@ def check_leading_axis(
     """Raises unless every leaf is an array with a leading axis of `count` workers.
 
     Args:
-      function: what was called, for the error.
-      args: its arguments, a tuple.
+      function: the name of the function that was called, for the error.
+      args: its positional arguments.
       count: number of workers.
       kwargs: its keyword arguments.
 
@@ -117,7 +117,7 @@ def check_leading_axis(
 
 
 def _check_rows(function: str, name: str, shape: tuple[int, ...], count: int) -> None:
-    """Raises ValueError unless there is one row a worker."""
+    """Raises ValueError unless each worker has a row."""
     if shape[:1] != (count,):
         raise ValueError(
             f"{function}: {name} has shape {shape}, but needs a leading axis of the "
@@ -128,21 +128,11 @@ def _check_rows(function: str, name: str, shape: tuple[int, ...], count: int) ->
         )
 
 
-def check_communicator(function: str, communicator: Any) -> None:
-    """Raises TypeError if something else was passed where a communicator belongs."""
-    if not all(hasattr(communicator, name) for name in ("spmd", "local_ranks")):
-        raise TypeError(
-            f"{function} needs a communicator, such as djax.communicators.simulated(8),"
-            f" in this place, but got {shortened(communicator)}; check the order of "
-            "the arguments."
-        )
-
-
 def check_one_each(function: str, values: Any, count: int) -> list[Any]:
-    """Returns a list of the values, or raises unless there is one a local worker.
+    """Returns the values as a list, or raises unless each local worker has one.
 
     Args:
-      function: what was called, for the error.
+      function: the name of the function that was called, for the error.
       values: its argument.
       count: number of local workers.
     """
@@ -177,14 +167,14 @@ def check_permutation(source: Sequence[int], size: int) -> None:
 
 
 def check_permutations(sources: Sequence[Sequence[int]], size: int) -> np.ndarray:
-    """Returns the permutations, `int32[count, size]`; raises unless all are some."""
+    """Returns permutations as `int32[count, size]`; raises if one is none."""
     for source in sources:
         check_permutation(source, size)
     return np.asarray(sources, np.int32)
 
 
 def distinct(rows: np.ndarray) -> tuple[list[tuple[int, ...]], np.ndarray]:
-    """The different rows, and for each row the number of its equal among them."""
+    """Returns the different rows, and for each row its index among them."""
     found: dict[tuple[int, ...], int] = {}
     which = [found.setdefault(tuple(row), len(found)) for row in rows.tolist()]
     return list(found), np.asarray(which, np.int32)

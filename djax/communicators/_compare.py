@@ -1,4 +1,4 @@
-"""How ranks compare what each of them starts, in bounded time."""
+"""The comparison between ranks when a mechanism starts, in bounded time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,24 +14,24 @@ from djax._interfaces import PyTree
 from djax._mechanism.agreement import differences
 from djax.transport import _start
 
-_TAG = 32004  # In nobody else's way.
+_TAG = 32004  # No other messages have this tag.
 
 
 def compare(comm: Any, name: str, facts: dict[str, Any]) -> None:
-    """Raises on all ranks unless all have the same facts.
+    """Raises on all ranks unless all ranks have the same facts.
 
     Args:
       comm: an MPI communicator of the hosts.
-      name: of the mechanism that starts.
-      facts: this rank's.
+      name: the name of the mechanism that starts.
+      facts: the facts of this rank.
 
     Raises:
-      ValueError: names what differs.
+      ValueError: if facts differ; the error names them.
       djax.transport._start.Absent: if a rank does not come within
         `DJAX_START_TIMEOUT` seconds.
     """
     _start.meet(comm, f"init of {name}", _start.seconds_of(_start.START_TIMEOUT))
-    # All are here, so that none waits long. Nobody else's messages have this tag.
+    # All ranks have come, so that none of them waits long.
     others = range(1, comm.size)
     if comm.rank:
         comm.send(facts, 0, _TAG)
@@ -49,19 +49,20 @@ def compare(comm: Any, name: str, facts: dict[str, Any]) -> None:
 
 
 def call_in_order(comm: MPI.Comm, call: Callable[[], None], after: PyTree) -> None:
-    """Lets a traced program call a function of the host.
+    """Makes a traced program call a function of the host.
+
+    The call has a fixed place among the messages of the program: after those that come
+    before it, and before those that come after it. Otherwise XLA could order call and
+    messages differently on two ranks, which would then wait for each other.
 
     Args:
-      comm: the communicator of the programs. The call is made after the messages that
-        come before it in the program, and before those that come after it. XLA could
-        otherwise order them differently on each rank, and two ranks wait for each
-        other.
-      call: the function, which may raise.
-      after: arrays that have to be there before.
+      comm: the communicator that carries the messages of programs.
+      call: the function, which may raise an exception.
+      after: arrays that are computed before the call.
     """
     try:
         jax.local_devices(backend="cpu")
-    except RuntimeError:  # JAX_PLATFORMS=cuda leaves nowhere to call from.
+    except RuntimeError:  # With JAX_PLATFORMS=cuda there is no device for the call.
         return
 
     def called(_):
@@ -69,7 +70,7 @@ def call_in_order(comm: MPI.Comm, call: Callable[[], None], after: PyTree) -> No
         return np.zeros((), np.uint8)
 
     def in_line(x):
-        """Sends `x` to this rank itself, in order with the messages to others."""
+        """Sends `x` to this rank itself, in line with the messages to other ranks."""
         me = comm.Get_rank()
         return mpi4jax.sendrecv(
             x, x, source=me, dest=me, sendtag=_TAG, recvtag=_TAG, comm=comm

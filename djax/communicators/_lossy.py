@@ -1,4 +1,4 @@
-"""Messages that get lost: a communicator around another one."""
+"""A communicator that wraps another one and loses some of its messages."""
 
 import dataclasses
 import zlib
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from djax._arguments import check_communicator
 from djax._arrays.keys import threefry
 from djax._interfaces import Communicator
 from djax.topologies._checks import describe
@@ -21,20 +22,20 @@ from ._probabilities import (
     probabilities,
 )
 
-_BURSTS = 7  # Tells the draws of a link's condition from those of single messages.
-_BEFORE = 2**32 - 1  # In place of the number of a step: before the first one.
+_BURSTS = 7  # Makes draws of conditions independent of those of single messages.
+_BEFORE = 2**32 - 1  # Stands for the time before the first step.
 
 
 class GilbertElliott(NamedTuple):
     """Messages that are lost in bursts, as on real networks.
 
-    Each directed link is in a good or in a bad condition. It changes its condition at
-    random before each step, and loses a message with a probability that depends on it.
-    A bad condition lasts `1 / to_good` steps on average; in the long run `to_bad /
-    (to_bad + to_good)` of the steps are bad.
+    In each step, a directed link is in a good or in a bad condition, which decides the
+    probability with which it loses a message. Before each step the condition may change
+    at random. A bad condition lasts `1 / to_good` steps on average. In the long run, a
+    share of `to_bad / (to_bad + to_good)` of the steps is bad.
 
-    Every probability is a number, or an array `[n, n]` whose entry `[i, j]` is that of
-    the link on which worker `i` hears worker `j`.
+    Each probability is a number, or an array `[n, n]` whose entry `[i, j]` belongs to
+    the link from worker `j` to worker `i`.
 
     Attributes:
       to_bad: probability with which a good link becomes bad.
@@ -65,25 +66,28 @@ class GilbertElliott(NamedTuple):
 
 
 def lossy(communicator: Communicator, model: Any, *, seed: int = 0) -> Communicator:
-    """A communicator that loses messages between neighbours.
+    """Makes a communicator that loses messages between neighbours.
 
-    Every message of a direction is lost independently of all others, on all
-    communicators the same ones. What a worker passes to itself, and all-reduces, are
-    never lost. `drop_probability=` of the communicators' own makers is the short form.
+    The two directions of an edge lose messages independently of each other. With the
+    same seed the same messages are lost in simulation, on a mesh and over MPI. A
+    worker's message to itself and all-reduces are never lost. The argument
+    `drop_probability` of :func:`simulated`, :func:`mesh` and :func:`mpi` is a short
+    form of this function.
 
     Args:
-      communicator: any that loses nothing itself.
-      model: what is lost: a probability in [0, 1); an array `[n, n]` of them, whose
-        entry `[i, j]` is that of what worker `i` hears from worker `j`, and may be 1
-        for a link that is cut; or a :class:`GilbertElliott`, for bursts.
-      seed: of the draws.
+      communicator: a communicator that does not lose messages yet.
+      model: the model of losses. A number in [0, 1) is the probability with which each
+        message is lost. An array `[n, n]` has such a probability for each link: entry
+        `[i, j]` for messages from worker `j` to worker `i`, where 1 cuts the link. A
+        :class:`GilbertElliott` loses messages in bursts.
+      seed: seed of the random draws.
 
     Returns:
-      A communicator that is otherwise like the given one.
+      A communicator that is like the given one otherwise.
 
     Raises:
-      TypeError: if `communicator` is none.
-      ValueError: if a probability is out of range or of another number of workers, or
+      TypeError: if `communicator` is something else.
+      ValueError: if a probability is out of range, if an array has a wrong shape, or if
         the communicator loses messages already.
 
     Examples:
@@ -94,7 +98,7 @@ def lossy(communicator: Communicator, model: Any, *, seed: int = 0) -> Communica
       >>> djax.communicators.lossy(simulated, to_worker_0).drop_probability
       0.5
     """
-    _common.check_communicator("lossy", communicator)
+    check_communicator("lossy", communicator)
     if communicator.drop_probability > 0:
         raise ValueError(
             f"lossy: {communicator!r} loses messages already; make it without "
@@ -121,10 +125,10 @@ def lossy(communicator: Communicator, model: Any, *, seed: int = 0) -> Communica
 def check_short_form(
     name: str, drop_probability: Any, drop_seed: Any
 ) -> tuple[float, int]:
-    """Returns both as Python numbers, or raises ValueError, which names the argument.
+    """Returns both arguments as Python numbers, or raises ValueError.
 
     Args:
-      name: of the communicator's maker.
+      name: the name of the function that makes the communicator.
       drop_probability: one number in [0, 1).
       drop_seed: an integer that `jax.random.fold_in` takes.
     """
@@ -139,7 +143,7 @@ def check_short_form(
 
 
 def short_form(communicator: Any, drop_probability: float, drop_seed: int) -> Any:
-    """The communicator, which loses messages if the probability is not 0."""
+    """Returns the communicator; if the probability is not 0, it loses messages."""
     if not drop_probability:
         return communicator
     return lossy(communicator, drop_probability, seed=drop_seed)
@@ -147,7 +151,7 @@ def short_form(communicator: Any, drop_probability: float, drop_seed: int) -> An
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Drops:
-    """Which messages are lost: a model and the seed of its draws, as a value."""
+    """A model of losses and the seed of its draws, which can be compared."""
 
     model: Any
     seed: int
@@ -166,16 +170,17 @@ class _Drops:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LossyCommunicator:
-    """Another communicator, some of whose messages get lost.
+    """A communicator that loses some messages of the communicator that it wraps.
 
-    Made by :func:`djax.communicators.lossy`. All else is the other communicator's.
+    Made by :func:`djax.communicators.lossy`. All other attributes and methods are those
+    of the wrapped communicator.
     """
 
     communicator: Communicator
     drops: _Drops
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "communicator":  # While it is unpickled.
+        if name.startswith("__") or name == "communicator":  # While unpickling.
             raise AttributeError(name)
         return getattr(self.communicator, name)
 
@@ -209,8 +214,8 @@ class LossyCommunicator:
     ) -> jax.Array | bool:
         """See :class:`djax.Communicator`.
 
-        A draw depends on the key, the seed, the round and the receiver alone, so that
-        all communicators lose the same messages.
+        A draw depends only on the key, the seed, the round and the receiver. Therefore
+        the same messages are lost in simulation, on a mesh and over MPI.
         """
         if not self.drop_probability:
             return True
@@ -229,7 +234,7 @@ class LossyCommunicator:
         key = threefry(key)
         for data in (seed, salt, receiver):
             key = jax.random.fold_in(key, data)
-        # Of float64 other numbers would be drawn.
+        # With a probability in float64 other numbers would be drawn.
         kept = jax.random.bernoulli(key, jnp.asarray(1 - probability, jnp.float32))
         return kept | (sender == receiver)
 
@@ -268,7 +273,7 @@ class LossyCommunicator:
 
         now = jnp.asarray(step, jnp.int32)
         now, u = jax.lax.while_loop(stays, before, (now, draw(now)))
-        # No step has decided: the link still is in the condition that it began with.
+        # If no step has changed the condition, it is the one before the first step.
         first = draw(_BEFORE)
         in_the_long_run = to_bad / jnp.maximum(to_bad + to_good, 1e-30)
         unchanged = (to_bad <= u) & (u < 1 - to_good)
@@ -278,7 +283,7 @@ class LossyCommunicator:
 def _round(
     source: Sequence[Any], index: ArrayLike | None
 ) -> tuple[jax.Array, ArrayLike]:
-    """Whom each worker hears, and a number that tells the round from others."""
+    """The senders of a round, and a number that is different for different rounds."""
     if index is None:
         senders = np.asarray(source, np.int32)
         return jnp.asarray(senders), zlib.crc32(senders.tobytes())

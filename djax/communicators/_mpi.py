@@ -1,4 +1,4 @@
-"""One worker a process, over MPI: the only file that needs mpi4jax."""
+"""The communicator over MPI; this is the only file that needs mpi4jax."""
 
 import dataclasses
 import functools
@@ -33,11 +33,11 @@ class MPICommunicator:
     Made by :func:`djax.communicators.mpi`.
 
     Attributes:
-      comm: carries the programs' messages. Nothing else may use it: mpi4jax's and
-        mpi4py's calls on one communicator overtake each other.
-      host_comm: carries what the hosts exchange between programs.
+      comm: carries the messages of compiled programs. Nothing else may use it, since
+        calls of mpi4jax and of mpi4py on one communicator overtake each other.
+      host_comm: carries what processes exchange between programs.
       message_dtype: see :class:`djax.Communicator`.
-      rounding_seed: likewise.
+      rounding_seed: see :class:`djax.Communicator`.
     """
 
     comm: MPI.Comm
@@ -58,7 +58,7 @@ class MPICommunicator:
 
     @property
     def local_ranks(self) -> Sequence[int]:
-        """This rank alone."""
+        """The rank of this process, alone."""
         return [self.comm.Get_rank()]
 
     def rank(self) -> int:
@@ -86,7 +86,8 @@ class MPICommunicator:
         self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
     ) -> PyTree:
         """See :class:`djax.Communicator`."""
-        # What this rank does in a permutation depends on its two partners alone.
+        # In a permutation this rank only has two partners: a sender and a receiver.
+        # Permutations with the same partners share a branch.
         table, rank = _common.check_permutations(sources, self.size), self.rank()
         partners = np.stack([table[:, rank], np.argmax(table == rank, axis=1)], axis=1)
         distinct, which = _common.distinct(partners)
@@ -124,7 +125,7 @@ class MPICommunicator:
         return value
 
     def arrived(self, *args: Any, **kwargs: Any) -> bool:
-        """See :class:`djax.Communicator`; nothing is lost."""
+        """See :class:`djax.Communicator`; no message is lost."""
         return True
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:

@@ -1,4 +1,4 @@
-"""Probabilities as users pass them: numbers, or an array with one for each link."""
+"""Reads probabilities: one number, or an array with a number for each link."""
 
 from typing import Any
 
@@ -9,17 +9,18 @@ import numpy as np
 from djax.topologies._checks import describe
 
 Probability = Any
-"""One number for all links, or `float64[n, n]`: `[i, j]` is of what i hears from j."""
+"""One number for all links, or `float64[n, n]`, `[i, j]` for the link from j to i."""
 
 
 def probabilities(name: str, value: Any, size: int, most: float | None) -> Probability:
     """Returns a number or an array `[n, n]`, or raises ValueError.
 
     Args:
-      name: of the argument.
+      name: the name of the argument.
       value: what the user passed.
       size: number of workers.
-      most: the largest allowed number; None for below 1, where 1 would lose everything.
+      most: 1 if the number 1 is allowed, and None if it is not, since all messages
+        would be lost.
     """
     number = number_of(value)
     if number is not None:
@@ -39,11 +40,11 @@ def probabilities(name: str, value: Any, size: int, most: float | None) -> Proba
 
 
 def number_of(value: Any) -> float | None:
-    """A real number whose value is known, as a float, else None."""
+    """Returns a real number as a float; None for anything else and traced values."""
     if isinstance(value, (bool, jax.core.Tracer)):
         return None
     if isinstance(value, int):
-        return float(np.clip(value, -1, 2))  # The largest are no floats.
+        return float(np.clip(value, -1, 2))  # Huge integers are no floats.
     if isinstance(value, float):
         return value
     if not isinstance(value, (np.number, np.ndarray, jax.Array)) or np.ndim(value):

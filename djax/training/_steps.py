@@ -24,6 +24,7 @@ import optax
 
 from djax._arguments import (
     check_choice,
+    check_communicator,
     check_flags,
 )
 from djax._arrays.checks import check_arrays
@@ -38,10 +39,7 @@ from djax._mechanism.refusals import refuse
 from djax._mechanism.value import parts_within
 from djax._transformations import as_transformation
 from djax.communicators import replicate
-from djax.communicators._common import (
-    check_communicator,
-    check_leading_axis,
-)
+from djax.communicators._common import check_leading_axis
 
 from ._gradient_fn import (
     GradientFn,
