@@ -50,74 +50,160 @@ Examples:
   2.5
 """
 
-from . import asynchronous as asynchronous
-from . import communicators as communicators
-from . import compressors as compressors
-from . import metrics as metrics
-from . import mixing as mixing
-from . import simulation as simulation
-from . import theory as theory
-from . import topologies as topologies
-from ._checking.check import check as check
-from ._interfaces import Communicator as Communicator
-from ._interfaces import Compressor as Compressor
-from ._mechanism.adapter import mechanism as mechanism
-from ._mechanism.adapter import only as only
-from ._mechanism.value import Mechanism as Mechanism
-from .accounting import CommunicationCost as CommunicationCost
-from .accounting import communication_cost as communication_cost
-from .aliases import all_reduce_sgd as all_reduce_sgd
-from .aliases import choco_sgd as choco_sgd
-from .aliases import d2_sgd as d2_sgd
-from .aliases import dcd_psgd as dcd_psgd
-from .aliases import dpsgd as dpsgd
-from .aliases import ecd_psgd as ecd_psgd
-from .aliases import exact_diffusion as exact_diffusion
-from .aliases import gradient_tracking_sgd as gradient_tracking_sgd
-from .aliases import power_gossip_sgd as power_gossip_sgd
-from .aliases import relay_sgd as relay_sgd
-from .aliases import relay_sgd_grad as relay_sgd_grad
-from .aliases import sgp as sgp
-from .asynchronous import AcidConstants as AcidConstants
-from .asynchronous import AcidState as AcidState
-from .asynchronous import ADPSGDState as ADPSGDState
-from .asynchronous import acid as acid
-from .asynchronous import acid_constants as acid_constants
-from .asynchronous import adpsgd as adpsgd
-from .corrections import D2State as D2State
-from .corrections import EveryState as EveryState
-from .corrections import GradientTrackingState as GradientTrackingState
-from .corrections import InterleaveState as InterleaveState
-from .corrections import QuasiGlobalAdamState as QuasiGlobalAdamState
-from .corrections import QuasiGlobalMomentumState as QuasiGlobalMomentumState
-from .corrections import d2 as d2
-from .corrections import every as every
-from .corrections import gradient_tracking as gradient_tracking
-from .corrections import interleave as interleave
-from .corrections import on_updates as on_updates
-from .corrections import quasi_global_adam as quasi_global_adam
-from .corrections import quasi_global_momentum as quasi_global_momentum
-from .mechanisms import AllReduceState as AllReduceState
-from .mechanisms import ChocoState as ChocoState
-from .mechanisms import DCDState as DCDState
-from .mechanisms import DeepSqueezeState as DeepSqueezeState
-from .mechanisms import ECDState as ECDState
-from .mechanisms import GossipState as GossipState
-from .mechanisms import MoniquaState as MoniquaState
-from .mechanisms import PowerGossipState as PowerGossipState
-from .mechanisms import PushSumState as PushSumState
-from .mechanisms import RelayState as RelayState
-from .mechanisms import all_reduce as all_reduce
-from .mechanisms import choco_gossip as choco_gossip
-from .mechanisms import dcd as dcd
-from .mechanisms import deep_squeeze as deep_squeeze
-from .mechanisms import ecd as ecd
-from .mechanisms import gossip as gossip
-from .mechanisms import moniqua as moniqua
-from .mechanisms import power_gossip as power_gossip
-from .mechanisms import push_sum as push_sum
-from .mechanisms import push_sum_eval_params as push_sum_eval_params
-from .mechanisms import relay as relay
-from .theory import relay_learning_rate_factor as relay_learning_rate_factor
-from .topologies import Schedule as Schedule
-from .topologies import Topology as Topology
+from . import (
+    asynchronous,
+    communicators,
+    compressors,
+    metrics,
+    mixing,
+    simulation,
+    theory,
+    topologies,
+)
+from ._checking.check import check
+from ._interfaces import Communicator, Compressor
+from ._mechanism.adapter import mechanism, only
+from ._mechanism.value import Mechanism
+from .accounting import CommunicationCost, communication_cost
+from .aliases import (
+    all_reduce_sgd,
+    choco_sgd,
+    d2_sgd,
+    dcd_psgd,
+    dpsgd,
+    ecd_psgd,
+    exact_diffusion,
+    gradient_tracking_sgd,
+    power_gossip_sgd,
+    relay_sgd,
+    relay_sgd_grad,
+    sgp,
+)
+from .asynchronous import (
+    AcidConstants,
+    AcidState,
+    ADPSGDState,
+    acid,
+    acid_constants,
+    adpsgd,
+)
+from .corrections import (
+    D2State,
+    EveryState,
+    GradientTrackingState,
+    InterleaveState,
+    QuasiGlobalAdamState,
+    QuasiGlobalMomentumState,
+    d2,
+    every,
+    gradient_tracking,
+    interleave,
+    on_updates,
+    quasi_global_adam,
+    quasi_global_momentum,
+)
+from .mechanisms import (
+    AllReduceState,
+    ChocoState,
+    DCDState,
+    DeepSqueezeState,
+    ECDState,
+    GossipState,
+    MoniquaState,
+    PowerGossipState,
+    PushSumState,
+    RelayState,
+    all_reduce,
+    choco_gossip,
+    dcd,
+    deep_squeeze,
+    ecd,
+    gossip,
+    moniqua,
+    power_gossip,
+    push_sum,
+    push_sum_eval_params,
+    relay,
+)
+from .theory import relay_learning_rate_factor
+from .topologies import Schedule, Topology
+
+__all__ = [
+    "ADPSGDState",
+    "AcidConstants",
+    "AcidState",
+    "AllReduceState",
+    "ChocoState",
+    "CommunicationCost",
+    "Communicator",
+    "Compressor",
+    "D2State",
+    "DCDState",
+    "DeepSqueezeState",
+    "ECDState",
+    "EveryState",
+    "GossipState",
+    "GradientTrackingState",
+    "InterleaveState",
+    "Mechanism",
+    "MoniquaState",
+    "PowerGossipState",
+    "PushSumState",
+    "QuasiGlobalAdamState",
+    "QuasiGlobalMomentumState",
+    "RelayState",
+    "Schedule",
+    "Topology",
+    "accounting",
+    "acid",
+    "acid_constants",
+    "adpsgd",
+    "aliases",
+    "all_reduce",
+    "all_reduce_sgd",
+    "asynchronous",
+    "check",
+    "choco_gossip",
+    "choco_sgd",
+    "communication_cost",
+    "communicators",
+    "compressors",
+    "corrections",
+    "d2",
+    "d2_sgd",
+    "dcd",
+    "dcd_psgd",
+    "deep_squeeze",
+    "dpsgd",
+    "ecd",
+    "ecd_psgd",
+    "every",
+    "exact_diffusion",
+    "gossip",
+    "gradient_tracking",
+    "gradient_tracking_sgd",
+    "interleave",
+    "mechanism",
+    "mechanisms",
+    "metrics",
+    "mixing",
+    "moniqua",
+    "on_updates",
+    "only",
+    "power_gossip",
+    "power_gossip_sgd",
+    "push_sum",
+    "push_sum_eval_params",
+    "quasi_global_adam",
+    "quasi_global_momentum",
+    "relay",
+    "relay_learning_rate_factor",
+    "relay_sgd",
+    "relay_sgd_grad",
+    "sgp",
+    "simulation",
+    "theory",
+    "topologies",
+    "training",
+]
+__dir__ = __all__.copy  # For dir() and completion.

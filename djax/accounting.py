@@ -29,6 +29,14 @@ from .topologies._checks import (
 )
 from .transport import _packing as _wire
 
+__all__ = [
+    "CommunicationCost",
+    "accounted",
+    "communication_cost",
+    "counter",
+]
+__dir__ = __all__.copy  # For dir() and completion.
+
 
 @dataclasses.dataclass(frozen=True)
 class CommunicationCost:

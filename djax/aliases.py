@@ -39,6 +39,22 @@ from .topologies import (
     Topology,
 )
 
+__all__ = [
+    "all_reduce_sgd",
+    "choco_sgd",
+    "d2_sgd",
+    "dcd_psgd",
+    "dpsgd",
+    "ecd_psgd",
+    "exact_diffusion",
+    "gradient_tracking_sgd",
+    "power_gossip_sgd",
+    "relay_sgd",
+    "relay_sgd_grad",
+    "sgp",
+]
+__dir__ = __all__.copy  # For dir() and completion.
+
 
 def _sgd(name, learning_rate, momentum, nesterov):
     """`optax.sgd`, whose numbers are checked, which optax does not do."""

@@ -25,6 +25,13 @@ from ._interfaces import (
     PyTree,
 )
 
+__all__ = [
+    "consensus_distance",
+    "mean_params",
+    "worker_distance",
+]
+__dir__ = __all__.copy  # For dir() and completion.
+
 
 def mean_params(params: PyTree, communicator: Communicator) -> PyTree:
     r"""The averaged model :math:`\bar x = \frac1n \sum_i x_i`.

@@ -29,6 +29,18 @@ from ._interfaces import (
 )
 from .topologies import Graph
 
+__all__ = [
+    "Make",
+    "Problem",
+    "Reference",
+    "assert_equal_models_stay_equal",
+    "assert_keeps_mean",
+    "assert_matches",
+    "quadratics",
+    "run",
+]
+__dir__ = __all__.copy  # For dir() and completion.
+
 Make = Callable[[Graph, Communicator], optax.GradientTransformation]
 Reference = Callable[..., np.ndarray]
 

@@ -18,6 +18,16 @@ from .mechanisms._relay import check_tree
 from .topologies import Topology
 from .topologies._kinds import check_undirected
 
+__all__ = [
+    "RelayConstant",
+    "relay_constant",
+    "relay_delays",
+    "relay_learning_rate_factor",
+    "relay_matrix",
+    "relay_perron_vector",
+]
+__dir__ = __all__.copy  # For dir() and completion.
+
 # The search of the paper's figure: how far it looks, and when it gives up.
 _LARGEST_POWER = 100
 _PATIENCE = 10

@@ -40,21 +40,34 @@ from djax.transport import (
     _launch,
     _start,
 )
-from djax.transport._launch import launcher_rank as launcher_rank
-from djax.transport._launch import launcher_size as launcher_size
+from djax.transport._launch import launcher_rank, launcher_size
 
 from . import _common
-from ._agreement import check_agreement as check_agreement
-from ._agreement import replicate as replicate
-from ._axis import MeshCommunicator as MeshCommunicator
-from ._axis import SimulatedCommunicator as SimulatedCommunicator
-from ._lossy import GilbertElliott as GilbertElliott
-from ._lossy import LossyCommunicator as LossyCommunicator
+from ._agreement import check_agreement, replicate
+from ._axis import MeshCommunicator, SimulatedCommunicator
 from ._lossy import (
+    GilbertElliott,
+    LossyCommunicator,
     check_short_form,
+    lossy,
     short_form,
 )
-from ._lossy import lossy as lossy
+
+__all__ = [
+    "GilbertElliott",
+    "LossyCommunicator",
+    "MeshCommunicator",
+    "SimulatedCommunicator",
+    "check_agreement",
+    "launcher_rank",
+    "launcher_size",
+    "lossy",
+    "mesh",
+    "mpi",
+    "replicate",
+    "simulated",
+]
+__dir__ = __all__.copy  # For dir() and completion.
 
 
 def simulated(

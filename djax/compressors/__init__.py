@@ -29,17 +29,28 @@ The bytes are those of float32. All codes treat each leaf by itself; those that 
 bits put the bits of all leaves of a tree into one array.
 """
 
-from ._identity import identity as identity
-from ._low_rank import LowRankMessage as LowRankMessage
-from ._low_rank import low_rank as low_rank
-from ._message_bytes import message_bytes as message_bytes
-from ._quantize import QuantizedMessage as QuantizedMessage
-from ._quantize import QuantizeState as QuantizeState
-from ._quantize import quantize as quantize
-from ._random_k import RandomKMessage as RandomKMessage
-from ._random_k import RandomKState as RandomKState
-from ._random_k import random_k as random_k
-from ._sign import SignMessage as SignMessage
-from ._sign import sign as sign
-from ._top_k import TopKMessage as TopKMessage
-from ._top_k import top_k as top_k
+from ._identity import identity
+from ._low_rank import LowRankMessage, low_rank
+from ._message_bytes import message_bytes
+from ._quantize import QuantizedMessage, QuantizeState, quantize
+from ._random_k import RandomKMessage, RandomKState, random_k
+from ._sign import SignMessage, sign
+from ._top_k import TopKMessage, top_k
+
+__all__ = [
+    "LowRankMessage",
+    "QuantizeState",
+    "QuantizedMessage",
+    "RandomKMessage",
+    "RandomKState",
+    "SignMessage",
+    "TopKMessage",
+    "identity",
+    "low_rank",
+    "message_bytes",
+    "quantize",
+    "random_k",
+    "sign",
+    "top_k",
+]
+__dir__ = __all__.copy  # For dir() and completion.

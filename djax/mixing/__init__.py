@@ -43,6 +43,19 @@ from djax.topologies._kinds import check_graph_kind
 from ._alternate import alternate
 from ._narrow import narrow
 
+__all__ = [
+    "Heard",
+    "Sum",
+    "as_sent",
+    "check_weights",
+    "difference",
+    "displacement",
+    "exchange",
+    "finite_difference",
+    "weighted_sum",
+]
+__dir__ = __all__.copy  # For dir() and completion.
+
 
 class Heard(NamedTuple):
     """What a worker receives in one round.

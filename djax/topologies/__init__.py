@@ -28,33 +28,56 @@ Builders take the number of workers first, and most of those of a topology the k
 number of workers, and `SCHEDULES` those that make one schedule of it.
 """
 
-from ._base_graphs import base_graph as base_graph
-from ._base_graphs import hyper_hypercube as hyper_hypercube
-from ._base_graphs import simple_base_graph as simple_base_graph
-from ._build import from_networkx as from_networkx
-from ._equi import equi_dyn as equi_dyn
-from ._equi import equi_static as equi_static
-from ._graphs import complete as complete
-from ._graphs import exponential as exponential
-from ._graphs import hypercube as hypercube
-from ._graphs import ring as ring
-from ._graphs import social_network as social_network
-from ._graphs import torus as torus
-from ._matcha import matcha as matcha
-from ._names import BUILDERS as BUILDERS
-from ._names import SCHEDULES as SCHEDULES
-from ._one_peer import one_peer_exponential as one_peer_exponential
-from ._one_peer import one_peer_hypercube as one_peer_hypercube
-from ._random import random_matchings as random_matchings
-from ._schedule import Schedule as Schedule
-from ._schedule import from_matrices as from_matrices
-from ._topology import Topology as Topology
-from ._trees import binary_tree as binary_tree
-from ._trees import chain as chain
-from ._trees import double_binary_trees as double_binary_trees
-from ._trees import regular_tree as regular_tree
-from ._trees import spanning_tree as spanning_tree
-from ._trees import star as star
+from ._base_graphs import base_graph, hyper_hypercube, simple_base_graph
+from ._build import from_networkx
+from ._equi import equi_dyn, equi_static
+from ._graphs import complete, exponential, hypercube, ring, social_network, torus
+from ._matcha import matcha
+from ._names import BUILDERS, SCHEDULES
+from ._one_peer import one_peer_exponential, one_peer_hypercube
+from ._random import random_matchings
+from ._schedule import Schedule, from_matrices
+from ._topology import Topology
+from ._trees import (
+    binary_tree,
+    chain,
+    double_binary_trees,
+    regular_tree,
+    spanning_tree,
+    star,
+)
+
+__all__ = [
+    "BUILDERS",
+    "SCHEDULES",
+    "Graph",
+    "Schedule",
+    "Topology",
+    "base_graph",
+    "binary_tree",
+    "chain",
+    "complete",
+    "double_binary_trees",
+    "equi_dyn",
+    "equi_static",
+    "exponential",
+    "from_matrices",
+    "from_networkx",
+    "hyper_hypercube",
+    "hypercube",
+    "matcha",
+    "one_peer_exponential",
+    "one_peer_hypercube",
+    "random_matchings",
+    "regular_tree",
+    "ring",
+    "simple_base_graph",
+    "social_network",
+    "spanning_tree",
+    "star",
+    "torus",
+]
+__dir__ = __all__.copy  # For dir() and completion.
 
 # What mechanisms average over: both have `matrices`, `rounds_at`, `round_weights_at`,
 # `period`, `symmetric`, `doubly_stochastic` and `spectral_gap`.

@@ -1,0 +1,117 @@
+"""`dir`, completion and `help` show the public names, with docstrings and types."""
+
+import importlib
+import inspect
+import pydoc
+
+import pytest
+
+import djax
+
+PACKAGES = [
+    "djax",
+    "djax.accounting",
+    "djax.aliases",
+    "djax.communicators",
+    "djax.compressors",
+    "djax.metrics",
+    "djax.mixing",
+    "djax.simulation",
+    "djax.testing",
+    "djax.theory",
+    "djax.topologies",
+]
+each_package = pytest.mark.parametrize("package", PACKAGES)
+
+
+def public(package):
+    """The names in `__all__` of a module of djax, with what they stand for."""
+    module = importlib.import_module(package)
+    return {name: getattr(module, name) for name in module.__all__}
+
+
+def functions_of(value):
+    """A function, or the public methods and properties that a class of djax defines."""
+    if inspect.isfunction(value):
+        yield value
+    if not inspect.isclass(value) or not value.__module__.startswith("djax"):
+        return
+    for name, member in vars(value).items():
+        if name.startswith("_") and name not in ("__init__", "__call__"):
+            continue
+        for attribute in ("__func__", "fget", "func"):  # As a decorator calls it.
+            member = getattr(member, attribute, member)
+        # What `typing.Protocol` puts into its classes is not djax's.
+        if inspect.isfunction(member) and member.__module__.startswith("djax"):
+            yield member
+
+
+@each_package
+def test_dir_shows_the_public_names(package):
+    module = importlib.import_module(package)
+    assert dir(module) == sorted(module.__all__)
+    assert len(set(module.__all__)) == len(module.__all__)
+
+
+@each_package
+def test_nothing_that_a_module_defines_is_left_out(package):
+    module = importlib.import_module(package)
+    defined = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and getattr(value, "__module__", None) == package
+        and (inspect.isfunction(value) or inspect.isclass(value))
+    }
+    assert defined <= set(module.__all__)
+
+
+def test_the_names_of_the_aliases_are_those_of_djax():
+    for package in ("djax.aliases",):
+        for name, value in public(package).items():
+            assert getattr(djax, name) is value
+
+
+@each_package
+def test_help_lists_the_functions(package):
+    text = pydoc.plain(pydoc.render_doc(importlib.import_module(package)))
+    for name, value in public(package).items():
+        if inspect.isfunction(value):
+            assert f"\n    {name}(" in text, name
+        elif inspect.isclass(value):
+            assert f"class {name}" in text, name
+
+
+@each_package
+def test_public_names_have_docstrings(package):
+    for name, value in public(package).items():
+        if inspect.ismodule(value) or inspect.isfunction(value):
+            assert inspect.getdoc(value), name
+        elif inspect.isclass(value):
+            own = vars(value).get("__doc__") or ""
+            # NamedTuples and dataclasses get their signature where nobody wrote one.
+            assert own and not own.startswith(f"{value.__name__}("), name
+        for function in functions_of(value):
+            if not function.__name__.startswith("_"):
+                assert inspect.getdoc(function), function.__qualname__
+
+
+@each_package
+def test_public_signatures_are_annotated(package):
+    for value in public(package).values():
+        for function in functions_of(value):
+            signature = inspect.signature(function)
+            lacking = [
+                parameter.name
+                for place, parameter in enumerate(signature.parameters.values())
+                if parameter.annotation is parameter.empty
+                and (place, parameter.name) not in ((0, "self"), (0, "cls"))
+            ]
+            if function.__name__ != "__init__":
+                lacking += ["return"] * (signature.return_annotation is signature.empty)
+            assert not lacking, f"{function.__qualname__}: {lacking}"
+
+
+def test_the_reading_finds_functions():
+    names = {f.__qualname__ for f in functions_of(djax.topologies.Topology)}
+    assert {"Topology.size", "Topology.rounds_at", "Topology.plot"} <= names
