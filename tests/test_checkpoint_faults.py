@@ -11,10 +11,10 @@ import threading
 import jax
 import numpy as np
 import pytest
-from djax.simulation import Workers
 from launch import ROOT, mpirun, python
 
 from djax import topologies
+from djax.simulation import Workers
 from djax.training import _checkpoints
 from djax.training._checkpoints import (
     CheckpointError,

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from djax.simulation import Workers
 
 import djax
+from djax.simulation import Workers
 from djax.training._checkpoints import (
     Folder,
     Saved,
