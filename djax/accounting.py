@@ -17,12 +17,13 @@ import optax
 from jax.typing import ArrayLike
 
 from ._arrays.precision import promote
-from ._interfaces import PyTree
+from ._interfaces import Communicator, PyTree
 from ._transformations import (
     as_transformation,
     is_asynchronous,
     lockstep,
 )
+from .topologies import Graph
 from .topologies._checks import (
     describe,
     is_array,
@@ -129,7 +130,7 @@ class CommunicationCost:
 def communication_cost(
     transformation: optax.GradientTransformation,
     params: PyTree,
-    topology: Any,
+    topology: Graph | Communicator,
     **extra_args: Any,
 ) -> CommunicationCost:
     """Counts the bytes and messages that one update makes each worker send.

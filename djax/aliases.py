@@ -1,9 +1,9 @@
 """The names that papers use, as chains."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import optax
+from jax.typing import ArrayLike
 
 from ._arguments import (
     check_decay,
@@ -71,7 +71,7 @@ def dpsgd(
     topology: Graph,
     communicator: Communicator,
     *,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
     consensus_rate: float = 1.0,
     overlap: bool = False,
@@ -112,7 +112,7 @@ def all_reduce_sgd(
     learning_rate: optax.ScalarOrSchedule,
     communicator: Communicator,
     *,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
     overlap: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -153,7 +153,7 @@ def relay_sgd(
     tree: Topology | Sequence[Topology],
     communicator: Communicator,
     *,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
     missing: Missing | None = None,
     overlap: bool = False,
@@ -199,7 +199,7 @@ def relay_sgd_grad(
     tree: Topology | Sequence[Topology],
     communicator: Communicator,
     *,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
     overlap: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -251,7 +251,7 @@ def d2_sgd(
     topology: Graph,
     communicator: Communicator,
     *,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
     consensus_rate: float = 1.0,
     check: bool = True,
@@ -298,7 +298,7 @@ def exact_diffusion(
     topology: Graph,
     communicator: Communicator,
     *,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Exact diffusion: D² with the mixing matrix :math:`(W + I) / 2`, for any graph.
@@ -337,7 +337,7 @@ def gradient_tracking_sgd(
     topology: Graph,
     communicator: Communicator,
     *,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
     consensus_rate: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -376,7 +376,7 @@ def sgp(
     schedule: Graph,
     communicator: Communicator,
     *,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
     rounds: int = 1,
     overlap: bool = False,
@@ -420,7 +420,7 @@ def power_gossip_sgd(
     *,
     rank: int = 1,
     iterations: int = 1,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
     consensus_rate: float = 1.0,
     overlap: bool = False,
@@ -475,7 +475,7 @@ def choco_sgd(
     compressor: Compressor,
     consensus_rate: float,
     *,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
     overlap: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -517,7 +517,7 @@ def dcd_psgd(
     communicator: Communicator,
     compressor: Compressor,
     *,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""DCD-PSGD: D-PSGD with exact copies of the neighbours, sending compressed moves.
@@ -553,7 +553,7 @@ def ecd_psgd(
     communicator: Communicator,
     compressor: Compressor,
     *,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ECD-PSGD: D-PSGD with estimates of the neighbours, sending extrapolated models.

@@ -17,13 +17,11 @@ import operator
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ._arrays.checks import check_averageable
 from ._arrays.precision import promote
-from ._interfaces import (
-    Communicator,
-    PyTree,
-)
+from ._interfaces import Communicator
 
 __all__ = [
     "consensus_distance",
@@ -33,7 +31,7 @@ __all__ = [
 __dir__ = __all__.copy  # For dir() and completion.
 
 
-def mean_params(params: PyTree, communicator: Communicator) -> PyTree:
+def mean_params(params: optax.Params, communicator: Communicator) -> optax.Params:
     r"""The averaged model :math:`\bar x = \frac1n \sum_i x_i`.
 
     Args:
@@ -46,7 +44,7 @@ def mean_params(params: PyTree, communicator: Communicator) -> PyTree:
     return communicator.mean(params)
 
 
-def worker_distance(params: PyTree, communicator: Communicator) -> jax.Array:
+def worker_distance(params: optax.Params, communicator: Communicator) -> jax.Array:
     r"""This worker's squared distance from the mean, :math:`\|x_i - \bar x\|^2`.
 
     Args:
@@ -66,7 +64,7 @@ def worker_distance(params: PyTree, communicator: Communicator) -> jax.Array:
     return functools.reduce(operator.add, leaves) if leaves else jnp.zeros(())
 
 
-def consensus_distance(params: PyTree, communicator: Communicator) -> jax.Array:
+def consensus_distance(params: optax.Params, communicator: Communicator) -> jax.Array:
     r"""The workers' variance :math:`\frac1n \sum_i \|x_i - \bar x\|^2`.
 
     Args:

@@ -30,9 +30,11 @@ process, before MPI is started.
 
 import functools
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 
 from djax._interfaces import Communicator
 from djax.transport import (
@@ -74,7 +76,7 @@ def simulated(
     size: int,
     *,
     axis_name: str = "workers",
-    message_dtype: Any = None,
+    message_dtype: DTypeLike | None = None,
     rounding_seed: int | None = None,
     drop_probability: float = 0.0,
     drop_seed: int = 0,
@@ -115,9 +117,9 @@ def simulated(
 def mesh(
     size: int,
     *,
-    devices: Any = None,
+    devices: Sequence[jax.Device] | None = None,
     axis_name: str = "workers",
-    message_dtype: Any = None,
+    message_dtype: DTypeLike | None = None,
     rounding_seed: int | None = None,
     drop_probability: float = 0.0,
     drop_seed: int = 0,
@@ -166,7 +168,7 @@ def mesh(
 def mpi(
     comm: Any = None,
     *,
-    message_dtype: Any = None,
+    message_dtype: DTypeLike | None = None,
     rounding_seed: int | None = None,
     drop_probability: float = 0.0,
     drop_seed: int = 0,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.typing import ArrayLike
 
 from djax._arguments import check_communicator
@@ -59,13 +60,15 @@ class GilbertElliott(NamedTuple):
       <https://doi.org/10.1002/j.1538-7305.1963.tb00955.x>`_, 1963
     """
 
-    to_bad: Any
-    to_good: Any
-    drop_in_bad: Any = 1.0
-    drop_in_good: Any = 0.0
+    to_bad: npt.ArrayLike
+    to_good: npt.ArrayLike
+    drop_in_bad: npt.ArrayLike = 1.0
+    drop_in_good: npt.ArrayLike = 0.0
 
 
-def lossy(communicator: Communicator, model: Any, *, seed: int = 0) -> Communicator:
+def lossy(
+    communicator: Communicator, model: npt.ArrayLike | GilbertElliott, *, seed: int = 0
+) -> Communicator:
     """Makes a communicator that loses messages between neighbours.
 
     The two directions of an edge lose messages independently of each other. With the

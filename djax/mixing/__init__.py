@@ -92,13 +92,13 @@ class Sum(NamedTuple):
 
 
 def displacement(
-    model: PyTree,
+    model: optax.Params,
     graph: Graph,
     communicator: Communicator,
     *,
     step: ArrayLike | None = None,
     key: jax.Array | None = None,
-) -> PyTree:
+) -> optax.Updates:
     r"""How far one averaging over the neighbourhood moves a worker's model.
 
     .. math:: \textstyle\sum_j w_{ij} (x_j - x_i)
