@@ -56,7 +56,7 @@ class Config:
 
 def synchronous(
     config: Config, task: tasks.Task, params: Any
-) -> Callable[[], tuple[int, Any]]:
+) -> Callable[[], Callable[[], tuple[int, Any]]]:
     """Makes a run of the synchronous simulator: the number of gradients, and models."""
     communicator = communicators.simulated(config.workers)
     base = optax.sgd(0.05, momentum=0.9)
@@ -78,7 +78,7 @@ def synchronous(
 
 def asynchronously(
     config: Config, task: tasks.Task, params: Any, rate: float, accelerated: bool
-) -> Callable[[], tuple[int, Any]]:
+) -> Callable[[], Callable[[], tuple[int, Any]]]:
     """Makes a run of the asynchronous one, the second half of its time."""
     ring = topologies.ring(config.workers)
     base = optax.sgd(0.05, momentum=0.9)

@@ -66,7 +66,7 @@ def build(fn: Callable, *args: Any) -> dict[str, float]:
     return {
         "trace": traced - start,
         "compile": end - traced,
-        "instructions": program.as_text().count(" = "),
+        "instructions": (program.as_text() or "").count(" = "),
     }
 
 
@@ -92,7 +92,7 @@ def rounds() -> dict[str, tuple[int, Callable]]:
         name: getattr(topologies, name)(WORKERS)
         for name in ("ring", "torus", "hypercube", "exponential", "complete")
     }
-    found = {
+    found: dict[str, tuple[int, Callable]] = {
         f"gossip, {name}": (len(graph.rounds), lambda c, g=graph: djax.gossip(g, c))
         for name, graph in graphs.items()
     }

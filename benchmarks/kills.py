@@ -144,7 +144,8 @@ class Job:
                 command = (entry / "cmdline").read_bytes().decode(errors="replace")
             except OSError:  # It is no process, has ended, or is another user's.
                 continue
-            values = dict(pair.partition("=")[::2] for pair in pairs.split("\0"))
+            parts = (pair.partition("=") for pair in pairs.split("\0"))
+            values = {name: value for name, _, value in parts}
             found.append((int(entry.name), values, command))
         return found
 

@@ -99,7 +99,8 @@ class Contest:
 
     def __init__(self, config: Config):
         """Draws the model and the data."""
-        self.config, self.communicator = config, communicators.mpi()
+        self.config = config
+        self.communicator: Any = communicators.mpi()
         if self.communicator.size != 2:
             raise SystemExit("overlap: mpirun -n 2 python -m benchmarks.overlap")
         self.topology = topologies.complete(2)
@@ -183,7 +184,7 @@ class Contest:
             "averagings": 1.0,
         }
 
-    def contestants(self) -> dict[str, Any]:
+    def contestants(self) -> dict[tuple[str, str, str], Any]:
         """By gradient, algorithm and name: what measures it."""
         found = {}
         for gradient in self.gradients:

@@ -105,6 +105,7 @@ def sparse(n: int) -> dict[str, Callable[[Any], optax.GradientTransformation]]:
     """The mechanisms whose cost has to be flat in `n`, by their graphs."""
     ring, torus = topologies.ring(n), topologies.torus(n)
     chain, tree = topologies.chain(n), topologies.binary_tree(n)
+    made: dict[str, Callable[[Any], optax.GradientTransformation]]
     made = {"none": lambda c: optax.identity()}
     for name, graph in {"ring": ring, "torus": torus, "binary tree": tree}.items():
         made[f"gossip, {name}"] = functools.partial(djax.gossip, graph)

@@ -116,7 +116,7 @@ class Program:
 
 def measure(config: Config) -> list[dict[str, Any]]:
     """Be one rank: a record for each mechanism."""
-    communicator = communicators.mpi()
+    communicator: Any = communicators.mpi()
     barrier = communicator.host_comm.Barrier
     known = field.mechanisms(communicator)
     mechanisms = {name: known[name] for name in CONTESTANTS}

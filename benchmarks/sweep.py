@@ -96,10 +96,10 @@ def measure(config: Config, algorithm: str) -> list[dict[str, Any]]:
 
     def program_a_rate():
         errors = []
-        for i, (rate, problem) in enumerate(points):
-            if i % 8 == 0:
-                program = jax.jit(functools.partial(make_run(config, algorithm), rate))
-            errors.append(program(problem))
+        for i in range(0, len(points), 8):
+            rate, _ = points[i]
+            program = jax.jit(functools.partial(make_run(config, algorithm), rate))
+            errors += [program(problem) for _, problem in points[i : i + 8]]
         return jnp.stack(errors)
 
     contestants = {
