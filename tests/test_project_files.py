@@ -1,0 +1,33 @@
+"""Files about the project say the same as each other."""
+
+import shlex
+import tomllib
+
+import yaml
+from launch import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_hooks_run_what_ci_runs_before_the_tests():
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    checks = [shlex.split(line) for line in lines if line.startswith("uv run ")]
+    assert checks.pop() == ["uv", "run", "pytest"]
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert [shlex.split(hook["entry"]) for hook in hooks] == checks
+    # Without file names they check the whole project, as `.ci/run` does.
+    assert not any(hook["pass_filenames"] for hook in hooks)
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    links = [reference["url"] for reference in citation["references"]]
+    readme = (ROOT / "README.md").read_text()
+    assert len(links) == 3 and all(link in readme for link in links)
+
+
+def test_the_changelog_has_this_version():
+    assert PROJECT["version"] in (ROOT / "CHANGELOG.md").read_text()
