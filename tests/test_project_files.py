@@ -1,5 +1,6 @@
 """Files about the project say the same as each other."""
 
+import re
 import shlex
 import tomllib
 
@@ -31,3 +32,13 @@ def test_the_citation_is_of_this_version():
 
 def test_the_changelog_has_this_version():
     assert PROJECT["version"] in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_contributing_names_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    paths = re.findall(r"`((?:djax|experiments|benchmarks|tests)/[\w/.]*)`", text)
+    assert len(links) > 1 and len(paths) > 20
+    patterns = ("_name.py",)  # Of the file that a contributor writes.
+    for path in {*links, *paths}:
+        assert path.endswith(patterns) or (ROOT / path).exists(), path
