@@ -97,6 +97,14 @@ def test_public_names_have_docstrings(package):
 
 
 @each_package
+def test_public_functions_say_what_they_take(package):
+    for function in filter(inspect.isfunction, public(package).values()):
+        doc = inspect.getdoc(function) or ""
+        for name in inspect.signature(function).parameters:
+            assert f"\n  {name}:" in doc or f"*{name}:" in doc, (function, name)
+
+
+@each_package
 def test_public_signatures_are_annotated(package):
     for value in public(package).values():
         for function in functions_of(value):

@@ -252,7 +252,13 @@ def as_sent(
 
 
 def check_weights(name: str, graph: Graph, communicator: Communicator) -> None:
-    """Raises ValueError if messages may be lost and some weights are negative."""
+    """Raises ValueError if messages may be lost and some weights are negative.
+
+    Args:
+      name: of the mechanism, for the message.
+      graph: who is whose neighbour, and with which weight.
+      communicator: how messages travel, and whether they may be lost.
+    """
     if communicator.drop_probability and (graph.matrices < 0).any():
         raise ValueError(
             f"{name}: some weights of {graph!r} are negative. Where messages are lost, "
@@ -263,7 +269,12 @@ def check_weights(name: str, graph: Graph, communicator: Communicator) -> None:
 
 
 def difference(theirs: PyTree, mine: PyTree) -> PyTree:
-    """Returns `theirs - mine` in float32 or wider."""
+    """Returns `theirs - mine` in float32 or wider.
+
+    Args:
+      theirs: what a neighbour has sent, a tree of arrays.
+      mine: what this worker has sent, a tree like it.
+    """
     return jax.tree.map(lambda x, y: promote(x) - promote(y), theirs, mine)
 
 
@@ -273,6 +284,10 @@ def finite_difference(theirs: PyTree, mine: PyTree) -> PyTree:
     Otherwise the NaN or infinity of one worker would reach all others within a few
     steps. A difference of 0 means that the receiver uses its own value for this entry.
     That keeps the mean of the finite models, and costs no further pass over the model.
+
+    Args:
+      theirs: what a neighbour has sent, a tree of arrays.
+      mine: what this worker has sent, a tree like it.
     """
     return jax.tree.map(
         lambda x: jnp.where(jnp.isfinite(x), x, 0), difference(theirs, mine)
