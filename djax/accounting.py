@@ -1,130 +1,20 @@
 """Counts the bytes and messages that an algorithm sends, from its own program."""
 
-import contextvars
-import dataclasses
-import functools
-import itertools
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.extend
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 
-from ._arrays.precision import promote
+from ._counting import CommunicationCost, cost_of, trace
 from ._interfaces import Communicator, PyTree
-from ._transformations import (
-    as_transformation,
-    is_asynchronous,
-    lockstep,
-)
+from ._transformations import as_transformation, is_asynchronous
 from .topologies import Graph
-from .topologies._checks import (
-    describe,
-    is_array,
-)
-from .transport import _packing as _wire
+from .topologies._checks import describe, is_array
 
-__all__ = [
-    "CommunicationCost",
-    "accounted",
-    "communication_cost",
-    "counter",
-]
+__all__ = ["CommunicationCost", "communication_cost"]
 __dir__ = __all__.copy  # For dir() and completion.
-
-
-@dataclasses.dataclass(frozen=True)
-class CommunicationCost:
-    """The bytes and messages that each worker sends, as exact integers.
-
-    Attributes:
-      period: number of steps after which the sending repeats itself.
-      bytes_per_period: `int[n]`, bytes that each rank sends in `period` steps, without
-        headers.
-      messages_per_period: `int[n]`, messages that each rank sends in `period` steps.
-      by_name: the same for each communicator, by its `name`, if several communicators
-        carry the messages of one algorithm.
-    """
-
-    period: int
-    bytes_per_period: tuple[int, ...]
-    messages_per_period: tuple[int, ...]
-    by_name: Mapping[str, "CommunicationCost"] = dataclasses.field(
-        default_factory=dict, compare=False, repr=False
-    )
-
-    @property
-    def bytes_per_step(self) -> tuple[int | float, ...]:
-        """Bytes that each rank sends in a step, averaged over the period."""
-        return tuple(_ratio(b, self.period) for b in self.bytes_per_period)
-
-    @property
-    def messages_per_step(self) -> tuple[int | float, ...]:
-        """Messages that each rank sends in a step, averaged over the period."""
-        return tuple(_ratio(m, self.period) for m in self.messages_per_period)
-
-    @property
-    def mean_bytes(self) -> int | float:
-        """Bytes per worker and step, averaged over the workers."""
-        return _ratio(sum(self.bytes_per_period), self.period * self.size)
-
-    @property
-    def max_bytes(self) -> int | float:
-        """Bytes per step of the worker that sends the most bytes."""
-        return max(self.bytes_per_step)
-
-    @property
-    def mean_messages(self) -> int | float:
-        """Messages per worker and step, averaged over the workers."""
-        return _ratio(sum(self.messages_per_period), self.period * self.size)
-
-    @property
-    def max_messages(self) -> int | float:
-        """Messages per step of the worker that sends the most messages."""
-        return max(self.messages_per_step)
-
-    @property
-    def size(self) -> int:
-        """Number of workers."""
-        return len(self.bytes_per_period)
-
-    def __add__(self, other: "CommunicationCost") -> "CommunicationCost":
-        """The cost of both together, over their least common period."""
-        period = math.lcm(self.period, other.period)
-        mine, theirs = period // self.period, period // other.period
-
-        def total(xs: tuple[int, ...], ys: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(mine * x + theirs * y for x, y in zip(xs, ys, strict=True))
-
-        by_name = dict(self.by_name)
-        for name, cost in other.by_name.items():
-            by_name[name] = by_name[name] + cost if name in by_name else cost
-        return CommunicationCost(
-            period,
-            total(self.bytes_per_period, other.bytes_per_period),
-            total(self.messages_per_period, other.messages_per_period),
-            by_name,
-        )
-
-    def times(self, count: int, period: int | None = None) -> "CommunicationCost":
-        """The cost of sending `count` times as much.
-
-        Args:
-          count: the factor.
-          period: the period of the result; by default that of this cost.
-        """
-        return CommunicationCost(
-            self.period if period is None else period,
-            tuple(count * b for b in self.bytes_per_period),
-            tuple(count * m for m in self.messages_per_period),
-            {name: cost.times(count, period) for name, cost in self.by_name.items()},
-        )
 
 
 def communication_cost(
@@ -186,13 +76,13 @@ def communication_cost(
             f"{describe(topology)}."
         )
     _warn_of_all_workers(params, size)
-    _, state = _trace(topology.size, transformation.init, params)
-    program, _ = _trace(
+    _, state = trace(topology.size, transformation.init, params)
+    program, _ = trace(
         topology.size,
         lambda params, state, extra: update(params, state, params, **extra),
         *(params, state, extra_args),
     )
-    return _cost_of(program, topology.size)
+    return cost_of(program, topology.size)
 
 
 def _warn_of_all_workers(params: PyTree, size: int) -> None:
@@ -206,176 +96,3 @@ def _warn_of_all_workers(params: PyTree, size: int) -> None:
             "jax.tree.map(lambda x: x[0], params).",
             stacklevel=3,
         )
-
-
-def _trace(size: int, fn: Callable, *args: PyTree) -> tuple[Any, PyTree]:
-    """Traces the program of a worker; returns its jaxpr and the shapes of its results.
-
-    The trace has an axis name of its own. Otherwise `jit` would reuse it for the same
-    functions in a program that really sends messages.
-    """
-    axis_name = f"djax.accounting.{next(_TRACES)}"
-    alone = jax.vmap(fn, in_axes=None, out_axes=None, axis_size=1, axis_name=axis_name)
-    token = _COUNTER.set(_Counter(size))
-    try:
-        with lockstep():
-            program, shapes = jax.make_jaxpr(alone, return_shape=True)(*args)
-    finally:
-        _COUNTER.reset(token)
-    return program.jaxpr, shapes
-
-
-def _cost_of(jaxpr: Any, size: int) -> CommunicationCost:
-    """Adds up the costs of all marks in a traced program."""
-    total = nothing = CommunicationCost(1, (0,) * size, (0,) * size)
-    for equation in jaxpr.eqns:
-        if equation.primitive is _message_p:
-            total += equation.params["cost"]
-            continue
-        costs = [_cost_of(inner, size) for inner in _jaxprs_in(equation)]
-        match equation.primitive.name:
-            case "scan":
-                total += costs[0].times(equation.params["length"])
-            case "cond" if all(cost == costs[0] for cost in costs):
-                total += costs[0]
-            case "while" | "cond" as name if any(cost != nothing for cost in costs):
-                raise ValueError(
-                    f"what the transformation sends depends on values, in a {name}: "
-                    "communicate in some steps by djax.every, and loop by lax.scan."
-                )
-            case _:
-                total = sum(costs, total)
-    return total
-
-
-def _jaxprs_in(equation: Any) -> Iterator[Any]:
-    for value in equation.params.values():
-        for inner in value if isinstance(value, (tuple, list)) else [value]:
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield inner
-
-
-# Marks a place in a traced program at which a message would be sent.
-_message_p = jax.extend.core.Primitive("djax_message")
-_message_p.multiple_results = True
-_message_p.def_abstract_eval(lambda *avals, cost: avals)
-
-
-class _Counter:
-    """Replaces a communicator: marks what a worker would send, and sends nothing."""
-
-    def __init__(self, size: int, name: str = ""):
-        self.size = size
-        self.name = name
-
-    def rank(self) -> jax.Array:
-        return jnp.zeros((), jnp.int32)
-
-    def agreed(self, value: ArrayLike) -> ArrayLike:
-        return value
-
-    def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
-        return self._mark(tree, tree, [sender != i for i, sender in enumerate(source)])
-
-    def permute_one_of(
-        self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
-    ) -> PyTree:
-        """Counts a period in which each of the permutations is used once."""
-        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-        size, count = _wire.count_bytes(leaves), _wire.count_messages(leaves)
-        times = (np.asarray(sources) != np.arange(self.size)).sum(axis=0).tolist()
-        cost = CommunicationCost(
-            len(sources),
-            tuple(size * n for n in times),
-            tuple(count * n for n in times),
-        )
-        return self._bind(tree, self._named(cost))
-
-    def mean(self, tree: PyTree) -> PyTree:
-        wire = jax.tree.map(promote, tree)
-        return self._mark(tree, wire, [self.size > 1] * self.size)
-
-    def broadcast(self, tree: PyTree) -> PyTree:
-        return self._mark(tree, tree, [rank == 0 for rank in range(self.size)])
-
-    def alternate(
-        self, schedule: Sequence[int], branches: Sequence[Callable], operands: tuple
-    ) -> PyTree:
-        """Marks what alternating branches send; the result has the right shapes."""
-        traces = [
-            jax.make_jaxpr(branch, return_shape=True)(*operands) for branch in branches
-        ]
-        costs = [_cost_of(program.jaxpr, self.size) for program, _ in traces]
-        # The number of passes of the schedule after which each branch has gone through
-        # complete periods of its own.
-        taken = [schedule.count(index) for index in range(len(costs))]
-        passes = math.lcm(
-            *(
-                cost.period // math.gcd(cost.period, count)
-                for cost, count in zip(costs, taken, strict=True)
-            )
-        )
-        period = passes * len(schedule)
-        total = CommunicationCost(period, (0,) * self.size, (0,) * self.size)
-        for cost, count in zip(costs, taken, strict=True):
-            total += cost.times(passes * count // cost.period, period)
-        _, shapes = traces[0]
-        result = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return self._bind(result, total)
-
-    def _mark(self, tree: PyTree, wire: PyTree, sends: Sequence[bool]) -> PyTree:
-        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(wire)]
-        size, count = _wire.count_bytes(leaves), _wire.count_messages(leaves)
-        cost = CommunicationCost(
-            1, tuple(size * s for s in sends), tuple(count * s for s in sends)
-        )
-        return self._bind(tree, self._named(cost))
-
-    def _named(self, cost: CommunicationCost) -> CommunicationCost:
-        return dataclasses.replace(cost, by_name={self.name: cost})
-
-    def _bind(self, tree: PyTree, cost: CommunicationCost) -> PyTree:
-        leaves, treedef = jax.tree.flatten(tree)
-        return jax.tree.unflatten(treedef, _message_p.bind(*leaves, cost=cost))
-
-
-_TRACES = itertools.count()
-_COUNTER: contextvars.ContextVar[_Counter | None] = contextvars.ContextVar(
-    "djax_counter", default=None
-)
-
-
-def counter() -> _Counter | None:
-    """Returns what replaces the communicators while a cost is counted, else None."""
-    return _COUNTER.get()
-
-
-def accounted(verb: Callable) -> Callable:
-    """Makes a communicator's method call the counter while a cost is counted.
-
-    Args:
-      verb: a method of a communicator that sends something, such as `permute`.
-
-    Returns:
-      The method. While :func:`communication_cost` traces a program, it adds to the
-      count and sends nothing.
-    """
-
-    @functools.wraps(verb)
-    def deferring(self, *args, **kwargs):
-        if (stand_in := counter()) is None:
-            return verb(self, *args, **kwargs)
-        if self.size != stand_in.size:
-            raise ValueError(
-                f"the transformation exchanges between {self.size} workers, but its "
-                f"cost was asked for {stand_in.size}."
-            )
-        named = _Counter(stand_in.size, self.name)
-        return getattr(named, verb.__name__)(*args, **kwargs)
-
-    return deferring
-
-
-def _ratio(total: int, count: int) -> int | float:
-    return total // count if total % count == 0 else total / count

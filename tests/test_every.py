@@ -11,7 +11,7 @@ from djax import (
     communicators,
     topologies,
 )
-from djax.accounting import _jaxprs_in
+from djax._counting import jaxprs_in
 
 N = 4
 RING = topologies.ring(N)
@@ -46,7 +46,7 @@ def waiting_loops(jaxpr):
         if equation.primitive.name == "while":
             # Of a flag for each worker, the condition is whether any is set.
             yield not equation.params["cond_jaxpr"].jaxpr.eqns
-        for inner in _jaxprs_in(equation):
+        for inner in jaxprs_in(equation):
             yield from waiting_loops(inner)
 
 

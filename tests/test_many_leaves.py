@@ -15,7 +15,7 @@ from djax import (
     compressors,
     topologies,
 )
-from djax.accounting import _jaxprs_in
+from djax._counting import jaxprs_in
 
 N = 4
 RING, WORKERS = topologies.ring(N), communicators.simulated(N)
@@ -40,7 +40,7 @@ def draws(jaxpr):
     count = 0
     for equation in jaxpr.eqns:
         count += equation.primitive.name in ("random_bits", "threefry2x32")
-        count += sum(draws(inner) for inner in _jaxprs_in(equation))
+        count += sum(draws(inner) for inner in jaxprs_in(equation))
     return count
 
 
@@ -69,7 +69,7 @@ TOGETHER = ["power_gossip", "moniqua", "choco_gossip", "deep_squeeze", "dcd", "e
 def equations(jaxpr):
     """How many equations a program has, with all that is within it."""
     return sum(
-        1 + sum(equations(inner) for inner in _jaxprs_in(equation))
+        1 + sum(equations(inner) for inner in jaxprs_in(equation))
         for equation in jaxpr.eqns
     )
 

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from djax import accounting
 from djax._arguments import (
     check_communicator,
     check_flags,
@@ -27,6 +26,7 @@ from djax._arguments import (
 from djax._arrays.checks import check_params
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
+from djax._counting import present_counter
 from djax._interfaces import (
     Communicator,
     PyTree,
@@ -247,7 +247,7 @@ def build(
         # While costs are counted, there is no need to skip silent steps: they have no
         # rounds and cost nothing. A second alternation with the period of the graph
         # would be counted as if the two were independent of each other.
-        if sending is None or accounting.counter() is not None:
+        if sending is None or present_counter() is not None:
             return move(updates, state, params, **extra)
         updates, moved = alternate(
             state.step,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax import accounting
+from djax._counting import present_counter
 from djax._interfaces import (
     Communicator,
     Compressor,
@@ -66,7 +66,7 @@ def check_same(
       ValueError: if something differs; the error names it, and on which ranks. Within
         `jax.jit` the program raises `jax.errors.JaxRuntimeError` with this text.
     """
-    if communicator.size == 1 or accounting.counter() is not None:
+    if communicator.size == 1 or present_counter() is not None:
         return
     facts = _facts(mechanism, params, given)
     communicator.compare_starts(mechanism, facts, params)

@@ -12,12 +12,12 @@ from jax.typing import ArrayLike
 
 from djax._arrays.checks import check_averageable
 from djax._arrays.precision import promote
+from djax._counting import accounted
 from djax._interfaces import (
     OutsideError,
     PyTree,
 )
 from djax._transformations import lockstep
-from djax.accounting import accounted
 
 from . import _common
 

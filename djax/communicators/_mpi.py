@@ -15,9 +15,9 @@ from mpi4py import MPI
 
 from djax._arrays.checks import check_averageable
 from djax._arrays.precision import promote
+from djax._counting import accounted
 from djax._interfaces import PyTree
 from djax._transformations import lockstep
-from djax.accounting import accounted
 from djax.transport import _packing as _wire
 
 from . import (

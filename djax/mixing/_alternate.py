@@ -11,7 +11,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 
-from djax import accounting
+from djax._counting import present_counter
 from djax._interfaces import PyTree
 
 
@@ -43,7 +43,7 @@ def alternate(
     """
     if len(set(schedule)) == 1:
         return branches[schedule[0]](*operands)
-    if (counter := accounting.counter()) is not None:
+    if (counter := present_counter()) is not None:
         return counter.alternate(schedule, branches, operands)
     position = jnp.asarray(step) % len(schedule)
     index = jnp.asarray(np.asarray(schedule, np.int32))[position]
