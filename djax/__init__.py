@@ -62,7 +62,7 @@ from . import (
 )
 from ._checking.check import check
 from ._interfaces import Communicator, Compressor
-from ._mechanism.adapter import mechanism, only
+from ._mechanism.public import mechanism, only
 from ._mechanism.value import Mechanism
 from .accounting import CommunicationCost, communication_cost
 from .aliases import (
