@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import networkx as nx
 
@@ -59,6 +60,17 @@ def test_there_is_no_cycle_between_folders():
             between.add_edge(*(room for (room,) in rooms))
     assert "mechanisms" in between
     assert nx.is_directed_acyclic_graph(between), nx.find_cycle(between)
+
+
+def test_folders_import_from_those_above_them_in_contributing():
+    lines = (ROOT.parent / "CONTRIBUTING.md").read_text().splitlines()
+    rows = [re.findall(r"`djax/(\w+)", line) for line in lines if line[:7] == "| `djax"]
+    place = {name: number for number, row in enumerate(rows) for name in row}
+    assert {"topologies", "mechanisms", "testing"} <= place.keys()
+    for one, other in graph_of_imports().edges:
+        room, needed = ((*name.split("."), "")[1] for name in (one, other))
+        if room in place and needed in place:
+            assert place[needed] <= place[room], f"{one} imports {other}"
 
 
 def test_the_reading_finds_imports():
