@@ -12,8 +12,11 @@ PACKAGES = [
     "djax",
     "djax.accounting",
     "djax.aliases",
+    "djax.asynchronous",
     "djax.communicators",
     "djax.compressors",
+    "djax.corrections",
+    "djax.mechanisms",
     "djax.metrics",
     "djax.mixing",
     "djax.simulation",
@@ -66,8 +69,8 @@ def test_nothing_that_a_module_defines_is_left_out(package):
     assert defined <= set(module.__all__)
 
 
-def test_the_names_of_the_aliases_are_those_of_djax():
-    for package in ("djax.aliases",):
+def test_the_names_of_mechanisms_corrections_and_aliases_are_those_of_djax():
+    for package in ("djax.aliases", "djax.corrections", "djax.mechanisms"):
         for name, value in public(package).items():
             assert getattr(djax, name) is value
 

@@ -34,3 +34,30 @@ from .simulator._simulate import GlobalSchedule as GlobalSchedule
 from .simulator._simulate import Moment as Moment
 from .simulator._simulate import in_global_steps as in_global_steps
 from .simulator._simulate import simulate as simulate
+
+__all__ = [
+    "ADPSGDState",
+    "AcidConstants",
+    "AcidState",
+    "Checkpoints",
+    "EventTransformation",
+    "Events",
+    "GlobalSchedule",
+    "Look",
+    "Moment",
+    "NonFiniteError",
+    "Outcome",
+    "Report",
+    "Rounds",
+    "WorkerLost",
+    "acid",
+    "acid_constants",
+    "adpsgd",
+    "draw_events",
+    "draw_rounds",
+    "edge_rates",
+    "in_global_steps",
+    "run",
+    "simulate",
+]
+__dir__ = __all__.copy  # For dir() and completion.

@@ -1,21 +1,33 @@
 """Corrections: what changes when, and of what, a mechanism averages."""
 
-from djax.corrections._d2 import D2State as D2State
-from djax.corrections._d2 import d2 as d2
-from djax.corrections._every import EveryState as EveryState
-from djax.corrections._every import every as every
-from djax.corrections._gradient_tracking import (
-    GradientTrackingState as GradientTrackingState,
+from ._d2 import D2State, d2
+from ._every import EveryState, every
+from ._gradient_tracking import (
+    GradientTrackingState,
+    gradient_tracking,
 )
-from djax.corrections._gradient_tracking import gradient_tracking as gradient_tracking
-from djax.corrections._interleave import InterleaveState as InterleaveState
-from djax.corrections._interleave import interleave as interleave
-from djax.corrections._on_updates import on_updates as on_updates
-from djax.corrections._quasi_global import QuasiGlobalAdamState as QuasiGlobalAdamState
-from djax.corrections._quasi_global import (
-    QuasiGlobalMomentumState as QuasiGlobalMomentumState,
+from ._interleave import InterleaveState, interleave
+from ._on_updates import on_updates
+from ._quasi_global import (
+    QuasiGlobalAdamState,
+    QuasiGlobalMomentumState,
+    quasi_global_adam,
+    quasi_global_momentum,
 )
-from djax.corrections._quasi_global import quasi_global_adam as quasi_global_adam
-from djax.corrections._quasi_global import (
-    quasi_global_momentum as quasi_global_momentum,
-)
+
+__all__ = [
+    "D2State",
+    "EveryState",
+    "GradientTrackingState",
+    "InterleaveState",
+    "QuasiGlobalAdamState",
+    "QuasiGlobalMomentumState",
+    "d2",
+    "every",
+    "gradient_tracking",
+    "interleave",
+    "on_updates",
+    "quasi_global_adam",
+    "quasi_global_momentum",
+]
+__dir__ = __all__.copy  # For dir() and completion.

@@ -7,7 +7,7 @@ for the rounding of batched matrix products.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -209,7 +209,7 @@ class GlobalSchedule:
         """Returns no state."""
         return ()
 
-    def update(self, state: tuple[()], **extra_args) -> tuple[()]:
+    def update(self, state: tuple[()], **extra_args: Any) -> tuple[()]:
         """Returns no state; raises ValueError without `global_step`."""
         if "global_step" not in extra_args:
             raise ValueError(
@@ -218,7 +218,7 @@ class GlobalSchedule:
             )
         return state
 
-    def __call__(self, state: tuple[()], **extra_args) -> ArrayLike:
+    def __call__(self, state: tuple[()], **extra_args: Any) -> ArrayLike:
         """Returns the schedule's value at the global step, at first 0."""
         if not isinstance(state, tuple):  # Called as a schedule of a counter.
             raise TypeError(
