@@ -12,10 +12,11 @@ state, the two functions, a twin in NumPy, and a training whose optimum is known
 tests, `tests/test_skeleton.py`, are to be copied as well.
 
 The example is gossip with momentum. On a graph that is badly connected, such as a large
-ring, plain gossip needs many steps until all workers agree. Momentum repeats a share
-:math:`\beta` of the last displacement, which keeps a movement going that several steps
-agree about. With :math:`y_i` the model of worker i after the update of its optimizer,
-:math:`w_{ij}` the weights of the graph and :math:`d_i` the displacement,
+ring, plain gossip needs many steps until all workers agree. Momentum adds a share
+:math:`\beta` of the last displacement to the new one, so that displacements in the same
+direction grow from step to step. With :math:`y_i` the model of worker i after the
+update of its optimizer, :math:`w_{ij}` the weights of the graph and :math:`d_i` the
+displacement,
 
 .. math::
    d_i &\leftarrow \textstyle\sum_j w_{ij} (y_j - y_i) + \beta d_i \\
@@ -264,4 +265,4 @@ def main(config: Config) -> dict[str, Result]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config))

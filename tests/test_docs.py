@@ -34,12 +34,6 @@ def test_public_functions_say_what_they_take_give_and_come_from(name):
     assert ">>>" in doc
 
 
-def test_public_names_have_docstrings():
-    for name, value in vars(djax).items():
-        if not name.startswith("_") and (inspect.isclass(value) or callable(value)):
-            assert inspect.getdoc(value), name
-
-
 def test_the_examples_of_the_readme_run():
     blocks = [block for block in BLOCKS if MPI not in block]
     assert blocks

@@ -135,8 +135,15 @@ def test_its_training_reaches_what_it_promises(capsys):
 
 
 @pytest.mark.xdist_group("mpi")
-def test_its_training_runs_over_mpi():
-    command = ("-m", "experiments.skeleton_mechanism", "--workers", "2")
-    result = mpirun(2, *command, "--steps", "3", timeout=200)
+def test_it_does_the_same_over_mpi():
+    program = """
+import djax, djax.testing
+from test_skeleton import make, skeleton_mechanism, twin
+ring = djax.topologies.ring(2)
+workers = [djax.communicators.mpi()]
+djax.testing.assert_matches(make, twin, ring, workers, dtype="float64")
+skeleton_mechanism.main(skeleton_mechanism.Config(workers=2, steps=3))
+"""
+    result = mpirun(2, "-c", program, timeout=200, PYTHONPATH="tests")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("with momentum") == 1
+    assert result.stdout.count("with momentum") == 1  # One process prints.
