@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = [
     f"experiments.{path.parent.name}.{path.stem}"
     for path in sorted((ROOT / "experiments").glob("*/*.py"))
-    if "figures.configure(__file__" in path.read_text()
+    if re.search(r"figures\.(configure|script)\(__file__", path.read_text())
 ]
 WALL_CLOCK = "experiments.acid.wall_clock"  # Under mpirun.
 

@@ -1,16 +1,18 @@
-"""What the scripts of papers' figures share: their options, and what they leave behind.
+"""What the scripts of papers' figures share, so that each has only what is its own.
 
-A script `figN_topic.py` computes records, shows a table with the paper's values beside
-its own, and writes `figN_topic.jsonl` and `figN_topic.png`, by default into `results/`
-beside itself.
+A script `figN_topic.py` reproduces one figure of a paper. Its function `compute` makes
+records, dictionaries that JSON can hold; `make_table` shows them beside the paper's
+values; `draw` plots them. :func:`script` makes a command line of the three. It writes
+`figN_topic.jsonl` and `figN_topic.png`, by default into `results/` beside the script.
 """
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
 import rich.console
 import rich.table
 import tyro
@@ -19,6 +21,9 @@ from . import report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,47 @@ class Config:
 
 
 C = TypeVar("C", bound=Config)
+
+
+class Made(NamedTuple):
+    """What a script has made.
+
+    Attributes:
+      records: what was computed.
+      tables: for people to read.
+      figure: for papers to show.
+    """
+
+    records: list[Record]
+    tables: Sequence[rich.table.Table]
+    figure: "Figure"
+
+
+def script(
+    file: str, doc: str | None
+) -> Callable[[Callable[[bool], Made]], Callable[..., list[Record]]]:
+    """Makes a command line of a function that makes a figure.
+
+    Args:
+      file: the script's `__file__`.
+      doc: the script's docstring, which `--help` shows.
+
+    Returns:
+      A decorator of a function, whose argument says whether this is a smoke test, with
+      tiny sizes. In its place stands a function that reads the command line, by default
+      the process's, writes the files, shows the tables and returns the records.
+    """
+
+    def decorate(make):
+        def main(arguments: Sequence[str] | None = None) -> list[Record]:
+            config = configure(file, doc, arguments)
+            made = make(config.smoke)
+            publish(file, config, *made)
+            return made.records
+
+        return main
+
+    return decorate
 
 
 def configure(
@@ -76,7 +122,8 @@ def publish(
     Args:
       script: its `__file__`.
       config: from :func:`configure`.
-      records: what was computed, a line each, behind one that says by what.
+      records: what was computed. Each becomes a line of the file. The first line says
+        which versions and which machine computed them.
       tables: for people to read.
       figure: for papers to show.
     """
@@ -97,17 +144,67 @@ SMOKE = "smoke test: tiny sizes, no results"
 
 
 def mark_table(table: rich.table.Table, smoke: bool) -> rich.table.Table:
-    """Says in the title that a table is of a smoke test, if it is."""
+    """Says in the title of a table that it is from a smoke test, if it is."""
     if smoke:
         table.title = f"{table.title} ({SMOKE})"
     return table
 
 
 def mark_figure(figure: "Figure", smoke: bool) -> None:
-    """Says across a figure that it is of a smoke test, if it is."""
+    """Says across a figure that it is from a smoke test, if it is."""
     if smoke:
         style = {"size": 24, "color": "tab:red", "alpha": 0.4}
         figure.text(0.5, 0.5, SMOKE, ha="center", va="center", rotation=20, **style)
+
+
+def panels(
+    size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any
+) -> tuple["Figure", np.ndarray]:
+    """Makes a figure of panels with faint grids.
+
+    Args:
+      size: width and height, in inches.
+      rows: number of rows of panels.
+      columns: number of columns of panels.
+      **options: such as `sharey`, for matplotlib's `Figure.subplots`.
+
+    Returns:
+      The figure, and its axes, `object[rows, columns]`.
+    """
+    import matplotlib  # Slow to import, and of no use to whoever only wants tables.
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
+        figure = Figure(figsize=size, layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def handle(label: str, **style: Any) -> "Line2D":
+    """An entry of a legend: a line, or a marker where `style` has one."""
+    from matplotlib.lines import Line2D
+
+    defaults: dict[str, Any] = {"ls": ""} if "marker" in style else {}
+    return Line2D([], [], label=label, **defaults | style)
+
+
+def circle(label: str, color: str = "gray", size: float = 4) -> "Line2D":
+    """The entry of a legend for open circles, which show published values."""
+    return handle(label, marker="o", mfc="none", color=color, ms=size)
+
+
+def select(records: Iterable[Record], **values: Any) -> list[Record]:
+    """The records that have all of these values."""
+    return [r for r in records if all(r[key] == value for key, value in values.items())]
+
+
+def column(records: Iterable[Mapping[str, Any]], key: str) -> list[Any]:
+    """The values that the records have under a key."""
+    return [record[key] for record in records]
+
+
+def rounded(values: Iterable[float], digits: int = 4) -> list[float]:
+    """Rounds to significant digits, for records that would be long otherwise."""
+    return [float(f"{value:.{digits}g}") for value in values]
 
 
 def table(

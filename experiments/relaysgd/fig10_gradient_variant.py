@@ -11,86 +11,56 @@ without noise. For RelaySGD the paper's code writes down half of the fastest rat
 "recorded".
 
 Expect the paper's tuned steps and rates, and its last errors to three digits. Both
-variants mind heterogeneity much less than D-PSGD, but only RelaySGD converges to the
-optimum: RelaySum/Grad stops where its workers differ. About a minute on 2 cores.
+variants mind heterogeneity much less than D-PSGD does, but only RelaySGD converges to
+the optimum: RelaySum/Grad stops where its workers differ. About a minute on 2 cores.
 """
-
-from collections.abc import Sequence
-from typing import Any
 
 import djax
 from djax import topologies
 
-from . import curves
-from .curves import Method, Published
+from ..lib import figures
+from .curves import Method, Study
 from .methods import over
-
-EVERY = (2, 5, 20)
 
 
 def methods(n: int) -> tuple[Method, ...]:
     """What the figure compares, for a number of workers."""
     ring, chain = topologies.ring(n), topologies.chain(n)
+    settling = {"every": (2, 5, 20), "plateau": True, "max_steps": 70_000}
     return (
         Method(
             "D-PSGD",
             "ring",
             over(djax.dpsgd, ring),
-            (
-                Published(5.027452e-13),
-                Published(8.776454e-7),
-                Published(1.445627e-3),
-            ),
-            every=EVERY,
-            plateau=True,
-            max_steps=70_000,
+            errors=(5.027452e-13, 8.776454e-7, 1.445627e-3),
+            **settling,
         ),
         Method(
             "RelaySum/Grad",
             "chain",
             over(djax.relay_sgd_grad, chain),
-            (
-                Published(7.337736e-11),
-                Published(2.026518e-8),
-                Published(8.653164e-7),
-            ),
-            every=EVERY,
-            plateau=True,
-            max_steps=70_000,
+            errors=(7.337736e-11, 2.026518e-8, 8.653164e-7),
+            **settling,
         ),
         Method(
             "RelaySGD",
             "chain",
             over(djax.relay_sgd, chain),
-            (
-                Published(5.317039e-10, 51, 0.869140625),
-                Published(9.848754e-13, 51, 0.869140625),
-                Published(9.590106e-13, 50, 0.8837890625),
-            ),
+            errors=(5.317039e-10, 9.848754e-13, 9.590106e-13),
+            steps=(51, 51, 50),
+            rates=(0.869140625, 0.869140625, 0.8837890625),
         ),
     )
 
 
-STUDY = curves.Study(
+STUDY = Study(
     number=10,
     methods=methods,
     zetas=(0, 0.01, 1),
     steps=(200, 500, 2000),
     bottom=1e-9,
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-
-    Returns:
-      The records.
-    """
-    return curves.main(STUDY, __file__, __doc__, arguments)
-
+main = figures.script(__file__, __doc__)(STUDY.make)
 
 if __name__ == "__main__":
     main()

@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 import djax
@@ -31,6 +30,7 @@ from djax import (
 )
 
 from ..lib import figures, sweep, tuning
+from ..lib.figures import Record
 from ..lib.quadratics import random_quadratics
 from .methods import COLORS, over
 
@@ -38,17 +38,21 @@ DIM, ZETA2, NOISE = 10, 0.1, 0.1
 D2_RATE, RELAY_RATE = 0.1, 0.3
 STEPS, VECTORS = 500, 80_000
 WINDOW = 100
-"""Over how many steps errors under noise are averaged."""
+"""Number of steps over which errors under noise are averaged."""
 EVERY = 5
-"""Between two errors of a record."""
+"""Number of steps between two errors of a record."""
 GOAL = 1e-4
 
-METHODS = ("D-PSGD", "D²", "RelaySGD")
+LABELS = {
+    "D-PSGD": "D-PSGD, all edges",
+    "D²": "D², all edges",
+    "RelaySGD": "RelaySGD, spanning trees",
+}
 
 
 def compute(
     graph: Topology, roots: Sequence[int], steps: int, *, goal: float = 1e-5
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Runs every method, RelaySGD three times as long and once for each tree.
 
     Args:
@@ -78,6 +82,7 @@ def compute(
         length = 3 * steps if method == "RelaySGD" else steps
         errors = sweep.curves(make, problem, rate, length, noise=NOISE)
         degrees = [len(topology.neighbors(i)) for i in range(topology.size)]
+        below = errors < GOAL
         records.append(
             {
                 "method": method,
@@ -90,8 +95,8 @@ def compute(
                 "vectors_per_step": vectors,
                 "error": _mean_before(errors, steps),
                 "error_by_vectors": _mean_before(errors, VECTORS // vectors),
-                "steps_to_goal": _first_below(errors, GOAL),
-                "errors": [float(f"{e:.4g}") for e in errors[::EVERY]],
+                "steps_to_goal": int(below.argmax()) if below.any() else None,
+                "errors": figures.rounded(errors[::EVERY]),
             }
         )
     return records
@@ -103,34 +108,29 @@ def _mean_before(errors: np.ndarray, step: int) -> float | None:
     return float(window.mean()) if step < len(errors) else None
 
 
-def _first_below(errors: np.ndarray, goal: float) -> int | None:
-    below = errors < goal
-    return int(below.argmax()) if below.any() else None
-
-
-def _of(records: list[dict], method: str) -> list[dict]:
-    return [r for r in records if r["method"] == method]
-
-
-def make_tables(records: list[dict]) -> list:
+def make_tables(records: list[Record]) -> list:
     """The graph and its trees beside what is known of them, and the errors."""
-    graph, trees = records[0], _of(records, "RelaySGD")
-    degrees = f"{graph['min_degree']}–{graph['max_degree']}"
+    graph, trees = records[0], figures.select(records, method="RelaySGD")
+
+    def span(key):
+        values = figures.column(trees, key)
+        return "–".join(str(v) for v in sorted({min(values), max(values)}))
+
     shape = figures.table(
         "Figure 3: graph and spanning trees",
         ["", "paper", "ours"],
         [
             ["edges", "89", str(graph["edges"])],
             ["diameter", "4", str(graph["diameter"])],
-            ["degrees", "2–14", degrees],
+            ["degrees", "2–14", f"{graph['min_degree']}–{graph['max_degree']}"],
             ["vectors a step", "178", str(graph["vectors_per_step"])],
             ["trees", "32", str(len(trees))],
-            ["their diameters", "5–7", _range(trees, "diameter")],
-            ["their largest degrees", "6–14", _range(trees, "max_degree")],
-            ["their vectors a step", "62", _range(trees, "vectors_per_step")],
+            ["their diameters", "5–7", span("diameter")],
+            ["their largest degrees", "6–14", span("max_degree")],
+            ["their vectors a step", "62", span("vectors_per_step")],
         ],
     )
-    rows = [[f"{m}, all edges", *_row(_of(records, m))] for m in METHODS[:2]]
+    rows = [[LABELS[r["method"]], *_row([r])] for r in records if r["root"] is None]
     for name, q in (("best", 0), ("median", 0.5), ("worst", 1)):
         rows.append([f"RelaySGD, {name} of trees", *_row(trees, q)])
     caption = (
@@ -147,16 +147,11 @@ def make_tables(records: list[dict]) -> list:
     ]
 
 
-def _range(records: list[dict], key: str) -> str:
-    values = {r[key] for r in records}
-    return "–".join(str(v) for v in sorted({min(values), max(values)}))
-
-
-def _row(records: list[dict], q: float = 0.5) -> list[Any]:
+def _row(records: list[Record], q: float = 0.5) -> list[Any]:
     """Rate, errors, steps and vectors, a quantile over the records of each."""
 
     def quantile(key):
-        values = [r[key] for r in records]
+        values = figures.column(records, key)
         return None if None in values else float(np.quantile(values, q))
 
     steps, vectors = quantile("steps_to_goal"), records[0]["vectors_per_step"]
@@ -169,54 +164,42 @@ def _row(records: list[dict], q: float = 0.5) -> list[Any]:
     ]
 
 
-def draw(records: list[dict]) -> Figure:
+def draw(records: list[Record]) -> Figure:
     """Errors against steps, and against vectors."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    figure, (panels,) = figures.panels((8, 3.4), 1, 2, sharey=True)
     for record in records:
-        color, tree = COLORS[record["method"]], record["root"] is not None
         style: dict[str, Any] = {"lw": 1.5, "ls": "--", "zorder": 3}
-        if tree:
+        if record["root"] is not None:
             style = {"lw": 0.6, "alpha": 0.3}
+        style["color"] = COLORS[record["method"]]
         steps = EVERY * np.arange(len(record["errors"]))
-        for axes, scale in zip(
-            panels, (1, record["vectors_per_step"] / 1000), strict=True
-        ):
-            axes.plot(scale * steps, record["errors"], color=color, **style)
+        thousands = record["vectors_per_step"] / 1000
+        panels[0].plot(steps, record["errors"], **style)
+        panels[1].plot(thousands * steps, record["errors"], **style)
     panels[0].set(xlim=(0, STEPS), xlabel="steps")
     panels[1].set(xlim=(0, VECTORS / 1000))
     panels[1].set_xlabel("vectors sent and received, in thousands")
     panels[0].set_ylabel("suboptimality $f(\\bar x) - f^\\star$")
     for axes in panels:
         axes.set(yscale="log", ylim=(1e-6, 1))
-        axes.grid(alpha=0.3)
-    labels = ("D-PSGD, all edges", "D², all edges", "RelaySGD, spanning trees")
     handles = [
-        Line2D([], [], color=COLORS[m], ls="-" if m == "RelaySGD" else "--", label=x)
-        for m, x in zip(METHODS, labels, strict=True)
+        figures.handle(text, color=COLORS[m], ls="-" if m == "RelaySGD" else "--")
+        for m, text in LABELS.items()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8)
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-
-    Returns:
-      The records.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
+@figures.script(__file__, __doc__)
+def main(smoke: bool) -> figures.Made:
+    """Makes the figure."""
     with jax.enable_x64(True):
-        if config.smoke:
+        if smoke:
             records = compute(topologies.ring(4), roots=(0,), steps=20, goal=1e-2)
         else:
             graph = topologies.social_network()
             records = compute(graph, roots=range(graph.size), steps=STEPS)
-    figures.publish(__file__, config, records, make_tables(records), draw(records))
-    return records
+    return figures.Made(records, make_tables(records), draw(records))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ https://arxiv.org/abs/2110.04175.
     python -m experiments.relaysgd.fig6_learning_rate_factor           # n up to 80
     python -m experiments.relaysgd.fig6_learning_rate_factor --smoke   # seconds
 
-All workers start at 0 and make one update of 1. All-reduce would leave them at 1;
-:func:`djax.relay`, whose averages still hold older models, lets them agree on less. The
+All workers start at 0 and make one update of 1. All-reduce would leave them at 1. With
+:func:`djax.relay`, whose averages still hold older models, they agree on less. The
 factor is by how much less, once their standard deviation is below 1e-4.
 
-Expect the reference to all its digits, and the theory,
+Expect all digits of the reference. Expect the theory,
 :func:`djax.relay_learning_rate_factor`, within 0.1 %, since the workers still differ a
 little. The paper's rule of thumb, tau_max / 2, is half as much again for long chains
 and too little for large binary trees. 10 seconds on 2 cores.
@@ -18,14 +18,13 @@ and too little for large binary trees. 10 seconds on 2 cores.
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 import djax
@@ -35,6 +34,7 @@ from djax import (
 )
 
 from ..lib import figures
+from ..lib.figures import Record
 from .methods import COLORS
 
 SIZES = (2, 5, 10, 20, 30, 40, 50, 60, 70, 80)
@@ -46,36 +46,24 @@ class Line(NamedTuple):
     """A line of the figure.
 
     Attributes:
-      topology: its name.
       make: from a number of workers to the tree.
       style: of the line.
-      reference: measured with the published code, by number of workers.
+      reference: measured with the published code, for the first of `SIZES`.
     """
 
-    topology: str
     make: Callable[[int], Topology]
     style: str
-    reference: dict[int, float]
+    reference: tuple[float, ...]
 
 
-def _reference(*factors: float) -> dict[int, float]:
-    return dict(zip(SIZES, factors, strict=False))
-
-
-LINES = (
-    Line(
-        "chain",
-        topologies.chain,
-        "-",
-        _reference(1.0, 1.79994, 3.39944, 6.70242, 10.02279, 13.34148),
+LINES = {
+    "chain": Line(
+        topologies.chain, "-", (1.0, 1.79994, 3.39944, 6.70242, 10.02279, 13.34148)
     ),
-    Line(
-        "binary tree",
-        topologies.binary_tree,
-        "--",
-        _reference(1.0, 1.63996, 2.52021, 3.77514, 4.66607, 5.30639),
+    "binary tree": Line(
+        topologies.binary_tree, "--", (1.0, 1.63996, 2.52021, 3.77514, 4.66607, 5.30639)
     ),
-)
+}
 
 
 def measure(tree: Topology) -> tuple[float, int]:
@@ -114,23 +102,16 @@ def measure(tree: Topology) -> tuple[float, int]:
     return float(factor), int(step)
 
 
-def compute(sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Measures the factors.
-
-    Args:
-      sizes: numbers of workers.
-
-    Returns:
-      A record for each tree and size.
-    """
+def compute(sizes: Sequence[int]) -> list[Record]:
+    """Measures the factors of all trees with these numbers of workers."""
     records = []
     jobs = list(itertools.product(LINES, sizes))
-    for line, n in tqdm(jobs, desc="figure 6", unit="tree"):
-        tree = line.make(n)
+    for name, n in tqdm(jobs, desc="figure 6", unit="tree"):
+        tree = LINES[name].make(n)
         factor, steps = measure(tree)
         records.append(
             {
-                "topology": line.topology,
+                "topology": name,
                 "n": n,
                 "factor": factor,
                 "steps": steps,
@@ -141,19 +122,16 @@ def compute(sizes: Sequence[int]) -> list[dict[str, Any]]:
     return records
 
 
-def _of(records: list[dict], line: Line) -> list[dict]:
-    return [r for r in records if r["topology"] == line.topology]
-
-
-def make_table(records: list[dict]):
+def make_table(records: list[Record]):
     """Reference, measured, theory and rule of thumb, for every tree."""
     rows = []
-    for line in LINES:
-        for r in _of(records, line):
-            reference, factor = line.reference.get(r["n"]), r["factor"]
-            row = [f"{line.topology}, {r['n']}", _digits(reference), _digits(factor)]
-            row += [figures.deviation(factor, reference), _digits(r["theory"])]
-            error = f"{factor / r['theory'] - 1:+.1e}"
+    for name, line in LINES.items():
+        reference = dict(zip(SIZES, line.reference, strict=False))
+        for r in figures.select(records, topology=name):
+            paper, factor, theory = reference.get(r["n"]), r["factor"], r["theory"]
+            row = [f"{name}, {r['n']}", paper and f"{paper:.5f}", f"{factor:.5f}"]
+            row += [figures.deviation(factor, paper), f"{theory:.5f}"]
+            error = f"{factor / theory - 1:+.1e}"
             rows.append([*row, error, r["half_diameter"], str(r["steps"])])
     return figures.table(
         "Figure 6: factor of the learning rate",
@@ -163,59 +141,40 @@ def make_table(records: list[dict]):
     )
 
 
-def _digits(value: float | None) -> str | None:
-    return None if value is None else f"{value:.5f}"
-
-
-def draw(records: list[dict]) -> Figure:
+def draw(records: list[Record]) -> Figure:
     """The factors against the number of workers."""
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-    axes, color = figure.subplots(), COLORS["RelaySGD"]
-    for line in LINES:
-        points = _of(records, line)
-        n = [r["n"] for r in points]
-        rule, theory, factor = (
-            [r[key] for r in points] for key in ("half_diameter", "theory", "factor")
-        )
-        style = {"ls": line.style, "lw": 1}
-        axes.plot(n, rule, color="gray", **style)
-        axes.plot(n, theory, color=color, **style)
-        axes.plot(n, factor, ".", color=color, ms=6)
-        circles = np.transpose(list(line.reference.items()))
+    figure, ((axes,),) = figures.panels((6.4, 3.4))
+    color, handles = COLORS["RelaySGD"], []
+    for key, label, shade in (
+        ("half_diameter", r"$\tau_{\max} / 2$", "gray"),
+        ("theory", "theory", color),
+    ):
+        for name, line in LINES.items():
+            mine = figures.select(records, topology=name)
+            n, values = (figures.column(mine, k) for k in ("n", key))
+            text = f"{label}, {name}"
+            style = {"color": shade, "ls": line.style, "lw": 1, "label": text}
+            handles += axes.plot(n, values, **style)
+    for name, line in LINES.items():
+        mine = figures.select(records, topology=name)
+        n, factors = (figures.column(mine, k) for k in ("n", "factor"))
+        axes.plot(n, factors, ".", color=color, ms=6)
+        circles = np.transpose(list(zip(SIZES, line.reference, strict=False)))
         axes.plot(*circles, "o", color=color, mfc="none", ms=7)
     axes.set(xlim=(0, 82), ylim=(0, 40), xlabel="number of workers $n$")
     axes.set_ylabel("factor of the learning rate")
-    axes.grid(alpha=0.3)
-    handles = [
-        Line2D([], [], ls=x.style, color=c, lw=1, label=f"{label}, {x.topology}")
-        for c, label in (("gray", r"$\tau_{\max} / 2$"), (color, "theory"))
-        for x in LINES
-    ]
-    handles += [
-        Line2D([], [], marker=m, ls="", mfc=fill, color=color, ms=size, label=label)
-        for m, fill, size, label in (
-            (".", color, 6, "measured"),
-            ("o", "none", 7, "measured, reference"),
-        )
-    ]
+    handles.append(figures.handle("measured", marker=".", color=color, ms=6))
+    handles.append(figures.circle("measured, reference", color, 7))
     figure.legend(handles=handles, loc="outside right center", fontsize=8)
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-
-    Returns:
-      The records.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
+@figures.script(__file__, __doc__)
+def main(smoke: bool) -> figures.Made:
+    """Makes the figure."""
     with jax.enable_x64(True):
-        records = compute(SIZES[:3] if config.smoke else SIZES)
-    figures.publish(__file__, config, records, [make_table(records)], draw(records))
-    return records
+        records = compute(SIZES[:3] if smoke else SIZES)
+    return figures.Made(records, [make_table(records)], draw(records))
 
 
 if __name__ == "__main__":

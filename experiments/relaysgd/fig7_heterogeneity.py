@@ -17,14 +17,11 @@ mind. Under noise the last errors are draws from the range beside them. About a 
 on 2 cores.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import djax
 from djax import topologies
 
-from . import curves
-from .curves import Method, Published
+from ..lib import figures
+from .curves import Method, Study
 from .methods import over
 
 
@@ -37,11 +34,9 @@ def methods(n: int) -> tuple[Method, ...]:
             "D-PSGD",
             "ring",
             over(djax.dpsgd, ring),
-            (
-                Published(8.030034e-7, 13, 1.25),
-                Published(1.262069e-6, 1469, 0.0103759765625),
-                Published(9.901161e-2, 19818, 0.000762939453125),
-            ),
+            errors=(8.030034e-7, 1.262069e-6, 9.901161e-2),
+            steps=(13, 1469, 19818),
+            rates=(1.25, 0.0103759765625, 0.000762939453125),
             every=(30, 30, 60),
             plateau=True,
             max_steps=70_000,
@@ -51,11 +46,9 @@ def methods(n: int) -> tuple[Method, ...]:
             "D²",
             "ring",
             over(djax.d2_sgd, ring),
-            (
-                Published(9.808478e-7, 18, 0.394287109375),
-                Published(1.196733e-6, 34, 0.1953125),
-                Published(1.258016e-6, 54, 0.15625),
-            ),
+            errors=(9.808478e-7, 1.196733e-6, 1.258016e-6),
+            steps=(18, 34, 54),
+            rates=(0.394287109375, 0.1953125, 0.15625),
             cap=0.02,
             curve=over(djax.d2_sgd, damped),
         ),
@@ -63,11 +56,9 @@ def methods(n: int) -> tuple[Method, ...]:
             "Gradient tracking",
             "ring",
             over(djax.gradient_tracking_sgd, ring),
-            (
-                Published(9.910218e-7, 10, 0.4345703125),
-                Published(6.319425e-7, 301, 0.019330978393554688),
-                Published(5.211581e-7, 641, 0.0095367431640625),
-            ),
+            errors=(9.910218e-7, 6.319425e-7, 5.211581e-7),
+            steps=(10, 301, 641),
+            rates=(0.4345703125, 0.019330978393554688, 0.0095367431640625),
             cap=0.02,
             curve=over(djax.gradient_tracking_sgd, damped),
         ),
@@ -75,17 +66,15 @@ def methods(n: int) -> tuple[Method, ...]:
             "RelaySGD",
             "chain",
             over(djax.relay_sgd, chain),
-            (
-                Published(8.088465e-7, 51, 0.869140625),
-                Published(9.534160e-7, 51, 0.869140625),
-                Published(2.537161e-7, 54, 0.8984375),
-            ),
+            errors=(8.088465e-7, 9.534160e-7, 2.537161e-7),
+            steps=(51, 51, 54),
+            rates=(0.869140625, 0.869140625, 0.8984375),
             cap=0.2,
         ),
     )
 
 
-STUDY = curves.Study(
+STUDY = Study(
     number=7,
     methods=methods,
     zetas=(0, 0.1, 10),
@@ -95,19 +84,7 @@ STUDY = curves.Study(
     caption="The curves' rates are capped besides: 0.02, RelaySGD 0.2. 5 – 95 %: of "
     "our errors in the second half of the\nsteps, where noise decides.",
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-
-    Returns:
-      The records.
-    """
-    return curves.main(STUDY, __file__, __doc__, arguments)
-
+main = figures.script(__file__, __doc__)(STUDY.make)
 
 if __name__ == "__main__":
     main()

@@ -8,8 +8,8 @@ https://arxiv.org/abs/2110.04175.
 
 In each of T steps each of n workers draws a number from N(1, 1); all of them estimate
 the mean. On a chain :func:`djax.relay` sums up samples and their number, whose ratio is
-the estimate; on a ring :func:`djax.gossip` averages running means. Who has all samples
-at once has the mean squared error 1 / (n T).
+the estimate; on a ring :func:`djax.gossip` averages running means. Whoever has all
+samples at once has the mean squared error 1 / (n T).
 
 Expect the errors that delays and eigenvalues predict, but for the scatter of 40 runs,
 about 20 %. RelaySum's comes to 1 / (n T), short of the samples under way, as soon as
@@ -19,7 +19,7 @@ samples spread slowly. 15 seconds on 2 cores.
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,6 @@ import matplotlib
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 import djax
@@ -39,6 +38,7 @@ from djax import (
 )
 
 from ..lib import figures
+from ..lib.figures import Record
 
 MEAN = 1.0
 SIZES, STEPS, RUNS = (8, 16, 32, 64, 128), 400, 40
@@ -48,15 +48,13 @@ class Method(NamedTuple):
     """A way to estimate the mean.
 
     Attributes:
-      name: of the method.
-      topology: its name.
-      make: from a number of workers to the topology.
-      estimate: from a worker's samples `[T]`, the topology and the communicator to its
+      topology: name of the graph.
+      make: from a number of workers to the graph.
+      estimate: from a worker's samples `[T]`, the graph and the communicator to its
         estimates after each step, `[T]`.
-      predict: from the topology and T to the mean squared error after each step, `[T]`.
+      predict: from the graph and T to the mean squared error after each step, `[T]`.
     """
 
-    name: str
     topology: str
     make: Callable[[int], Topology]
     estimate: Callable[[jax.Array, Topology, Communicator], jax.Array]
@@ -66,16 +64,7 @@ class Method(NamedTuple):
 def relay_estimates(
     samples: jax.Array, tree: Topology, communicator: Communicator
 ) -> jax.Array:
-    """Sums of all samples that have arrived, divided by their number.
-
-    Args:
-      samples: of this worker, `[T]`.
-      tree: who relays to whom.
-      communicator: how messages travel.
-
-    Returns:
-      This worker's estimate after each step, `[T]`.
-    """
+    """Sums of all samples that have arrived, divided by their number."""
     relay = djax.on_updates(djax.relay(tree, communicator))
 
     def step(carry, sample):
@@ -92,16 +81,7 @@ def relay_estimates(
 def gossip_estimates(
     samples: jax.Array, topology: Topology, communicator: Communicator
 ) -> jax.Array:
-    """Running means, averaged over the neighbourhood in each step.
-
-    Args:
-      samples: of this worker, `[T]`.
-      topology: the graph and its weights.
-      communicator: how messages travel.
-
-    Returns:
-      This worker's estimate after each step, `[T]`.
-    """
+    """Running means, averaged over the neighbourhood in each step."""
     gossip = djax.gossip(topology, communicator)
 
     def step(carry, sample):
@@ -116,15 +96,7 @@ def gossip_estimates(
 
 
 def predict_relay(tree: Topology, steps: int) -> np.ndarray:
-    """The mean over the workers of 1 / (number of samples that have arrived).
-
-    Args:
-      tree: who relays to whom.
-      steps: T.
-
-    Returns:
-      The mean squared error after each step, `[T]`.
-    """
+    """The mean over the workers of 1 / (number of samples that have arrived)."""
     elapsed = np.arange(1, steps + 1)[:, None, None]
     counts = np.maximum(elapsed - theory.relay_delays(tree), 0).sum(-1)
     return (1 / counts).mean(-1)
@@ -135,13 +107,6 @@ def predict_gossip(topology: Topology, steps: int) -> np.ndarray:
 
     It is :math:`\frac1{n T^2} \sum_{k=1}^T \sum_l \lambda_l^{2k}`, with the eigenvalues
     of W.
-
-    Args:
-      topology: the graph and its weights.
-      steps: T.
-
-    Returns:
-      The mean squared error after each step, `[T]`.
     """
     elapsed = np.arange(1, steps + 1)
     eigenvalues = np.linalg.eigvalsh(topology.mixing_matrix)
@@ -149,10 +114,10 @@ def predict_gossip(topology: Topology, steps: int) -> np.ndarray:
     return powers.cumsum() / elapsed**2
 
 
-METHODS = (
-    Method("RelaySum", "chain", topologies.chain, relay_estimates, predict_relay),
-    Method("Gossip", "ring", topologies.ring, gossip_estimates, predict_gossip),
-)
+METHODS = {
+    "RelaySum": Method("chain", topologies.chain, relay_estimates, predict_relay),
+    "Gossip": Method("ring", topologies.ring, gossip_estimates, predict_gossip),
+}
 
 
 def measure(method: Method, topology: Topology, steps: int, runs: int) -> np.ndarray:
@@ -182,7 +147,7 @@ def measure(method: Method, topology: Topology, steps: int, runs: int) -> np.nda
     return np.asarray(run(jax.random.key(n)))
 
 
-def compute(sizes: Sequence[int], steps: int, runs: int) -> list[dict[str, Any]]:
+def compute(sizes: Sequence[int], steps: int, runs: int) -> list[Record]:
     """Measures every method.
 
     Args:
@@ -193,27 +158,24 @@ def compute(sizes: Sequence[int], steps: int, runs: int) -> list[dict[str, Any]]
     Returns:
       A record for each method and size.
     """
-
-    def rounded(errors):
-        return [float(f"{e:.5g}") for e in errors]
-
     records = []
     jobs = list(itertools.product(METHODS, sizes))
-    for method, n in tqdm(jobs, desc="figure 9", unit="line"):
+    for name, n in tqdm(jobs, desc="figure 9", unit="line"):
+        method = METHODS[name]
         topology = method.make(n)
         records.append(
             {
-                "method": method.name,
+                "method": name,
                 "topology": method.topology,
                 "n": n,
-                "mse": rounded(measure(method, topology, steps, runs)),
-                "predicted": rounded(method.predict(topology, steps)),
+                "mse": figures.rounded(measure(method, topology, steps, runs), 5),
+                "predicted": figures.rounded(method.predict(topology, steps), 5),
             }
         )
     return records
 
 
-def make_table(records: list[dict]):
+def make_table(records: list[Record]):
     """The last errors, theirs in theory, and those of all samples together."""
     rows = []
     for r in records:
@@ -222,69 +184,46 @@ def make_table(records: list[dict]):
         row = [f"{r['method']}, {r['topology']}", str(r["n"]), ideal, predicted, mse]
         change = figures.deviation(mse, predicted)
         rows.append([*row, change, f"{predicted / ideal:.2f}", f"{mse / ideal:.2f}"])
+    columns = ["method", "n", "1/(nT)", "predicted", "ours", ""]
     return figures.table(
         f"Figure 9: mean squared error after T = {len(records[0]['mse'])} steps",
-        [
-            "method",
-            "n",
-            "1/(nT)",
-            "predicted",
-            "ours",
-            "",
-            "predicted · nT",
-            "ours · nT",
-        ],
+        [*columns, "predicted · nT", "ours · nT"],
         rows,
         "The paper shows curves, no numbers. predicted: the expectation, computed from "
         "delays and eigenvalues.",
     )
 
 
-def draw(records: list[dict]) -> Figure:
+def draw(records: list[Record]) -> Figure:
     """Errors against steps, a panel for each method and one for the ideal."""
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    sizes = sorted({r["n"] for r in records})
+    figure, (panels,) = figures.panels((8, 3.2), 1, 3, sharex=True, sharey=True)
+    sizes = sorted(set(figures.column(records, "n")))
     shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0, len(sizes)))
     colors = dict(zip(sizes, shades, strict=True))
     elapsed = np.arange(1, len(records[0]["mse"]) + 1)
     for n in sizes:
         panels[0].plot(elapsed, 1 / (n * elapsed), color=colors[n])
     panels[0].set(title="all samples: $1 / (nT)$", ylabel="mean squared error")
-    for axes, method in zip(panels[1:], METHODS, strict=True):
-        for r in records:
-            if r["method"] == method.name:
-                axes.plot(elapsed, r["mse"], color=colors[r["n"]], lw=1.2)
-                axes.plot(elapsed, r["predicted"], "k:", lw=0.8)
-        axes.set_title(f"{method.name}, {method.topology}")
+    for axes, (name, method) in zip(panels[1:], METHODS.items(), strict=True):
+        for r in figures.select(records, method=name):
+            axes.plot(elapsed, r["mse"], color=colors[r["n"]], lw=1.2)
+            axes.plot(elapsed, r["predicted"], "k:", lw=0.8)
+        axes.set_title(f"{name}, {method.topology}")
+    limits = {"xlim": (0, elapsed[-1]), "ylim": (1e-5, 1)}
     for axes in panels:
-        axes.set(
-            yscale="log", xlim=(0, elapsed[-1]), ylim=(1e-5, 1), xlabel="steps $T$"
-        )
-        axes.grid(alpha=0.3)
-    handles = [Line2D([], [], color=colors[n], label=f"$n = {n}$") for n in sizes]
-    handles.append(Line2D([], [], color="k", ls=":", lw=0.8, label="predicted"))
+        axes.set(yscale="log", xlabel="steps $T$", **limits)
+    handles = [figures.handle(f"$n = {n}$", color=colors[n]) for n in sizes]
+    handles.append(figures.handle("predicted", color="k", ls=":", lw=0.8))
     figure.legend(handles=handles, loc="outside right center", fontsize=8)
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-
-    Returns:
-      The records.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
+@figures.script(__file__, __doc__)
+def main(smoke: bool) -> figures.Made:
+    """Makes the figure."""
     with jax.enable_x64(True):
-        if config.smoke:
-            records = compute((4,), steps=20, runs=4)
-        else:
-            records = compute(SIZES, STEPS, RUNS)
-    figures.publish(__file__, config, records, [make_table(records)], draw(records))
-    return records
+        records = compute((4,), 20, 4) if smoke else compute(SIZES, STEPS, RUNS)
+    return figures.Made(records, [make_table(records)], draw(records))
 
 
 if __name__ == "__main__":
