@@ -20,7 +20,6 @@ were predicted by another simulation; expect them within 10 %. 5 minutes on 2 co
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -35,6 +34,7 @@ from djax import (
 )
 
 from ..lib import figures
+from ..lib.figures import Record
 
 DIM, POINTS, GOAL = 10, 60, 1e-3
 GRAPHS = {
@@ -43,9 +43,11 @@ GRAPHS = {
     "complete": topologies.complete,
 }
 PREDICTED = {16: (0.078, 0.233), 32: (0.019, 0.113), 64: (0.0048, 0.0588)}
-"""Rates of decay on rings, plain and accelerated."""
-COLORS = {"plain": "tab:gray", "acid": "tab:blue"}
-LABELS = {"plain": "pairwise averaging", "acid": "A²CiD²"}
+"""Rates of decay on rings, plain and accelerated, by number of workers."""
+LABELS = {
+    "plain": ("pairwise averaging", "tab:gray"),
+    "acid": ("A²CiD²", "tab:blue"),
+}
 
 
 def run(
@@ -71,32 +73,25 @@ def run(
             topology, duration=times[-1], speeds=0, seed=seed
         )
         start = np.random.default_rng(seed).standard_normal((topology.size, DIM))
-        moments = asynchronous.simulate(algorithm, events, start, times=times.tolist())
-        curves.append([float(moment.consensus_distance) for moment in moments])
+        seen = asynchronous.simulate(algorithm, events, start, times=times.tolist())
+        curves.append([float(snapshot.consensus_distance) for snapshot in seen])
     return np.array(curves) / np.array(curves)[:, :1]
 
 
-def time_to_goal(times: np.ndarray, curves: np.ndarray) -> np.ndarray:
-    """When each curve falls below the goal for good, interpolated on a log scale.
+def time_to_goal(times: np.ndarray, curve: np.ndarray) -> float:
+    """When a curve falls below the goal for good, interpolated on a log scale.
 
     Args:
       times: `float64[points]`.
-      curves: `float64[schedules, points]`, below the goal at last.
+      curve: `float64[points]`, below the goal at last.
     """
-    logs, goal = np.log(curves), np.log(GOAL)
-    last = logs.shape[1] - 1 - (logs[:, ::-1] > goal).argmax(1)  # Still above.
-    rows = np.arange(len(logs))
-    above, below = logs[rows, last], logs[rows, last + 1]
-    step = times[last + 1] - times[last]
-    return times[last] + step * (above - goal) / (above - below)
+    last = np.flatnonzero(curve > GOAL)[-1]  # Still above.
+    pair = slice(last, last + 2)
+    return float(np.interp(-np.log(GOAL), -np.log(curve[pair]), times[pair]))
 
 
-def compute(sizes: Sequence[int], schedules: int) -> list[dict[str, Any]]:
-    """Runs all graphs of all sizes.
-
-    Args:
-      sizes: numbers of workers.
-      schedules: drawn for each.
+def compute(sizes: Sequence[int], schedules: int) -> list[Record]:
+    """Runs all graphs of all sizes, through so many schedules each.
 
     Returns:
       A record for each graph, size and algorithm.
@@ -106,13 +101,10 @@ def compute(sizes: Sequence[int], schedules: int) -> list[dict[str, Any]]:
     for graph, size in tqdm(todo, desc="consensus", unit="graph"):
         topology = GRAPHS[graph](size)
         constants = djax.acid_constants(topology)
+        chi1, chi2 = constants.chi1, constants.chi2
         for name, algorithm, scale in (
-            ("plain", djax.adpsgd(base), constants.chi1),
-            (
-                "acid",
-                djax.acid(base, constants),
-                (constants.chi1 * constants.chi2) ** 0.5,
-            ),
+            ("plain", djax.adpsgd(base), chi1),
+            ("acid", djax.acid(base, constants), (chi1 * chi2) ** 0.5),
         ):
             # By the theory several times what the goal takes, which is e^-6.9.
             times = 24 * scale * np.linspace(0, 1, POINTS + 1) ** 2
@@ -124,11 +116,11 @@ def compute(sizes: Sequence[int], schedules: int) -> list[dict[str, Any]]:
                     "graph": graph,
                     "workers": size,
                     "algorithm": name,
-                    "chi1": constants.chi1,
-                    "chi2": constants.chi2,
+                    "chi1": chi1,
+                    "chi2": chi2,
                     "schedules": schedules,
                     "decay_rate": -np.polyfit(times[late], logs[late], 1)[0],
-                    "time_to_goal": time_to_goal(times, curves).mean(),
+                    "time_to_goal": np.mean([time_to_goal(times, c) for c in curves]),
                     "times": times.tolist(),
                     "consensus_distance": np.exp(logs).tolist(),
                 }
@@ -136,12 +128,8 @@ def compute(sizes: Sequence[int], schedules: int) -> list[dict[str, Any]]:
     return records
 
 
-def show(records: Sequence[dict[str, Any]]):
-    """The table of rates and times.
-
-    Args:
-      records: of :func:`compute`.
-    """
+def make_table(records: list[Record]):
+    """Rates and times, with what was predicted."""
     rows = []
     for plain, acid in zip(records[::2], records[1::2], strict=True):
         ring = plain["graph"] == "ring"
@@ -164,44 +152,32 @@ def show(records: Sequence[dict[str, Any]]):
     )
 
 
-def draw(records: Sequence[dict[str, Any]], sizes: Sequence[int]) -> Figure:
-    """A panel a graph, a line for each size and algorithm.
-
-    Args:
-      records: of :func:`compute`.
-      sizes: numbers of workers.
-    """
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    for axes, graph in zip(figure.subplots(1, len(GRAPHS)), GRAPHS, strict=True):
-        here = [record for record in records if record["graph"] == graph]
-        for record in here:
-            axes.semilogy(
-                record["times"],
-                record["consensus_distance"],
-                ("-", "--", ":")[sizes.index(record["workers"])],
-                color=COLORS[record["algorithm"]],
-                label=f"{LABELS[record['algorithm']]}, {record['workers']}",
-            )
-        horizon = 1.05 * max(record["time_to_goal"] for record in here)
+def draw(records: list[Record]) -> Figure:
+    """A panel a graph, a line for each size and algorithm."""
+    figure, (panels,) = figures.panels((12, 3.8), 1, len(GRAPHS))
+    sizes = sorted(set(figures.column(records, "workers")))
+    styles = dict(zip(sizes, ("-", "--", ":"), strict=False))
+    for axes, graph in zip(panels, GRAPHS, strict=True):
+        here = figures.select(records, graph=graph)
+        for r in here:
+            label, color = LABELS[r["algorithm"]]
+            style = {"color": color, "label": f"{label}, {r['workers']}"}
+            line = r["times"], r["consensus_distance"], styles[r["workers"]]
+            axes.semilogy(*line, **style)
+        horizon = 1.05 * max(figures.column(here, "time_to_goal"))
         axes.set(title=graph, xlabel="time", xlim=(0, horizon), ylim=(GOAL, 3))
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("consensus distance, relative to the start")
-    figure.axes[0].legend(fontsize=7)
+    panels[0].set_ylabel("consensus distance, relative to the start")
+    panels[0].legend(fontsize=7)
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
-    sizes, schedules = ((8,), 2) if config.smoke else ((16, 32, 64), 80)
+@figures.script(__file__, __doc__)
+def main(smoke: bool) -> figures.Made:
+    """Makes the figure."""
+    sizes, schedules = ((8,), 2) if smoke else ((16, 32, 64), 80)
     with jax.enable_x64(True):
         records = compute(sizes, schedules)
-    figures.publish(__file__, config, records, [show(records)], draw(records, sizes))
-    return records
+    return figures.Made(records, [make_table(records)], draw(records))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ sqrt(2) times whatever n is; complete graphs nothing. 5 seconds.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -28,6 +27,7 @@ import djax
 from djax import topologies
 
 from ..lib import figures
+from ..lib.figures import Record
 
 SIZES = (4, 8, 16, 32, 64)
 GRAPHS = {
@@ -53,15 +53,8 @@ REFERENCE = {
 """Of the published code, one value for each of `SIZES`."""
 
 
-def compute(sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Computes the constants.
-
-    Args:
-      sizes: numbers of workers.
-
-    Returns:
-      A record for each graph and size.
-    """
+def compute(sizes: Sequence[int]) -> list[Record]:
+    """Computes the constants of all graphs with these numbers of workers."""
     records = []
     for make, n in itertools.product(GRAPHS, sizes):
         topology = make(n)
@@ -80,7 +73,7 @@ def compute(sizes: Sequence[int]) -> list[dict[str, Any]]:
     return records
 
 
-def make_table(records: list[dict]):
+def make_table(records: list[Record]):
     """All constants, with the published chi1 and chi2 beside ours."""
     rows = []
     for r in records:
@@ -100,42 +93,31 @@ def make_table(records: list[dict]):
     )
 
 
-def draw(records: list[dict]) -> Figure:
+def draw(records: list[Record]) -> Figure:
     """What consensus time is proportional to, without and with the momentum."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    panels = {
-        "chi1": r"without momentum: $\chi_1$",
-        "accelerated": r"with momentum: $\sqrt{\chi_1 \chi_2}$",
-    }
-    columns = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, (key, title) in zip(columns, panels.items(), strict=True):
+    figure, ((left, right),) = figures.panels((8, 3.4), 1, 2, sharex=True, sharey=True)
+    for axes, key, title in (
+        (left, "chi1", r"without momentum: $\chi_1$"),
+        (right, "accelerated", r"with momentum: $\sqrt{\chi_1 \chi_2}$"),
+    ):
         for make, style in GRAPHS.items():
-            name = make.__name__
-            points = [(r["n"], r[key]) for r in records if r["topology"] == name]
-            options = {"lw": 1, "ms": 5, "mfc": "none", "label": name}
-            axes.plot(*zip(*points, strict=True), style, **options)
+            mine = figures.select(records, topology=make.__name__)
+            n, values = (figures.column(mine, k) for k in ("n", key))
+            options = {"lw": 1, "ms": 5, "mfc": "none", "label": make.__name__}
+            axes.plot(n, values, style, **options)
         axes.set(xscale="log", yscale="log", title=title, xlabel="number of workers")
         axes.set_xticks(SIZES, map(str, SIZES), minor=False)
         axes.set_xticks([], minor=True)
-        axes.grid(alpha=0.3)
-    columns[0].set_ylabel("time, in gradients of a worker")
-    figure.legend(*columns[0].get_legend_handles_labels(), loc="outside right center")
+    left.set_ylabel("time, in gradients of a worker")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-
-    Returns:
-      The records.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
-    records = compute(SIZES[:2] if config.smoke else SIZES)
-    figures.publish(__file__, config, records, [make_table(records)], draw(records))
-    return records
+@figures.script(__file__, __doc__)
+def main(smoke: bool) -> figures.Made:
+    """Makes the figure."""
+    records = compute(SIZES[:2] if smoke else SIZES)
+    return figures.Made(records, [make_table(records)], draw(records))
 
 
 if __name__ == "__main__":

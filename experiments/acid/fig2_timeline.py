@@ -16,7 +16,6 @@ as many gradients below, where the slow one computes as many as before. The seed
 chosen for its number of averagings, near the 16 that are expected. 5 seconds.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,21 +30,19 @@ from djax.asynchronous import (
 )
 
 from ..lib import figures
+from ..lib.figures import Record
 
 RING = topologies.ring(4)
 SPEEDS = (1.0, 1.0, 1.0, 0.5)
 CLOCKS = {"speeds": SPEEDS, "variation": 0.3, "seed": 1}
 
 
-def measure(rounds: Rounds, events: Events) -> list[dict[str, Any]]:
-    """Counts what is done until the end of the events.
+def measure(rounds: Rounds, events: Events) -> list[Record]:
+    """Counts for each worker what is done until the end of the events.
 
     Args:
       rounds: of synchronous workers.
       events: of asynchronous ones.
-
-    Returns:
-      A record for each worker.
     """
     until = events.duration
     finished = (rounds.finish <= until).sum(0)
@@ -65,23 +62,23 @@ def measure(rounds: Rounds, events: Events) -> list[dict[str, Any]]:
     ]
 
 
-def make_table(records: list[dict]):
+def make_table(records: list[Record]):
     """Gradients and idle shares, for each worker and for all."""
-    keys = [key for key in records[0] if key.endswith(("gradients", "averagings"))]
-    total: dict[str, Any] = {key: sum(r[key] for r in records) for key in keys}
+    counts = [key for key in records[0] if key.endswith(("gradients", "averagings"))]
+    total: Record = {key: sum(figures.column(records, key)) for key in counts}
     total["averagings"] //= 2  # Each has two ends.
     for key in ("synchronous_idle", "asynchronous_idle"):
-        total[key] = np.mean([r[key] for r in records])
+        total[key] = np.mean(figures.column(records, key))
     rows = []
     for r in (*records, {"worker": "all", "speed": None, **total}):
-        row = [str(r["worker"]), r["speed"]]
+        row: list[Any] = [str(r["worker"]), r["speed"]]
         for mode in ("synchronous", "asynchronous"):
             row += [str(r[f"{mode}_gradients"]), f"{r[f'{mode}_idle']:.0%}"]
         rows.append([*row, str(r["averagings"])])
+    columns = ["worker", "speed", "synchronous", "idle", "asynchronous", "idle"]
     return figures.table(
         f"Figure 2: gradients finished in {records[0]['until']:g} units of time",
-        ["worker", "speed", "synchronous", "idle", "asynchronous", "idle"]
-        + ["averagings"],
+        [*columns, "averagings"],
         rows,
         "Asynchronous workers are never idle, by construction.",
     )
@@ -101,24 +98,15 @@ def draw(rounds: Rounds, events: Events) -> Figure:
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-
-    Returns:
-      The records.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
-    until = 3 if config.smoke else 8
+@figures.script(__file__, __doc__)
+def main(smoke: bool) -> figures.Made:
+    """Makes the figure."""
+    until = 3 if smoke else 8
     events = draw_events(RING, duration=until, **CLOCKS)
     # As many as units of time are enough: the slow worker needs two for each.
     rounds = draw_rounds(RING.size, until, **CLOCKS)
     records = measure(rounds, events)
-    table, figure = make_table(records), draw(rounds, events)
-    figures.publish(__file__, config, records, [table], figure)
-    return records
+    return figures.Made(records, [make_table(records)], draw(rounds, events))
 
 
 if __name__ == "__main__":

@@ -16,47 +16,31 @@ deviation in the root mean square; the largest of many differs by 2 to 4. 5 seco
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from djax import topologies
-from djax.asynchronous import (
-    Events,
-    draw_events,
-    edge_rates,
-)
+from djax import Topology, topologies
+from djax.asynchronous import Events, draw_events, edge_rates
 
 from ..lib import figures
+from ..lib.figures import Record
 
 WORKERS = 32
-GRAPHS = {
-    graph.name: graph
-    for graph in (
-        topologies.ring(WORKERS),
-        topologies.exponential(WORKERS),
-        topologies.complete(WORKERS),
-    )
-}
+GRAPHS = tuple(
+    build(WORKERS)
+    for build in (topologies.ring, topologies.exponential, topologies.complete)
+)
 
 
-def measure(name: str, events: Events) -> dict[str, Any]:
-    """Compares the averagings with what is expected.
-
-    Args:
-      name: of the graph, one of `GRAPHS`.
-      events: drawn on it.
-
-    Returns:
-      A record.
-    """
-    expected = np.triu(edge_rates(GRAPHS[name])) * events.duration
+def measure(graph: Topology, events: Events) -> Record:
+    """Compares the averagings that were drawn on a graph with what is expected."""
+    expected = np.triu(edge_rates(graph)) * events.duration
     edges = expected > 0
     apart = (events.pair_counts - expected)[edges] / np.sqrt(expected[edges])
     rates = events.averaging_counts / events.duration
     return {
-        "topology": name,
+        "topology": graph.name,
         "n": events.size,
         "duration": events.duration,
         "gradients": int(events.gradient_counts.sum()),
@@ -71,7 +55,7 @@ def measure(name: str, events: Events) -> dict[str, Any]:
     }
 
 
-def make_table(records: list[dict]):
+def make_table(records: list[Record]):
     """Realised rates, and deviations from the expected counts."""
     rows = []
     for r in records:
@@ -79,42 +63,32 @@ def make_table(records: list[dict]):
         rates = [f"{r[f'rate_{key}']:.3f}" for key in ("mean", "min", "max")]
         deviations = [f"{r[f'deviation_{key}']:.2f}" for key in ("rms", "max")]
         rows.append([*row, *rates, str(r["edges"]), *deviations])
+    columns = ["graph", "gradients", "averagings", "mean rate", "min", "max", "edges"]
     return figures.table(
         f"Averagings of {WORKERS} workers at rate 1",
-        ["graph", "gradients", "averagings", "mean rate", "min", "max"]
-        + ["edges", "deviation, rms", "largest"],
+        [*columns, "deviation, rms", "largest"],
         rows,
         "rate: averagings of a worker per unit of time, over the workers.\n"
         "deviation: of an edge's count from λT, in standard deviations √(λT).",
     )
 
 
-def draw(runs: dict[str, Events]) -> Figure:
+def draw(runs: Sequence[Events]) -> Figure:
     """A heat map for each graph."""
     figure = Figure(figsize=(11.5, 3), layout="constrained")
-    for axes, (name, events) in zip(figure.subplots(1, 3), runs.items(), strict=True):
-        events.plot_pairs(axes).set_title(name)
+    for axes, graph, events in zip(figure.subplots(1, 3), GRAPHS, runs, strict=True):
+        events.plot_pairs(axes).set_title(graph.name)
         axes.set(xticks=range(0, WORKERS, 8), yticks=range(0, WORKERS, 8))
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-
-    Returns:
-      The records.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
-    gradients = WORKERS * (10 if config.smoke else 200)
-    runs = {
-        name: draw_events(graph, gradients=gradients) for name, graph in GRAPHS.items()
-    }
-    records = [measure(name, events) for name, events in runs.items()]
-    figures.publish(__file__, config, records, [make_table(records)], draw(runs))
-    return records
+@figures.script(__file__, __doc__)
+def main(smoke: bool) -> figures.Made:
+    """Makes the figure."""
+    gradients = WORKERS * (10 if smoke else 200)
+    runs = [draw_events(graph, gradients=gradients) for graph in GRAPHS]
+    records = list(map(measure, GRAPHS, runs))
+    return figures.Made(records, [make_table(records)], draw(runs))
 
 
 if __name__ == "__main__":
