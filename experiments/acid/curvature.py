@@ -20,8 +20,7 @@ where they forget faster than a thirtieth of :math:`\eta`. A loss weights the va
 by the curvature, so that there is little to gain from flat directions.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,8 @@ from djax import (
 )
 
 from ..lib import figures
-from .training import COLORS, METHODS, select
+from ..lib.figures import Record
+from .training import COLORS, METHODS, set_up
 
 BASELINE = "baseline, rate 1"
 CURVATURES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -61,12 +61,6 @@ def variances(
     Returns:
       `float[len(CURVATURES)]`.
     """
-    rate, accelerated = METHODS[method]
-    ring = topologies.ring(size)
-    base = optax.sgd(STEP_SIZE, momentum=momentum)
-    constants = djax.acid_constants(ring, rate)
-    algorithm = djax.acid(base, constants) if accelerated else djax.adpsgd(base)
-    events = asynchronous.draw_events(ring, rate, gradients=size * gradients, seed=1)
     shape = (len(CURVATURES), copies)
     curvatures = jnp.asarray(CURVATURES)[:, None]
 
@@ -76,59 +70,47 @@ def variances(
     def noise(epoch):
         return jax.random.normal(jax.random.key(epoch), (size, STEPS_PER_EPOCH, *shape))
 
-    communicator = communicators.simulated(size)
-    moments = asynchronous.simulate(
-        algorithm,
-        events,
-        communicators.replicate(communicator, jnp.zeros(shape)),
-        gradient_fn,
-        noise,
-        times=np.linspace(events.duration / 2, events.duration, 50).tolist(),
+    base = optax.sgd(STEP_SIZE, momentum=momentum)
+    algorithm, events = set_up(method, base, size, gradients, seed=1)
+    start = communicators.replicate(communicators.simulated(size), jnp.zeros(shape))
+    times = np.linspace(events.duration / 2, events.duration, 50).tolist()
+    seen = asynchronous.simulate(
+        algorithm, events, start, gradient_fn, noise, times=times
     )
-    return np.mean([np.var(m.params, 0).mean(1) for m in moments], 0)
+    return np.mean([np.var(x.params, 0).mean(1) for x in seen], 0)
 
 
-def compute(size: int, gradients: int, copies: int) -> Iterator[dict[str, Any]]:
-    """All runs.
+def compute(size: int, gradients: int, copies: int) -> list[Record]:
+    """Measures the variances, see :func:`variances`.
 
-    Args:
-      size: number of workers.
-      gradients: of a worker, on average.
-      copies: independent coordinates of each curvature.
-
-    Yields:
+    Returns:
       A record for each momentum, method and curvature.
     """
-    todo = [(momentum, method) for momentum in MOMENTA for method in METHODS]
+    records = []
+    todo = list(itertools.product(MOMENTA, METHODS))
     for momentum, method in tqdm(todo, desc="curvature", unit="run"):
         found = variances(method, momentum, size, gradients, copies)
-        for h, variance in zip(CURVATURES, found.tolist(), strict=True):
-            yield {
+        records += [
+            {
                 "momentum": momentum,
                 "method": method,
                 "curvature": h,
                 "forgetting": STEP_SIZE * h / (1 - momentum),
                 "variance": variance,
             }
+            for h, variance in zip(CURVATURES, found.tolist(), strict=True)
+        ]
+    return records
 
 
-def show(records: Sequence[dict[str, Any]]):
-    """The table of variances.
-
-    Args:
-      records: of :func:`compute`.
-    """
+def make_table(records: list[Record]):
+    """The variances."""
     rows = []
-    for momentum in MOMENTA:
-        for h in CURVATURES:
-            of = {
-                r["method"]: r for r in select(records, momentum=momentum, curvature=h)
-            }
-            once, twice, acid = (of[method]["variance"] for method in METHODS)
-            forgetting = of[BASELINE]["forgetting"]
-            rows.append(
-                [f"{momentum:g}, {h:g}", forgetting, once, twice, acid, acid / once]
-            )
+    for momentum, h in itertools.product(MOMENTA, CURVATURES):
+        mine = figures.select(records, momentum=momentum, curvature=h)
+        once, twice, acid = figures.column(mine, "variance")
+        who = f"{momentum:g}, {h:g}"
+        rows.append([who, mine[0]["forgetting"], once, twice, acid, acid / once])
     return figures.table(
         "Variance of the workers around their mean",
         ["momentum, curvature", "forgetting", *METHODS, "A²CiD² / baseline"],
@@ -136,46 +118,37 @@ def show(records: Sequence[dict[str, Any]]):
     )
 
 
-def draw(records: Sequence[dict[str, Any]], eta: float) -> Figure:
+def draw(records: list[Record], eta: float) -> Figure:
     """Variances in those of the baseline, against how fast gradients forget.
 
     Args:
-      records: of :func:`compute`.
+      records: from :func:`compute`.
       eta: of A²CiD².
     """
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = figure.subplots(1, len(MOMENTA), sharey=True)
+    figure, (panels,) = figures.panels((9, 4), 1, len(MOMENTA), sharey=True)
     for axes, momentum in zip(panels, MOMENTA, strict=True):
-        once = select(records, momentum=momentum, method=BASELINE)
+        mine = figures.select(records, momentum=momentum)
+        once = figures.column(figures.select(mine, method=BASELINE), "variance")
         for method, color in COLORS.items():
-            runs = select(records, momentum=momentum, method=method)
-            ratios = [
-                run["variance"] / base["variance"]
-                for run, base in zip(runs, once, strict=True)
-            ]
-            forgetting = [run["forgetting"] for run in runs]
+            runs = figures.select(mine, method=method)
+            ratios = np.divide(figures.column(runs, "variance"), once)
+            forgetting = figures.column(runs, "forgetting")
             axes.plot(forgetting, ratios, ".-", color=color, label=method)
         axes.axvline(eta, color="tab:blue", ls=":", label="η")
         axes.set(xscale="log", xlabel="rate at which gradients forget")
         axes.set_title(f"momentum {momentum:g}")
-        axes.grid(alpha=0.3)
     panels[0].set_ylabel("variance / baseline's at rate 1")
     panels[0].legend()
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
-    size, gradients, copies = (4, 20, 2) if config.smoke else (64, 3000, 40)
-    records = list(compute(size, gradients, copies))
+@figures.script(__file__, __doc__)
+def main(smoke: bool) -> figures.Made:
+    """Makes the figure."""
+    size, gradients, copies = (4, 20, 2) if smoke else (64, 3000, 40)
+    records = compute(size, gradients, copies)
     eta = djax.acid_constants(topologies.ring(size)).eta
-    figures.publish(__file__, config, records, [show(records)], draw(records, eta))
-    return records
+    return figures.Made(records, [make_table(records)], draw(records, eta))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ the slowest of 16 also among equals), and the asynchronous methods hardly longer
 without it. 2 minutes on 2 cores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -37,83 +37,88 @@ from djax import (
 )
 
 from ..lib import evaluation, figures, tasks
+from ..lib.figures import Record
 
 METHODS = {"AR-SGD": "tab:gray", "AD-PSGD": "black", "A²CiD²": "tab:blue"}
+SLOWEST = (1.0, 0.25)
+"""Speeds of the slowest worker, in those of the others."""
 VARIATION, BATCH_SIZE, GOAL = 0.3, 16, 0.9
+BASE = optax.sgd(0.05, momentum=0.9)
+
+Looks = Iterator[tuple[float, Any]]
+"""Times, and all workers' parameters then."""
+
+
+def all_reduce(task: tasks.Task, params: Any, rounds: asynchronous.Rounds) -> Looks:
+    """Trains synchronously; shows the models after each epoch."""
+    communicator = communicators.simulated(rounds.finish.shape[1])
+    optimizer = optax.chain(djax.on_updates(djax.all_reduce(communicator)), BASE)
+    workers = simulation.init_workers(optimizer, communicator, params)
+    steps = simulation.make_steps(task.gradient_fn, optimizer, communicator)
+    for epoch in range(1, len(rounds.end) // task.steps_per_epoch + 1):
+        workers, _ = steps(workers, task.epoch(epoch))
+        yield float(rounds.end[epoch * task.steps_per_epoch - 1]), workers.params
+
+
+def without_waiting(
+    task: tasks.Task, method: str, params: Any, events: asynchronous.Events, looks: int
+) -> Looks:
+    """Trains asynchronously; shows the models so many times, evenly."""
+    constants = djax.acid_constants(topologies.ring(events.size))
+    acid = method == "A²CiD²"
+    for snapshot in asynchronous.simulate(
+        djax.acid(BASE, constants) if acid else djax.adpsgd(BASE),
+        events,
+        params,
+        task.gradient_fn,
+        lambda epoch: task.epoch(epoch + 1),
+        times=np.linspace(0, events.duration, looks + 1)[1:].tolist(),
+        model_state=jax.tree.map(jnp.asarray, task.model_state),
+    ):
+        yield snapshot.time, snapshot.params
 
 
 def train(
     task: tasks.Task, method: str, speeds: np.ndarray, gradients: int, seed: int
-) -> dict[str, Any]:
-    """One run.
+) -> Record:
+    """One run: the mean accuracy of the workers at several times, and the idle share.
 
     Args:
       task: what is learned.
       method: a key of `METHODS`.
-      speeds: gradients of each worker per unit of time.
+      speeds: gradients of each worker per unit of time, `float[workers]`.
       gradients: of a worker, on average.
       seed: of the clocks and the start.
-
-    Returns:
-      The mean accuracy of the workers at several times, and the idle share.
     """
     size = len(speeds)
     communicator = communicators.simulated(size)
     params = communicators.replicate(communicator, task.init(jax.random.key(seed)))
     assess = evaluation.make_assess(task, communicator)
-    base = optax.sgd(0.05, momentum=0.9)
-    clocks = {"speeds": speeds, "variation": VARIATION, "seed": seed}
-    times, accuracies = [0.0], [assess(params)["mean"]]
+    clocks: Any = {"speeds": speeds, "variation": VARIATION, "seed": seed}
     if method == "AR-SGD":
         rounds = asynchronous.draw_rounds(size, gradients, **clocks)
-        optimizer = optax.chain(djax.on_updates(djax.all_reduce(communicator)), base)
-        workers = simulation.init_workers(optimizer, communicator, params)
-        steps = simulation.make_steps(task.gradient_fn, optimizer, communicator)
-        for epoch in range(gradients // task.steps_per_epoch):
-            workers, _ = steps(workers, task.epoch(epoch + 1))
-            times.append(float(rounds.end[(epoch + 1) * task.steps_per_epoch - 1]))
-            accuracies.append(assess(workers.params)["mean"])
-        idle = rounds.idle_share
+        idle, looks = rounds.idle_share, all_reduce(task, params, rounds)
     else:
-        ring = topologies.ring(size)
-        acid = method == "A²CiD²"
-        algorithm = (
-            djax.acid(base, djax.acid_constants(ring)) if acid else djax.adpsgd(base)
-        )
+        ring, count = topologies.ring(size), gradients // task.steps_per_epoch
         events = asynchronous.draw_events(ring, gradients=size * gradients, **clocks)
-        looks = gradients // task.steps_per_epoch
-        for moment in asynchronous.simulate(
-            algorithm,
-            events,
-            params,
-            task.gradient_fn,
-            lambda epoch: task.epoch(epoch + 1),
-            times=np.linspace(0, events.duration, looks + 1)[1:].tolist(),
-            model_state=jax.tree.map(jnp.asarray, task.model_state),
-        ):
-            times.append(moment.time)
-            accuracies.append(assess(moment.params)["mean"])
-        idle = 0.0
+        idle, looks = 0.0, without_waiting(task, method, params, events, count)
+    found = [(0.0, assess(params)["mean"])]
+    found += [(time, assess(models)["mean"]) for time, models in looks]
+    times, accuracies = map(list, zip(*found, strict=True))
     return {"times": times, "accuracy": accuracies, "idle_share": idle}
 
 
-def time_to_goal(record: dict[str, Any], goal: float) -> float:
-    """When the accuracy reaches the goal, interpolated; NaN if it does not.
-
-    Args:
-      record: of :func:`compute`.
-      goal: an accuracy.
-    """
+def time_to_goal(record: Record) -> float:
+    """When the accuracy reaches the goal, interpolated; NaN if it does not."""
     times, accuracy = np.array(record["times"]), np.array(record["accuracy"])
-    if not (accuracy >= goal).any():
+    if not (accuracy >= GOAL).any():
         return float("nan")
-    k = int((accuracy >= goal).argmax())
-    share = (goal - accuracy[k - 1]) / (accuracy[k] - accuracy[k - 1])
-    return float(times[k - 1] + share * (times[k] - times[k - 1]))
+    k = int((accuracy >= GOAL).argmax())
+    return float(np.interp(GOAL, accuracy[k - 1 : k + 1], times[k - 1 : k + 1]))
 
 
-def compute(size: int, gradients: int, seeds: int) -> list[dict[str, Any]]:
-    """All runs.
+def compute(size: int, gradients: int, seeds: int) -> list[Record]:
+    """Makes all runs.
 
     Args:
       size: number of workers.
@@ -124,83 +129,57 @@ def compute(size: int, gradients: int, seeds: int) -> list[dict[str, Any]]:
       A record for each slowest worker's speed, method and seed.
     """
     records = []
-    todo = [(slowest, seed) for slowest in (1.0, 0.25) for seed in range(seeds)]
+    todo = [(slowest, seed) for slowest in SLOWEST for seed in range(seeds)]
     for slowest, seed in tqdm(todo, desc="stragglers", unit="seed"):
         speeds = np.ones(size)
         speeds[0] = slowest
-        setting = tasks.Setting(size, range(size), "iid", BATCH_SIZE, seed)
-        task = tasks.digits(setting)
+        task = tasks.digits(tasks.Setting(size, range(size), "iid", BATCH_SIZE, seed))
         for method in METHODS:
-            result = train(task, method, speeds, gradients, seed)
             head = {"method": method, "slowest": slowest, "seed": seed}
-            records.append({**head, **result})
+            records.append(head | train(task, method, speeds, gradients, seed))
     return records
 
 
-def show(records: Sequence[dict[str, Any]], goal: float):
-    """The table of times.
-
-    Args:
-      records: of :func:`compute`.
-      goal: an accuracy.
-    """
+def make_table(records: list[Record]):
+    """Times to the goal, idle shares and final accuracies."""
     rows = []
     for method in METHODS:
         row: list[Any] = [method]
-        for slowest in (1.0, 0.25):
-            runs = [
-                r for r in records if r["method"] == method and r["slowest"] == slowest
-            ]
-            times = np.array([time_to_goal(run, goal) for run in runs])
-            idle = np.mean([run["idle_share"] for run in runs])
+        for slowest in SLOWEST:
+            runs = figures.select(records, method=method, slowest=slowest)
+            times = np.array([time_to_goal(run) for run in runs])
+            idle = np.mean(figures.column(runs, "idle_share"))
             final = np.mean([run["accuracy"][-1] for run in runs])
             row += [f"{times.mean():.4g} ± {times.std():.1g}", f"{idle:.1%}"]
             row.append(f"{final:.2%}")
         rows.append(row)
-    columns = ["", f"time to {goal:.0%}", "idle", "final"]
-    columns += [f"slow one: time to {goal:.0%}", "idle", "final"]
+    columns = [f"time to {GOAL:.0%}", "idle", "final"]
+    columns = ["", *columns, f"slow one: {columns[0]}", *columns[1:]]
     return figures.table("Workers of equal speed, and one 4 x slower", columns, rows)
 
 
-def draw(records: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracy against time, without and with the slow worker.
-
-    Args:
-      records: of :func:`compute`.
-    """
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+def draw(records: list[Record]) -> Figure:
+    """Accuracy against time, without and with the slow worker."""
+    figure, (panels,) = figures.panels((11, 4), 1, 2, sharex=True, sharey=True)
     end = max(r["times"][-1] for r in records if r["method"] != "AR-SGD")
-    for axes, slowest in zip(panels, (1.0, 0.25), strict=True):
-        for record in records:
-            if record["slowest"] == slowest:
-                axes.plot(
-                    record["times"],
-                    record["accuracy"],
-                    color=METHODS[record["method"]],
-                    label=record["method"] if record["seed"] == 0 else None,
-                    alpha=0.7,
-                    lw=1,
-                )
+    for axes, slowest in zip(panels, SLOWEST, strict=True):
+        for r in figures.select(records, slowest=slowest):
+            label = r["method"] if r["seed"] == 0 else None
+            style = {"color": METHODS[r["method"]], "alpha": 0.7, "lw": 1}
+            axes.plot(r["times"], r["accuracy"], label=label, **style)
         axes.set(xlabel="time", xlim=(0, 1.5 * end), ylim=(0.6, 1))
         axes.set_title("equal speeds" if slowest == 1 else "one worker 4 x slower")
-        axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, mean of workers")
     panels[0].legend()
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
-    size, gradients, seeds = (4, 22, 1) if config.smoke else (16, 200, 5)
+@figures.script(__file__, __doc__)
+def main(smoke: bool) -> figures.Made:
+    """Makes the figure."""
+    size, gradients, seeds = (4, 22, 1) if smoke else (16, 200, 5)
     records = compute(size, gradients, seeds)
-    figures.publish(__file__, config, records, [show(records, GOAL)], draw(records))
-    return records
+    return figures.Made(records, [make_table(records)], draw(records))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ large that noise, not disagreement, is what the momentum spreads: on the quadrat
 the largest step. 4 minutes on 2 cores.
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,22 +39,49 @@ from djax import (
 )
 
 from ..lib import figures, tasks
+from ..lib.figures import Record
 
 METHODS = {
     "baseline, rate 1": (1.0, False),
     "baseline, rate 2": (2.0, False),
     "A²CiD², rate 1": (1.0, True),
 }
+"""Averagings of a worker per gradient, and whether with the momentum of A²CiD²."""
 COLORS = dict(zip(METHODS, ("tab:gray", "black", "tab:blue"), strict=True))
 PROBLEMS = {
-    "digits": {"split": "dirichlet:0.1", "options": {}},
-    "quadratics": {
-        "split": "iid",
-        "options": {"heterogeneity": "1.0", "noise": "1.0"},
-    },
+    "digits": ("dirichlet:0.1", tasks.digits),
+    "quadratics": (
+        "iid",
+        functools.partial(tasks.quadratics, heterogeneity=1.0, noise=1.0),
+    ),
 }
+"""Who holds which samples, and what makes the task."""
 STEP_SIZES = (0.05, 0.1, 0.2)
 BATCH_SIZE, POINTS = 8, 20
+
+
+def set_up(
+    method: str,
+    base: optax.GradientTransformation,
+    size: int,
+    gradients: int,
+    seed: int,
+) -> tuple[asynchronous.EventTransformation, asynchronous.Events]:
+    """Makes one of the methods on a ring, and its events on virtual clocks.
+
+    Args:
+      method: a key of `METHODS`.
+      base: what is done with a gradient.
+      size: number of workers.
+      gradients: of a worker, on average.
+      seed: of the clocks.
+    """
+    rate, accelerated = METHODS[method]
+    ring = topologies.ring(size)
+    constants = djax.acid_constants(ring, rate)
+    algorithm = djax.acid(base, constants) if accelerated else djax.adpsgd(base)
+    events = asynchronous.draw_events(ring, rate, gradients=size * gradients, seed=seed)
+    return algorithm, events
 
 
 def total_loss(task: tasks.Task) -> Callable[[Any], jax.Array]:
@@ -83,8 +112,8 @@ def train(
     step_size: float,
     gradients: int,
     seed: int,
-) -> dict[str, Any]:
-    """One run.
+) -> Record:
+    """One run: its losses and consensus distances at `POINTS` times.
 
     Args:
       task: what is learned.
@@ -93,35 +122,26 @@ def train(
       step_size: of SGD.
       gradients: of a worker, on average.
       seed: of the clocks and the start.
-
-    Returns:
-      Its losses and consensus distances, at `POINTS` times.
     """
-    rate, accelerated = METHODS[method]
-    ring = topologies.ring(size)
-    base = optax.sgd(step_size)
-    constants = djax.acid_constants(ring, rate)
-    algorithm = djax.acid(base, constants) if accelerated else djax.adpsgd(base)
-    events = asynchronous.draw_events(ring, rate, gradients=size * gradients, seed=seed)
     communicator = communicators.simulated(size)
     params = communicators.replicate(communicator, task.init(jax.random.key(seed)))
-    times = np.linspace(0, events.duration, POINTS + 1)[1:]
-    loss = total_loss(task)
-    moments = asynchronous.simulate(
+    base, loss = optax.sgd(step_size), total_loss(task)
+    algorithm, events = set_up(method, base, size, gradients, seed)
+    times = np.linspace(0, events.duration, POINTS + 1)[1:].tolist()
+    losses, distances = [], []
+    for snapshot in asynchronous.simulate(
         algorithm,
         events,
         params,
         task.gradient_fn,
         lambda epoch: task.epoch(epoch + 1),
-        times=times.tolist(),
+        times=times,
         model_state=jax.tree.map(jnp.asarray, task.model_state),
-    )
-    losses, distances = [], []
-    for moment in moments:
-        losses.append(float(loss(moment.params).mean()))
-        distances.append(float(moment.consensus_distance))
+    ):
+        losses.append(float(loss(snapshot.params).mean()))
+        distances.append(float(snapshot.consensus_distance))
     return {
-        "times": times.tolist(),
+        "times": times,
         "loss": losses,
         "consensus_distance": distances,
         "averagings": int(events.averaging_counts.sum()) // 2,
@@ -130,8 +150,8 @@ def train(
 
 def compute(
     size: int, step_sizes: Sequence[float], gradients: int, seeds: int
-) -> list[dict[str, Any]]:
-    """All runs.
+) -> list[Record]:
+    """Makes all runs.
 
     Args:
       size: number of workers.
@@ -142,61 +162,36 @@ def compute(
     Returns:
       A record for each problem, step size, seed and method.
     """
-    todo = [
-        (name, step_size, seed)
-        for name in PROBLEMS
-        for step_size in step_sizes
-        for seed in range(seeds)
-    ]
+    todo = list(itertools.product(PROBLEMS, step_sizes, range(seeds)))
     records = []
     for name, step_size, seed in tqdm(todo, desc="training", unit="seed"):
-        problem = PROBLEMS[name]
-        setting = tasks.Setting(size, range(size), problem["split"], BATCH_SIZE, seed)
-        task = tasks.make_task(name, setting, problem["options"])
+        split, make = PROBLEMS[name]
+        task = make(tasks.Setting(size, range(size), split, BATCH_SIZE, seed))
         for method in METHODS:
-            result = train(task, size, method, step_size, gradients, seed)
             head = {"problem": name, "method": method, "step_size": step_size}
+            result = train(task, size, method, step_size, gradients, seed)
             records.append({**head, "seed": seed, **result})
     return records
 
 
-def select(records, **values) -> list[dict[str, Any]]:
-    """The records that have these values."""
-    return [r for r in records if all(r[key] == value for key, value in values.items())]
-
-
-def show(records: Sequence[dict[str, Any]], step_sizes: Sequence[float]):
-    """The table of final losses.
-
-    Args:
-      records: of :func:`compute`.
-      step_sizes: of SGD.
-    """
+def make_table(records: list[Record]):
+    """The final losses."""
     rows = []
-    for problem in PROBLEMS:
-        for step_size in step_sizes:
-            final = {
-                method: np.array(
-                    [
-                        r["loss"][-1]
-                        for r in select(
-                            records,
-                            problem=problem,
-                            step_size=step_size,
-                            method=method,
-                        )
-                    ]
-                )
-                for method in METHODS
-            }
-            acid, twice = final["A²CiD², rate 1"], final["baseline, rate 2"]
-            rows.append(
-                [
-                    f"{problem}, step {step_size:g}",
-                    *(f"{x.mean():.4g} ± {x.std():.1g}" for x in final.values()),
-                    f"{(acid <= twice).sum()} of {len(acid)}",
-                ]
-            )
+    step_sizes = sorted(set(figures.column(records, "step_size")))
+    for problem, step_size in itertools.product(PROBLEMS, step_sizes):
+        runs = figures.select(records, problem=problem, step_size=step_size)
+        final = [
+            np.array([r["loss"][-1] for r in figures.select(runs, method=method)])
+            for method in METHODS
+        ]
+        _, twice, acid = final
+        rows.append(
+            [
+                f"{problem}, step {step_size:g}",
+                *(f"{x.mean():.4g} ± {x.std():.1g}" for x in final),
+                f"{(acid <= twice).sum()} of {len(acid)}",
+            ]
+        )
     return figures.table(
         "Final loss of the workers' models on all data, mean ± deviation of seeds",
         ["", *METHODS, "A²CiD² ≤ twice the rate"],
@@ -204,54 +199,39 @@ def show(records: Sequence[dict[str, Any]], step_sizes: Sequence[float]):
     )
 
 
-def draw(records: Sequence[dict[str, Any]], step_size: float) -> Figure:
-    """Loss and consensus distance of each problem against time.
-
-    Args:
-      records: of :func:`compute`.
-      step_size: of the runs that are shown.
-    """
-    figure = Figure(figsize=(12, 6.4), layout="constrained")
-    panels = figure.subplots(2, len(PROBLEMS), sharex="col")
+def draw(records: list[Record]) -> Figure:
+    """Loss and consensus distance against time, at the step size in the middle."""
+    step_sizes = sorted(set(figures.column(records, "step_size")))
+    shown = step_sizes[len(step_sizes) // 2]
+    figure, panels = figures.panels((12, 6.4), 2, len(PROBLEMS), sharex="col")
     for column, problem in enumerate(PROBLEMS):
-        for row, key in enumerate(("loss", "consensus_distance")):
-            axes = panels[row, column]
+        for axes, key in (
+            (panels[0, column], "loss"),
+            (panels[1, column], "consensus_distance"),
+        ):
             for method, color in COLORS.items():
-                runs = select(
-                    records, problem=problem, step_size=step_size, method=method
+                runs = figures.select(
+                    records, problem=problem, step_size=shown, method=method
                 )
-                times = np.mean([run["times"] for run in runs], 0)
-                values = np.array([run[key] for run in runs])
+                times = np.mean(figures.column(runs, "times"), 0)
+                values = np.array(figures.column(runs, key))
                 axes.semilogy(times, values.mean(0), color=color, label=method)
-                axes.fill_between(
-                    times, values.min(0), values.max(0), color=color, alpha=0.2, lw=0
-                )
-            axes.grid(alpha=0.3)
+                low, high = values.min(0), values.max(0)
+                axes.fill_between(times, low, high, color=color, alpha=0.2, lw=0)
             axes.set_ylabel(key.replace("_", " "))
-        panels[0, column].set_title(f"{problem}, step {step_size:g}")
+        panels[0, column].set_title(f"{problem}, step {shown:g}")
         panels[1, column].set_xlabel("time")
     panels[0, 0].legend()
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
-    step_sizes = STEP_SIZES[:1] if config.smoke else STEP_SIZES
-    size, gradients, seeds = (4, 3, 1) if config.smoke else (64, 100, 5)
+@figures.script(__file__, __doc__)
+def main(smoke: bool) -> figures.Made:
+    """Makes the figure."""
+    step_sizes = STEP_SIZES[:1] if smoke else STEP_SIZES
+    size, gradients, seeds = (4, 3, 1) if smoke else (64, 100, 5)
     records = compute(size, step_sizes, gradients, seeds)
-    figures.publish(
-        __file__,
-        config,
-        records,
-        [show(records, step_sizes)],
-        draw(records, step_sizes[len(step_sizes) // 2]),
-    )
-    return records
+    return figures.Made(records, [make_table(records)], draw(records))
 
 
 if __name__ == "__main__":
