@@ -17,6 +17,7 @@ Expect the three fast workers of the asynchronous methods to compute as many gra
 as solo, and all four of AR-SGD as few as the slow one. 5 minutes on 2 cores.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +25,8 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import tqdm
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 import djax
 from djax import (
@@ -34,6 +35,7 @@ from djax import (
 )
 
 from ..lib import checkpoints, errors, evaluation, figures, runtime, tasks
+from ..lib.figures import Record
 
 WORKERS, BATCH_SIZE, WAIT, SLOWER = 4, 16, 0.02, 4
 RING = topologies.ring(WORKERS)
@@ -73,8 +75,8 @@ def all_reduce(
     params: Any,
     steps: int,
     evaluations: int,
-) -> dict[str, Any]:
-    """Synchronous training.
+) -> Record:
+    """Trains synchronously; models are evaluated at the end, off the clock.
 
     Args:
       task: what is learned.
@@ -82,10 +84,7 @@ def all_reduce(
       communicator: of MPI.
       params: the first model, with a leading axis of 1.
       steps: how many.
-      evaluations: how many; what they evaluate is kept until the end.
-
-    Returns:
-      A record.
+      evaluations: how many.
     """
     optimizer = optax.chain(djax.on_updates(djax.all_reduce(communicator)), base)
 
@@ -99,17 +98,18 @@ def all_reduce(
         own, batch = jax.tree.map(lambda x: x[0], (params, batches))
         batch = jax.tree.map(lambda x: x[t], batch)
         grads, _, _ = jax.block_until_ready(task.gradient_fn(own, (), batch))
-        return update(jax.tree.map(lambda x: x[None], grads), params, state)
+        grads = jax.tree.map(lambda x: x[None], grads)
+        return jax.block_until_ready(update(grads, params, state))
 
     state = jax.jit(communicator.spmd(optimizer.init))(params)
     batches = task.epoch(1)
-    jax.block_until_ready(step(params, state, batches, 0))  # Compiles.
+    step(params, state, batches, 0)  # Compiles.
     kept, start = [], time.perf_counter()
     for count in range(steps):
         epoch, t = divmod(count, task.steps_per_epoch)
         if epoch and t == 0:
             batches = task.epoch(epoch + 1)
-        params, state = jax.block_until_ready(step(params, state, batches, t))
+        params, state = step(params, state, batches, t)
         if (count + 1) * evaluations // steps > len(kept):
             kept.append((time.perf_counter() - start, params))
     assess = evaluation.make_assess(task, communicator)
@@ -117,12 +117,12 @@ def all_reduce(
     return {
         "gradients_per_second": [steps / kept[-1][0]] * WORKERS,
         "times": [moment for moment, _ in kept],
-        "loss": [scores["averaged_loss"] for scores in found],
-        "accuracy": [scores["mean"] for scores in found],
+        "loss": figures.column(found, "averaged_loss"),
+        "accuracy": figures.column(found, "mean"),
     }
 
 
-def wait_less(
+def without_waiting(
     task: tasks.Task,
     algorithm: djax.asynchronous.EventTransformation,
     rate: float,
@@ -130,8 +130,8 @@ def wait_less(
     params: Any,
     seconds: float,
     evaluations: int,
-) -> dict[str, Any]:
-    """Asynchronous training, or everybody by itself.
+) -> Record:
+    """Trains asynchronously, or everybody alone.
 
     Args:
       task: what is learned.
@@ -141,9 +141,6 @@ def wait_less(
       params: the first model, with a leading axis of 1.
       seconds: after which it ends.
       evaluations: how many.
-
-    Returns:
-      A record.
     """
     job = runtime.Live(
         task,
@@ -157,20 +154,20 @@ def wait_less(
         seed=0,
         jit=False,
     )
-    history = job.train(params, evaluations, lambda record: None, lambda epochs: None)
+    outcome = job.train(params, evaluations, lambda record: None, lambda epochs: None)
     return {
         "gradients_per_second": job.report.gradients_per_second.tolist(),
         "averagings_per_gradient": job.report.realized_rate.tolist(),
-        "times": [record["time"] for record in history.history],
-        "loss": [record["averaged_loss"] for record in history.history],
-        "accuracy": [record["mean"] for record in history.history],
+        "times": figures.column(outcome.history, "time"),
+        "loss": figures.column(outcome.history, "averaged_loss"),
+        "accuracy": figures.column(outcome.history, "mean"),
     }
 
 
 def compute(
     communicator: djax.Communicator, seconds: float, evaluations: int, seeds: int
-) -> list[dict[str, Any]]:
-    """All runs.
+) -> list[Record]:
+    """Makes all runs.
 
     Args:
       communicator: of MPI, with four ranks.
@@ -185,117 +182,71 @@ def compute(
     base, records = optax.sgd(0.05, momentum=0.9), []
     adpsgd, acid = djax.adpsgd(base), djax.acid(base, djax.acid_constants(RING))
     methods = {"solo": (adpsgd, 0.0), "AD-PSGD": (adpsgd, 1.0), "A²CiD²": (acid, 1.0)}
-    todo = [(seed, slower) for seed in range(seeds) for slower in (1, SLOWER)]
-    for seed, slower in tqdm.tqdm(todo, desc="wall_clock", disable=rank > 0):
+    todo = list(itertools.product(range(seeds), (1, SLOWER)))
+    for seed, slower in tqdm(todo, desc="wall_clock", disable=rank > 0):
         task = make_task(communicator, WAIT * (slower if rank == 3 else 1), seed)
         model = task.init(jax.random.key(seed))
         params = communicators.replicate(communicator, model)
         for method in METHODS:
             if method == "AR-SGD":
                 steps = round(seconds / (WAIT * slower))
-                found = all_reduce(
-                    task, base, communicator, params, steps, min(steps, evaluations)
-                )
+                count = min(steps, evaluations)
+                found = all_reduce(task, base, communicator, params, steps, count)
             else:
-                found = wait_less(
-                    task, *methods[method], communicator, params, seconds, evaluations
-                )
+                how = (*methods[method], communicator, params, seconds, evaluations)
+                found = without_waiting(task, *how)
             records.append({"method": method, "slower": slower, "seed": seed, **found})
     return records
 
 
-def throughput(
-    records: Sequence[dict[str, Any]], method: str, slower: int
-) -> np.ndarray:
-    """Gradients a second of each worker, the mean over the seeds.
-
-    Args:
-      records: of :func:`compute`.
-      method: a key of `METHODS`.
-      slower: how much the last worker is.
-    """
-    found = [
-        record["gradients_per_second"]
-        for record in records
-        if (record["method"], record["slower"]) == (method, slower)
-    ]
-    return np.mean(found, axis=0)
-
-
-def show(records: Sequence[dict[str, Any]]):
-    """The table of throughputs.
-
-    Args:
-      records: of :func:`compute`.
-    """
+def make_table(records: list[Record]):
+    """Throughputs, the mean over the seeds."""
     rows = []
     for slower in (1, SLOWER):
-        alone = throughput(records, "solo", slower)
+        alone = None
         for method in METHODS:
-            speed = throughput(records, method, slower)
-            share = (speed / alone)[:3].mean()
-            rates = [
-                np.average(
-                    record["averagings_per_gradient"],
-                    weights=record["gradients_per_second"],
-                )
-                for record in records
-                if (record["method"], record["slower"]) == (method, slower)
-                and method in ("AD-PSGD", "A²CiD²")
-            ]
+            runs = figures.select(records, method=method, slower=slower)
+            speeds = figures.column(runs, "gradients_per_second")
+            speed = np.mean(speeds, axis=0)
+            alone = speed if alone is None else alone  # Solo is the first one.
+            rate = None
+            if method in ("AD-PSGD", "A²CiD²"):
+                rates = figures.column(runs, "averagings_per_gradient")
+                rate = float(np.mean(np.average(rates, axis=1, weights=speeds)))
             rows.append(
                 [
                     "equal" if slower == 1 else f"one {slower} x slower",
                     method,
                     float(speed[:3].mean()),
                     float(speed[3]),
-                    f"{share:.1%}",
-                    float(np.mean(rates)) if rates else None,
+                    f"{(speed / alone)[:3].mean():.1%}",
+                    rate,
                 ]
             )
-    columns = [
-        "speeds",
-        "",
-        "gradients/s of the first three",
-        "of the last",
-        "share of solo",
-        "averagings per gradient (asked: 1)",
-    ]
+    columns = ["speeds", "", "gradients/s of the first three", "of the last"]
+    columns += ["share of solo", "averagings per gradient (asked: 1)"]
     return figures.table("Throughput of 4 workers on a ring", columns, rows)
 
 
-def draw(records: Sequence[dict[str, Any]]) -> Figure:
-    """Throughputs, and loss against time without and with the slow worker.
-
-    Args:
-      records: of :func:`compute`.
-    """
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    bars, *panels = figure.subplots(1, 3)
+def draw(records: list[Record]) -> Figure:
+    """Throughputs, and loss against time without and with the slow worker."""
+    figure, ((bars, *panels),) = figures.panels((13, 4), 1, 3)
+    bars.grid(False)
     for k, (method, color) in enumerate(METHODS.items()):
-        speed = throughput(records, method, SLOWER)
+        runs = figures.select(records, method=method, slower=SLOWER)
+        speed = np.mean(figures.column(runs, "gradients_per_second"), axis=0)
         bars.bar(np.arange(4) + 0.2 * k - 0.3, speed, 0.2, color=color, label=method)
-    bars.set(
-        xlabel="worker; 3 is 4 x slower",
-        ylabel="gradients per second",
-        xticks=range(4),
-        title="throughput",
-        ylim=(0, 1.4 / WAIT),
-    )
+    bars.set(title="throughput", xlabel="worker; 3 is 4 x slower", xticks=range(4))
+    bars.set(ylabel="gradients per second", ylim=(0, 1.4 / WAIT))
     bars.legend(ncols=2)
     for axes, slower in zip(panels, (1, SLOWER), strict=True):
-        for record in records:
-            if record["slower"] == slower and record["method"] != "solo":
-                axes.plot(
-                    record["times"],
-                    record["loss"],
-                    color=METHODS[record["method"]],
-                    label=record["method"] if record["seed"] == 0 else None,
-                    lw=1,
-                )
+        for r in figures.select(records, slower=slower):
+            if r["method"] != "solo":
+                label = r["method"] if r["seed"] == 0 else None
+                style = {"color": METHODS[r["method"]], "label": label, "lw": 1}
+                axes.plot(r["times"], r["loss"], **style)
         title = "equal speeds" if slower == 1 else "one worker 4 x slower"
         axes.set(xlabel="seconds", yscale="log", title=title)
-        axes.grid(alpha=0.3)
     panels[0].set_ylabel("held-out loss of the averaged model")
     panels[0].sharey(panels[1])
     panels[0].legend()
@@ -303,7 +254,7 @@ def draw(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line.
+    """The command line: all ranks compute, the first one writes.
 
     Args:
       arguments: by default those of the process.
@@ -320,7 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds, evaluations, seeds = (1.0, 3, 1) if config.smoke else (10.0, 25, 3)
     records = compute(communicator, seconds, evaluations, seeds)
     if communicator.rank() == 0:
-        figures.publish(__file__, config, records, [show(records)], draw(records))
+        tables = [make_table(records)]
+        figures.publish(__file__, config, records, tables, draw(records))
 
 
 if __name__ == "__main__":
