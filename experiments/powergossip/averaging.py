@@ -1,0 +1,168 @@
+"""The compressed averagings of the consensus figure, and how they are run and tuned."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import djax
+from djax import communicators, compressors, topologies
+
+SIZE, GOAL, BEST_RATE = 8, 1e-4, 1.308
+RATES = np.geomspace(1e-4, BEST_RATE, 20)[:, None]
+MONIQUA = np.stack(
+    np.meshgrid(
+        np.geomspace(1e-4, BEST_RATE, 10), np.geomspace(0.1, 10, 10), indexing="ij"
+    ),
+    axis=-1,
+).reshape(-1, 2)
+RING, COMMUNICATOR = topologies.ring(SIZE), communicators.simulated(SIZE)
+
+
+class Method(NamedTuple):
+    """A way to average.
+
+    Attributes:
+      color: of its curves.
+      make: from a rate, and where there are two parameters, the second one.
+      grid: settings to choose from, `float64[settings, parameters]`.
+      untuned: a setting that asks for no tuning; None if there is nothing to tune.
+      shorter: what the number of steps is divided by.
+      screening: steps in which the settings of the grid are compared.
+      sends_start: whether each worker sends its start uncompressed, once.
+    """
+
+    color: str
+    make: Callable
+    grid: np.ndarray = np.array([[BEST_RATE]])
+    untuned: tuple[float, ...] | None = None
+    shorter: float = 1
+    screening: int = 500
+    sends_start: bool = False
+
+
+def _power(color: str, **options: Any) -> Method:
+    def make(rate):
+        return djax.power_gossip(RING, COMMUNICATOR, consensus_rate=rate, **options)
+
+    return Method(color, make)
+
+
+def _tuned(color: str, alias: Callable, code: djax.Compressor, **options) -> Method:
+    def make(rate):
+        return alias(RING, COMMUNICATOR, code, rate)
+
+    return Method(color, make, RATES, (BEST_RATE,), **options)
+
+
+def _copies(color: str, alias: Callable) -> Method:
+    def make():
+        return alias(RING, COMMUNICATOR, compressors.quantize(8))
+
+    return Method(color, make, np.empty((1, 0)), shorter=10, sends_start=True)
+
+
+METHODS = {
+    "uncompressed gossip": Method(
+        "black",
+        lambda rate: djax.gossip(RING, COMMUNICATOR, consensus_rate=rate),
+        shorter=10,
+    ),
+    "PowerGossip": _power("tab:red"),
+    "PowerGossip, random": _power("salmon", warm_start=False),
+    "PowerGossip, signs": _power("tab:orange", sign=True),
+    "PowerGossip, random signs": _power("gold", sign=True, warm_start=False),
+    "CHOCO, sign": _tuned("tab:blue", djax.choco_gossip, compressors.sign()),
+    "CHOCO, top-k": _tuned("tab:cyan", djax.choco_gossip, compressors.top_k(rank=1)),
+    # A decomposition of each difference costs seconds.
+    "CHOCO, SVD": _tuned(
+        "navy", djax.choco_gossip, compressors.low_rank(1), screening=400, shorter=4
+    ),
+    "CHOCO, random-k": _tuned(
+        "tab:green", djax.choco_gossip, compressors.random_k(rank=2), shorter=2
+    ),
+    "CHOCO, QSGD 4 bits": _tuned(
+        "tab:olive",
+        djax.choco_gossip,
+        compressors.quantize(4, unbiased=False),
+        shorter=5,
+    ),
+    "DeepSqueeze, sign": _tuned("tab:purple", djax.deep_squeeze, compressors.sign()),
+    "Moniqua, 2 bits": Method(
+        "tab:brown",
+        lambda rate, theta: djax.moniqua(RING, COMMUNICATOR, theta, rate),
+        MONIQUA,
+        (BEST_RATE, 1.0),
+    ),
+    "DCD, QSGD 8 bits": _copies("tab:pink", djax.dcd),
+    "ECD, QSGD 8 bits": _copies("tab:gray", djax.ecd),
+}
+
+
+def errors(
+    method: Method, start: jax.Array, settings: np.ndarray, steps: int
+) -> np.ndarray:
+    r"""Averages with all settings in one program.
+
+    Args:
+      method: how.
+      start: `[workers, ...]`, the matrices.
+      settings: of the method, `[settings, parameters]`.
+      steps: how many.
+
+    Returns:
+      `float64[settings, 1 + steps]`, the error relative to the initial one.
+    """
+    target = start.mean(0)
+
+    def worker(x, setting):
+        mechanism = method.make(*setting)
+
+        def step(carry, _):
+            x, state = carry
+            updates, state = mechanism.update(jnp.zeros_like(x), state, x)
+            x = x + updates
+            return (x, state), jnp.sum((x - target) ** 2)
+
+        first = jnp.sum((x - target) ** 2)
+        _, later = jax.lax.scan(step, (x, mechanism.init(x)), length=steps)
+        return jnp.concatenate([first[None], later])
+
+    def run(setting):
+        everyones = communicators.replicate(COMMUNICATOR, setting)
+        return COMMUNICATOR.spmd(worker)(start, everyones).mean(0)
+
+    grid = jnp.asarray(settings, jnp.float32)
+    found = np.asarray(jax.jit(jax.vmap(run))(grid), np.float64)
+    return found / found[:, :1]
+
+
+def first_below(curve: np.ndarray) -> float:
+    """The first step with an error below the goal, infinite if there is none."""
+    below = np.flatnonzero(curve < GOAL)
+    return float(below[0]) if len(below) else np.inf
+
+
+def _best(curves: np.ndarray) -> int:
+    """The curve of the fewest steps to the goal, or else of the smallest last error."""
+    last = np.nan_to_num(curves[:, -1], nan=np.inf)
+    return int(np.lexsort((last, np.array(list(map(first_below, curves)))))[0])
+
+
+def tune(method: Method, start: jax.Array, steps: int) -> tuple[Any, np.ndarray]:
+    """Returns the best setting of the grid, and its curve over all steps."""
+    grid = method.grid
+    if len(grid) > 1:
+        screened = errors(method, start, grid, min(method.screening, steps))
+        grid = grid[_neighbours(grid, _best(screened))]
+    curves = errors(method, start, grid, steps)
+    chosen = _best(curves)
+    return grid[chosen].tolist(), curves[chosen]
+
+
+def _neighbours(grid: np.ndarray, best: int) -> np.ndarray:
+    """`bool[settings]`: at most one value of each parameter away from the best."""
+    places = np.stack([np.unique(x, return_inverse=True)[1] for x in grid.T], axis=1)
+    return (np.abs(places - places[best]) <= 1).all(1)
