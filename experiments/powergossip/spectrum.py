@@ -33,7 +33,6 @@ import jax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 import djax
@@ -46,6 +45,7 @@ from djax import (
 )
 
 from ..lib import figures, tasks
+from ..lib.figures import Record
 from ..lib.optimizers import BaseOptimizer, learning_rate_schedule
 
 PAIRS = ((0, 1), (4, 5), (8, 9))
@@ -62,29 +62,23 @@ class Method(NamedTuple):
     """A way to average.
 
     Attributes:
-      name: of the method.
       color: of its lines.
       make: from the topology and the communicator to the mechanism.
     """
 
-    name: str
     color: str
     make: Callable[[Topology, Communicator], optax.GradientTransformation]
 
 
-METHODS = (
-    Method("gossip", "tab:gray", lambda t, c: djax.gossip(t, c, overlap=True)),
-    Method(
-        "PowerGossip, 1 it.",
-        "tab:orange",
-        lambda t, c: djax.power_gossip(t, c, overlap=True),
+METHODS = {
+    "gossip": Method("tab:gray", lambda t, c: djax.gossip(t, c, overlap=True)),
+    "PowerGossip, 1 it.": Method(
+        "tab:orange", lambda t, c: djax.power_gossip(t, c, overlap=True)
     ),
-    Method(
-        "PowerGossip, 32 it.",
-        "tab:blue",
-        lambda t, c: djax.power_gossip(t, c, iterations=32, overlap=True),
+    "PowerGossip, 32 it.": Method(
+        "tab:blue", lambda t, c: djax.power_gossip(t, c, iterations=32, overlap=True)
     ),
-)
+}
 
 
 def difference_spectra(
@@ -116,26 +110,27 @@ def _matrices(params: Any) -> Iterator[tuple[str, np.ndarray]]:
             yield name, np.asarray(leaf, np.float64).reshape(shape)
 
 
-def shares(values: np.ndarray) -> list[float]:
-    """What part of the squared norm the first singular values carry.
+def _shares(values: np.ndarray) -> str:
+    """What part of the squared norm the first singular values carry, in percent.
 
     Args:
       values: `[pairs, r]`, from :func:`difference_spectra`.
 
     Returns:
-      A share for each of :data:`RANKS`, the mean over the pairs.
+      A number for each of :data:`RANKS`, the mean over the pairs.
     """
     squares = np.square(values)
     carried = squares.cumsum(1) / squares.sum(1, keepdims=True)
     last = carried.shape[1] - 1
-    return [float(carried[:, min(rank - 1, last)].mean()) for rank in RANKS]
+    means = [carried[:, min(rank - 1, last)].mean() for rank in RANKS]
+    return " ".join(f"{100 * mean:3.0f}" for mean in means)
 
 
-def train(method: Method, hidden: Sequence[int], epochs: int) -> list[dict[str, Any]]:
+def train(name: str, hidden: Sequence[int], epochs: int) -> list[Record]:
     """Trains all workers, and looks at their differences now and then.
 
     Args:
-      method: how they average.
+      name: of the method by which they average.
       hidden: widths of the hidden layers.
       epochs: how long; epochs that are recorded are at the same shares of them.
 
@@ -146,13 +141,11 @@ def train(method: Method, hidden: Sequence[int], epochs: int) -> list[dict[str, 
     setting = tasks.Setting(WORKERS, range(WORKERS), split, BATCH_SIZE, seed=0)
     task = tasks.digits(setting, hidden)
     ring, communicator = topologies.ring(WORKERS), communicators.simulated(WORKERS)
-    rate = learning_rate_schedule(
-        BaseOptimizer(
-            learning_rate=LEARNING_RATE, warmup=5 / 90, decay_at=(60 / 90, 80 / 90)
-        ),
-        task.steps_per_epoch * epochs,
+    base = BaseOptimizer(
+        learning_rate=LEARNING_RATE, warmup=5 / 90, decay_at=(60 / 90, 80 / 90)
     )
-    optimizer = optax.chain(optax.sgd(rate), method.make(ring, communicator))
+    rate = learning_rate_schedule(base, task.steps_per_epoch * epochs)
+    optimizer = optax.chain(optax.sgd(rate), METHODS[name].make(ring, communicator))
     start = task.init(jax.random.key(0))
     sent = djax.communication_cost(optimizer, start, ring).mean_bytes
     workers = simulation.init_workers(
@@ -166,12 +159,11 @@ def train(method: Method, hidden: Sequence[int], epochs: int) -> list[dict[str, 
         workers, measured = steps(workers, task.epoch(epoch))
         if epoch not in due:
             continue
-        params = workers.params
-        spectra = difference_spectra(params, PAIRS)
+        spectra = difference_spectra(workers.params, PAIRS)
         accuracy = np.asarray(evaluate(workers.params)["accuracy"])
         records.append(
             {
-                "method": method.name,
+                "method": name,
                 "epoch": epoch,
                 "bytes_per_step": sent,
                 "loss": float(np.asarray(measured["loss"]).mean()),
@@ -179,36 +171,32 @@ def train(method: Method, hidden: Sequence[int], epochs: int) -> list[dict[str, 
                     "mean": float(accuracy.mean()),
                     "worst": float(accuracy.min()),
                 },
-                "shapes": {name: x.shape[1:] for name, x in _matrices(params)},
-                "spectra": {name: _rounded(x) for name, x in spectra.items()},
+                "shapes": {k: x.shape[1:] for k, x in _matrices(workers.params)},
+                "spectra": {
+                    k: list(map(figures.rounded, x)) for k, x in spectra.items()
+                },
             }
         )
     return records
 
 
-def _rounded(values: np.ndarray) -> list[list[float]]:
-    return [[float(f"{value:.4g}") for value in row] for row in values]
-
-
-def make_table(records: list[dict]):
+def make_table(records: list[Record]):
     """How long the differences are, and in how few directions."""
     rows = []
     for name, shape in records[0]["shapes"].items():
         for epoch in _epochs(records):
             row: list[Any] = [f"{name}, {shape[0]} × {shape[1]}", str(epoch)]
-            for method in METHODS:
-                values = np.asarray(_record(records, method, epoch)["spectra"][name])
+            for record in figures.select(records, epoch=epoch):
+                values = np.asarray(record["spectra"][name])
                 norm = np.linalg.norm(values, axis=1).mean()
-                row += [f"{norm:.2g}", _percents(shares(values))]
+                row += [f"{norm:.2g}", _shares(values)]
             rows.append(row)
         flat = np.random.default_rng(0).standard_normal(shape)
-        values = np.linalg.svd(flat, compute_uv=False)[None]
-        rows.append(
-            ["  independent entries", "", "", _percents(shares(values)), *4 * [""]]
-        )
+        shares = _shares(np.linalg.svd(flat, compute_uv=False)[None])
+        rows.append(["  independent entries", "", "", shares, *4 * [""]])
     columns = ["matrix", "epoch"]
     for method in METHODS:
-        who, _, count = method.name.partition(", ")
+        who, _, count = method.partition(", ")
         columns += [f"{who}\n{count or 'exact'}: norm", "shares"]
     ranks = ", ".join(map(str, RANKS))
     return figures.table(
@@ -222,16 +210,16 @@ def make_table(records: list[dict]):
     )
 
 
-def make_scores(records: list[dict]):
+def make_scores(records: list[Record]):
     """What the methods send, and how well their workers do."""
     rows = []
     for method in METHODS:
-        mine = [_record(records, method, epoch) for epoch in _epochs(records)]
-        row: list[Any] = [method.name, f"{mine[0]['bytes_per_step']:,}"]
-        for record in mine:
-            accuracy = record["accuracy"]
-            row.append(f"{100 * accuracy['mean']:.1f}, {100 * accuracy['worst']:.1f}")
-        rows.append(row)
+        mine = figures.select(records, method=method)
+        accuracies = [
+            f"{100 * x['mean']:.1f}, {100 * x['worst']:.1f}"
+            for x in figures.column(mine, "accuracy")
+        ]
+        rows.append([method, f"{mine[0]['bytes_per_step']:,}", *accuracies])
     epochs = [f"accuracy after {epoch}" for epoch in _epochs(records)]
     return figures.table(
         "Test accuracy of the workers, mean and worst, in percent",
@@ -240,43 +228,28 @@ def make_scores(records: list[dict]):
     )
 
 
-def _percents(values: Sequence[float]) -> str:
-    return " ".join(f"{100 * value:3.0f}" for value in values)
+def _epochs(records: list[Record]) -> list[int]:
+    return sorted(set(figures.column(records, "epoch")))
 
 
-def _epochs(records: list[dict]) -> list[int]:
-    return sorted({record["epoch"] for record in records})
-
-
-def _record(records: list[dict], method: Method, epoch: int) -> dict:
-    (record,) = (
-        r for r in records if r["method"] == method.name and r["epoch"] == epoch
-    )
-    return record
-
-
-def draw(records: list[dict]) -> Figure:
+def draw(records: list[Record]) -> Figure:
     """Singular values against their number, a row a matrix and a column an epoch."""
     shapes, epochs = records[0]["shapes"], _epochs(records)
-    figure = Figure(
-        figsize=(1.5 + 2.4 * len(epochs), 2.2 * len(shapes)), layout="constrained"
+    size = 1.5 + 2.4 * len(epochs), 2.2 * len(shapes)
+    figure, panels = figures.panels(
+        size, len(shapes), len(epochs), sharex="row", sharey=True
     )
-    panels = figure.subplots(
-        len(shapes), len(epochs), sharex="row", sharey=True, squeeze=False
-    )
-    for i, (name, shape) in enumerate(shapes.items()):
-        for axes, epoch in zip(panels[i], epochs, strict=True):
-            for method in METHODS:
-                spectra = _record(records, method, epoch)["spectra"][name]
-                for values in spectra:
-                    at = range(1, 1 + len(values))
-                    axes.plot(at, values, color=method.color, lw=1)
+    for row, (name, shape) in zip(panels, shapes.items(), strict=True):
+        for axes, epoch in zip(row, epochs, strict=True):
+            for record in figures.select(records, epoch=epoch):
+                color = METHODS[record["method"]].color
+                for values in record["spectra"][name]:
+                    axes.plot(range(1, 1 + len(values)), values, color=color, lw=1)
             axes.set(yscale="log", ylim=(FLOOR, 1))
-            axes.grid(alpha=0.3)
-        panels[i, 0].set_ylabel(f"{name}\n{shape[0]} × {shape[1]}", fontsize=9)
+        row[0].set_ylabel(f"{name}\n{shape[0]} × {shape[1]}", fontsize=9)
     for axes, epoch in zip(panels[0], epochs, strict=True):
         axes.set_title(f"after epoch {epoch}", fontsize=10)
-    handles = [Line2D([], [], color=m.color, label=m.name) for m in METHODS]
+    handles = [figures.handle(k, color=x.color) for k, x in METHODS.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=9)
     figure.supxlabel("number of the singular value", fontsize=10)
     figure.supylabel(
@@ -285,23 +258,15 @@ def draw(records: list[dict]) -> Figure:
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-
-    Returns:
-      The records.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
-    hidden, epochs = ((), 2) if config.smoke else ((128, 128), EPOCHS)
+@figures.script(__file__, __doc__)
+def main(smoke: bool) -> figures.Made:
+    """Makes the figure."""
+    hidden, epochs = ((), 2) if smoke else ((128, 128), EPOCHS)
     records = []
     for method in tqdm(METHODS, desc="spectrum", unit="method"):
         records += train(method, hidden, epochs)
     tables = [make_table(records), make_scores(records)]
-    figures.publish(__file__, config, records, tables, draw(records))
-    return records
+    return figures.Made(records, tables, draw(records))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..lib import study
+from ..lib import figures, study
 from ..lib.study import Study
 
 COLORS = {
@@ -46,15 +46,14 @@ def draw(label: str, shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
       shown: what was run.
       records: of it.
     """
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, ((axes,),) = figures.panels((9, 4.5))
     points: list[tuple[str, float, float, str]] = []
     for row in shown.table.rows:
         runs = study.chosen(shown, records, row)
         runs = [run for run in runs if run["score"] is not None]
         if not runs:  # All have diverged, or none was made.
             continue
-        scores = [run["score"] for run in runs]
+        scores = figures.column(runs, "score")
         color = next(c for name, c in COLORS.items() if row.method.startswith(name))
         x, y = runs[0]["megabytes"], np.mean(scores)
         axes.plot([x] * len(scores), scores, ".", color=color, alpha=0.5)
@@ -64,7 +63,6 @@ def draw(label: str, shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
     axes.set(xscale="log", xlabel="MB that a worker sends", ylabel=label)
     axes.set_title("open circles: averaging after the step, not before", size=9)
     axes.margins(x=0.1, y=0.1)
-    axes.grid(alpha=0.3)
     _label(axes, points)
     return figure
 
