@@ -28,10 +28,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import (
-    asynchronous,
-    topologies,
-)
+from djax import asynchronous, topologies
 
 from ..lib import figures
 from ..lib.figures import Record

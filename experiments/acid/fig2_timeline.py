@@ -22,12 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from djax import topologies
-from djax.asynchronous import (
-    Events,
-    Rounds,
-    draw_events,
-    draw_rounds,
-)
+from djax.asynchronous import Events, Rounds, draw_events, draw_rounds
 
 from ..lib import figures
 from ..lib.figures import Record

@@ -29,12 +29,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import (
-    asynchronous,
-    communicators,
-    simulation,
-    topologies,
-)
+from djax import asynchronous, communicators, simulation, topologies
 
 from ..lib import evaluation, figures, tasks
 from ..lib.figures import Record

@@ -32,11 +32,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import (
-    asynchronous,
-    communicators,
-    topologies,
-)
+from djax import asynchronous, communicators, topologies
 
 from ..lib import figures, tasks
 from ..lib.figures import Record

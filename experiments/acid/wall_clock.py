@@ -29,10 +29,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 from ..lib import checkpoints, errors, evaluation, figures, runtime, tasks
 from ..lib.figures import Record

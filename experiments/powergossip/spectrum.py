@@ -36,13 +36,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import (
-    Communicator,
-    Topology,
-    communicators,
-    simulation,
-    topologies,
-)
+from djax import Communicator, Topology, communicators, simulation, topologies
 
 from ..lib import figures, tasks
 from ..lib.figures import Record

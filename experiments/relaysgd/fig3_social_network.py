@@ -24,10 +24,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import (
-    Topology,
-    topologies,
-)
+from djax import Topology, topologies
 
 from ..lib import figures, sweep, tuning
 from ..lib.figures import Record

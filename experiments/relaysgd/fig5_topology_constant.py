@@ -21,11 +21,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from djax import (
-    Topology,
-    theory,
-    topologies,
-)
+from djax import Topology, theory, topologies
 
 from ..lib import figures
 from ..lib.figures import Record

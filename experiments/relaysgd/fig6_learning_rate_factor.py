@@ -28,10 +28,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import (
-    Topology,
-    topologies,
-)
+from djax import Topology, topologies
 
 from ..lib import figures
 from ..lib.figures import Record

@@ -30,12 +30,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import (
-    Communicator,
-    Topology,
-    theory,
-    topologies,
-)
+from djax import Communicator, Topology, theory, topologies
 
 from ..lib import figures
 from ..lib.figures import Record
