@@ -2,32 +2,10 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-
-
-class _Load(threading.Thread, Generic[T]):
-    """One piece that is loaded, or why it could not be."""
-
-    def __init__(self, load: Callable[[int], T], number: int):
-        super().__init__(daemon=True)  # It never keeps a process alive.
-        self.number, self._load = number, load
-        self._result: T | None = None
-        self._error: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._result = self._load(self.number)
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> T:
-        self.join()
-        if self._error is not None:
-            raise self._error
-        return self._result  # type: ignore
 
 
 class Prefetch(Generic[T]):
@@ -48,26 +26,29 @@ class Prefetch(Generic[T]):
     def __init__(self, load: Callable[[int], T]):
         """Loads nothing yet."""
         self._load = load
-        self._next: _Load[T] | None = None
+        self._ahead: dict[int, Future[T]] = {}
 
     def __call__(self, number: int) -> T:
         """The piece; any number may be asked for."""
-        ahead, self._next = self._next, None
-        if ahead is not None and ahead.number == number:
-            piece = ahead.result()
-        else:
-            if ahead is not None:  # Sources need not bear two readers.
-                ahead.join()
-            piece = self._load(number)
-        self._next = _Load(self._load, number + 1)
+        self.__exit__()  # Sources need not bear two readers.
+        ahead = self._ahead.pop(number, None)
+        piece = self._load(number) if ahead is None else ahead.result()
+        self._ahead = {number + 1: Future()}
+        # A daemon never keeps a process alive.
+        threading.Thread(target=self._run, args=(number + 1,), daemon=True).start()
         return piece
+
+    def _run(self, number: int) -> None:
+        future = self._ahead[number]
+        try:
+            future.set_result(self._load(number))
+        except BaseException as error:
+            future.set_exception(error)
 
     def __enter__(self) -> "Prefetch[T]":
         """Does nothing."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Waits for what is being loaded, and drops it."""
-        if self._next is not None:
-            self._next.join()
-            self._next = None
+        """Waits for what is being loaded."""
+        wait(self._ahead.values())

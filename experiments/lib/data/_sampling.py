@@ -1,11 +1,12 @@
 """Which samples each step of each worker takes.
 
 Orders are functions of seed, epoch and worker alone, so that a run can be resumed at
-any step, and all processes agree without talking.
+any step, and all processes agree without talking. The grain library is not used for
+this, since it shuffles by a hash of its own, which would change all committed results,
+and takes three seconds to import, as long as some of the trainings here.
 """
 
 import functools
-from collections.abc import Callable
 
 import numpy as np
 
@@ -44,16 +45,13 @@ class Sampler:
         """Divides the samples."""
         self._samples, self._workers = len(labels), workers
         self._batch_size, self._seed = batch_size, seed
-        if split == "whole":
-            shares = [np.arange(len(labels))] * workers
-            self._make_order: Callable[[int, int], np.ndarray] = self._own_order
-        elif split == "reshuffled":
-            self._make_order = self._dealt_order
-            shares = [self._dealt_order(1, rank) for rank in range(workers)]
+        self._shares: partition.Shares | None = None
+        if split == "reshuffled":
+            shares = [self._order(1, rank) for rank in range(workers)]
+        elif split == "whole":
+            self._shares = shares = [np.arange(len(labels))] * workers
         else:
-            shares = partition.split(labels, workers, split, seed)
-            self._make_order = self._own_order
-        self._shares = shares
+            self._shares = shares = partition.split(labels, workers, split, seed)
         smallest = min(map(len, shares))
         if not 1 <= batch_size <= smallest:
             raise UsageError(
@@ -65,7 +63,7 @@ class Sampler:
         self.steps_per_epoch = max(1, self._pass // workers) if whole else self._pass
         self.class_counts = partition.count_classes(labels, shares)
         # A pass of each worker, and the next.
-        self._order = functools.lru_cache(2 * workers)(self._make_order)
+        self._kept_batches = functools.lru_cache(2 * workers)(self._batches)
 
     def indices(self, rank: int, start: int, stop: int) -> np.ndarray:
         """The samples of some steps.
@@ -78,15 +76,14 @@ class Sampler:
         Returns:
           `int[stop - start, batch_size]`.
         """
-        numbers, offsets = np.divmod(np.arange(start, stop), self._pass)
-        found = np.empty((stop - start, self._batch_size), np.int64)
-        for number in np.unique(numbers):
-            order = self._order(int(number) + 1, rank)
-            now = numbers == number
-            found[now] = order[: self._pass * self._batch_size].reshape(
-                self._pass, self._batch_size
-            )[offsets[now]]
-        return found
+        return np.concatenate(
+            [
+                self._kept_batches(i + 1, rank)[first - i * self._pass :][
+                    : last - first
+                ]
+                for i, first, last in self.passes(start, stop)
+            ]
+        )
 
     def passes(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Cuts steps where passes over the samples end.
@@ -104,13 +101,18 @@ class Sampler:
             for i in numbers
         ]
 
-    def _own_order(self, number: int, rank: int) -> np.ndarray:
+    def _batches(self, number: int, rank: int) -> np.ndarray:
+        """A worker's batches in a pass, `int[steps, batch_size]`."""
+        used = self._order(number, rank)[: self._pass * self._batch_size]
+        return used.reshape(self._pass, self._batch_size)
+
+    def _order(self, number: int, rank: int) -> np.ndarray:
+        """The samples of a worker in a pass, counted from 1, in their order."""
+        if self._shares is None:  # Dealt out anew, by one permutation for all.
+            rng = np.random.default_rng((self._seed, number))
+            return np.array_split(rng.permutation(self._samples), self._workers)[rank]
         rng = np.random.default_rng((self._seed, number, rank))
         return rng.permutation(self._shares[rank])
-
-    def _dealt_order(self, number: int, rank: int) -> np.ndarray:
-        rng = np.random.default_rng((self._seed, number))
-        return np.array_split(rng.permutation(self._samples), self._workers)[rank]
 
 
 class TextSampler:
