@@ -21,7 +21,6 @@ were predicted by another simulation; expect them within 10 %. 5 minutes on 2 co
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
@@ -125,7 +124,7 @@ def compute(sizes: Sequence[int], schedules: int) -> list[Record]:
     return records
 
 
-def make_table(records: list[Record]):
+def make_tables(records: list[Record]):
     """Rates and times, with what was predicted."""
     rows = []
     for plain, acid in zip(records[::2], records[1::2], strict=True):
@@ -144,9 +143,8 @@ def make_table(records: list[Record]):
         )
     columns = ["graph", "decay, plain", "predicted", "A²CiD²", "predicted", "gain"]
     columns += ["time to 1e-3, plain", "A²CiD²", "gain", "√(χ1/χ2)"]
-    return figures.table(
-        f"Consensus, {records[0]['schedules']} schedules", columns, rows
-    )
+    title = f"Consensus, {records[0]['schedules']} schedules"
+    return [figures.table(title, columns, rows)]
 
 
 def draw(records: list[Record]) -> Figure:
@@ -168,14 +166,16 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-@figures.script(__file__, __doc__)
-def main(smoke: bool) -> figures.Made:
-    """Makes the figure."""
-    sizes, schedules = ((8,), 2) if smoke else ((16, 32, 64), 80)
-    with jax.enable_x64(True):
-        records = compute(sizes, schedules)
-    return figures.Made(records, [make_table(records)], draw(records))
-
+main = figures.script(
+    __file__,
+    __doc__,
+    compute,
+    make_tables,
+    draw,
+    full=((16, 32, 64), 80),
+    smoke=((8,), 2),
+    x64=True,
+)
 
 if __name__ == "__main__":
     main()

@@ -39,7 +39,7 @@ from .training import COLORS, METHODS, set_up
 BASELINE = "baseline, rate 1"
 CURVATURES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 STEP_SIZE, MOMENTA = 0.1, (0.0, 0.9)
-STEPS_PER_EPOCH = 100
+SIZE, STEPS_PER_EPOCH = 64, 100
 
 
 def variances(
@@ -99,7 +99,7 @@ def compute(size: int, gradients: int, copies: int) -> list[Record]:
     return records
 
 
-def make_table(records: list[Record]):
+def make_tables(records: list[Record]):
     """The variances."""
     rows = []
     for momentum, h in itertools.product(MOMENTA, CURVATURES):
@@ -107,20 +107,13 @@ def make_table(records: list[Record]):
         once, twice, acid = figures.column(mine, "variance")
         who = f"{momentum:g}, {h:g}"
         rows.append([who, mine[0]["forgetting"], once, twice, acid, acid / once])
-    return figures.table(
-        "Variance of the workers around their mean",
-        ["momentum, curvature", "forgetting", *METHODS, "A²CiD² / baseline"],
-        rows,
-    )
+    columns = ["momentum, curvature", "forgetting", *METHODS, "A²CiD² / baseline"]
+    return [figures.table("Variance of the workers around their mean", columns, rows)]
 
 
-def draw(records: list[Record], eta: float) -> Figure:
-    """Variances in those of the baseline, against how fast gradients forget.
-
-    Args:
-      records: from :func:`compute`.
-      eta: of A²CiD².
-    """
+def draw(records: list[Record]) -> Figure:
+    """Variances in those of the baseline, against how fast gradients forget."""
+    eta = djax.acid_constants(topologies.ring(SIZE)).eta
     figure, (panels,) = figures.panels((9, 4), 1, len(MOMENTA), sharey=True)
     for axes, momentum in zip(panels, MOMENTA, strict=True):
         mine = figures.select(records, momentum=momentum)
@@ -138,14 +131,15 @@ def draw(records: list[Record], eta: float) -> Figure:
     return figure
 
 
-@figures.script(__file__, __doc__)
-def main(smoke: bool) -> figures.Made:
-    """Makes the figure."""
-    size, gradients, copies = (4, 20, 2) if smoke else (64, 3000, 40)
-    records = compute(size, gradients, copies)
-    eta = djax.acid_constants(topologies.ring(size)).eta
-    return figures.Made(records, [make_table(records)], draw(records, eta))
-
+main = figures.script(
+    __file__,
+    __doc__,
+    compute,
+    make_tables,
+    draw,
+    full=(SIZE, 3000, 40),
+    smoke=(4, 20, 2),
+)
 
 if __name__ == "__main__":
     main()

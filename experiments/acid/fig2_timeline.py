@@ -16,6 +16,7 @@ as many gradients below, where the slow one computes as many as before. The seed
 chosen for its number of averagings, near the 16 that are expected. 5 seconds.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,16 @@ SPEEDS = (1.0, 1.0, 1.0, 0.5)
 CLOCKS = {"speeds": SPEEDS, "variation": 0.3, "seed": 1}
 
 
-def measure(rounds: Rounds, events: Events) -> list[Record]:
-    """Counts for each worker what is done until the end of the events.
+def draw_clocks(until: float) -> tuple[Rounds, Events]:
+    """What synchronous and what asynchronous workers do, until then at least."""
+    # As many as units of time are enough: the slow worker needs two for each.
+    rounds = draw_rounds(RING.size, math.ceil(until), **CLOCKS)
+    return rounds, draw_events(RING, duration=until, **CLOCKS)
 
-    Args:
-      rounds: of synchronous workers.
-      events: of asynchronous ones.
-    """
-    until = events.duration
+
+def compute(until: float) -> list[Record]:
+    """Counts for each worker what is done until then."""
+    rounds, events = draw_clocks(until)
     finished = (rounds.finish <= until).sum(0)
     busy = np.minimum(rounds.finish, until) - np.minimum(rounds.start, until)[:, None]
     return [
@@ -57,7 +60,7 @@ def measure(rounds: Rounds, events: Events) -> list[Record]:
     ]
 
 
-def make_table(records: list[Record]):
+def make_tables(records: list[Record]):
     """Gradients and idle shares, for each worker and for all."""
     counts = [key for key in records[0] if key.endswith(("gradients", "averagings"))]
     total: Record = {key: sum(figures.column(records, key)) for key in counts}
@@ -71,16 +74,14 @@ def make_table(records: list[Record]):
             row += [str(r[f"{mode}_gradients"]), f"{r[f'{mode}_idle']:.0%}"]
         rows.append([*row, str(r["averagings"])])
     columns = ["worker", "speed", "synchronous", "idle", "asynchronous", "idle"]
-    return figures.table(
-        f"Figure 2: gradients finished in {records[0]['until']:g} units of time",
-        [*columns, "averagings"],
-        rows,
-        "Asynchronous workers are never idle, by construction.",
-    )
+    title = f"Figure 2: gradients finished in {records[0]['until']:g} units of time"
+    caption = "Asynchronous workers are never idle, by construction."
+    return [figures.table(title, [*columns, "averagings"], rows, caption)]
 
 
-def draw(rounds: Rounds, events: Events) -> Figure:
+def draw(records: list[Record]) -> Figure:
     """The two timelines, one above the other."""
+    rounds, events = draw_clocks(records[0]["until"])
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     labels = [f"{i}, slow" if s < 1 else str(i) for i, s in enumerate(SPEEDS)]
     above, below = figure.subplots(2, 1, sharex=True)
@@ -93,16 +94,9 @@ def draw(rounds: Rounds, events: Events) -> Figure:
     return figure
 
 
-@figures.script(__file__, __doc__)
-def main(smoke: bool) -> figures.Made:
-    """Makes the figure."""
-    until = 3 if smoke else 8
-    events = draw_events(RING, duration=until, **CLOCKS)
-    # As many as units of time are enough: the slow worker needs two for each.
-    rounds = draw_rounds(RING.size, until, **CLOCKS)
-    records = measure(rounds, events)
-    return figures.Made(records, [make_table(records)], draw(rounds, events))
-
+main = figures.script(
+    __file__, __doc__, compute, make_tables, draw, full=(8,), smoke=(3,)
+)
 
 if __name__ == "__main__":
     main()

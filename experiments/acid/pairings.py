@@ -15,7 +15,7 @@ around 1 by 1 / sqrt(200) = 0.07. A count differs from what is expected by one s
 deviation in the root mean square; the largest of many differs by 2 to 4. 5 seconds.
 """
 
-from collections.abc import Sequence
+import functools
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -33,8 +33,18 @@ GRAPHS = tuple(
 )
 
 
-def measure(graph: Topology, events: Events) -> Record:
-    """Compares the averagings that were drawn on a graph with what is expected."""
+@functools.cache
+def draw_averagings(gradients: int) -> list[Events]:
+    """The events of so many gradients of all workers, for each graph."""
+    return [draw_events(graph, gradients=gradients) for graph in GRAPHS]
+
+
+def compute(gradients: int) -> list[Record]:
+    """Compares averagings with what is expected; makes a record for each graph."""
+    return list(map(_measure, GRAPHS, draw_averagings(gradients)))
+
+
+def _measure(graph: Topology, events: Events) -> Record:
     expected = np.triu(edge_rates(graph)) * events.duration
     edges = expected > 0
     apart = (events.pair_counts - expected)[edges] / np.sqrt(expected[edges])
@@ -55,7 +65,7 @@ def measure(graph: Topology, events: Events) -> Record:
     }
 
 
-def make_table(records: list[Record]):
+def make_tables(records: list[Record]):
     """Realised rates, and deviations from the expected counts."""
     rows = []
     for r in records:
@@ -64,17 +74,18 @@ def make_table(records: list[Record]):
         deviations = [f"{r[f'deviation_{key}']:.2f}" for key in ("rms", "max")]
         rows.append([*row, *rates, str(r["edges"]), *deviations])
     columns = ["graph", "gradients", "averagings", "mean rate", "min", "max", "edges"]
-    return figures.table(
-        f"Averagings of {WORKERS} workers at rate 1",
-        [*columns, "deviation, rms", "largest"],
-        rows,
+    columns += ["deviation, rms", "largest"]
+    title = f"Averagings of {WORKERS} workers at rate 1"
+    caption = (
         "rate: averagings of a worker per unit of time, over the workers.\n"
-        "deviation: of an edge's count from λT, in standard deviations √(λT).",
+        "deviation: of an edge's count from λT, in standard deviations √(λT)."
     )
+    return [figures.table(title, columns, rows, caption)]
 
 
-def draw(runs: Sequence[Events]) -> Figure:
+def draw(records: list[Record]) -> Figure:
     """A heat map for each graph."""
+    runs = draw_averagings(records[0]["gradients"])
     figure = Figure(figsize=(11.5, 3), layout="constrained")
     for axes, graph, events in zip(figure.subplots(1, 3), GRAPHS, runs, strict=True):
         events.plot_pairs(axes).set_title(graph.name)
@@ -82,14 +93,15 @@ def draw(runs: Sequence[Events]) -> Figure:
     return figure
 
 
-@figures.script(__file__, __doc__)
-def main(smoke: bool) -> figures.Made:
-    """Makes the figure."""
-    gradients = WORKERS * (10 if smoke else 200)
-    runs = [draw_events(graph, gradients=gradients) for graph in GRAPHS]
-    records = list(map(measure, GRAPHS, runs))
-    return figures.Made(records, [make_table(records)], draw(runs))
-
+main = figures.script(
+    __file__,
+    __doc__,
+    compute,
+    make_tables,
+    draw,
+    full=(200 * WORKERS,),
+    smoke=(10 * WORKERS,),
+)
 
 if __name__ == "__main__":
     main()

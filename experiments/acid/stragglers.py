@@ -135,7 +135,7 @@ def compute(size: int, gradients: int, seeds: int) -> list[Record]:
     return records
 
 
-def make_table(records: list[Record]):
+def make_tables(records: list[Record]):
     """Times to the goal, idle shares and final accuracies."""
     rows = []
     for method in METHODS:
@@ -150,7 +150,7 @@ def make_table(records: list[Record]):
         rows.append(row)
     columns = [f"time to {GOAL:.0%}", "idle", "final"]
     columns = ["", *columns, f"slow one: {columns[0]}", *columns[1:]]
-    return figures.table("Workers of equal speed, and one 4 x slower", columns, rows)
+    return [figures.table("Workers of equal speed, and one 4 x slower", columns, rows)]
 
 
 def draw(records: list[Record]) -> Figure:
@@ -169,13 +169,9 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-@figures.script(__file__, __doc__)
-def main(smoke: bool) -> figures.Made:
-    """Makes the figure."""
-    size, gradients, seeds = (4, 22, 1) if smoke else (16, 200, 5)
-    records = compute(size, gradients, seeds)
-    return figures.Made(records, [make_table(records)], draw(records))
-
+main = figures.script(
+    __file__, __doc__, compute, make_tables, draw, full=(16, 200, 5), smoke=(4, 22, 1)
+)
 
 if __name__ == "__main__":
     main()

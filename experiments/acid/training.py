@@ -170,7 +170,7 @@ def compute(
     return records
 
 
-def make_table(records: list[Record]):
+def make_tables(records: list[Record]):
     """The final losses."""
     rows = []
     step_sizes = sorted(set(figures.column(records, "step_size")))
@@ -188,11 +188,8 @@ def make_table(records: list[Record]):
                 f"{(acid <= twice).sum()} of {len(acid)}",
             ]
         )
-    return figures.table(
-        "Final loss of the workers' models on all data, mean ± deviation of seeds",
-        ["", *METHODS, "A²CiD² ≤ twice the rate"],
-        rows,
-    )
+    title = "Final loss of the workers' models on all data, mean ± deviation of seeds"
+    return [figures.table(title, ["", *METHODS, "A²CiD² ≤ twice the rate"], rows)]
 
 
 def draw(records: list[Record]) -> Figure:
@@ -221,14 +218,15 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-@figures.script(__file__, __doc__)
-def main(smoke: bool) -> figures.Made:
-    """Makes the figure."""
-    step_sizes = STEP_SIZES[:1] if smoke else STEP_SIZES
-    size, gradients, seeds = (4, 3, 1) if smoke else (64, 100, 5)
-    records = compute(size, step_sizes, gradients, seeds)
-    return figures.Made(records, [make_table(records)], draw(records))
-
+main = figures.script(
+    __file__,
+    __doc__,
+    compute,
+    make_tables,
+    draw,
+    full=(64, STEP_SIZES, 100, 5),
+    smoke=(4, STEP_SIZES[:1], 3, 1),
+)
 
 if __name__ == "__main__":
     main()

@@ -1,17 +1,19 @@
 """What the scripts of papers' figures share, so that each has only what is its own.
 
 A script `figN_topic.py` reproduces one figure of a paper. Its function `compute` makes
-records, dictionaries that JSON can hold; `make_table` shows them beside the paper's
+records, dictionaries that JSON can hold; `make_tables` shows them beside the paper's
 values; `draw` plots them. :func:`script` makes a command line of the three. It writes
 `figN_topic.jsonl` and `figN_topic.png`, by default into `results/` beside the script.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import jax
 import numpy as np
 import rich.console
 import rich.table
@@ -39,45 +41,42 @@ class Config:
 C = TypeVar("C", bound=Config)
 
 
-class Made(NamedTuple):
-    """What a script has made.
-
-    Attributes:
-      records: what was computed.
-      tables: for people to read.
-      figure: for papers to show.
-    """
-
-    records: list[Record]
-    tables: Sequence[rich.table.Table]
-    figure: "Figure"
-
-
 def script(
-    file: str, doc: str | None
-) -> Callable[[Callable[[bool], Made]], Callable[..., list[Record]]]:
-    """Makes a command line of a function that makes a figure.
+    file: str,
+    doc: str | None,
+    compute: Callable[..., list[Record]],
+    make_tables: Callable[[list[Record]], Sequence[rich.table.Table]],
+    draw: Callable[[list[Record]], "Figure"],
+    *,
+    full: tuple,
+    smoke: tuple,
+    x64: bool = False,
+) -> Callable[..., list[Record]]:
+    """Makes the command line of a figure's script.
 
     Args:
       file: the script's `__file__`.
       doc: the script's docstring, which `--help` shows.
+      compute: makes the records.
+      make_tables: makes tables of the records, for people to read.
+      draw: makes the figure of the records.
+      full: arguments of `compute`.
+      smoke: arguments of `compute` in a smoke test, with tiny sizes.
+      x64: whether `compute` has 64 bits a number.
 
     Returns:
-      A decorator of a function, whose argument says whether this is a smoke test, with
-      tiny sizes. In its place stands a function that reads the command line, by default
-      the process's, writes the files, shows the tables and returns the records.
+      A function that reads its arguments or, by default, those of the process, writes
+      the files, shows the tables and returns the records.
     """
 
-    def decorate(make):
-        def main(arguments: Sequence[str] | None = None) -> list[Record]:
-            config = configure(file, doc, arguments)
-            made = make(config.smoke)
-            publish(file, config, *made)
-            return made.records
+    def main(arguments: Sequence[str] | None = None) -> list[Record]:
+        config = configure(file, doc, arguments)
+        with jax.enable_x64(True) if x64 else contextlib.nullcontext():
+            records = compute(*(smoke if config.smoke else full))
+        publish(file, config, records, make_tables(records), draw(records))
+        return records
 
-        return main
-
-    return decorate
+    return main
 
 
 def configure(

@@ -67,20 +67,24 @@ def photographs(side: int) -> jax.Array:
     return jnp.asarray(np.stack(pieces)[chosen], jnp.float32)
 
 
+PROBLEMS = {"normal matrices": normal_matrices, "photographs": photographs}
+
+
 def compute(
-    problems: Mapping[str, tuple[jax.Array, int]], methods: Mapping[str, Method]
+    sizes: Mapping[str, tuple[int, int]], methods: Mapping[str, Method]
 ) -> list[Record]:
     """Runs all methods on all data.
 
     Args:
-      problems: of each data set, the matrices and the number of steps.
+      sizes: of each data set, the side of the matrices and the number of steps.
       methods: how they are averaged.
 
     Returns:
       A record for each data set, method, and whether it was tuned.
     """
     records = []
-    for data, (start, all_steps) in problems.items():
+    for data, (side, all_steps) in sizes.items():
+        start = PROBLEMS[data](side)
         for name, method in tqdm(methods.items(), desc=data, unit="method"):
             steps = max(1, int(all_steps / method.shorter))
             mechanism = method.make(*method.grid[0].tolist())
@@ -123,7 +127,16 @@ def bits_to_goal(record: Record) -> float | None:
     return record["bits_before"] + record["bits_per_step"] * record["steps_to_goal"]
 
 
-def make_table(data: str, records: list[Record]):
+def make_tables(records: list[Record]) -> list:
+    """A table for each data set."""
+    return [_table(data, records) for data in _data(records)]
+
+
+def _data(records: list[Record]) -> list[str]:
+    return list(dict.fromkeys(figures.column(records, "data")))
+
+
+def _table(data: str, records: list[Record]):
     """Bits to the goal on one data set, and how many times PowerGossip's."""
     mine = figures.select(records, data=data)
     (power,) = map(bits_to_goal, figures.select(mine, method="PowerGossip"))
@@ -154,7 +167,7 @@ def make_table(data: str, records: list[Record]):
 
 def draw(records: list[Record]) -> Figure:
     """Error against bits, a panel for each data set."""
-    names = list(dict.fromkeys(figures.column(records, "data")))
+    names = _data(records)
     size = 5.5 * len(names) + 2, 4.2
     figure, (panels,) = figures.panels(size, 1, len(names))
     for axes, data in zip(panels, names, strict=True):
@@ -185,22 +198,19 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-@figures.script(__file__, __doc__)
-def main(smoke: bool) -> figures.Made:
-    """Makes the figure."""
-    problems = {
-        "normal matrices": (normal_matrices(100), 5000),
-        "photographs": (photographs(64), 3000),
-    }
-    methods = METHODS
-    if smoke:
-        problems = {"photographs": (photographs(16), 12)}
-        few = ("uncompressed gossip", "PowerGossip", "CHOCO, top-k", "DCD, QSGD 8 bits")
-        methods = {k: METHODS[k]._replace(grid=METHODS[k].grid[::9]) for k in few}
-    records = compute(problems, methods)
-    tables = [make_table(data, records) for data in problems]
-    return figures.Made(records, tables, draw(records))
-
+_FEW = ("uncompressed gossip", "PowerGossip", "CHOCO, top-k", "DCD, QSGD 8 bits")
+main = figures.script(
+    __file__,
+    __doc__,
+    compute,
+    make_tables,
+    draw,
+    full=({"normal matrices": (100, 5000), "photographs": (64, 3000)}, METHODS),
+    smoke=(
+        {"photographs": (16, 12)},
+        {k: METHODS[k]._replace(grid=METHODS[k].grid[::9]) for k in _FEW},
+    ),
+)
 
 if __name__ == "__main__":
     main()

@@ -174,7 +174,18 @@ def train(name: str, hidden: Sequence[int], epochs: int) -> list[Record]:
     return records
 
 
-def make_table(records: list[Record]):
+def compute(hidden: Sequence[int], epochs: int) -> list[Record]:
+    """Trains with every method, see :func:`train`."""
+    methods = tqdm(METHODS, desc="spectrum", unit="method")
+    return [record for name in methods for record in train(name, hidden, epochs)]
+
+
+def make_tables(records: list[Record]) -> list:
+    """Spectra and scores."""
+    return [_make_spectra(records), _make_scores(records)]
+
+
+def _make_spectra(records: list[Record]):
     """How long the differences are, and in how few directions."""
     rows = []
     for name, shape in records[0]["shapes"].items():
@@ -204,7 +215,7 @@ def make_table(records: list[Record]):
     )
 
 
-def make_scores(records: list[Record]):
+def _make_scores(records: list[Record]):
     """What the methods send, and how well their workers do."""
     rows = []
     for method in METHODS:
@@ -252,16 +263,15 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-@figures.script(__file__, __doc__)
-def main(smoke: bool) -> figures.Made:
-    """Makes the figure."""
-    hidden, epochs = ((), 2) if smoke else ((128, 128), EPOCHS)
-    records = []
-    for method in tqdm(METHODS, desc="spectrum", unit="method"):
-        records += train(method, hidden, epochs)
-    tables = [make_table(records), make_scores(records)]
-    return figures.Made(records, tables, draw(records))
-
+main = figures.script(
+    __file__,
+    __doc__,
+    compute,
+    make_tables,
+    draw,
+    full=((128, 128), EPOCHS),
+    smoke=((), 2),
+)
 
 if __name__ == "__main__":
     main()

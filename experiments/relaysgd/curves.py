@@ -5,10 +5,10 @@ code writes down half of the rate that reached it fastest, and then runs with wh
 wrote down; so do the curves here.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -16,14 +16,13 @@ from tqdm import tqdm
 from ..lib import figures, sweep, tuning
 from ..lib.figures import Record
 from ..lib.quadratics import Quadratics, random_quadratics
-from .methods import COLORS
+from .methods import ALIASES, COLORS, graph, over
 
 WORKERS, DIM, SMALLEST, GOAL = 32, 10, 0.5, 1e-6
 FLOOR = 1e-12
 """Curves end below this error."""
 POINTS = 500
 """About how many points a recorded curve has."""
-
 NONE = (None, None, None)
 
 
@@ -33,7 +32,6 @@ class Method(NamedTuple):
     Attributes:
       name: of the method.
       topology: name of the graph it runs on.
-      make: what is tuned.
       errors: the paper's last error of each curve.
       steps: the paper's number of steps until the tuned run reached the goal, or
         settled below it.
@@ -43,13 +41,12 @@ class Method(NamedTuple):
         the fastest.
       max_steps: when a run is given up.
       cap: upper bound of the curve's learning rate.
-      curve: what runs for the curve, if it is not what is tuned.
+      weights: of the graph's edges, for the curve only.
       seed: of the problem.
     """
 
     name: str
     topology: str
-    make: sweep.MakeOptimizer
     errors: tuple[float, ...]
     steps: tuple[int | None, ...] = NONE
     rates: tuple[float | None, ...] = NONE
@@ -57,8 +54,12 @@ class Method(NamedTuple):
     plateau: bool = False
     max_steps: int = 10_000
     cap: float = np.inf
-    curve: sweep.MakeOptimizer | None = None
+    weights: float | None = None
     seed: int = 0
+
+    def make(self, n: int, **options: Any) -> sweep.MakeOptimizer:
+        """What n workers run, on a graph with options."""
+        return over(ALIASES[self.name], graph(self.topology, n, **options))
 
 
 class Study(NamedTuple):
@@ -66,7 +67,7 @@ class Study(NamedTuple):
 
     Attributes:
       number: the paper's.
-      methods: from a number of workers to what the figure compares.
+      methods: what the figure compares.
       zetas: the heterogeneities, a panel each.
       steps: number of steps of the curves in each panel.
       bottom: smallest error that the panels show.
@@ -75,22 +76,29 @@ class Study(NamedTuple):
     """
 
     number: int
-    methods: Callable[[int], Sequence[Method]]
+    methods: Sequence[Method]
     zetas: Sequence[float]
     steps: Sequence[int]
     bottom: float
     noise: float = 0.0
     caption: str = ""
 
-    def make(self, smoke: bool) -> figures.Made:
-        """Makes the figure; a smoke test has 4 workers and the second panel, short."""
-        study, workers, max_steps = self, WORKERS, 70_000
-        if smoke:
-            study = self._replace(zetas=self.zetas[1:2], steps=(40,))
-            workers, max_steps = 4, 500
-        with jax.enable_x64(True):
-            records = compute(study, workers, max_steps)
-        return figures.Made(records, [make_table(study, records)], draw(study, records))
+    def script(self, file: str, doc: str | None) -> Callable[..., list[Record]]:
+        """Makes the figure's command line, as :func:`experiments.lib.figures.script`.
+
+        A smoke test has 4 workers and the second heterogeneity, and few steps.
+        """
+        small = self._replace(zetas=self.zetas[1:2], steps=(40,))
+        return figures.script(
+            file,
+            doc,
+            compute,
+            functools.partial(make_tables, self),
+            functools.partial(draw, self),
+            full=(self, WORKERS, 70_000),
+            smoke=(small, 4, 500),
+            x64=True,
+        )
 
 
 def compute(study: Study, workers: int, max_steps: int) -> list[Record]:
@@ -106,15 +114,14 @@ def compute(study: Study, workers: int, max_steps: int) -> list[Record]:
       curve either.
     """
     records = []
-    methods = study.methods(workers)
-    for method in tqdm(methods, desc=f"figure {study.number}", unit="method"):
+    for method in tqdm(study.methods, desc=f"figure {study.number}", unit="method"):
         problems = [
             random_quadratics(workers, DIM, zeta2, smallest=SMALLEST, seed=method.seed)
             for zeta2 in study.zetas
         ]
         tune = tuning.tune_plateau if method.plateau else tuning.tune_as_published
         limit = min(method.max_steps, max_steps)
-        tuned = tune(method.make, problems, goal=GOAL, max_steps=limit)
+        tuned = tune(method.make(workers), problems, goal=GOAL, max_steps=limit)
         for i, zeta2 in enumerate(study.zetas):
             record: Record = {
                 "method": method.name,
@@ -139,7 +146,10 @@ def _run(
     """The curve of a method on the i-th problem, with its tuned rate."""
     recorded = rate if method.plateau else rate / 2
     run_with, steps = min(recorded, method.cap), study.steps[i]
-    make = method.curve or method.make
+    workers, options = len(problem.matrices), {}
+    if method.weights is not None:
+        options["weights"] = method.weights
+    make = method.make(workers, **options)
     errors = sweep.curves(make, problem, run_with, steps, noise=study.noise)
     end = _end(errors, method.every[i])
     stride = max(1, steps // POINTS)
@@ -169,21 +179,13 @@ def _published(study: Study, record: Record) -> tuple[Any, Any, Any]:
     """The paper's error, steps and rate, None where it has none."""
     if record["n"] != WORKERS:
         return NONE
-    (method,) = (m for m in study.methods(WORKERS) if m.name == record["method"])
+    (method,) = (m for m in study.methods if m.name == record["method"])
     i = study.zetas.index(record["zeta2"])
     return method.errors[i], method.steps[i], method.rates[i]
 
 
-def make_table(study: Study, records: list[Record]):
-    """The paper's values, ours and deviations.
-
-    Args:
-      study: the figure.
-      records: from :func:`compute`.
-
-    Returns:
-      What :func:`experiments.lib.figures.publish` shows.
-    """
+def make_tables(study: Study, records: list[Record]):
+    """The paper's values, ours and deviations."""
     rows = []
     for record in records:
         paper_error, paper_steps, paper_rate = _published(study, record)
@@ -201,27 +203,24 @@ def make_table(study: Study, records: list[Record]):
         rows.append([*row, record["end"], paper_error, error, off])
     columns = ["method", "ζ²", "steps paper", "ours", "rate paper", "ours", ""]
     columns += ["(true)", "at step", "error paper", "ours"]
-    return figures.table(
-        f"Figure {study.number}: tuned steps and learning rates, error of the curves",
-        [*columns, "5 – 95 %" if study.noise else ""],
-        rows,
+    columns.append("5 – 95 %" if study.noise else "")
+    caption = (
         "steps: until the tuned, noise-free run has f(x̄) − f* ≤ 1e-6 (D-PSGD, "
         "RelaySum/Grad: has settled there).\nrate: as the paper's code writes it down, "
         "which is half of the (true) rate of that run, but for D-PSGD and\n"
         "RelaySum/Grad; the curves run with what is written down. error: at the last "
-        "evaluation of the paper, whose\ncurves end below 1e-12.\n" + study.caption,
+        "evaluation of the paper, whose\ncurves end below 1e-12.\n" + study.caption
     )
+    title = "tuned steps and learning rates, error of the curves"
+    return [figures.table(f"Figure {study.number}: {title}", columns, rows, caption)]
 
 
 def draw(study: Study, records: list[Record]) -> Figure:
-    """Errors against steps, a panel for each heterogeneity.
-
-    Args:
-      study: the figure.
-      records: from :func:`compute`.
-    """
-    figure, (panels,) = figures.panels((10, 3), 1, len(study.zetas), sharey=True)
-    for axes, zeta2, steps in zip(panels, study.zetas, study.steps, strict=True):
+    """Errors against steps, a panel for each heterogeneity."""
+    limits = dict(zip(study.zetas, study.steps, strict=True))
+    zetas = list(dict.fromkeys(figures.column(records, "zeta2")))
+    figure, (panels,) = figures.panels((10, 3), 1, len(zetas), sharey=True)
+    for axes, zeta2 in zip(panels, zetas, strict=True):
         axes.axhline(GOAL, ls="--", color="gray", lw=0.8)
         for record in figures.select(records, zeta2=zeta2):
             if record["learning_rate"] is None:
@@ -234,7 +233,7 @@ def draw(study: Study, records: list[Record]) -> Figure:
             if error is not None:
                 axes.plot(record["end"], error, "o", color=color, mfc="none")
         axes.set(yscale="log", ylim=(study.bottom, 1), xlabel="steps $t$")
-        axes.set_xlim(0, 1.03 * steps)
+        axes.set_xlim(0, 1.03 * limits[zeta2])
         axes.set_title(f"$\\zeta^2 = {zeta2:g}$")
     panels[0].set_ylabel("suboptimality $f(\\bar x) - f^\\star$")
     handles, _ = panels[0].get_legend_handles_labels()

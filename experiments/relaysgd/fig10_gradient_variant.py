@@ -15,52 +15,32 @@ variants mind heterogeneity much less than D-PSGD does, but only RelaySGD conver
 the optimum: RelaySum/Grad stops where its workers differ. About a minute on 2 cores.
 """
 
-import djax
-from djax import topologies
-
-from ..lib import figures
 from .curves import Method, Study
-from .methods import over
 
-
-def methods(n: int) -> tuple[Method, ...]:
-    """What the figure compares, for a number of workers."""
-    ring, chain = topologies.ring(n), topologies.chain(n)
-    settling = {"every": (2, 5, 20), "plateau": True, "max_steps": 70_000}
-    return (
-        Method(
-            "D-PSGD",
-            "ring",
-            over(djax.dpsgd, ring),
-            errors=(5.027452e-13, 8.776454e-7, 1.445627e-3),
-            **settling,
-        ),
+SETTLING = {"every": (2, 5, 20), "plateau": True, "max_steps": 70_000}
+STUDY = Study(
+    number=10,
+    methods=(
+        Method("D-PSGD", "ring", (5.027452e-13, 8.776454e-7, 1.445627e-3), **SETTLING),
         Method(
             "RelaySum/Grad",
             "chain",
-            over(djax.relay_sgd_grad, chain),
-            errors=(7.337736e-11, 2.026518e-8, 8.653164e-7),
-            **settling,
+            (7.337736e-11, 2.026518e-8, 8.653164e-7),
+            **SETTLING,
         ),
         Method(
             "RelaySGD",
             "chain",
-            over(djax.relay_sgd, chain),
-            errors=(5.317039e-10, 9.848754e-13, 9.590106e-13),
-            steps=(51, 51, 50),
-            rates=(0.869140625, 0.869140625, 0.8837890625),
+            (5.317039e-10, 9.848754e-13, 9.590106e-13),
+            (51, 51, 50),
+            (0.869140625, 0.869140625, 0.8837890625),
         ),
-    )
-
-
-STUDY = Study(
-    number=10,
-    methods=methods,
+    ),
     zetas=(0, 0.01, 1),
     steps=(200, 500, 2000),
     bottom=1e-9,
 )
-main = figures.script(__file__, __doc__)(STUDY.make)
+main = STUDY.script(__file__, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -17,26 +17,29 @@ gains nothing, D² and all-reduce up to 29 %. About 10 minutes on 2 cores.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import topologies
 
 from ..lib import figures, tuning
 from ..lib.figures import Record
 from ..lib.quadratics import random_quadratics
 from ..lib.sweep import MakeOptimizer
-from .methods import COLORS, over
+from .methods import ALIASES, COLORS, graph, over
 
 DIM, DISTANCE, SMALLEST = 10, 100.0, 0.5
 ZETAS = (0.01, 1.0)
 SIZES, POWERS = (6, 12, 24, 48, 96), (4, 8, 16, 32, 64)
+D2 = ((19.6, 42.0, 79.2, 185.7, 218.1), (19.6, 43.1, 79.3, 179.6, 218.5))
+SGP = (
+    (107.9, 112.6, 51.3, 39.4, 21.7, 10.1, 68.7, 53.5, 39.3, 27.6),
+    (1079, 1238, 617, 540, 345, 10.1, 708, 596, 462, 377),
+)
 
 
 class Line(NamedTuple):
@@ -46,7 +49,6 @@ class Line(NamedTuple):
       method: its name.
       topology: name of the graph.
       style: of the line.
-      make: from a number of workers to what they run.
       paper: the paper's mean steps for each number of workers, one tuple for both
         heterogeneities or one for each.
       sizes: the numbers of workers.
@@ -55,9 +57,15 @@ class Line(NamedTuple):
     method: str
     topology: str
     style: str
-    make: Callable[[int], MakeOptimizer]
     paper: tuple[tuple[float, ...], ...]
     sizes: tuple[int, ...] = SIZES
+
+    def make(self, n: int) -> MakeOptimizer:
+        """What n workers run."""
+        if self.method == "All-reduce":
+            return over(djax.all_reduce_sgd)
+        options = {"rounds": 2} if self.method == "SGP" else {}
+        return over(ALIASES[self.method], graph(self.topology, n), **options)
 
     def published(self, zeta2: float) -> dict[int, float]:
         """The paper's mean steps by number of workers."""
@@ -65,64 +73,14 @@ class Line(NamedTuple):
         return dict(zip(self.sizes, steps, strict=True))
 
 
-def _on(build: Callable, alias: Callable, **options: Any):
-    return lambda n: over(alias, build(n), **options)
-
-
 LINES = (
-    Line(
-        "RelaySGD",
-        "chain",
-        "-",
-        _on(topologies.chain, djax.relay_sgd),
-        ((20.8, 38.1, 70.1, 127.6, 242.6),),
-    ),
-    Line(
-        "RelaySGD",
-        "binary tree",
-        "--",
-        _on(topologies.binary_tree, djax.relay_sgd),
-        ((15.2, 21.0, 26.8, 32.8, 36.2),),
-    ),
-    Line(
-        "D²",
-        "ring",
-        "-",
-        _on(topologies.ring, djax.d2_sgd),
-        ((19.6, 42.0, 79.2, 185.7, 218.1), (19.6, 43.1, 79.3, 179.6, 218.5)),
-    ),
-    Line(
-        "Gradient tracking",
-        "ring",
-        "-",
-        _on(topologies.ring, djax.gradient_tracking_sgd),
-        ((49.2, 199, 699, 2534, 7757),),
-    ),
-    Line(
-        "Gradient tracking",
-        "binary tree",
-        "--",
-        _on(topologies.binary_tree, djax.gradient_tracking_sgd),
-        ((156, 405, 886, 1742, 3171),),
-    ),
-    Line(
-        "All-reduce",
-        "–",
-        ":",
-        lambda n: over(djax.all_reduce_sgd),
-        ((8.9, 7.5, 6.8, 6.2, 5.6),),
-    ),
-    Line(
-        "SGP",
-        "one-peer exponential",
-        "-.",
-        _on(topologies.one_peer_exponential, djax.sgp, rounds=2),
-        (
-            (107.9, 112.6, 51.3, 39.4, 21.7, 10.1, 68.7, 53.5, 39.3, 27.6),
-            (1079, 1238, 617, 540, 345, 10.1, 708, 596, 462, 377),
-        ),
-        SIZES + POWERS,
-    ),
+    Line("RelaySGD", "chain", "-", ((20.8, 38.1, 70.1, 127.6, 242.6),)),
+    Line("RelaySGD", "binary tree", "--", ((15.2, 21.0, 26.8, 32.8, 36.2),)),
+    Line("D²", "ring", "-", D2),
+    Line("Gradient tracking", "ring", "-", ((49.2, 199, 699, 2534, 7757),)),
+    Line("Gradient tracking", "binary tree", "--", ((156, 405, 886, 1742, 3171),)),
+    Line("All-reduce", "–", ":", ((8.9, 7.5, 6.8, 6.2, 5.6),)),
+    Line("SGP", "one-peer exponential", "-.", SGP, SIZES + POWERS),
 )
 
 
@@ -175,7 +133,7 @@ def mean_steps(records: list[Record], line: Line, n: int, zeta2: float, key="ste
     return float(np.mean(figures.column(mine, key))) if mine else None
 
 
-def make_table(records: list[Record]):
+def make_tables(records: list[Record]):
     """Paper, ours and deviation, for both heterogeneities."""
     rows = []
     for line, n in ((x, n) for x in LINES for n in x.sizes):
@@ -191,13 +149,12 @@ def make_table(records: list[Record]):
     columns = ["method", "n"]
     for zeta2 in ZETAS:
         columns += [f"ζ²={zeta2:g} paper", "ours", "", "finer"]
-    return figures.table(
-        "Figure 2: steps to f(x̄) − f* ≤ 1e-6, mean over the seeds",
-        columns,
-        rows,
+    title = "Figure 2: steps to f(x̄) − f* ≤ 1e-6, mean over the seeds"
+    caption = (
         "ours: the paper's problems and search for the learning rate. finer: grids of "
-        "rates in steps of 1 %.\nThe differences between the two are the search's.",
+        "rates in steps of 1 %.\nThe differences between the two are the search's."
     )
+    return [figures.table(title, columns, rows, caption)]
 
 
 def draw(records: list[Record]) -> Figure:
@@ -221,15 +178,16 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-@figures.script(__file__, __doc__)
-def main(smoke: bool) -> figures.Made:
-    """Makes the figure."""
-    sizes = (4, 6) if smoke else sorted(SIZES + POWERS)
-    seeds, max_steps = (2, 400) if smoke else (10, 20_000)
-    with jax.enable_x64(True):
-        records = compute(sizes, seeds, max_steps)
-    return figures.Made(records, [make_table(records)], draw(records))
-
+main = figures.script(
+    __file__,
+    __doc__,
+    compute,
+    make_tables,
+    draw,
+    full=(sorted(SIZES + POWERS), 10, 20_000),
+    smoke=((4, 6), 2, 400),
+    x64=True,
+)
 
 if __name__ == "__main__":
     main()

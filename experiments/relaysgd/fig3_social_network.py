@@ -18,7 +18,6 @@ About 80 seconds on 2 cores, most of them to compile a program a tree.
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -48,7 +47,7 @@ LABELS = {
 
 
 def compute(
-    graph: Topology, roots: Sequence[int], steps: int, *, goal: float = 1e-5
+    graph: Topology, roots: Sequence[int], steps: int, goal: float
 ) -> list[Record]:
     """Runs every method, RelaySGD three times as long and once for each tree.
 
@@ -187,17 +186,17 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-@figures.script(__file__, __doc__)
-def main(smoke: bool) -> figures.Made:
-    """Makes the figure."""
-    with jax.enable_x64(True):
-        if smoke:
-            records = compute(topologies.ring(4), roots=(0,), steps=20, goal=1e-2)
-        else:
-            graph = topologies.social_network()
-            records = compute(graph, roots=range(graph.size), steps=STEPS)
-    return figures.Made(records, make_tables(records), draw(records))
-
+GRAPH = topologies.social_network()
+main = figures.script(
+    __file__,
+    __doc__,
+    compute,
+    make_tables,
+    draw,
+    full=(GRAPH, range(GRAPH.size), STEPS, 1e-5),
+    smoke=(topologies.ring(4), (0,), 20, 1e-2),
+    x64=True,
+)
 
 if __name__ == "__main__":
     main()

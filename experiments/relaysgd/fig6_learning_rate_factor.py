@@ -17,8 +17,7 @@ and too little for large binary trees. 10 seconds on 2 cores.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,39 +27,21 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import Topology, topologies
+from djax import Topology
 
 from ..lib import figures
 from ..lib.figures import Record
-from .methods import COLORS
+from .methods import COLORS, graph
 
 SIZES = (2, 5, 10, 20, 30, 40, 50, 60, 70, 80)
+REFERENCE = {
+    "chain": (1.0, 1.79994, 3.39944, 6.70242, 10.02279, 13.34148),
+    "binary tree": (1.0, 1.63996, 2.52021, 3.77514, 4.66607, 5.30639),
+}
+"""Measured with the published code, for the first of `SIZES`."""
+STYLES = {"chain": "-", "binary tree": "--"}
 AGREEMENT = 1e-4
 MAX_STEPS = 10_000
-
-
-class Line(NamedTuple):
-    """A line of the figure.
-
-    Attributes:
-      make: from a number of workers to the tree.
-      style: of the line.
-      reference: measured with the published code, for the first of `SIZES`.
-    """
-
-    make: Callable[[int], Topology]
-    style: str
-    reference: tuple[float, ...]
-
-
-LINES = {
-    "chain": Line(
-        topologies.chain, "-", (1.0, 1.79994, 3.39944, 6.70242, 10.02279, 13.34148)
-    ),
-    "binary tree": Line(
-        topologies.binary_tree, "--", (1.0, 1.63996, 2.52021, 3.77514, 4.66607, 5.30639)
-    ),
-}
 
 
 def measure(tree: Topology) -> tuple[float, int]:
@@ -102,9 +83,9 @@ def measure(tree: Topology) -> tuple[float, int]:
 def compute(sizes: Sequence[int]) -> list[Record]:
     """Measures the factors of all trees with these numbers of workers."""
     records = []
-    jobs = list(itertools.product(LINES, sizes))
+    jobs = list(itertools.product(REFERENCE, sizes))
     for name, n in tqdm(jobs, desc="figure 6", unit="tree"):
-        tree = LINES[name].make(n)
+        tree = graph(name, n)
         factor, steps = measure(tree)
         records.append(
             {
@@ -119,23 +100,21 @@ def compute(sizes: Sequence[int]) -> list[Record]:
     return records
 
 
-def make_table(records: list[Record]):
+def make_tables(records: list[Record]):
     """Reference, measured, theory and rule of thumb, for every tree."""
     rows = []
-    for name, line in LINES.items():
-        reference = dict(zip(SIZES, line.reference, strict=False))
+    for name, factors in REFERENCE.items():
+        reference = dict(zip(SIZES, factors, strict=False))
         for r in figures.select(records, topology=name):
             paper, factor, theory = reference.get(r["n"]), r["factor"], r["theory"]
             row = [f"{name}, {r['n']}", paper and f"{paper:.5f}", f"{factor:.5f}"]
             row += [figures.deviation(factor, paper), f"{theory:.5f}"]
             error = f"{factor / theory - 1:+.1e}"
             rows.append([*row, error, r["half_diameter"], str(r["steps"])])
-    return figures.table(
-        "Figure 6: factor of the learning rate",
-        ["tree", "reference", "ours", "", "theory", "ours to it", "τ_max/2", "steps"],
-        rows,
-        "reference: the published code, run up to n = 40.",
-    )
+    columns = ["tree", "reference", "ours", "", "theory", "ours to it", "τ_max/2"]
+    caption = "reference: the published code, run up to n = 40."
+    title = "Figure 6: factor of the learning rate"
+    return [figures.table(title, [*columns, "steps"], rows, caption)]
 
 
 def draw(records: list[Record]) -> Figure:
@@ -146,17 +125,16 @@ def draw(records: list[Record]) -> Figure:
         ("half_diameter", r"$\tau_{\max} / 2$", "gray"),
         ("theory", "theory", color),
     ):
-        for name, line in LINES.items():
+        for name, style in STYLES.items():
             mine = figures.select(records, topology=name)
             n, values = (figures.column(mine, k) for k in ("n", key))
             text = f"{label}, {name}"
-            style = {"color": shade, "ls": line.style, "lw": 1, "label": text}
-            handles += axes.plot(n, values, **style)
-    for name, line in LINES.items():
+            handles += axes.plot(n, values, style, color=shade, lw=1, label=text)
+    for name, references in REFERENCE.items():
         mine = figures.select(records, topology=name)
         n, factors = (figures.column(mine, k) for k in ("n", "factor"))
         axes.plot(n, factors, ".", color=color, ms=6)
-        circles = np.transpose(list(zip(SIZES, line.reference, strict=False)))
+        circles = np.transpose(list(zip(SIZES, references, strict=False)))
         axes.plot(*circles, "o", color=color, mfc="none", ms=7)
     axes.set(xlim=(0, 82), ylim=(0, 40), xlabel="number of workers $n$")
     axes.set_ylabel("factor of the learning rate")
@@ -166,13 +144,16 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-@figures.script(__file__, __doc__)
-def main(smoke: bool) -> figures.Made:
-    """Makes the figure."""
-    with jax.enable_x64(True):
-        records = compute(SIZES[:3] if smoke else SIZES)
-    return figures.Made(records, [make_table(records)], draw(records))
-
+main = figures.script(
+    __file__,
+    __doc__,
+    compute,
+    make_tables,
+    draw,
+    full=(SIZES,),
+    smoke=(SIZES[:3],),
+    x64=True,
+)
 
 if __name__ == "__main__":
     main()

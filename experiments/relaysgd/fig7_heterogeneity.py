@@ -17,26 +17,18 @@ mind. Under noise the last errors are draws from the range beside them. About a 
 on 2 cores.
 """
 
-import djax
-from djax import topologies
-
-from ..lib import figures
 from .curves import Method, Study
-from .methods import over
 
-
-def methods(n: int) -> tuple[Method, ...]:
-    """What the figure compares, for a number of workers."""
-    ring, chain = topologies.ring(n), topologies.chain(n)
-    damped = topologies.ring(n, weights=1 / 3 - 0.01)
-    return (
+DAMPED = {"cap": 0.02, "weights": 1 / 3 - 0.01}
+STUDY = Study(
+    number=7,
+    methods=(
         Method(
             "D-PSGD",
             "ring",
-            over(djax.dpsgd, ring),
-            errors=(8.030034e-7, 1.262069e-6, 9.901161e-2),
-            steps=(13, 1469, 19818),
-            rates=(1.25, 0.0103759765625, 0.000762939453125),
+            (8.030034e-7, 1.262069e-6, 9.901161e-2),
+            (13, 1469, 19818),
+            (1.25, 0.0103759765625, 0.000762939453125),
             every=(30, 30, 60),
             plateau=True,
             max_steps=70_000,
@@ -45,38 +37,28 @@ def methods(n: int) -> tuple[Method, ...]:
         Method(
             "D²",
             "ring",
-            over(djax.d2_sgd, ring),
-            errors=(9.808478e-7, 1.196733e-6, 1.258016e-6),
-            steps=(18, 34, 54),
-            rates=(0.394287109375, 0.1953125, 0.15625),
-            cap=0.02,
-            curve=over(djax.d2_sgd, damped),
+            (9.808478e-7, 1.196733e-6, 1.258016e-6),
+            (18, 34, 54),
+            (0.394287109375, 0.1953125, 0.15625),
+            **DAMPED,
         ),
         Method(
             "Gradient tracking",
             "ring",
-            over(djax.gradient_tracking_sgd, ring),
-            errors=(9.910218e-7, 6.319425e-7, 5.211581e-7),
-            steps=(10, 301, 641),
-            rates=(0.4345703125, 0.019330978393554688, 0.0095367431640625),
-            cap=0.02,
-            curve=over(djax.gradient_tracking_sgd, damped),
+            (9.910218e-7, 6.319425e-7, 5.211581e-7),
+            (10, 301, 641),
+            (0.4345703125, 0.019330978393554688, 0.0095367431640625),
+            **DAMPED,
         ),
         Method(
             "RelaySGD",
             "chain",
-            over(djax.relay_sgd, chain),
-            errors=(8.088465e-7, 9.534160e-7, 2.537161e-7),
-            steps=(51, 51, 54),
-            rates=(0.869140625, 0.869140625, 0.8984375),
+            (8.088465e-7, 9.534160e-7, 2.537161e-7),
+            (51, 51, 54),
+            (0.869140625, 0.869140625, 0.8984375),
             cap=0.2,
         ),
-    )
-
-
-STUDY = Study(
-    number=7,
-    methods=methods,
+    ),
     zetas=(0, 0.1, 10),
     steps=(2000, 2000, 2000),
     bottom=1e-7,
@@ -84,7 +66,7 @@ STUDY = Study(
     caption="The curves' rates are capped besides: 0.02, RelaySGD 0.2. 5 – 95 %: of "
     "our errors in the second half of the\nsteps, where noise decides.",
 )
-main = figures.script(__file__, __doc__)(STUDY.make)
+main = STUDY.script(__file__, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -170,7 +170,7 @@ def compute(sizes: Sequence[int], steps: int, runs: int) -> list[Record]:
     return records
 
 
-def make_table(records: list[Record]):
+def make_tables(records: list[Record]):
     """The last errors, theirs in theory, and those of all samples together."""
     rows = []
     for r in records:
@@ -180,13 +180,13 @@ def make_table(records: list[Record]):
         change = figures.deviation(mse, predicted)
         rows.append([*row, change, f"{predicted / ideal:.2f}", f"{mse / ideal:.2f}"])
     columns = ["method", "n", "1/(nT)", "predicted", "ours", ""]
-    return figures.table(
-        f"Figure 9: mean squared error after T = {len(records[0]['mse'])} steps",
-        [*columns, "predicted · nT", "ours · nT"],
-        rows,
+    title = f"Figure 9: mean squared error after T = {len(records[0]['mse'])} steps"
+    caption = (
         "The paper shows curves, no numbers. predicted: the expectation, computed from "
-        "delays and eigenvalues.",
+        "delays and eigenvalues."
     )
+    columns += ["predicted · nT", "ours · nT"]
+    return [figures.table(title, columns, rows, caption)]
 
 
 def draw(records: list[Record]) -> Figure:
@@ -213,13 +213,16 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-@figures.script(__file__, __doc__)
-def main(smoke: bool) -> figures.Made:
-    """Makes the figure."""
-    with jax.enable_x64(True):
-        records = compute((4,), 20, 4) if smoke else compute(SIZES, STEPS, RUNS)
-    return figures.Made(records, [make_table(records)], draw(records))
-
+main = figures.script(
+    __file__,
+    __doc__,
+    compute,
+    make_tables,
+    draw,
+    full=(SIZES, STEPS, RUNS),
+    smoke=((4,), 20, 4),
+    x64=True,
+)
 
 if __name__ == "__main__":
     main()

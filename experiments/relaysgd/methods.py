@@ -1,6 +1,10 @@
 """The paper's methods, as functions of a learning rate and a communicator."""
 
 from collections.abc import Callable
+from typing import Any
+
+import djax
+from djax import topologies
 
 from ..lib.sweep import MakeOptimizer
 
@@ -14,6 +18,15 @@ COLORS = {
     "D-PSGD": "tab:purple",
 }
 """One colour a method in all figures."""
+ALIASES = {
+    "RelaySGD": djax.relay_sgd,
+    "RelaySum/Grad": djax.relay_sgd_grad,
+    "D²": djax.d2_sgd,
+    "Gradient tracking": djax.gradient_tracking_sgd,
+    "SGP": djax.sgp,
+    "D-PSGD": djax.dpsgd,
+}
+"""What a method is called in djax, for those that have a graph."""
 
 
 def over(alias: Callable, *args, **options) -> MakeOptimizer:
@@ -25,3 +38,9 @@ def over(alias: Callable, *args, **options) -> MakeOptimizer:
       **options: its keyword arguments.
     """
     return lambda rate, communicator: alias(rate, *args, communicator, **options)
+
+
+def graph(name: str, n: int, **options: Any) -> Any:
+    """The graph of a name in the figures, such as "binary tree", with n workers."""
+    build = getattr(topologies, name.replace(" ", "_").replace("-", "_"))
+    return build(n, **options)

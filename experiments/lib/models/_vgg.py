@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ._layers import dense
+from ._layers import dense, he_normal
 
 LAYERS = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 """Channels of the convolutions of VGG-11; M halves the image."""
@@ -39,13 +39,11 @@ class VGG(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `float[batch, H, W, C]`, H and W >= 32, to `float32[batch, outputs]`."""
         x = x.astype(self.dtype)
-        # Of variance 2 / (9 * channels out).
-        kernel = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         for layer in self.layers:
             if isinstance(layer, str):
                 x = nn.max_pool(x, (2, 2), (2, 2))
                 continue
-            conv = nn.Conv(layer, (3, 3), kernel_init=kernel, dtype=self.dtype)
+            conv = nn.Conv(layer, (3, 3), kernel_init=he_normal, dtype=self.dtype)
             x = nn.relu(conv(x))
         x = x.reshape(len(x), -1)
         for width in (self.hidden, self.hidden):
