@@ -31,10 +31,11 @@ def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
       communicator: where the workers live.
 
     Returns:
-      `(params, model_state=None) -> ` part of a record: `mean` and `worst` of the
-      workers' scores, that of the `averaged` model, `mean_loss` and `averaged_loss`,
-      `consensus_distance`, and `scores`, of each worker. Without a model state the
-      workers' models get statistics as the averaged one does, each from its own data.
+      A function of parameters and, optionally, model state, to a part of a record:
+      `mean` and `worst` of the workers' scores, that of the `averaged` model,
+      `mean_loss` and `averaged_loss`, `consensus_distance`, and the `scores` of all
+      workers. Without a model state the workers' models get statistics as the averaged
+      one does, each from its own data.
     """
     local = communicator.local_ranks
     alone = len(local) < communicator.size  # Other processes have the other workers.
@@ -61,19 +62,14 @@ def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
             if not alone or i % communicator.size == local[0]:
                 shared.append(evaluate_one(first, state, batch))
         sums, part = _total(own), _total(shared)
-        everyone = communicator.gather(
-            [
-                ({key: float(x[i]) for key, x in sums.items()}, part)
-                for i in range(len(local))
-            ]
-        )
+        rows = range(len(local))
+        mine = [({k: float(x[i]) for k, x in sums.items()}, part) for i in rows]
+        everyone = communicator.gather(mine)
         parts = [part for _, part in (everyone if alone else everyone[:1]) if part]
         whole = {key: float(sum(part[key] for part in parts)) for key in sums}
-        return _summarize(
-            task,
-            [task.average(own) for own, _ in everyone],
-            task.average(whole),
-        ) | {"consensus_distance": float(np.asarray(distance)[0])}
+        workers = [task.average(own) for own, _ in everyone]
+        record = _summarize(task, workers, task.average(whole))
+        return record | {"consensus_distance": float(np.asarray(distance)[0])}
 
     return assess
 

@@ -1,7 +1,9 @@
 """Which samples each worker holds.
 
 A split is named on the command line: `iid`, `dirichlet:ALPHA` (the smaller, the more
-the workers' classes differ) or `shards:K` (each worker holds about K classes).
+the workers' classes differ) or `shards:K` (each worker holds about K classes). The
+function of each takes the samples' classes, `int[samples]`, the number of workers, a
+source of randomness, and the number behind the colon.
 """
 
 import math
@@ -12,6 +14,7 @@ import numpy as np
 from .errors import UsageError, lookup
 
 Shares = list[np.ndarray]
+"""Indices of the samples of each worker. They are disjoint and cover all samples."""
 MAX_DRAWS = 10_000
 MAX_ALPHA = 1e12
 """From here on the proportions of a class are equal up to rounding."""
@@ -20,16 +23,7 @@ WRITTEN = "iid, dirichlet:0.1, shards:2, reshuffled or whole"
 
 
 def iid(labels: np.ndarray, workers: int, rng: np.random.Generator) -> Shares:
-    """Deals shuffled samples out evenly.
-
-    Args:
-      labels: `int[samples]`.
-      workers: number of workers.
-      rng: source of randomness.
-
-    Returns:
-      Indices into `labels` for each worker: disjoint, covering, sizes equal up to one.
-    """
+    """Deals shuffled samples out evenly: sizes are equal up to one."""
     return np.array_split(rng.permutation(len(labels)), workers)
 
 
@@ -42,16 +36,8 @@ def dirichlet(
     In a group, the proportions of a class are zero for workers that already hold
     their fair share, and all are drawn again until everyone holds at least half of
     it. In the end the workers' lists are put one after the other and cut into equal
-    parts, which evens the sizes and blurs :math:`\alpha` a little.
-
-    Args:
-      labels: `int[samples]`.
-      workers: number of workers.
-      rng: source of randomness.
-      alpha: concentration; the smaller, the fewer classes a worker holds.
-
-    Returns:
-      Indices into `labels` for each worker: disjoint, covering, sizes equal up to one.
+    parts, which makes sizes equal up to one and blurs :math:`\alpha` a little. The
+    smaller :math:`\alpha`, the fewer classes a worker holds.
 
     Raises:
       UsageError: if no draw gives everyone half of a fair share.
@@ -107,15 +93,10 @@ def shards(
 ) -> Shares:
     """Sorts by class, cuts into shards and gives each worker `per_worker` of them.
 
-    Args:
-      labels: `int[samples]`.
-      workers: number of workers.
-      rng: source of randomness.
-      per_worker: shards of a worker.
+    Sizes are equal up to `per_worker`.
 
-    Returns:
-      Indices into `labels` for each worker: disjoint, covering, sizes equal up to
-      `per_worker`.
+    Raises:
+      UsageError: if there are more shards than samples.
 
     References:
       McMahan et al., `Communication-Efficient Learning of Deep Networks from
@@ -133,12 +114,12 @@ def shards(
     return [np.concatenate([pieces[i] for i in hand]) for hand in hands]
 
 
-# Each with what its arguments on the command line are read by.
-_SPLITS: dict[str, tuple[Callable[..., Shares], tuple[Callable, ...]]] = {
-    "iid": (iid, ()),
-    "dirichlet": (dirichlet, (float,)),
-    "shards": (shards, (int,)),
+_SPLITS: dict[str, tuple[Callable[..., Shares], type | None]] = {
+    "iid": (iid, None),
+    "dirichlet": (dirichlet, float),
+    "shards": (shards, int),
 }
+"""Each with the type of the number behind its colon, if it has one."""
 
 
 def split(labels: np.ndarray, workers: int, spec: str, seed: int) -> Shares:
@@ -169,13 +150,12 @@ def split(labels: np.ndarray, workers: int, spec: str, seed: int) -> Shares:
         )
     name, _, value = spec.partition(":")
     lookup("--split", name, [*_SPLITS, "reshuffled", "whole"])
+    make, kind = _SPLITS.get(name, (None, None))
     try:
-        make, kinds = _SPLITS[name]
-        values = [
-            kind(text)
-            for kind, text in zip(kinds, value.split(":") if value else [], strict=True)
-        ]
-    except (KeyError, ValueError):
+        if make is None or (kind is None) != (not value):
+            raise ValueError(spec)
+        values = [kind(value)] if kind else []
+    except ValueError:
         raise UsageError(f"cannot read --split {spec!r}; write {WRITTEN}.") from None
     return make(labels, workers, np.random.default_rng(seed), *values)
 
@@ -187,15 +167,7 @@ def count_classes(labels: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarra
 
 
 def plot_classes(counts: np.ndarray, title: str):
-    """Draws who holds which class.
-
-    Args:
-      counts: `int[workers, classes]`, from :func:`count_classes`.
-      title: of the figure.
-
-    Returns:
-      The matplotlib figure.
-    """
+    """Draws which workers hold which classes, from :func:`count_classes`."""
     from matplotlib.figure import Figure
 
     workers, classes = counts.shape

@@ -62,10 +62,8 @@ class RunFolder:
 
     def write_config(self, config: Any) -> None:
         """Writes `config.json`: the configuration and what it ran on."""
-        if self.active:
-            content = {"config": dataclasses.asdict(config), **provenance()}
-            text = json.dumps(content, indent=2, default=str) + "\n"
-            (self.path / "config.json").write_text(text)
+        content = {"config": dataclasses.asdict(config), **provenance()}
+        self._write("config.json", content)
 
     def write_summary(
         self,
@@ -82,15 +80,18 @@ class RunFolder:
           sent: numbers, as a job's `traffic` returns them.
           diverged: what is said of a training that diverged.
         """
+        content = {
+            "title": title,
+            "rows": {name.strip(): value for name, value in rows},
+            "sent_per_worker": dict(sent),
+            "diverged": diverged,
+        }
+        self._write("summary.json", content)
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
         if self.active:
-            content = {
-                "title": title,
-                "rows": {name.strip(): value for name, value in rows},
-                "sent_per_worker": dict(sent),
-                "diverged": diverged,
-            }
-            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-            (self.path / "summary.json").write_text(text)
+            text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+            (self.path / name).write_text(text + "\n")
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Appends a line to `metrics.jsonl`."""
@@ -143,13 +144,11 @@ def _make_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
 
 def provenance() -> dict[str, Any]:
     """Versions, commit and devices: what a result was made by."""
-    packages = ("djax-gossip", "jax", "jaxlib", "optax", "flax", "mpi4jax", "numpy")
     versions: dict[str, str | None] = {}
-    for package in packages:
-        try:
+    for package in "djax-gossip jax jaxlib optax flax mpi4jax numpy".split():
+        versions[package] = None
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     try:
         commit = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],

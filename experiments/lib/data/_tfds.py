@@ -13,13 +13,7 @@ import tqdm
 from ..errors import UsageError
 from ._base import Arrays, DataOptions, missing
 
-_NOT_THERE = (
-    AssertionError,
-    KeyError,
-    NotImplementedError,
-    StopIteration,
-    ValueError,
-)
+_NOT_THERE = AssertionError, KeyError, NotImplementedError, StopIteration, ValueError
 """What tensorflow-datasets raises, as it happens, where data are missing."""
 
 
@@ -107,9 +101,8 @@ def prepare(name: str, folder: pathlib.Path, raw: pathlib.Path | None = None) ->
         ) from None
     from tensorflow_datasets.core.download import downloader
 
-    vars(downloader)["MAX_RETRIES"] = (
-        0  # Ten of them take minutes where there is no network.
-    )
+    # Ten of them take minutes where there is no network.
+    vars(downloader)["MAX_RETRIES"] = 0
     builder = tfds.builder(name, data_dir=str(folder), file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=str(raw) if raw else None)
     try:
@@ -126,22 +119,20 @@ def load_images(name: str, options: DataOptions) -> tuple[Arrays, Arrays]:
       name: of a data set with the splits train and test.
       options: where it is.
     """
-    parts = []
-    for split in ("train", "test"):
-        path = options.folder / f"{name}-{split}.npz"
-        fields = keep(path, lambda split=split: _read_images(name, split, options))
-        parts.append(Arrays(**fields))
-    return parts[0], parts[1]
 
+    def load(split):
+        def read():
+            source = open_split(name, split, options)
+            numbers = tqdm.tqdm(range(len(source)), f"{name} {split}", disable=None)
+            examples = [source[i] for i in numbers]
+            return {
+                "image": np.stack([example["image"] for example in examples]),
+                "label": np.array([example["label"] for example in examples], np.int32),
+            }
 
-def _read_images(name: str, split: str, options: DataOptions) -> dict[str, np.ndarray]:
-    source = open_split(name, split, options)
-    numbers = tqdm.tqdm(range(len(source)), f"{name} {split}", disable=None)
-    examples = [source[i] for i in numbers]
-    return {
-        "image": np.stack([example["image"] for example in examples]),
-        "label": np.array([example["label"] for example in examples], np.int32),
-    }
+        return Arrays(**keep(options.folder / f"{name}-{split}.npz", read))
+
+    return load("train"), load("test")
 
 
 def keep(
@@ -236,25 +227,24 @@ def random_box(
 
 
 def open_imagenet(options: DataOptions, size: int) -> tuple[_ImageNet, _ImageNet]:
-    """Training and validation images.
+    """Training and validation images, which are decoded when they are needed.
 
     Args:
       options: where they are.
       size: of an image, in pixels.
     """
-    tfds = import_tfds()
-    parts = []
-    for split in ("train", "validation"):
-        open_split("imagenet2012", split, options)  # Raises if it is not there.
-        source = _builder("imagenet2012", options).as_data_source(
-            split, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+    decoders = {"image": import_tfds().decode.SkipDecoding()}
 
-        def labels(split=split, source=source):
+    def load(split):
+        open_split("imagenet2012", split, options)  # Raises if it is not there.
+        builder = _builder("imagenet2012", options)
+        source = builder.as_data_source(split, decoders=decoders)
+
+        def read():
             numbers = tqdm.tqdm(range(len(source)), f"labels of {split}", disable=None)
             return {"label": np.array([source[i]["label"] for i in numbers], np.int32)}
 
         path = options.folder / f"imagenet2012-{split}-labels.npz"
-        found = keep(path, labels)["label"]
-        parts.append(_ImageNet(source, found, split == "train", size))
-    return parts[0], parts[1]
+        return _ImageNet(source, keep(path, read)["label"], split == "train", size)
+
+    return load("train"), load("validation")
