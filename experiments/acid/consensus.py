@@ -166,16 +166,7 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-main = figures.script(
-    __file__,
-    __doc__,
-    compute,
-    make_tables,
-    draw,
-    full=((16, 32, 64), 80),
-    smoke=((8,), 2),
-    x64=True,
-)
+main = figures.script(__name__, full=((16, 32, 64), 80), smoke=((8,), 2), x64=True)
 
 if __name__ == "__main__":
     main()

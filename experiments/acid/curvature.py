@@ -131,15 +131,7 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-main = figures.script(
-    __file__,
-    __doc__,
-    compute,
-    make_tables,
-    draw,
-    full=(SIZE, 3000, 40),
-    smoke=(4, 20, 2),
-)
+main = figures.script(__name__, full=(SIZE, 3000, 40), smoke=(4, 20, 2))
 
 if __name__ == "__main__":
     main()

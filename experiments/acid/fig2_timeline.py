@@ -94,9 +94,7 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-main = figures.script(
-    __file__, __doc__, compute, make_tables, draw, full=(8,), smoke=(3,)
-)
+main = figures.script(__name__, full=(8,), smoke=(3,))
 
 if __name__ == "__main__":
     main()

@@ -93,15 +93,7 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-main = figures.script(
-    __file__,
-    __doc__,
-    compute,
-    make_tables,
-    draw,
-    full=(200 * WORKERS,),
-    smoke=(10 * WORKERS,),
-)
+main = figures.script(__name__, full=(200 * WORKERS,), smoke=(10 * WORKERS,))
 
 if __name__ == "__main__":
     main()

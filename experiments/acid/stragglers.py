@@ -169,9 +169,7 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-main = figures.script(
-    __file__, __doc__, compute, make_tables, draw, full=(16, 200, 5), smoke=(4, 22, 1)
-)
+main = figures.script(__name__, full=(16, 200, 5), smoke=(4, 22, 1))
 
 if __name__ == "__main__":
     main()

@@ -219,13 +219,7 @@ def draw(records: list[Record]) -> Figure:
 
 
 main = figures.script(
-    __file__,
-    __doc__,
-    compute,
-    make_tables,
-    draw,
-    full=(64, STEP_SIZES, 100, 5),
-    smoke=(4, STEP_SIZES[:1], 3, 1),
+    __name__, full=(64, STEP_SIZES, 100, 5), smoke=(4, STEP_SIZES[:1], 3, 1)
 )
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,24 +43,15 @@ C = TypeVar("C", bound=Config)
 
 
 def script(
-    file: str,
-    doc: str | None,
-    compute: Callable[..., list[Record]],
-    make_tables: Callable[[list[Record]], Sequence[rich.table.Table]],
-    draw: Callable[[list[Record]], "Figure"],
-    *,
-    full: tuple,
-    smoke: tuple,
-    x64: bool = False,
+    name: str, parts: Any = None, *, full: tuple, smoke: tuple, x64: bool = False
 ) -> Callable[..., list[Record]]:
     """Makes the command line of a figure's script.
 
     Args:
-      file: the script's `__file__`.
-      doc: the script's docstring, which `--help` shows.
-      compute: makes the records.
-      make_tables: makes tables of the records, for people to read.
-      draw: makes the figure of the records.
+      name: the script's `__name__`. Its docstring is what `--help` shows.
+      parts: what has the functions `compute`, `make_tables` and `draw`; by default the
+        script. `compute` makes the records. The others take the records, and make
+        tables for people to read and the matplotlib figure.
       full: arguments of `compute`.
       smoke: arguments of `compute` in a smoke test, with tiny sizes.
       x64: whether `compute` has 64 bits a number.
@@ -68,12 +60,15 @@ def script(
       A function that reads its arguments or, by default, those of the process, writes
       the files, shows the tables and returns the records.
     """
+    module: Any = sys.modules[name]
 
     def main(arguments: Sequence[str] | None = None) -> list[Record]:
-        config = configure(file, doc, arguments)
+        config = configure(module.__file__, module.__doc__, arguments)
+        made_by = module if parts is None else parts
         with jax.enable_x64(True) if x64 else contextlib.nullcontext():
-            records = compute(*(smoke if config.smoke else full))
-        publish(file, config, records, make_tables(records), draw(records))
+            records = made_by.compute(*(smoke if config.smoke else full))
+        tables, figure = made_by.make_tables(records), made_by.draw(records)
+        publish(module.__file__, config, records, tables, figure)
         return records
 
     return main

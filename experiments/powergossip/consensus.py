@@ -200,11 +200,7 @@ def draw(records: list[Record]) -> Figure:
 
 _FEW = ("uncompressed gossip", "PowerGossip", "CHOCO, top-k", "DCD, QSGD 8 bits")
 main = figures.script(
-    __file__,
-    __doc__,
-    compute,
-    make_tables,
-    draw,
+    __name__,
     full=({"normal matrices": (100, 5000), "photographs": (64, 3000)}, METHODS),
     smoke=(
         {"photographs": (16, 12)},

@@ -263,15 +263,7 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-main = figures.script(
-    __file__,
-    __doc__,
-    compute,
-    make_tables,
-    draw,
-    full=((128, 128), EPOCHS),
-    smoke=((), 2),
-)
+main = figures.script(__name__, full=((128, 128), EPOCHS), smoke=((), 2))
 
 if __name__ == "__main__":
     main()

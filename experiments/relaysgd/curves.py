@@ -6,6 +6,7 @@ wrote down; so do the curves here.
 """
 
 import functools
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -83,22 +84,19 @@ class Study(NamedTuple):
     noise: float = 0.0
     caption: str = ""
 
-    def script(self, file: str, doc: str | None) -> Callable[..., list[Record]]:
-        """Makes the figure's command line, as :func:`experiments.lib.figures.script`.
+    def script(self, name: str) -> Callable[..., list[Record]]:
+        """Makes the figure's command line, see :func:`experiments.lib.figures.script`.
 
         A smoke test has 4 workers and the second heterogeneity, and few steps.
         """
-        small = self._replace(zetas=self.zetas[1:2], steps=(40,))
-        return figures.script(
-            file,
-            doc,
-            compute,
-            functools.partial(make_tables, self),
-            functools.partial(draw, self),
-            full=(self, WORKERS, 70_000),
-            smoke=(small, 4, 500),
-            x64=True,
+        parts = types.SimpleNamespace(
+            compute=compute,
+            make_tables=functools.partial(make_tables, self),
+            draw=functools.partial(draw, self),
         )
+        small = self._replace(zetas=self.zetas[1:2], steps=(40,))
+        full, smoke = (self, WORKERS, 70_000), (small, 4, 500)
+        return figures.script(name, parts, full=full, smoke=smoke, x64=True)
 
 
 def compute(study: Study, workers: int, max_steps: int) -> list[Record]:

@@ -40,7 +40,7 @@ STUDY = Study(
     steps=(200, 500, 2000),
     bottom=1e-9,
 )
-main = STUDY.script(__file__, __doc__)
+main = STUDY.script(__name__)
 
 if __name__ == "__main__":
     main()

@@ -179,11 +179,7 @@ def draw(records: list[Record]) -> Figure:
 
 
 main = figures.script(
-    __file__,
-    __doc__,
-    compute,
-    make_tables,
-    draw,
+    __name__,
     full=(sorted(SIZES + POWERS), 10, 20_000),
     smoke=((4, 6), 2, 400),
     x64=True,

@@ -188,11 +188,7 @@ def draw(records: list[Record]) -> Figure:
 
 GRAPH = topologies.social_network()
 main = figures.script(
-    __file__,
-    __doc__,
-    compute,
-    make_tables,
-    draw,
+    __name__,
     full=(GRAPH, range(GRAPH.size), STEPS, 1e-5),
     smoke=(topologies.ring(4), (0,), 20, 1e-2),
     x64=True,

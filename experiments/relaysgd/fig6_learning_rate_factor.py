@@ -144,16 +144,7 @@ def draw(records: list[Record]) -> Figure:
     return figure
 
 
-main = figures.script(
-    __file__,
-    __doc__,
-    compute,
-    make_tables,
-    draw,
-    full=(SIZES,),
-    smoke=(SIZES[:3],),
-    x64=True,
-)
+main = figures.script(__name__, full=(SIZES,), smoke=(SIZES[:3],), x64=True)
 
 if __name__ == "__main__":
     main()

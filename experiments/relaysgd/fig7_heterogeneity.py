@@ -66,7 +66,7 @@ STUDY = Study(
     caption="The curves' rates are capped besides: 0.02, RelaySGD 0.2. 5 – 95 %: of "
     "our errors in the second half of the\nsteps, where noise decides.",
 )
-main = STUDY.script(__file__, __doc__)
+main = STUDY.script(__name__)
 
 if __name__ == "__main__":
     main()

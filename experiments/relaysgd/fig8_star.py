@@ -68,7 +68,7 @@ STUDY = Study(
     "0.00732 just settles above 1e-6 / 1.1\nand ends the search; at 0.01 it is just "
     "below. With 0.010004, rate and error are the paper's: 0.00732, 8.87190e-3.",
 )
-main = STUDY.script(__file__, __doc__)
+main = STUDY.script(__name__)
 
 if __name__ == "__main__":
     main()

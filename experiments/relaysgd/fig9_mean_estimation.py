@@ -214,14 +214,7 @@ def draw(records: list[Record]) -> Figure:
 
 
 main = figures.script(
-    __file__,
-    __doc__,
-    compute,
-    make_tables,
-    draw,
-    full=(SIZES, STEPS, RUNS),
-    smoke=((4,), 20, 4),
-    x64=True,
+    __name__, full=(SIZES, STEPS, RUNS), smoke=((4,), 20, 4), x64=True
 )
 
 if __name__ == "__main__":
