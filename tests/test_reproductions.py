@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = [
     f"experiments.{path.parent.name}.{path.stem}"
     for path in sorted((ROOT / "experiments").glob("*/*.py"))
-    if re.search(r"script\(__name__|configure\(__file__", path.read_text())
+    if re.search(r"script\(\s*__name__|configure\(__file__", path.read_text())
 ]
 WALL_CLOCK = "experiments.acid.wall_clock"  # Under mpirun.
 
