@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._interfaces import Communicator
-from djax.topologies import Schedule, Topology
-from djax.topologies._checks import describe, is_communicator
-from djax.topologies._kinds import check_undirected
-from djax.topologies._schedule_checks import contraction
+from djax._values import describe, is_communicator
+from djax.topologies import Schedule, Topology, contraction
+from djax.topologies.checks import check_undirected
 
 
 def check_communicator(name: str, communicator: Any) -> None:

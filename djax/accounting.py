@@ -10,8 +10,8 @@ import optax
 from ._counting import CommunicationCost, cost_of, trace
 from ._interfaces import Communicator, PyTree
 from ._transformations import as_transformation, is_asynchronous
+from ._values import describe, is_array
 from .topologies import Graph
-from .topologies._checks import describe, is_array
 
 __all__ = ["CommunicationCost", "communication_cost"]
 __dir__ = __all__.copy  # For dir() and completion.

@@ -16,7 +16,7 @@ import numpy as np
 
 from .mechanisms._relay import check_tree
 from .topologies import Topology
-from .topologies._kinds import check_undirected
+from .topologies.checks import check_undirected
 
 __all__ = [
     "RelayConstant",

@@ -15,9 +15,10 @@ import pytest
 
 from djax import topologies as t
 from djax.topologies import (
-    _base_steps,
-    _equi,
+    _base_graphs,
     _matcha,
+    _random,
+    _semidefinite,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -44,7 +45,7 @@ def numbers(text):
 def test_base_graphs(name):
     kind, arguments = name.split("__")
     if kind == "simple_noinner":
-        steps = _base_steps.simple_base_graph_steps(
+        steps = _base_graphs.simple_base_graph_steps(
             *numbers(arguments), inner_edges=False
         )
         matrices = np.array(steps)
@@ -80,7 +81,7 @@ def test_equi_topo_draws_the_published_graphs(name):
 @pytest.mark.parametrize("name", [name for name in EQUI if "basis" in name])
 def test_the_shifts_of_equi_topo_are_the_published_ones(name):
     size, seed = numbers(name.split("__")[1])
-    shifts = _equi.basis("equi_static", size, len(EQUI[name]), seed)
+    shifts = _random.basis("equi_static", size, len(EQUI[name]), seed)
     assert shifts.tolist() == EQUI[name].tolist()
 
 
@@ -89,7 +90,7 @@ def test_the_walk_of_equi_topo_pairs_the_published_workers(name):
     size, _ = numbers(name.split("__")[1])
     matrices = EQUI[name.replace("draws", "eta1")]
     for (shift, start), matrix in zip(EQUI[name].tolist(), matrices, strict=True):
-        pairs = _equi.pairs(size, shift, start - 1)
+        pairs = _random.pairs(size, shift, start - 1)
         expected = np.eye(size) / size + (size - 1) / size * pairs
         np.testing.assert_allclose(matrix, expected, rtol=0, atol=1e-15)
 
@@ -98,7 +99,7 @@ def test_the_walk_of_equi_topo_pairs_the_published_workers(name):
 def test_matcha_connects_the_workers_as_well_as_the_published_probabilities(name):
     laplacians = MATCHA[f"L__{name}"]
     budget = MATCHA_VALUES[name]["budget"]
-    probabilities = _matcha.activation_probabilities(laplacians, budget)
+    probabilities = _semidefinite.activation_probabilities(laplacians, budget)
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
     assert probabilities.sum() <= MATCHA_VALUES[name]["limit"]
     mean = np.tensordot(probabilities, laplacians, axes=1)
@@ -117,7 +118,7 @@ def test_matcha_mixes_with_the_published_weight(name):
     assert weight == pytest.approx(of_minimum, abs=1e-8)
     np.testing.assert_allclose(rho, MATCHA[f"rho__{name}"], rtol=0, atol=2e-8)
     budget = MATCHA_VALUES[name]["budget"]
-    probabilities = _matcha.activation_probabilities(laplacians, budget)
+    probabilities = _semidefinite.activation_probabilities(laplacians, budget)
     weight, rho = _matcha.mixing_weight(laplacians, probabilities)
     assert weight == pytest.approx(of_code, abs=2e-5)
     np.testing.assert_allclose(rho, MATCHA[f"rho__{name}"], rtol=0, atol=1e-5)
@@ -142,7 +143,7 @@ def test_the_fastest_weights(name):
 @pytest.mark.parametrize("name", ["ring6", "irr8"])
 def test_matcha_without_saving_is_the_best_constant(name):
     laplacians = MATCHA[f"L__{name}_b0p5"]
-    probabilities = _matcha.activation_probabilities(laplacians, 1.0)
+    probabilities = _semidefinite.activation_probabilities(laplacians, 1.0)
     weight, _ = _matcha.mixing_weight(laplacians, probabilities)
     assert probabilities.tolist() == [1.0] * len(laplacians)
     assert weight == pytest.approx(MATCHA[f"fixed_alpha__{name}"].item(), abs=1e-12)

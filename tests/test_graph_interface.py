@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from djax import topologies as t
-from djax.topologies._kinds import check_graph_kind
+from djax.topologies.checks import check_graph_kind
 
 GATHER = np.array([[1.0, 0.5, 0.5], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]])
 SCATTER = np.array([[1 / 3, 0.0, 0.0], [1 / 3, 1.0, 0.0], [1 / 3, 0.0, 1.0]])

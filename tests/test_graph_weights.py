@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from test_topologies import check_rounds, connected_graphs
 
 from djax import topologies as t
-from djax.topologies import _barrier
+from djax.topologies import _semidefinite
 
 RULES = "metropolis", "uniform", "lazy", "best_constant"
 
@@ -142,6 +142,6 @@ def test_the_interior_point_method_solves_a_program_of_its_own():
 
     cost, start = np.array([-1.0, -2.0]), np.array([0.3, 0.3])
     options = {"degree": 3, "accuracy": 1e-9}
-    found = _barrier.minimize(cost, barrier, derivatives, start, **options)
+    found = _semidefinite.minimize(cost, barrier, derivatives, start, **options)
     assert cost @ found == pytest.approx(-2, abs=1e-9)
     np.testing.assert_allclose(found, [0, 1], atol=1e-8)

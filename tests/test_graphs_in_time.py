@@ -11,8 +11,9 @@ from test_topologies import check_topology, connected_graphs
 
 from djax import topologies as t
 from djax.topologies import (
-    _base_steps,
+    _base_graphs,
     _matcha,
+    _semidefinite,
 )
 
 EXACT = "base_graph", "simple_base_graph", "hyper_hypercube", "one_peer_hypercube"
@@ -68,7 +69,7 @@ def test_base_graphs_average_exactly_with_few_partners(size, max_degree):
 
 @pytest.mark.parametrize("size, max_degree", [(21, 1), (23, 2), (50, 3)])
 def test_averages_are_exact_without_inner_edges_too(size, max_degree):
-    steps = _base_steps.simple_base_graph_steps(size, max_degree, inner_edges=False)
+    steps = _base_graphs.simple_base_graph_steps(size, max_degree, inner_edges=False)
     full = t.simple_base_graph(size, max_degree)
     bare = t.from_matrices(steps)
     assert bare.period == full.period
@@ -176,7 +177,7 @@ def test_matcha_uses_the_rounds_of_the_topology(graph, budget, seed):
 def test_matcha_keeps_its_budget(topology, budget):
     own = np.eye(topology.size)
     laplacians = np.array([own - own[list(source)] for source in topology.rounds])
-    probabilities = _matcha.activation_probabilities(laplacians, budget)
+    probabilities = _semidefinite.activation_probabilities(laplacians, budget)
     weight, rho = _matcha.mixing_weight(laplacians, probabilities)
     assert probabilities.mean() == pytest.approx(budget, abs=1e-8) and rho < 1
     schedule = t.matcha(topology, budget, period=2000)
@@ -194,7 +195,7 @@ def test_matcha_keeps_its_budget(topology, budget):
 def test_probabilities_are_better_than_equal_ones():
     own = np.eye(32)
     laplacians = np.array([own - own[list(s)] for s in t.social_network().rounds])
-    probabilities = _matcha.activation_probabilities(laplacians, 0.4)
+    probabilities = _semidefinite.activation_probabilities(laplacians, 0.4)
 
     def lambda_2(p):
         return np.linalg.eigvalsh(np.tensordot(p, laplacians, axes=1))[1]

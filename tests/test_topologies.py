@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from djax import topologies
-from djax.topologies import _coloring
+from djax.topologies import _rounds
 
 
 def multiplicities(topology):
@@ -277,8 +277,8 @@ def test_an_array_is_the_mixing_matrix():
 
 @given(connected_graphs())
 def test_fans_alone_need_at_most_one_more_round(graph):
-    with mock.patch.object(_coloring, "_MOVES", 0):
-        rounds = _coloring.edge_coloring(graph)
+    with mock.patch.object(_rounds, "_MOVES", 0):
+        rounds = topologies.edge_coloring(graph)
     partners = [{source[i] for source in rounds} - {i} for i in graph]
     assert partners == [set(graph[i]) for i in graph]
     assert sum(i < j for source in rounds for i, j in enumerate(source)) == graph.size()

@@ -20,7 +20,7 @@ from djax._interfaces import (
     PyTree,
 )
 from djax._mechanism.refusals import Part
-from djax.compressors._checks import name_of
+from djax.compressors.checks import name_of
 
 _LARGEST = 4096  # Entries of a leaf that are compressed.
 _HARMLESS = 0.03  # Rounding to bfloat16 is biased, too.

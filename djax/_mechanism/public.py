@@ -18,7 +18,7 @@ from djax._calls import by_its_call
 from djax._interfaces import Communicator, PyTree
 from djax._transformations import as_transformation
 from djax.topologies import Graph
-from djax.topologies._kinds import check_graph_kind
+from djax.topologies.checks import check_graph_kind
 
 from .adapter import build, wrap
 from .agreement import around

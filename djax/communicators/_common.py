@@ -12,10 +12,7 @@ from djax._arrays.checks import (
     shortened,
 )
 from djax._interfaces import PyTree
-from djax.topologies._checks import (
-    check_integer,
-    describe,
-)
+from djax._values import check_integer, describe
 
 MESSAGE_DTYPES = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 """The dtypes to which messages can be rounded."""

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from djax._arguments import check_communicator
 from djax._arrays.keys import threefry
 from djax._interfaces import Communicator
-from djax.topologies._checks import describe
+from djax._values import describe
 
 from . import _common
 from ._probabilities import (

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax.topologies._checks import describe
+from djax._values import describe
 
 Probability = Any
 """One number for all links, or `float64[n, n]`, `[i, j]` for the link from j to i."""

@@ -1,12 +1,13 @@
-r"""Lossy codes for messages, for the mechanisms that send compressed ones.
+r"""Lossy codes, which make the messages of compressed mechanisms smaller.
 
 With the model seen as a vector x of d numbers, a code C is of one of two classes:
 
 * a *contraction* has :math:`E\|C(x) - x\|^2 \le (1 - \delta) \|x\|^2` with a
-  :math:`\delta \in (0, 1]`: all that :func:`djax.choco_gossip` and
-  :func:`djax.deep_squeeze` need, which see to it that what is lost is sent later;
-* an *unbiased* one has :math:`E[C(x)] = x` and :math:`E\|C(x) - x\|^2 \le \omega
-  \|x\|^2`; :func:`djax.dcd` and :func:`djax.ecd` are meant for those.
+  :math:`\delta \in (0, 1]`. :func:`djax.choco_gossip` and :func:`djax.deep_squeeze`
+  need no more, since they send later what was left out;
+* an *unbiased* code has :math:`E[C(x)] = x` and :math:`E\|C(x) - x\|^2 \le \omega
+  \|x\|^2`. :func:`djax.dcd` and :func:`djax.ecd` need it, since they never send what
+  was left out.
 
 =====================================  ===========================  ===================
 code                                   class                        sent for a leaf
@@ -14,18 +15,19 @@ code                                   class                        sent for a l
 :func:`identity`                       both, delta 1, omega 0       itself
 :func:`top_k`                          contraction, k/d             8 k bytes
 :func:`random_k`                       contraction, k/d             4 k bytes
-the same, `unbiased=True`              unbiased, d/k - 1            4 k bytes
+:func:`random_k`, `unbiased=True`      unbiased, d/k - 1            4 k bytes
 :func:`sign`                           contraction, 1/d or more     d/8 + 4 bytes
 :func:`low_rank`                       contraction, r/min(m, k)     4 r (m + k) bytes
 :func:`quantize` to b bits             unbiased, see there          b d/8 bytes, scales
-the same, `unbiased=False`             contraction                  b d/8 bytes, scales
+:func:`quantize`, `unbiased=False`     contraction                  b d/8 bytes, scales
 =====================================  ===========================  ===================
 
 A code declares its class (`contraction` and `unbiased` of :class:`djax.Compressor`),
-and mechanisms refuse codes that are declared to be of the wrong one. What
-:func:`quantize` makes is declared to be unbiased and no contraction whatever its bits.
+and mechanisms refuse codes that declare themselves to be of the wrong class.
+:func:`quantize` declares its codes to be unbiased and no contraction, whatever the
+number of bits.
 
-The bytes are those of float32. All codes treat each leaf by itself; those that pack
+The bytes are those of float32. All codes treat each leaf by itself. Codes that pack
 bits put the bits of all leaves of a tree into one array.
 """
 
@@ -33,9 +35,8 @@ from ._identity import identity
 from ._low_rank import LowRankMessage, low_rank
 from ._message_bytes import message_bytes
 from ._quantize import QuantizedMessage, QuantizeState, quantize
-from ._random_k import RandomKMessage, RandomKState, random_k
 from ._sign import SignMessage, sign
-from ._top_k import TopKMessage, top_k
+from ._sparse import RandomKMessage, RandomKState, TopKMessage, random_k, top_k
 
 __all__ = [
     "LowRankMessage",

@@ -8,7 +8,7 @@ from djax._interfaces import Compressor
 
 @by_its_call
 def identity() -> Compressor:
-    r"""Sends everything.
+    r"""Sends everything, for comparisons of compressed mechanisms with exact ones.
 
     A contraction with :math:`\delta = 1`, and unbiased with :math:`\omega = 0`.
 

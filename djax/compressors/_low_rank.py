@@ -1,15 +1,16 @@
-r"""The best approximation of each matrix by one of low rank.
+r"""The best approximation of each matrix by a matrix of low rank.
 
 With the singular value decomposition of a leaf seen as a matrix,
 
 .. math:: M = \textstyle\sum_i \sigma_i u_i v_i^\top, \qquad
    C(M) = \textstyle\sum_{i \le r} (\sigma_i u_i) v_i^\top.
 
-It is what the power iterations of :func:`djax.power_gossip` converge to, at the cost of
-a decomposition in each step. Vectors are sent whole.
+The power iterations of :func:`djax.power_gossip` converge to this approximation. The
+code reaches it in each step, at the cost of a singular value decomposition. Vectors are
+sent whole.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +27,19 @@ from djax._arrays.matrices import (
 )
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
-from djax._interfaces import (
-    Compressor,
-    PyTree,
-)
-from djax.topologies._checks import check_integer
+from djax._interfaces import Compressor, PyTree
+from djax._values import check_integer
 
 
 class LowRankMessage(NamedTuple):
     """What :func:`low_rank` sends.
 
     Attributes:
-      left: for each matrix, `[r, m]`, the left factors; for each other leaf, itself.
+      left: for each matrix, `[r, m]`, the left factors; for each other leaf, the leaf
+        itself.
       right: for each matrix, `[r, k]`, the right factors; for each other leaf, None.
-        Which of the two carry the singular values depends on the layout.
+        The singular values are in the left factors if the rows of the matrix come first
+        in the leaf, else in the right factors.
     """
 
     left: PyTree
@@ -50,16 +50,17 @@ class LowRankMessage(NamedTuple):
 def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
     r"""Sends the leading singular vectors of each matrix.
 
-    A contraction with :math:`\delta = r / \min(m, k)` of an m × k matrix. Leaves with
+    A contraction with :math:`\delta = r / \min(m, k)` for an m × k matrix. Leaves with
     fewer than two dimensions are sent whole.
 
     Args:
-      rank: r, at most min(m, k) of each matrix is used.
+      rank: the rank r; for smaller matrices it is min(m, k).
       rows_axis: the axis of a leaf that becomes the rows of the matrix.
 
     Returns:
       A stateless :class:`djax.Compressor`. Its `init` raises ValueError if a matrix
-      has no such axis, or inside of :func:`djax.interleave`.
+      has no axis `rows_axis`, or inside of :func:`djax.interleave`, which takes leaves
+      apart.
 
     Raises:
       ValueError: if `rank` is no positive integer, or `rows_axis` no integer.
@@ -75,7 +76,7 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
 
     References:
       Vogels, Karimireddy and Jaggi, `PowerGossip <https://arxiv.org/abs/2008.01425>`_,
-      2020, which compares CHOCO with SVD to itself
+      2020, which compares PowerGossip with CHOCO and this code
     """
     check_integer(rank, "low_rank: rank")
     check_axis("low_rank", rows_axis)
@@ -90,11 +91,9 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
             return x, None
         u, s, vt = jnp.linalg.svd(promote(as_matrix(x, rows_axis)), full_matrices=False)
         first, second = (u * s[None])[:, :rank].T, vt[:rank]
-        left, right = (first, second) if _rows_first(x) else (second, first)
+        rows_first = layout(x, rows_axis) == "mk"
+        left, right = (first, second) if rows_first else (second, first)
         return left.astype(x.dtype), right.astype(x.dtype)
-
-    def _rows_first(x: Any) -> bool:
-        return layout(x, rows_axis) == "mk"
 
     def compress(tree, state):
         leaves, treedef = jax.tree.flatten(tree)

@@ -1,30 +1,28 @@
-"""What a message costs."""
+"""The size of a compressed message."""
 
 import jax
 
-from djax._interfaces import (
-    Compressor,
-    PyTree,
-)
+from djax._interfaces import Compressor, PyTree
 from djax.transport import _packing as _wire
 
-from ._checks import check_compressor
+from .checks import check_compressor
 
 
 def message_bytes(compressor: Compressor, params: PyTree) -> int:
-    """Bytes of one compressed message, read from shapes alone.
+    """Counts the bytes of one compressed message, from shapes alone.
 
-    What a whole algorithm sends tells :func:`djax.communication_cost`.
+    :func:`djax.communication_cost` counts what a whole algorithm sends.
 
     Args:
       compressor: the code.
       params: a tree of arrays, or of their shapes (`jax.ShapeDtypeStruct`).
 
     Returns:
-      An exact integer.
+      The exact number.
 
     Raises:
-      TypeError: if `compressor` is none, for example a function that was not called.
+      TypeError: if `compressor` is no code, but for example a function that was not
+        called.
 
     Examples:
       >>> import djax, jax

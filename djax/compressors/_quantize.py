@@ -1,11 +1,11 @@
-r"""Stochastic quantization to few bits: QSGD.
+r"""QSGD: stochastic quantization to few bits.
 
 With :math:`s = 2^{b - 1} - 1` levels of each sign, and the norm of a bucket of entries,
 
 .. math:: C(x)_i = \|x\|_2 \, \mathrm{sign}(x_i) \, \xi_i / s,
 
-where :math:`\xi_i` is :math:`s |x_i| / \|x\|_2` rounded up or down at random so that
-its expectation is exact.
+where :math:`\xi_i` is :math:`s |x_i| / \|x\|_2`, rounded up or down at random with
+such probabilities that its expectation is exact.
 
 Alistarh et al., `QSGD: Communication-Efficient SGD via Gradient Quantization and
 Encoding <https://arxiv.org/abs/1610.02132>`_, 2017; as a contraction: Koloskova, Stich
@@ -27,21 +27,17 @@ from djax._arrays import bits as _bits
 from djax._arrays.checks import check_real
 from djax._arrays.keys import shared_key
 from djax._arrays.precision import promote
-from djax._arrays.split import (
-    computed_once,
-    is_small,
-    split,
-)
+from djax._arrays.split import computed_once, is_small, split
 from djax._calls import by_its_call
 from djax._interfaces import Compressor
-from djax.topologies._checks import check_integer
+from djax._values import check_integer
 
 
 class QuantizeState(NamedTuple):
     """State of :func:`quantize`.
 
     Attributes:
-      key: PRNG key of the rounding, each worker's own.
+      key: PRNG key of the rounding, another one on each worker.
       step: `int32[]`, number of messages so far.
     """
 
@@ -70,19 +66,20 @@ def quantize(
     unbiased: bool = True,
     key: jax.Array | None = None,
 ) -> Compressor:
-    r"""Sends b bits an entry, rounded at random between equidistant levels.
+    r"""Sends b bits for each entry, rounded at random between equidistant levels.
 
-    With :math:`\tau = 1 + \min(d / s^2, \sqrt d / s)`, where d is the bucket size, it
-    is unbiased with :math:`\omega = \tau - 1`; with `unbiased=False` it is divided by
-    :math:`\tau` and a contraction with :math:`\delta = 1 / \tau`.
+    With :math:`\tau = 1 + \min(d / s^2, \sqrt d / s)`, where d is the bucket size, the
+    code is unbiased with :math:`\omega = \tau - 1`. With `unbiased=False` the receiver
+    divides by :math:`\tau`, and the code is a contraction with :math:`\delta = 1 /
+    \tau`.
 
     Args:
-      bits: b, 2 to 8, the sign among them.
-      bucket_size: number of entries that share a norm, which costs 4 bytes; a leaf's
-        last bucket may be smaller.
-      unbiased: whether the expectation is x; what `choco_gossip` and `deep_squeeze`
-        need is False.
-      key: PRNG key of the rounding, of which each worker makes its own;
+      bits: b, 2 to 8, one of which is the sign.
+      bucket_size: number of entries that share a norm, which costs 4 bytes; the last
+        bucket of a leaf may be smaller.
+      unbiased: whether the expectation is x. It has to be False for `choco_gossip` and
+        `deep_squeeze`.
+      key: PRNG key of the rounding, from which each worker derives a key of its own;
         `jax.random.key(0)` by default.
 
     Returns:
@@ -118,7 +115,8 @@ def quantize(
         return QuantizeState(seed, jnp.zeros((), jnp.int32))
 
     def quantize_rows(rows, noise):
-        # Divided by the largest, whose square might not be finite, or zero.
+        # Without the division by the largest entry, squares could overflow, or become
+        # zero.
         largest = jnp.abs(rows).max(axis=1, initial=0)
         rows = rows / jnp.where(largest > 0, largest, 1)[:, None]
         norms = jnp.maximum(jnp.linalg.norm(rows, axis=1), 1)
@@ -157,12 +155,12 @@ def quantize(
 
 
 class _Block(NamedTuple):
-    """Leaves that are quantized at once.
+    """Leaves that are quantized together.
 
     Attributes:
-      leaves: their numbers in the tree.
-      sizes: their numbers of entries.
-      width: of their buckets.
+      leaves: the positions of the leaves in the tree.
+      sizes: the numbers of entries of the leaves.
+      width: the number of entries in a bucket.
     """
 
     leaves: list[int]
@@ -170,11 +168,11 @@ class _Block(NamedTuple):
     width: int
 
     def join(self, leaves: Sequence[jax.Array]) -> jax.Array:
-        """The entries of its leaves, one leaf after another."""
+        """The entries of the leaves of the block, one leaf after another."""
         return jnp.concatenate([leaves[i].ravel() for i in self.leaves])
 
     def cut(self, flat: jax.Array) -> list[jax.Array]:
-        """Undoes :meth:`join`, but for the shapes."""
+        """Undoes :meth:`join`, except that the leaves stay flat."""
         if len(self.sizes) == 1:
             return [flat]
         return split(computed_once(flat), self.sizes)
@@ -199,7 +197,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(leaves: Sequence[jax.Array], bucket_size: int) -> list[_Block]:
-    """One block for all small leaves of a bucket width and dtype; one a large leaf."""
+    """Groups small leaves of one bucket width and dtype; a large leaf stands alone."""
     blocks: dict[Any, _Block] = {}
     for i, x in enumerate(leaves):
         width = max(1, min(bucket_size, x.size))

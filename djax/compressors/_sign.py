@@ -1,4 +1,4 @@
-r"""Signs, and one magnitude a leaf.
+r"""Sign compression: one bit for each entry, and one magnitude for each leaf.
 
 .. math:: C(x) = \frac{\|x\|_1}{d} \, \mathrm{sign}(x)
 
@@ -17,18 +17,15 @@ from djax._arrays import bits as _bits
 from djax._arrays.checks import check_real
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
-from djax._interfaces import (
-    Compressor,
-    PyTree,
-)
+from djax._interfaces import Compressor, PyTree
 
 
 class SignMessage(NamedTuple):
     """What :func:`sign` sends.
 
     Attributes:
-      bits: `uint8[ceil(D / 8)]`, one bit for each of the tree's D entries: whether it
-        is negative.
+      bits: `uint8[ceil(D / 8)]`, one bit for each of the D entries of the tree, which
+        is 1 if the entry is negative.
       scales: for each leaf, `float[]`, the mean magnitude of its entries.
     """
 
@@ -38,10 +35,11 @@ class SignMessage(NamedTuple):
 
 @by_its_call
 def sign() -> Compressor:
-    r"""Sends one bit an entry, and the mean magnitude of each leaf.
+    r"""Sends one bit for each entry, and the mean magnitude of each leaf.
 
-    A contraction with :math:`\delta = \|x\|_1^2 / (d \|x\|_2^2) \ge 1 / d` of each
-    leaf: about 0.64 for normally distributed entries. Zero counts as positive.
+    A contraction with :math:`\delta = \|x\|_1^2 / (d \|x\|_2^2) \ge 1 / d` for each
+    leaf, which is about 0.64 for normally distributed entries. Zero counts as
+    positive.
 
     Returns:
       A stateless :class:`djax.Compressor`. Its `init` raises TypeError for complex

@@ -20,8 +20,8 @@ from djax._mechanism.value import (
     parts_of,
 )
 from djax._transformations import as_transformation
+from djax._values import check_integer
 from djax.mixing._alternate import alternate
-from djax.topologies._checks import check_integer
 
 
 class EveryState(NamedTuple):

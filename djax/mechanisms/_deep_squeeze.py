@@ -36,7 +36,7 @@ from djax._interfaces import (
 from djax._mechanism.adapter import build
 from djax._mechanism.states import check_state
 from djax._mechanism.value import Mechanism
-from djax.compressors._checks import check_contraction
+from djax.compressors.checks import check_contraction
 from djax.topologies import Graph
 
 from ._compressed import (

@@ -36,7 +36,7 @@ from djax._mechanism.states import (
     label_of,
 )
 from djax._mechanism.value import Mechanism
-from djax.compressors._checks import check_unbiased
+from djax.compressors.checks import check_unbiased
 from djax.topologies import Graph
 
 from ._compressed import (

@@ -10,8 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from djax._interfaces import PyTree
-from djax.topologies import Graph
-from djax.topologies._coloring import edge_coloring
+from djax.topologies import Graph, edge_coloring
 
 
 class Edges:

@@ -15,7 +15,7 @@ from djax._interfaces import (
 )
 from djax.mixing import check_weights
 from djax.topologies import Graph
-from djax.topologies._kinds import check_graph_kind
+from djax.topologies.checks import check_graph_kind
 
 
 def check_mixing(
@@ -27,7 +27,7 @@ def check_mixing(
       name: of the mechanism, for errors.
       graph: what the user passed.
       communicator: likewise.
-      **needs: see :func:`djax.topologies._kinds.check_graph_kind`.
+      **needs: see :func:`djax.topologies.checks.check_graph_kind`.
     """
     check_graph_kind(name, graph, doubly_stochastic=True, **needs)
     check_sizes(name, graph, communicator)

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -40,6 +39,7 @@ from djax._interfaces import (
 from djax._mechanism.adapter import build
 from djax._mechanism.states import check_state
 from djax._mechanism.value import Mechanism
+from djax._values import check_integer
 from djax.corrections._interleave import InterleaveState
 from djax.mixing import (
     difference,
@@ -49,11 +49,7 @@ from djax.topologies import (
     Graph,
     Topology,
 )
-from djax.topologies._checks import (
-    TOLERANCE,
-    check_integer,
-)
-from djax.topologies._kinds import check_directed
+from djax.topologies.checks import check_directed
 from djax.training._nonfinite import all_finite
 
 
@@ -139,8 +135,7 @@ def push_sum(
     check_static("push_sum", rounds=rounds)
     check_flags("push_sum", overlap=overlap)
     rounds = check_integer(rounds, "push_sum: rounds")
-    received = schedule.matrices.sum(axis=2)
-    balanced = bool(np.abs(received - 1).max() <= TOLERANCE)
+    received, balanced = schedule.matrices.sum(axis=2), schedule.doubly_stochastic
 
     def init(params):
         averaged = jax.tree.map(lambda _: optax.EmptyState(), params)

@@ -41,7 +41,7 @@ from djax._interfaces import (
     PyTree,
 )
 from djax.topologies import Graph
-from djax.topologies._kinds import check_graph_kind
+from djax.topologies.checks import check_graph_kind
 
 from ._alternate import alternate
 from ._narrow import narrow

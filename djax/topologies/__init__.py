@@ -1,11 +1,13 @@
-"""Who talks to whom, with which weight, and in which order: mathematics only.
+"""Who exchanges messages with whom, with which weight, and in which order.
 
 A :class:`Topology` is an undirected graph of workers with a symmetric doubly stochastic
-mixing matrix; an edge colouring of the graph is the rounds in which the exchanges take
-place. A :class:`Schedule` is directed or changes in time: a period of column-stochastic
-matrices. Both are immutable values in NumPy and networkx, and both tell the matrix, the
-rounds and the weights of any step, so that many mechanisms take either: a `Graph`.
-Nothing here knows of JAX, or of how messages travel.
+mixing matrix; an edge colouring of the graph gives the rounds in which the exchanges
+take place. A :class:`Schedule` is directed or changes with time: a period of
+column-stochastic matrices. Both are immutable values in NumPy and networkx, which know
+neither JAX nor how messages travel. Both give the matrix, the rounds and the weights of
+any step, so that many mechanisms take either one: a `Graph`.
+
+Topologies
 
 * with cycles: :func:`ring`, :func:`complete`, :func:`torus`, :func:`hypercube`,
   :func:`exponential`, :func:`social_network`;
@@ -19,24 +21,40 @@ Schedules
 * average exactly after a period: :func:`base_graph`, :func:`simple_base_graph`,
   :func:`hyper_hypercube`, :func:`one_peer_hypercube`;
 * one message a step to each worker: :func:`one_peer_exponential`;
-* drawn at random: :func:`equi_dyn`, :func:`random_matchings`, and :func:`matcha`, of
-  the edges of a topology;
+* drawn at random: :func:`equi_dyn`, :func:`random_matchings`, and :func:`matcha`, which
+  draws from the rounds of a topology;
 * your own: :func:`from_matrices`.
 
-Builders take the number of workers first, and most of those of a topology the keyword
-`weights`: see :func:`from_networkx`. `BUILDERS` names those that make one topology of a
-number of workers, and `SCHEDULES` those that make one schedule of it.
+Builders take the number of workers first, and most builders of topologies have the
+keyword `weights`: see :func:`from_networkx`. `BUILDERS` names the functions that make
+one topology of a number of workers, and `SCHEDULES` those that make one schedule of it.
+
+Two functions help with graphs of your own: :func:`edge_coloring` splits exchanges into
+rounds, and :func:`contraction` tells how fast matrices bring workers together. The
+module :mod:`djax.topologies.checks` refuses graphs that a mechanism cannot use.
 """
 
-from ._base_graphs import base_graph, hyper_hypercube, simple_base_graph
-from ._build import from_networkx
-from ._equi import equi_dyn, equi_static
-from ._graphs import complete, exponential, hypercube, ring, social_network, torus
+from ._base_graphs import (
+    base_graph,
+    hyper_hypercube,
+    one_peer_hypercube,
+    simple_base_graph,
+)
+from ._from_networkx import from_networkx
+from ._graphs import (
+    complete,
+    exponential,
+    hypercube,
+    one_peer_exponential,
+    ring,
+    social_network,
+    torus,
+)
 from ._matcha import matcha
-from ._names import BUILDERS, SCHEDULES
-from ._one_peer import one_peer_exponential, one_peer_hypercube
-from ._random import random_matchings
+from ._random import equi_dyn, equi_static, random_matchings
+from ._rounds import edge_coloring
 from ._schedule import Schedule, from_matrices
+from ._schedule_checks import contraction
 from ._topology import Topology
 from ._trees import (
     binary_tree,
@@ -46,6 +64,11 @@ from ._trees import (
     spanning_tree,
     star,
 )
+from .checks import BUILDERS, SCHEDULES
+
+# What mechanisms average over: both have `matrices`, `rounds_at`, `round_weights_at`,
+# `period`, `symmetric`, `doubly_stochastic` and `spectral_gap`.
+Graph = Topology | Schedule
 
 __all__ = [
     "BUILDERS",
@@ -57,7 +80,9 @@ __all__ = [
     "binary_tree",
     "chain",
     "complete",
+    "contraction",
     "double_binary_trees",
+    "edge_coloring",
     "equi_dyn",
     "equi_static",
     "exponential",
@@ -78,7 +103,3 @@ __all__ = [
     "torus",
 ]
 __dir__ = __all__.copy  # For dir() and completion.
-
-# What mechanisms average over: both have `matrices`, `rounds_at`, `round_weights_at`,
-# `period`, `symmetric`, `doubly_stochastic` and `spectral_gap`.
-Graph = Topology | Schedule

@@ -1,18 +1,48 @@
 """Schedules of few partners a step that average exactly after a period."""
 
+from collections.abc import Iterable
+from itertools import count, repeat, takewhile
+
 import numpy as np
 
-from ._base_steps import (
-    base_graph_steps,
-    hyper_hypercube_steps,
-    is_smooth,
-    simple_base_graph_steps,
-)
-from ._checks import (
-    check_integer,
-    check_size,
-)
+from djax._values import check_integer
+
 from ._schedule import Schedule
+from ._topology_checks import check_power_of_two, check_size
+
+
+def one_peer_hypercube(size: int) -> Schedule:
+    r"""Averages exactly after a period, in pairs, for powers of two.
+
+    In each step those workers average whose binary numbers differ in one digit, and the
+    digit changes from step to step:
+
+    .. math:: x_i \leftarrow \tfrac 1 2 x_i + \tfrac 1 2 x_{i \oplus 2^k},
+              \quad k = t \bmod \log_2 n
+
+    After a period all workers have the mean.
+
+    Args:
+      size: number of workers, a power of two.
+
+    Returns:
+      A symmetric :class:`Schedule` of period :math:`\log_2 n`, with one round per step.
+
+    Raises:
+      ValueError: the size is no power of two.
+
+    Examples:
+      >>> from djax import topologies
+      >>> topologies.one_peer_hypercube(8)
+      Schedule(one_peer_hypercube, 8 workers, period 3, 3 rounds, spectral gap 1)
+
+    References:
+      Takezawa et al., `Beyond Exponential Graph: Communication-Efficient Topologies for
+      Decentralized Learning <https://arxiv.org/abs/2305.11420>`_, 2023
+    """
+    size = check_size("one_peer_hypercube", size)
+    check_power_of_two("one_peer_hypercube", size)
+    return Schedule(np.array(_hyper_hypercube(size, 1)), "one_peer_hypercube")
 
 
 def hyper_hypercube(size: int, max_degree: int = 1) -> Schedule:
@@ -20,7 +50,8 @@ def hyper_hypercube(size: int, max_degree: int = 1) -> Schedule:
 
     With :math:`n = f_1 f_2 \cdots f_P`, where :math:`f_l \le k + 1` for the degree
     :math:`k`, a worker is a number of :math:`P` digits, the :math:`l`-th of which is
-    below :math:`f_l`. In step :math:`l` those average who differ in this digit only:
+    below :math:`f_l`. In step :math:`l` those workers average that differ in this digit
+    only:
 
     .. math:: x_i \leftarrow \frac 1 {f_l} \sum_{d = 0}^{f_l - 1} x_{i_1 \dots d \dots
               i_P}
@@ -49,22 +80,23 @@ def hyper_hypercube(size: int, max_degree: int = 1) -> Schedule:
       Decentralized Learning <https://arxiv.org/abs/2305.11420>`_, 2023, Algorithm 1
     """
     size, degree = _arguments("hyper_hypercube", size, max_degree)
-    if not is_smooth(size, degree):
+    if _factors(size, degree)[1] > 1:
         raise ValueError(
             f"hyper_hypercube: {size} workers are no product of numbers of at most "
             f"max_degree + 1 = {degree + 1}; base_graph({size}, max_degree={degree}) "
             "takes any number of workers"
         )
-    return Schedule(np.array(hyper_hypercube_steps(size, degree)), "hyper_hypercube")
+    return Schedule(np.array(_hyper_hypercube(size, degree)), "hyper_hypercube")
 
 
 def simple_base_graph(size: int, max_degree: int = 1) -> Schedule:
     r"""Averages exactly after a period, with few partners a step, for any size.
 
     :func:`hyper_hypercube` averages exactly, but only numbers of workers with small
-    prime factors. Other numbers are sums of such: with the degree :math:`k` the size is
-    written in base :math:`k + 1`. Each digit that is not zero stands for one part of
-    the workers, and the part consists of as many equal subparts as the digit says.
+    prime factors. Any other number is a sum of such numbers: with the degree :math:`k`
+    the size is written in base :math:`k + 1`. Each digit that is not zero stands for
+    one part of the workers, and the part consists of as many equal subparts as the
+    digit says.
 
     1. Every part averages by the steps of :func:`hyper_hypercube`.
     2. The parts become donors one after the other, the largest first. In the step of a
@@ -95,8 +127,9 @@ def simple_base_graph(size: int, max_degree: int = 1) -> Schedule:
       Decentralized Learning <https://arxiv.org/abs/2305.11420>`_, 2023, Algorithm 2
     """
     size, degree = _arguments("simple_base_graph", size, max_degree)
-    matrices = simple_base_graph_steps(size, degree)
-    return Schedule(np.array(matrices), "simple_base_graph")
+    return Schedule(
+        np.array(simple_base_graph_steps(size, degree)), "simple_base_graph"
+    )
 
 
 def base_graph(size: int, max_degree: int = 1) -> Schedule:
@@ -137,8 +170,123 @@ def base_graph(size: int, max_degree: int = 1) -> Schedule:
       Decentralized Learning <https://arxiv.org/abs/2305.11420>`_, 2023, Algorithm 3
     """
     size, degree = _arguments("base_graph", size, max_degree)
-    return Schedule(np.array(base_graph_steps(size, degree)), "base_graph")
+    rough = _factors(size, degree)[1]
+    runs = np.arange(size).reshape(-1, rough)
+    joined = [
+        _with_blocks(np.eye(size), groups, repeat(matrix, len(groups)))
+        for groups, matrices in (
+            (runs, simple_base_graph_steps(rough, degree)),
+            (runs.T, _hyper_hypercube(size // rough, degree)),
+        )
+        for matrix in matrices
+    ]
+    simple = simple_base_graph_steps(size, degree)
+    steps = simple if len(simple) < len(joined) else joined
+    return Schedule(np.array(steps), "base_graph")
 
 
 def _arguments(name: str, size: int, max_degree: int) -> tuple[int, int]:
     return check_size(name, size), check_integer(max_degree, f"{name}: max_degree")
+
+
+def _factors(size: int, degree: int) -> tuple[list[int], int]:
+    """The ascending factors of at most `degree + 1`, and what is left of a size."""
+    factors = []
+    for factor in range(degree + 1, 1, -1):
+        while size % factor == 0:
+            factors.append(factor)
+            size //= factor
+    return factors[::-1], size
+
+
+def _hyper_hypercube(size: int, degree: int) -> list[np.ndarray]:
+    """The steps of :func:`hyper_hypercube`."""
+    matrices, stride = [], 1
+    for factor in _factors(size, degree)[0]:
+        workers = np.arange(size).reshape(-1, factor, stride)
+        groups = workers.transpose(0, 2, 1).reshape(-1, factor)
+        mean = np.full((factor, factor), 1 / factor)
+        matrices.append(_with_blocks(np.eye(size), groups, repeat(mean, len(groups))))
+        stride *= factor
+    return matrices or [np.eye(1)]  # One worker alone has a step in which it is silent.
+
+
+def simple_base_graph_steps(
+    size: int, degree: int, *, inner_edges: bool = True
+) -> list[np.ndarray]:
+    """The steps of :func:`simple_base_graph`.
+
+    Workers of a donor that are left over average with one another if there are
+    `inner_edges`. The result of a period does not depend on these edges, and one of the
+    published variants has none.
+    """
+    if _factors(size, degree)[1] == 1:
+        return _hyper_hypercube(size, degree)
+    parts = _parts(size, degree + 1)
+    first = [_hyper_hypercube(part.size, degree) for part in parts]
+    last = [_last_steps(part, degree) for part in parts]
+    starts = [min(place, len(parts) - 1) for place in range(1, len(parts) + 1)]
+    matrices = []
+    for t in range(len(first[0])):
+        blocks = [steps[t % len(steps)] for steps in first]
+        matrices.append(_with_blocks(np.eye(size), parts, blocks))
+    for t in range(1 + len(last[0])):
+        # Parts finish after their step as the donor. The smallest part never is one.
+        done = [place for place, start in enumerate(starts) if t >= start]
+        blocks = [last[p][(t - starts[p]) % len(last[p])] for p in done]
+        matrix = _with_blocks(np.eye(size), [parts[p] for p in done], blocks)
+        if t < len(parts) - 1:
+            _donate(matrix, parts[t], parts[t + 1 :], degree + 1, inner_edges)
+        matrices.append(matrix)
+    return matrices
+
+
+def _parts(size: int, base: int) -> list[np.ndarray]:
+    """The workers of each digit that is not zero, `int[digit, base**place]`."""
+    parts, start = [], 0
+    for width in reversed([*takewhile(size.__ge__, (base**q for q in count()))]):
+        if digit := size // width % base:
+            stop = start + digit * width
+            parts.append(np.arange(start, stop).reshape(digit, width))
+            start = stop
+    return parts
+
+
+def _last_steps(part: np.ndarray, degree: int) -> list[np.ndarray]:
+    """How the workers of a part average once each subpart has the mean of all."""
+    subparts, width = part.shape
+    if (
+        width == 1
+    ):  # Each subpart is one worker, and the workers agree but for rounding.
+        return _hyper_hypercube(subparts, degree)
+    return [np.kron(np.eye(subparts), step) for step in _hyper_hypercube(width, degree)]
+
+
+def _donate(
+    matrix: np.ndarray,
+    donor: np.ndarray,
+    smaller: list[np.ndarray],
+    base: int,
+    inner_edges: bool,
+) -> None:
+    """Lets workers of the smaller parts average with one worker of each subpart."""
+    receivers = np.concatenate([part.ravel() for part in reversed(smaller)])
+    share = donor.size / (donor.size + len(receivers))
+    weight = share / len(donor)
+    for i, givers in zip(receivers, donor.T[::-1], strict=False):
+        matrix[i, givers] = matrix[givers, i] = weight
+        matrix[i, i], matrix[givers, givers] = 1 - share, 1 - weight
+    rest = donor[:, : donor.shape[1] - len(receivers)].ravel()
+    for start in range(0, len(rest) if inner_edges else 0, base):
+        group = rest[start : start + base]
+        matrix[np.ix_(group, group)] = 1 / len(group)
+
+
+def _with_blocks(
+    matrix: np.ndarray, groups: Iterable[np.ndarray], blocks: Iterable[np.ndarray]
+) -> np.ndarray:
+    """Writes the matrix of each group of workers into that of all workers."""
+    for group, block in zip(groups, blocks, strict=True):
+        workers = group.ravel()
+        matrix[np.ix_(workers, workers)] = block
+    return matrix

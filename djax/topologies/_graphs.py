@@ -1,20 +1,16 @@
-"""Graphs with cycles."""
+"""Graphs with cycles, and the exponential graph with one partner a step."""
 
 from math import isqrt
 
 import networkx as nx
+import numpy as np
 
-from ._build import (
-    from_links,
-    from_networkx,
-)
-from ._checks import (
-    check_integer,
-    check_power_of_two,
-    check_size,
-)
+from djax._values import check_integer
+
+from ._from_networkx import Weights, from_links, from_networkx
+from ._schedule import Schedule
 from ._topology import Topology
-from ._weights import Weights
+from ._topology_checks import check_power_of_two, check_size
 
 
 def ring(size: int, *, weights: Weights = "metropolis") -> Topology:
@@ -22,7 +18,7 @@ def ring(size: int, *, weights: Weights = "metropolis") -> Topology:
 
     .. math:: \mathcal N_i = \{i - 1, i + 1\} \bmod n
 
-    Two workers have one edge, not two.
+    A ring of two workers has one edge, not two.
 
     Args:
       size: number of workers.
@@ -45,7 +41,9 @@ def ring(size: int, *, weights: Weights = "metropolis") -> Topology:
 
 
 def complete(size: int, *, weights: Weights = "metropolis") -> Topology:
-    r"""Every worker talks to every other one; the Metropolis weights are all `1 / n`.
+    r"""Every worker talks to all others, so that one step averages exactly.
+
+    The Metropolis weights are all `1 / n`.
 
     .. math:: \mathcal N_i = \{j : j \neq i\}
 
@@ -120,10 +118,8 @@ def torus(
     links = []
     for i in range(size if size > 1 else 0):
         row, column = divmod(i, columns)
-        links += [
-            (i, row * columns + (column + 1) % columns),
-            (i, (i + columns) % size),
-        ]
+        right, below = row * columns + (column + 1) % columns, (i + columns) % size
+        links += [(i, right), (i, below)]
     return from_links("torus", size, links, weights)
 
 
@@ -154,12 +150,12 @@ def hypercube(size: int, *, weights: Weights = "metropolis") -> Topology:
 
 
 def exponential(size: int, *, weights: Weights = "metropolis") -> Topology:
-    r"""Each worker talks to those at the distances 1, 2, 4, ... on both sides.
+    r"""Each worker talks to the workers at the distances 1, 2, 4, ... on both sides.
 
     .. math:: \mathcal N_i = \{i \pm 2^k \bmod n : 2^k \le n / 2\}
 
-    When :math:`2^k = n / 2`, both sides lead to the same neighbour: the edge between
-    such antipodes has multiplicity 2.
+    When :math:`2^k = n / 2`, both sides lead to the same neighbour, the antipode. The
+    edge between antipodes has multiplicity 2.
 
     Args:
       size: number of workers.
@@ -188,16 +184,53 @@ def exponential(size: int, *, weights: Weights = "metropolis") -> Topology:
     """
     size = check_size("exponential", size)
     offsets = [2**k for k in range(size.bit_length()) if 2 * 2**k <= size]
-    # Started with both its ends, an edge between antipodes comes twice.
+    # An edge between antipodes is found from both of its ends, and so has two links.
     links = [(i, (i + offset) % size) for i in range(size) for offset in offsets]
     return from_links("exponential", size, links, weights)
+
+
+def one_peer_exponential(size: int) -> Schedule:
+    r"""Each worker hears one worker a step, at the distances 1, 2, 4, ... in turn.
+
+    .. math:: x_i \leftarrow \tfrac 1 2 x_i + \tfrac 1 2 x_{(i - 2^k) \bmod n},
+              \quad k = t \bmod D, \quad D = \lfloor \log_2 (n - 1) \rfloor + 1
+
+    If the size is a power of two, a period averages exactly.
+
+    Args:
+      size: number of workers.
+
+    Returns:
+      A :class:`Schedule` of period :math:`D`, with one round per step.
+
+    Raises:
+      ValueError: the size is no positive integer.
+
+    Examples:
+      >>> from djax import topologies
+      >>> topologies.one_peer_exponential(8).matrices.shape
+      (3, 8, 8)
+
+    References:
+      Assran et al., `Stochastic Gradient Push for Distributed Deep Learning
+      <https://arxiv.org/abs/1811.10792>`_, 2019
+
+      Ying et al., `Exponential Graph is Provably Efficient for Decentralized Deep
+      Training <https://arxiv.org/abs/2110.13363>`_, 2021
+    """
+    size = check_size("one_peer_exponential", size)
+    own = np.eye(size)
+    # One worker alone has a period of one step, in which it keeps what it has.
+    steps = max(1, (size - 1).bit_length())
+    matrices = [(own + np.roll(own, 2**k, axis=0)) / 2 for k in range(steps)]
+    return Schedule(np.array(matrices), "one_peer_exponential")
 
 
 def social_network(size: int = 32, *, weights: Weights = "metropolis") -> Topology:
     """Davis' Southern Women: 18 women and the 14 events that they went to.
 
     Workers 0 to 17 are the women, 18 to 31 the events, in the order of networkx. The 89
-    edges say who was where: each worker has 2 to 14 neighbours.
+    edges say which woman went to which event: a worker has 2 to 14 neighbours.
 
     Args:
       size: number of workers, 32.
@@ -223,5 +256,6 @@ def social_network(size: int = 32, *, weights: Weights = "metropolis") -> Topolo
     graph = nx.davis_southern_women_graph()
     if size != len(graph):
         raise ValueError(f"social_network has {len(graph)} workers, got size={size!r}")
-    graph = nx.convert_node_labels_to_integers(graph)  # Not in the order of names.
+    # from_networkx would number the nodes in the order of their names.
+    graph = nx.convert_node_labels_to_integers(graph)
     return from_networkx(graph, weights=weights, name="social_network")

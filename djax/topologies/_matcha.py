@@ -2,21 +2,15 @@
 
 import numpy as np
 
-from ._barrier import (
-    log_determinant,
-    minimize,
-)
-from ._checks import check_share
-from ._kinds import check_undirected
-from ._random import (
-    drawn_schedule,
-    draws,
-)
-from ._schedule import Schedule
-from ._topology import Topology
+from djax._values import check_share
 
-_ACCURACY = 1e-9
-# Of an interval: its length falls by the factor 1e-12.
+from ._random import drawn_schedule, draws
+from ._schedule import Schedule
+from ._semidefinite import activation_probabilities
+from ._topology import Topology
+from .checks import check_undirected
+
+# They shorten the interval that contains the best weight by a factor of 1e-12.
 _HALVINGS = 40
 
 
@@ -25,9 +19,9 @@ def matcha(
 ) -> Schedule:
     r"""Saves communication: each round of a topology takes place in some steps only.
 
-    Some edges connect the workers better than others. A round :math:`j` of edges that
-    matter takes place with a high probability :math:`p_j`, and other rounds are rare.
-    With the Laplacian :math:`L_j` of the edges of a round,
+    Some edges matter more than others for how fast the workers come together. Round
+    :math:`j` of a topology takes place with a probability :math:`p_j`, which is high if
+    its edges matter. With the Laplacian :math:`L_j` of the edges of a round,
 
     .. math::
        W_t = I - \alpha \sum_j a_j^t L_j, \qquad a_j^t \sim \text{Bernoulli}(p_j)
@@ -38,23 +32,23 @@ def matcha(
     :math:`\rho = \|\mathbb E[W_t^\top W_t] - J\|`: the differences between workers
     shrink by :math:`\sqrt \rho` a step in the mean square.
 
-    A step may have no rounds at all. The weight is the best one on average, and large:
-    in steps with many rounds the weight of a worker for its own value can be negative,
-    and workers can move apart in such a step.
+    A step may have no rounds at all. The weight is the best one on average, which is
+    too large for some steps: in steps with many rounds, the weight of a worker for its
+    own value can be negative, and workers can move apart.
 
     Args:
       topology: the graph. Its weights and multiplicities do not matter.
-      budget: how many rounds a step has in the mean, as a share of those of the
+      budget: the mean number of rounds in a step, as a share of the rounds of the
         topology, in (0, 1].
       period: the number of steps that are drawn, after which they repeat.
-      seed: of `numpy.random.default_rng`.
+      seed: seed of `numpy.random.default_rng`.
 
     Returns:
       A symmetric :class:`Schedule`.
 
     Raises:
-      TypeError: `topology` is none, for example a graph of networkx.
-      ValueError: the budget, the period or the seed is no such number, or the steps
+      TypeError: `topology` is no topology, but for example a graph of networkx.
+      ValueError: the budget, the period or the seed is out of its range, or the steps
         that were drawn do not bring the workers together.
 
     Examples:
@@ -72,62 +66,13 @@ def matcha(
     if topology.size == 1:
         return Schedule(np.ones((1, 1, 1)), "matcha")
     own = np.eye(topology.size)
-    # A source list is a permutation matrix P, and I - P the Laplacian of its pairs.
+    # The source list of a round is a permutation P, and I - P is its Laplacian.
     laplacians = np.array([own - own[list(source)] for source in topology.rounds])
     probabilities = activation_probabilities(laplacians, budget)
     weight, _ = mixing_weight(laplacians, probabilities)
     active = generator.random((period, len(laplacians))) < probabilities
     matrices = own - weight * np.tensordot(active, laplacians, axes=1)
     return drawn_schedule(matrices, "matcha")
-
-
-def activation_probabilities(laplacians: np.ndarray, budget: float) -> np.ndarray:
-    """The probabilities of the rounds that connect the workers best.
-
-    Args:
-      laplacians: `float64[rounds, n, n]`.
-      budget: the largest mean of the probabilities.
-
-    Returns:
-      `float64[rounds]`.
-    """
-    count, size, _ = laplacians.shape
-    if budget == 1:
-        return np.ones(count)
-    # All Laplacians have the eigenvalue 0 in common. It is moved to where it is larger
-    # than any second one, which then is the smallest.
-    moved = np.full((size, size), 1 + 1 / size)
-
-    def slacks(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What stays positive, of the probabilities and a bound on lambda_2."""
-        whole = np.tensordot(x[:-1], laplacians, axes=1) + moved
-        limits = np.concatenate([x[:-1], 1 - x[:-1], [budget * count - x[:-1].sum()]])
-        return whole - x[-1] * np.eye(size), limits
-
-    def barrier(x: np.ndarray) -> float:
-        matrix, limits = slacks(x)
-        if limits.min() <= 0:
-            return np.inf
-        return -log_determinant(matrix) - float(np.log(limits).sum())
-
-    def derivatives(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        matrix, limits = slacks(x)
-        inverse = np.linalg.inv(matrix)
-        # By which the slacks change with each of the variables.
-        changes = np.concatenate([laplacians, -np.eye(size)[np.newaxis]])
-        slopes = np.zeros((len(limits), count + 1))
-        slopes[:, :-1] = np.vstack([np.eye(count), -np.eye(count), -np.ones(count)])
-        applied = inverse @ changes
-        relative = slopes / limits[:, np.newaxis]
-        gradient = -np.trace(applied, axis1=1, axis2=2) - relative.sum(axis=0)
-        hessian = np.einsum("aij,bji->ab", applied, applied) + relative.T @ relative
-        return gradient, hessian
-
-    start = np.full(count + 1, 0.9 * budget)
-    start[-1] = np.linalg.eigvalsh(slacks(np.append(start[:-1], 0.0))[0])[0] / 2
-    cost = np.append(np.zeros(count), -1.0)
-    options = {"degree": size + 2 * count + 1, "accuracy": _ACCURACY}
-    return minimize(cost, barrier, derivatives, start, **options)[:-1]
 
 
 def mixing_weight(
@@ -141,8 +86,12 @@ def mixing_weight(
               (\bar L^2 + 2 \tilde L)\bigr), \quad \bar L = \sum_j p_j L_j, \quad
               \tilde L = \sum_j p_j (1 - p_j) L_j
 
+    Args:
+      laplacians: `float64[rounds, n, n]`, the Laplacian of the edges of each round.
+      probabilities: `float64[rounds]`, with which the rounds take place.
+
     Returns:
-      The weight :math:`\alpha`, and its :math:`\rho`.
+      The weight :math:`\alpha`, and :math:`\rho(\alpha)`.
     """
     size = laplacians.shape[1]
     mean = np.tensordot(probabilities, laplacians, axes=1)
@@ -151,13 +100,13 @@ def mixing_weight(
     rest = np.eye(size) - 1 / size
 
     def at(weight: float) -> tuple[float, float]:
-        """The function and its slope."""
+        """The value and the slope of the function."""
         matrix = rest - 2 * weight * mean + weight**2 * square
         values, vectors = np.linalg.eigh(matrix)
         top = vectors[:, -1]
         return float(values[-1]), float(top @ (weight * square - mean) @ top)
 
-    # With a larger weight not even the mean matrix brings the workers together.
+    # With a larger weight, not even the mean of the matrices brings workers together.
     low, high = 0.0, 2 / np.linalg.eigvalsh(mean)[-1].item()
     for _ in range(_HALVINGS):
         weight = (low + high) / 2

@@ -1,20 +1,25 @@
-"""Pictures of topologies and schedules."""
+"""Pictures of topologies and schedules.
+
+Only pictures need matplotlib, so that it is imported when one is drawn.
+"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
 
-from ._checks import TOLERANCE
+from ._topology_checks import TOLERANCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDEST_EDGE = 2.0  # points
-# More graphs side by side are too small to be read, and the page ends.
+# If more graphs stood side by side, they would be too small to be read.
 _MOST_STEPS = 12
 _STEP_WIDTH = 1.6  # inches
+
+Layout = dict[int, tuple[float, float]]
 
 
 def plot_graph(
@@ -23,32 +28,20 @@ def plot_graph(
     """Draws trees outwards from their center, and other graphs on a circle.
 
     Args:
-      graph: on the nodes `0, ..., n - 1`.
-      weights: `float64[n, n]`; edges are as wide as theirs.
-      title: of the picture.
+      graph: a graph on the nodes `0, ..., n - 1`.
+      weights: `float64[n, n]`. The width of an edge is proportional to its weight.
+      title: the title of the picture.
       ax: where to draw; by default new axes.
     """
     if ax is None:
-        # Only pictures need matplotlib, so that the library does not depend on it.
         import matplotlib.pyplot as plt
 
         _, ax = plt.subplots()
     edges = list(graph.edges)
     widths = np.abs([weights[edge] for edge in edges])
+    widths = _WIDEST_EDGE * widths / widths.max(initial=1e-12)
     layout = _tree_layout if nx.is_tree(graph) else _circle_layout
-    nx.draw_networkx(
-        graph,
-        layout(graph),
-        ax=ax,
-        edgelist=edges,
-        width=_WIDEST_EDGE * widths / widths.max(initial=1e-12),
-        node_color="white",
-        edgecolors="black",
-        edge_color="gray",
-        font_size=8,
-    )
-    ax.set_aspect("equal", adjustable="datalim")
-    ax.set_axis_off()
+    _draw(graph, layout(graph), ax, edgelist=edges, width=widths, font_size=8)
     ax.set_title(title)
     return ax
 
@@ -63,56 +56,48 @@ def plot_steps(
       axes: where to draw, one for each step that is shown; by default new ones.
     """
     if axes is None:
-        import matplotlib.pyplot as plt  # See above.
+        import matplotlib.pyplot as plt
 
         count = min(len(matrices), _MOST_STEPS)
         size = (_STEP_WIDTH * count, 1.2 * _STEP_WIDTH)
         _, axes = plt.subplots(1, count, figsize=size, squeeze=False)
     shown = np.ravel(np.asarray(axes, object))[: len(matrices)]
     for t, ax in enumerate(shown):
-        _draw_step(matrices[t], ax)
+        graph = _graph_of_step(matrices[t])
+        _draw(graph, _circle_layout(graph), ax, node_size=80, font_size=6)
         ax.set_title(f"step {t}", fontsize=8)
     if more := len(matrices) - len(shown):
-        shown[-1].annotate(
-            f"and {more} more",
-            xy=(1.0, 0.0),
-            xycoords="axes fraction",
-            ha="right",
-            va="top",
-            fontsize=8,
-        )
+        place = {"xy": (1.0, 0.0), "xycoords": "axes fraction", "fontsize": 8}
+        shown[-1].annotate(f"and {more} more", ha="right", va="top", **place)
     return shown
 
 
-def _draw_step(matrix: np.ndarray, ax: "Axes") -> None:
-    """Draws exchanges as lines, and the messages of a directed step as arrows."""
+def _graph_of_step(matrix: np.ndarray) -> nx.Graph:
+    """Exchanges as edges, and the messages of a directed step as directed edges."""
     is_symmetric = np.abs(matrix - matrix.T).max() <= TOLERANCE
-    graph = nx.Graph() if is_symmetric else nx.DiGraph()
-    graph.add_nodes_from(range(len(matrix)))
-    messages = np.argwhere(matrix * (1 - np.eye(len(matrix)))).tolist()
-    graph.add_edges_from((sender, receiver) for receiver, sender in messages)
-    nx.draw_networkx(
-        graph,
-        _circle_layout(graph),
-        ax=ax,
-        node_color="white",
-        edgecolors="black",
-        edge_color="gray",
-        node_size=80,
-        font_size=6,
-    )
+    messages = (matrix != 0) & ~np.eye(len(matrix), dtype=bool)
+    kind = nx.Graph if is_symmetric else nx.DiGraph
+    return nx.from_numpy_array(messages.T, create_using=kind)
+
+
+def _draw(graph: nx.Graph, layout: Layout, ax: "Axes", **options: Any) -> None:
+    style = {"node_color": "white", "edgecolors": "black", "edge_color": "gray"}
+    nx.draw_networkx(graph, layout, ax=ax, **style, **options)
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_axis_off()
 
 
-def _circle_layout(graph: nx.Graph) -> dict[int, tuple[float, float]]:
-    """Clockwise from the top."""
+def _circle_layout(graph: nx.Graph) -> Layout:
+    """Places the nodes clockwise on a circle, the first one at the top."""
     angles = np.pi / 2 - 2 * np.pi * np.arange(len(graph)) / len(graph)
     return {i: (np.cos(angle), np.sin(angle)) for i, angle in enumerate(angles)}
 
 
-def _tree_layout(graph: nx.Graph) -> dict[int, tuple[float, float]]:
-    """Leaves at equal angles; a parent amid its children; the radius is the depth."""
+def _tree_layout(graph: nx.Graph) -> Layout:
+    """Places leaves at equal angles, and a parent amid its children.
+
+    The distance from the center of the picture is the depth of a node.
+    """
     root = nx.center(graph)[0]
     depth = nx.single_source_shortest_path_length(graph, root)
     leaves = max(1, sum(degree == 1 for node, degree in graph.degree if node != root))

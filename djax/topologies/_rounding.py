@@ -1,18 +1,24 @@
-"""Weights in float64, from numbers of lower precision."""
+"""Weights in float64, repaired where they come from numbers of lower precision.
+
+Rows of a float32 matrix sum to one only up to rounding. Taken as they are, such weights
+would change the mean of the workers a little in every step. Therefore sums that miss
+one by rounding alone are made exact, while larger deviations stay and are refused.
+"""
 
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
-# By how much sums of weights may miss one, in units of the distance between the numbers
-# just above one. In 16 bits more than that is hard to tell from a mistake.
+# By how much sums of weights in single precision, and in half precision, may miss one,
+# in units of the distance between one and the next larger number. In half precision a
+# larger deviation could hardly be told from a mistake.
 _SINGLE, _HALF = 84.0, 4.0
 
 
 def numbers(value: Any) -> np.ndarray | None:
-    """A value as an array of real numbers, in its own precision, or None."""
-    if isinstance(value, nx.Graph):  # NumPy makes an array of its nodes.
+    """Returns a value as an array of real numbers of its own dtype, else None."""
+    if isinstance(value, nx.Graph):  # NumPy would make an array of its nodes.
         return None
     try:
         array = np.asarray(value)
@@ -26,14 +32,14 @@ def numbers(value: Any) -> np.ndarray | None:
 
 
 def symmetric_weights(array: np.ndarray) -> np.ndarray:
-    """Undirected weights in float64, without the rounding of their own precision.
+    """Returns undirected weights in float64, without their rounding errors.
 
     Args:
       array: `[n, n]`, meant to be symmetric with rows that sum to one.
 
     Returns:
-      `float64[n, n]`, new; symmetric and with rows that sum to one if they missed that
-      by no more than rounding.
+      A new `float64[n, n]`. If the weights miss symmetry and sums of one by no more
+      than rounding, they are made symmetric, with rows that sum to one.
     """
     matrix, rounding = array.astype(np.float64), _rounding(array)
     is_square = matrix.shape == matrix.shape[:1] * 2 and matrix.size > 0
@@ -45,21 +51,21 @@ def symmetric_weights(array: np.ndarray) -> np.ndarray:
     ):
         return matrix
     matrix = (matrix + matrix.T) / 2
-    # What is missing goes to the diagonal; nothing may be too much there.
+    # The diagonal takes what is missing. What is too much is scaled away before.
     matrix /= max(1.0, matrix.sum(axis=1).max())
     matrix[np.diag_indices(len(matrix))] += np.maximum(1 - matrix.sum(axis=1), 0.0)
     return matrix
 
 
 def column_weights(array: np.ndarray) -> np.ndarray:
-    """Directed weights in float64, without the rounding of their own precision.
+    """Returns directed weights in float64, without their rounding errors.
 
     Args:
       array: `[period, n, n]`, meant to have columns that sum to one.
 
     Returns:
-      `float64[period, n, n]`, new; with columns that sum to one if they missed that by
-      no more than rounding.
+      A new `float64[period, n, n]`. Columns sum to one if they missed that by no more
+      than rounding, and symmetric matrices stay symmetric.
     """
     matrices, rounding = array.astype(np.float64), _rounding(array)
     if matrices.ndim != 3 or rounding == 0:
@@ -69,17 +75,17 @@ def column_weights(array: np.ndarray) -> np.ndarray:
         return matrices
     repaired = matrices / total
     for t in np.flatnonzero((total != 1).any(axis=(1, 2))):
-        if np.array_equal(matrices[t], matrices[t].T):  # It stays symmetric.
+        if np.array_equal(matrices[t], matrices[t].T):
             repaired[t] = symmetric_weights(array[t])
     return repaired
 
 
 def _rounding(array: np.ndarray) -> float:
-    """By how much sums of weights miss one; 0 in double precision."""
+    """By how much sums of weights may miss one; 0 in double precision."""
     if array.dtype.itemsize == 2 and array.dtype.kind not in "iu":
         spacing, units = np.spacing(np.ones((), array.dtype)), _HALF
     else:
-        # Numbers that were in single precision before somebody made float64 of them.
+        # Numbers of single precision may since have been converted to float64.
         with np.errstate(over="ignore"):
             if not np.array_equal(array.astype(np.float32), array):
                 return 0.0
@@ -88,5 +94,5 @@ def _rounding(array: np.ndarray) -> float:
 
 
 def _is_near(x: np.ndarray, y: np.ndarray | float, rounding: float) -> bool:
-    with np.errstate(invalid="ignore"):  # What is not finite is not near.
+    with np.errstate(invalid="ignore"):  # What is not finite is near nothing.
         return bool((np.abs(x - y) <= rounding).all())

@@ -1,4 +1,4 @@
-"""Directed and time-varying communication."""
+"""Directed and time-varying communication between workers."""
 
 import dataclasses
 from functools import cached_property
@@ -7,31 +7,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import (
-    TOLERANCE,
-    describe,
-)
-from ._coloring import Rounds
-from ._permutations import (
-    messages_in_rounds,
-    round_weights,
-)
+from djax._values import describe
+
 from ._plot import plot_steps
-from ._rounding import (
-    column_weights,
-    numbers,
-)
-from ._schedule_checks import (
-    check_matrices,
-    contraction,
-)
+from ._rounding import column_weights, numbers
+from ._rounds import Rounds, round_weights, rounds_of
+from ._schedule_checks import check_matrices, contraction
+from ._topology import counted
+from ._topology_checks import TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
-# A spectral gap that needs more multiplications takes seconds: too long for a `repr`.
+# A spectral gap that takes more multiplications than this takes seconds, which is too
+# long for a `repr`.
 _LARGEST_REPR_WITH_GAP = 2**28
 
 
@@ -39,22 +30,22 @@ _LARGEST_REPR_WITH_GAP = 2**28
 class Schedule:
     r"""Weights of `n` workers that repeat with a period: an immutable value.
 
-    In step :math:`t`, :math:`x_i \leftarrow \sum_j a_{ij} x_j` with the matrix of
+    In step :math:`t`, :math:`x_i \leftarrow \sum_j a_{ij} x_j` with the matrix number
     :math:`t` modulo the period. Its columns sum to one: worker `j` splits what it has
     among the receivers, so that the sum over the workers stays. Where the rows sum to
-    one as well, the workers come closer and closer to their mean. Otherwise they reach
-    it with the help of a scalar that is treated alike (push-sum).
+    one as well, the workers come closer and closer to their mean. Otherwise push-sum
+    finds the mean, by sending a scalar along and dividing by it.
 
-    Two schedules are equal when names and matrices are. They can be static arguments of
-    `jax.jit`.
+    Two schedules are equal when their names and matrices are. They can be static
+    arguments of `jax.jit`.
 
     Args:
-      matrices: `float64[period, n, n]`, column-stochastic: `[t, i, j]` is the weight of
-        the message of worker `j` at worker `i`. Numbers of lower precision, whose
-        columns sum to one but for their rounding, are repaired. Where the rows of a
-        matrix sum to one as well, weights may be negative. The schedule keeps a
-        read-only copy.
-      name: what `repr` calls it.
+      matrices: `float64[period, n, n]`, column-stochastic. The entry `[t, i, j]` is the
+        weight of the message of worker `j` at worker `i`. Weights of lower precision,
+        whose columns sum to one up to rounding, are converted to float64 and made
+        exact. Where the rows of a matrix sum to one as well, weights may be negative.
+        The schedule keeps a read-only copy.
+      name: the name that `repr` shows.
 
     Raises:
       ValueError: a matrix is not column-stochastic, or over the period some worker
@@ -98,25 +89,24 @@ class Schedule:
         """For each step of the period, the rounds that carry its messages.
 
         Each round is a full permutation of `range(n)` as a source list: worker `i`
-        hears `source[i]`, itself when it is silent. Steps with equal matrices share
+        hears `source[i]`, or itself if it is silent. Steps with equal matrices share
         their rounds, and a step without messages has none.
 
         The rounds of a symmetric matrix are an edge colouring, as those of a
-        :class:`Topology`: whom a worker hears in a round hears that worker as well.
-        Other matrices take as many rounds as the busiest worker has messages to send
-        or to receive. Where others than the messages are needed to fill up a
-        permutation, `round_weights` is 0.
+        :class:`Topology`, so that two partners hear each other in the same round. Other
+        matrices take as many rounds as the busiest worker has messages to send or to
+        receive. Where a permutation contains a pair of workers only to be complete,
+        `round_weights` is 0.
         """
-        steps = set(self._first_equal)
-        rounds = {t: messages_in_rounds(self.matrices[t]) for t in steps}
+        rounds = {t: rounds_of(self.matrices[t]) for t in set(self._first_equal)}
         return tuple(rounds[t] for t in self._first_equal)
 
     @cached_property
     def round_weights(self) -> tuple[np.ndarray, ...]:
         """For each step, `float64[rounds, n]`: the weight of what each worker hears.
 
-        It is 0 where the worker is silent, and where the message only fills up the
-        permutation. Each entry of the matrix is there exactly once, which makes
+        The weight is 0 where the worker is silent, and where the message only completes
+        the permutation. Since each entry of the matrix occurs exactly once, step `t` is
 
         `x[i] = matrices[t, i, i] * x[i] + sum(round_weights[t][r, i] * heard[r])`.
         """
@@ -125,11 +115,11 @@ class Schedule:
         return tuple(weights[t] for t in self._first_equal)
 
     def rounds_at(self, t: int) -> Rounds:
-        """The rounds of step `t`, counted on over the periods: see `rounds`."""
+        """The rounds of step `t`, which may exceed the period: see `rounds`."""
         return self.rounds[t % self.period]
 
     def round_weights_at(self, t: int) -> np.ndarray:
-        """The weights in the rounds of step `t`: see `round_weights`."""
+        """The weights of step `t`, which may exceed the period: see `round_weights`."""
         return self.round_weights[t % self.period]
 
     @cached_property
@@ -145,19 +135,20 @@ class Schedule:
 
     @cached_property
     def spectral_gap(self) -> float:
-        r"""The part of the differences that a step removes, on average over a period.
+        r"""The share of the differences that a step removes, on average over a period.
 
-        It is 1 where a period averages exactly, although single steps do not, and for
-        one worker. Else it is :math:`1 - |\lambda|^{1/P}` with the largest modulus of
-        the other eigenvalues of :math:`W_{P-1} \cdots W_0`, the product over a period
-        of :math:`P` steps.
+        The gap is 1 for one worker, and where a period averages exactly, although its
+        single steps do not. Otherwise it is :math:`1 - |\lambda|^{1/P}`, where
+        :math:`\lambda` is the second largest eigenvalue of :math:`W_{P-1} \cdots W_0`,
+        the product of the :math:`P` matrices of a period.
         """
         return 1.0 - contraction(self.matrices)
 
     def plot(self, axes: "Sequence[Axes] | None" = None) -> np.ndarray:
         """Draws the period with matplotlib as a strip of small graphs, one a step.
 
-        Lines are exchanges of symmetric steps, arrows are messages of the others.
+        Lines are the exchanges of symmetric steps. Arrows are the messages of directed
+        steps.
 
         Args:
           axes: where to draw the first steps, one after the other; by default new axes,
@@ -178,7 +169,7 @@ class Schedule:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copies are made anew: their arrays would lose their write protection.
+        # Copies make the value anew, since arrays would lose their write protection.
         return type(self), (self.matrices, self.name)
 
     def __hash__(self) -> int:
@@ -192,12 +183,11 @@ class Schedule:
         )
 
     def __repr__(self) -> str:
-        rounds = sum(map(len, self.rounds))
         parts = [
             self.name,
-            f"{self.size} worker{'s' if self.size != 1 else ''}",
+            counted(self.size, "worker"),
             f"period {self.period}",
-            f"{rounds} round{'s' if rounds != 1 else ''}",
+            counted(sum(map(len, self.rounds)), "round"),
         ]
         if self.period * self.size**3 <= _LARGEST_REPR_WITH_GAP:
             parts.append(f"spectral gap {self.spectral_gap:.3g}")
@@ -205,13 +195,13 @@ class Schedule:
 
 
 def from_matrices(matrices: npt.ArrayLike, *, name: str = "schedule") -> Schedule:
-    """Any directed communication, given by its weights.
+    """Makes a schedule of any weights, directed or changing with time.
 
     Args:
-      matrices: `float64[period, n, n]`, column-stochastic: `[t, i, j]` is the weight of
-        the message of worker `j` at worker `i` in step `t`. The diagonal is what
-        workers keep.
-      name: what `repr` calls it.
+      matrices: `float64[period, n, n]`, column-stochastic. The entry `[t, i, j]` is the
+        weight of the message of worker `j` at worker `i` in step `t`. The diagonal is
+        the share that workers keep.
+      name: the name that `repr` shows.
 
     Returns:
       A :class:`Schedule`.

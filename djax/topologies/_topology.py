@@ -1,4 +1,4 @@
-"""The value that every undirected algorithm is built on."""
+"""Undirected graphs of workers with fixed weights."""
 
 import dataclasses
 from functools import cached_property
@@ -7,26 +7,17 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import numpy as np
 
-from ._checks import (
-    check_graph,
-    check_is_graph,
-    check_mixing_matrix,
-    describe,
-)
-from ._coloring import (
-    Rounds,
-    edge_coloring,
-)
+from djax._values import describe
+
 from ._plot import plot_graph
-from ._rounding import (
-    numbers,
-    symmetric_weights,
-)
+from ._rounding import numbers, symmetric_weights
+from ._rounds import Rounds, edge_coloring, round_weights
+from ._topology_checks import check_graph, check_is_graph, check_mixing_matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Eigenvalues of more workers take seconds: too long for a `repr`.
+# The eigenvalues of more workers take seconds, which is too long for a `repr`.
 _LARGEST_REPR_WITH_GAP = 1024
 
 
@@ -34,25 +25,26 @@ _LARGEST_REPR_WITH_GAP = 1024
 class Topology:
     r"""A connected graph of `n` workers with mixing weights: an immutable value.
 
-    One step of gossip is :math:`x_i \leftarrow \sum_j w_{ij} x_j`. The weights are
-    symmetric and doubly stochastic, hence the mean of the workers stays, and the
-    distance to it shrinks by at least the factor 1 - `spectral_gap`.
+    One step of gossip is :math:`x_i \leftarrow \sum_j w_{ij} x_j`. Since the weights
+    are symmetric and doubly stochastic, the mean of the workers stays, and each step
+    multiplies the distance to it by at most 1 - `spectral_gap`.
 
-    Two topologies are equal when name, graph and weights are. They can be static
-    arguments of `jax.jit`.
+    Two topologies are equal when their names, graphs and weights are. They can be
+    static arguments of `jax.jit`.
 
     Args:
-      graph: connected, simple, on the nodes `0, ..., n - 1`. The edge attribute
+      graph: a connected simple graph on the nodes `0, ..., n - 1`. The edge attribute
         `multiplicity` (1 where missing) says how often a neighbour counts. The topology
         keeps a frozen copy.
-      mixing_matrix: `float64[n, n]`, symmetric and doubly stochastic: `[i, j]` is the
-        weight that worker `i` gives to the message of worker `j`, 0 where there is no
-        edge. Weights may be negative if the spectral gap is positive. Numbers of lower
-        precision, whose rows sum to one but for their rounding, are repaired. The
-        topology keeps a read-only copy.
-      name: what pictures and `repr` call it.
+      mixing_matrix: `float64[n, n]`, symmetric and doubly stochastic. The entry
+        `[i, j]` is the weight that worker `i` gives to the message of worker `j`, and 0
+        where there is no edge. Weights may be negative if the spectral gap is positive.
+        Weights of lower precision, whose rows sum to one up to rounding, are converted
+        to float64 and made exact. The topology keeps a read-only copy.
+      name: the name that pictures and `repr` show.
 
     Raises:
+      TypeError: the graph is no graph of networkx.
       ValueError: the graph is not connected or has an edge from a worker to itself, or
         the weights are no doubly stochastic matrix on its edges, or never reach a
         consensus.
@@ -67,7 +59,7 @@ class Topology:
       >>> ring.mixing_matrix[0, :3].round(4).tolist()
       [0.3333, 0.3333, 0.0]
 
-    .. seealso:: :func:`from_networkx` makes one of any graph.
+    .. seealso:: :func:`from_networkx` makes a topology of any graph.
     """
 
     graph: nx.Graph
@@ -105,7 +97,7 @@ class Topology:
         return tuple(self.graph[i])
 
     def multiplicity(self, i: int, j: int) -> int:
-        """How often worker `j` counts among the neighbours of `i`, 0 if it is none."""
+        """How often worker `j` counts as a neighbour of `i`; 0 if it is none."""
         return self.graph.get_edge_data(i, j, {"multiplicity": 0})["multiplicity"]
 
     @cached_property
@@ -113,9 +105,9 @@ class Topology:
         """The exchanges, in rounds where each worker has at most one partner.
 
         Each round is a full permutation of `range(n)` as a source list: worker `i`
-        hears `source[i]`, itself when it is silent. Together the rounds are an edge
-        colouring: every pair of neighbours meets in exactly one of them. There are at
-        least `max_degree` rounds and at most one more.
+        hears `source[i]`, or itself if it is silent. Together the rounds are an edge
+        colouring, in which every pair of neighbours meets in exactly one round. There
+        are at least `max_degree` rounds and at most one more.
         """
         return edge_coloring(self.graph)
 
@@ -125,13 +117,9 @@ class Topology:
 
         The entry is `mixing_matrix[i, source[i]]`, and 0 where the worker is silent.
         """
-        workers = np.arange(self.size)
-        source = np.array(self.rounds, np.int64).reshape(-1, self.size)
-        weights = np.where(source == workers, 0.0, self.mixing_matrix[workers, source])
-        weights.setflags(write=False)
-        return weights
+        return round_weights(self.mixing_matrix, self.rounds)
 
-    # What follows up to `doubly_stochastic` is what a Schedule has, too.
+    # The attributes up to `doubly_stochastic` are those that a Schedule has as well.
 
     @property
     def period(self) -> int:
@@ -184,7 +172,7 @@ class Topology:
 
     @cached_property
     def diameter(self) -> int:
-        """The number of hops between the two workers furthest apart."""
+        """The largest number of hops between two workers."""
         return nx.diameter(self.graph)
 
     @cached_property
@@ -203,11 +191,11 @@ class Topology:
 
     @property
     def spectral_gap(self) -> float:
-        """1 - the largest modulus of the other eigenvalues; 1 for one worker."""
+        """1 - the second largest modulus of an eigenvalue; 1 for one worker."""
         return 1.0 - float(np.abs(self._eigenvalues[:-1]).max(initial=0.0))
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draws the graph with matplotlib, edges as wide as their weights.
+        """Draws the graph with matplotlib; the widths of edges show their weights.
 
         Args:
           ax: where to draw; by default new axes.
@@ -224,15 +212,16 @@ class Topology:
 
     @cached_property
     def _hash(self) -> int:
-        # The weights are left to __eq__: two sets of them on one graph are rare.
+        # The hash leaves the weights out, since few graphs occur with several weights.
         return hash((self.name, self.size, self.edges, self._multiplicities))
 
     def __hash__(self) -> int:
         return self._hash
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy, or what another process unpickles, is made anew: arrays would lose
-        # their write protection, and hashes of strings differ between processes.
+        # Copies and pickles make the value anew. Otherwise arrays would lose their
+        # write protection, and another process would get a hash that is wrong there,
+        # since hashes of strings differ between processes.
         return type(self), (nx.Graph(self.graph), self.mixing_matrix, self.name)
 
     def __eq__(self, other: object) -> bool:
@@ -248,23 +237,25 @@ class Topology:
     def __repr__(self) -> str:
         parts = [
             self.name,
-            f"{self.size} worker{'s' if self.size != 1 else ''}",
-            f"{len(self.edges)} edge{'s' if len(self.edges) != 1 else ''}",
-            f"{len(self.rounds)} round{'s' if len(self.rounds) != 1 else ''}",
+            counted(self.size, "worker"),
+            counted(len(self.edges), "edge"),
+            counted(len(self.rounds), "round"),
         ]
         if self.size <= _LARGEST_REPR_WITH_GAP:
             parts.append(f"spectral gap {self.spectral_gap:.3g}")
         return f"Topology({', '.join(parts)})"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things in words, such as "1 round" or "2 rounds"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def _frozen_copy(graph: nx.Graph) -> nx.Graph:
-    """The same graph with all nodes, edges and neighbours in ascending order."""
-    edges = (
-        (min(i, j), max(i, j), m) for i, j, m in graph.edges.data("multiplicity", 1)
-    )
-    copy = nx.Graph()
-    copy.add_nodes_from(range(graph.number_of_nodes()))
-    for i, j, multiplicity in sorted(edges):
-        # Numbers such as 1.0 are equal to workers' numbers, but index no array.
+    """Copies a graph with all nodes, edges and neighbours in ascending order."""
+    copy = nx.empty_graph(len(graph))
+    edges = graph.edges.data("multiplicity", default=1)
+    for i, j, multiplicity in sorted((min(i, j), max(i, j), m) for i, j, m in edges):
+        # Nodes such as 1.0 are equal to workers' numbers, but cannot index arrays.
         copy.add_edge(int(i), int(j), multiplicity=int(multiplicity))
     return nx.freeze(copy)

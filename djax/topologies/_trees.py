@@ -1,19 +1,17 @@
-"""Graphs without cycles: what a relay needs."""
+"""Graphs without cycles, on which RelaySGD passes sums from worker to worker."""
 
 import networkx as nx
 
-from ._build import from_links
-from ._checks import (
-    check_integer,
-    check_size,
-)
-from ._kinds import check_undirected
+from djax._values import check_integer
+
+from ._from_networkx import Weights, from_links
 from ._topology import Topology
-from ._weights import Weights
+from ._topology_checks import check_size
+from .checks import check_undirected
 
 
 def chain(size: int, *, weights: Weights = "metropolis") -> Topology:
-    r"""A ring without the edge that closes it: the tree of the largest diameter.
+    r"""A ring without the edge that closes it: the tree with the largest diameter.
 
     .. math:: \mathcal N_i = \{i - 1, i + 1\} \cap \{0, \dots, n - 1\}
 
@@ -37,7 +35,7 @@ def chain(size: int, *, weights: Weights = "metropolis") -> Topology:
 
 
 def star(size: int, *, weights: Weights = "metropolis") -> Topology:
-    r"""All workers talk to worker 0 only: the tree of the smallest diameter.
+    r"""All workers talk to worker 0 only: the tree with the smallest diameter.
 
     .. math:: \mathcal N_0 = \{1, \dots, n - 1\}, \quad \mathcal N_i = \{0\}
 
@@ -46,7 +44,7 @@ def star(size: int, *, weights: Weights = "metropolis") -> Topology:
       weights: as in :func:`from_networkx`.
 
     Returns:
-      A :class:`Topology` of `size - 1` rounds: the hub talks to one after the other.
+      A :class:`Topology` of `size - 1` rounds: the hub talks to one worker at a time.
 
     Raises:
       ValueError: the size is no positive integer.
@@ -61,7 +59,7 @@ def star(size: int, *, weights: Weights = "metropolis") -> Topology:
 
 
 def binary_tree(size: int, *, weights: Weights = "metropolis") -> Topology:
-    r"""A heap whose root is worker 1, and worker 0 hung on that root.
+    r"""A binary heap whose root is worker 1, with worker 0 as a neighbour of the root.
 
     .. math:: \text{parent}(i) = \lfloor i / 2 \rfloor \text{ for } i \ge 2, \quad
               \mathcal N_0 = \{1\}
@@ -172,12 +170,12 @@ def spanning_tree(
 ) -> Topology:
     r"""The shortest paths from one worker to all others.
 
-    Of several shortest paths to a worker, the tree has the one that comes first in the
-    lexicographic order of the workers on it.
+    Where several shortest paths lead to a worker, the tree contains the path whose
+    workers come first in lexicographic order.
 
     Args:
       topology: any topology.
-      root: where the paths start.
+      root: the worker at which the paths start.
       weights: as in :func:`from_networkx`. Every edge of the tree has multiplicity 1.
 
     Returns:
@@ -185,7 +183,7 @@ def spanning_tree(
       before.
 
     Raises:
-      TypeError: `topology` is none, for example a graph of networkx.
+      TypeError: `topology` is no topology, but for example a graph of networkx.
       ValueError: the topology has no such root.
 
     Examples:
@@ -203,7 +201,7 @@ def spanning_tree(
             f"spanning_tree: root must be one of 0, ..., {topology.size - 1}, "
             f"got {root!r}"
         )
-    # Breadth first, the first path to reach a worker is the smallest: neighbours are
-    # visited in ascending order, and so are the paths of the same length before them.
+    # A breadth-first search reaches each worker first by the path that comes first in
+    # lexicographic order, since it visits neighbours in ascending order.
     links = nx.bfs_edges(topology.graph, int(root))
     return from_links("spanning_tree", topology.size, links, weights)

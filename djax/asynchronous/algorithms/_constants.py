@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from djax.topologies import Topology
-from djax.topologies._kinds import check_undirected
+from djax.topologies.checks import check_undirected
 
 
 class AcidConstants(NamedTuple):

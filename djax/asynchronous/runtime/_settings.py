@@ -15,7 +15,7 @@ from djax.asynchronous._numbers import (
 from djax.asynchronous.algorithms._acid import EventTransformation
 from djax.asynchronous.algorithms._constants import edge_rates
 from djax.topologies import Topology
-from djax.topologies._kinds import check_undirected
+from djax.topologies.checks import check_undirected
 from djax.training._nonfinite import NonFinite
 from djax.transport._messages import TRANSPORTS
 

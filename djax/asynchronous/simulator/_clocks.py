@@ -20,7 +20,7 @@ from djax.asynchronous._numbers import (
 )
 from djax.asynchronous.algorithms._constants import Asked
 from djax.topologies import Topology
-from djax.topologies._kinds import check_undirected
+from djax.topologies.checks import check_undirected
 
 from . import _plot
 from ._events import (

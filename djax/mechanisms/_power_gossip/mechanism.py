@@ -73,6 +73,7 @@ from djax._mechanism.states import (
     label_of,
 )
 from djax._mechanism.value import Mechanism
+from djax._values import check_integer
 from djax.mechanisms._edges import Edges
 from djax.mechanisms._graphs import (
     check_mixing,
@@ -80,7 +81,6 @@ from djax.mechanisms._graphs import (
 )
 from djax.mixing._alternate import alternate
 from djax.topologies import Graph
-from djax.topologies._checks import check_integer
 
 from .factors import (
     keep,

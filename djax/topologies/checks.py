@@ -1,4 +1,8 @@
-"""What is given where workers' communication is wanted, and what was meant by it."""
+"""Checks that a user passed the kind of graph that an algorithm needs.
+
+What is easily passed instead, such as a graph of networkx, an array, the name of a
+builder or a builder that was not called, is refused with the call that was meant.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,42 +10,58 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from ._checks import (
-    TOLERANCE,
-    describe,
-    is_array,
-    is_communicator,
-)
-from ._names import (
-    BUILDERS,
-    SCHEDULES,
-)
+from djax._values import describe, is_array, is_communicator
+
 from ._schedule import Schedule
 from ._topology import Topology
+from ._topology_checks import TOLERANCE
+
+# For command lines: getattr(topologies, name)(size) is a Topology, ...
+BUILDERS = (
+    "ring",
+    "chain",
+    "star",
+    "complete",
+    "torus",
+    "hypercube",
+    "exponential",
+    "binary_tree",
+    "regular_tree",
+    "social_network",
+)
+
+# ... or, of these names, a Schedule.
+SCHEDULES = (
+    "one_peer_exponential",
+    "one_peer_hypercube",
+    "base_graph",
+    "simple_base_graph",
+    "hyper_hypercube",
+    "equi_dyn",
+    "random_matchings",
+)
 
 
 def check_undirected(name: str, topology: Any) -> None:
-    """Raises TypeError, which names the remedy, unless it is a Topology.
+    """Raises TypeError, which names the remedy, unless a value is a Topology.
 
     Args:
-      name: who takes the topology, for errors.
+      name: name of the function that takes the topology, for the error.
       topology: what the user passed.
     """
     if not isinstance(topology, Topology):
-        remedy = _to_topology(topology)
-        raise TypeError(f"{name} needs a Topology, got {describe(topology)}; {remedy}.")
+        raise _wrong_type(name, "a Topology", topology, _to_topology(topology))
 
 
 def check_directed(name: str, schedule: Any) -> None:
-    """Raises TypeError, which names the remedy, unless it is a Schedule.
+    """Raises TypeError, which names the remedy, unless a value is a Schedule.
 
     Args:
-      name: who takes the schedule, for errors.
+      name: name of the function that takes the schedule, for the error.
       schedule: what the user passed.
     """
     if not isinstance(schedule, Schedule):
-        remedy = _to_schedule(schedule)
-        raise TypeError(f"{name} needs a Schedule, got {describe(schedule)}; {remedy}.")
+        raise _wrong_type(name, "a Schedule", schedule, _to_schedule(schedule))
 
 
 def check_graph_kind(
@@ -56,24 +76,22 @@ def check_graph_kind(
     """Raises an error, which names the remedy, unless a mechanism can use the graph.
 
     Args:
-      name: who takes the graph, for errors.
+      name: name of the mechanism that takes the graph, for errors.
       graph: what the user passed.
-      fixed: whether the same weights have to be used in every step.
-      undirected: whether it has to be a Topology, for its edges and neighbours.
+      fixed: whether the weights have to be the same in every step.
+      undirected: whether the graph has to be a Topology, which has edges and fixed
+        neighbours.
       symmetric: whether every matrix has to be symmetric.
       doubly_stochastic: whether the rows of every matrix have to sum to one.
 
     Raises:
       TypeError: the graph is neither a Topology nor a Schedule.
-      ValueError: it is of another kind than the mechanism needs.
+      ValueError: the graph is not of the kind that the mechanism needs.
     """
-    if isinstance(graph, Topology):  # It is of every kind.
+    if isinstance(graph, Topology):  # A topology is of every kind.
         return
     if not isinstance(graph, Schedule):
-        raise TypeError(
-            f"{name} needs a Topology or a Schedule, got {describe(graph)}; "
-            f"{_to_graph(graph)}."
-        )
+        raise _wrong_type(name, "a Topology or a Schedule", graph, _to_graph(graph))
     if fixed and graph.period > 1:
         raise ValueError(
             f"{name} needs a graph that does not change with time, since its copies "
@@ -112,8 +130,12 @@ def _not_doubly_stochastic(name: str, schedule: Schedule) -> str:
     )
 
 
+def _wrong_type(name: str, needed: str, value: Any, remedy: str) -> TypeError:
+    return TypeError(f"{name} needs {needed}, got {describe(value)}; {remedy}.")
+
+
 def _to_topology(value: Any) -> str:
-    """How a Topology is made of what was passed."""
+    """Says how to make a Topology from what was passed."""
     if isinstance(value, Schedule):
         return (
             "a Schedule has no fixed neighbours: make a Topology, such as "
@@ -122,8 +144,8 @@ def _to_topology(value: Any) -> str:
     return _to_graph(value, BUILDERS)
 
 
-def _to_graph(value: Any, builders: Sequence[str] = ()) -> str:
-    """How a Topology, or a Schedule, is made of what was passed."""
+def _to_graph(value: Any, builders: Sequence[str] = (*BUILDERS, *SCHEDULES)) -> str:
+    """Says how to make a Topology, or a Schedule, from what was passed."""
     if isinstance(value, nx.Graph):
         if value.is_directed():
             return (
@@ -137,7 +159,7 @@ def _to_graph(value: Any, builders: Sequence[str] = ()) -> str:
         return "the topology comes before the communicator"
     if isinstance(value, Sequence) and any(isinstance(v, Topology) for v in value):
         return "pass one of them at a time (djax.interleave joins their mechanisms)"
-    return _by_call(value, builders or (*BUILDERS, *SCHEDULES))
+    return _by_call(value, builders)
 
 
 def _array_to_topology(array: np.ndarray) -> str:
@@ -153,7 +175,7 @@ def _array_to_topology(array: np.ndarray) -> str:
 
 
 def _to_schedule(value: Any) -> str:
-    """How a Schedule is made of what was passed."""
+    """Says how to make a Schedule from what was passed."""
     if isinstance(value, nx.DiGraph):
         return (
             "make one of the weights, topologies.from_matrices([matrix]), where "
@@ -170,7 +192,7 @@ def _to_schedule(value: Any) -> str:
 
 
 def _by_call(value: Any, builders: Sequence[str]) -> str:
-    """What to call, for builders that were not called, their names, and numbers."""
+    """Says which builder to call, given its name, itself, or a number of workers."""
     called = value if isinstance(value, str) else getattr(value, "__name__", None)
     builder = called if called in builders else builders[0]
     size = value if type(value) is int and value > 0 else 8

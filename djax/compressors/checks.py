@@ -1,11 +1,11 @@
-"""Checks of the codes that mechanisms are given: what they are, and of which class."""
+"""Checks that a mechanism is given a code of the class that it needs."""
 
 from typing import Any
 
 from djax._interfaces import Compressor
-from djax.topologies._kinds import describe
+from djax._values import describe
 
-# How the codes of djax.compressors are called where a contraction is needed, ...
+# How to make each code of djax.compressors where a contraction is needed, ...
 _CONTRACTIONS = {
     "identity": "identity()",
     "top_k": "top_k(0.01)",
@@ -14,7 +14,7 @@ _CONTRACTIONS = {
     "low_rank": "low_rank(1)",
     "quantize": "quantize(4, unbiased=False)",
 }
-# ... and where an unbiased code is.
+# ... and where an unbiased code is needed.
 _UNBIASED = {
     "identity": "identity()",
     "random_k": "random_k(0.5, unbiased=True)",
@@ -26,12 +26,12 @@ def check_contraction(name: str, code: Any) -> None:
     """Raises unless a mechanism that needs a contraction may be given the code.
 
     Args:
-      name: of the mechanism, for errors.
+      name: name of the mechanism, for errors.
       code: what the user passed as the code.
 
     Raises:
-      TypeError: if it is no :class:`djax.Compressor`.
-      ValueError: if it is declared to be no contraction.
+      TypeError: if the code is no :class:`djax.Compressor`.
+      ValueError: if the code is declared to be no contraction.
     """
     check_compressor(name, code, _CONTRACTIONS)
     if getattr(code, "contraction", None) is False:
@@ -44,16 +44,7 @@ def check_contraction(name: str, code: Any) -> None:
 
 
 def check_unbiased(name: str, code: Any) -> None:
-    """Raises unless a mechanism that needs an unbiased code may be given the code.
-
-    Args:
-      name: of the mechanism, for errors.
-      code: what the user passed as the code.
-
-    Raises:
-      TypeError: if it is no :class:`djax.Compressor`.
-      ValueError: if it is declared to be biased.
-    """
+    """Raises as :func:`check_contraction` does, where an unbiased code is needed."""
     check_compressor(name, code, _UNBIASED)
     if getattr(code, "unbiased", None) is False:
         raise ValueError(
@@ -70,10 +61,10 @@ def check_compressor(
     """Raises TypeError, which names the call that was meant, unless it is a code.
 
     Args:
-      name: who takes the code, for errors.
+      name: name of the function that takes the code, for the error.
       code: what the user passed. Any object with the three functions of a
         :class:`djax.Compressor` will do.
-      calls: how codes that fit are made.
+      calls: how to make each code that the function can use, by its name.
     """
     parts = [getattr(code, part, None) for part in Compressor._fields[:3]]
     if not isinstance(code, type) and all(map(callable, parts)):
@@ -93,6 +84,6 @@ def check_compressor(
 
 
 def name_of(code: Any) -> str:
-    """What a code is called: as the function that made it, where there is one."""
+    """The name of the function that made a code, or "the code" if there is none."""
     maker = getattr(code.compress, "__qualname__", "").split(".")[0]
     return maker if maker.isidentifier() else "the code"

@@ -1,18 +1,26 @@
-"""Edge colourings: which exchanges can happen at the same time.
+"""Rounds: which messages can travel at the same time.
 
-Edges of one colour share no node, so they are the exchanges of one round. Every edge
-is coloured in turn. When its two ends miss no common colour, a *Kempe chain*, a maximal
-path whose edges alternate between two colours, is recoloured to make one.
+A worker exchanges with one partner at a time. The messages of a step are therefore
+split into rounds, in which each worker sends to at most one worker and hears at most
+one. That is an edge colouring: edges of one colour share no node.
+
+Every edge is coloured in turn. When its two ends miss no common colour, a *Kempe
+chain*, a maximal path whose edges alternate between two colours, is recoloured to make
+one.
 """
 
 import random
 from itertools import cycle, product
 
 import networkx as nx
+import numpy as np
+
+from ._topology_checks import TOLERANCE
 
 Rounds = tuple[tuple[int, ...], ...]
 
-# How often an edge that no chain helps may hand its place on to another edge.
+# How often an edge that no chain helps may take the colour of another edge, which then
+# has to be coloured in its place.
 _MOVES = 100
 
 
@@ -35,7 +43,9 @@ def edge_coloring(graph: nx.Graph) -> Rounds:
       is in exactly one round. Equal graphs have equal rounds.
 
     Examples:
-      >>> edge_coloring(nx.path_graph(4))
+      >>> import networkx as nx
+      >>> from djax import topologies
+      >>> topologies.edge_coloring(nx.path_graph(4))
       ((1, 0, 3, 2), (0, 2, 1, 3))
 
     References:
@@ -45,12 +55,12 @@ def edge_coloring(graph: nx.Graph) -> Rounds:
       Misra and Gries, `A constructive proof of Vizing's theorem
       <https://doi.org/10.1016/0020-0190(92)90041-S>`_, 1992
     """
-    size = graph.number_of_nodes()
+    size = len(graph)
     edges = sorted((min(edge), max(edge)) for edge in graph.edges)
     if len(edges) == size * (size - 1) // 2:
         return _round_robin(size)
     max_degree = max(degree for _, degree in graph.degree)
-    # A matching has at most size // 2 edges, so that some graphs are too full.
+    # A matching has at most size // 2 edges, so that some graphs have too many edges.
     if len(edges) <= max_degree * (size // 2):
         coloring = _PartialColoring(size, max_degree)
         generator = random.Random(0)
@@ -62,11 +72,75 @@ def edge_coloring(graph: nx.Graph) -> Rounds:
     return coloring.rounds()
 
 
+def rounds_of(matrix: np.ndarray) -> Rounds:
+    """The rounds that carry the messages of one step.
+
+    Args:
+      matrix: `float64[n, n]`: the entry `[i, j]` is not zero where `j` sends to `i`.
+
+    Returns:
+      An edge colouring if the matrix is symmetric, so that partners hear each other.
+      Other matrices take as many rounds as the busiest worker has messages to send or
+      to receive.
+    """
+    size = len(matrix)
+    messages = (matrix != 0) & ~np.eye(size, dtype=bool)
+    if np.abs(matrix - matrix.T).max() <= TOLERANCE:
+        return edge_coloring(nx.from_numpy_array(messages | messages.T))
+    # In the bipartite graph of receivers i and senders n + j each message is an edge.
+    graph = nx.empty_graph(2 * size)
+    graph.add_edges_from((i, size + j) for i, j in np.argwhere(messages).tolist())
+    return tuple(_fill_up(matching[:size]) for matching in edge_coloring(graph))
+
+
+def _fill_up(matching: tuple[int, ...]) -> tuple[int, ...]:
+    """Makes a permutation of a matching of receivers `i` with senders `n + j`.
+
+    Workers that neither receive nor send are silent. In a permutation a worker that
+    only sends has to hear somebody, and is given a worker that only receives.
+    """
+    size = len(matching)
+    source = [partner - size for partner in matching]
+    not_sending = set(range(size)) - set(source)
+    not_receiving = {i for i, sender in enumerate(source) if sender < 0}
+    for i in not_sending & not_receiving:
+        source[i] = i
+    only_send = sorted(not_receiving - not_sending)
+    only_receive = sorted(not_sending - not_receiving)
+    for i, j in zip(only_send, only_receive, strict=True):
+        source[i] = j
+    return tuple(source)
+
+
+def round_weights(matrix: np.ndarray, rounds: Rounds) -> np.ndarray:
+    """The entries of a matrix in the rounds that carry its messages.
+
+    A message that only fills up a permutation may be the same as a message of another
+    round. The first of these rounds then has the weight, and the others have 0.
+
+    Args:
+      matrix: `float64[n, n]`, the weights of the messages.
+      rounds: the rounds, from :func:`rounds_of`.
+
+    Returns:
+      `float64[rounds, n]`, read-only.
+    """
+    rest = matrix.copy()
+    np.fill_diagonal(rest, 0.0)
+    weights = np.zeros((len(rounds), len(matrix)))
+    workers = np.arange(len(matrix))
+    for r, source in enumerate(rounds):
+        weights[r] = rest[workers, source]
+        rest[workers, source] = 0.0
+    weights.setflags(write=False)
+    return weights
+
+
 def _round_robin(size: int) -> Rounds:
     """All pairs, by the circle method: in round `r` meet those who add up to `2 r`.
 
-    With an even size the last node stays outside the circle and meets the one that
-    would have to meet itself.
+    With an even size the last node stays outside the circle, and meets the node that
+    would otherwise have to meet itself.
     """
     circle = size - 1 if size % 2 == 0 else size
     rounds = []
@@ -106,7 +180,8 @@ class _PartialColoring:
     def chain(self, node: int | None, first: int, second: int) -> list[int]:
         """The path from a node over edges `first, second, first, ...`, to its end.
 
-        The node must miss `second`: the path is then no cycle, and starts there.
+        The node must have no edge of colour `second`. The path is then no cycle, and
+        begins at the node.
         """
         path = []
         while node is not None:
@@ -124,13 +199,12 @@ class _PartialColoring:
             self.paint(*edge, new)
 
     def rounds(self) -> Rounds:
-        """One source list for each colour in use."""
-        size = len(self.partner)
-        rounds = [list(range(size)) for _ in self.colors]
+        """One source list for each colour that some edge has."""
+        silent = list(range(len(self.partner)))
+        rounds = [silent.copy() for _ in self.colors]
         for node, partner in enumerate(self.partner):
             for color, other in partner.items():
                 rounds[color][node] = other
-        silent = list(range(size))
         return tuple(tuple(source) for source in rounds if source != silent)
 
 
@@ -151,10 +225,10 @@ def _color_by_chain(coloring: _PartialColoring, a: int, b: int) -> bool:
 def _color_by_search(
     coloring: _PartialColoring, a: int, b: int, generator: random.Random
 ) -> bool:
-    """Colours an edge by chains, at the cost of moving others around.
+    """Colours an edge by chains, and takes colours from other edges if it has to.
 
-    While no chain helps, one is recoloured at random, and the edge takes its colour
-    from another edge of `a`, which is then the one without.
+    While no chain helps, one is recoloured at random. The edge then takes its colour
+    from another edge of `a`, and the search goes on with that edge.
     """
     for _ in range(_MOVES):
         if _color_by_chain(coloring, a, b):
@@ -175,8 +249,9 @@ def _color_by_search(
 def _color_by_fan(coloring: _PartialColoring, center: int, leaf: int) -> None:
     """Colours an edge with one colour more than the largest degree (Misra and Gries).
 
-    A fan is a list of neighbours where the colour of each one's edge to the center is
-    free at the one before: the colours can all move one place towards the first.
+    A fan is a list of neighbours of the center. The colour of each neighbour's edge to
+    the center is free at the neighbour before it, so that all of these colours can move
+    one place towards the first neighbour.
     """
     partner = coloring.partner
     fan = [leaf]
@@ -188,8 +263,8 @@ def _color_by_fan(coloring: _PartialColoring, center: int, leaf: int) -> None:
         fan.append(more[0])
     color, spare = coloring.free(fan[-1])[0], coloring.free(center)[0]
     coloring.swap(coloring.chain(center, color, spare), color, spare)
-    # Now `color` is free at the center. Should the chain have recoloured an edge of the
-    # fan, then the member before that one, or else the last one, still misses `color`.
+    # Now `color` is free at the center. If the chain has recoloured an edge of the fan,
+    # then `color` is still free at the member before that edge, or else at the last.
     end = next(k for k, member in enumerate(fan) if color not in partner[member])
     for here, there in zip(fan[:end], fan[1:], strict=False):
         moved = coloring.color(center, there)

@@ -1,0 +1,76 @@
+"""Checks of single arguments, which every package of djax needs, without JAX.
+
+Errors say what was expected, what was passed instead, and where one is known, the
+remedy. :func:`describe` puts into words what was passed.
+"""
+
+import operator
+import reprlib
+from typing import Any
+
+import networkx as nx
+import numpy as np
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of NumPy, JAX or another library."""
+    return all(hasattr(value, name) for name in ("__array__", "shape", "dtype"))
+
+
+def is_communicator(value: Any) -> bool:
+    """Whether a value exchanges messages, as :class:`djax.Communicator` does."""
+    return hasattr(value, "permute") and hasattr(value, "local_ranks")
+
+
+def describe(value: Any) -> str:
+    """Describes a value in few words, for errors."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    if isinstance(value, nx.Graph):
+        return f"a networkx.{type(value).__name__} of {len(value)} nodes"
+    if is_array(value) and np.ndim(value):
+        return f"an array of shape {np.shape(value)}"
+    if is_communicator(value):
+        return f"the communicator {value!r}"
+    return reprlib.repr(value) if isinstance(value, (list, tuple)) else repr(value)
+
+
+def check_integer(value: Any, what: str, minimum: int = 1) -> int:
+    """Returns an integer as an `int`.
+
+    Args:
+      value: what the user passed.
+      what: the argument's name, for the error.
+      minimum: the smallest integer that is allowed.
+
+    Raises:
+      ValueError: the value is no integer, or is below the minimum. True and False are
+        refused, although Python counts them as 1 and 0.
+    """
+    try:
+        integer = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        integer = None
+    if integer is None or integer < minimum:
+        raise ValueError(
+            f"{what} must be an integer of at least {minimum}, got {value!r}"
+        )
+    return integer
+
+
+def check_share(value: Any, what: str) -> float:
+    """Returns a number in (0, 1] as a `float`.
+
+    Args:
+      value: what the user passed.
+      what: the argument's name, for the error.
+
+    Raises:
+      ValueError: the value is no number in that interval.
+    """
+    number = isinstance(value, (int, float, np.number))
+    if isinstance(value, bool) or not (number and 0 < value <= 1):
+        raise ValueError(f"{what} must be in (0, 1], got {value!r}")
+    return float(value)
