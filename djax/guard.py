@@ -1,15 +1,17 @@
-"""Lets the other processes of an MPI job live when one is killed.
+"""Keeps the other processes of an MPI job alive when one of them is killed.
 
     mpirun -disable-auto-cleanup -n 4 python -m djax.guard train.py ...
     mpirun -disable-auto-cleanup -n 4 python -m djax.guard -m experiments.train ...
 
-MPICH's launcher ends a job when a process of it has died of a signal (SIGKILL, also
-from a system that is out of memory, or SIGSEGV), whatever its options say, but not when
-one has merely exited. So each rank becomes the child of a process that does nothing
-else, and exits with code 1 when its child has died. The child does not outlive it, and
-hears from it when another rank has died.
+MPICH's launcher ends the whole job when one of its processes dies of a signal, whatever
+its options say: of SIGSEGV, or of SIGKILL, which a system that is out of memory sends
+too. It does not end the job when a process exits. Therefore each rank runs as the child
+of a guard, a process that does nothing but wait, and exits with code 1 when its child
+has died. The child does not outlive its guard, and the guard tells it when another rank
+has died.
 
-It is for jobs that can go on: :func:`djax.asynchronous.run` with `transport="zmq"`.
+Jobs have to be able to go on without a rank, as :func:`djax.asynchronous.run` with
+`transport="zmq"` is.
 """
 
 import contextlib
@@ -25,10 +27,13 @@ _PIPE = "DJAX_GUARD_PIPE"  # As :mod:`djax.transport._end` reads it.
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs Python with these arguments, and returns its exit code, or 1.
+    """Runs Python as a child of this process.
 
     Args:
-      arguments: a script, or `-m` and a module, and what it takes.
+      arguments: a script, or `-m` and a module, followed by its own arguments.
+
+    Returns:
+      The exit code of the child; 1 if a signal ended it, and 2 without arguments.
     """
     if not arguments:
         print("usage: python -m djax.guard (SCRIPT | -m MODULE) ...", file=sys.stderr)
@@ -45,18 +50,19 @@ def main(arguments: Sequence[str]) -> int:
             os.write(say, b"!")
 
     os.set_blocking(say, False)
-    # By this signal the launcher tells everybody that somebody has died.
+    # The launcher sends this signal to all ranks when one of them has died.
     signal.signal(signal.SIGUSR1, tell)
     guard = os.getpid()
 
     def prepare():
         if sys.platform == "linux":
-            os.setpgid(0, 0)  # The launcher signals the guard's process group.
+            # The launcher sends its signals to the process group of the guard.
+            os.setpgid(0, 0)
         _die_with(guard)
 
     child = subprocess.Popen(
         [sys.executable, *arguments],
-        close_fds=False,  # It talks to the launcher through a file that is open.
+        close_fds=False,  # The child talks to the launcher through an open file.
         env={**os.environ, _PIPE: str(heard)},
         preexec_fn=prepare,
     )
@@ -64,8 +70,8 @@ def main(arguments: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: child.send_signal(number))
     code = child.wait()
-    # Python removes the handler when it ends. If another rank died just then, the
-    # signal would end this process, and the launcher would end the whole job.
+    # Python removes the handler when it exits. If another rank died at that moment, the
+    # signal would kill the guard, and the launcher would end the whole job.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if code >= 0:
         return code
@@ -76,14 +82,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _die_with(parent: int) -> None:
-    """Lets the kernel end this process when its parent dies; on Linux only."""
+    """Asks the kernel to kill this process when its parent dies; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # It has died meanwhile.
+        if os.getppid() != parent:  # The parent died before the call.
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    if __package__:  # By now JAX is loaded, which a process that waits has no use for.
+    # `python -m djax.guard` has loaded djax and with it JAX. Started anew as a script,
+    # the guard waits without their memory.
+    if __package__:
         os.execv(sys.executable, [sys.executable, __file__, *sys.argv[1:]])
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,8 @@
 r"""How far the workers are from each other.
 
-These are per-worker functions: they run inside :meth:`djax.Communicator.spmd`, on one
-worker's parameters :math:`x_i`, and cost an all-reduce of them.
+The functions say what one worker does, as mechanisms do: they run inside
+:meth:`djax.Communicator.spmd`, on the parameters :math:`x_i` of one worker, and cost an
+all-reduce of these.
 
 Examples:
   >>> import djax, jax, jax.numpy as jnp
@@ -35,8 +36,8 @@ def mean_params(params: optax.Params, communicator: Communicator) -> optax.Param
     r"""The averaged model :math:`\bar x = \frac1n \sum_i x_i`.
 
     Args:
-      params: this worker's parameters.
-      communicator: how messages travel.
+      params: the parameters of this worker.
+      communicator: connects the workers.
 
     Returns:
       A tree like `params`, the same on every worker.
@@ -48,11 +49,11 @@ def worker_distance(params: optax.Params, communicator: Communicator) -> jax.Arr
     r"""This worker's squared distance from the mean, :math:`\|x_i - \bar x\|^2`.
 
     Args:
-      params: this worker's parameters.
-      communicator: how messages travel.
+      params: the parameters of this worker.
+      communicator: connects the workers.
 
     Returns:
-      `float[]`, over all leaves, in float32 or wider; 0 if there are none.
+      `float[]`, the sum over all leaves, in at least float32; 0 if there are no leaves.
     """
     check_averageable("worker_distance", params)
     promoted = jax.tree.map(promote, params)
@@ -65,13 +66,13 @@ def worker_distance(params: optax.Params, communicator: Communicator) -> jax.Arr
 
 
 def consensus_distance(params: optax.Params, communicator: Communicator) -> jax.Array:
-    r"""The workers' variance :math:`\frac1n \sum_i \|x_i - \bar x\|^2`.
+    r"""The variance of the workers' models, :math:`\frac1n \sum_i \|x_i - \bar x\|^2`.
 
     Args:
-      params: this worker's parameters.
-      communicator: how messages travel.
+      params: the parameters of this worker.
+      communicator: connects the workers.
 
     Returns:
-      `float[]`, the same on every worker, in float32 or wider.
+      `float[]`, the same on every worker, in at least float32.
     """
     return communicator.mean(worker_distance(params, communicator))

@@ -1,19 +1,19 @@
 """Tests of your own mechanism against plain NumPy, on every communicator.
 
-A mechanism says what one worker does, and is easily wrong about what all of them do
-together. Written down for all workers at once, with their models as the rows of a
+A mechanism says what one worker does, so that mistakes in what all workers do together
+are easily overlooked. For all workers at once, with their models as the rows of a
 matrix, the same algorithm is a few lines of NumPy. :func:`assert_matches` runs both on
 a small problem, and compares the models at the end.
 
-The problem is quadratic, and each worker has a Hessian of its own. With equal Hessians
-the mean of the workers would follow exact gradient descent whatever they send to each
-other, and such a test would prove nothing.
+The problem is quadratic, and each worker has a Hessian of its own. If the Hessians were
+equal, the mean of the workers would follow exact gradient descent whatever they send to
+each other, and the test would prove nothing.
 
 `import djax` does not import this module: write `import djax.testing`.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,10 +23,7 @@ import optax
 from jax.typing import DTypeLike
 
 from . import communicators as _communicators
-from ._interfaces import (
-    Communicator,
-    PyTree,
-)
+from ._interfaces import Communicator, PyTree
 from .topologies import Graph
 
 __all__ = [
@@ -53,7 +50,7 @@ class Problem(NamedTuple):
     Attributes:
       hessian: `float[workers, 6]`, diagonals of the Hessians.
       target: `float[workers, 6]`, each worker's own optimum.
-      start: `float[workers, 6]`, the models at first.
+      start: `float[workers, 6]`, the models at the start.
     """
 
     hessian: np.ndarray
@@ -71,7 +68,7 @@ class Problem(NamedTuple):
 
 
 def quadratics(size: int) -> Problem:
-    """The problem on which mechanisms are run; always the same for a number of workers.
+    """The problem on which mechanisms are tested, the same in every call.
 
     Args:
       size: number of workers.
@@ -94,16 +91,16 @@ def run(
 ) -> np.ndarray:
     """Runs a mechanism behind SGD, all steps in one program.
 
-    The six parameters of a worker are a vector of two and a matrix of two by two.
+    The six parameters of a worker are a vector of two entries and a 2 × 2 matrix.
 
     Args:
-      mechanism: what comes behind `optax.sgd` in the chain.
+      mechanism: the link that follows `optax.sgd` in the chain.
       communicator: where the workers live. Under MPI all processes have to call it.
       steps: number of steps.
-      learning_rate: of SGD.
-      dtype: of the parameters and gradients.
-      problem: what they minimize; :func:`quadratics` by default.
-      **extra_args: what else the update of the mechanism is given in each step.
+      learning_rate: learning rate of SGD.
+      dtype: dtype of the parameters and gradients.
+      problem: the objectives of the workers; :func:`quadratics` by default.
+      **extra_args: further arguments of the mechanism's update, in each step.
 
     Returns:
       `[local workers, 6]`, the models of the workers of this process at the end.
@@ -125,7 +122,7 @@ def _program(
     steps: int,
     extra_args: Mapping[str, Any] = {},
 ) -> Callable[..., jax.Array]:
-    """All steps of all workers; it takes :func:`_arrays`."""
+    """The program of all steps of all workers, whose arguments are :func:`_arrays`."""
 
     def worker(hessian, target, x):
         def step(carry, _):
@@ -144,7 +141,7 @@ def _program(
 def _arrays(
     communicator: Communicator, dtype: DTypeLike, problem: Problem | None = None
 ) -> list[jax.Array]:
-    """The problem's three arrays, of the workers of this process."""
+    """The three arrays of the problem, for the workers of this process."""
     local = np.asarray(communicator.local_ranks)
     problem = quadratics(communicator.size) if problem is None else problem
     return [jnp.asarray(array[local], dtype) for array in problem]
@@ -171,22 +168,23 @@ def assert_matches(
     """Asserts that a mechanism does what a NumPy function of the matrices does.
 
     Args:
-      make: `(graph, communicator) -> mechanism`.
-      reference: `(gradient, x, learning_rate, steps, matrices) -> x` for all workers at
-        once, whose models are the rows of `x`, `float[workers, 6]`. `gradient(x)` are
-        their gradients, and `matrices` is `graph.matrices`, `float[period, workers,
-        workers]`.
+      make: makes the mechanism: `(graph, communicator) -> mechanism`.
+      reference: the algorithm for all workers at once: `(gradient, x, learning_rate,
+        steps, matrices) -> x`. The rows of `x`, `float[workers, 6]`, are the models of
+        the workers, `gradient(x)` returns their gradients, and `matrices` is
+        `graph.matrices`, `float[period, workers, workers]`.
       graph: a :class:`djax.Topology` or :class:`djax.Schedule`.
-      communicators: where to run it; by default wherever as many workers can live as
-        the graph has: in simulation, on the devices of this process, and, if it was
-        started by mpirun, over MPI.
+      communicators: where to run the mechanism. By default it runs wherever there can
+        be as many workers as the graph has: in simulation, on the devices of this
+        process, and, if mpirun started it, over MPI.
       steps: number of steps.
-      learning_rate: of SGD.
-      dtype: of the parameters; models have to be equal up to 1e-5 in float32, and up to
-        1e-12 in float64, where mistakes are told from rounding errors most clearly.
+      learning_rate: learning rate of SGD.
+      dtype: dtype of the parameters. Models have to be equal up to 1e-5 in float32, and
+        up to 1e-12 in float64, which tells mistakes from rounding errors more clearly.
 
     Raises:
-      AssertionError: if the models differ; shows them, and names the communicator.
+      AssertionError: if the models differ. The error shows them and names the
+        communicator.
 
     Examples:
       >>> import djax, djax.testing
@@ -204,12 +202,10 @@ def assert_matches(
     wanted = _expected(reference, graph, steps, learning_rate)
     tolerance = _TOLERANCES[dtype]
     options = {"steps": steps, "learning_rate": learning_rate, "dtype": dtype}
-    for communicator in _all_of(graph, communicators):
-        with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
-            found = run(make(graph, communicator), communicator, **options)
+    for communicator, models in _models(make, graph, communicators, **options):
         np.testing.assert_allclose(
-            found,
-            wanted[np.asarray(communicator.local_ranks)],
+            models,
+            wanted,
             rtol=tolerance,
             atol=tolerance / 10,
             err_msg=f"on {communicator}, after {steps} steps",
@@ -222,7 +218,7 @@ def _expected(
     steps: int = 20,
     learning_rate: optax.ScalarOrSchedule = 0.1,
 ) -> np.ndarray:
-    """What a reference says of all models at the end, `float[workers, 6]`."""
+    """The models of all workers at the end by the reference, `float[workers, 6]`."""
     x, gradient = quadratics(graph.size).start, quadratics(graph.size).gradient
     return reference(gradient, x, learning_rate, steps, graph.matrices)
 
@@ -236,12 +232,10 @@ def assert_keeps_mean(
 ) -> None:
     """Asserts that without gradients the mean of the workers stays where it is.
 
-    What one worker gains the others have to lose.
-
     Args:
-      make: `(graph, communicator) -> mechanism`.
-      graph: between whom.
-      communicators: see :func:`assert_matches`.
+      make: makes the mechanism: `(graph, communicator) -> mechanism`.
+      graph: a :class:`djax.Topology` or :class:`djax.Schedule`.
+      communicators: where to run the mechanism: see :func:`assert_matches`.
       steps: number of steps.
 
     Raises:
@@ -251,11 +245,10 @@ def assert_keeps_mean(
       >>> import djax, djax.testing
       >>> djax.testing.assert_keeps_mean(djax.gossip, djax.topologies.star(4))
     """
-    for communicator in _all_of(graph, communicators):
-        mechanism = make(graph, communicator)
-        found = run(mechanism, communicator, steps=steps, learning_rate=0.0)
+    options = {"steps": steps, "learning_rate": 0.0}
+    for communicator, models in _models(make, graph, communicators, **options):
         np.testing.assert_allclose(
-            np.mean(communicator.gather(list(found)), axis=0),
+            models.mean(axis=0),
             quadratics(graph.size).start.mean(0),
             rtol=0,
             atol=1e-6,
@@ -270,16 +263,16 @@ def assert_equal_models_stay_equal(
     *,
     steps: int = 20,
 ) -> None:
-    """Asserts that workers stay equal that start equal and have the same data.
+    """Asserts that workers that start equal and have the same data stay equal.
 
     Args:
-      make: `(graph, communicator) -> mechanism`.
-      graph: between whom.
-      communicators: see :func:`assert_matches`.
+      make: makes the mechanism: `(graph, communicator) -> mechanism`.
+      graph: a :class:`djax.Topology` or :class:`djax.Schedule`.
+      communicators: where to run the mechanism: see :func:`assert_matches`.
       steps: number of steps.
 
     Raises:
-      AssertionError: if some models differ from that of worker 0.
+      AssertionError: if the model of some worker differs from that of worker 0.
 
     Examples:
       >>> import djax, djax.testing
@@ -287,10 +280,8 @@ def assert_equal_models_stay_equal(
       >>> djax.testing.assert_equal_models_stay_equal(djax.gossip, ring)
     """
     alike = Problem(*(np.tile(x[:1], (graph.size, 1)) for x in quadratics(graph.size)))
-    for communicator in _all_of(graph, communicators):
-        mechanism = make(graph, communicator)
-        found = run(mechanism, communicator, steps=steps, problem=alike)
-        models = np.array(communicator.gather(list(found)))
+    options = {"steps": steps, "problem": alike}
+    for communicator, models in _models(make, graph, communicators, **options):
         np.testing.assert_allclose(
             *np.broadcast_arrays(models, models[:1]),
             rtol=1e-5,
@@ -299,10 +290,26 @@ def assert_equal_models_stay_equal(
         )
 
 
+def _models(
+    make: Make,
+    graph: Graph,
+    communicators: Sequence[Communicator] | None,
+    *,
+    dtype: str = "float32",
+    **options: Any,
+) -> Iterator[tuple[Communicator, np.ndarray]]:
+    """Runs a mechanism on every communicator, and gathers the models of all workers."""
+    for communicator in _all_of(graph, communicators):
+        with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
+            mechanism = make(graph, communicator)
+            found = run(mechanism, communicator, dtype=dtype, **options)
+        yield communicator, np.array(communicator.gather(list(found)))
+
+
 def _all_of(
     graph: Graph, communicators: Sequence[Communicator] | None
 ) -> Sequence[Communicator]:
-    """The given communicators, or all that this process can have for the graph."""
+    """The given communicators, else all that this process can have for the graph."""
     if communicators is not None:
         return communicators
     found = [_communicators.simulated(graph.size)]

@@ -1,10 +1,11 @@
-r"""What is known of an algorithm before it runs.
+r"""What the theory of RelaySGD tells before a run: delays, rates, what is agreed on.
 
-RelaySGD is analysed as gossip among :math:`n (\tau_{\max} + 1)` virtual workers, the
-:math:`n` workers now and at each of the last :math:`\tau_{\max}` steps: with
-:math:`y^t = (x^t, x^{t-1}, \dots, x^{t - \tau_{\max}})` and no gradients,
-:math:`y^{t+1} = W y^t`. The matrix is row-stochastic and not symmetric; its powers
-converge to :math:`\mathbf 1 \pi^\top` with the Perron vector :math:`\pi`.
+RelaySGD is analysed as gossip among :math:`n (\tau_{\max} + 1)` virtual workers: the
+:math:`n` workers now and at each of the last :math:`\tau_{\max}` steps. With
+:math:`y^t = (x^t, x^{t-1}, \dots, x^{t - \tau_{\max}})` and without gradients, a step
+is :math:`y^{t+1} = W y^t`. The matrix :math:`W` is row-stochastic and not symmetric.
+Its powers converge to :math:`\mathbf 1 \pi^\top`, where :math:`\pi` is its Perron
+vector.
 
 Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
 <https://arxiv.org/abs/2110.04175>`_, 2021, Theorem II and Lemma 1.
@@ -28,7 +29,8 @@ __all__ = [
 ]
 __dir__ = __all__.copy  # For dir() and completion.
 
-# The search of the paper's figure: how far it looks, and when it gives up.
+# The search of the paper's figure: the powers of the matrix that it tries, and the
+# number of powers without an improvement after which it gives up.
 _LARGEST_POWER = 100
 _PATIENCE = 10
 
@@ -38,9 +40,9 @@ class RelayConstant(NamedTuple):
 
     Attributes:
       rho: :math:`\rho = m / p`, the smaller the better.
-      m: a number of steps,
-      p: in (0, 1], such that :math:`m` steps contract the disagreement by
-        :math:`(1 - p)^m`, of what one step leaves, in the spectral norm.
+      m: a number of steps.
+      p: a number in (0, 1], such that :math:`m` steps leave the share :math:`(1 -
+        p)^m` of the disagreement that one step leaves, in the spectral norm.
     """
 
     rho: float
@@ -49,7 +51,7 @@ class RelayConstant(NamedTuple):
 
 
 def relay_delays(tree: Topology, *, overlap: bool = False) -> np.ndarray:
-    r"""After how many steps a model counts at each worker.
+    r"""The number of steps after which a worker's model reaches each other worker.
 
     Args:
       tree: a topology without cycles.
@@ -60,7 +62,7 @@ def relay_delays(tree: Topology, *, overlap: bool = False) -> np.ndarray:
       :math:`\text{hops}_{ij}` with overlap.
 
     Raises:
-      TypeError: if `tree` is no topology.
+      TypeError: if `tree` is no :class:`djax.Topology`.
       ValueError: if the topology has cycles.
 
     Examples:
@@ -72,18 +74,18 @@ def relay_delays(tree: Topology, *, overlap: bool = False) -> np.ndarray:
 
 
 def relay_learning_rate_factor(tree: Topology, *, overlap: bool = False) -> float:
-    r"""By how much larger a step size RelaySGD takes than all-reduce.
+    r"""How much larger a learning rate RelaySGD can take than all-reduce.
 
-    An update enters every worker's average with weight :math:`1/n`, next to older
-    models without it, so that in the long run it moves the workers by
-    :math:`1 / (1 + \bar\tau)` of its length only, with the mean delay
+    An update enters the average of every worker with weight :math:`1/n`, next to older
+    models that do not contain it. In the long run an update therefore moves the workers
+    by :math:`1 / (1 + \bar\tau)` of its length only, with the mean delay
 
     .. math:: \bar\tau = \tfrac1{n^2} \textstyle\sum_{ij} \tau_{ij}.
 
     Multiplying the learning rate by :math:`1 + \bar\tau` makes up for that.
 
     Args:
-      tree: a topology without cycles. The two of
+      tree: a topology without cycles. The two trees of
         :func:`djax.topologies.double_binary_trees` have the same factor.
       overlap: as in :func:`djax.relay`.
 
@@ -91,7 +93,7 @@ def relay_learning_rate_factor(tree: Topology, *, overlap: bool = False) -> floa
       :math:`1 + \bar\tau`.
 
     Raises:
-      TypeError: if `tree` is no topology.
+      TypeError: if `tree` is no :class:`djax.Topology`.
       ValueError: if the topology has cycles.
 
     Examples:
@@ -111,19 +113,20 @@ def relay_matrix(tree: Topology, *, overlap: bool = True) -> np.ndarray:
 
     .. math:: x_i^{t+1} = \tfrac1n \textstyle\sum_j x_j^{t - \tau_{ij}}
 
-    as :math:`y^{t+1} = W y^t`: the first block row holds :math:`1/n` at worker j's
-    model of :math:`\tau_{ij}` steps ago, the others shift the past by a step.
+    as :math:`y^{t+1} = W y^t`. The first block row has :math:`1/n` where the model of
+    worker j from :math:`\tau_{ij}` steps ago stands. The other block rows shift the
+    past by one step.
 
     Args:
       tree: a topology without cycles.
       overlap: as in :func:`djax.relay`; by default the delays of the paper's analysis.
 
     Returns:
-      `float64[n (1 + max delay), n (1 + max delay)]`, row-stochastic; index
-      `delay * n + worker`.
+      `float64[n (1 + max delay), n (1 + max delay)]`, row-stochastic. A worker's model
+      of some steps ago has the index `delay * n + worker`.
 
     Raises:
-      TypeError: if `tree` is no topology.
+      TypeError: if `tree` is no :class:`djax.Topology`.
       ValueError: if the topology has cycles.
 
     Examples:
@@ -147,21 +150,24 @@ def relay_matrix(tree: Topology, *, overlap: bool = True) -> np.ndarray:
 def relay_perron_vector(tree: Topology, *, overlap: bool = True) -> np.ndarray:
     r"""The left eigenvector :math:`\pi^\top W = \pi^\top` of :func:`relay_matrix`.
 
-    It tells what workers without gradients agree on: the mean over time and workers
+    Workers without gradients agree on a weighted mean of their present and past models,
+    whose weights are
 
-    .. math:: \pi_{kj} = \frac{\#\{i : \tau_{ij} \ge k\}}{n^2 (1 + \bar\tau)},
+    .. math:: \pi_{kj} = \frac{\#\{i : \tau_{ij} \ge k\}}{n^2 (1 + \bar\tau)}
 
-    in which all workers' present models have the same weight.
+    for the model of worker j from k steps ago. The present models of all workers have
+    the same weight.
 
     Args:
       tree: a topology without cycles.
       overlap: as in :func:`relay_matrix`.
 
     Returns:
-      `float64[n (1 + max delay)]`, positive but where nobody waits so long; sums to 1.
+      `float64[n (1 + max delay)]`, which sums to 1. It is 0 for models so old that they
+      have reached all workers, and else positive.
 
     Raises:
-      TypeError: if `tree` is no topology.
+      TypeError: if `tree` is no :class:`djax.Topology`.
       ValueError: if the topology has cycles.
 
     Examples:
@@ -183,10 +189,10 @@ def relay_constant(tree: Topology) -> RelayConstant:
     r"""The constant :math:`\rho = m / p` of a tree, searched as in the paper's figure.
 
     With :math:`r_m = \|W^m - \mathbf 1 \pi^\top\|_2^2 \,/\,
-    \|W - \mathbf 1 \pi^\top\|_2^2` and :math:`p = 1 - r_m^{1 / 2m}`, the smallest
-    :math:`m / p` over :math:`m < 100` with :math:`r_m < 1` and :math:`p` below the
-    second largest modulus of an eigenvalue. The search ends once it has not improved
-    ten times.
+    \|W - \mathbf 1 \pi^\top\|_2^2` and :math:`p = 1 - r_m^{1 / 2m}`, it is the
+    smallest :math:`m / p` over those :math:`m < 100` for which :math:`r_m < 1` and
+    :math:`p` is below the second largest modulus of an eigenvalue. The search ends
+    early once more than ten :math:`m` have brought no improvement.
 
     Args:
       tree: a topology of at least two workers without cycles.
@@ -195,7 +201,7 @@ def relay_constant(tree: Topology) -> RelayConstant:
       A :class:`RelayConstant`.
 
     Raises:
-      TypeError: if `tree` is no topology.
+      TypeError: if `tree` is no :class:`djax.Topology`.
       ValueError: if the topology has cycles, or only one worker.
 
     Examples:
@@ -207,12 +213,11 @@ def relay_constant(tree: Topology) -> RelayConstant:
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021, Lemma 1 and appendix, Figure 5
     """
-    check_undirected("relay_constant", tree)
-    check_tree("relay_constant", tree)
+    _delays("relay_constant", tree, overlap=True)
     if tree.size < 2:
         raise ValueError("relay_constant: one worker alone has nothing to agree on.")
     matrix = relay_matrix(tree)
-    # W 1 = 1 and pi W = pi, so that the powers of the difference are W^m - 1 pi.
+    # Since W 1 = 1 and pi W = pi, the powers of the difference are W^m - 1 pi.
     difference = matrix - relay_perron_vector(tree)
     second = np.abs(np.linalg.eigvals(difference)).max()
     power, first = difference, np.linalg.norm(difference, 2)
@@ -234,7 +239,7 @@ def relay_constant(tree: Topology) -> RelayConstant:
 
 
 def _delays(name: str, tree: Topology, overlap: bool) -> np.ndarray:
-    """The :func:`relay_delays`, for a function whose errors have its own name."""
+    """The :func:`relay_delays`, where errors name the function that was called."""
     check_undirected(name, tree)
     check_tree(name, tree)
     return tree.distances if overlap else np.maximum(tree.distances - 1, 0)

@@ -1,1 +1,1 @@
-"""Mistakes of composition that raise no error, found by a trial."""
+"""Finds mistakes in optimizers that raise no error, by a trial on tiny models."""

@@ -1,9 +1,9 @@
-"""Mistakes of composition that raise no error, found by a trial of the optimizer.
+"""Finds mistakes in optimizers that raise no error, by a trial on tiny models.
 
-A chain of optax takes its links in any order. With the wrong one, or with a mask that
-leaves nothing, nobody is told: the run just ends at a wrong point. What the workers do
-then differs so much from decentralized training that a few steps on tiny models show
-it. :func:`check` makes these steps by the user's own optimizer and communicator.
+A chain of optax takes its links in any order. A wrong order, or a mask that leaves out
+all parameters, raises no error: the run just ends at a wrong point. However, the
+workers then differ so much from decentralized training that a few steps on tiny models
+show it. :func:`check` makes these steps with the user's optimizer and communicator.
 """
 
 from collections.abc import Sequence
@@ -16,69 +16,61 @@ import optax
 
 from djax._arguments import check_communicator
 from djax._arrays.checks import check_arrays
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 from djax._mechanism.refusals import Part
 from djax._mechanism.value import parts_within
 from djax._transformations import as_transformation
 
 from .codes import problems_of_codes
-from .meeting import (
-    Meeting,
-    cut_off,
-    loses,
-    meet,
-)
+from .meeting import Meeting, cut_off, loses, meet
 from .trial import Trial
 
-_EXTENT = 4  # Entries that are left of each dimension of a parameter.
-_MOVED = 0.02  # By how much of their distance rounding may move the workers' mean.
+_EXTENT = 4  # Each dimension of a parameter is cut to this number of entries.
+# Rounding moves the mean of the workers by less than this share of their distance.
+_MOVED = 0.02
 _REMEDY = "optax.chain(optax.sgd(0.1), djax.gossip(graph, communicator))"
 
 
 def check(
     optimizer: optax.GradientTransformation, communicator: Communicator, params: PyTree
 ) -> None:
-    """Finds mistakes in an optimizer that would end at a wrong point without an error.
+    """Finds mistakes in an optimizer that would let a run end at a wrong point.
 
-    Call it once before a long run. The optimizer makes 64 steps, and up to 4096 as long
-    as the workers have not met, on tiny models. These have the tree structure, the
+    Call it once before a long run. The optimizer makes 64 steps on tiny models, and up
+    to 4096 until the workers have met. The tiny models have the tree structure, the
     dtypes and the numbers of dimensions of the parameters, but at most 4 entries in
-    each dimension. What is found:
+    each dimension. The check finds that
 
-    * Workers never meet: the optimizer contains no mechanism, or a mask leaves it none
-      of the parameters.
-    * Some workers never hear of others, in a parameter that others average.
-    * Models that start apart do not come together, as in `chain(gossip, sgd)`: the
-      optimizer takes the averaging for a gradient.
-    * Models climb along the gradient, as in `every(4, chain(sgd, gossip))`: raw
-      gradients are added to the models.
-    * Averaging moves the mean of the workers, as in `chain(sgd, gossip, clip)`. This is
-      not asked of mechanisms that do not promise to keep it (`relay`, `dcd`, `ecd`,
-      `quasi_global_adam`, those made by :func:`djax.mechanism`), nor where messages get
-      lost.
-    * A code that does not say so itself is no contraction, within `choco_gossip` and
-      `deep_squeeze`, or biased, within `dcd` and `ecd`, as measured on random trees.
+    * workers never meet: the optimizer contains no mechanism, or a mask leaves out all
+      of its parameters;
+    * some workers never hear of others, in a parameter that the others average;
+    * models that start apart do not come together, as in `chain(gossip, sgd)`, where
+      the optimizer takes the averaging for a gradient;
+    * models climb along the gradient, as in `every(4, chain(sgd, gossip))`, which adds
+      raw gradients to the models;
+    * averaging moves the mean of the workers, as in `chain(sgd, gossip, clip)`. This is
+      not checked where messages get lost, nor for mechanisms that do not promise to
+      keep the mean (`relay`, `dcd`, `ecd`, `quasi_global_adam`, those made by
+      :func:`djax.mechanism`);
+    * a code that does not declare its class is no contraction, within `choco_gossip`
+      and `deep_squeeze`, or biased, within `dcd` and `ecd`, as measured on random
+      trees.
 
-    Step sizes are not judged: a consensus or learning rate that is too large for the
-    real model and its data may pass. Masks have to go by names, dtypes or numbers of
-    dimensions, and not by sizes, which are others here.
+    Step sizes are not judged: a consensus rate or a learning rate that is too large for
+    the real model and its data may pass. Masks have to decide by names, dtypes or
+    numbers of dimensions, and not by sizes, which differ from those of the real model.
 
     Args:
       optimizer: the whole chain that is going to train.
-      communicator: where the workers live. Under MPI all processes have to call it.
-      params: ONE worker's parameters, or their shapes (`jax.ShapeDtypeStruct`).
-
-    Returns:
-      None, if nothing is found.
+      communicator: connects the workers. Under MPI all processes have to call `check`.
+      params: the parameters of ONE worker, or their shapes (`jax.ShapeDtypeStruct`).
 
     Raises:
-      TypeError: if the optimizer is none, as an asynchronous algorithm such as
-        :func:`djax.acid` is, if the communicator is none, or if a leaf is no array.
-      ValueError: names all mistakes that were found, each with its remedy. Under MPI
-        all processes raise the same.
+      TypeError: if `optimizer` is no optax transformation, which also holds for
+        asynchronous algorithms such as :func:`djax.acid`, if `communicator` is no
+        communicator, or if a leaf is no array.
+      ValueError: if there are mistakes. The error names all of them, each with its
+        remedy. Under MPI all processes raise the same error.
 
     Examples:
       >>> import djax, jax, optax
@@ -123,10 +115,10 @@ def check(
 
 
 def _problems_of_averaging(trial: Trial, parts: Sequence[Part]) -> list[str]:
-    """What is wrong with how workers average when they have no gradients."""
+    """Describes what is wrong with the averaging of workers without gradients."""
     met = meet(trial, parts)
     if not met.finite:
-        return []  # Training raises an error of its own.
+        return []  # Training raises an error of its own for values that are not finite.
     if met.never:
         return [_never(met, parts)]
     problems = []
@@ -162,7 +154,7 @@ def _problems_of_averaging(trial: Trial, parts: Sequence[Part]) -> list[str]:
 
 
 def _never(met: Meeting, parts: Sequence[Part]) -> str:
-    """What to say of workers that hear of nobody."""
+    """Describes why no worker hears of another one."""
     if not parts:
         return (
             "The workers never meet: the optimizer contains no mechanism. Append one, "
@@ -178,7 +170,7 @@ def _never(met: Meeting, parts: Sequence[Part]) -> str:
 
 
 def _problems_of_gradients(trial: Trial) -> list[str]:
-    """Whether models move along the gradient that all workers have, not against it."""
+    """Describes how models move along a gradient that is equal on all workers."""
     zeros, gradients = trial.models(0), trial.gradients()
     group = trial.group(zeros, gradients)
     _, seen = trial.advance(group, group.params)
@@ -204,7 +196,7 @@ def _keep_mean(parts: Sequence[Part]) -> bool:
 
 
 def _where(trial: Trial, leaves: np.ndarray) -> str:
-    """Names the leaves, unless it is all of them."""
+    """Names the leaves that are True, unless all of them are."""
     if leaves.all():
         return ""
     names = [path for path, is_one in zip(trial.paths, leaves, strict=True) if is_one]
@@ -212,7 +204,7 @@ def _where(trial: Trial, leaves: np.ndarray) -> str:
 
 
 def _listed(items: Sequence[Any]) -> str:
-    """The first few of them."""
+    """Lists the first three items, and the number of the others."""
     more = f" and {len(items) - 3} more" if len(items) > 3 else ""
     return ", ".join(map(str, items[:3])) + more
 

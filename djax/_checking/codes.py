@@ -1,8 +1,8 @@
-"""What a code is, as measured: for codes that do not say so themselves.
+"""Measures of which class a code is, if the code does not declare it.
 
 CHOCO and DeepSqueeze diverge with a code that is no contraction, and DCD and ECD lose
-what a biased code leaves out. djax's own codes say of which class they are; a user's
-need not. :func:`djax.check` therefore lets them compress random models.
+what a biased code leaves out. The codes of djax declare their class, but those of users
+need not. :func:`djax.check` therefore lets such codes compress random models.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,27 +14,25 @@ import numpy as np
 import optax
 
 from djax._arrays.precision import promote
-from djax._interfaces import (
-    Communicator,
-    Compressor,
-    PyTree,
-)
+from djax._interfaces import Communicator, Compressor, PyTree
 from djax._mechanism.refusals import Part
 from djax.compressors.checks import name_of
 
-_LARGEST = 4096  # Entries of a leaf that are compressed.
-_HARMLESS = 0.03  # Rounding to bfloat16 is biased, too.
+_LARGEST = 4096  # Leaves with more entries are cut before codes are measured.
+_HARMLESS = 0.03  # Rounding to bfloat16 has a smaller bias than this.
 
 
 def problems_of_codes(
     parts: Sequence[Part], communicator: Communicator, shapes: PyTree
 ) -> list[str]:
-    """What is wrong with codes that do not say of which class they are.
+    """Describes codes that are not of the class that their mechanism needs.
+
+    Only codes that do not declare their class are measured.
 
     Args:
       parts: the mechanisms, with the codes that they were given.
-      communicator: where the workers live.
-      shapes: of the parameters of one worker.
+      communicator: connects the workers.
+      shapes: the shapes of the parameters of one worker.
     """
     problems = {}
     shapes = jax.tree.map(_few_entries, shapes)
@@ -58,7 +56,7 @@ def _measured(
     communicator: Communicator,
     shapes: PyTree,
 ) -> float:
-    """The mean over the processes, which then come to the same verdict."""
+    """The mean over all workers, so that all processes come to the same verdict."""
 
     def worker(_):
         return communicator.mean(measure(code, shapes))
@@ -90,7 +88,7 @@ def _biased(name: str, code: str, bias: float) -> str | None:
 
 
 def _few_entries(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Halves the longest dimension until a code is measured soon."""
+    """Halves the longest dimension until measuring a code takes little time."""
     shape = list(x.shape)
     while np.prod(shape) > _LARGEST:
         longest = int(np.argmax(shape))
@@ -99,15 +97,15 @@ def _few_entries(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def mean_error(code: Compressor, shapes: PyTree, draws: int = 64) -> jax.Array:
-    r"""Measures :math:`E\|C(x) - x\|^2 / \|x\|^2`, which is below 1 of a contraction.
+    r"""Measures :math:`E\|C(x) - x\|^2 / \|x\|^2`, which is below 1 for contractions.
 
-    That has to hold for every x. The entries of half of the trees that are drawn are
-    normal. Those of the others are cubes of such numbers, which differ much more in
-    size, since some codes bear only one of the two.
+    It has to be below 1 for every x, and some codes fail only for one kind of trees.
+    Half of the trees that are drawn have normal entries. The entries of the other half
+    are cubes of normal numbers, which differ much more in size.
 
     Args:
-      code: a code of any kind.
-      shapes: of the trees that it compresses.
+      code: a code of any class.
+      shapes: the shapes of the trees.
       draws: number of trees of each of the two kinds.
 
     Returns:
@@ -130,14 +128,14 @@ def mean_error(code: Compressor, shapes: PyTree, draws: int = 64) -> jax.Array:
 
 
 def bias(code: Compressor, shapes: PyTree, draws: int = 128) -> jax.Array:
-    r"""Measures :math:`\|E[C(x)] - x\| / \|x\|`, which is 0 of an unbiased code.
+    r"""Measures :math:`\|E[C(x)] - x\| / \|x\|`, which is 0 for unbiased codes.
 
-    The mean of finitely many draws is off by chance, too: what is less than about three
-    standard deviations of that mean counts as nothing.
+    The mean of finitely many draws also differs from x by chance. A difference of less
+    than about three standard deviations of that mean counts as 0.
 
     Args:
-      code: a code of any kind.
-      shapes: of the tree that it compresses, whose entries are normal.
+      code: a code of any class.
+      shapes: the shapes of the tree that it compresses, whose entries are normal.
       draws: number of times that the tree is compressed.
 
     Returns:
@@ -166,7 +164,7 @@ def _start(code: Compressor, shapes: PyTree) -> PyTree:
 
 
 def _sent(code: Compressor, tree: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
-    """What a tree becomes on its way, and the code's next state."""
+    """Returns a tree as it arrives, and the next state of the code."""
     message, state = code.compress(tree, state)
     return code.decompress(message, tree), state
 

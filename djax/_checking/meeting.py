@@ -1,8 +1,8 @@
 """Whether workers that start apart hear of each other, and come together.
 
-A worker has heard of another one if its model is not, bit for bit, what it would be if
-the other one had started somewhere else. That is seen within a few steps, however
-slowly the models come together.
+A worker has heard of another worker if its model depends on where that worker started.
+To find out, two runs that differ in the start of one worker are compared bit for bit.
+A difference shows within a few steps, however slowly the models come together.
 """
 
 from collections.abc import Sequence
@@ -14,32 +14,31 @@ import numpy as np
 from djax._interfaces import PyTree
 from djax._mechanism.refusals import Part
 
-from .trial import (
-    STEPS,
-    Trial,
-)
+from .trial import STEPS, Trial
 
 CALLS = 64
-"""Of the compiled program, at most: `every` may have periods of 4096 steps."""
+"""Largest number of calls of the compiled program, which are 4096 steps. A correction
+such as `every` may average that rarely."""
 
-_SPREAD = 8.0  # Of the models that start apart, so that clipping at 1 is noticed.
+_SPREAD = 8.0  # Models start so far apart that clipping at 1 is noticed.
 
 
 class Meeting(NamedTuple):
-    """How workers have met that started apart; the last axis of arrays is the leaves.
+    """What has become of workers that started apart, for each leaf of their models.
 
     Attributes:
-      steps: number of steps that they have made.
+      steps: number of steps that the workers have made.
       finite: whether the models of workers that started at zero are finite.
       together: `bool[leaves]`, whether the models ought to come together, since workers
-        hear of those of others.
-      shrunk: `float[leaves]`, by which factor their squared distance has changed.
-      mean_moved: `float[leaves]`, how far their mean has moved, in units of their
-        distance at the start.
-      heard: `bool[3, workers, leaves]`, whose models change, bit for bit, if one worker
-        starts from another model or has another gradient: if the first worker has
-        another model, if the last one has, and if the last one has another gradient.
-        The worker that was changed counts as well.
+        have heard of the models of others.
+      shrunk: `float[leaves]`, the factor by which the squared distance of the models to
+        their mean has changed.
+      mean_moved: `float[leaves]`, how far the mean of the models has moved, in units of
+        their distance at the start.
+      heard: `bool[3, workers, leaves]`, the workers whose models differ, bit for bit,
+        after a change: if the first worker starts from another model, if the last
+        worker does, and if the last worker has another gradient. The worker that was
+        changed counts as well.
     """
 
     steps: int
@@ -51,12 +50,12 @@ class Meeting(NamedTuple):
 
     @property
     def never(self) -> bool:
-        """Whether all workers are as if they were alone."""
+        """Whether no worker has heard of another one."""
         return bool((self.heard.sum(1) <= 1).all())
 
     @property
     def is_over(self) -> bool:
-        """Whether more steps would tell nothing new."""
+        """Whether more steps would show nothing new."""
         if not (self.finite and (self.shrunk < 1e6).all()):
             return True
         met = self.heard[:2].all((0, 1)) & (self.shrunk < 0.5)
@@ -64,14 +63,14 @@ class Meeting(NamedTuple):
 
 
 def meet(trial: Trial, parts: Sequence[Part]) -> Meeting:
-    """Lets workers start apart, until it is known how they meet.
+    """Lets workers start apart and make steps, until it is known how they meet.
 
-    They have no gradients; or, where an optimizer divides by the norm of the gradient,
-    all have the same one.
+    The gradients are zero. If the models do not stay finite then, since the optimizer
+    divides by the norm of the gradient, all workers have the same other gradient.
 
     Args:
-      trial: of the optimizer.
-      parts: the mechanisms in it.
+      trial: the trial of the optimizer.
+      parts: the mechanisms in the optimizer.
     """
     zeros = trial.models(0)
     meeting = _meet(trial, parts, zeros)
@@ -113,16 +112,16 @@ def _meet(trial: Trial, parts: Sequence[Part], gradient: PyTree) -> Meeting:
 
 
 def cut_off(trial: Trial, parts: Sequence[Part], meeting: Meeting) -> np.ndarray:
-    """Finds workers that nothing of what others know ever reaches.
+    """Finds workers that never hear of the first worker, or of the last one.
 
-    On large graphs a change of one worker's model becomes too small for half precision
-    on its way. Therefore all workers that it has reached start from other models, until
-    no further worker is reached.
+    On large graphs, a change of one worker's model may become too small for half
+    precision on its way. Therefore all workers that the change has reached are changed
+    as well, until no further worker is reached.
 
     Args:
-      trial: of the optimizer.
-      parts: the mechanisms in it.
-      meeting: what is known already.
+      trial: the trial of the optimizer.
+      parts: the mechanisms in the optimizer.
+      meeting: what :func:`meet` has found.
 
     Returns:
       `bool[workers, leaves]`.
@@ -140,7 +139,7 @@ def cut_off(trial: Trial, parts: Sequence[Part], meeting: Meeting) -> np.ndarray
 def _hear(
     trial: Trial, models: PyTree, others: PyTree, known: np.ndarray
 ) -> np.ndarray:
-    """Who else behaves otherwise if all that are known start from other models."""
+    """Finds workers that change if all known ones start from other models."""
     zeros = trial.models(0)
     unchanged = trial.group(models, zeros)
     changed = trial.group(trial.replaced(models, others, known), zeros)
@@ -155,7 +154,7 @@ def _hear(
 
 
 def _two_starts(trial: Trial, parts: Sequence[Part]) -> tuple[PyTree, PyTree]:
-    """Models as far apart as the mechanisms allow, and others of that kind."""
+    """Draws models as far apart as the mechanisms allow, twice."""
     found = [part.conditions.get("distance") for part in parts]
     limits = [0.4 * float(x) for x in found if not (x is None or _is_traced(x))]
     spread = min([_SPREAD, *limits])
@@ -165,9 +164,9 @@ def _two_starts(trial: Trial, parts: Sequence[Part]) -> tuple[PyTree, PyTree]:
 def draw_together(parts: Sequence[Part]) -> bool:
     """Whether all mechanisms promise to draw the parameters together.
 
-    Push-sum's parameters are models times weights, and both grow without bounds where
-    the weights differ and messages are lost. Of a mechanism that bears only some
-    distance between neighbours, this distance has to be known.
+    The parameters of push-sum are models times weights. Both grow without bounds where
+    the weights differ and messages are lost. Moniqua needs a bound on the distance
+    between neighbours, which is not known if it is a traced value.
     """
     return not any(
         part.facts.get("averages_updates")
@@ -178,7 +177,7 @@ def draw_together(parts: Sequence[Part]) -> bool:
 
 
 def loses(part: Part) -> bool:
-    """Whether messages of a mechanism get lost."""
+    """Whether messages of a mechanism may get lost."""
     return part.communicator is not None and part.communicator.drop_probability > 0
 
 

@@ -1,8 +1,8 @@
 """A few steps of an optimizer on tiny models, as :func:`djax.check` needs them.
 
-Groups of workers start from models and with gradients that somebody has chosen. All of
-them are advanced by one compiled program, and what is measured is the same number on
-all workers, so that all processes come to the same verdict.
+The caller chooses the models from which a group of workers starts, and their gradients.
+One compiled program advances every group. It averages its measurements over all
+workers, so that all processes come to the same verdict.
 """
 
 import functools
@@ -14,22 +14,19 @@ import numpy as np
 import optax
 
 from djax._arrays.precision import promote
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 
 STEPS = 64
 """Number of steps in one call of the compiled program."""
 
 
 class Group(NamedTuple):
-    """Workers with a constant gradient; the leaves have an axis of local workers.
+    """Workers with constant gradients; the leaves have an axis of local workers.
 
     Attributes:
-      params: their models.
-      gradient: like the models.
-      state: of their optimizers.
+      params: the models of the workers.
+      gradient: the gradients of the workers, a tree like the models.
+      state: the states of their optimizers.
     """
 
     params: PyTree
@@ -38,13 +35,13 @@ class Group(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What is measured after some steps, of each leaf that has floats.
+    """What is measured after some steps, for each leaf of floats that is not empty.
 
     Attributes:
       mean: the mean of the workers' models, an array for each leaf.
-      distance: `float[leaves]`, their mean squared distance to it.
-      changed: `bool[workers, leaves]`, whose models are not, bit for bit, those of the
-        group that they are compared with.
+      distance: `float[leaves]`, the mean squared distance of the models to that mean.
+      changed: `bool[workers, leaves]`, whether the models differ, bit for bit, from
+        those of the group with which they are compared.
       climbed: `float[steps, leaves]`, how many gradients each step has added.
     """
 
@@ -60,7 +57,7 @@ class Trial:
     Attributes:
       size: number of workers.
       paths: names of the leaves that are measured.
-      precisions: `float[leaves]`, the distance from 1 to the next number.
+      precisions: `float[leaves]`, the distance from 1 to the next number in the dtype.
     """
 
     def __init__(
@@ -69,12 +66,12 @@ class Trial:
         communicator: Communicator,
         shapes: PyTree,
     ):
-        """Compiles nothing yet.
+        """Prepares a trial; nothing is compiled yet.
 
         Args:
-          optimizer: what every worker runs.
-          communicator: where the workers live.
-          shapes: of one worker's model.
+          optimizer: the optimizer that every worker runs.
+          communicator: connects the workers.
+          shapes: the shapes of one worker's model.
         """
         self.size, self._shapes = communicator.size, shapes
         self.paths = [
@@ -97,11 +94,11 @@ class Trial:
         return _measured(tree)
 
     def models(self, scale: float = 1.0, seed: int = 0) -> PyTree:
-        """Models of all workers, `[size, ...]`, whose mean is zero.
+        """Draws models of all workers, `[size, ...]`, whose mean is zero.
 
         Args:
           scale: the largest entry, roughly.
-          seed: of the draws.
+          seed: seed of the draws.
         """
         rng = np.random.default_rng(seed)
 
@@ -114,7 +111,11 @@ class Trial:
         return jax.tree.map(draw, self._shapes)
 
     def gradients(self) -> PyTree:
-        """The same gradient for all workers; no optimizer makes steps of its length."""
+        """Draws one gradient for all workers.
+
+        No optimizer makes steps as long as this gradient, so that a step of its length
+        shows a gradient that was added to a model as it is.
+        """
         rng = np.random.default_rng(1)
 
         def draw(x):
@@ -124,13 +125,13 @@ class Trial:
         return jax.tree.map(draw, self._shapes)
 
     def replaced(self, models: PyTree, others: PyTree, where: np.ndarray) -> PyTree:
-        """Models of all workers, some of which are taken from other ones.
+        """Replaces the models of some workers.
 
         Args:
-          models: of all workers, `[size, ...]`.
-          others: likewise.
-          where: `bool[size, leaves]`, or `bool[size, 1]`; leaves that are not measured
-            stay as they are.
+          models: the models of all workers, `[size, ...]`.
+          others: the models that replace them, `[size, ...]`.
+          where: `bool[size, leaves]` or `bool[size, 1]`, which models are replaced.
+            Leaves that are not measured stay as they are.
         """
         where = np.broadcast_to(where, (self.size, len(self.paths)))
         columns = iter(where.T)
@@ -144,24 +145,25 @@ class Trial:
         return jax.tree.map(choose, models, others)
 
     def group(self, models: PyTree, gradients: PyTree) -> Group:
-        """Starts workers.
+        """Starts a group of workers.
 
         Args:
-          models: of all workers, `[size, ...]`.
-          gradients: likewise.
+          models: the models of all workers, `[size, ...]`.
+          gradients: the gradients of all workers, `[size, ...]`.
         """
         models, gradients = jax.tree.map(lambda x: x[self._rows], (models, gradients))
         return Group(models, gradients, self._init(models))
 
     def advance(self, group: Group, other: PyTree) -> tuple[Group, Seen]:
-        """Lets workers make :data:`STEPS` steps.
+        """Lets a group of workers make :data:`STEPS` steps.
 
         Args:
           group: the workers.
-          other: models that theirs are compared with afterwards.
+          other: models with which those of the group are compared afterwards.
         """
         params, state, seen = self._advance(*group, other)
-        # The same row for all workers; on a mesh of several hosts, one that is here.
+        # The row is the same for all workers. On a mesh of several hosts, it has to be
+        # one of this host.
         seen = jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], seen)
         return Group(params, group.gradient, state), seen
 
@@ -174,7 +176,7 @@ def _advance(
     state: PyTree,
     other: PyTree,
 ) -> tuple[PyTree, PyTree, Seen]:
-    """What one worker does in one call, and what is seen of all."""
+    """The steps of one worker in one call, and what is measured of all workers."""
 
     def step(carry, _):
         before, state = carry
@@ -201,7 +203,7 @@ def _advance(
 
 
 def _climbed(before: jax.Array, after: jax.Array, gradient: jax.Array) -> jax.Array:
-    """How many gradients a step has added, by the projection on the gradient."""
+    """How many gradients a step has added, by its projection on the gradient."""
     before, after, gradient = map(promote, (before, after, gradient))
     along = jnp.sum(jnp.real(jnp.conj(gradient) * (after - before)))
     square = jnp.sum(jnp.square(jnp.abs(gradient)))
