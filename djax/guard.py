@@ -52,20 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     os.set_blocking(say, False)
     # The launcher sends this signal to all ranks when one of them has died.
     signal.signal(signal.SIGUSR1, tell)
-    guard = os.getpid()
-
-    def prepare():
-        if sys.platform == "linux":
-            # The launcher sends its signals to the process group of the guard.
-            os.setpgid(0, 0)
-        _die_with(guard)
-
-    child = subprocess.Popen(
-        [sys.executable, *arguments],
-        close_fds=False,  # The child talks to the launcher through an open file.
-        env={**os.environ, _PIPE: str(heard)},
-        preexec_fn=prepare,
-    )
+    child = _start(arguments, heard)
     os.close(heard)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: child.send_signal(number))
@@ -79,6 +66,24 @@ def main(arguments: Sequence[str]) -> int:
     rank = os.environ.get("PMI_RANK", "?")
     print(f"rank {rank} was ended by {name}", file=sys.stderr, flush=True)
     return 1
+
+
+def _start(arguments: Sequence[str], heard: int) -> subprocess.Popen[bytes]:
+    """Starts Python with these arguments, as a child that hears through a pipe."""
+    guard = os.getpid()
+
+    def prepare():
+        if sys.platform == "linux":
+            # The launcher sends its signals to the process group of the guard.
+            os.setpgid(0, 0)
+        _die_with(guard)
+
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        close_fds=False,  # The child talks to the launcher through an open file.
+        env={**os.environ, _PIPE: str(heard)},
+        preexec_fn=prepare,
+    )
 
 
 def _die_with(parent: int) -> None:

@@ -1,4 +1,4 @@
-r"""What the theory of RelaySGD tells before a run: delays, rates, what is agreed on.
+r"""Predicts RelaySGD from its tree: delays, learning rate and rate of convergence.
 
 RelaySGD is analysed as gossip among :math:`n (\tau_{\max} + 1)` virtual workers: the
 :math:`n` workers now and at each of the last :math:`\tau_{\max}` steps. With

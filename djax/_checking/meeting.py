@@ -14,7 +14,7 @@ import numpy as np
 from djax._interfaces import PyTree
 from djax._mechanism.refusals import Part
 
-from .trial import STEPS, Trial
+from .trial import STEPS, Trial, measured
 
 CALLS = 64
 """Largest number of calls of the compiled program, which are 4096 steps. A correction
@@ -88,7 +88,7 @@ def _meet(trial: Trial, parts: Sequence[Part], gradient: PyTree) -> Meeting:
         trial.group(zeros, trial.replaced(gradient, taught, last)),
     ]
     draws = draw_together(parts)
-    lengths = [abs(x).astype(np.float64) for x in trial.measured(models)]
+    lengths = [abs(x).astype(np.float64) for x in measured(models)]
     distance = np.array([np.square(x).mean() for x in lengths])
     heard = np.zeros((3, trial.size, len(distance)), bool)
     for call in range(1, CALLS + 1):

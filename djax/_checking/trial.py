@@ -65,7 +65,7 @@ class Trial:
         optimizer: optax.GradientTransformationExtraArgs,
         communicator: Communicator,
         shapes: PyTree,
-    ):
+    ) -> None:
         """Prepares a trial; nothing is compiled yet.
 
         Args:
@@ -79,7 +79,7 @@ class Trial:
             for path, x in jax.tree_util.tree_leaves_with_path(shapes)
             if _is_measured(x)
         ]
-        leaves = _measured(shapes)
+        leaves = measured(shapes)
         self.precisions = np.array([float(jnp.finfo(x.dtype).eps) for x in leaves])
         everybody = communicator.rows == communicator.size
         self._rows = np.asarray(
@@ -88,10 +88,6 @@ class Trial:
         self._init = jax.jit(communicator.spmd(optimizer.init))
         advance = functools.partial(_advance, optimizer, communicator)
         self._advance = jax.jit(communicator.spmd(advance))
-
-    def measured(self, tree: PyTree) -> list[Any]:
-        """The leaves of a tree like the models in which something can be seen."""
-        return _measured(tree)
 
     def models(self, scale: float = 1.0, seed: int = 0) -> PyTree:
         """Draws models of all workers, `[size, ...]`, whose mean is zero.
@@ -182,11 +178,11 @@ def _advance(
         before, state = carry
         updates, state = optimizer.update(gradient, state, before)
         after = optax.apply_updates(before, updates)
-        steps = zip(*map(_measured, (before, after, gradient)), strict=True)
+        steps = zip(*map(measured, (before, after, gradient)), strict=True)
         return (after, state), jnp.stack([_climbed(*leaf) for leaf in steps])
 
     (params, state), climbed = jax.lax.scan(step, (params, state), length=STEPS)
-    mine, theirs = _measured(params), _measured(other)
+    mine, theirs = measured(params), measured(other)
     mean = communicator.mean([promote(x) for x in mine])
     distances = [
         jnp.mean(jnp.square(jnp.abs(promote(x) - m)))
@@ -214,5 +210,6 @@ def _is_measured(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact) and x.size > 0
 
 
-def _measured(tree: PyTree) -> list[Any]:
+def measured(tree: PyTree) -> list[Any]:
+    """The leaves of a tree like the models that are measured."""
     return [x for x in jax.tree.leaves(tree) if _is_measured(x)]

@@ -114,28 +114,18 @@ def quantize(
         check_real("quantize", params)
         return QuantizeState(seed, jnp.zeros((), jnp.int32))
 
-    def quantize_rows(rows, noise):
-        # Without the division by the largest entry, squares could overflow, or become
-        # zero.
-        largest = jnp.abs(rows).max(axis=1, initial=0)
-        rows = rows / jnp.where(largest > 0, largest, 1)[:, None]
-        norms = jnp.maximum(jnp.linalg.norm(rows, axis=1), 1)
-        level = jnp.floor(rows * (levels / norms)[:, None] + noise)
-        codes = (jnp.clip(level, -levels, levels) + levels).astype(jnp.uint8)
-        return codes, largest * norms / levels
-
     def compress(tree, state):
         leaves = [promote(x) for x in jax.tree.leaves(tree)]
         blocks = _blocks(leaves, bucket_size)
         rows = [block.rows(block.join(leaves)) for block in blocks]
         now = jax.random.fold_in(state.key, state.step)
-        quantized = list(map(quantize_rows, rows, _bits.noise(now, rows)))
-        codes = [
-            block.flat(codes)
-            for block, (codes, _) in zip(blocks, quantized, strict=True)
+        quantized = [
+            _quantize_rows(x, noise, levels)
+            for x, noise in zip(rows, _bits.noise(now, rows), strict=True)
         ]
-        scales = tuple(scales for _, scales in quantized)
-        message = QuantizedMessage(_bits.pack_leaves(codes, bits), scales)
+        codes, scales = zip(*quantized, strict=True) if quantized else ((), ())
+        flat = [block.flat(x) for block, x in zip(blocks, codes, strict=True)]
+        message = QuantizedMessage(_bits.pack_leaves(flat, bits), scales)
         return message, QuantizeState(state.key, optax.safe_increment(state.step))
 
     def decompress(message, like):
@@ -152,6 +142,29 @@ def quantize(
 
     classes = {"contraction": not unbiased, "unbiased": unbiased}
     return Compressor(init, compress, decompress, **classes)
+
+
+def _quantize_rows(
+    rows: jax.Array, noise: jax.Array, levels: int
+) -> tuple[jax.Array, jax.Array]:
+    """Rounds the entries of buckets at random.
+
+    Args:
+      rows: `float[buckets, width]`.
+      noise: like `rows`, uniform in (0, 1).
+      levels: number of positive levels.
+
+    Returns:
+      `uint8[buckets, width]`, the numbers of the levels, counted from the lowest, and
+      `float[buckets]`, the distance between two levels.
+    """
+    # Without the division by the largest entry, squares could overflow, or become zero.
+    largest = jnp.abs(rows).max(axis=1, initial=0)
+    rows = rows / jnp.where(largest > 0, largest, 1)[:, None]
+    norms = jnp.maximum(jnp.linalg.norm(rows, axis=1), 1)
+    level = jnp.floor(rows * (levels / norms)[:, None] + noise)
+    codes = (jnp.clip(level, -levels, levels) + levels).astype(jnp.uint8)
+    return codes, largest * norms / levels
 
 
 class _Block(NamedTuple):

@@ -14,7 +14,7 @@ from ._topology_checks import check_power_of_two, check_size
 
 
 def ring(size: int, *, weights: Weights = "metropolis") -> Topology:
-    r"""Each worker talks to the one before and the one after it.
+    r"""Each worker talks to the worker before it and the worker after it.
 
     .. math:: \mathcal N_i = \{i - 1, i + 1\} \bmod n
 

@@ -96,8 +96,8 @@ def rounds_of(matrix: np.ndarray) -> Rounds:
 def _fill_up(matching: tuple[int, ...]) -> tuple[int, ...]:
     """Makes a permutation of a matching of receivers `i` with senders `n + j`.
 
-    Workers that neither receive nor send are silent. In a permutation a worker that
-    only sends has to hear somebody, and is given a worker that only receives.
+    Workers that neither receive nor send are silent. In a permutation every
+    worker hears some worker: those that only send are given those that only receive.
     """
     size = len(matching)
     source = [partner - size for partner in matching]
@@ -137,7 +137,9 @@ def round_weights(matrix: np.ndarray, rounds: Rounds) -> np.ndarray:
 
 
 def _round_robin(size: int) -> Rounds:
-    """All pairs, by the circle method: in round `r` meet those who add up to `2 r`.
+    """All pairs by the circle method: two nodes meet in the round of half their sum.
+
+    Their numbers add up to `2 r`, modulo the number of nodes on the circle.
 
     With an even size the last node stays outside the circle, and meets the node that
     would otherwise have to meet itself.
@@ -156,7 +158,7 @@ def _round_robin(size: int) -> Rounds:
 class _PartialColoring:
     """A proper colouring of some edges: `partner[node][color]` is a neighbour."""
 
-    def __init__(self, size: int, colors: int):
+    def __init__(self, size: int, colors: int) -> None:
         self.colors = range(colors)
         self.partner: list[dict[int, int]] = [{} for _ in range(size)]
 

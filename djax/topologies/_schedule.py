@@ -68,7 +68,7 @@ class Schedule:
     matrices: np.ndarray
     name: str = "schedule"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         matrices = column_weights(_as_numbers(self.matrices))
         check_matrices(matrices)
         matrices.setflags(write=False)
@@ -98,8 +98,7 @@ class Schedule:
         receive. Where a permutation contains a pair of workers only to be complete,
         `round_weights` is 0.
         """
-        rounds = {t: rounds_of(self.matrices[t]) for t in set(self._first_equal)}
-        return tuple(rounds[t] for t in self._first_equal)
+        return tuple(rounds for rounds, _ in self._exchanges)
 
     @cached_property
     def round_weights(self) -> tuple[np.ndarray, ...]:
@@ -110,9 +109,7 @@ class Schedule:
 
         `x[i] = matrices[t, i, i] * x[i] + sum(round_weights[t][r, i] * heard[r])`.
         """
-        steps = set(self._first_equal)
-        weights = {t: round_weights(self.matrices[t], self.rounds[t]) for t in steps}
-        return tuple(weights[t] for t in self._first_equal)
+        return tuple(weights for _, weights in self._exchanges)
 
     def rounds_at(self, t: int) -> Rounds:
         """The rounds of step `t`, which may exceed the period: see `rounds`."""
@@ -160,13 +157,14 @@ class Schedule:
         return plot_steps(self.matrices, axes)
 
     @cached_property
-    def _first_equal(self) -> tuple[int, ...]:
-        """For each step, the first step that has the same matrix."""
-        first: dict[bytes, int] = {}
-        return tuple(
-            first.setdefault(matrix.tobytes(), t)
-            for t, matrix in enumerate(self.matrices)
-        )
+    def _exchanges(self) -> tuple[tuple[Rounds, np.ndarray], ...]:
+        """The rounds of each step and their weights; equal matrices share them."""
+        found: dict[bytes, tuple[Rounds, np.ndarray]] = {}
+        for matrix in self.matrices:
+            if matrix.tobytes() not in found:
+                rounds = rounds_of(matrix)
+                found[matrix.tobytes()] = rounds, round_weights(matrix, rounds)
+        return tuple(found[matrix.tobytes()] for matrix in self.matrices)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies make the value anew, since arrays would lose their write protection.

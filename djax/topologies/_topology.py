@@ -66,7 +66,7 @@ class Topology:
     mixing_matrix: np.ndarray
     name: str = "graph"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_is_graph("Topology", self.graph)
         check_graph(self.graph)
         graph = _frozen_copy(self.graph)
@@ -207,13 +207,13 @@ class Topology:
         return plot_graph(self.graph, self.mixing_matrix, title, ax)
 
     @cached_property
-    def _multiplicities(self) -> tuple[int, ...]:
-        return tuple(m for _, _, m in self.graph.edges.data("multiplicity"))
+    def _links(self) -> tuple[tuple[int, int, int], ...]:
+        return tuple(self.graph.edges.data("multiplicity"))
 
     @cached_property
     def _hash(self) -> int:
         # The hash leaves the weights out, since few graphs occur with several weights.
-        return hash((self.name, self.size, self.edges, self._multiplicities))
+        return hash((self.name, self.size, self._links))
 
     def __hash__(self) -> int:
         return self._hash
@@ -229,8 +229,7 @@ class Topology:
             return NotImplemented
         return self is other or (
             self.name == other.name
-            and self.edges == other.edges
-            and self._multiplicities == other._multiplicities
+            and self._links == other._links
             and np.array_equal(self.mixing_matrix, other.mixing_matrix)
         )
 

@@ -54,12 +54,7 @@ def check_undirected(name: str, topology: Any) -> None:
 
 
 def check_directed(name: str, schedule: Any) -> None:
-    """Raises TypeError, which names the remedy, unless a value is a Schedule.
-
-    Args:
-      name: name of the function that takes the schedule, for the error.
-      schedule: what the user passed.
-    """
+    """Raises as :func:`check_undirected` does, unless a value is a Schedule."""
     if not isinstance(schedule, Schedule):
         raise _wrong_type(name, "a Schedule", schedule, _to_schedule(schedule))
 
