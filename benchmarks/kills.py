@@ -169,7 +169,7 @@ class Job:
             case "train":
                 return share is not None and share > 80 * self._plan.moment
             case "save":
-                written = self._folder.glob("saved/*/*tmp*")
+                written = self._folder.glob("saved/*/*.part")
                 return any(written) or share == 100
             case _:
                 return share == 100

@@ -32,12 +32,11 @@ import sys
 import jax, numpy as np
 from djax import communicators
 from experiments import train
-from experiments.lib import checkpoints
 
 folder, *arguments = sys.argv[1:]
 run = train.Run(train.parse(arguments))
 latest = run.job.saver.latest or 0
-outcome = run.train(lambda record: None, lambda epochs: None)
+outcome = run.train()
 leaves = [np.asarray(x) for x in jax.tree.leaves(outcome.workers.params)]
 rank = communicators.launcher_rank()
 np.savez(f"{folder}/{rank}.npz", *leaves, latest=latest)

@@ -16,11 +16,13 @@ Dirichlet distribution with alpha 0.1) every worker ends above 90 % test accurac
 Each run writes runs/<time>-<name>/ with its configuration, metrics and pictures.
 """
 
+import contextlib
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import tqdm
@@ -28,7 +30,7 @@ import tyro
 
 import djax
 from djax import communicators
-from djax.training._checkpoints import CheckpointError
+from djax.training import Checkpointer, CheckpointError, Checkpoints
 from djax.transport._end import GUARD
 
 from .lib import (
@@ -42,6 +44,7 @@ from .lib import (
     partition,
     report,
     runtime,
+    signals,
     synchronous,
     tasks,
     trainer,
@@ -111,11 +114,12 @@ class Run:
         asynchronous.check_clocks(config.clocks, algorithm, live)
         runtime.check_runtime(config.runtime, algorithm, live)
         model = self.task.init(jax.random.key(config.seed))
+        params = communicators.replicate(self.communicator, model)
+        self.job: trainer.Job
         if waitless:
-            self.job = self._make_asynchronous(live)
+            self.job = self._make_asynchronous(params, live)
         else:
-            self.job = self._make_synchronous(model)
-        self.params = communicators.replicate(self.communicator, model)
+            self.job = self._make_synchronous(params, model)
         communicators.check_agreement(
             self.communicator, "the initial parameters", [model] * len(local)
         )
@@ -126,19 +130,21 @@ class Run:
             self.communicator,
             tensorboard=config.tensorboard,
         )
-        if isinstance(self.job, synchronous.Synchronous) and self.job.saver is not None:
-            self.job.saver.fall_back(self.folder.path / "checkpoints")
+        if isinstance(self.job, synchronous.Synchronous) and self.job.saver is None:
+            # Without --checkpoints nothing is saved unless a signal ends the run.
+            self.job.saver = Checkpointer(
+                Checkpoints(self.folder.path / "checkpoints", math.inf),
+                self.communicator,
+                identify(config, self.graphs),
+                lazy=True,
+            )
 
-    def train(
-        self,
-        report: Callable[[dict[str, Any]], None],
-        advance: Callable[[float], object],
-    ) -> trainer.Outcome:
-        """Trains all local workers.
+    def records(self, advance: Callable[[float], object]) -> trainer.Records:
+        """Trains all local workers, and yields the records of the history.
 
         Args:
-          report: called with each record of the history.
-          advance: called with the epochs since the last call.
+          advance: called with the number of epochs that have passed since its last
+            call.
 
         Raises:
           Diverged: if a loss is not finite, or has grown and not come back.
@@ -147,9 +153,16 @@ class Run:
         """
         evaluations = min(self.config.evaluations, self.epochs)
         try:
-            return self.job.train(self.params, evaluations, report, advance)
+            with contextlib.closing(self.job.train(evaluations, advance)) as records:
+                yield from records
         except trainer.Diverged as error:
             raise trainer.Diverged(f"{error} {self._remedy()}") from error
+
+    def train(self) -> trainer.Outcome:
+        """Trains all local workers in silence, and raises what `records` does."""
+        for _ in self.records(lambda epochs: None):
+            pass
+        return self.job.outcome
 
     def _count_steps(self, size: int) -> int:
         """Of a worker; raises UsageError if integers of 32 bits do not hold all's."""
@@ -172,7 +185,7 @@ class Run:
             steps.append("lower --consensus-rate")
         return f"{', or '.join(steps)}.".capitalize()
 
-    def _make_synchronous(self, model) -> synchronous.Synchronous:
+    def _make_synchronous(self, params, model) -> synchronous.Synchronous:
         config = self.config
         optimizer = algorithms.make_optimizer(
             config.averaging,
@@ -181,23 +194,28 @@ class Run:
             self.graphs,
             self.communicator,
         )
+        base = optimizers.make_base(config.base, self.steps)
+        cost = djax.communication_cost(optimizer, model, self.communicator)
+        rounds = asynchronous.make_rounds(
+            config.clocks, self.communicator.size, self.steps, config.seed
+        )
+        saving = config.saving.make(identify(config, self.graphs))
         return synchronous.Synchronous(
             self.task,
             optimizer,
-            optimizers.make_base(config.base, self.steps),
+            base,
             self.communicator,
+            params,
             self.epochs,
-            djax.communication_cost(optimizer, model, self.communicator),
-            asynchronous.make_rounds(
-                config.clocks, self.communicator.size, self.steps, config.seed
-            ),
-            checkpoints.Saver(
-                config.saving, self.communicator, identify(config, self.graphs)
-            ),
+            cost,
+            rounds,
+            Checkpointer(saving, self.communicator) if saving else None,
             config.collapse,
         )
 
-    def _make_asynchronous(self, live: bool) -> asynchronous.Virtual | runtime.Live:
+    def _make_asynchronous(
+        self, params, live: bool
+    ) -> asynchronous.Virtual | runtime.Live:
         config, name = self.config, self.config.averaging.algorithm
         algorithms.check_options(config.averaging, set())
         if config.communicator == "mesh":
@@ -231,19 +249,19 @@ class Run:
                 self.task,
                 algorithm,
                 self.communicator,
+                params,
                 topology,
                 config.runtime,
-                config.saving,
                 config.clocks.rate,
                 self.steps,
                 config.seed,
-                identity=identify(config, self.graphs, BUDGET),
+                config.saving.make(identify(config, self.graphs, BUDGET)),
             )
         events = asynchronous.make_events(
             config.clocks, topology, self.steps, config.seed
         )
         return asynchronous.Virtual(
-            self.task, algorithm, events, config.clocks.rate, self.communicator
+            self.task, algorithm, self.communicator, params, events, config.clocks.rate
         )
 
 
@@ -252,93 +270,100 @@ def execute(run: Run) -> trainer.Outcome:
 
     Raises:
       Diverged: if the training does, when its curves are drawn.
-      Stopped: after SIGTERM, when all is saved.
+      Stopped: after SIGTERM or Ctrl-C, when all is saved.
     """
-    config, folder = run.config, run.folder
+    config, folder, job, score = run.config, run.folder, run.job, run.task.score
+    title, history = f"{run.title}, seed {config.seed}", job.outcome.history
     folder.write_config(config)
     if (counts := run.task.class_counts) is not None and folder.active:
-        title = f"{config.split}, {run.communicator.size} workers"
-        folder.save("split.png", partition.plot_classes(counts, title))
-    history: list[dict[str, Any]] = []
-    title = f"{run.title}, seed {config.seed}"
+        split = f"{config.split}, {run.communicator.size} workers"
+        folder.save("split.png", partition.plot_classes(counts, split))
     try:
-        outcome = _train_with_bar(run, history)
+        with (
+            _progress_bar(run) as bar,
+            contextlib.closing(run.records(bar.advance)) as records,
+        ):
+            for record in records:
+                # Rank 0, which has made the folder, may be lost by now.
+                folder.active = min(job.ranks) in run.communicator.local_ranks
+                folder.append(record)
+                bar.show(score, record)
     except trainer.Diverged as error:
-        rows = report.summarize(run.task.score, history[-1]) if history else []
-        _publish(run, title, history, rows, diverged=str(error))
+        rows = report.summarize(score, history[-1]) if history else []
+        _publish(run, title, rows, diverged=str(error))
         if history:
             _wait_until_written(run)
         raise
     except (trainer.Stopped, KeyboardInterrupt) as stop:
         if history:
-            _publish_cut_off(run, f"{title}, cut off", history)
+            rows = [("epochs", f"{history[-1]['epoch']:.4g} of {run.epochs}")]
+            rows += report.summarize(score, history[-1])
+            _publish(run, f"{title}, cut off", rows, cut_off=True)
             if isinstance(stop, trainer.Stopped):  # All ranks raise it.
                 _wait_until_written(run)
         raise
-    rows = report.summarize(run.task.score, history[-1])
+    rows = report.summarize(score, history[-1])
     if history[-1].get("collapsed"):
         rows.append(("given up, collapsed, in epoch", f"{history[-1]['epoch']}"))
-    rows += run.job.describe(run.params, history)
-    if folder.active:
-        report.show_table(title, rows)
-    _publish(run, title, history, rows)
+    _publish(run, title, rows + job.describe())
     _wait_until_written(run)
-    return outcome
+    return job.outcome
 
 
-def _train_with_bar(run: Run, history: list[dict[str, Any]]) -> trainer.Outcome:
-    """Trains, shows how far it is, and writes and collects the records."""
-    folder = run.folder
-    with tqdm.tqdm(
+class _Bar(tqdm.tqdm):
+    """The bar that shows how far a run is; `total` is in epochs."""
+
+    def advance(self, epochs: float) -> None:
+        """Moves the bar, but not beyond its end by errors of rounding."""
+        self.update(min(epochs, self.total - self.n))
+
+    def show(self, score: str, record: trainer.Record) -> None:
+        """Shows loss and score of a record."""
+        value = record.get("mean", record["averaged"])
+        loss = record.get("loss", record["averaged_loss"])
+        self.set_postfix_str(f"loss {loss:.4g}, {score} {value:.4g}")
+
+
+def _progress_bar(run: Run) -> _Bar:
+    return _Bar(
         total=run.epochs,
         desc=run.title,
         unit="epoch",
-        disable=not folder.active,
+        disable=not run.folder.active,
         bar_format="{l_bar}{bar}| {n:.4g}/{total} [{elapsed}<{remaining}{postfix}]",
-    ) as bar:
-
-        def log(record):
-            # Rank 0 may be lost by now.
-            folder.active = min(run.job.ranks) in run.communicator.local_ranks
-            history.append(record)
-            folder.append(record)
-            score, value = run.task.score, record.get("mean", record["averaged"])
-            loss = record.get("loss", record["averaged_loss"])
-            bar.set_postfix_str(f"loss {loss:.4g}, {score} {value:.4g}")
-
-        def advance(epochs):
-            bar.update(min(epochs, run.epochs - bar.n))  # But for rounding.
-
-        return run.train(log, advance)
+    )
 
 
-def _publish(run, title, history, rows, diverged=None) -> None:
-    """Writes what a run has measured, also where it has diverged."""
-    folder = run.folder
-    if history:
+def _publish(
+    run: Run,
+    title: str,
+    rows: trainer.Rows,
+    *,
+    diverged: str | None = None,
+    cut_off: bool = False,
+) -> None:
+    """Shows and writes what a run has measured.
+
+    Args:
+      run: what was trained.
+      title: of table and pictures.
+      rows: of the table.
+      diverged: what is said of a training that diverged; its table is not shown.
+      cut_off: whether the training was ended early, so that nobody knows what was sent.
+    """
+    folder, history = run.folder, run.job.outcome.history
+    complete = bool(history) and not cut_off
+    if complete:
         run.job.save(folder, title)
-    if not folder.active:
-        return
-    if history and len(run.job.ranks) == run.communicator.size:
-        curves = report.plot_history(history, run.task.score, title)
-        folder.save("curves.png", curves)
-    sent = run.job.traffic(run.params, history) if history else {}
-    folder.write_summary(title, rows, sent, diverged)
-    print(f"written to {folder.path}", flush=True)
-
-
-def _publish_cut_off(run: Run, title: str, history: list[dict[str, Any]]) -> None:
-    """Shows what there is of a run that ends early, in table, curves and summary."""
-    folder = run.folder
-    if not folder.active:
-        return
-    rows = [("epochs", f"{history[-1]['epoch']:.4g} of {run.epochs}")]
-    rows += report.summarize(run.task.score, history[-1])
-    report.show_table(title, rows)
-    if "mean" in history[-1]:
-        folder.save("curves.png", report.plot_history(history, run.task.score, title))
-    folder.write_summary(title, rows, {}, None)
-    print(f"written to {folder.path}", flush=True)
+    if folder.active:
+        if diverged is None:
+            report.show_table(title, rows)
+        if history and "mean" in history[-1]:  # Not where workers are lost.
+            curves = report.plot_history(history, run.task.score, title)
+            folder.save("curves.png", curves)
+        sent = run.job.traffic() if complete else {}
+        folder.write_summary(title, rows, sent, diverged)
+        print(f"written to {folder.path}", flush=True)
 
 
 def _wait_until_written(run: Run) -> None:
@@ -397,7 +422,7 @@ def run_once(arguments: Sequence[str] | None = None) -> trainer.Outcome:
         end(stop.code, str(stop))
     except KeyboardInterrupt:
         end(
-            checkpoints.INTERRUPTED,
+            signals.INTERRUPTED,
             "stopped by Ctrl-C; no checkpoint was saved by this, so start it anew, "
             "or with --resume where there are --checkpoints",
         )

@@ -1,20 +1,17 @@
 """Asynchronous runs do not go on from checkpoints of other runs."""
 
-import types
-
 import jax.numpy as jnp
 import optax
 import pytest
 
 import djax
 from djax.asynchronous import Checkpoints
-from djax.asynchronous.runtime._checkpoint import Checkpointer
 from djax.asynchronous.runtime._run import _identify
 from djax.asynchronous.runtime._settings import Settings
-from djax.training._checkpoints import CheckpointError
+from djax.training import Checkpointer, CheckpointError
 
 RING = djax.topologies.ring(6)
-ALONE = types.SimpleNamespace(rank=0, size=1, allgather=lambda value: [value])
+ALONE = djax.communicators.simulated(1)
 
 
 def identity(
@@ -39,13 +36,14 @@ def identity(
 
 
 def resume(folder, found, **options):
-    Checkpointer(Checkpoints(folder, resume=True, **options), ALONE, found).close()
+    options = Checkpoints(folder, resume=True, **options)
+    Checkpointer(options, ALONE, found, together=False).close()
 
 
 @pytest.fixture
 def saved(tmp_path, as_users):
     folder = tmp_path / "saved"
-    mine = Checkpointer(Checkpoints(folder), ALONE, identity())
+    mine = Checkpointer(Checkpoints(folder), ALONE, identity(), together=False)
     mine.save(5, [jnp.zeros(3)])
     mine.close()
     return folder

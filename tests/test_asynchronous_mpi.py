@@ -17,8 +17,8 @@ import os, pathlib, pickle, signal, subprocess, sys, threading, time
 import jax, jax.numpy as jnp, numpy as np, optax
 import djax
 from djax import asynchronous, topologies
-from djax.asynchronous._members import Members
-from djax.asynchronous._transport import MPITransport, ZMQTransport
+from djax.asynchronous.runtime._members import Members
+from djax.transport._messages import MPITransport, ZMQTransport
 
 MPI = djax.communicators.mpi()
 rank, size, folder = MPI.rank(), MPI.size, pathlib.Path(sys.argv[1])
@@ -614,7 +614,7 @@ except ValueError as error:
     dump("error", str(error))
 dump("again", resume(80, resume=True))
 dump("second", resume(120, resume=True))
-(folder / "all" / "worker_0_of_3").mkdir(exist_ok=True)
+(folder / "all" / "workers_0-0_of_3").mkdir(exist_ok=True)
 try:
     resume(200, resume=True)
 except ValueError as error:
@@ -627,12 +627,12 @@ def test_a_run_goes_on_from_its_checkpoints(tmp_path):
     first = load(tmp_path, "first", range(2))
     counts = first[0]["report"].gradient_counts
     for rank, count in enumerate(counts.tolist()):
-        folder = tmp_path / "all" / f"worker_{rank}_of_2"
+        folder = tmp_path / "all" / f"workers_{rank}-{rank}_of_2"
         steps = sorted(int(path.name) for path in folder.iterdir())
         assert len(steps) == 2 and 0 < steps[0] < steps[1] == count
     run_ranks(tmp_path, 2, SAVE + SECOND)
-    for rank, error in enumerate(load(tmp_path, "error", range(2))):
-        assert f"worker_{rank}_of_2 has one already; use resume=True" in error
+    for error in load(tmp_path, "error", range(2)):
+        assert f"{tmp_path / 'all'} has some already; use resume=True" in error
     again, second = (load(tmp_path, name, range(2)) for name in ("again", "second"))
     for rank in range(2):
         report = again[rank]["report"]
@@ -650,4 +650,4 @@ def test_a_run_goes_on_from_its_checkpoints(tmp_path):
     check_mean(again)
     check_mean(second)
     for error in load(tmp_path, "other", range(2)):
-        assert "is of a run with another number of workers, worker_0_of_3" in error
+        assert "or another number of workers, workers_0-0_of_3" in error

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from launch import ROOT, mpirun, python
 
+import djax
 from djax import topologies
-from djax.simulation import Workers
-from djax.training import _checkpoints
-from djax.training._checkpoints import (
+from djax.training import (
+    Checkpointer,
     CheckpointError,
-    Folder,
-    Steps,
+    Checkpoints,
+    Workers,
+    _checkpoint_folder,
 )
 from experiments import train
-from experiments.lib.checkpoints import Saver, Saving
 
 pytestmark = pytest.mark.usefixtures("as_users")
 
@@ -62,8 +62,8 @@ def workers(value):
 
 
 def saver(path, communicator, *, keep=1, resume=True, identity=()):
-    options = Saving(path, 1e-6, keep, resume)
-    return Saver(options, communicator, dict(identity))
+    options = Checkpoints(path, 1e-6, keep, resume)
+    return Checkpointer(options, communicator, dict(identity))
 
 
 def save(path, *steps, keep=1):
@@ -72,9 +72,8 @@ def save(path, *steps, keep=1):
     def act(communicator):
         mine = saver(path, communicator, keep=keep)
         for step in steps:
-            mine.save(step, workers(step), {"step": step})
-            mine._manager.wait_until_finished()
-            mine.settle(communicator.gather([mine.held]))
+            mine.save(step, workers(step), {"step": step}, wait=True)
+            mine.agree()
         mine.finish()
         mine.close()
 
@@ -82,8 +81,14 @@ def save(path, *steps, keep=1):
     return on_disk(path)
 
 
+def steps_in(own):
+    """The complete steps of a process's folder."""
+    return sorted(int(p.name) for p in own.iterdir() if p.name.isdigit())
+
+
 def on_disk(path):
-    return [sorted(Steps(path / f"workers_{r}-{r}_of_2").find()) for r in range(2)]
+    folders = [path / f"workers_{rank}-{rank}_of_2" for rank in range(2)]
+    return [steps_in(own) if own.exists() else [] for own in folders]
 
 
 def resume(path):
@@ -109,9 +114,8 @@ def test_a_step_stays_until_all_processes_have_a_newer_one(tmp_path):
         for step in 11, 22:
             # The second rank is killed, or slow, while it writes step 22.
             if step == 11 or communicator.local_ranks == [0]:
-                mine.save(step, workers(step), {"step": step})
-                mine._manager.wait_until_finished()
-            mine.settle(communicator.gather([mine.held]))
+                mine.save(step, workers(step), {"step": step}, wait=True)
+            mine.agree()
         mine.close()
 
     on_two_ranks(act)
@@ -199,37 +203,39 @@ def test_any_array_comes_back_as_it_was(tmp_path):
         np.asarray(jax.numpy.ones((3,), "bfloat16")),
         np.array([1 + 2j], "complex64"),
     ]
-    steps = Steps(tmp_path)
-    steps.prepare()
-    steps.save(5, arrays, {"losses": [float("nan"), 0.1]})
-    steps.save(5, arrays[::-1])
-    steps.close()
-    found = steps.read(5).restore(arrays[::-1], tmp_path)
+    alone = djax.communicators.simulated(1)
+    mine = saver(tmp_path, alone)
+    mine.save(5, arrays, {"losses": [float("nan"), 0.1]})
+    mine.save(5, arrays[::-1])
+    mine.close()
+    mine = saver(tmp_path, alone)
+    found, content = mine.restore([*map(jax.numpy.asarray, arrays[::-1])])
+    assert mine.latest == 5 and content is None
     for ours, theirs in zip(found, arrays[::-1], strict=True):
         assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
         np.testing.assert_array_equal(ours, theirs)
+    mine.close()
+    mine = saver(tmp_path, alone)
     with pytest.raises(CheckpointError, match="other arrays than this run"):
-        steps.read(5).restore(arrays, tmp_path)
+        mine.restore([*map(jax.numpy.asarray, arrays)])
+    mine.close()
 
 
 FULL = """
 import resource, signal, sys
+from djax.training import Checkpointer
 from experiments import train
-from experiments.lib import checkpoints
 
-Saver = checkpoints.Saver
-save = Saver.save
+save = Checkpointer.save
 
 def save_on_a_full_disk(self, step, *rest):
-    self._manager.wait_until_finished()
     unlimited = resource.RLIM_INFINITY
     if step == 22:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited))
-    save(self, step, *rest)
-    self._manager.wait_until_finished()
+    save(self, step, *rest, wait=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
 
-Saver.save = save_on_a_full_disk
+Checkpointer.save = save_on_a_full_disk
 train.main(sys.argv[1:])
 """
 
@@ -243,7 +249,7 @@ def test_a_full_disk_does_not_end_a_run_but_is_told(tmp_path):
     assert "trained to the end, but 1 checkpoints could not be saved" in result.stderr
     assert "accuracy, worst worker" in result.stdout
     (own,) = (tmp_path / "s").glob("workers_*")
-    assert Steps(own).find() == [11]
+    assert steps_in(own) == [11]
 
 
 @pytest.mark.parametrize("where", ["file", "in_a_file", "own", "runs"])
@@ -269,19 +275,20 @@ def test_a_place_that_cannot_be_written_to_is_said_at_the_start(
 
 
 def test_a_folder_is_of_one_run_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoints, "PATIENCE", 0.1)
-    first = Folder(tmp_path, "a", lambda x: [x], True)
+    monkeypatch.setattr(_checkpoint_folder, "PATIENCE", 0.1)
+    alone = djax.communicators.simulated(1)
+    first = saver(tmp_path, alone)
     with pytest.raises(CheckpointError, match=f"in use by process {os.getpid()} on"):
-        Folder(tmp_path, "a", lambda x: [x], True)
+        saver(tmp_path, alone)
     first.close()
-    Folder(tmp_path, "a", lambda x: [x], True).close()
+    saver(tmp_path, alone).close()
 
 
 HOLD = """
 import sys, time
-from djax._checkpoints import Folder
-import pathlib
-folder = Folder(pathlib.Path(sys.argv[1]), "a", lambda x: [x], True)
+import djax
+from djax.training import Checkpointer, Checkpoints
+saver = Checkpointer(Checkpoints(sys.argv[1]), djax.communicators.simulated(1))
 print("held", flush=True)
 time.sleep(600)
 """
@@ -297,7 +304,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     assert process.stdout.readline() == b"held\n"
     process.kill()
     process.communicate()
-    Folder(tmp_path, "a", lambda x: [x], True).close()
+    saver(tmp_path, djax.communicators.simulated(1)).close()
 
 
 @pytest.mark.parametrize("text", ["", '{"--seed": ', "[]"])
@@ -314,12 +321,16 @@ def test_a_damaged_identity_is_named(text, tmp_path):
     ("option", "value"),
     [("jax_enable_x64", True), ("jax_default_matmul_precision", "bfloat16")],
 )
-def test_another_precision_is_another_run(option, value):
-    before = _checkpoints.environment()
+def test_another_precision_is_another_run(option, value, tmp_path):
+    alone = djax.communicators.simulated(1)
+    mine = saver(tmp_path, alone)
+    mine.save(5, [np.zeros(3, "float32")])
+    mine.close()
     old = getattr(jax.config, option)
     jax.config.update(option, value)
     try:
-        assert _checkpoints.environment() != before
+        with pytest.raises(CheckpointError, match=f"of a run with {option} {old}, "):
+            saver(tmp_path, alone)
     finally:
         jax.config.update(option, old)
 
@@ -408,14 +419,18 @@ def test_ctrl_c_on_one_rank_ends_all_alike(algorithm, tmp_path):
 INTERRUPTED_AT_ONE = """
 import os, signal, sys
 from experiments import train
-from experiments.lib import trainer
 name, after, *arguments = sys.argv[1:]
-save = trainer._save
-def told(saver, communicator, workers, position, *rest):
-    if position.step == 22 * int(after) and os.environ["PMI_RANK"] == "1":
-        os.kill(os.getpid(), getattr(signal, name))
-    save(saver, communicator, workers, position, *rest)
-trainer._save = told
+class Told(train.Run):
+    def records(self, advance):
+        passed = 0.0
+        def show(epochs):
+            nonlocal passed
+            advance(epochs)
+            passed += epochs
+            if passed == 2 * int(after) and os.environ["PMI_RANK"] == "1":
+                os.kill(os.getpid(), getattr(signal, name))
+        return super().records(show)
+train.Run = Told
 train.main(arguments)
 """
 LIVE = """
@@ -424,7 +439,7 @@ from experiments import train
 from experiments.lib import runtime
 name, after, *arguments = sys.argv[1:]
 class Told(runtime.Live):
-    def train(self, params, evaluations, report, advance):
+    def train(self, evaluations, advance):
         passed = 0.0
         def show(epochs):
             nonlocal passed
@@ -433,7 +448,7 @@ class Told(runtime.Live):
             if passed > 2 and os.environ["PMI_RANK"] == "1":
                 os.kill(os.getpid(), getattr(signal, name))
                 passed = -1e9
-        return super().train(params, evaluations, report, show)
+        return super().train(evaluations, show)
 runtime.Live = Told
 train.main(arguments)
 """
@@ -442,11 +457,11 @@ train.main(arguments)
 def test_a_second_ctrl_c_ends_at_once():
     program = """
 import os, signal, time
-from experiments.lib.checkpoints import Termination
+from experiments.lib.signals import Termination
 with Termination() as termination:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)  # As a terminal and a launcher do.
-    assert termination.requested and termination.number == signal.SIGINT
+    assert termination.number == signal.SIGINT
     time.sleep(0.6)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)

@@ -1,6 +1,7 @@
 """Runs that are cut off, and go on as if they had not been."""
 
 import json
+import signal
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from launch import mpirun, python
 
 from experiments import train
-from experiments.lib import checkpoints, papers, trainer
+from experiments.lib import papers, signals, synchronous, trainer
 
 ALGORITHMS = [
     "--algorithm dpsgd --drop-probability 0.2 --local-steps 2",
@@ -34,8 +35,7 @@ def run(options, folder):
     """The outcome of a command line of `experiments.train`."""
     line = f"{options} --epochs 2 --evaluations 2 --seed 3 --runs {folder}"
     with papers.compiled_once():
-        run = train.Run(train.parse(line.split()))
-        return run.train(lambda record: None, lambda epochs: None)
+        return train.Run(train.parse(line.split())).train()
 
 
 @pytest.mark.parametrize("options", ALGORITHMS + TASKS)
@@ -44,17 +44,13 @@ def test_a_run_goes_on_as_if_nothing_had_happened(options, tmp_path, monkeypatch
     whole = run(options, tmp_path)
     halted = f"{options} --checkpoints {tmp_path}/saved"
 
-    class Halt(checkpoints.Termination):
-        @property
-        def requested(self):
-            return True
-
-        @requested.setter
-        def requested(self, value):
-            pass
+    class Halt(signals.Termination):
+        def __enter__(self):
+            self.number = int(signal.SIGTERM)
+            return self
 
     with monkeypatch.context() as patch, pytest.raises(trainer.Stopped, match="step"):
-        patch.setattr(trainer, "Termination", Halt)
+        patch.setattr(synchronous, "Termination", Halt)
         run(halted, tmp_path)
     resumed = run(f"{halted} --resume", tmp_path)
     for ours, theirs in zip(whole.history, resumed.history, strict=True):
@@ -69,19 +65,25 @@ def test_a_run_goes_on_as_if_nothing_had_happened(options, tmp_path, monkeypatch
 
 KILLED = """
 import os, signal, sys
+from djax.training import Checkpointer
 from experiments import train
-from experiments.lib import trainer
 
-save, (name, rank, step) = trainer._save, sys.argv[1:4]
+save, (name, rank, epoch) = Checkpointer.save, sys.argv[1:4]
 
-def save_or_die(saver, communicator, workers, position, *rest):
-    if position.step == int(step) and os.environ.get("PMI_RANK", "0") == rank:
-        if name == "SIGKILL":  # What it saved before is still being written.
-            saver._manager.wait_until_finished()
-        os.kill(os.getpid(), getattr(signal, name))
-    save(saver, communicator, workers, position, *rest)
+class Mortal(train.Run):
+    def records(self, advance):
+        passed = 0.0
+        def show(epochs):
+            nonlocal passed
+            advance(epochs)
+            passed += epochs
+            if passed == int(epoch) and os.environ.get("PMI_RANK", "0") == rank:
+                os.kill(os.getpid(), getattr(signal, name))
+        return super().records(show)
 
-trainer._save = save_or_die
+train.Run = Mortal
+if name == "SIGKILL":  # What it saved before would still be being written.
+    Checkpointer.save = lambda *args: save(*args, wait=True)
 train.main(sys.argv[4:])
 """
 OPTIONS = ("--algorithm", "relay_sgd", "--topology", "chain", "--batch-size", "16")
@@ -99,8 +101,8 @@ def test_a_killed_simulation_is_resumed(tmp_path):
     train.main([*OPTIONS, "--runs", f"{tmp_path}/whole"])
     options = (*OPTIONS, "--runs", f"{tmp_path}/cut", "--resume")
     options += ("--checkpoints", f"{tmp_path}/saved", "--checkpoint-every", "0.001")
-    assert python("-c", KILLED, "SIGKILL", "0", "44", *options).returncode != 0
-    stopped = python("-c", KILLED, "SIGTERM", "0", "44", *options)
+    assert python("-c", KILLED, "SIGKILL", "0", "2", *options).returncode != 0
+    stopped = python("-c", KILLED, "SIGTERM", "0", "2", *options)
     assert stopped.returncode == 0, stopped.stderr
     assert stopped.stderr.count("stopped by SIGTERM after step 44") == 1
     train.main(options)
@@ -116,9 +118,9 @@ def test_a_killed_job_is_resumed(tmp_path):
     assert whole.returncode == 0, whole.stderr
     options = (*OPTIONS, "--runs", f"{tmp_path}/cut", "--resume")
     options += ("--checkpoints", f"{tmp_path}/saved", "--checkpoint-every", "0.001")
-    killed = mpirun(4, "-c", KILLED, "SIGKILL", "0", "44", *options)
+    killed = mpirun(4, "-c", KILLED, "SIGKILL", "0", "2", *options)
     assert killed.returncode != 0
-    stopped = mpirun(4, "-c", KILLED, "SIGTERM", "0", "44", *options)
+    stopped = mpirun(4, "-c", KILLED, "SIGTERM", "0", "2", *options)
     assert stopped.returncode == 0, stopped.stderr
     assert stopped.stderr.count("stopped by SIGTERM after step 44") == 1
     ended = mpirun(4, "-m", "experiments.train", *options)
@@ -132,7 +134,7 @@ from experiments import train
 from experiments.lib import runtime
 
 class Told(runtime.Live):
-    def train(self, params, evaluations, report, advance):
+    def train(self, evaluations, advance):
         passed = 0.0
         def show(epochs):
             nonlocal passed
@@ -140,7 +142,7 @@ class Told(runtime.Live):
             passed += epochs
             if passed > 2 and os.environ["PMI_RANK"] == "1":
                 os.kill(os.getpid(), signal.SIGTERM)
-        return super().train(params, evaluations, report, show)
+        return super().train(evaluations, show)
 
 runtime.Live = Told
 train.main(sys.argv[1:])

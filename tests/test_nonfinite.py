@@ -16,7 +16,7 @@ from djax import (
     simulation,
     topologies,
 )
-from experiments.lib import trainer
+from experiments.lib import synchronous, trainer
 
 SIZE, STEPS, CULPRIT, WHEN = 8, 6, 3, 2
 
@@ -266,9 +266,12 @@ def test_a_command_speaks_of_its_options(as_users):
 
         communicator = communicators.simulated(SIZE)
         optimizer = djax.all_reduce_sgd(0.1, communicator)
-        trainer.train(
-            Task(gradient_fn), optimizer, communicator, jnp.zeros(SIZE), 1, 1, print, id
+        params = jnp.zeros(SIZE)
+        cost = djax.communication_cost(optimizer, params[0], communicator)
+        job = synchronous.Synchronous(
+            Task(gradient_fn), optimizer, optimizer, communicator, params, 1, cost
         )
+        list(job.train(1, lambda epochs: None))
 
     with pytest.raises(trainer.Diverged, match=f"worker {CULPRIT}'s loss is nan"):
         with_loss(lambda x, target: (x - target) ** 2)

@@ -332,12 +332,12 @@ from experiments import train
 from experiments.lib import runtime
 
 class Mortal(runtime.Live):
-    def train(self, params, evaluations, report, advance):
+    def train(self, evaluations, advance):
         def live(epochs):
             advance(epochs)
             if os.environ["PMI_RANK"] == "0":
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().train(params, evaluations, report, live)
+        return super().train(evaluations, live)
 
 runtime.Live = Mortal
 options = "--algorithm adpsgd --transport zmq --timeout 4 --epochs 8 --runs {tmp_path}"

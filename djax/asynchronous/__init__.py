@@ -10,6 +10,7 @@ An asynchronous algorithm is a set of pure functions, one for each kind of event
   :func:`simulate` runs it, on one device.
 """
 
+from djax.training._checkpoints import Checkpoints as Checkpoints
 from djax.training._nonfinite import NonFiniteError as NonFiniteError
 
 from .algorithms._acid import AcidState as AcidState
@@ -21,7 +22,6 @@ from .algorithms._constants import AcidConstants as AcidConstants
 from .algorithms._constants import acid_constants as acid_constants
 from .algorithms._constants import edge_rates as edge_rates
 from .runtime._averager import Look as Look
-from .runtime._checkpoint import Checkpoints as Checkpoints
 from .runtime._members import WorkerLost as WorkerLost
 from .runtime._report import Report as Report
 from .runtime._run import Outcome as Outcome

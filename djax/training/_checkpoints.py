@@ -1,499 +1,314 @@
-"""Folders of checkpoints that a job may be killed over at any moment.
+"""Checkpoints, by which a run that was cut off goes on as if it had not been.
 
-A checkpoint is of use only if every process of a job has its part, if nobody else
-writes to the folder meanwhile, and if what is read is what was written. Both kinds of
-training use what is here: :class:`Steps` are the checkpoints of one process, and
-:class:`Folder` is what the processes of a job have in common.
-
-Each step is a folder of its own with one file, a zip archive, whose checksums are
-verified whenever it is read. It appears and disappears by renaming, which a kill cannot
-cut in two. A step 0 without arrays says that a process has begun: where another has
-checkpoints, and this one has not even that, something was lost.
+:class:`Checkpoints` says where and when to save, and a :class:`Checkpointer` saves and
+restores the workers of one process. A loop over steps uses it directly; an asynchronous
+run, :func:`djax.asynchronous.run`, makes one of the :class:`Checkpoints` it is given.
 """
 
-import contextlib
 import dataclasses
-import errno
-import fcntl
-import json
-import os
 import pathlib
-import queue
-import shutil
-import socket
-import sys
-import threading
 import time
-import weakref
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-PATIENCE = 5.0
-"""Seconds in which the processes of a killed job may still let go of the folder."""
-_FILE, _PART = "checkpoint.zip", ".part"
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+from djax._interfaces import Communicator, PyTree
 
+from ._checkpoint_files import Saved
+from ._checkpoint_folder import Folder
 
-class CheckpointError(ValueError):
-    """Something about checkpoints that one line explains, to all processes alike."""
+_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_numpy_dtype_promotion",
+)
+"""Settings of JAX that change a run's numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Saved:
-    """A checkpoint of one process.
+class Checkpoints:
+    """Where and when the workers of a run are saved.
+
+    In a run in steps all workers save the same step, so that they go on as if nothing
+    had happened. In an asynchronous run each worker saves by itself, between two of its
+    gradients. Since the workers do not save at the same moment, an averaging may be in
+    the checkpoint of one worker and not in its neighbour's; this moves the mean of the
+    models by as much as the averaging has moved one of them. A worker that the others
+    have lost goes on from the state of the worker with the most gradients instead of
+    its own old state.
 
     Attributes:
-      arrays: the bytes of each.
-      kinds: dtype and shape of each, as texts.
-      content: what was saved besides.
+      directory: shared by all processes; each has a folder of its own in it.
+      every: seconds between two checkpoints.
+      keep: how many checkpoints are kept, the last ones.
+      resume: whether to go on from the last checkpoints, where there are any.
+      identity: values by name, such as the name of the data, that a run must have in
+        common with the run that it goes on with. The precision of JAX is always
+        compared; :func:`djax.asynchronous.run` also compares graph, rates, pairing,
+        seed, kind of algorithm and shapes of the parameters.
+
+    Raises:
+      ValueError: if `every` or `keep` is not positive.
     """
 
-    arrays: list[bytes]
-    kinds: list[str]
-    content: Any
+    directory: str | pathlib.Path
+    every: float = 600.0
+    keep: int = 2
+    resume: bool = False
+    identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def restore(self, like: Sequence[np.ndarray], where: Any) -> list[np.ndarray]:
-        """The arrays.
-
-        Args:
-          like: arrays of the shapes and dtypes that are expected.
-          where: the checkpoint, for the error.
-
-        Raises:
-          CheckpointError: if it has other ones.
-        """
-        wanted = [_kind(array) for array in like]
-        if self.kinds != wanted:
-            pairs = zip(self.kinds, wanted, strict=False)
-            differing = [f"{a} for {b}" for a, b in pairs if a != b]
-            what = differing[0] if differing else f"{len(self.kinds)} arrays"
-            raise CheckpointError(
-                f"checkpoints: {where} has other arrays than this run, {what}; choose "
-                "another folder."
+    def __post_init__(self):
+        if not (self.every > 0 and self.keep >= 1):
+            raise ValueError(
+                "Checkpoints: every and keep must be positive, got "
+                f"{self.every} and {self.keep}."
             )
-        return [
-            np.frombuffer(data, array.dtype).reshape(array.shape)
-            for data, array in zip(self.arrays, like, strict=True)
-        ]
 
 
-def _kind(array: np.ndarray) -> str:
-    return f"{array.dtype}{list(array.shape)}"
-
-
-class Steps:
-    """The checkpoints of one process, written by a thread of their own.
-
-    Nothing waits for the thread when the process ends without `close`.
-
-    Args:
-      folder: where they are.
+class Agreement(NamedTuple):
+    """What all processes know after :meth:`Checkpointer.agree`.
 
     Attributes:
-      folder: as given.
-      held: the steps that are known to be complete; to be read by any thread.
-      failures: why some could not be written.
+      due: whether any process finds that it is time to save.
+      words: what the processes have said, one entry or more for each of them.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        """Does nothing yet."""
-        self.folder = folder
-        self.held: frozenset[int] = frozenset()
-        self.failures: list[str] = []
-        self._said = 0
-        self._jobs: queue.Queue = queue.Queue()
-        self._thread: threading.Thread | None = None
-
-    def find(self) -> list[int]:
-        """The steps that were completed, the last one at the end."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
-
-    def read(self, step: int) -> Saved:
-        """Reads a step.
-
-        Raises:
-          CheckpointError: if it is damaged, or cannot be read.
-        """
-        path = self.folder / str(step)
-        try:
-            with zipfile.ZipFile(path / _FILE) as archive:
-                head = json.loads(archive.read("head.json"))
-                names = [f"{i:05d}" for i in range(len(head["kinds"]))]
-                arrays = [archive.read(name) for name in names]
-            return Saved(arrays, head["kinds"], head["content"])
-        except Exception as error:  # Damaged bytes can say anything.
-            raise CheckpointError(
-                f"checkpoint {path} is damaged ({_one_line(error)})"
-            ) from None
-
-    def save(
-        self, step: int, arrays: Sequence[np.ndarray], content: Any = None
-    ) -> None:
-        """Writes a step behind the caller's back, once the one before is written.
-
-        Args:
-          step: its number; one that there is already is replaced.
-          arrays: which nobody changes meanwhile.
-          content: what JSON can hold.
-        """
-        self.wait_until_finished()
-        self._do(lambda: self._write(step, arrays, content))
-
-    def remove(self, steps: Iterable[int]) -> None:
-        """Removes steps behind the caller's back, after what was begun before."""
-        for step in sorted(steps):
-            self.held -= {step}
-            self._do(lambda step=step: self._remove(step))
-
-    def wait_until_finished(self) -> None:
-        """Waits until everything is written."""
-        self._jobs.join()
-
-    def complain(self) -> None:
-        """Says on stderr, once, why steps could not be written."""
-        for text in self.failures[self._said :]:
-            self._said += 1
-            last = f"the last one is of step {max(self.held, default=0)}"
-            print(
-                f"checkpoint not saved: {text}; the run goes on, {last}",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def close(self) -> None:
-        """Waits until everything is written, and ends the thread."""
-        self.wait_until_finished()
-        if self._thread is not None:
-            self._jobs.put(None)
-            self._thread.join()
-            self._thread = None
-
-    def prepare(self) -> None:
-        """Makes the folder, clears away what a kill left, and writes a first file.
-
-        Raises:
-          OSError: if that is impossible.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob(f"*{_PART}"):
-            shutil.rmtree(path)
-        if not self.find():
-            self._write_files(0, [], None)
-
-    def _do(self, job: Callable[[], None]) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._work, name="djax checkpoints", daemon=True
-            )
-            self._thread.start()
-        self._jobs.put(job)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-            self._jobs.task_done()
-        self._jobs.task_done()
-
-    def _write(self, step: int, arrays: Sequence[np.ndarray], content: Any) -> None:
-        try:
-            self._write_files(step, arrays, content)
-            self.held |= {step}
-        except Exception as error:
-            self.failures.append(f"step {step} in {self.folder}: {_one_line(error)}")
-            with contextlib.suppress(OSError):
-                for path in self.folder.glob(f"{step}{_PART}"):
-                    shutil.rmtree(path)
-                (self.folder / str(step) / (_FILE + _PART)).unlink(missing_ok=True)
-
-    def _write_files(self, step, arrays, content) -> None:
-        """Nothing of a step is to be seen before all of it is on the disk."""
-        final = self.folder / str(step)
-        if final.is_dir():  # Its file is replaced at once.
-            _write_archive(final / (_FILE + _PART), arrays, content)
-            (final / (_FILE + _PART)).replace(final / _FILE)
-            _sync(final)
-            return
-        part = self.folder / f"{step}{_PART}"
-        if part.exists():
-            shutil.rmtree(part)
-        part.mkdir()
-        _write_archive(part / _FILE, arrays, content)
-        _sync(part)
-        part.rename(final)
-        _sync(self.folder)
-
-    def _remove(self, step: int) -> None:
-        path, part = self.folder / str(step), self.folder / f"{step}.old{_PART}"
-        with contextlib.suppress(OSError):  # It takes up room, and does no harm.
-            path.rename(part)
-            shutil.rmtree(part)
+    due: bool
+    words: list[Any]
 
 
-def _write_archive(path: pathlib.Path, arrays: Sequence[np.ndarray], content) -> None:
-    head = {"kinds": [_kind(array) for array in arrays], "content": content}
-    with path.open("wb") as file:
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("head.json", json.dumps(head))
-            for i, array in enumerate(arrays):
-                data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-                with archive.open(f"{i:05d}", "w", force_zip64=True) as member:
-                    member.write(data.data)
-        file.flush()
-        os.fsync(file.fileno())
+class Checkpointer:
+    """Saves and restores the workers of this process.
 
+    A job may be killed at any moment: a step that all processes have saved is removed
+    only when all of them have enough newer ones. A step that cannot be written does not
+    end the run, but is reported on stderr and in `failures`.
 
-def _sync(folder: pathlib.Path) -> None:
-    """Makes what was renamed in a folder last, should the machine stop."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
-
-
-class Folder:
-    """What the processes of a job have in common: its lock, its identity, its steps.
-
-    Every method is called by all processes together, and raises on all alike, except
-    for `close`.
+    The constructor, :meth:`agree` and :meth:`finish` are called by all processes
+    together; unless `together` is False, so are the calls of :meth:`save` for a step.
 
     Args:
-      path: the folder, the same on all processes.
-      own: name of this process's folder in it.
-      gather: from an object of each process to the list of all of them.
-      leads: whether this process is the first, which holds the lock.
+      options: where and when to save.
+      communicator: where the workers live.
+      identity: values by name, in addition to those of the options, that a run must
+        have in common with the run that it goes on with.
+      together: whether all processes go on from the same step. If not, as in
+        asynchronous runs, each process counts its own steps, and goes on from its own
+        last one.
+      lazy: whether the folder is made only by the first call of :meth:`save`, for runs
+        that save nothing unless they are told to end. They never resume.
 
     Attributes:
-      path: as given.
-      steps: the checkpoints of this process.
-      everyones: the completed steps of each process, by the name of its folder.
+      directory: the folder, as an absolute path.
+      latest: the step to go on from; None if there is none.
+      failures: one line for each step that could not be written: by this process, and
+        after :meth:`finish` by any process, if they save together.
+
+    Raises:
+      CheckpointError: on all processes alike, if the folder belongs to another run, is
+        in use by another job or cannot be written to, if it has checkpoints and
+        `resume` is False, or if a process's checkpoints are missing or all damaged.
+
+    Examples:
+      >>> import djax, jax.numpy as jnp, tempfile
+      >>> communicator = djax.communicators.simulated(2)
+      >>> folder = tempfile.TemporaryDirectory()
+      >>> options = djax.training.Checkpoints(folder.name, resume=True)
+      >>> saver = djax.training.Checkpointer(options, communicator)
+      >>> saver.save(10, {"x": jnp.ones(2)}, {"epoch": 1})
+      >>> saver.close()
+      >>> saver = djax.training.Checkpointer(options, communicator)
+      >>> tree, content = saver.restore({"x": jnp.zeros(2)})
+      >>> print(saver.latest, tree["x"], content)
+      10 [1. 1.] {'epoch': 1}
+      >>> saver.close()
     """
 
     def __init__(
         self,
-        path: pathlib.Path,
-        own: str,
-        gather: Callable[[Any], list[Any]],
-        leads: bool,
+        options: Checkpoints,
+        communicator: Communicator,
+        identity: Mapping[str, str] | None = None,
+        *,
+        together: bool = True,
+        lazy: bool = False,
     ):
-        """Locks the folder, and looks what is there.
-
-        Raises:
-          CheckpointError: if another job uses it, or nothing can be written there.
-        """
-        self.path, self.steps = path, Steps(path / own)
-        self._gather, self._leads = gather, leads
-        self._lock: Any = None
-        self._together(self._look)
-        found = (own, self.steps.folder.is_dir(), self.steps.find())
-        everyone = gather(found)
-        self.everyones = {name: steps for name, _, steps in everyone}
-        self._missing = sorted(name for name, there, _ in everyone if not there)
+        """Opens the folder, and finds the step to go on from."""
+        self._options, self._communicator = options, communicator
+        settings = {name: str(getattr(jax.config, name)) for name in _SETTINGS}
+        self._identity = {**(identity or {}), **options.identity, **settings}
+        self._together, self._saved = together, time.monotonic()
+        self._folder: Folder | None = None
+        self._found: Saved | None = None
+        self._stale: set[int] = set()
+        self._everyones_failures: list[str] | None = None
+        self.directory = pathlib.Path(options.directory).absolute()
+        self.latest: int | None = None
+        if not lazy:
+            self._open()
 
     @property
-    def used(self) -> bool:
-        """Whether any process has done something that is saved."""
-        return any(max(steps, default=0) > 0 for steps in self.everyones.values())
+    def failures(self) -> tuple[str, ...]:
+        """Why steps could not be written; see the class."""
+        if self._everyones_failures is not None:
+            return tuple(self._everyones_failures)
+        return () if self._folder is None else tuple(self._folder.steps.failures)
 
-    def others(self, pattern: str) -> list[str]:
-        """Names of folders that are of no process of this job."""
-        found = {path.name for path in self.path.glob(pattern)}
-        seen = set().union(*self._gather(found))
-        return sorted(seen - self.everyones.keys())
+    @property
+    def due(self) -> bool:
+        """Whether this process finds that it is time to save."""
+        return time.monotonic() - self._saved >= self._options.every
 
-    def refuse(self, why: str) -> None:
-        """Raises CheckpointError, and lets go of the folder."""
-        self.close()
-        raise CheckpointError(why)
-
-    def check_complete(self) -> None:
-        """Raises CheckpointError unless every process has what it once had."""
-        lost = self._missing or [n for n, steps in self.everyones.items() if not steps]
-        if self.used and lost:
-            what = "is missing" if self._missing else "is empty"
-            self.refuse(
-                f"checkpoints: {self.path}/{lost[0]} {what}, but others have "
-                f"checkpoints ({self.describe()}); nothing was changed. Bring it back, "
-                "or choose another folder."
-            )
-
-    def describe(self) -> str:
-        """Which process has which steps, for errors."""
-        return ", ".join(
-            f"{name}: {' '.join(map(str, steps)) or 'none'}"
-            for name, steps in self.everyones.items()
-        )
-
-    def compare(self, identity: Mapping[str, str]) -> None:
-        """Raises CheckpointError unless the folder is of such a run."""
-        self._together(lambda: self._compare(identity) if self._leads else None)
-
-    def begin(self, identity: Mapping[str, str]) -> None:
-        """Makes the folder ready for checkpoints of such a run.
-
-        Raises:
-          CheckpointError: if a process can write nothing.
-        """
-        self._together(lambda: self._begin(identity))
-
-    def find_intact(self, common: bool) -> tuple[int, Saved]:
-        """Finds the newest checkpoint, going back where some are damaged.
+    def agree(self, word: Any = None) -> Agreement:
+        """Lets all processes know whether to save now, and removes what is outdated.
 
         Args:
-          common: whether it has to be of the same step on all processes.
+          word: anything that the other processes should know, such as a signal.
+        """
+        everyone = self._gather((self.due, word, self._held))
+        self._tidy([held for _, _, held in everyone])
+        return Agreement(
+            any(due for due, _, _ in everyone), [word for _, word, _ in everyone]
+        )
 
-        Returns:
-          The step, and this process's part of it; step 0 has nothing.
+    def save(
+        self, step: int, tree: PyTree, content: Any = None, *, wait: bool = False
+    ) -> None:
+        """Copies a tree of arrays, and writes the copy while the caller goes on.
+
+        Args:
+          step: its number, above 0; a checkpoint of the same number is replaced.
+          tree: arrays, JAX's random keys among them.
+          content: what else to save, a value that JSON can hold.
+          wait: whether to return only when the step is written.
+        """
+        self._saved = time.monotonic()
+        steps = (self._folder or self._open()).steps
+        self._stale.discard(step)
+        steps.write(step, [*map(to_numpy, jax.tree.leaves(tree))], content)
+        if wait:
+            steps.wait_until_written()
+        if not self._together:
+            self._tidy([self._held])
+
+    def restore(self, like: PyTree) -> tuple[PyTree, Any]:
+        """Returns the tree and the content of the latest step, once.
+
+        Args:
+          like: a tree of the same structure, shapes and dtypes; what is restored lies
+            on the same devices.
 
         Raises:
-          CheckpointError: if there is none; nothing has been removed.
+          CheckpointError: if the step has arrays of other shapes or dtypes.
         """
-        candidates = self.everyones[self.steps.folder.name]
-        if common:
-            candidates = set.intersection(*map(set, self.everyones.values()))
-        damage: list[str] = []
-        found = None
-        for step in sorted(candidates, reverse=True):
-            text = ""
-            try:
-                found = step, self.steps.read(step)
-            except CheckpointError as error:
-                found, text = None, str(error)
-            texts = self._gather(text) if common else [text]
-            damage += dict.fromkeys(filter(None, texts))
-            if not any(texts):
-                break
-            found = None
-        if damage and found is not None and found[0] == 0:
-            found = None  # It has begun, which is not worth going back to.
-        everyones = self._gather((found is None, damage))
-        damage = list(dict.fromkeys(text for _, texts in everyones for text in texts))
-        if any(nothing for nothing, _ in everyones):
-            why = "; ".join(damage) or f"no step is on all processes: {self.describe()}"
-            self.refuse(
-                f"checkpoints: {self.path} has nothing to go on from: {why}; nothing "
-                "was changed. Choose another folder to start anew."
+        assert self._found is not None and self._folder is not None
+        leaves, structure = jax.tree.flatten(like)
+        arrays = self._found.restore([*map(to_numpy, leaves)], self.directory)
+        content, self._found = self._found.content, None
+        return structure.unflatten(map(from_numpy, arrays, leaves)), content
+
+    def finish(self) -> None:
+        """Waits until everything is written, and takes stock of what failed."""
+        if self._folder is None:
+            return
+        steps = self._folder.steps
+        steps.wait_until_written()
+        everyone = [(self._held, steps.failures)]
+        if self._together:
+            everyone = self._gather(everyone[0])
+        self._tidy([held for held, _ in everyone])
+        texts = [text for _, failures in everyone for text in failures]
+        self._everyones_failures = list(dict.fromkeys(texts))
+
+    def close(self, *, wait: bool = True) -> None:
+        """Lets other jobs use the folder.
+
+        Args:
+          wait: whether to wait until this process has written everything.
+        """
+        if self._folder is not None:
+            self._folder.close(wait=wait)
+
+    @property
+    def _held(self) -> frozenset[int]:
+        return frozenset() if self._folder is None else self._folder.steps.held
+
+    def _gather(self, value: Any) -> list[Any]:
+        """Returns what each process passes, several times if it has several workers."""
+        local = len(self._communicator.local_ranks)
+        return self._communicator.gather([value] * local)
+
+    def _open(self) -> Folder:
+        """Locks the folder, and finds the step to go on from."""
+        local, size = self._communicator.local_ranks, self._communicator.size
+        own = f"workers_{local[0]}-{local[-1]}_of_{size}"
+        folder = Folder(self.directory, own, self._gather, 0 in local)
+        if others := folder.others():
+            folder.refuse(
+                f"checkpoints: {self.directory} is of a run with other processes or "
+                f"another number of workers, {others[0]}; choose another folder."
             )
-        assert found is not None
-        if damage and self._leads:
-            older = f"step {found[0]}" if common else "an older one"
-            print(
-                f"{'; '.join(damage)}: going on from {older}",
-                file=sys.stderr,
-                flush=True,
+        if folder.used and not self._options.resume:
+            folder.refuse(
+                f"checkpoints: {self.directory} has some already; use resume=True to "
+                "go on from the last one, or choose another folder."
             )
-        return found
+        if folder.used:
+            folder.check_complete()
+            folder.compare(self._identity)
+            step, self._found = folder.find_intact(self._together)
+            self.latest = step or None
+        folder.begin(self._identity)
+        self._sort_out(folder)
+        self._folder = folder
+        return folder
 
-    def close(self) -> None:
-        """Waits until this process has written everything, and unlocks the folder."""
-        self.steps.close()
-        self.unlock()
+    def _sort_out(self, folder: Folder) -> None:
+        """Decides what becomes of steps that are newer than the one to go on from.
 
-    def unlock(self) -> None:
-        """Lets other jobs use the folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        A step that some process was killed before saving is removed at once. A damaged
+        step stays until something newer than `latest` is saved.
+        """
+        own, latest = set(folder.steps.find()), self.latest or 0
+        folder.steps.held = frozenset(step for step in own if step <= latest)
+        newer = {step for step in own if step > latest}
+        everyones = folder.everyones.values() if self._together else [own]
+        self._stale = newer.intersection(*everyones)
+        folder.steps.remove(newer - self._stale)
 
-    def _together(self, act: Callable[[], str | None]) -> None:
-        """Acts, and raises what went wrong on any process on all of them."""
-        try:
-            why = act() or ""
-        except OSError as error:
-            why = (
-                f"checkpoints: cannot write to {self.steps.folder}: {_one_line(error)}."
-            )
-        if mistakes := list(filter(None, self._gather(why))):
-            self.refuse(mistakes[0])
+    def _tidy(self, everyones: Sequence[frozenset[int]]) -> None:
+        """Removes steps that nobody needs, and says which could not be saved.
 
-    def _look(self) -> str | None:
-        if self.path.exists() and not self.path.is_dir():
-            return f"checkpoints: {self.path} is a file; choose a folder."
-        self.path.mkdir(parents=True, exist_ok=True)
-        return self._take_lock() if self._leads else None
-
-    def _take_lock(self) -> str | None:
-        path, end = self.path / "lock", time.monotonic() + PATIENCE
-        self._lock = path.open("a+")
-        # Whoever gives up before it trains may not close this.
-        weakref.finalize(self, self._lock.close)
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() < end:
-                    time.sleep(0.05)
-                    continue
-                holder = path.read_text().strip() or "another process"
-                return f"checkpoints: {self.path} is in use by {holder}."
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                print(
-                    f"checkpoints: {self.path} cannot be locked "
-                    f"({_one_line(error)}): let no other run use it.",
-                    file=sys.stderr,
-                )
-                break
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
-        return None
-
-    def _compare(self, identity: Mapping[str, str]) -> str | None:
-        path = self.path / "identity.json"
-        try:
-            saved = json.loads(path.read_text())
-            if not isinstance(saved, dict):
-                raise ValueError("it is no object")
-        except (OSError, ValueError) as error:
-            return (
-                f"checkpoints: {path} is missing or damaged ({_one_line(error)}), so "
-                "that nobody knows of which run they are; nothing was changed."
-            )
-        for key, value in identity.items():
-            if saved.get(key) != value:
-                return (
-                    f"checkpoints: {self.path} is of a run with {key} "
-                    f"{saved.get(key)}, this one has {value}; choose another folder."
-                )
-        return None
-
-    def _begin(self, identity: Mapping[str, str]) -> None:
-        self.steps.prepare()
-        if self._leads:
-            path = self.path / "identity.json"
-            part = path.with_suffix(_PART)
-            part.write_text(json.dumps(dict(identity), indent=2) + "\n")
-            part.replace(path)
-
-
-def environment() -> dict[str, str]:
-    """Settings of JAX that change a run's numbers, as part of its identity."""
-    names = (
-        "jax_enable_x64",
-        "jax_default_matmul_precision",
-        "jax_default_prng_impl",
-        "jax_threefry_partitionable",
-        "jax_numpy_dtype_promotion",
-    )
-    return {name: str(getattr(jax.config, name)) for name in names}
+        Args:
+          everyones: the steps that each process has completely written.
+        """
+        if self._folder is None:
+            return
+        steps = self._folder.steps
+        steps.complain()
+        common = sorted(frozenset.intersection(*everyones) - {0})
+        if not common:
+            return
+        oldest = common[-self._options.keep :][0]
+        steps.remove(step for step in steps.held if step < oldest)
+        if common[-1] > (self.latest or 0):
+            steps.remove(self._stale)
+            self._stale = set()
 
 
 def to_numpy(leaf: Any) -> np.ndarray:
-    """A copy of an array in the host's memory; of random keys their data."""
+    """Returns a copy of an array in the host's memory; of random keys, their data."""
     if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.array(leaf)
+
+
+def from_numpy(array: Any, like: jax.Array) -> jax.Array:
+    """Returns an array of JAX where `like` lies; random keys, if `like` has such."""
+    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+        array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    return jax.device_put(array, like.sharding)

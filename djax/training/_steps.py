@@ -1,21 +1,13 @@
-"""Loops over many training steps of all local workers, at two speeds.
+"""Loops over many training steps of all local workers.
 
-Models made of matrix products train fastest as one program: the gradients of all
-workers under one `vmap`, the steps under one `lax.scan`. Convolutions do not: with
-weights of its own for each worker a convolution becomes a grouped one, and inside a
-loop XLA's CPU backend takes a slow path; on two cores eight small ResNets took 5 times
-as long as one after another. For those, `dispatch=True` computes the gradients worker
-by worker, each as a program of its own, and vmaps the optimizer alone. The numbers are
-the same.
-
-Under MPI and on a mesh the same functions run each process's or device's one worker,
-so that a script written for the simulator is launched by `mpirun` unchanged.
+The loop is a compiled program, because starting a program for every step of small
+models would take longer than the step. The same functions run one worker for each
+process under MPI and for each device on a mesh, so that a script written for the
+simulator is launched by `mpirun` unchanged.
 """
 
-import dataclasses
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,43 +26,28 @@ from djax._interfaces import (
     Communicator,
     PyTree,
 )
-from djax._mechanism.order import observing
 from djax._mechanism.refusals import refuse
 from djax._mechanism.value import parts_within
 from djax._transformations import as_transformation
-from djax.communicators import replicate
 from djax.communicators._common import check_leading_axis
 
 from ._gradient_fn import (
     GradientFn,
-    check_gradients,
     check_signature,
-    check_unchanged,
 )
 from ._nonfinite import (
     NonFinite,
     all_finite,
-    flaw,
     make_check,
-    without_step,
 )
-
-StepsFn = Callable[["Workers", PyTree], tuple["Workers", PyTree]]
-
-
-class Workers(NamedTuple):
-    """All local workers of a run; every leaf has a leading axis of local workers.
-
-    Attributes:
-      params: their models.
-      opt_state: states of the optimizer.
-      model_state: what the gradient carries along and nobody averages, such as the
-        statistics of batch normalization; `()` if nothing.
-    """
-
-    params: PyTree
-    opt_state: optax.OptState
-    model_state: PyTree = ()
+from ._programs import (
+    OneWorker,
+    StepsFn,
+    Workers,
+    dispatched,
+    scanned,
+    stepwise,
+)
 
 
 def init_workers(
@@ -79,21 +56,23 @@ def init_workers(
     params: PyTree,
     model_state: PyTree = (),
 ) -> Workers:
-    """Starts the local workers.
+    """Makes the local workers, as they are before the first step.
 
     Args:
       optimizer: what every worker runs.
       communicator: where the workers live.
-      params: their models, with a leading axis of local workers
-        (:func:`djax.communicators.replicate`).
-      model_state: their other state, likewise.
+      params: the initial models, arrays `[local workers, ...]` as
+        :func:`djax.communicators.replicate` makes them.
+      model_state: what the gradients carry along, arrays `[local workers, ...]`.
 
     Returns:
-      The workers; their arrays are copies, which :func:`make_steps` may donate.
+      The workers. Their arrays are copies, so that the programs of :func:`make_steps`
+      may reuse their memory.
 
     Raises:
-      TypeError: if the optimizer is none, as an asynchronous algorithm is, if the
-        communicator is none, or if a leaf is no array, as in modules.
+      TypeError: if `optimizer` is not an optax transformation (an asynchronous
+        algorithm is not), `communicator` is not a communicator, or a leaf is not an
+        array.
       ValueError: if a leaf has no leading axis of local workers.
     """
     optimizer = as_transformation("init_workers", optimizer)
@@ -120,41 +99,45 @@ def make_steps(
         `(params, model_state, batch) -> (grads, model_state, metrics)`.
       optimizer: the chain with the mechanism.
       communicator: where the workers live.
-      dispatch: compute the gradients worker by worker, for models with convolutions,
-        instead of in one program with everything else.
-      nonfinite: what to do about a gradient that is infinite or not a number. An
-        averaging would pass such numbers on to all other workers.
+      dispatch: whether the gradients are computed one worker after another, each by a
+        program of its own, and only the optimizer runs for all workers at once. This
+        is faster for models with convolutions; the numbers are the same.
+      nonfinite: what happens to a gradient that is infinite or not a number. Averaging
+        would spread such numbers to all other workers.
 
-        * "raise": after the steps of a call, raise :class:`NonFiniteError` on all
-          processes alike if a gradient or the parameters after a step were not finite.
-          It names the workers in which that began, and the step. The process waits for
-          the end of the computation in every call.
-        * "skip": the worker makes no step of its own. Its gradient counts as zero (a
-          momentum or weight decay of the optimizer still acts), its `model_state`
+        * "raise": after the steps of a call, :class:`NonFiniteError` is raised on all
+          processes alike if a gradient, or the parameters after a step, were not
+          finite. It names the step, and the workers in which this began. To find out,
+          each call waits for the end of its computation.
+        * "skip": the worker makes no step of its own. Its gradient counts as zero
+          (momentum and weight decay of the optimizer still act), its `model_state`
           stays as it was, and it goes on averaging. The metrics are those of the
           gradient that was left out. Parameters that are not finite are not noticed.
-        * "isolate": the worker itself is left alone, and the others go on without it:
-          what it sends counts as lost. Only mechanisms that can do without a message
+        * "isolate": the worker keeps its model, and the other workers go on without
+          it: its messages count as lost. Only mechanisms that can do without a message
           are accepted.
 
     Returns:
-      `(workers, batches) -> (workers, metrics)`, where the leaves of `batches` and
-      `metrics` have two leading axes, local workers and steps. It donates `workers`:
-      afterwards only those that it returned can be used. Unless `nonfinite="raise"` it
-      returns before the computation ends. It raises ValueError if the leading axes do
-      not fit or, before computing anything, if `nonfinite="isolate"` and a mechanism
-      needs every message, or if a code is not of the class that its mechanism needs;
-      RuntimeError if the workers were donated before; TypeError if `gradient_fn`
-      returns something else than gradients like the parameters, the model state and
-      metrics; and :class:`NonFiniteError`, a `FloatingPointError`.
+      A function `(workers, batches) -> (workers, metrics)`, where the leaves of
+      `batches` and `metrics` are arrays `[local workers, steps, ...]`. It reuses the
+      memory of `workers`: afterwards only the workers that it has returned can be used.
+      Unless `nonfinite="raise"`, it returns before the computation ends.
+
+      It raises ValueError if the leading axes do not fit, if `nonfinite="isolate"` and
+      a mechanism needs every message, or if a compressor is not of the class that its
+      mechanism needs, in each case before anything is computed; RuntimeError if the
+      memory of `workers` was reused before; TypeError if `gradient_fn` does not return
+      gradients like the parameters, the model state and metrics; and
+      :class:`NonFiniteError`, which is a `FloatingPointError`.
 
     Raises:
-      TypeError: if the optimizer is none, as an asynchronous algorithm is, or the
-        communicator is none, or if `gradient_fn` does not take three arguments.
+      TypeError: if `optimizer` is not an optax transformation (an asynchronous
+        algorithm is not), `communicator` is not a communicator, or `gradient_fn` does
+        not take three arguments.
       ValueError: if `nonfinite` is none of the three.
 
     Warns:
-      UserWarning: in the first call, if a link of the optimizer acts on what a
+      UserWarning: in the first call, if a part of the optimizer changes what a
         mechanism has averaged, and :func:`djax.check` finds that this is a mistake.
 
     Examples:
@@ -177,12 +160,12 @@ def make_steps(
     check_communicator("make_steps", communicator)
     check_signature("make_steps", gradient_fn)
     if not dispatch:
-        make = _scanned
+        make = scanned
     elif communicator.shares_device:
-        make = _dispatched
+        make = dispatched
     else:
-        make = _stepwise
-    worker = _Worker(gradient_fn, optimizer, nonfinite)
+        make = stepwise
+    worker = OneWorker(gradient_fn, optimizer, nonfinite)
     program = make(worker, communicator)
     all_start_finite = jax.jit(communicator.spmd(all_finite))
     check = make_check(communicator)
@@ -211,109 +194,8 @@ def make_steps(
     return steps
 
 
-@dataclasses.dataclass(frozen=True)
-class _Worker:
-    """What one worker does in a step."""
-
-    gradient_fn: GradientFn
-    optimizer: optax.GradientTransformation
-    nonfinite: NonFinite
-    suspicions: list[bool] = dataclasses.field(default_factory=list)
-
-    def gradient(self, params: PyTree, model_state: PyTree, batch: PyTree) -> Any:
-        """Returns what the gradient function makes, checked while it is traced."""
-        made = self.gradient_fn(params, model_state, batch)
-        check_gradients("make_steps", made, params, model_state)
-        return made
-
-    def apply(self, workers: Workers, made: Any) -> tuple[Workers, tuple[PyTree, Any]]:
-        """Returns the worker after the step; the metrics, and what was not finite."""
-        grads, model_state, metrics = made
-        if self.nonfinite == "skip":
-            grads, model_state = without_step(
-                all_finite(grads), grads, model_state, workers.model_state
-            )
-        with observing() as observer:
-            updates, opt_state = self.optimizer.update(
-                grads, workers.opt_state, workers.params
-            )
-            observer.compare_returned(updates)
-        self.suspicions.append(observer.suspicious)
-        params = optax.apply_updates(workers.params, updates)
-        flaws = flaw(grads, params) if self.nonfinite == "raise" else ()
-        return Workers(params, opt_state, model_state), (metrics, flaws)
-
-    def step(self, workers: Workers, batch: PyTree) -> tuple[Workers, Any]:
-        """The gradient, and its application."""
-        made = self.gradient(workers.params, workers.model_state, batch)
-        return self.apply(workers, made)
-
-
-def _scanned(worker: _Worker, communicator: Communicator) -> StepsFn:
-    """All steps of all workers in one program."""
-
-    def step(before, batch):
-        after, measured = worker.step(before, batch)
-        check_unchanged("make_steps", before, after)
-        return after, measured
-
-    def all_steps(state, batches):
-        return jax.lax.scan(step, state, batches)
-
-    return jax.jit(communicator.spmd(all_steps), donate_argnums=0)
-
-
-def _stepwise(worker: _Worker, communicator: Communicator) -> StepsFn:
-    """A program a step, for devices that each have one worker."""
-
-    def one_step(state, batches, t):
-        return worker.step(state, jax.tree.map(lambda x: x[t], batches))
-
-    program = jax.jit(communicator.spmd(one_step), donate_argnums=0)
-
-    def steps(workers, batches):
-        history = []
-        for t in range(_count_steps(batches)):
-            now = replicate(communicator, t)
-            workers, measured = program(workers, batches, now)
-            history.append(measured)
-        return workers, _stack(history)
-
-    return steps
-
-
-def _dispatched(worker: _Worker, communicator: Communicator) -> StepsFn:
-    """A program for each worker's gradient, and one for the update of all."""
-
-    @jax.jit
-    def gradient(workers, batches, i, t):
-        batch = jax.tree.map(lambda x: x[i, t], batches)
-        params, model_state = jax.tree.map(
-            lambda x: x[i], (workers.params, workers.model_state)
-        )
-        return worker.gradient(params, model_state, batch)
-
-    def update(workers, results):
-        made = jax.tree.map(lambda *xs: jnp.stack(xs), *results)
-        return communicator.spmd(worker.apply)(workers, made)
-
-    update = jax.jit(update, donate_argnums=0)
-
-    def steps(workers, batches):
-        history = []
-        for t in range(_count_steps(batches)):
-            results = [
-                gradient(workers, batches, i, t) for i in range(communicator.size)
-            ]
-            workers, measured = update(workers, results)
-            history.append(measured)
-        return workers, _stack(history)
-
-    return steps
-
-
 def _check_workers(workers: Any) -> None:
-    """Raises TypeError unless they are workers, RuntimeError if they were donated."""
+    """Raises TypeError unless they are workers, RuntimeError if they were used up."""
     if not isinstance(workers, Workers):
         raise TypeError(
             f"steps needs the workers that init_workers returns, got {type(workers)}."
@@ -327,9 +209,9 @@ def _check_mechanisms(
     params: PyTree,
     nonfinite: NonFinite,
 ) -> None:
-    """Raises ValueError if a mechanism, or its code, cannot do what it has to.
+    """Raises ValueError if a mechanism, or its compressor, does not fit.
 
-    This is what :func:`djax.check` can tell without a trial of the whole optimizer.
+    This is the part of :func:`djax.check` that needs no trial of the whole optimizer.
     """
     parts = parts_within(optimizer, communicator, params)
     if nonfinite == "isolate":
@@ -340,14 +222,14 @@ def _check_mechanisms(
 
 
 def _warn_of_order(
-    worker: "_Worker", communicator: Communicator, params: PyTree
+    worker: OneWorker, communicator: Communicator, params: PyTree
 ) -> None:
-    """Warns of what :func:`djax.check` finds, if a trace has been suspicious.
+    """Warns of what :func:`djax.check` finds, if tracing a step raised a suspicion.
 
     Args:
-      worker: what has been traced.
+      worker: what was traced.
       communicator: where the workers live.
-      params: shapes of one worker's.
+      params: one worker's parameters, or their shapes.
     """
     if not any(worker.suspicions):
         return
@@ -367,11 +249,3 @@ def _check_axes(workers: Workers, batches: PyTree, communicator: Communicator) -
             "the leaves of batches need two leading axes, local workers and steps, the "
             f"same for all; got {sorted(counts)} steps."
         )
-
-
-def _count_steps(batches: PyTree) -> int:
-    return jax.tree.leaves(batches)[0].shape[1]
-
-
-def _stack(history: list[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *xs: jnp.stack(xs, axis=1), *history)

@@ -8,7 +8,6 @@ from typing import Literal
 import djax
 from djax import communicators
 from djax.topologies import Graph
-from djax.training import _checkpoints
 
 from . import (
     algorithms,
@@ -202,7 +201,7 @@ def identify(
             parts = {name: dict(sorted(value.items()))}
         for key in parts.keys() - UNESSENTIAL - set(ignored):
             found[f"--{key}".replace("_", "-")] = repr(parts[key])
-    return found | _checkpoints.environment()
+    return found
 
 
 def make_communicator(config: Config) -> djax.Communicator:

@@ -188,7 +188,7 @@ def try_out(arguments: Sequence[str]) -> trainer.Outcome:
         config = train.parse([*arguments, "--runs", folder])
         with errors.one_line_errors(Exception):
             run = train.Run(config)
-        return run.train(lambda record: None, lambda epochs: None)
+        return run.train()
 
 
 @contextlib.contextmanager

@@ -3,38 +3,28 @@
 import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import djax
-from djax import asynchronous
+from djax import Topology, asynchronous
 from djax.transport._start import (
     Absent,
     meet,
 )
 
-from .asynchronous import (
-    ALGORITHMS,
-    changed,
-    describe_averagings,
-    megabytes,
-    progress,
-    save_events,
-    spread,
-    traffic,
-)
-from .checkpoints import Saving, Termination
+from .asynchronous import ALGORITHMS, changed
 from .data import Prefetch
 from .divergence import check_losses, in_own_words, watch_all
 from .errors import UsageError
 from .evaluation import assess_one, make_assess
+from .events import EventJob
 from .report import RunFolder
-from .tasks import Task
-from .trainer import Outcome, Stopped, chunk_steps, describe_signal
+from .signals import Stopped, Termination, describe_signal
+from .trainer import Record, Records, Rows, chunk_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,90 +76,81 @@ def check_runtime(options: Runtime, algorithm: str, live: bool) -> None:
         raise UsageError(f"--max-backlog {options.max_backlog} must not be negative.")
 
 
-class Live:
-    """A training in real time.
+@dataclasses.dataclass
+class Live(EventJob):
+    """A training in real time, one process a worker.
 
-    Args:
-      task: what is learned.
-      algorithm: what every worker does.
-      communicator: of MPI.
-      topology: who averages with whom.
+    The models are kept as they were at several times, and evaluated in the end, so that
+    no worker is stopped for it.
+
+    Attributes:
+      topology: which workers average with each other.
       options: from the command line.
-      saving: likewise.
       rate: averagings of a worker per gradient.
       steps: gradients of a worker, on average.
       seed: of the averagings.
-      jit: compile the task's gradient; False for a plain Python function.
-      identity: what a run has to have in common with the one that it goes on with.
+      checkpoints: where the workers are saved; None if they are not.
+      jit: whether the task's gradient is compiled; False for a plain Python function.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        algorithm: asynchronous.EventTransformation,
-        communicator: djax.Communicator,
-        topology: djax.Topology,
-        options: Runtime,
-        saving: Saving,
-        rate: float,
-        steps: int,
-        seed: int,
-        jit: bool = True,
-        identity: Mapping[str, str] | None = None,
-    ):
-        """Nothing has happened."""
-        self._identity = dict(identity or {})
-        self._task, self._communicator, self._options = task, communicator, options
-        self._algorithm, self._topology, self._rate = algorithm, topology, rate
-        self._gradients, self._seed = topology.size * steps, seed
-        self._jit, self._saving = jit, saving
-        self._report: asynchronous.Report | None = None
-        self._absent: list[int] = []
+    topology: Topology
+    options: Runtime
+    rate: float
+    steps: int
+    seed: int
+    checkpoints: asynchronous.Checkpoints | None = None
+    jit: bool = True
+    _report: asynchronous.Report | None = dataclasses.field(init=False, default=None)
+    _absent: list[int] = dataclasses.field(init=False, default_factory=list)
+
+    @property
+    def _gradients(self) -> int:
+        """How many gradients all workers compute together."""
+        return self.topology.size * self.steps
 
     @property
     def report(self) -> asynchronous.Report:
-        """What the workers did; once the run is over."""
+        """What the workers did; known once the run is over."""
         assert self._report is not None
         return self._report
 
     @property
-    def ranks(self) -> list[int]:
-        """The workers that came to the end; once the run is over."""
+    def events(self) -> asynchronous.Events:
+        """The gradients and averagings of all workers; known once the run is over."""
+        return self.report.events
+
+    @property
+    def ranks(self) -> Sequence[int]:
+        """The workers that have come to the end; known once the run is over."""
         return sorted(set(self.report.records) - set(self._absent))
 
-    def train(
-        self,
-        params: Any,
-        evaluations: int,
-        report: Callable[[dict[str, Any]], None],
-        advance: Callable[[float], object],
-    ) -> Outcome:
-        """Trains this process's worker beside the others.
+    def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
+        """See :class:`experiments.lib.trainer.Job`.
 
-        The models are kept as they were at several times, and evaluated in the end, so
-        that nobody is stopped. When workers have been lost, only the mean of the
-        others' models is evaluated.
-
-        Args:
-          params: the first model, with its leading axis.
-          evaluations: how many, evenly spread over the run.
-          report: called with each record of the history, as those of virtual clocks;
-            `time` is in seconds.
-          advance: called with the epochs since the last call.
-
-        Returns:
-          As of :func:`experiments.lib.trainer.train`.
-
-        Raises:
-          Diverged: if the loss of a gradient is not finite, or if the losses were far
-            above their start and have not come back by the end; a run that was resumed
-            does not know its start.
-          Stopped: after SIGTERM or Ctrl-C, with what there is evaluated.
-          CheckpointError: if checkpoints cannot be used.
+        After a run that was resumed the losses' start is not known, so that only losses
+        that are not finite count as a divergence.
         """
-        task, options = self._task, self._options
-        epoch, passed = self._topology.size * task.steps_per_epoch, 0
-        chunk = chunk_steps(task)
+        termination = Termination()
+        found = self._run(evaluations, advance, termination)
+        self._report = found.report
+        self._say_what_is_left()
+        if self.options.transport == "zmq" and not self.report.lost:
+            self._look_around()
+        told, unsaved = self._gather(termination.number, found.unsaved)
+        yield from (self._survey_survivors if self._alone else self._survey)(found)
+        if told:
+            raise self._stopped(told[0], unsaved)
+        self.outcome.workers, self.outcome.unsaved = found.workers, unsaved
+
+    def _run(
+        self,
+        looks: int,
+        advance: Callable[[float], object],
+        termination: Termination,
+    ) -> asynchronous.Outcome:
+        """Runs this process's worker beside the others."""
+        task, options, chunk = self.task, self.options, chunk_steps(self.task)
+        epoch, passed = self.topology.size * task.steps_per_epoch, 0
 
         def show(gradients):
             nonlocal passed
@@ -177,69 +158,43 @@ class Live:
             advance((now - passed) / epoch)
             passed = now
 
-        saving = self._make_checkpoints()
         with (
             in_own_words(),
             warnings.catch_warnings(),
-            Termination() as termination,
+            termination,
             Prefetch(lambda i: task.batches(i * chunk, (i + 1) * chunk)) as batches,
         ):
-            # Said below, in the words of the command line.
+            # Said by `_say_what_is_left`, in the words of the command line.
             warnings.filterwarnings("ignore", ".* none is left to compute")
-            outcome = asynchronous.run(
-                self._algorithm,
+            return asynchronous.run(
+                self.algorithm,
                 task.gradient_fn,
                 batches,
-                self._communicator,
-                self._topology,
-                params,
+                self.communicator,
+                self.topology,
+                self.params,
                 gradients=self._gradients,
                 seconds=options.seconds,
-                rate=self._rate,
+                rate=self.rate,
                 pairing=options.pairing,
                 random_times=options.random_times,
                 max_backlog=options.max_backlog,
                 model_state=jax.tree.map(jnp.asarray, task.model_state),
-                looks=evaluations,
+                looks=looks,
                 keep_looks=True,
                 progress=show,
-                stop=lambda: termination.requested,
-                checkpoints=saving,
+                stop=lambda: termination.number > 0,
+                checkpoints=self.checkpoints,
                 transport=options.transport,
                 timeout=options.timeout,
-                jit=self._jit,
-                seed=self._seed,
+                jit=self.jit,
+                seed=self.seed,
             )
-        self._report = outcome.report
-        self._say_what_is_left()
-        if options.transport == "zmq" and not self._report.lost:
-            self._look_around()
-        told, unsaved = self._gather(termination, outcome.unsaved)
-        survey = self._survey_survivors if self._alone else self._survey
-        history = []
-        for record in survey(outcome):
-            history.append(record)
-            report(record)
-        if told:
-            raise self._stopped(told[0], unsaved)
-        return Outcome(outcome.workers, history, unsaved)
-
-    def _make_checkpoints(self) -> asynchronous.Checkpoints | None:
-        saving = self._saving
-        if saving.checkpoints is None:
-            return None
-        return asynchronous.Checkpoints(
-            saving.checkpoints,
-            saving.checkpoint_every,
-            saving.keep_checkpoints,
-            saving.resume,
-            self._identity,
-        )
 
     def _say_what_is_left(self) -> None:
         """Says so if the checkpoints already had all gradients."""
         done = int(self.report.gradients_before.sum())
-        if done >= self._gradients and self._communicator.local_ranks[0] == 0:
+        if done >= self._gradients and self.communicator.local_ranks[0] == 0:
             print(
                 f"nothing is left to do: by their checkpoints the workers have "
                 f"computed {done} of {self._gradients} gradients; to go on, start the "
@@ -249,10 +204,10 @@ class Live:
             )
 
     def _look_around(self) -> None:
-        """Notes who has died since the run: others evaluate without it."""
+        """Notes which workers have died since the run; the others evaluate alone."""
         try:
-            comm = getattr(self._communicator, "host_comm")  # noqa: B009
-            meet(comm, "the evaluation", self._options.timeout)
+            comm = getattr(self.communicator, "host_comm")  # noqa: B009
+            meet(comm, "the evaluation", self.options.timeout)
         except Absent as error:
             self._absent = error.ranks
 
@@ -262,23 +217,25 @@ class Live:
         return bool(self.report.lost or self._absent)
 
     def _gather(
-        self, termination: Termination, unsaved: Sequence[str]
+        self, number: int, unsaved: Sequence[str]
     ) -> tuple[list[int], list[str]]:
-        """The signals by which any worker was told to end, and failed checkpoints."""
-        own = termination.requested and termination.number, list(unsaved)
-        everyone = [own] if self._alone else self._communicator.gather([own])
+        """Returns the signals that any worker has heard, and failed checkpoints."""
+        own = number, list(unsaved)
+        everyone = [own] if self._alone else self.communicator.gather([own])
         told = [number for number, _ in everyone if number]
         return told, [text for _, texts in everyone for text in texts]
 
     def _stopped(self, number: int, unsaved: Sequence[str]) -> Stopped:
-        """What is said of a run that a signal ends; all have been saved by now."""
+        """Makes what a run that a signal has ended raises; all are saved by now."""
         how, code = describe_signal(number)
-        if self._saving.checkpoints is None:
+        if self.checkpoints is None:
             return Stopped(
                 f"stopped by {how}; nothing is saved, as there is no --checkpoints",
                 128 + number,
             )
-        rest = f"start the same with --checkpoints {self._saving.checkpoints} --resume"
+        rest = (
+            f"start the same with --checkpoints {self.checkpoints.directory} --resume"
+        )
         if unsaved:
             return Stopped(
                 f"stopped by {how}, but not all checkpoints could be saved: "
@@ -287,49 +244,40 @@ class Live:
             )
         return Stopped(f"stopped by {how}; to go on, {rest}", code)
 
-    def _survey(self, outcome: asynchronous.Outcome) -> Iterator[dict[str, Any]]:
-        """Evaluates what was kept, and the end, on all workers together."""
-        told, events = self.report, self.report.events
-        own = outcome.metrics["loss"][0].tolist() if outcome.metrics else []
-        everyones = self._communicator.gather([own])
+    def _survey(self, found: asynchronous.Outcome) -> Iterator[Record]:
+        """Evaluates the models that were kept, and the last, on all workers."""
+        told, events = self.report, self.events
+        own = found.metrics["loss"][0].tolist() if found.metrics else []
+        everyones = self.communicator.gather([own])
         workers = events.worker[events.is_gradient]
         ends = events.time[events.is_gradient]
         losses = np.zeros(len(workers))
-        for rank, found in enumerate(everyones):
-            losses[workers == rank] = found
+        for rank, each in enumerate(everyones):
+            losses[workers == rank] = each
         check_losses(losses, workers, f"within {told.seconds:.3g} s")
-        assess = make_assess(self._task, self._communicator)
-        kept = {look.number: look.params for look in outcome.looks}
+        assess = make_assess(self.task, self.communicator)
+        kept = {look.number: look.params for look in found.looks}
         moments = [
             (float(time), kept[number])
             for time, number in zip(told.look_times, told.look_numbers, strict=True)
         ]
-        moments[-1:] = [(told.seconds, outcome.workers.params)]
+        moments[-1:] = [(told.seconds, found.workers.params)]
+        before = int(told.gradients_before.sum())
         for time, params in moments:
             done = losses[: np.searchsorted(ends, time, side="right")]
-            yield {
-                **progress(
-                    self._task, told.size, done, int(told.gradients_before.sum())
-                ),
-                "time": time,
-                "megabytes": megabytes(events, params, time)[0],
-                **assess(params),
-                "seconds": time,
-            }
-        if not told.gradients_before.any():
+            yield self.measure(time, done, assess(params), time, before)
+        if not before:
             watch_all(losses, told.size)
 
-    def _survey_survivors(
-        self, outcome: asynchronous.Outcome
-    ) -> Iterator[dict[str, Any]]:
-        """Evaluates what can be evaluated without those that are lost."""
-        task, told = self._task, self.report
-        own = np.asarray(outcome.metrics["loss"][0] if outcome.metrics else [])
-        workers = np.full(len(own), self._communicator.local_ranks[0])
+    def _survey_survivors(self, found: asynchronous.Outcome) -> Iterator[Record]:
+        """Evaluates the mean of the models that are left, in this process alone."""
+        task, told = self.task, self.report
+        own = np.asarray(found.metrics["loss"][0] if found.metrics else [])
+        workers = np.full(len(own), self.communicator.local_ranks[0])
         check_losses(own, workers, f"within {told.seconds:.3g} s")
-        averaged = assess_one(task, jax.tree.map(lambda x: x[0], outcome.params))
+        averaged = assess_one(task, jax.tree.map(lambda x: x[0], found.params))
         step = float((told.gradients_before + told.gradient_counts).sum()) / told.size
-        yield {
+        record = {
             "epoch": step / task.steps_per_epoch,
             "step": step,
             "averaged": averaged[task.score],
@@ -338,25 +286,15 @@ class Live:
             "time": told.seconds,
             "seconds": told.seconds,
         }
+        self.outcome.history.append(record)
+        yield record
 
-    def megabytes(self, params: Any, history: Any) -> tuple[float, float]:
-        """What a worker sent, on average and at most; once the run is over."""
-        del history
-        return megabytes(self.report.events, params)
-
-    def traffic(self, params: Any, history: Any) -> dict[str, float]:
-        """What a worker sent, on average, and the one that sent most."""
-        del history
-        return traffic(self.report.events, params)
-
-    def describe(self, params: Any, history: Any) -> list[tuple[str, str]]:
-        """Rows of the final table: what the workers did."""
-        del history
+    def describe(self) -> Rows:
+        """Returns how fast the workers were, how often they averaged, who was lost."""
         told, alive = self.report, self.ranks
         speed, idle = told.gradients_per_second[alive], told.idle_share[alive]
-        rows = [
+        return [
             ("seconds", f"{told.seconds:.4g}"),
-            ("gradients of a worker, mean (fewest, most)", spread(told.events)),
             (
                 "gradients per second and worker, mean (slowest)",
                 f"{speed.mean():.4g} ({speed.min():.4g})",
@@ -369,15 +307,13 @@ class Live:
                 "idle share of the time, mean (most)",
                 f"{idle.mean():.1%} ({idle.max():.1%})",
             ),
-            *describe_averagings(told.events, params),
-        ]
-        return rows + [
+            *super().describe(),
             *((f"lost: worker {rank}", reason) for rank, reason in told.lost.items()),
             *((f"lost: worker {rank}", "after the run") for rank in self._absent),
         ]
 
     def save(self, folder: RunFolder, title: str) -> None:
         """Draws the events, and writes a timeline for Perfetto."""
+        super().save(folder, title)
         if folder.active:
-            save_events(folder, self.report.events, title)
             self.report.save_trace(folder.path / "trace.json")

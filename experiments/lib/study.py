@@ -28,9 +28,9 @@ import tqdm
 
 from .. import train
 from . import errors, figures, papers, report, trainer
-from .checkpoints import INTERRUPTED
 from .errors import UsageError
 from .papers import Row, Table
+from .signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -398,14 +398,14 @@ def _execute(arguments: Sequence[str], folder: str | None = None) -> dict[str, A
     """
     with tempfile.TemporaryDirectory(dir=folder) as runs:
         run = train.Run(train.parse([*arguments, "--runs", runs]))
-        history: list[dict[str, Any]] = []
+        outcome, megabytes, failure = run.job.outcome, None, None
         try:
-            run.train(history.append, lambda epochs: None)
+            run.train()
+            megabytes = run.job.traffic()["megabytes_mean"]
         except trainer.Diverged as error:
-            return {"history": history, "megabytes": None, "error": str(error)}
-        megabytes, _ = run.job.megabytes(run.params, history)
+            failure = str(error)
     jax.clear_caches()
-    return {"history": history, "megabytes": megabytes, "error": None}
+    return {"history": outcome.history, "megabytes": megabytes, "error": failure}
 
 
 _CURVES = ("epoch", "time", "loss", "worst", "mean", "averaged", "consensus_distance")

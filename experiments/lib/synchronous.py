@@ -1,9 +1,11 @@
 """Training in steps that all workers take together."""
 
+import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -12,117 +14,236 @@ import optax
 
 import djax
 from djax import simulation
+from djax.training import Checkpointer
 
-from . import trainer
-from .checkpoints import Saver
+from .data import Prefetch
+from .divergence import Diverged, Watch, check_losses
+from .evaluation import make_assess
 from .report import RunFolder
+from .signals import Stopped, Termination, describe_signal
+from .steps import TIMED_SECONDS, describe_times, make_steps, time_steps
 from .tasks import Task
-
-TIMED_SECONDS = 1.0
-"""About how long the steps last that are timed together."""
+from .trainer import Outcome, Record, Records, Rows, chunk_steps
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
+class Position:
+    """How far a training is: what a checkpoint has besides the workers.
+
+    Attributes:
+      step: the number of steps that are done.
+      seconds: how long they took.
+      losses: of the present epoch, a list `[local][steps]` for each chunk.
+      history: the records so far.
+      watch: follows the losses of all epochs.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[list[list[float]]] = dataclasses.field(default_factory=list)
+    history: list[Record] = dataclasses.field(default_factory=list)
+    watch: Watch = dataclasses.field(default_factory=Watch)
+
+    def take(self, step: int, losses: jax.Array, seconds: float) -> None:
+        """Notes that all steps up to `step` are done, with losses `[local, steps]`."""
+        self.step, self.seconds = step, seconds
+        self.losses.append(np.asarray(losses).tolist())
+
+    def finish_epoch(self, communicator: djax.Communicator, epoch: int) -> float:
+        """Returns the workers' mean loss; raises Diverged if one is not finite."""
+        local = np.concatenate(self.losses, axis=1)
+        self.losses = []
+        before = self.step - local.shape[1]
+        everyone = np.asarray(communicator.gather(list(local)), np.float64)
+        for t, losses in enumerate(everyone.T):
+            check_losses(
+                losses,
+                np.arange(len(losses)),
+                f"in epoch {epoch} (step {before + t + 1})",
+            )
+        self.watch.take(before, everyone.mean(0))
+        return math.fsum(everyone.ravel()) / everyone.size
+
+
+@dataclasses.dataclass
 class Synchronous:
-    """A training in steps that all workers take together.
+    """A :class:`experiments.lib.trainer.Job` of steps that workers take together.
 
     Attributes:
       task: what is learned.
       optimizer: the chain with the mechanism.
-      base: the same without.
+      base: the same chain without the mechanism.
       communicator: where the workers live.
+      params: the initial models, with a leading axis of local workers.
       epochs: passes over the data.
       cost: what a step sends.
-      rounds: when the steps are on virtual clocks, or None.
-      saver: of checkpoints, or None.
-      collapse: an epoch, and the score that the best worker has to have by then for the
-        training to go on; or None.
+      rounds: when the steps end on virtual clocks, if there are any.
+      saver: saves the workers, and restores them before the first step; None for a run
+        that no signal ends, either.
+      collapse: an epoch, and the score that the best worker must have by then for the
+        training to go on.
+      outcome: see :class:`experiments.lib.trainer.Job`.
     """
 
     task: Task
     optimizer: optax.GradientTransformation
     base: optax.GradientTransformation
     communicator: djax.Communicator
+    params: Any
     epochs: int
     cost: djax.CommunicationCost
     rounds: djax.asynchronous.Rounds | None = None
-    saver: Saver | None = None
+    saver: Checkpointer | None = None
     collapse: tuple[float, float] | None = None
+    outcome: Outcome = dataclasses.field(init=False, default_factory=Outcome)
 
     @property
-    def ranks(self) -> range:
-        """The workers that come to the end."""
+    def ranks(self) -> Sequence[int]:
+        """All workers."""
         return range(self.communicator.size)
 
-    def train(
+    def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
+        """See :class:`experiments.lib.trainer.Job`."""
+        task, saver = self.task, self.saver
+        workers, position = self._begin()
+        yield from list(position.history)
+        advance(position.step / task.steps_per_epoch)
+        steps = make_steps(task, self.optimizer, self.communicator)
+        assess = make_assess(task, self.communicator)
+        due = {round((i + 1) * self.epochs / evaluations) for i in range(evaluations)}
+        chunks = _cut(task, position.step, self.epochs)
+        began = time.perf_counter() - position.seconds
+
+        def load(i):
+            return task.batches(*chunks[i]) if i < len(chunks) else None
+
+        with (
+            contextlib.nullcontext() if saver is None else contextlib.closing(saver),
+            Termination(listen=saver is not None) as termination,
+            Prefetch(load) as loaded,
+        ):
+            for i, (first, last) in enumerate(chunks):
+                try:
+                    workers, measured = steps(workers, loaded(i))
+                except simulation.NonFiniteError as error:
+                    self._explain(error, position, last)
+                position.take(last, measured["loss"], time.perf_counter() - began)
+                advance((last - first) / task.steps_per_epoch)
+                if last % task.steps_per_epoch == 0:
+                    epoch = last // task.steps_per_epoch
+                    loss = position.finish_epoch(self.communicator, epoch)
+                    if epoch in due:
+                        record = {"epoch": epoch, "step": last, "loss": loss}
+                        record |= assess(workers.params, workers.model_state)
+                        record["seconds"] = time.perf_counter() - began
+                        position.history.append(record | self._note(record))
+                        yield position.history[-1]
+                        if "collapsed" in position.history[-1]:
+                            break
+                if saver is not None:
+                    self._save(saver, workers, position, termination.number)
+            if saver is not None:
+                saver.finish()
+                self.outcome.unsaved = saver.failures
+        self.outcome.workers = workers
+        if "collapsed" not in position.history[-1]:
+            position.watch.check()
+
+    def _begin(self) -> tuple[simulation.Workers, Position]:
+        """Returns the workers and the position of the checkpoint, or of the start."""
+        model_state = jax.tree.map(jnp.asarray, self.task.model_state)
+        workers = simulation.init_workers(
+            self.optimizer, self.communicator, self.params, model_state
+        )
+        position = Position(history=self.outcome.history)
+        if self.saver is not None and self.saver.latest is not None:
+            workers, saved = self.saver.restore(workers)
+            position.history += saved.pop("history")
+            position.watch = Watch(**saved.pop("watch"))
+            position = dataclasses.replace(position, **saved)
+        position.watch.steps = self.epochs * self.task.steps_per_epoch
+        return workers, position
+
+    def _note(self, record: Record) -> Record:
+        """Returns what else a record has: traffic, virtual time, whether it is lost."""
+        noted = {"megabytes": self.cost.mean_bytes * record["step"] / 1e6}
+        if self.rounds is not None:
+            noted["time"] = float(self.rounds.end[record["step"] - 1])
+        if self.collapse is not None:
+            epoch, least = self.collapse
+            sign = 1 if self.task.higher_is_better else -1
+            best = max(sign * score for score in record["scores"])
+            if record["epoch"] >= epoch and not best >= sign * least:
+                noted["collapsed"] = True
+        return noted
+
+    def _explain(
+        self, error: simulation.NonFiniteError, position: Position, last: int
+    ) -> NoReturn:
+        """Raises Diverged, which names the loss if that is what is not finite."""
+        epoch = math.ceil(last / self.task.steps_per_epoch)
+        position.take(last, error.metrics["loss"], position.seconds)
+        position.finish_epoch(self.communicator, epoch)
+        raise Diverged(
+            f"training diverged: the gradient or model of worker {error.ranks[0]} is "
+            f"not finite in epoch {epoch}."
+        ) from error
+
+    def _save(
         self,
-        params: Any,
-        evaluations: int,
-        report: Callable[[dict[str, Any]], None],
-        advance: Callable[[float], object],
-    ) -> trainer.Outcome:
-        """See :func:`experiments.lib.trainer.train`.
-
-        The records also have `megabytes`, what a worker has sent so far, on average;
-        and the virtual `time`, if there is one.
-        """
-
-        def timed(record):
-            record["megabytes"] = self.cost.mean_bytes * record["step"] / 1e6
-            if self.rounds is not None:
-                record["time"] = float(self.rounds.end[record["step"] - 1])
-            report(record)
-
-        return trainer.train(
-            self.task,
-            self.optimizer,
-            self.communicator,
-            params,
-            self.epochs,
-            evaluations,
-            timed,
-            advance,
-            saver=self.saver,
-            collapse=self.collapse,
+        saver: Checkpointer,
+        workers: simulation.Workers,
+        position: Position,
+        number: int,
+    ) -> None:
+        """Saves if it is time on any process; raises Stopped if any heard a signal."""
+        agreement = saver.agree(number)
+        told = [number for number in agreement.words if number]
+        ended = position.step == self.epochs * self.task.steps_per_epoch
+        if told or (agreement.due and not ended):
+            saver.save(position.step, workers, dataclasses.asdict(position))
+        if not told:
+            return
+        saver.finish()
+        how, code = describe_signal(told[0])
+        rest = f"start the same with --checkpoints {saver.directory} --resume"
+        if saver.failures:
+            raise Stopped(
+                f"stopped by {how} after step {position.step}, but not all checkpoints "
+                f"could be saved: {saver.failures[-1]}; to go on from the last one, "
+                f"{rest}",
+                code or 1,
+            )
+        raise Stopped(
+            f"stopped by {how} after step {position.step}; to go on, {rest}", code
         )
 
-    def megabytes(
-        self, params: Any, history: Sequence[dict[str, Any]]
-    ) -> tuple[float, float]:
-        """What a worker sent, on average and at most."""
-        del params  # The cost knows them.
-        cost, steps = self.cost, history[-1]["step"]
-        return cost.mean_bytes * steps / 1e6, cost.max_bytes * steps / 1e6
-
-    def traffic(
-        self, params: Any, history: Sequence[dict[str, Any]]
-    ) -> dict[str, float]:
-        """What a worker sent, on average, and the one that sent most."""
-        mean, largest = self.megabytes(params, history)
-        steps = history[-1]["step"]
+    def traffic(self) -> dict[str, float]:
+        """See :class:`experiments.lib.trainer.Job`."""
+        cost, steps = self.cost, self.outcome.history[-1]["step"]
         return {
-            "megabytes_mean": mean,
-            "megabytes_largest": largest,
-            "messages_mean": self.cost.mean_messages * steps,
-            "messages_largest": self.cost.max_messages * steps,
+            "megabytes_mean": cost.mean_bytes * steps / 1e6,
+            "megabytes_largest": cost.max_bytes * steps / 1e6,
+            "messages_mean": cost.mean_messages * steps,
+            "messages_largest": cost.max_messages * steps,
         }
 
-    def describe(
-        self, params: Any, history: Sequence[dict[str, Any]]
-    ) -> list[tuple[str, str]]:
-        """Rows of the final table: what steps cost; some are repeated for it."""
+    def describe(self) -> Rows:
+        """Returns what steps cost; some steps are repeated to measure their time."""
         seconds = time_steps(
             self.task,
             (self.optimizer, self.base),
             self.communicator,
-            params,
-            self._count_timed(history[-1]),
+            self.params,
+            self._count_timed(),
         )
-        sent, most = self.megabytes(params, history)
-        messages = self.cost.mean_messages * history[-1]["step"]
+        sent = self.traffic()
         rows = [
-            ("MB sent per worker, mean (largest)", f"{sent:.5g} ({most:.5g})"),
-            ("messages sent per worker", f"{messages:.5g}"),
+            (
+                "MB sent per worker, mean (largest)",
+                f"{sent['megabytes_mean']:.5g} ({sent['megabytes_largest']:.5g})",
+            ),
+            ("messages sent per worker", f"{sent['messages_mean']:.5g}"),
             *describe_times(seconds),
         ]
         if self.rounds is not None:
@@ -132,75 +253,25 @@ class Synchronous:
             ]
         return rows
 
-    def _count_timed(self, last: dict[str, Any]) -> int:
-        """How many steps are repeated: as many as a chunk has, if they are fast."""
+    def _count_timed(self) -> int:
+        """Returns how many steps are repeated: a chunk's, or fewer if they are slow."""
+        last = self.outcome.history[-1]
         local = len(self.communicator.local_ranks)
         paces = self.communicator.gather([last["seconds"] / last["step"]] * local)
         most = max(1, int(TIMED_SECONDS / paces[0]))
-        return min(most, trainer.chunk_steps(self.task))
+        return min(most, chunk_steps(self.task))
 
     def save(self, folder: RunFolder, title: str) -> None:
-        """There are no pictures but those of every run."""
+        """Has no pictures but those of every run."""
 
 
-def time_steps(
-    task: Task,
-    optimizers: Sequence[optax.GradientTransformation],
-    communicator: djax.Communicator,
-    params: Any,
-    steps: int,
-    repeats: int = 5,
-) -> np.ndarray:
-    """Seconds of a step with each of several optimizers, measured in turns.
-
-    Args:
-      task: what is learned; its first steps are repeated.
-      optimizers: what is compared.
-      communicator: where the workers live.
-      params: of the local workers, with their leading axis.
-      steps: how many are timed together.
-      repeats: how often each is timed, after once that compiles.
-
-    Returns:
-      `float[repeats, optimizers]`, without compilation and loading of data.
-    """
-    model_state = jax.tree.map(jnp.asarray, task.model_state)
-    batches = jax.tree.map(jnp.asarray, task.batches(0, steps))
-    programs = [
-        trainer.make_steps(task, optimizer, communicator) for optimizer in optimizers
+def _cut(task: Task, start: int, epochs: int) -> list[tuple[int, int]]:
+    """Returns chunks `(first, last)` of the steps after `start`, within epochs."""
+    whole, size = task.steps_per_epoch, chunk_steps(task)
+    ends = [
+        epoch * whole + min(end, whole)
+        for epoch in range(epochs)
+        for end in range(size, whole + size, size)
     ]
-    everyone = [
-        simulation.init_workers(optimizer, communicator, params, model_state)
-        for optimizer in optimizers
-    ]
-    durations = np.empty((repeats + 1, len(programs)))
-    for repeat, i in np.ndindex(durations.shape):
-        began = time.perf_counter()
-        everyone[i], measured = programs[i](everyone[i], batches)
-        jax.block_until_ready((everyone[i], measured))
-        durations[repeat, i] = time.perf_counter() - began
-    return durations[1:] / steps
-
-
-def describe_times(seconds: np.ndarray) -> list[tuple[str, str]]:
-    """Rows of the final table: the time of a step, and what of it is communication.
-
-    Both kinds of steps are timed in turns, so that each turn gives a difference. Where
-    these have both signs, their median says nothing: it is smaller than what changes
-    from one turn to the next.
-
-    Args:
-      seconds: `float[repeats, 2]` of a step with and without communication.
-    """
-    total, gradient = np.median(seconds, axis=0) * 1e3
-    differences = (seconds[:, 0] - seconds[:, 1]) * 1e3
-    low, high = differences.min(), differences.max()
-    if low > 0:
-        told = f"{np.median(differences):.3g} ms ({low:.3g} to {high:.3g})"
-    else:
-        told = f"below the noise of {max(high, -low):.3g} ms"
-    return [
-        ("time per step", f"{total:.3g} ms"),
-        ("  of it gradient and base optimizer", f"{gradient:.3g} ms"),
-        ("  of it communication", told),
-    ]
+    ends = [end for end in ends if end > start]
+    return list(zip([start, *ends[:-1]], ends, strict=True)) if ends else []

@@ -1,9 +1,9 @@
 """What a worker begins with: rank 0's model, its own checkpoint, or another worker's.
 
 When a worker is lost, the others go on without it, and its last checkpoint grows old.
-Averaged with the others when the run is resumed, an old model would undo much of what
-they have learned since. So the checkpoints of the survivors name the workers that are
-lost, and those go on from a survivor's state instead of their own.
+If the run were resumed from this old model, averaging would undo much of what the
+others have learned since. Therefore the checkpoints of the surviving workers name the
+lost workers, and a lost worker goes on from the state of a surviving one.
 """
 
 import functools
@@ -20,11 +20,10 @@ from djax._interfaces import (
     PyTree,
 )
 from djax.asynchronous.algorithms._acid import EventTransformation
-from djax.training._checkpoints import to_numpy
-
-from ._checkpoint import (
+from djax.training._checkpoints import (
     Checkpointer,
     from_numpy,
+    to_numpy,
 )
 
 
@@ -33,9 +32,9 @@ class Start(NamedTuple):
 
     Attributes:
       params: its model.
-      state: of the algorithm.
+      state: its state of the algorithm.
       model_state: what its gradients carry along.
-      finished: number of its gradients.
+      finished: the number of gradients that it has computed.
     """
 
     params: PyTree
@@ -57,10 +56,10 @@ def begin(
     Args:
       algorithm: what every worker does.
       communicator: of MPI.
-      params: the first model; all start from that of rank 0.
-      model_state: the first one, of this worker.
-      saver: of this worker's checkpoints, if there are any.
-      budget: gradients of all workers together, or None.
+      params: the initial model; all workers take that of rank 0.
+      model_state: the initial model state of this worker.
+      saver: restores this worker; None if nothing is saved.
+      budget: number of gradients of all workers together, or None.
     """
     if communicator.size > 1:
         everyones = _make_share(communicator)(jax.tree.map(lambda x: x[None], params))
@@ -68,11 +67,13 @@ def begin(
     start = Start(params, jax.jit(algorithm.init)(params), model_state, 0)
     if saver is None:
         return start
+    named: list[int] = []
     if saver.latest is not None:
-        start = Start(*saver.restore(start[:3]), finished=saver.latest)
+        tree, named = saver.restore(start[:3])
+        start = Start(*tree, finished=saver.latest)
     comm = getattr(communicator, "host_comm")  # noqa: B009
     counts = comm.allgather(start.finished)
-    lost = find_lost(counts, comm.allgather(saver.lost))
+    lost = find_lost(counts, comm.allgather(named))
     if comm.rank == 0 and (text := describe_used_budget(counts, budget)):
         warnings.warn(f"asynchronous.run: {text}", stacklevel=3)
     return _catch_up(comm, start, counts, lost, saver) if lost else start
@@ -80,24 +81,24 @@ def begin(
 
 @functools.lru_cache(maxsize=8)
 def _make_share(communicator: Communicator):
-    """Kept, so that another run in the same process compiles nothing."""
+    """Returns a program that is kept, so that a second run compiles nothing."""
     return jax.jit(communicator.spmd(communicator.broadcast))
 
 
 def find_lost(counts: Sequence[int], named: Sequence[Collection[int]]) -> list[int]:
-    """The workers whose checkpoints are not to be used.
+    """Returns the ranks of the workers that must not go on from their own checkpoints.
 
     Args:
-      counts: gradients of each worker by its checkpoint.
-      named: whom each worker's checkpoint names as lost.
+      counts: the number of gradients in each worker's checkpoint.
+      named: the ranks that each worker's checkpoint names as lost.
 
     Returns:
-      Their ranks, ascending; never all of them.
+      The ranks in ascending order; never all ranks.
     """
     lost = set().union(*named)
     if len(lost) == len(counts):
-        # Two parts of the workers lost sight of each other, so that everybody is named.
-        # The part with the worker that has got furthest is right.
+        # The network was cut into parts that took each other for lost, so that every
+        # worker is named. The part with the most advanced worker is believed.
         lost = set(named[int(np.argmax(counts))])
     return sorted(lost)
 
@@ -105,21 +106,21 @@ def find_lost(counts: Sequence[int], named: Sequence[Collection[int]]) -> list[i
 def _catch_up(
     comm: Any, start: Start, counts: list[int], lost: list[int], saver: Checkpointer
 ) -> Start:
-    """Gives those that were lost the state of the survivor with the most gradients.
+    """Gives the lost workers the state of the survivor with the most gradients.
 
-    All save what they begin with, first those that were lost. From then on no
-    checkpoint names them any more.
+    All workers save what they begin with, the lost workers first. From then on no
+    checkpoint names them as lost any more.
 
     Args:
-      comm: communicator of MPI for messages between processes.
-      start: of this worker, by its own checkpoint.
-      counts: gradients of each worker.
-      lost: ranks of those that were lost.
-      saver: of this worker.
+      comm: the MPI communicator for messages between processes.
+      start: what this worker would begin with by its own checkpoint.
+      counts: the number of gradients of each worker.
+      lost: the ranks of the lost workers.
+      saver: saves this worker.
 
     Returns:
-      What this worker begins with; the number of its gradients, which is its place in
-      the data, stays.
+      What this worker begins with. It keeps the number of its own gradients, which is
+      its place in the data.
     """
     survivors = [rank for rank in range(comm.size) if rank not in lost]
     donor = max(survivors, key=counts.__getitem__)
@@ -144,19 +145,19 @@ def _catch_up(
     if comm.rank in lost:
         taken = structure.unflatten(map(from_numpy, arrays, leaves))
         start = Start(*taken, finished=start.finished)
-        saver.save(start.finished, start[:3], wait=True)
+        saver.save(start.finished, start[:3], [], wait=True)
     comm.barrier()
     if comm.rank not in lost:
-        saver.save(start.finished, start[:3])
+        saver.save(start.finished, start[:3], [])
     return start
 
 
 def describe_used_budget(counts: Sequence[int], budget: int | None) -> str:
-    """What to say if nothing is left to compute; empty otherwise.
+    """Returns a sentence if no gradient is left to compute, and "" otherwise.
 
     Args:
-      counts: gradients of each worker that its checkpoint has.
-      budget: gradients of all workers together, or None.
+      counts: the number of gradients in each worker's checkpoint.
+      budget: number of gradients of all workers together, or None.
     """
     if budget is None or sum(counts) < budget:
         return ""

@@ -30,7 +30,10 @@ from djax.asynchronous.algorithms._constants import Asked
 from djax.asynchronous.simulator._batches import OwnBatches
 from djax.communicators._common import check_leading_axis
 from djax.topologies import Topology
-from djax.training import _checkpoints
+from djax.training._checkpoints import (
+    Checkpointer,
+    Checkpoints,
+)
 from djax.training._gradient_fn import (
     GradientFn,
     check_gradient_fn,
@@ -39,7 +42,7 @@ from djax.training._nonfinite import (
     NonFinite,
     NonFiniteError,
 )
-from djax.training._steps import Workers
+from djax.training._programs import Workers
 from djax.transport._departure import leave_alone
 from djax.transport._messages import TRANSPORTS
 from djax.transport._start import meet
@@ -47,10 +50,6 @@ from djax.transport._start import meet
 from ._averager import (
     Averager,
     Look,
-)
-from ._checkpoint import (
-    Checkpointer,
-    Checkpoints,
 )
 from ._gradient import Gradient
 from ._history import History
@@ -251,8 +250,9 @@ def run(
     if checkpoints is not None:
         saver = Checkpointer(
             checkpoints,
-            comm,
+            communicator,
             _identify(algorithm, settings, params, model_state),
+            together=False,
         )
     start = begin(algorithm, communicator, params, model_state, saver, gradients)
     model = Model(
@@ -281,10 +281,11 @@ def run(
         result = averager.finish()
         if saver is not None:
             _save(saver, model, model_state, members)
+            saver.finish()
             saver.close()
     except BaseException as error:
         if saver is not None:
-            saver.abandon()
+            saver.close(wait=False)
         averager.fail(error)
         if carrier.survives:
             leave_alone(comm.rank)
@@ -318,7 +319,6 @@ def _identify(algorithm, settings, params, model_state) -> dict[str, str]:
         "the graph and rates": f"{zlib.crc32(graph.encode()):08x}",
         "params": str(kinds),
         **{name: common[name] for name in ("pairing", "random_times", "seed")},
-        **_checkpoints.environment(),
     }
 
 
@@ -387,4 +387,4 @@ def _save(
 ) -> None:
     with model.lock:
         finished, (params, state) = model.time.finished, model.settle()
-    saver.save(finished, (params, state, model_state), [*members.lost])
+    saver.save(finished, (params, state, model_state), sorted(members.lost))

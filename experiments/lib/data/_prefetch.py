@@ -1,4 +1,4 @@
-"""Data are loaded while others are computed with."""
+"""Loads data while the data before them are computed with."""
 
 import threading
 from collections.abc import Callable
@@ -9,13 +9,14 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """Loads the piece after the one that is asked for in the background.
+    """Loads the piece after the one that was asked for, in a thread.
 
-    A context manager; outside of it nothing goes on.
+    It is a context manager; when the context is left, no thread goes on. The thread
+    never keeps a process alive, as one of an executor would.
 
     Args:
-      load: `number -> piece`. What it raises for a piece is raised when that is asked
-        for.
+      load: `number -> piece`. What it raises for a piece is raised when that piece is
+        asked for.
 
     Examples:
       >>> with Prefetch(lambda i: 10 * i) as pieces:
@@ -26,29 +27,36 @@ class Prefetch(Generic[T]):
     def __init__(self, load: Callable[[int], T]):
         """Loads nothing yet."""
         self._load = load
-        self._ahead: dict[int, Future[T]] = {}
+        self._ahead: tuple[int, Future[T]] | None = None
 
     def __call__(self, number: int) -> T:
-        """The piece; any number may be asked for."""
-        self.__exit__()  # Sources need not bear two readers.
-        ahead = self._ahead.pop(number, None)
-        piece = self._load(number) if ahead is None else ahead.result()
-        self._ahead = {number + 1: Future()}
-        # A daemon never keeps a process alive.
-        threading.Thread(target=self._run, args=(number + 1,), daemon=True).start()
+        """Returns a piece; any number may be asked for."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == number:
+            piece = ahead[1].result()
+        else:
+            if ahead is not None:  # A source need not bear two readers at a time.
+                wait([ahead[1]])
+            piece = self._load(number)
+        result: Future[T] = Future()
+        self._ahead = number + 1, result
+        threading.Thread(
+            target=self._run, args=(number + 1, result), daemon=True
+        ).start()
         return piece
 
-    def _run(self, number: int) -> None:
-        future = self._ahead[number]
+    def _run(self, number: int, result: Future[T]) -> None:
         try:
-            future.set_result(self._load(number))
+            result.set_result(self._load(number))
         except BaseException as error:
-            future.set_exception(error)
+            result.set_exception(error)
 
     def __enter__(self) -> "Prefetch[T]":
         """Does nothing."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Waits for what is being loaded."""
-        wait(self._ahead.values())
+        """Waits for what is being loaded, and drops it."""
+        if self._ahead is not None:
+            wait([self._ahead[1]])
+            self._ahead = None

@@ -1,0 +1,252 @@
+"""The checkpoints of one process: files that a kill at any moment leaves readable.
+
+Each step is a folder with one file, a zip archive, whose checksums are verified
+whenever it is read. Steps appear and disappear by renaming, which a kill cannot cut in
+two. A thread writes them, so that the training need not wait for the disk.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import queue
+import shutil
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+PART = ".part"
+"""Names that end so are of files and folders that are not complete."""
+_FILE = "checkpoint.zip"
+
+
+class CheckpointError(ValueError):
+    """Checkpoints that cannot be used; raised on all processes, with one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """One step of one process, as it was read.
+
+    Attributes:
+      arrays: the bytes of each array.
+      kinds: dtype and shape of each array, as texts.
+      content: the JSON value that was saved with the arrays.
+    """
+
+    arrays: list[bytes]
+    kinds: list[str]
+    content: Any
+
+    def restore(
+        self, like: Sequence[np.ndarray], where: pathlib.Path
+    ) -> list[np.ndarray]:
+        """Returns the arrays.
+
+        Args:
+          like: arrays of the shapes and dtypes that are expected.
+          where: the folder, for the error.
+
+        Raises:
+          CheckpointError: if the step has arrays of other shapes or dtypes.
+        """
+        wanted = [_kind(array) for array in like]
+        if self.kinds != wanted:
+            pairs = zip(self.kinds, wanted, strict=False)
+            differing = [f"{a} for {b}" for a, b in pairs if a != b]
+            what = differing[0] if differing else f"{len(self.kinds)} arrays"
+            raise CheckpointError(
+                f"checkpoints: {where} has other arrays than this run, {what}; choose "
+                "another folder."
+            )
+        return [
+            np.frombuffer(data, array.dtype).reshape(array.shape)
+            for data, array in zip(self.arrays, like, strict=True)
+        ]
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+class Steps:
+    """Reads, writes and removes the steps of one process.
+
+    The thread that writes does not keep the process alive: what is not written when
+    the process ends without `close` is lost.
+
+    Args:
+      folder: where the steps are.
+
+    Attributes:
+      folder: as given.
+      held: the steps that are completely written. Once the thread has begun, it alone
+        changes them; any thread may read them.
+      failures: one line for each step that could not be written.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        """Touches nothing on the disk."""
+        self.folder = folder
+        self.held: frozenset[int] = frozenset()
+        self.failures: list[str] = []
+        self._said = 0
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread: threading.Thread | None = None
+
+    def find(self) -> list[int]:
+        """Returns the complete steps on the disk, in ascending order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+
+    def prepare(self) -> None:
+        """Makes the folder, clears away what a kill left, and writes a first file.
+
+        Raises:
+          OSError: if that is impossible.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob(f"*{PART}"):
+            shutil.rmtree(path)
+        if not self.find():
+            self._write_files(0, [], None)
+
+    def read(self, step: int) -> Saved:
+        """Reads a step.
+
+        Raises:
+          CheckpointError: if the step is damaged, or cannot be read.
+        """
+        path = self.folder / str(step)
+        try:
+            with zipfile.ZipFile(path / _FILE) as archive:
+                head = json.loads(archive.read("head.json"))
+                names = [f"{i:05d}" for i in range(len(head["kinds"]))]
+                arrays = [archive.read(name) for name in names]
+            return Saved(arrays, head["kinds"], head["content"])
+        except Exception as error:  # Damaged bytes can raise anything.
+            raise CheckpointError(
+                f"checkpoint {path} is damaged ({one_line(error)})"
+            ) from None
+
+    def write(self, step: int, arrays: Sequence[np.ndarray], content: Any) -> None:
+        """Lets the thread write a step, once the step before it is written.
+
+        Args:
+          step: its number. A step of this number that is there already is replaced.
+          arrays: what to write; nobody may change them afterwards.
+          content: a value that JSON can hold.
+        """
+        self.wait_until_written()
+        self._do(lambda: self._write(step, arrays, content))
+
+    def remove(self, steps: Iterable[int]) -> None:
+        """Lets the thread remove steps, after everything that was asked for before."""
+        for step in sorted(steps):
+            self._do(lambda step=step: self._remove(step))
+
+    def wait_until_written(self) -> None:
+        """Waits until the thread has done everything that it was asked for."""
+        self._jobs.join()
+
+    def complain(self) -> None:
+        """Says on stderr, once for each step, why it could not be written."""
+        for text in self.failures[self._said :]:
+            self._said += 1
+            last = f"the last one is of step {max(self.held, default=0)}"
+            print(
+                f"checkpoint not saved: {text}; the run goes on, {last}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Waits until everything is written, and ends the thread."""
+        self.wait_until_written()
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _do(self, job: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._work, name="djax checkpoints", daemon=True
+            )
+            self._thread.start()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            self._jobs.task_done()
+        self._jobs.task_done()
+
+    def _write(self, step: int, arrays: Sequence[np.ndarray], content: Any) -> None:
+        try:
+            self._write_files(step, arrays, content)
+            self.held |= {step}
+        except Exception as error:
+            self.failures.append(f"step {step} in {self.folder}: {one_line(error)}")
+            with contextlib.suppress(OSError):
+                for path in self.folder.glob(f"{step}{PART}"):
+                    shutil.rmtree(path)
+                (self.folder / str(step) / (_FILE + PART)).unlink(missing_ok=True)
+
+    def _write_files(self, step: int, arrays: Sequence[np.ndarray], content) -> None:
+        """Writes a step under another name, and renames it when all is on the disk."""
+        final = self.folder / str(step)
+        if final.is_dir():  # A folder cannot be replaced in one move, but its file can.
+            _write_archive(final / (_FILE + PART), arrays, content)
+            (final / (_FILE + PART)).replace(final / _FILE)
+            _sync(final)
+            return
+        part = self.folder / f"{step}{PART}"
+        if part.exists():
+            shutil.rmtree(part)
+        part.mkdir()
+        _write_archive(part / _FILE, arrays, content)
+        _sync(part)
+        part.rename(final)
+        _sync(self.folder)
+
+    def _remove(self, step: int) -> None:
+        self.held -= {step}
+        path, part = self.folder / str(step), self.folder / f"{step}.old{PART}"
+        with contextlib.suppress(OSError):  # What stays takes up room, and no more.
+            path.rename(part)
+            shutil.rmtree(part)
+
+
+def _write_archive(path: pathlib.Path, arrays: Sequence[np.ndarray], content) -> None:
+    head = {"kinds": [_kind(array) for array in arrays], "content": content}
+    with path.open("wb") as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("head.json", json.dumps(head))
+            for i, array in enumerate(arrays):
+                data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+                with archive.open(f"{i:05d}", "w", force_zip64=True) as member:
+                    member.write(data.data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: pathlib.Path) -> None:
+    """Makes what was renamed in a folder survive a sudden stop of the machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the first line of an exception's message, or its type's name."""
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

@@ -1,0 +1,132 @@
+"""What workers that never wait have in common, on virtual clocks and in real time."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+import djax
+from djax import asynchronous
+
+from .report import RunFolder
+from .tasks import Task
+from .trainer import Outcome, Record, Rows
+
+
+@dataclasses.dataclass
+class EventJob:
+    """A :class:`experiments.lib.trainer.Job` but for `train`, of events.
+
+    Attributes:
+      task: what is learned.
+      algorithm: what every worker does.
+      communicator: where the workers live.
+      params: the initial models, with a leading axis of local workers.
+      outcome: see :class:`experiments.lib.trainer.Job`.
+    """
+
+    task: Task
+    algorithm: asynchronous.EventTransformation
+    communicator: djax.Communicator
+    params: Any
+    outcome: Outcome = dataclasses.field(init=False, default_factory=Outcome)
+
+    @property
+    def events(self) -> asynchronous.Events:
+        """The gradients and averagings of all workers."""
+        raise NotImplementedError
+
+    def measure(
+        self,
+        time: float,
+        losses: np.ndarray,
+        assessed: Record,
+        seconds: float,
+        before: int = 0,
+    ) -> Record:
+        """Adds a record to the history, and returns it.
+
+        Args:
+          time: when the models were like this.
+          losses: `float[gradients]`, of all gradients up to then.
+          assessed: what was measured of the models.
+          seconds: since the start.
+          before: the number of gradients of all workers that are not in `losses`.
+        """
+        size = self.communicator.size
+        step = (before + len(losses)) / size
+        epoch = losses[-size * self.task.steps_per_epoch :]
+        record = {
+            "epoch": step / self.task.steps_per_epoch,
+            "step": step,
+            "loss": float(epoch.mean()) if len(epoch) else math.nan,
+            "time": time,
+            "megabytes": float(self._megabytes(time).mean()),
+            **assessed,
+            "seconds": seconds,
+        }
+        self.outcome.history.append(record)
+        return record
+
+    def _megabytes(self, until: float = math.inf) -> np.ndarray:
+        """Returns what each worker has sent up to a time, `float[workers]`."""
+        events = self.events
+        model_bytes = sum(x.nbytes // len(x) for x in jax.tree.leaves(self.params))
+        met = ~events.is_gradient & (events.time <= until)
+        pairs = np.concatenate([events.worker[met], events.peer[met]])
+        return np.bincount(pairs, minlength=events.size) * (model_bytes / 1e6)
+
+    def traffic(self) -> dict[str, float]:
+        """See :class:`experiments.lib.trainer.Job`."""
+        sent, averagings = self._megabytes(), self.events.averaging_counts
+        return {
+            "megabytes_mean": float(sent.mean()),
+            "megabytes_largest": float(sent.max()),
+            "averagings_mean": float(averagings.mean()),
+            "averagings_largest": float(averagings.max()),
+        }
+
+    def describe(self) -> Rows:
+        """Returns how much the workers did, and how often a gradient is late."""
+        counts, staleness = self.events.gradient_counts, self.events.staleness
+        sent = self._megabytes()
+        return [
+            (
+                "gradients of a worker, mean (fewest, most)",
+                f"{counts.mean():.5g} ({counts.min()}, {counts.max()})",
+            ),
+            (
+                "MB sent per worker, mean (largest)",
+                f"{sent.mean():.5g} ({sent.max():.5g})",
+            ),
+            (
+                "averagings during a gradient, mean (most)",
+                f"{staleness.mean():.3g} ({staleness.max(initial=0)})",
+            ),
+        ]
+
+    def save(self, folder: RunFolder, title: str) -> None:
+        """Draws who averaged with whom, about ten gradients of a worker, and staleness.
+
+        Args:
+          folder: where the pictures go.
+          title: of the figures.
+        """
+        if not folder.active:
+            return
+        from matplotlib.figure import Figure  # Slow to import.
+
+        events = self.events
+        gradients = max(1.0, events.gradient_counts.mean())
+        until = min(1.0, 10 / gradients) * events.duration
+        for name, options in (
+            ("pairs", {}),
+            ("timeline", {"until": until}),
+            ("staleness", {}),
+        ):
+            figure = Figure(figsize=(7, 5), layout="constrained")
+            getattr(events, f"plot_{name}")(figure.subplots(), **options)
+            figure.suptitle(title)
+            folder.save(f"{name}.png", figure)
