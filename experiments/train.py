@@ -49,13 +49,7 @@ from .lib import (
     tasks,
     trainer,
 )
-from .lib.config import (
-    BUDGET,
-    Config,
-    check,
-    identify,
-    make_communicator,
-)
+from .lib.config import BUDGET, Config, check, identify, make_communicator
 from .lib.errors import UsageError
 
 WRITING = 120.0
@@ -272,46 +266,36 @@ def execute(run: Run) -> trainer.Outcome:
       Diverged: if the training does, when its curves are drawn.
       Stopped: after SIGTERM or Ctrl-C, when all is saved.
     """
-    config, folder, job, score = run.config, run.folder, run.job, run.task.score
-    title, history = f"{run.title}, seed {config.seed}", job.outcome.history
+    config, folder, job = run.config, run.folder, run.job
     folder.write_config(config)
     if (counts := run.task.class_counts) is not None and folder.active:
-        split = f"{config.split}, {run.communicator.size} workers"
-        folder.save("split.png", partition.plot_classes(counts, split))
+        title = f"{config.split}, {run.communicator.size} workers"
+        folder.save("split.png", partition.plot_classes(counts, title))
     try:
-        with (
-            _progress_bar(run) as bar,
-            contextlib.closing(run.records(bar.advance)) as records,
-        ):
+        with _Bar(run) as bar, contextlib.closing(run.records(bar.advance)) as records:
             for record in records:
                 # Rank 0, which has made the folder, may be lost by now.
                 folder.active = min(job.ranks) in run.communicator.local_ranks
                 folder.append(record)
-                bar.show(score, record)
-    except trainer.Diverged as error:
-        rows = report.summarize(score, history[-1]) if history else []
-        _publish(run, title, rows, diverged=str(error))
-        if history:
-            _wait_until_written(run)
+                bar.show(run.task.score, record)
+    except (trainer.Diverged, trainer.Stopped, KeyboardInterrupt) as ending:
+        _publish(run, ending)
         raise
-    except (trainer.Stopped, KeyboardInterrupt) as stop:
-        if history:
-            rows = [("epochs", f"{history[-1]['epoch']:.4g} of {run.epochs}")]
-            rows += report.summarize(score, history[-1])
-            _publish(run, f"{title}, cut off", rows, cut_off=True)
-            if isinstance(stop, trainer.Stopped):  # All ranks raise it.
-                _wait_until_written(run)
-        raise
-    rows = report.summarize(score, history[-1])
-    if history[-1].get("collapsed"):
-        rows.append(("given up, collapsed, in epoch", f"{history[-1]['epoch']}"))
-    _publish(run, title, rows + job.describe())
-    _wait_until_written(run)
+    _publish(run)
     return job.outcome
 
 
 class _Bar(tqdm.tqdm):
-    """The bar that shows how far a run is; `total` is in epochs."""
+    """The bar that shows how far a run is, in epochs."""
+
+    def __init__(self, run: Run):
+        super().__init__(
+            total=run.epochs,
+            desc=run.title,
+            unit="epoch",
+            disable=not run.folder.active,
+            bar_format="{l_bar}{bar}| {n:.4g}/{total} [{elapsed}<{remaining}{postfix}]",
+        )
 
     def advance(self, epochs: float) -> None:
         """Moves the bar, but not beyond its end by errors of rounding."""
@@ -324,55 +308,44 @@ class _Bar(tqdm.tqdm):
         self.set_postfix_str(f"loss {loss:.4g}, {score} {value:.4g}")
 
 
-def _progress_bar(run: Run) -> _Bar:
-    return _Bar(
-        total=run.epochs,
-        desc=run.title,
-        unit="epoch",
-        disable=not run.folder.active,
-        bar_format="{l_bar}{bar}| {n:.4g}/{total} [{elapsed}<{remaining}{postfix}]",
-    )
+def _publish(run: Run, ending: BaseException | None = None) -> None:
+    """Shows and writes what a run has measured, in whatever way it has ended.
 
-
-def _publish(
-    run: Run,
-    title: str,
-    rows: trainer.Rows,
-    *,
-    diverged: str | None = None,
-    cut_off: bool = False,
-) -> None:
-    """Shows and writes what a run has measured.
+    The first rank that exits with a code other than 0 ends all others, unless they are
+    guarded: so all of them wait until rank 0 has written its files.
 
     Args:
       run: what was trained.
-      title: of table and pictures.
-      rows: of the table.
-      diverged: what is said of a training that diverged; its table is not shown.
-      cut_off: whether the training was ended early, so that nobody knows what was sent.
+      ending: what has ended it early.
     """
-    folder, history = run.folder, run.job.outcome.history
-    complete = bool(history) and not cut_off
-    if complete:
-        run.job.save(folder, title)
+    folder, job, history = run.folder, run.job, run.job.outcome.history
+    diverged = isinstance(ending, trainer.Diverged)
+    cut_off = ending is not None and not diverged
+    if cut_off and not history:
+        return
+    title = f"{run.title}, seed {run.config.seed}" + ", cut off" * cut_off
+    rows = report.summarize(run.task.score, history[-1]) if history else []
+    sent = {}
+    if cut_off:
+        rows.insert(0, ("epochs", f"{history[-1]['epoch']:.4g} of {run.epochs}"))
+    elif history:
+        job.save(folder, title)
+        sent = job.traffic()
+    if ending is None:
+        if history[-1].get("collapsed"):
+            rows.append(("given up, collapsed, in epoch", f"{history[-1]['epoch']}"))
+        rows += job.describe()
     if folder.active:
-        if diverged is None:
+        if not diverged:
             report.show_table(title, rows)
-        if history and "mean" in history[-1]:  # Not where workers are lost.
+        if history and "mean" in history[-1]:  # It is not where workers are lost.
             curves = report.plot_history(history, run.task.score, title)
             folder.save("curves.png", curves)
-        sent = run.job.traffic() if complete else {}
-        folder.write_summary(title, rows, sent, diverged)
+        folder.write_summary(title, rows, sent, str(ending) if diverged else None)
         print(f"written to {folder.path}", flush=True)
-
-
-def _wait_until_written(run: Run) -> None:
-    """Waits until rank 0 has written its files.
-
-    The first rank that exits with a code other than 0 ends all others, unless they are
-    guarded.
-    """
-    if len(run.job.ranks) == run.communicator.size and GUARD not in os.environ:
+    alone = isinstance(ending, KeyboardInterrupt)  # Other ranks may not have heard it.
+    all_here = history and not alone and len(job.ranks) == run.communicator.size
+    if all_here and GUARD not in os.environ:
         errors.all_come(WRITING)
 
 

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 PART = ".part"
@@ -250,3 +251,17 @@ def one_line(error: BaseException) -> str:
     """Returns the first line of an exception's message, or its type's name."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
+
+
+def to_numpy(leaf: Any) -> np.ndarray:
+    """Returns a copy of an array in the host's memory; of random keys, their data."""
+    if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.array(leaf)
+
+
+def from_numpy(array: Any, like: jax.Array) -> jax.Array:
+    """Returns an array of JAX where `like` lies; random keys, if `like` has such."""
+    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+        array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    return jax.device_put(array, like.sharding)

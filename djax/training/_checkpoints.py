@@ -9,14 +9,13 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
 from djax._interfaces import Communicator, PyTree
 
-from ._checkpoint_files import Saved
+from ._checkpoint_files import Saved, from_numpy, to_numpy
 from ._checkpoint_folder import Folder
 
 _SETTINGS = (
@@ -69,18 +68,6 @@ class Checkpoints:
             )
 
 
-class Agreement(NamedTuple):
-    """What all processes know after :meth:`Checkpointer.agree`.
-
-    Attributes:
-      due: whether any process finds that it is time to save.
-      words: what the processes have said, one entry or more for each of them.
-    """
-
-    due: bool
-    words: list[Any]
-
-
 class Checkpointer:
     """Saves and restores the workers of this process.
 
@@ -126,6 +113,7 @@ class Checkpointer:
       >>> print(saver.latest, tree["x"], content)
       10 [1. 1.] {'epoch': 1}
       >>> saver.close()
+      >>> folder.cleanup()
     """
 
     def __init__(
@@ -163,17 +151,19 @@ class Checkpointer:
         """Whether this process finds that it is time to save."""
         return time.monotonic() - self._saved >= self._options.every
 
-    def agree(self, word: Any = None) -> Agreement:
-        """Lets all processes know whether to save now, and removes what is outdated.
+    def agree(self, word: Any = None) -> tuple[bool, list[Any]]:
+        """Lets the processes agree whether to save, and removes what is outdated.
 
         Args:
           word: anything that the other processes should know, such as a signal.
+
+        Returns:
+          Whether any process finds that it is time to save; and the words, at least one
+          from each process.
         """
         everyone = self._gather((self.due, word, self._held))
         self._tidy([held for _, _, held in everyone])
-        return Agreement(
-            any(due for due, _, _ in everyone), [word for _, word, _ in everyone]
-        )
+        return any(due for due, _, _ in everyone), [word for _, word, _ in everyone]
 
     def save(
         self, step: int, tree: PyTree, content: Any = None, *, wait: bool = False
@@ -181,7 +171,8 @@ class Checkpointer:
         """Copies a tree of arrays, and writes the copy while the caller goes on.
 
         Args:
-          step: its number, above 0; a checkpoint of the same number is replaced.
+          step: its number, by which it replaces an older one. No run goes on from
+            step 0, which is where it starts anyway.
           tree: arrays, JAX's random keys among them.
           content: what else to save, a value that JSON can hold.
           wait: whether to return only when the step is written.
@@ -204,8 +195,13 @@ class Checkpointer:
 
         Raises:
           CheckpointError: if the step has arrays of other shapes or dtypes.
+          RuntimeError: if there is none, or if it was returned before.
         """
-        assert self._found is not None and self._folder is not None
+        if self._found is None:
+            raise RuntimeError(
+                "restore: there is no checkpoint to go on from (`latest` is None), or "
+                "it was restored before."
+            )
         leaves, structure = jax.tree.flatten(like)
         arrays = self._found.restore([*map(to_numpy, leaves)], self.directory)
         content, self._found = self._found.content, None
@@ -298,17 +294,3 @@ class Checkpointer:
         if common[-1] > (self.latest or 0):
             steps.remove(self._stale)
             self._stale = set()
-
-
-def to_numpy(leaf: Any) -> np.ndarray:
-    """Returns a copy of an array in the host's memory; of random keys, their data."""
-    if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.array(leaf)
-
-
-def from_numpy(array: Any, like: jax.Array) -> jax.Array:
-    """Returns an array of JAX where `like` lies; random keys, if `like` has such."""
-    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-        array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
-    return jax.device_put(array, like.sharding)

@@ -1,4 +1,8 @@
-"""What a gradient function has to take and to return."""
+"""Checks what a gradient function takes and returns.
+
+A mistake there would otherwise be reported by JAX or optax, from deep inside of a
+compiled loop and without the name of the user's function.
+"""
 
 import contextlib
 import inspect
@@ -16,14 +20,14 @@ GradientFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
 def check_gradient_fn(
     name: str, gradient_fn: Any, params: PyTree, model_state: PyTree, batch: PyTree
 ) -> None:
-    """Checks what a function would return, without computing anything.
+    """Checks what a gradient function would return, without computing anything.
 
     Args:
-      name: who was given the function, for the error.
-      gradient_fn: the function.
+      name: the function of djax that was given `gradient_fn`, for the error.
+      gradient_fn: the gradient function.
       params: one worker's parameters, or their shapes.
-      model_state: its other state, likewise.
-      batch: one of its batches, likewise.
+      model_state: one worker's model state, or its shapes.
+      batch: one worker's batch, or its shapes.
 
     Raises:
       TypeError: unless it takes these and returns gradients, model state and metrics.
@@ -35,8 +39,8 @@ def check_gradient_fn(
 
 
 def check_signature(name: str, gradient_fn: Any) -> None:
-    """Raises TypeError unless it can be called with three arguments."""
-    with contextlib.suppress(ValueError):  # Of functions without a signature.
+    """Raises TypeError unless `gradient_fn` can be called with three arguments."""
+    with contextlib.suppress(ValueError):  # Some built-in functions have no signature.
         try:
             inspect.signature(gradient_fn).bind(None, None, None)
         except TypeError:
@@ -47,7 +51,7 @@ def check_signature(name: str, gradient_fn: Any) -> None:
 
 
 def check_gradients(name: str, made: Any, params: PyTree, model_state: PyTree) -> None:
-    """Raises TypeError unless they are gradients, model state and metrics."""
+    """Raises TypeError unless `made` is gradients, model state and metrics."""
     if not isinstance(made, tuple) or len(made) != 3:
         raise TypeError(
             f"{name}: gradient_fn must return gradients, model_state and metrics, got "
@@ -73,9 +77,9 @@ def check_unchanged(name: str, before: PyTree, after: PyTree) -> None:
     every step. JAX's own error would name none of the user's functions.
 
     Args:
-      name: whose loop it is, for the error.
+      name: the function of djax that makes the loop, for the error.
       before: parameters and optimizer state before a step.
-      after: the same after it.
+      after: parameters and optimizer state after it.
     """
     remedy = (
         "let gradient_fn return gradients in the dtypes of the parameters, or give the "
@@ -90,7 +94,7 @@ def check_unchanged(name: str, before: PyTree, after: PyTree) -> None:
         jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
     )
     for (path, old), new in pairs:
-        weak = getattr(old, "weak_type", False)  # JAX gives it the dtype of the result.
+        weak = getattr(old, "weak_type", False)  # It takes the dtype of the result.
         same_dtype = weak or jnp.result_type(old) == jnp.result_type(new)
         if jnp.shape(old) != jnp.shape(new) or not same_dtype:
             raise TypeError(
@@ -100,7 +104,7 @@ def check_unchanged(name: str, before: PyTree, after: PyTree) -> None:
 
 
 def _check_number_kinds(name: str, params: PyTree, grads: PyTree) -> None:
-    """Raises TypeError if real parameters get complex gradients, or floats integers."""
+    """Raises TypeError for complex gradients of real parameters, and for integers."""
     gradients = jax.tree.leaves(grads)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for (path, param), grad in zip(leaves, gradients, strict=True):
@@ -124,7 +128,7 @@ def _kinds(tree: PyTree) -> PyTree:
 
 
 def _outline(tree: Any) -> str:
-    """The tree with shapes for its arrays, where it is made of arrays."""
+    """Returns the tree as text, with dtypes and shapes in place of arrays."""
     try:
         return str(
             jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)

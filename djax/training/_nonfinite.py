@@ -1,7 +1,8 @@
-"""What becomes of a worker whose gradient is infinite or not a number.
+"""Finds gradients and models that are infinite or not a number.
 
-One such number is enough to lose a run: an averaging passes it to the neighbours, and
-after as many steps as the graph's diameter no model is left.
+One such number is enough to lose a run: averaging spreads it to the neighbours, and
+after as many steps as the diameter of the graph every model is lost. What happens to
+such a gradient is the choice of `nonfinite` in :func:`djax.training.make_steps`.
 """
 
 import functools
@@ -12,34 +13,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 
 NonFinite = Literal["raise", "skip", "isolate"]
 
 _FINE, _GRADIENT, _PARAMS = range(3)
-"""What was not finite in one step of one worker, the parameters after the step."""
+"""What was not finite in one step of one worker: nothing, its gradient, or only its
+parameters after the step."""
 
 _MULTIPLIED = (jnp.float32, jnp.float64)
+"""Dtypes whose arrays are tested fastest by a product of a matrix and a vector."""
 _COMPARED = (*_MULTIPLIED, jnp.float16, jnp.bfloat16)
-# Entries of an array that is worth a product of its own.
+"""Dtypes whose arrays are tested fastest by their largest entry."""
 _LARGE = 1 << 14
+"""Number of entries from which on a product is faster."""
 
 
 class NonFiniteError(FloatingPointError):
     """A worker's gradient or model has become infinite or not a number.
 
     Attributes:
-      ranks: the workers in which it began. Those that they have infected since by
-        averaging are not among them.
-      step: index of the first such step in the call, or None if the parameters that
-        the call was given were not finite. Of an asynchronous worker it is the index
-        of its own gradient.
+      ranks: the workers in which this began, without the workers to which averaging
+        has spread it since.
+      step: index of the first such step in the call, or None if the parameters were
+        not finite before the call. In asynchronous training, the index of the worker's
+        own gradient.
       workers: all local workers after the call, as it would have returned them; None
         in asynchronous training.
-      metrics: what the call would have returned, too; likewise.
+      metrics: the metrics that the call would have returned; None in asynchronous
+        training.
     """
 
     def __init__(
@@ -50,60 +52,62 @@ class NonFiniteError(FloatingPointError):
         workers: Any = None,
         metrics: PyTree = None,
     ):
-        """Takes the message, and what is known."""
+        """Takes the message and the attributes."""
         super().__init__(message)
         self.ranks, self.step = tuple(ranks), step
         self.workers, self.metrics = workers, metrics
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-    """Whether no number of one worker's arrays is infinite or NaN, `bool[]`.
+    """Returns whether no number of one worker's arrays is infinite or NaN, `bool[]`.
 
-    Leaves that are not floating-point or complex are passed over.
+    Leaves that are neither floating-point nor complex are always finite.
     """
     finite = [_is_finite(x) for x in jax.tree.leaves(tree) if _is_float(x)]
     return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
 
 
 def _is_finite(x: jax.Array) -> jax.Array:
-    """Whether all of an array is finite, `bool[]`, as XLA on CPUs finds out fastest."""
+    """Returns whether an array is finite, `bool[]`, in the fastest way on CPUs."""
     dtype = jnp.result_type(x)
     if dtype in _MULTIPLIED and jnp.ndim(x) > 1 and jnp.size(x) >= _LARGE:
-        # Infinity times 0 is NaN, and so is NaN times 0. XLA reduces an array in three
-        # times the time that a product of a matrix and a vector takes. The barrier
-        # keeps XLA from seeing that the vector is 0.
+        # Infinity times 0 is NaN, and so is NaN times 0. A product of a matrix and a
+        # vector takes a third of the time of XLA's reduction over the matrix. Without
+        # the barrier, XLA would see that the vector is 0 and leave the product out.
         zeros = jax.lax.optimization_barrier(jnp.zeros(x.shape[-1], dtype))
         x = jnp.matmul(x, zeros, precision="highest")
-    if dtype in _COMPARED:  # A maximum takes half as long as a conjunction.
+    if dtype in _COMPARED:  # A maximum takes half as long as `isfinite(x).all()`.
         return jnp.max(jnp.abs(x), initial=0) < jnp.inf
     return jnp.isfinite(x).all()
 
 
 def flaw(grads: PyTree, params: PyTree) -> jax.Array:
-    """What is not finite in one step of one worker.
+    """Returns what is not finite in one step of one worker, `uint8[]`.
+
+    A gradient that is not finite makes the parameters after the step so too; then the
+    gradient is what is returned.
 
     Args:
       grads: the worker's own gradient.
       params: its parameters after the step.
-
-    Returns:
-      `uint8[]`; a gradient counts before the parameters that it has spoilt.
     """
     after = jnp.where(all_finite(params), _FINE, _PARAMS)
     return jnp.where(all_finite(grads), after, _GRADIENT).astype(jnp.uint8)
 
 
-def without_step(finite: jax.Array, grads: PyTree, new: PyTree, old: PyTree):
-    """Gradients and model state of a worker that makes a step only if it is finite.
+def without_step(
+    finite: jax.Array, grads: PyTree, new: PyTree, old: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Replaces a gradient that is not finite by zeros, so that no step is made.
 
     Args:
-      finite: `bool[]`, whether the gradient is.
+      finite: `bool[]`, whether the gradient is finite.
       grads: the gradient.
-      new: the model state that came with it.
+      new: the model state that was computed with it.
       old: the model state before.
 
     Returns:
-      The gradient and the new model state, or zeros and the old one.
+      The gradient and the new model state, or zeros and the old model state.
     """
     zero = jax.tree.map(
         lambda g: jnp.where(finite, g, jnp.zeros_like(g)) if _is_float(g) else g, grads
@@ -112,18 +116,18 @@ def without_step(finite: jax.Array, grads: PyTree, new: PyTree, old: PyTree):
 
 
 def make_check(communicator: Communicator) -> Callable[..., None]:
-    """Makes what raises the same :class:`NonFiniteError` on all processes.
+    """Makes a function that raises the same :class:`NonFiniteError` on all processes.
 
     Returns:
-      `(started, flaws, workers, metrics) -> None`, where `started` is `bool[local]`,
-      whether the parameters of each worker were finite before the first step, `flaws`
-      is `uint8[local, steps]` from :func:`flaw`, and the others are what the call
-      returns. It waits for them.
+      `(started, flaws, workers, metrics) -> None`. `started` is `bool[local]`, whether
+      the parameters of each local worker were finite before the first step; `flaws` is
+      `uint8[local, steps]` from :func:`flaw`; `workers` and `metrics` go into the
+      error. The function waits for the end of their computation.
     """
     size = communicator.size
 
     def worker(started, flaws):
-        """The first flaw of every worker, `float32[size]` on each of them."""
+        """Returns the first flaw of every worker, `float32[size]`, on each of them."""
         flaws = flaws.astype(jnp.int32)
         step = jnp.argmax(flaws != _FINE).astype(jnp.int32)
         first = jnp.where(flaws[step] == _FINE, -1, 2 * step + flaws[step])

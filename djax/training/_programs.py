@@ -8,6 +8,7 @@ took 5 times as long in one program as one after another.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -113,16 +114,7 @@ def stepwise(worker: OneWorker, communicator: Communicator) -> StepsFn:
         return worker.step(state, jax.tree.map(lambda x: x[t], batches))
 
     program = jax.jit(communicator.spmd(one_step), donate_argnums=0)
-
-    def steps(workers, batches):
-        history = []
-        for t in range(_count_steps(batches)):
-            now = replicate(communicator, t)
-            workers, measured = program(workers, batches, now)
-            history.append(measured)
-        return workers, _stack(history)
-
-    return steps
+    return _loop(lambda w, b, t: program(w, b, replicate(communicator, t)))
 
 
 def dispatched(worker: OneWorker, communicator: Communicator) -> StepsFn:
@@ -136,28 +128,26 @@ def dispatched(worker: OneWorker, communicator: Communicator) -> StepsFn:
         )
         return worker.gradient(params, model_state, batch)
 
+    @functools.partial(jax.jit, donate_argnums=0)
     def update(workers, results):
         made = jax.tree.map(lambda *xs: jnp.stack(xs), *results)
         return communicator.spmd(worker.apply)(workers, made)
 
-    update = jax.jit(update, donate_argnums=0)
+    def one_step(workers, batches, t):
+        ranks = range(communicator.size)
+        return update(workers, [gradient(workers, batches, i, t) for i in ranks])
+
+    return _loop(one_step)
+
+
+def _loop(one_step: Callable[..., tuple[Workers, Any]]) -> StepsFn:
+    """Makes a loop in Python over programs of one step, `(workers, batches, t)`."""
 
     def steps(workers, batches):
         history = []
-        for t in range(_count_steps(batches)):
-            results = [
-                gradient(workers, batches, i, t) for i in range(communicator.size)
-            ]
-            workers, measured = update(workers, results)
+        for t in range(jax.tree.leaves(batches)[0].shape[1]):
+            workers, measured = one_step(workers, batches, t)
             history.append(measured)
-        return workers, _stack(history)
+        return workers, jax.tree.map(lambda *xs: jnp.stack(xs, axis=1), *history)
 
     return steps
-
-
-def _count_steps(batches: PyTree) -> int:
-    return jax.tree.leaves(batches)[0].shape[1]
-
-
-def _stack(history: list[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *xs: jnp.stack(xs, axis=1), *history)

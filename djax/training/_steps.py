@@ -14,40 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from djax._arguments import (
-    check_choice,
-    check_communicator,
-    check_flags,
-)
+from djax._arguments import check_choice, check_communicator, check_flags
 from djax._arrays.checks import check_arrays
 from djax._checking.check import check as check_optimizer
 from djax._checking.codes import problems_of_codes
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 from djax._mechanism.refusals import refuse
 from djax._mechanism.value import parts_within
 from djax._transformations import as_transformation
 from djax.communicators._common import check_leading_axis
 
-from ._gradient_fn import (
-    GradientFn,
-    check_signature,
-)
-from ._nonfinite import (
-    NonFinite,
-    all_finite,
-    make_check,
-)
-from ._programs import (
-    OneWorker,
-    StepsFn,
-    Workers,
-    dispatched,
-    scanned,
-    stepwise,
-)
+from ._gradient_fn import GradientFn, check_signature
+from ._nonfinite import NonFinite, all_finite, make_check
+from ._programs import OneWorker, StepsFn, Workers, dispatched, scanned, stepwise
 
 
 def init_workers(

@@ -13,21 +13,19 @@ import numpy as np
 import optax
 
 import djax
-from djax import (
-    asynchronous,
-    simulation,
-)
+from djax import asynchronous, simulation
 
 from .divergence import check_losses, in_own_words, watch_all
 from .errors import UsageError
 from .evaluation import make_assess
 from .events import EventJob
 from .optimizers import BaseOptimizer, make_base
-from .signals import Stopped, Termination, describe_signal
+from .ranges import flag
+from .signals import Termination, stopped_unsaved
 from .trainer import Records, Rows, chunk_steps
 
 ALGORITHMS = ("a2cid2", "adpsgd")
-"""Those that never wait, as the command line names them."""
+"""The algorithms without waiting, by their names on the command line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,27 +52,27 @@ def check_clocks(clocks: Clocks, algorithm: str, live: bool) -> None:
 
     Args:
       clocks: from the command line.
-      algorithm: likewise.
-      live: whether workers that never wait do so in real time.
+      algorithm: its name on the command line.
+      live: whether the workers compute in real time.
     """
     known = {"speeds", "variation"} if algorithm == "all_reduce_sgd" else set()
-    for flag in changed(clocks) - {f"--{name}" for name in known}:
+    for option in changed(clocks) - {flag(name) for name in known}:
         if algorithm not in ALGORITHMS:
             raise UsageError(
-                f"--algorithm {algorithm} has no option {flag}; "
+                f"--algorithm {algorithm} has no option {option}; "
                 f"{' and '.join(ALGORITHMS)} have."
             )
-        if live and flag in ("--speeds", "--variation"):
+        if live and option in ("--speeds", "--variation"):
             raise UsageError(
-                f"{flag} is of virtual clocks: leave mpirun away, where workers take "
+                f"{option} is of virtual clocks: leave mpirun away, where workers take "
                 "the time that they take."
             )
 
 
 def changed(options: Any) -> set[str]:
-    """The flags of those options, of a dataclass, that are not the default."""
+    """Returns the flags of the options, fields of a dataclass, that were changed."""
     return {
-        f"--{field.name}".replace("_", "-")
+        flag(field.name)
         for field in dataclasses.fields(options)
         if getattr(options, field.name) != field.default
     }
@@ -88,12 +86,12 @@ def _options(clocks: Clocks, seed: int) -> dict[str, Any]:
 def make_events(
     clocks: Clocks, topology: djax.Topology, steps: int, seed: int
 ) -> asynchronous.Events:
-    """When the workers compute `steps` gradients each, on average, and average.
+    """Draws when the workers compute their gradients, and when they average.
 
     Args:
       clocks: from the command line.
-      topology: who talks to whom.
-      steps: the whole training's, of a worker.
+      topology: which workers average with each other.
+      steps: gradients of a worker in the whole training, on average.
       seed: of the clocks.
     """
     return asynchronous.draw_events(
@@ -107,12 +105,12 @@ def make_events(
 def make_rounds(
     clocks: Clocks, size: int, steps: int, seed: int
 ) -> asynchronous.Rounds | None:
-    """When synchronous workers compute; None where the clocks are the default ones.
+    """Draws when the steps of synchronous workers end; None for the default clocks.
 
     Args:
       clocks: from the command line.
       size: number of workers.
-      steps: the whole training's.
+      steps: of the whole training.
       seed: of the clocks.
     """
     if clocks == Clocks():
@@ -127,14 +125,14 @@ def make_algorithm(
     steps: int,
     topology: djax.Topology,
 ) -> asynchronous.EventTransformation:
-    """Makes the base optimizer asynchronous.
+    """Makes an algorithm without waiting.
 
     Args:
       name: one of `ALGORITHMS`.
       clocks: from the command line.
-      base: what every worker does with its gradients, likewise.
-      steps: of a worker's whole training.
-      topology: who talks to whom.
+      base: the optimizer that every worker applies to its gradients.
+      steps: gradients of a worker in the whole training, on average.
+      topology: which workers average with each other.
     """
     if clocks.global_steps:
         make = _in_global_steps(getattr(optax, base.optimizer, None))
@@ -147,8 +145,8 @@ def make_algorithm(
 
 
 def _in_global_steps(make):
-    """The same optimizer, with a schedule of the gradients of all workers."""
-    if make is None:  # An unknown optimizer, which make_base names.
+    """Lets the learning rate of an optimizer follow the gradients of all workers."""
+    if make is None:  # The optimizer is unknown, which `make_base` reports.
         return None
     static = [*inspect.signature(make).parameters][1:]
 
@@ -228,9 +226,5 @@ class Virtual(EventJob):
 
 def _stop(number: int) -> NoReturn:
     """Ends the run in the middle of a step: nothing is worth waiting for."""
-    how, _ = describe_signal(number)
-    raise Stopped(
-        f"stopped by {how}; virtual clocks have no checkpoints, and the same seed "
-        "repeats a run: start it anew",
-        128 + number,
-    )
+    why = "virtual clocks have no checkpoints, and the same seed repeats a run: "
+    raise stopped_unsaved(number, f"{why}start it anew")

@@ -1,4 +1,4 @@
-"""The command line's options of checkpoints."""
+"""Options of checkpoints on the command line."""
 
 import dataclasses
 import pathlib
@@ -49,11 +49,3 @@ def check_saving(options: Saving) -> None:
     """
     if options.checkpoints is None and options.resume:
         raise UsageError("--resume needs the folder: --checkpoints.")
-    if not 0 < options.checkpoint_every < float("inf"):
-        raise UsageError(
-            f"--checkpoint-every {options.checkpoint_every} must be positive."
-        )
-    if options.keep_checkpoints < 1:
-        raise UsageError(
-            f"--keep-checkpoints {options.keep_checkpoints} must be at least 1."
-        )

@@ -1,8 +1,8 @@
-"""Trainings that get worse instead of better, and how that is told.
+"""Recognizes trainings that get worse instead of better.
 
 A divergence often ends in a loss that is not finite, but not always: where a step has
-killed all units of a network, the loss stays at that of guessing for the rest of the
-run, and a table with an accuracy of 10 % would be all that the user sees.
+silenced all units of a network, the loss stays at that of guessing for the rest of the
+run. Without the checks below, all that the user saw would be an accuracy of 10 %.
 """
 
 import contextlib
@@ -20,27 +20,28 @@ TAIL = 0.2
 """Share of the training, its end, in which the loss has to be better than at its
 start."""
 EXPLODED = 5.0
-"""A step's loss is far above the start if it is so many times as large. Learning rates
-at the edge of divergence, which still learn, were seen to reach 3.6."""
+"""A loss that is so many times the first loss is far above the start. Runs with
+learning rates at the edge of divergence, which still learn, were seen to reach 3.6."""
 RECOVERED = 0.8
-"""After that the loss has to fall below this share of the start: guessing the classes
-that a worker holds is 0.9 of guessing among all."""
+"""After that the loss has to fall below this share of the first loss. Guessing among
+the classes that a worker holds has 0.9 times the loss of guessing among all."""
 GROWN = 2.0
-"""So many times the start is never a success, even if the loss has grown slowly."""
+"""A loss that is so many times the first loss at the end is never a success, even if it
+has grown slowly."""
 SHORT, GROWN_IN_SHORT = 20, 20.0
-"""In fewer steps than this, the beginning of a sound run may look as bad: only a loss
-that is so many times the start counts."""
+"""The first steps of a sound run may look as bad. Where there are fewer steps than the
+first number, only a loss of so many times the first loss counts."""
 
 
 class Diverged(UsageError):
-    """The loss is no longer finite, or has grown and not come back."""
+    """The loss is not finite any more, or has grown and not come back."""
 
 
 @contextlib.contextmanager
 def in_own_words() -> Iterator[None]:
-    """Raises Diverged where an asynchronous training meets numbers that are not finite.
+    """Raises Diverged in place of :class:`djax.asynchronous.NonFiniteError`.
 
-    The library's own advice names arguments that the command line does not have.
+    The library's advice names arguments that the command line does not have.
     """
     try:
         yield
@@ -55,14 +56,14 @@ def in_own_words() -> Iterator[None]:
 
 @dataclasses.dataclass
 class Watch:
-    """What has to be known of the losses to tell at the end whether they diverged.
+    """Follows the losses of a training, to tell at the end whether it diverged.
 
     Attributes:
-      steps: of the whole training.
+      steps: the number of steps of the whole training.
       first: mean loss of the workers in the first step; None if it was not seen.
       largest: the largest mean loss of a step.
-      tail: medians of the losses of the last fifth of the training, one for each call
-        of :meth:`take` that had some.
+      tail: medians of the losses in the last fifth of the training, one for each call
+        of :meth:`take` with losses from there.
     """
 
     steps: int = 0
@@ -71,10 +72,10 @@ class Watch:
     tail: list[float] = dataclasses.field(default_factory=list)
 
     def take(self, before: int, losses: Sequence[float] | np.ndarray) -> None:
-        """Steps are done.
+        """Notes the losses of steps.
 
         Args:
-          before: how many steps had been done before them.
+          before: the number of steps that were done before these.
           losses: `float[steps]`, means over the workers.
         """
         if len(losses) == 0:
@@ -93,8 +94,8 @@ class Watch:
     def check(self) -> None:
         """Raises Diverged if the loss has grown and not come back.
 
-        There is no verdict where the first step was not seen, where its loss is not
-        positive, so that nothing can be measured by it, or before the end.
+        It raises nothing before the end, if the first step was not seen, or if the
+        first loss is not positive, so that nothing can be compared with it.
         """
         if self.first is None or not self.first > 0 or not self.tail:
             return
@@ -116,8 +117,8 @@ def watch_all(losses: np.ndarray, workers: int) -> None:
     """Raises Diverged if the losses of a whole training have grown and not come back.
 
     Args:
-      losses: `float[gradients]`, of all workers, in their order in time.
-      workers: how many; so many gradients are taken for a step.
+      losses: `float[gradients]`, of all workers, in the order of time.
+      workers: number of workers; as many gradients count as a step.
     """
     steps = len(losses) // workers
     watch = Watch(steps)
@@ -130,8 +131,8 @@ def check_losses(losses: np.ndarray, workers: np.ndarray, when: str) -> None:
 
     Args:
       losses: `float[gradients]`.
-      workers: `int[gradients]`, whose they are; more do no harm.
-      when: for the error.
+      workers: `int[gradients]`, the worker of each; more entries do no harm.
+      when: the losses were computed, for the error.
     """
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:

@@ -1,4 +1,4 @@
-"""How good the workers' models are, and their average."""
+"""Evaluates the workers' models, and the mean of their models."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -14,28 +14,27 @@ from djax import metrics
 from .tasks import Task
 
 STATISTICS_STEPS = 10
-"""Steps of each worker from whose batches an averaged model gets its statistics."""
+"""Number of steps from whose batches an averaged model gets its statistics."""
 
 Assess = Callable[..., dict[str, Any]]
 
 
 def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
-    """Makes what evaluates the local workers' models, and the averaged one.
+    """Makes a function that evaluates the local workers' models and the averaged model.
 
-    The averaged model takes the statistics of its normalizations, if it has some, from
-    training data: the mean over the first steps of all workers, or, if the task's
-    statistics are pooled, those of all these batches together.
+    Where models have batch normalizations, the averaged model takes their statistics
+    from training data: the mean over the batches of all workers' first steps or, if the
+    task's statistics are pooled, the statistics of all these batches together.
 
     Args:
       task: what is learned.
       communicator: where the workers live.
 
     Returns:
-      A function of parameters and, optionally, model state, to a part of a record:
-      `mean` and `worst` of the workers' scores, that of the `averaged` model,
-      `mean_loss` and `averaged_loss`, `consensus_distance`, and the `scores` of all
-      workers. Without a model state the workers' models get statistics as the averaged
-      one does, each from its own data.
+      `(params, model_state=None) -> record`, with the `scores` of the workers, their
+      `mean` and `worst`, the score of the `averaged` model, `mean_loss`,
+      `averaged_loss` and `consensus_distance`. Without a model state each worker's
+      model gets statistics from its own data, in the way of the averaged model.
     """
     local = communicator.local_ranks
     alone = len(local) < communicator.size  # Other processes have the other workers.
@@ -62,14 +61,19 @@ def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
             if not alone or i % communicator.size == local[0]:
                 shared.append(evaluate_one(first, state, batch))
         sums, part = _total(own), _total(shared)
-        rows = range(len(local))
-        mine = [({k: float(x[i]) for k, x in sums.items()}, part) for i in rows]
-        everyone = communicator.gather(mine)
+        everyone = communicator.gather(
+            [
+                ({key: float(x[i]) for key, x in sums.items()}, part)
+                for i in range(len(local))
+            ]
+        )
         parts = [part for _, part in (everyone if alone else everyone[:1]) if part]
         whole = {key: float(sum(part[key] for part in parts)) for key in sums}
-        workers = [task.average(own) for own, _ in everyone]
-        record = _summarize(task, workers, task.average(whole))
-        return record | {"consensus_distance": float(np.asarray(distance)[0])}
+        return _summarize(
+            task,
+            [task.average(own) for own, _ in everyone],
+            task.average(whole),
+        ) | {"consensus_distance": float(np.asarray(distance)[0])}
 
     return assess
 
@@ -82,7 +86,7 @@ def assess_one(task: Task, params: Any) -> dict[str, float]:
       params: the model.
 
     Returns:
-      Means of the task's measures.
+      The means of the task's measures, by name.
     """
     state = task.model_state
     if task.statistics is not None:
@@ -96,12 +100,12 @@ def assess_one(task: Task, params: Any) -> dict[str, float]:
 
 @jax.jit
 def _take(tree: Any, *index: int) -> Any:
-    """Parts of all leaves; compiled, for one by one they take longer to start."""
+    """Indexes all leaves in one program: one call a leaf would take longer."""
     return jax.tree.map(lambda x: x[index], tree)
 
 
 def _measure(params: Any, communicator: djax.Communicator) -> tuple[Any, jax.Array]:
-    """The averaged model, and how far it is from the workers'."""
+    """Returns the averaged model, and the consensus distance."""
     averaged = metrics.mean_params(params, communicator)
     return averaged, metrics.consensus_distance(params, communicator)
 
@@ -127,12 +131,11 @@ def _make_evaluate(task, communicator, evaluate_one) -> Callable:
 
 
 def _find_moments(task: Task, params: Any) -> Any:
-    """What each local worker's model needs, from the worker's own data.
+    """Returns the statistics of each local worker's model on the worker's own data.
 
-    Returns:
-      The mean over batches of their statistics, where the task's are pooled with
-      second moments in place of variances: only moments may be averaged, over batches
-      and over workers.
+    They are means over batches. Where the task's statistics are pooled, they have
+    second moments in place of variances: unlike variances, moments of several batches
+    or workers can be averaged.
     """
     assert task.statistics is not None
     program = jax.jit(task.statistics)
@@ -149,12 +152,12 @@ def _find_moments(task: Task, params: Any) -> Any:
 
 
 def _as_statistics(task: Task, moments: Any) -> Any:
-    """The statistics that averaged moments stand for."""
+    """Turns averaged moments into statistics."""
     return _add_squared_means(moments, -1) if task.pooled_statistics else moments
 
 
 def _add_squared_means(tree: Any, sign: int) -> Any:
-    """Adds the squared `mean` to each `var` beside it, or subtracts it."""
+    """Adds `sign` times the squared `mean` to each `var` beside it."""
     if not isinstance(tree, Mapping):
         return tree
     if tree.keys() == {"mean", "var"}:
@@ -164,7 +167,7 @@ def _add_squared_means(tree: Any, sign: int) -> Any:
 
 
 def _total(results: Sequence[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-    """Sums over batches, in float64."""
+    """Returns sums over batches, in float64."""
     if not results:
         return {}
     return {

@@ -11,10 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax import Topology, asynchronous
-from djax.transport._start import (
-    Absent,
-    meet,
-)
+from djax.transport._start import Absent, meet
 
 from .asynchronous import ALGORITHMS, changed
 from .data import Prefetch
@@ -23,7 +20,7 @@ from .errors import UsageError
 from .evaluation import assess_one, make_assess
 from .events import EventJob
 from .report import RunFolder
-from .signals import Stopped, Termination, describe_signal
+from .signals import Termination, stopped_and_saved, stopped_unsaved
 from .trainer import Record, Records, Rows, chunk_steps
 
 
@@ -53,8 +50,8 @@ def check_runtime(options: Runtime, algorithm: str, live: bool) -> None:
 
     Args:
       options: from the command line.
-      algorithm: likewise.
-      live: whether there is real time.
+      algorithm: its name on the command line.
+      live: whether the workers compute in real time.
     """
     for flag in sorted(changed(options)) if not live else ():
         raise UsageError(
@@ -67,13 +64,6 @@ def check_runtime(options: Runtime, algorithm: str, live: bool) -> None:
             "--no-random-times needs --pairing first_free or fixed_order: the clocks "
             "of pairs tick at random times."
         )
-    for name in ("seconds", "timeout"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < float("inf"):
-            flag = f"--{name}".replace("_", "-")
-            raise UsageError(f"{flag} {value} must be positive.")
-    if options.max_backlog is not None and options.max_backlog < 0:
-        raise UsageError(f"--max-backlog {options.max_backlog} must not be negative.")
 
 
 @dataclasses.dataclass
@@ -139,7 +129,10 @@ class Live(EventJob):
         told, unsaved = self._gather(termination.number, found.unsaved)
         yield from (self._survey_survivors if self._alone else self._survey)(found)
         if told:
-            raise self._stopped(told[0], unsaved)
+            if self.checkpoints is None:
+                why = "nothing is saved, as there is no --checkpoints"
+                raise stopped_unsaved(told[0], why)
+            raise stopped_and_saved(told[0], self.checkpoints.directory, unsaved)
         self.outcome.workers, self.outcome.unsaved = found.workers, unsaved
 
     def _run(
@@ -224,25 +217,6 @@ class Live(EventJob):
         everyone = [own] if self._alone else self.communicator.gather([own])
         told = [number for number, _ in everyone if number]
         return told, [text for _, texts in everyone for text in texts]
-
-    def _stopped(self, number: int, unsaved: Sequence[str]) -> Stopped:
-        """Makes what a run that a signal has ended raises; all are saved by now."""
-        how, code = describe_signal(number)
-        if self.checkpoints is None:
-            return Stopped(
-                f"stopped by {how}; nothing is saved, as there is no --checkpoints",
-                128 + number,
-            )
-        rest = (
-            f"start the same with --checkpoints {self.checkpoints.directory} --resume"
-        )
-        if unsaved:
-            return Stopped(
-                f"stopped by {how}, but not all checkpoints could be saved: "
-                f"{unsaved[-1]}; to go on from the last ones, {rest}",
-                code or 1,
-            )
-        return Stopped(f"stopped by {how}; to go on, {rest}", code)
 
     def _survey(self, found: asynchronous.Outcome) -> Iterator[Record]:
         """Evaluates the models that were kept, and the last, on all workers."""

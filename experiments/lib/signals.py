@@ -5,10 +5,11 @@ not end in the middle of a step then, but save what it has, and say how to go on
 """
 
 import os
+import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 INTERRUPTED = 130
@@ -81,8 +82,37 @@ class Stopped(Exception):
         self.code = code
 
 
-def describe_signal(number: int) -> tuple[str, int]:
-    """Returns a signal's name, and the exit code of a run that it ends and is saved."""
-    if number == signal.SIGINT:
-        return "Ctrl-C", INTERRUPTED
-    return signal.Signals(number).name, 0
+def stopped_and_saved(
+    number: int, directory: pathlib.Path | str, unsaved: Sequence[str], when: str = ""
+) -> Stopped:
+    """Makes the exception of a run whose workers are saved.
+
+    Args:
+      number: the signal.
+      directory: where the checkpoints are.
+      unsaved: why some could not be written.
+      when: " after step 22", if all workers have come to the same step.
+    """
+    how, code = _name(number), INTERRUPTED if number == signal.SIGINT else 0
+    rest = f"start the same with --checkpoints {directory} --resume"
+    if unsaved:
+        return Stopped(
+            f"stopped by {how}{when}, but not all checkpoints could be saved: "
+            f"{unsaved[-1]}; to go on from the last ones, {rest}",
+            code or 1,
+        )
+    return Stopped(f"stopped by {how}{when}; to go on, {rest}", code)
+
+
+def stopped_unsaved(number: int, why: str) -> Stopped:
+    """Makes the exception of a run that a signal ends and that saves nothing.
+
+    Args:
+      number: the signal.
+      why: nothing is saved.
+    """
+    return Stopped(f"stopped by {_name(number)}; {why}", 128 + number)
+
+
+def _name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

@@ -20,7 +20,7 @@ from .data import Prefetch
 from .divergence import Diverged, Watch, check_losses
 from .evaluation import make_assess
 from .report import RunFolder
-from .signals import Stopped, Termination, describe_signal
+from .signals import Termination, stopped_and_saved
 from .steps import TIMED_SECONDS, describe_times, make_steps, time_steps
 from .tasks import Task
 from .trainer import Outcome, Record, Records, Rows, chunk_steps
@@ -197,26 +197,15 @@ class Synchronous:
         number: int,
     ) -> None:
         """Saves if it is time on any process; raises Stopped if any heard a signal."""
-        agreement = saver.agree(number)
-        told = [number for number in agreement.words if number]
+        due, numbers = saver.agree(number)
+        told = [number for number in numbers if number]
         ended = position.step == self.epochs * self.task.steps_per_epoch
-        if told or (agreement.due and not ended):
+        if told or (due and not ended):
             saver.save(position.step, workers, dataclasses.asdict(position))
-        if not told:
-            return
-        saver.finish()
-        how, code = describe_signal(told[0])
-        rest = f"start the same with --checkpoints {saver.directory} --resume"
-        if saver.failures:
-            raise Stopped(
-                f"stopped by {how} after step {position.step}, but not all checkpoints "
-                f"could be saved: {saver.failures[-1]}; to go on from the last one, "
-                f"{rest}",
-                code or 1,
-            )
-        raise Stopped(
-            f"stopped by {how} after step {position.step}; to go on, {rest}", code
-        )
+        if told:
+            saver.finish()
+            when = f" after step {position.step}"
+            raise stopped_and_saved(told[0], saver.directory, saver.failures, when)
 
     def traffic(self) -> dict[str, float]:
         """See :class:`experiments.lib.trainer.Job`."""

@@ -15,16 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 from djax.asynchronous.algorithms._acid import EventTransformation
-from djax.training._checkpoints import (
-    Checkpointer,
-    from_numpy,
-    to_numpy,
-)
+from djax.training._checkpoints import Checkpointer, from_numpy, to_numpy
 
 
 class Start(NamedTuple):
