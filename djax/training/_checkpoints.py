@@ -73,7 +73,7 @@ class Checkpointer:
 
     A job may be killed at any moment: a step that all processes have saved is removed
     only when all of them have enough newer ones. A step that cannot be written does not
-    end the run, but is reported on stderr and in `failures`.
+    end the run, but is reported on stderr, and by :meth:`finish`.
 
     The constructor, :meth:`agree` and :meth:`finish` are called by all processes
     together; unless `together` is False, so are the calls of :meth:`save` for a step.
@@ -92,8 +92,6 @@ class Checkpointer:
     Attributes:
       directory: the folder, as an absolute path.
       latest: the step to go on from; None if there is none.
-      failures: one line for each step that could not be written: by this process, and
-        after :meth:`finish` by any process, if they save together.
 
     Raises:
       CheckpointError: on all processes alike, if the folder belongs to another run, is
@@ -133,18 +131,10 @@ class Checkpointer:
         self._folder: Folder | None = None
         self._found: Saved | None = None
         self._stale: set[int] = set()
-        self._everyones_failures: list[str] | None = None
         self.directory = pathlib.Path(options.directory).absolute()
         self.latest: int | None = None
         if not lazy:
             self._open()
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """Why steps could not be written; see the class."""
-        if self._everyones_failures is not None:
-            return tuple(self._everyones_failures)
-        return () if self._folder is None else tuple(self._folder.steps.failures)
 
     @property
     def due(self) -> bool:
@@ -207,18 +197,22 @@ class Checkpointer:
         content, self._found = self._found.content, None
         return structure.unflatten(map(from_numpy, arrays, leaves)), content
 
-    def finish(self) -> None:
-        """Waits until everything is written, and takes stock of what failed."""
+    def finish(self) -> tuple[str, ...]:
+        """Waits until everything is written.
+
+        Returns:
+          One line for each step that could not be written, by any process if they save
+          together, and else by this process.
+        """
         if self._folder is None:
-            return
+            return ()
         steps = self._folder.steps
         steps.wait_until_written()
         everyone = [(self._held, steps.failures)]
         if self._together:
             everyone = self._gather(everyone[0])
         self._tidy([held for held, _ in everyone])
-        texts = [text for _, failures in everyone for text in failures]
-        self._everyones_failures = list(dict.fromkeys(texts))
+        return tuple(dict.fromkeys(text for _, texts in everyone for text in texts))
 
     def close(self, *, wait: bool = True) -> None:
         """Lets other jobs use the folder.

@@ -143,8 +143,7 @@ class Synchronous:
                 if saver is not None:
                     self._save(saver, workers, position, termination.number)
             if saver is not None:
-                saver.finish()
-                self.outcome.unsaved = saver.failures
+                self.outcome.unsaved = saver.finish()
         self.outcome.workers = workers
         if "collapsed" not in position.history[-1]:
             position.watch.check()
@@ -203,9 +202,8 @@ class Synchronous:
         if told or (due and not ended):
             saver.save(position.step, workers, dataclasses.asdict(position))
         if told:
-            saver.finish()
-            when = f" after step {position.step}"
-            raise stopped_and_saved(told[0], saver.directory, saver.failures, when)
+            unsaved, when = saver.finish(), f" after step {position.step}"
+            raise stopped_and_saved(told[0], saver.directory, unsaved, when)
 
     def traffic(self) -> dict[str, float]:
         """See :class:`experiments.lib.trainer.Job`."""

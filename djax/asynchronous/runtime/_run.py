@@ -246,7 +246,7 @@ def run(
         "the arguments of asynchronous.run",
         [settings.common | {"params": str(kinds)}],
     )
-    saver = None
+    saver, unsaved = None, ()
     if checkpoints is not None:
         saver = Checkpointer(
             checkpoints,
@@ -281,7 +281,7 @@ def run(
         result = averager.finish()
         if saver is not None:
             _save(saver, model, model_state, members)
-            saver.finish()
+            unsaved = saver.finish()
             saver.close()
     except BaseException as error:
         if saver is not None:
@@ -302,7 +302,7 @@ def run(
         measured.stacked(),
         averager.looks,
         Report.of(settings, result.records, members.lost),
-        saver.failures if saver is not None else (),
+        unsaved,
     )
 
 
