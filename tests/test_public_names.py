@@ -23,6 +23,7 @@ PACKAGES = [
     "djax.testing",
     "djax.theory",
     "djax.topologies",
+    "djax.training",
 ]
 each_package = pytest.mark.parametrize("package", PACKAGES)
 
