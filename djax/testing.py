@@ -5,9 +5,9 @@ are easily overlooked. For all workers at once, with their models as the rows of
 matrix, the same algorithm is a few lines of NumPy. :func:`assert_matches` runs both on
 a small problem, and compares the models at the end.
 
-The problem is quadratic, and each worker has a Hessian of its own. If the Hessians were
-equal, the mean of the workers would follow exact gradient descent whatever they send to
-each other, and the test would prove nothing.
+The problem is quadratic, and each worker has a Hessian of its own. With equal Hessians,
+the mean of the workers would follow exact gradient descent whatever they send, and the
+test would prove nothing.
 
 `import djax` does not import this module: write `import djax.testing`.
 """
@@ -41,8 +41,6 @@ __dir__ = __all__.copy  # For dir() and completion.
 Make = Callable[[Graph, Communicator], optax.GradientTransformation]
 Reference = Callable[..., np.ndarray]
 
-_TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
-
 
 class Problem(NamedTuple):
     """Worker i minimizes `0.5 * sum(hessian[i] * (x - target[i]) ** 2)`.
@@ -73,10 +71,9 @@ def quadratics(size: int) -> Problem:
     Args:
       size: number of workers.
     """
-    rng = np.random.default_rng(0)
-    hessian = rng.uniform(0.5, 1.5, (size, 6))
-    target = rng.normal(size=(size, 6))
-    return Problem(hessian, target, np.random.default_rng(1).normal(size=(size, 6)))
+    rng, shape = np.random.default_rng(0), (size, 6)
+    hessian, target = rng.uniform(0.5, 1.5, shape), rng.normal(size=shape)
+    return Problem(hessian, target, np.random.default_rng(1).normal(size=shape))
 
 
 def run(
@@ -183,8 +180,7 @@ def assert_matches(
         up to 1e-12 in float64, which tells mistakes from rounding errors more clearly.
 
     Raises:
-      AssertionError: if the models differ. The error shows them and names the
-        communicator.
+      AssertionError: if models differ; it shows them and names the communicator.
 
     Examples:
       >>> import djax, djax.testing
@@ -200,16 +196,10 @@ def assert_matches(
       >>> djax.testing.assert_matches(make, reference, ring, dtype="float64")
     """
     wanted = _expected(reference, graph, steps, learning_rate)
-    tolerance = _TOLERANCES[dtype]
-    options = {"steps": steps, "learning_rate": learning_rate, "dtype": dtype}
-    for communicator, models in _models(make, graph, communicators, **options):
-        np.testing.assert_allclose(
-            models,
-            wanted,
-            rtol=tolerance,
-            atol=tolerance / 10,
-            err_msg=f"on {communicator}, after {steps} steps",
-        )
+    rtol = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    options = {"learning_rate": learning_rate, "dtype": dtype}
+    for where, models in _models(make, graph, communicators, steps, **options):
+        np.testing.assert_allclose(models, wanted, rtol, rtol / 10, err_msg=where)
 
 
 def _expected(
@@ -245,15 +235,10 @@ def assert_keeps_mean(
       >>> import djax, djax.testing
       >>> djax.testing.assert_keeps_mean(djax.gossip, djax.topologies.star(4))
     """
-    options = {"steps": steps, "learning_rate": 0.0}
-    for communicator, models in _models(make, graph, communicators, **options):
-        np.testing.assert_allclose(
-            models.mean(axis=0),
-            quadratics(graph.size).start.mean(0),
-            rtol=0,
-            atol=1e-6,
-            err_msg=f"the mean on {communicator}, after {steps} steps",
-        )
+    wanted = quadratics(graph.size).start.mean(axis=0)
+    for where, models in _models(make, graph, communicators, steps, learning_rate=0.0):
+        mean, about = models.mean(axis=0), f"the mean {where}"
+        np.testing.assert_allclose(mean, wanted, 0, 1e-6, err_msg=about)
 
 
 def assert_equal_models_stay_equal(
@@ -280,30 +265,25 @@ def assert_equal_models_stay_equal(
       >>> djax.testing.assert_equal_models_stay_equal(djax.gossip, ring)
     """
     alike = Problem(*(np.tile(x[:1], (graph.size, 1)) for x in quadratics(graph.size)))
-    options = {"steps": steps, "problem": alike}
-    for communicator, models in _models(make, graph, communicators, **options):
-        np.testing.assert_allclose(
-            *np.broadcast_arrays(models, models[:1]),
-            rtol=1e-5,
-            atol=1e-6,
-            err_msg=f"equal models on {communicator}, after {steps} steps",
-        )
+    for where, models in _models(make, graph, communicators, steps, problem=alike):
+        first, about = np.broadcast_to(models[0], models.shape), f"equal models {where}"
+        np.testing.assert_allclose(models, first, 1e-5, 1e-6, err_msg=about)
 
 
 def _models(
     make: Make,
     graph: Graph,
     communicators: Sequence[Communicator] | None,
-    *,
-    dtype: str = "float32",
+    steps: int,
     **options: Any,
-) -> Iterator[tuple[Communicator, np.ndarray]]:
+) -> Iterator[tuple[str, np.ndarray]]:
     """Runs a mechanism on every communicator, and gathers the models of all workers."""
+    is_double = options.get("dtype") == "float64"
     for communicator in _all_of(graph, communicators):
-        with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
-            mechanism = make(graph, communicator)
-            found = run(mechanism, communicator, dtype=dtype, **options)
-        yield communicator, np.array(communicator.gather(list(found)))
+        with jax.enable_x64(True) if is_double else contextlib.nullcontext():
+            found = run(make(graph, communicator), communicator, steps=steps, **options)
+        models = np.array(communicator.gather(list(found)))
+        yield f"on {communicator}, after {steps} steps", models
 
 
 def _all_of(

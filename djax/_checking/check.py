@@ -65,6 +65,9 @@ def check(
       communicator: connects the workers. Under MPI all processes have to call `check`.
       params: the parameters of ONE worker, or their shapes (`jax.ShapeDtypeStruct`).
 
+    Returns:
+      None: an optimizer with mistakes raises an error.
+
     Raises:
       TypeError: if `optimizer` is no optax transformation, which also holds for
         asynchronous algorithms such as :func:`djax.acid`, if `communicator` is no
