@@ -1,4 +1,4 @@
-"""Checks of single arguments, which every package of djax needs, without JAX.
+"""Checks of single arguments, for all packages of djax: nothing here needs JAX.
 
 Errors say what was expected, what was passed instead, and where one is known, the
 remedy. :func:`describe` puts into words what was passed.

@@ -51,7 +51,7 @@ class RelayConstant(NamedTuple):
 
 
 def relay_delays(tree: Topology, *, overlap: bool = False) -> np.ndarray:
-    r"""The number of steps after which a worker's model reaches each other worker.
+    r"""The number of steps that the models of workers take to reach each other.
 
     Args:
       tree: a topology without cycles.

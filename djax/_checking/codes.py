@@ -1,4 +1,4 @@
-"""Measures of which class a code is, if the code does not declare it.
+"""Measures to which class a code belongs, if the code does not declare it.
 
 CHOCO and DeepSqueeze diverge with a code that is no contraction, and DCD and ECD lose
 what a biased code leaves out. The codes of djax declare their class, but those of users

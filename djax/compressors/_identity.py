@@ -1,4 +1,4 @@
-"""No compression."""
+"""The code that leaves out nothing."""
 
 import optax
 

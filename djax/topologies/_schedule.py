@@ -1,4 +1,4 @@
-"""Directed and time-varying communication between workers."""
+"""Graphs that are directed or change with time, as a period of weight matrices."""
 
 import dataclasses
 from functools import cached_property
@@ -28,7 +28,7 @@ _LARGEST_REPR_WITH_GAP = 2**28
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Schedule:
-    r"""Weights of `n` workers that repeat with a period: an immutable value.
+    r"""Weights of `n` workers in each step of a period: an immutable value.
 
     In step :math:`t`, :math:`x_i \leftarrow \sum_j a_{ij} x_j` with the matrix number
     :math:`t` modulo the period. Its columns sum to one: worker `j` splits what it has

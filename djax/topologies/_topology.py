@@ -1,4 +1,4 @@
-"""Undirected graphs of workers with fixed weights."""
+"""Undirected graphs, in which neighbours give each other the same fixed weight."""
 
 import dataclasses
 from functools import cached_property
@@ -23,7 +23,7 @@ _LARGEST_REPR_WITH_GAP = 1024
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Topology:
-    r"""A connected graph of `n` workers with mixing weights: an immutable value.
+    r"""The neighbours of `n` workers and their mixing weights: an immutable value.
 
     One step of gossip is :math:`x_i \leftarrow \sum_j w_{ij} x_j`. Since the weights
     are symmetric and doubly stochastic, the mean of the workers stays, and each step

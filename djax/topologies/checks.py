@@ -82,6 +82,14 @@ def check_graph_kind(
     Raises:
       TypeError: the graph is neither a Topology nor a Schedule.
       ValueError: the graph is not of the kind that the mechanism needs.
+
+    Examples:
+      >>> from djax import topologies
+      >>> graph = topologies.one_peer_exponential(8)
+      >>> topologies.checks.check_graph_kind("my_mechanism", graph, fixed=True)
+      Traceback (most recent call last):
+      ...
+      ValueError: my_mechanism needs a graph that does not change with time, ...
     """
     if isinstance(graph, Topology):  # A topology is of every kind.
         return
