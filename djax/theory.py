@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .mechanisms._relay import check_tree
 from .topologies import Topology
-from .topologies.checks import check_undirected
+from .topologies.checks import check_tree
 
 __all__ = [
     "RelayConstant",
@@ -240,6 +239,5 @@ def relay_constant(tree: Topology) -> RelayConstant:
 
 def _delays(name: str, tree: Topology, overlap: bool) -> np.ndarray:
     """The :func:`relay_delays`, where errors name the function that was called."""
-    check_undirected(name, tree)
     check_tree(name, tree)
     return tree.distances if overlap else np.maximum(tree.distances - 1, 0)

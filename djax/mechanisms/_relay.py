@@ -53,6 +53,7 @@ from djax._mechanism.states import (
 from djax._mechanism.value import Mechanism
 from djax.mixing import finite_difference
 from djax.topologies import Topology
+from djax.topologies.checks import check_tree
 
 Missing = Literal["initial", "latest", "self", "renormalize"]
 
@@ -245,17 +246,6 @@ def relay(
         },
         per_rank=["key"],
     )
-
-
-def check_tree(name: str, tree: Topology) -> None:
-    """Raises ValueError if the topology has cycles."""
-    if not tree.is_tree:
-        raise ValueError(
-            f"{name} needs a tree, since on a graph with cycles models would be "
-            f"counted twice; {tree!r} has {len(tree.edges)} edges, a tree has "
-            f"{tree.size - 1}. Use topologies.spanning_tree(topology), or chain, star, "
-            "binary_tree, regular_tree."
-        )
 
 
 def _sum(model: PyTree, messages: tuple[PyTree, ...], counts: jax.Array) -> PyTree:

@@ -53,6 +53,27 @@ def check_undirected(name: str, topology: Any) -> None:
         raise _wrong_type(name, "a Topology", topology, _to_topology(topology))
 
 
+def check_tree(name: str, tree: Any) -> None:
+    """Raises an error, which names the remedy, unless a value is a tree.
+
+    Args:
+      name: name of the function that takes the tree, for errors.
+      tree: what the user passed.
+
+    Raises:
+      TypeError: the value is no Topology.
+      ValueError: the topology has cycles.
+    """
+    check_undirected(name, tree)
+    if not tree.is_tree:
+        raise ValueError(
+            f"{name} needs a tree, since on a graph with cycles models would be "
+            f"counted twice; {tree!r} has {len(tree.edges)} edges, a tree has "
+            f"{tree.size - 1}. Use topologies.spanning_tree(topology), or chain, star, "
+            "binary_tree, regular_tree."
+        )
+
+
 def check_directed(name: str, schedule: Any) -> None:
     """Raises as :func:`check_undirected` does, unless a value is a Schedule."""
     if not isinstance(schedule, Schedule):
