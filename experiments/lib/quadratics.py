@@ -44,7 +44,6 @@ def random_quadratics(
     heterogeneity: float,
     *,
     distance: float = 1.0,
-    largest: float = 1.0,
     smallest: float | None = None,
     seed: int = 1,
 ) -> Quadratics:
@@ -55,22 +54,21 @@ def random_quadratics(
       dim: :math:`d`.
       heterogeneity: :math:`\zeta^2` at the optimum.
       distance: of the optimum from zero, where training starts.
-      largest: largest singular value of each :math:`A_i`.
-      smallest: smallest singular value, all of them then evenly spaced; by default
-        the values of a Gaussian matrix, rescaled.
+      smallest: smallest singular value of each :math:`A_i`, the largest being 1 and all
+        evenly spaced; by default the values of a Gaussian matrix, rescaled.
       seed: of the draw.
 
-    Returns:
-      The quadratics.
+    Raises:
+      ValueError: if one worker alone is to be heterogeneous.
     """
     if workers == 1 and heterogeneity:
         raise ValueError("one worker alone has heterogeneity 0.")
     normals = _Normals(seed)
     left, values, right = np.linalg.svd(normals.draw(workers, dim, dim))
     if smallest is None:
-        values = values * (largest / values.max(axis=1, keepdims=True))
+        values = values * (1 / values.max(axis=1, keepdims=True))
     else:  # Ascending, as there: the Gaussian's largest becomes the smallest.
-        values = np.broadcast_to(np.linspace(smallest, largest, dim), values.shape)
+        values = np.broadcast_to(np.linspace(smallest, 1, dim), values.shape)
     matrices = (left * values[:, None, :]) @ right
 
     def centered(offsets):

@@ -1,4 +1,4 @@
-"""What is done to images on the device."""
+"""Images are normalized, moved and mirrored on the device."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 def normalizer(
     mean: Sequence[float], deviation: Sequence[float]
 ) -> Callable[[jax.Array], jax.Array]:
-    """Makes `uint8[..., channels] -> float32[..., channels]`.
+    """Makes a function from `uint8[..., channels]` to `float32[..., channels]`.
 
     Args:
       mean: of each channel, in units of the largest value.
-      deviation: likewise.
+      deviation: standard deviation of each channel, in the same units.
     """
 
     def normalize(images):
@@ -24,19 +24,16 @@ def normalizer(
     return normalize
 
 
-def crop_and_flip(
-    key: jax.Array, images: jax.Array, padding: int = 4, *, flip: bool = True
-) -> jax.Array:
-    """Moves each image by up to `padding` pixels, and mirrors half of them.
+def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
+    """Moves each image by up to `padding` pixels, and mirrors half of the images.
 
     Args:
       key: source of randomness.
       images: `[batch, height, width, channels]`.
-      padding: of zeros, on each side.
-      flip: whether to mirror.
+      padding: number of zeros that are put on each side.
 
     Returns:
-      Of the same shape.
+      Images of the same shape.
     """
     moving, mirroring = jax.random.split(key)
     if padding:
@@ -49,7 +46,5 @@ def crop_and_flip(
             return jax.lax.dynamic_slice(image, start, size)
 
         images = jax.vmap(crop)(wide, corners)
-    if flip:
-        mirrored = jax.random.bernoulli(mirroring, 0.5, (len(images), 1, 1, 1))
-        images = jnp.where(mirrored, images[:, :, ::-1], images)
-    return images
+    mirrored = jax.random.bernoulli(mirroring, 0.5, (len(images), 1, 1, 1))
+    return jnp.where(mirrored, images[:, :, ::-1], images)

@@ -27,16 +27,13 @@ def mock_images(
     return make(samples), make(samples // 4)
 
 
-def mock_texts(
-    length: int, vocabulary: int, classes: int, samples: int = 512
-) -> tuple[Arrays, Arrays]:
-    """Random texts of different lengths.
+def mock_texts(length: int, vocabulary: int, classes: int) -> tuple[Arrays, Arrays]:
+    """Random texts of different lengths: 512 to train with, 128 held out.
 
     Args:
       length: of the longest.
       vocabulary: how many different tokens.
       classes: how many.
-      samples: how many to train with; a quarter as many are held out.
     """
     rng = np.random.default_rng(0)
 
@@ -47,17 +44,12 @@ def mock_texts(
         tokens[np.arange(length) >= ends] = 0
         return Arrays(tokens=tokens, label=labels)
 
-    return make(samples), make(samples // 4)
+    return make(512), make(128)
 
 
-def mock_corpus(vocabulary: int, tokens: int = 20_000) -> Corpus:
-    """A random text of ten documents.
-
-    Args:
-      vocabulary: how many different tokens.
-      tokens: how many to train with; a tenth as many are held out.
-    """
-    rng = np.random.default_rng(0)
+def mock_corpus(vocabulary: int) -> Corpus:
+    """A random text of so many different tokens, in ten documents."""
+    rng, tokens = np.random.default_rng(0), 20_000
     text = rng.zipf(1.3, tokens + tokens // 10).astype(np.int64) % vocabulary
     return Corpus(
         train=text[:tokens].astype(np.int32),

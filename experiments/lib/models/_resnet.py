@@ -25,9 +25,8 @@ class ResNet(nn.Module):
     Attributes:
       outputs: number of classes.
       blocks: how many in each stage; all stages but the first halve the image.
-      widths: channels of the stages.
+      widths: channels of the stages. The first is also the stem's.
       bottleneck: whether blocks have three convolutions, the last of 4 x the width.
-      first: channels of the stem.
       stem: of small or of large images, which it makes a quarter as large.
       evonorm: normalize the stem and the first convolution of each block by EvoNorm-S0,
         and the rest by batch normalization without running statistics.
@@ -38,7 +37,6 @@ class ResNet(nn.Module):
     blocks: Sequence[int]
     widths: Sequence[int]
     bottleneck: bool = False
-    first: int = 64
     stem: Stem = "cifar"
     evonorm: bool = False
     dtype: Any = jnp.float32
@@ -48,10 +46,10 @@ class ResNet(nn.Module):
         """Maps `float[batch, H, W, C]` to `float32[batch, outputs]`."""
         x = x.astype(self.dtype)
         if self.stem == "imagenet":
-            x = self._activate(self._conv(x, self.first, 7, 2), train)
+            x = self._activate(self._conv(x, self.widths[0], 7, 2), train)
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         else:
-            x = self._activate(self._conv(x, self.first, 3), train)
+            x = self._activate(self._conv(x, self.widths[0], 3), train)
         make = self._bottleneck_block if self.bottleneck else self._basic_block
         for stage, (count, width) in enumerate(
             zip(self.blocks, self.widths, strict=True)
@@ -114,8 +112,7 @@ def resnet(
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth={depth} must be 8, 14, 20, ...")
     widths = _scale((16, 32, 64), width)
-    blocks = (depth // 6,) * 3
-    return ResNet(outputs, blocks, widths, first=widths[0], dtype=dtype)
+    return ResNet(outputs, (depth // 6,) * 3, widths, dtype=dtype)
 
 
 def resnet18(
@@ -136,9 +133,8 @@ def resnet18(
       dtype: in which it computes.
     """
     widths = _scale((64, 128, 256, 512), width)
-    return ResNet(
-        outputs, (2, 2, 2, 2), widths, False, widths[0], _check(stem), evonorm, dtype
-    )
+    blocks = (2, 2, 2, 2)
+    return ResNet(outputs, blocks, widths, False, _check(stem), evonorm, dtype)
 
 
 def resnet50(
@@ -164,9 +160,7 @@ def resnet50(
     if len(blocks) != 4 or min(blocks) < 1:
         raise ValueError(f"blocks={blocks} must be four, of at least 1.")
     widths = _scale((64, 128, 256, 512), width)
-    return ResNet(
-        outputs, tuple(blocks), widths, True, widths[0], _check(stem), dtype=dtype
-    )
+    return ResNet(outputs, tuple(blocks), widths, True, _check(stem), dtype=dtype)
 
 
 resnet18_evonorm = functools.partial(resnet18, evonorm=True, stem="imagenet")
