@@ -33,12 +33,15 @@ class Checkpoints:
     """Where and when the workers of a run are saved.
 
     In a run in steps all workers save the same step, so that they go on as if nothing
-    had happened. In an asynchronous run each worker saves by itself, between two of its
-    gradients. Since the workers do not save at the same moment, an averaging may be in
-    the checkpoint of one worker and not in its neighbour's; this moves the mean of the
-    models by as much as the averaging has moved one of them. A worker that the others
-    have lost goes on from the state of the worker with the most gradients instead of
-    its own old state.
+    had happened.
+
+    In an asynchronous run each worker saves by itself, between two of its gradients:
+    its model, its states of algorithm and optimizer, its model state, and the number of
+    its gradients, which is its place in the data. Since the workers do not save at the
+    same moment, an averaging may be in the checkpoint of one worker and not in its
+    neighbour's; this moves the mean of the models by as much as the averaging has moved
+    one of them. A worker that the others have lost goes on from the state of the worker
+    with the most gradients instead of its own old state.
 
     Attributes:
       directory: shared by all processes; each has a folder of its own in it.

@@ -31,9 +31,9 @@ class Workers(NamedTuple):
 
     Attributes:
       params: their models.
-      opt_state: states of the optimizer.
-      model_state: what the gradient carries along and nobody averages, such as the
-        statistics of batch normalization; `()` if nothing.
+      opt_state: their states of the optimizer.
+      model_state: what the gradient function carries from step to step and no mechanism
+        averages, such as the statistics of batch normalization; `()` if nothing.
     """
 
     params: PyTree

@@ -136,9 +136,10 @@ class Synchronous:
                         record = {"epoch": epoch, "step": last, "loss": loss}
                         record |= assess(workers.params, workers.model_state)
                         record["seconds"] = time.perf_counter() - began
-                        position.history.append(record | self._note(record))
-                        yield position.history[-1]
-                        if "collapsed" in position.history[-1]:
+                        self._complete(record)
+                        position.history.append(record)
+                        yield record
+                        if "collapsed" in record:
                             break
                 if saver is not None:
                     self._save(saver, workers, position, termination.number)
@@ -163,18 +164,17 @@ class Synchronous:
         position.watch.steps = self.epochs * self.task.steps_per_epoch
         return workers, position
 
-    def _note(self, record: Record) -> Record:
-        """Returns what else a record has: traffic, virtual time, whether it is lost."""
-        noted = {"megabytes": self.cost.mean_bytes * record["step"] / 1e6}
+    def _complete(self, record: Record) -> None:
+        """Adds traffic, virtual time, and whether the training is given up."""
+        record["megabytes"] = self.cost.mean_bytes * record["step"] / 1e6
         if self.rounds is not None:
-            noted["time"] = float(self.rounds.end[record["step"] - 1])
+            record["time"] = float(self.rounds.end[record["step"] - 1])
         if self.collapse is not None:
             epoch, least = self.collapse
             sign = 1 if self.task.higher_is_better else -1
             best = max(sign * score for score in record["scores"])
             if record["epoch"] >= epoch and not best >= sign * least:
-                noted["collapsed"] = True
-        return noted
+                record["collapsed"] = True
 
     def _explain(
         self, error: simulation.NonFiniteError, position: Position, last: int
