@@ -1,5 +1,7 @@
 """Checks of the arguments that users pass, with errors that name the remedy."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, get_args
 
 import jax
@@ -8,8 +10,8 @@ import numpy as np
 
 from djax._interfaces import Communicator
 from djax._values import describe, is_communicator
-from djax.topologies import Schedule, Topology, contraction
-from djax.topologies.checks import check_undirected
+from djax.topologies import Graph, Schedule, Topology, contraction
+from djax.topologies.checks import check_graph_kind, check_undirected
 
 
 def check_communicator(name: str, communicator: Any) -> None:
@@ -35,6 +37,45 @@ def check_topology(name: str, topology: Any, communicator: Communicator) -> None
     """Raises unless the value is an undirected graph of the communicator's workers."""
     check_undirected(name, topology)
     check_sizes(name, topology, communicator)
+
+
+def check_mixing(
+    name: str, graph: Any, communicator: Communicator, **needs: bool
+) -> None:
+    """Raises unless a graph averages between the communicator's workers.
+
+    Args:
+      name: of the mechanism, for errors.
+      graph: what the user passed.
+      communicator: what the user passed.
+      **needs: what else the mechanism needs; see
+        :func:`djax.topologies.checks.check_graph_kind`.
+
+    Raises:
+      TypeError: if one of the two is of another type.
+      ValueError: if the graph is of another kind, the sizes differ, or messages with
+        negative weights may be lost.
+    """
+    check_graph_kind(name, graph, doubly_stochastic=True, **needs)
+    check_sizes(name, graph, communicator)
+    check_weights(name, graph, communicator)
+
+
+def check_weights(name: str, graph: Graph, communicator: Communicator) -> None:
+    """Raises ValueError if messages may be lost and some weights are negative.
+
+    Args:
+      name: of the mechanism, for the message.
+      graph: who is whose neighbour, and with which weight.
+      communicator: how messages travel, and whether they may be lost.
+    """
+    if communicator.drop_probability and (graph.matrices < 0).any():
+        raise ValueError(
+            f"{name}: some weights of {graph!r} are negative. Where messages are lost, "
+            "the weights of the others are divided by their sum, which takes weights "
+            "that are not: use weights='metropolis', or a communicator without "
+            "drop_probability."
+        )
 
 
 def check_reliable(name: str, communicator: Communicator) -> None:
@@ -127,9 +168,7 @@ def check_consensus_rate(name: str, rate: Any, graph: Topology | Schedule) -> No
     if isinstance(rate, jax.core.Tracer) or float(rate) <= 1 or graph.size == 1:
         return  # Weights for which a rate of 1 is too large are refused as weights.
     if isinstance(graph, Schedule):
-        own = np.eye(graph.size)
-        matrices = (1 - float(rate)) * own + float(rate) * graph.matrices
-        if contraction(matrices) < 1:
+        if contraction(_matrices_at(graph, float(rate))) < 1:
             return
         limit = "at most 1"
     else:
@@ -141,6 +180,29 @@ def check_consensus_rate(name: str, rate: Any, graph: Topology | Schedule) -> No
         f"{name} must be {limit} on {graph!r}, got {rate}: the workers' models would "
         "never become equal."
     )
+
+
+def mixing_matrices(
+    graph: Graph, consensus_rate: float | jax.Array
+) -> Callable[[], np.ndarray] | None:
+    """Returns a function that makes the matrices by which models are averaged.
+
+    Args:
+      graph: the graph and its weights.
+      consensus_rate: a number, or an array of shape `()`.
+
+    Returns:
+      A function of no arguments that returns `float64[period, n, n]`, one matrix for
+      each step; None if the rate is traced, as `optax.inject_hyperparams` passes it.
+    """
+    if isinstance(consensus_rate, jax.core.Tracer):
+        return None
+    return functools.partial(_matrices_at, graph, float(consensus_rate))
+
+
+def _matrices_at(graph: Graph, rate: float) -> np.ndarray:
+    r"""Returns :math:`(1 - \rho) I + \rho W_t` of each step t of a period."""
+    return (1 - rate) * np.eye(graph.size) + rate * graph.matrices
 
 
 def check_static(name: str, **values: Any) -> None:

@@ -191,7 +191,7 @@ def test_in_half_precision_the_copies_do_not_drift():
 
     x, state, pull = jax.jit(COMMUNICATOR.spmd(worker))(x)
     for leaf in x:
-        np.testing.assert_allclose(state.pull[leaf], pull[leaf], atol=1e-4)
+        np.testing.assert_allclose(state.displacement[leaf], pull[leaf], atol=1e-4)
         np.testing.assert_allclose(
             x[leaf].astype(jnp.float32), state.estimate[leaf], rtol=2**-7, atol=2**-7
         )

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from djax._interfaces import PyTree
 
@@ -14,6 +15,11 @@ def add(x: PyTree, y: PyTree, like: PyTree, sign: int = 1) -> PyTree:
         y,
         like,
     )
+
+
+def scale(factor: ArrayLike, tree: PyTree) -> PyTree:
+    """Multiplies a tree of arrays by one number, in the dtypes of the tree."""
+    return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, tree)
 
 
 def promote(x: jax.Array) -> jax.Array:

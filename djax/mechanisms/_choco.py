@@ -18,41 +18,15 @@ and 2.
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
-import optax
 from jax.typing import ArrayLike
 
-from djax._arguments import (
-    check_consensus_rate,
-    check_flags,
-    check_reliable,
-)
 from djax._arrays.precision import add
 from djax._calls import by_its_call
-from djax._interfaces import (
-    Communicator,
-    Compressor,
-    PyTree,
-)
-from djax._mechanism.adapter import build
-from djax._mechanism.states import (
-    check_state,
-    label_of,
-)
+from djax._interfaces import Communicator, Compressor, PyTree
 from djax._mechanism.value import Mechanism
-from djax.compressors.checks import check_contraction
 from djax.topologies import Graph
 
-from ._compressed import (
-    accumulate,
-    exchange,
-    init_compressor,
-    zeros,
-)
-from ._graphs import (
-    check_mixing,
-    scaled,
-)
+from ._compressed import Messages, averaging_by_a_contraction, follow, zeros
 
 
 class ChocoState(NamedTuple):
@@ -60,14 +34,14 @@ class ChocoState(NamedTuple):
 
     Attributes:
       estimate: like the parameters, :math:`\hat x_i`: what the neighbours know of them.
-      pull: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
+      displacement: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
       compressor_state: state of the compressor.
       step: `int32[]`, number of updates so far.
       graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     estimate: PyTree
-    pull: PyTree
+    displacement: PyTree
     compressor_state: PyTree
     step: ArrayLike
     graph: PyTree = None
@@ -130,52 +104,15 @@ def choco_gossip(
       Algorithms with Compressed Communication <https://arxiv.org/abs/1902.00340>`_,
       2019, Algorithm 2
     """
-    check_mixing("choco_gossip", topology, communicator, fixed=True)
-    check_reliable("choco_gossip", communicator)
-    check_contraction("choco_gossip", compressor)
-    check_consensus_rate("choco_gossip: consensus_rate", consensus_rate, topology)
-    check_flags("choco_gossip", overlap=overlap)
+    messages = Messages("choco_gossip", ChocoState, topology, communicator, compressor)
 
-    label = label_of(topology, weights=True)
+    def start(params):
+        return zeros(params), zeros(params)
 
-    def init(params):
-        state = init_compressor(compressor, params, communicator)
-        step = jnp.zeros((), jnp.int32)
-        return ChocoState(zeros(params), zeros(params), state, step, label)
+    def mix(model, state, send):
+        unknown = add(model, state.estimate, like=model, sign=-1)
+        own, change, state = send(unknown, state)
+        state = follow(state, own, change)
+        return state.displacement, state
 
-    def mix(model, state, /, **extra):
-        del extra
-        check_state(
-            "choco_gossip",
-            state,
-            ChocoState,
-            model,
-            "estimate",
-            "pull",
-            label=label,
-            compressor=compressor,
-        )
-        own, change, compressor_state = exchange(
-            add(model, state.estimate, like=model, sign=-1),
-            compressor,
-            state.compressor_state,
-            topology,
-            communicator,
-            state.step,
-        )
-        estimate = accumulate(state.estimate, own)
-        pull = accumulate(state.pull, change)
-        step = optax.safe_increment(state.step)
-        state = ChocoState(estimate, pull, compressor_state, step, label)
-        return scaled(pull, consensus_rate), state
-
-    return build(
-        "choco_gossip",
-        init,
-        communicator,
-        topology,
-        mix=mix,
-        overlap=overlap,
-        facts={"needs_every_message": True},
-        conditions={"contraction": compressor},
-    )
+    return averaging_by_a_contraction(messages, start, mix, consensus_rate, overlap)

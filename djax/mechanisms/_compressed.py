@@ -1,69 +1,203 @@
-"""What the mechanisms that send compressed messages share."""
+"""What CHOCO-Gossip, DeepSqueeze, DCD-PSGD and ECD-PSGD share.
 
+All four send one compressed tree to all neighbours in each step, and remember trees
+like the parameters. They differ in what they send and in what they remember; the file
+of each says that in one function. The checks, the state of the code, the count of the
+steps and the message itself are the same for all of them, and are here.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from djax import mixing
-from djax._arrays.precision import promote
-from djax._interfaces import (
-    Communicator,
-    Compressor,
-    PyTree,
+from djax._arguments import (
+    check_consensus_rate,
+    check_flags,
+    check_mixing,
+    check_reliable,
 )
+from djax._arrays.precision import promote, scale
+from djax._interfaces import Communicator, Compressor, PyTree
+from djax._mechanism.adapter import build
+from djax._mechanism.states import check_state, label_of
+from djax._mechanism.value import Mechanism
+from djax.compressors.checks import check_contraction, check_unbiased
 from djax.mixing import difference
 from djax.topologies import Graph
 
+Send = Callable[[PyTree, Any], tuple[PyTree, PyTree, Any]]
 
-def init_compressor(
-    compressor: Compressor, params: PyTree, communicator: Communicator
-) -> PyTree:
-    """The compressor's state, its PRNG keys made each worker's own."""
 
-    def own(leaf: Any) -> Any:
+class Messages:
+    """The compressed messages of one mechanism, and what its state keeps for them."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: Any,
+        graph: Graph,
+        communicator: Communicator,
+        compressor: Compressor,
+    ):
+        """Raises an error unless the arguments fit each other.
+
+        Args:
+          name: of the mechanism, for errors.
+          kind: class of its states. The first fields are the trees that the mechanism
+            remembers. Then come `compressor_state` and `step`; and last `graph`, if
+            what it remembers are sums over neighbours, which must stay the same.
+          graph: the graph and its weights.
+          communicator: how messages travel; it must not lose any.
+          compressor: the code C.
+        """
+        fixed = "graph" in kind._fields
+        check_mixing(name, graph, communicator, fixed=fixed)
+        check_reliable(name, communicator)
+        self.name, self.graph, self.communicator = name, graph, communicator
+        self.compressor, self._kind = compressor, kind
+        self._remembered = kind._fields[: kind._fields.index("compressor_state")]
+        self._label = {"graph": label_of(graph, weights=True)} if fixed else {}
+
+    def first_state(self, params: PyTree, remembered: tuple[PyTree, ...]) -> Any:
+        """The state before the first step, in which PRNG keys are each worker's own."""
+        code = jax.tree.map(self._own_key, self.compressor.init(params))
+        return self._kind(*remembered, code, jnp.zeros((), jnp.int32), **self._label)
+
+    def _own_key(self, leaf: Any) -> Any:
+        """Makes a PRNG key the worker's own, and returns anything else as it is."""
         is_array = isinstance(leaf, jax.Array)
         if is_array and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.fold_in(leaf, communicator.rank())
+            return jax.random.fold_in(leaf, self.communicator.rank())
         return leaf
 
-    return jax.tree.map(own, compressor.init(params))
+    def check(self, state: Any, params: PyTree) -> None:
+        """Raises unless the state belongs to this mechanism and these parameters."""
+        label, code = self._label.get("graph"), self.compressor
+        trees = self._remembered
+        check_state(
+            self.name, state, self._kind, params, *trees, label=label, compressor=code
+        )
+
+    def send(self, tree: PyTree, state: Any) -> tuple[PyTree, PyTree, Any]:
+        r"""Sends a tree to all neighbours, compressed.
+
+        Args:
+          tree: what worker i sends, :math:`z_i`.
+          state: the mechanism's state.
+
+        Returns:
+          :math:`C(z_i)` in the dtypes of `tree`;
+          :math:`\sum_j w_{ij} (C(z_j) - C(z_i))` in float32 or wider; and the state
+          with the `compressor_state` and the `step` that come after this message.
+        """
+        code, step = self.compressor, state.step
+        message, compressor_state = code.compress(tree, state.compressor_state)
+        own = code.decompress(mixing.as_sent(message, self.communicator, step), tree)
+
+        def read(theirs, mine):
+            del mine  # It has been decompressed already.
+            return difference(code.decompress(theirs, tree), own)
+
+        heard = mixing.weighted_sum(
+            message, read, self.graph, self.communicator, step=step
+        )
+        next_step = optax.safe_increment(step)
+        state = state._replace(
+            compressor_state=compressor_state, step=next_step, **self._label
+        )
+        return own, heard.total, state
 
 
-def exchange(
-    tree: PyTree,
-    compressor: Compressor,
-    state: PyTree,
-    graph: Graph,
-    communicator: Communicator,
-    step: ArrayLike,
-) -> tuple[PyTree, PyTree, PyTree]:
-    r"""Sends a tree to all neighbours, compressed.
+def averaging_by_a_contraction(
+    messages: Messages,
+    start: Callable[[PyTree], tuple[PyTree, ...]],
+    mix: Callable[[PyTree, Any, Send], tuple[PyTree, Any]],
+    consensus_rate: float,
+    overlap: bool,
+) -> Mechanism:
+    """Makes a mechanism that moves models a part of the way, which bears coarse codes.
 
     Args:
-      tree: what worker i sends, :math:`z_i`.
-      compressor: the code C.
-      state: its state.
-      graph: the graph and its weights.
-      communicator: how messages travel.
-      step: number of steps so far.
-
-    Returns:
-      :math:`C(z_i)` in the dtypes of `tree`; :math:`\sum_j w_{ij} (C(z_j) - C(z_i))` in
-      float32 or wider; the compressor's next state.
+      messages: its messages.
+      start: `params -> remembered`, the first fields of its first state.
+      mix: `(model, state, send) -> (displacement, state)`, where the displacement is
+        that of the consensus rate 1, and `send` is :meth:`Messages.send`.
+      consensus_rate: what the displacement is multiplied by.
+      overlap: whether the parameters are averaged before this step's updates.
     """
-    message, state = compressor.compress(tree, state)
-    sent = mixing.as_sent(message, communicator, step)
-    own = compressor.decompress(sent, tree)
+    name = messages.name
+    check_contraction(name, messages.compressor)
+    check_consensus_rate(f"{name}: consensus_rate", consensus_rate, messages.graph)
+    check_flags(name, overlap=overlap)
 
-    def read(theirs, mine):
-        del mine  # It has been decompressed already.
-        return difference(compressor.decompress(theirs, tree), own)
+    def init(params):
+        return messages.first_state(params, start(params))
 
-    heard = mixing.weighted_sum(message, read, graph, communicator, step=step)
-    return own, heard.total, state
+    def at_rate(model, state, /, **extra):
+        del extra
+        messages.check(state, model)
+        displacement, state = mix(model, state, messages.send)
+        return scale(consensus_rate, displacement), state
+
+    return build(
+        name,
+        init,
+        messages.communicator,
+        messages.graph,
+        mix=at_rate,
+        overlap=overlap,
+        skips_silent_steps=True,
+        facts={"needs_every_message": True},
+        conditions={"contraction": messages.compressor},
+    )
+
+
+def averaging_by_an_unbiased_code(
+    messages: Messages,
+    start: Callable[[PyTree], tuple[PyTree, ...]],
+    step: Callable[[PyTree, PyTree, Any, Send], tuple[PyTree, Any]],
+) -> Mechanism:
+    """Makes a mechanism that averages what neighbours know of each other's models.
+
+    Args:
+      messages: its messages.
+      start: `params -> remembered`, the first fields of its first state.
+      step: `(params, updates, state, send) -> (params, state)`, where the new
+        parameters are in float32 or wider, and `send` is :meth:`Messages.send`.
+    """
+    name = messages.name
+    check_unbiased(name, messages.compressor)
+
+    def init(params):
+        return messages.first_state(params, start(params))
+
+    def update(updates, state, params, **extra):
+        del extra
+        messages.check(state, params)
+        target, state = step(params, updates, state, messages.send)
+        updates = jax.tree.map(
+            lambda t, x, u: (t - promote(x)).astype(u.dtype), target, params, updates
+        )
+        return updates, state
+
+    return build(
+        name,
+        init,
+        messages.communicator,
+        messages.graph,
+        update=update,
+        facts={
+            "needs_every_message": True,
+            # What the neighbours have are the models before this step's updates.
+            "overlap": f"{name} averages older ones; use gossip",
+            "moves_mean": True,  # By what the code leaves out.
+        },
+        conditions={"unbiased": messages.compressor},
+    )
 
 
 def accumulate(total: PyTree, change: PyTree) -> PyTree:
@@ -71,31 +205,38 @@ def accumulate(total: PyTree, change: PyTree) -> PyTree:
     return jax.tree.map(lambda t, c: t + promote(c), total, change)
 
 
+def follow(state: Any, own: PyTree, change: PyTree) -> Any:
+    """Moves the public copy, and the displacement towards the neighbours' copies.
+
+    Args:
+      state: with the fields `estimate` and `displacement`.
+      own: what the worker has sent, which is added to its own copy.
+      change: the weighted sum of what the neighbours have sent beyond that.
+    """
+    return state._replace(
+        estimate=accumulate(state.estimate, own),
+        displacement=accumulate(state.displacement, change),
+    )
+
+
 def zeros(params: PyTree) -> PyTree:
     """Zeros like the parameters, in float32 or wider."""
     return jax.tree.map(lambda x: jnp.zeros_like(promote(x)), params)
 
 
-def start_of(params: PyTree) -> PyTree:
+def copies(params: PyTree) -> PyTree:
     """The parameters in float32 or wider, in arrays of their own."""
     return jax.tree.map(lambda x: jnp.array(promote(x), copy=True), params)
 
 
-def move(updates: PyTree, params: PyTree, target: PyTree) -> PyTree:
-    """The updates, in their own dtypes, that take `params` to `target`."""
-    return optax.tree.cast_like(
-        jax.tree.map(lambda t, x: t - promote(x), target, params), updates
-    )
-
-
-def first_exchange(
-    params: PyTree, graph: Graph, communicator: Communicator
-) -> tuple[PyTree, PyTree]:
+def first_exchange(messages: Messages, params: PyTree) -> tuple[PyTree, PyTree]:
     r"""Sends the models that all start from to all neighbours, uncompressed.
 
     Returns:
       The own model as it was sent, and :math:`\sum_j w_{ij} (x_j - x_i)`, both in
       float32 or wider and in arrays of their own.
     """
-    heard = mixing.weighted_sum(params, difference, graph, communicator, step=0)
-    return start_of(heard.own), heard.total
+    heard = mixing.weighted_sum(
+        params, difference, messages.graph, messages.communicator, step=0
+    )
+    return copies(heard.own), heard.total

@@ -16,35 +16,15 @@ Tang et al., `Communication Compression for Decentralized Training
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
 from jax.typing import ArrayLike
 
-from djax._arguments import check_reliable
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
-from djax._interfaces import (
-    Communicator,
-    Compressor,
-    PyTree,
-)
-from djax._mechanism.adapter import build
-from djax._mechanism.states import (
-    check_state,
-    label_of,
-)
+from djax._interfaces import Communicator, Compressor, PyTree
 from djax._mechanism.value import Mechanism
-from djax.compressors.checks import check_unbiased
 from djax.topologies import Graph
 
-from ._compressed import (
-    accumulate,
-    exchange,
-    first_exchange,
-    init_compressor,
-    move,
-)
-from ._graphs import check_mixing
+from ._compressed import Messages, averaging_by_an_unbiased_code, first_exchange, follow
 
 
 class DCDState(NamedTuple):
@@ -53,14 +33,14 @@ class DCDState(NamedTuple):
     Attributes:
       estimate: like the parameters, :math:`\hat x_i`: the model as the neighbours know
         it; the parameters are the same but for their rounding.
-      pull: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
+      displacement: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
       compressor_state: state of the compressor.
       step: `int32[]`, number of updates so far.
       graph: static label of the graph that the state belongs to; None is not checked.
     """
 
     estimate: PyTree
-    pull: PyTree
+    displacement: PyTree
     compressor_state: PyTree
     step: ArrayLike
     graph: PyTree = None
@@ -115,63 +95,22 @@ def dcd(
       Tang et al., `Communication Compression for Decentralized Training
       <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 1
     """
-    check_mixing("dcd", topology, communicator, fixed=True)
-    check_reliable("dcd", communicator)
-    check_unbiased("dcd", compressor)
+    messages = Messages("dcd", DCDState, topology, communicator, compressor)
 
-    label = label_of(topology, weights=True)
-
-    def init(params):
-        sent, pull = first_exchange(params, topology, communicator)
-        state = init_compressor(compressor, params, communicator)
-        return DCDState(sent, pull, state, jnp.zeros((), jnp.int32), label)
-
-    def update(updates, state, params, **extra):
-        del extra
-        check_state(
-            "dcd",
-            state,
-            DCDState,
-            params,
-            "estimate",
-            "pull",
-            label=label,
-            compressor=compressor,
-        )
-        wanted = jax.tree.map(
-            lambda x, u, p, known: ((promote(x) + promote(u) + p) - known).astype(
+    def step(params, updates, state, send):
+        change = jax.tree.map(
+            lambda x, u, d, known: (promote(x) + promote(u) + d - known).astype(
                 x.dtype
             ),
             params,
             updates,
-            state.pull,
+            state.displacement,
             state.estimate,
         )
-        own, change, compressor_state = exchange(
-            wanted,
-            compressor,
-            state.compressor_state,
-            topology,
-            communicator,
-            state.step,
-        )
-        estimate = accumulate(state.estimate, own)
-        pull = accumulate(state.pull, change)
-        step = optax.safe_increment(state.step)
-        state = DCDState(estimate, pull, compressor_state, step, label)
-        return move(updates, params, estimate), state
+        own, change, state = send(change, state)
+        state = follow(state, own, change)
+        return state.estimate, state
 
-    return build(
-        "dcd",
-        init,
-        communicator,
-        topology,
-        update=update,
-        facts={
-            "needs_every_message": True,
-            # What the neighbours have are the models before this step's updates.
-            "overlap": "dcd averages older ones; use gossip",
-            "moves_mean": True,  # By what the code leaves out.
-        },
-        conditions={"unbiased": compressor},
+    return averaging_by_an_unbiased_code(
+        messages, lambda params: first_exchange(messages, params), step
     )

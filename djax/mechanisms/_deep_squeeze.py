@@ -17,38 +17,16 @@ Tang et al., `DeepSqueeze: Decentralization Meets Error-Compensated Compression
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._arguments import (
-    check_consensus_rate,
-    check_flags,
-    check_reliable,
-)
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
-from djax._interfaces import (
-    Communicator,
-    Compressor,
-    PyTree,
-)
-from djax._mechanism.adapter import build
-from djax._mechanism.states import check_state
+from djax._interfaces import Communicator, Compressor, PyTree
 from djax._mechanism.value import Mechanism
-from djax.compressors.checks import check_contraction
 from djax.topologies import Graph
 
-from ._compressed import (
-    accumulate,
-    exchange,
-    init_compressor,
-    zeros,
-)
-from ._graphs import (
-    check_mixing,
-    scaled,
-)
+from ._compressed import Messages, accumulate, averaging_by_a_contraction, zeros
 
 
 class DeepSqueezeState(NamedTuple):
@@ -119,48 +97,19 @@ def deep_squeeze(
       Tang et al., `DeepSqueeze: Decentralization Meets Error-Compensated Compression
       <https://arxiv.org/abs/1907.07346>`_, 2019, Algorithm 1
     """
-    check_mixing("deep_squeeze", topology, communicator)
-    check_reliable("deep_squeeze", communicator)
-    check_contraction("deep_squeeze", compressor)
-    check_consensus_rate("deep_squeeze: consensus_rate", consensus_rate, topology)
-    check_flags("deep_squeeze", overlap=overlap)
-
-    def init(params):
-        state = init_compressor(compressor, params, communicator)
-        return DeepSqueezeState(zeros(params), state, jnp.zeros((), jnp.int32))
-
-    def mix(model, state, /, **extra):
-        del extra
-        check_state(
-            "deep_squeeze",
-            state,
-            DeepSqueezeState,
-            model,
-            "error",
-            compressor=compressor,
-        )
-        compensated = accumulate(state.error, model)
-        own, displacement, compressor_state = exchange(
-            optax.tree.cast_like(compensated, model),
-            compressor,
-            state.compressor_state,
-            topology,
-            communicator,
-            state.step,
-        )
-        error = jax.tree.map(lambda v, c: v - promote(c), compensated, own)
-        step = optax.safe_increment(state.step)
-        state = DeepSqueezeState(error, compressor_state, step)
-        return scaled(displacement, consensus_rate), state
-
-    return build(
-        "deep_squeeze",
-        init,
-        communicator,
-        topology,
-        mix=mix,
-        overlap=overlap,
-        skips_silent_steps=True,
-        facts={"needs_every_message": True},
-        conditions={"contraction": compressor},
+    messages = Messages(
+        "deep_squeeze", DeepSqueezeState, topology, communicator, compressor
     )
+
+    def start(params):
+        return (zeros(params),)
+
+    def mix(model, state, send):
+        compensated = accumulate(state.error, model)
+        sent, displacement, state = send(
+            optax.tree.cast_like(compensated, model), state
+        )
+        error = jax.tree.map(lambda v, c: v - promote(c), compensated, sent)
+        return displacement, state._replace(error=error)
+
+    return averaging_by_a_contraction(messages, start, mix, consensus_rate, overlap)

@@ -22,32 +22,19 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._arguments import check_reliable
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
-from djax._interfaces import (
-    Communicator,
-    Compressor,
-    PyTree,
-)
-from djax._mechanism.adapter import build
-from djax._mechanism.states import (
-    check_state,
-    label_of,
-)
+from djax._interfaces import Communicator, Compressor, PyTree
 from djax._mechanism.value import Mechanism
-from djax.compressors.checks import check_unbiased
 from djax.topologies import Graph
 
 from ._compressed import (
+    Messages,
     accumulate,
-    exchange,
+    averaging_by_an_unbiased_code,
+    copies,
     first_exchange,
-    init_compressor,
-    move,
-    start_of,
 )
-from ._graphs import check_mixing
 
 
 class ECDState(NamedTuple):
@@ -112,32 +99,14 @@ def ecd(
       Tang et al., `Communication Compression for Decentralized Training
       <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 2
     """
-    check_mixing("ecd", topology, communicator, fixed=True)
-    check_reliable("ecd", communicator)
-    check_unbiased("ecd", compressor)
+    messages = Messages("ecd", ECDState, topology, communicator, compressor)
 
-    label = label_of(topology, weights=True)
+    def start(params):
+        _, displacement = first_exchange(messages, params)
+        return accumulate(displacement, params), copies(params)
 
-    def init(params):
-        _, displacement = first_exchange(params, topology, communicator)
-        average = accumulate(displacement, params)
-        state = init_compressor(compressor, params, communicator)
-        step = jnp.zeros((), jnp.int32)
-        return ECDState(average, start_of(params), state, step, label)
-
-    def update(updates, state, params, **extra):
-        del extra
-        check_state(
-            "ecd",
-            state,
-            ECDState,
-            params,
-            "average",
-            "model",
-            label=label,
-            compressor=compressor,
-        )
-        step = optax.safe_increment(state.step)
+    def step(params, updates, state, send):
+        t = optax.safe_increment(state.step)
         model = jax.tree.map(
             lambda average, u, x, before: average + promote(u) + (promote(x) - before),
             state.average,
@@ -146,37 +115,18 @@ def ecd(
             state.model,
         )
         beyond = jax.tree.map(
-            lambda new, old: old + jnp.asarray(step, new.dtype) / 2 * (new - old),
+            lambda new, old: old + jnp.asarray(t, new.dtype) / 2 * (new - old),
             model,
             state.model,
         )
-        own, displacement, compressor_state = exchange(
-            optax.tree.cast_like(beyond, params),
-            compressor,
-            state.compressor_state,
-            topology,
-            communicator,
-            state.step,
+        own, displacement, next_state = send(
+            optax.tree.cast_like(beyond, params), state
         )
         average = jax.tree.map(
-            lambda old, new: old + 2 / jnp.asarray(step, old.dtype) * (new - old),
+            lambda old, new: old + 2 / jnp.asarray(t, old.dtype) * (new - old),
             state.average,
             accumulate(displacement, own),
         )
-        updates = move(updates, params, model)
-        return updates, ECDState(average, model, compressor_state, step, label)
+        return model, next_state._replace(average=average, model=model)
 
-    return build(
-        "ecd",
-        init,
-        communicator,
-        topology,
-        update=update,
-        facts={
-            "needs_every_message": True,
-            # What the neighbours have are the models before this step's updates.
-            "overlap": "ecd averages older ones; use gossip",
-            "moves_mean": True,  # By what the code leaves out.
-        },
-        conditions={"unbiased": compressor},
-    )
+    return averaging_by_an_unbiased_code(messages, start, step)

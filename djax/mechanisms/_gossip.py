@@ -24,20 +24,17 @@ from djax import mixing
 from djax._arguments import (
     check_consensus_rate,
     check_flags,
+    check_mixing,
+    mixing_matrices,
 )
 from djax._arrays.keys import check_key
+from djax._arrays.precision import scale
 from djax._calls import by_its_call
 from djax._interfaces import Communicator
 from djax._mechanism.adapter import build
 from djax._mechanism.states import check_state
 from djax._mechanism.value import Mechanism
 from djax.topologies import Graph
-
-from ._graphs import (
-    check_mixing,
-    mixing_matrices,
-    scaled,
-)
 
 
 class GossipState(NamedTuple):
@@ -130,7 +127,7 @@ def gossip(
             model, topology, communicator, step=state.step, key=key
         )
         state = GossipState(optax.safe_increment(state.step))
-        return scaled(displacement, consensus_rate), state
+        return scale(consensus_rate, displacement), state
 
     return build(
         "gossip",

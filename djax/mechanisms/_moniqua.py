@@ -29,6 +29,7 @@ from djax import mixing
 from djax._arguments import (
     check_consensus_rate,
     check_flags,
+    check_mixing,
     check_rate,
     check_reliable,
     check_static,
@@ -36,7 +37,7 @@ from djax._arguments import (
 from djax._arrays import bits as _bits
 from djax._arrays.checks import check_real
 from djax._arrays.keys import shared_key
-from djax._arrays.precision import promote
+from djax._arrays.precision import promote, scale
 from djax._arrays.split import join
 from djax._calls import by_its_call
 from djax._interfaces import Communicator
@@ -44,11 +45,6 @@ from djax._mechanism.adapter import build
 from djax._mechanism.states import check_state
 from djax._mechanism.value import Mechanism
 from djax.topologies import Graph
-
-from ._graphs import (
-    check_mixing,
-    scaled,
-)
 
 
 class MoniquaState(NamedTuple):
@@ -149,7 +145,7 @@ def moniqua(
         )
         displacement = treedef.unflatten(cut(heard.total))
         state = MoniquaState(optax.safe_increment(state.step))
-        return scaled(displacement, consensus_rate), state
+        return scale(consensus_rate, displacement), state
 
     def distances(levels, leaves):
         """How far the models that are sent are from this worker's."""

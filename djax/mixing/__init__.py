@@ -30,7 +30,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from djax._arguments import check_sizes
+from djax._arguments import check_sizes, check_weights
 from djax._arrays.keys import (
     check_key,
     key_of_step,
@@ -252,23 +252,6 @@ def as_sent(
         return message
     step = _known_step("mixing.as_sent", None, communicator, step)
     return _read(narrow(message, communicator, step), message)
-
-
-def check_weights(name: str, graph: Graph, communicator: Communicator) -> None:
-    """Raises ValueError if messages may be lost and some weights are negative.
-
-    Args:
-      name: of the mechanism, for the message.
-      graph: who is whose neighbour, and with which weight.
-      communicator: how messages travel, and whether they may be lost.
-    """
-    if communicator.drop_probability and (graph.matrices < 0).any():
-        raise ValueError(
-            f"{name}: some weights of {graph!r} are negative. Where messages are lost, "
-            "the weights of the others are divided by their sum, which takes weights "
-            "that are not: use weights='metropolis', or a communicator without "
-            "drop_probability."
-        )
 
 
 def difference(theirs: PyTree, mine: PyTree) -> PyTree:

@@ -43,8 +43,10 @@ from djax import mixing
 from djax._arguments import (
     check_consensus_rate,
     check_flags,
+    check_mixing,
     check_reliable,
     check_static,
+    mixing_matrices,
 )
 from djax._arrays.checks import check_real
 from djax._arrays.keys import shared_key
@@ -75,10 +77,6 @@ from djax._mechanism.states import (
 from djax._mechanism.value import Mechanism
 from djax._values import check_integer
 from djax.mechanisms._edges import Edges
-from djax.mechanisms._graphs import (
-    check_mixing,
-    mixing_matrices,
-)
 from djax.mixing._alternate import alternate
 from djax.topologies import Graph
 
