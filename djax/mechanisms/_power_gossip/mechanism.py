@@ -27,19 +27,19 @@ parameters, whatever the number of neighbours.
 Vogels, Karimireddy and Jaggi, `PowerGossip: Practical Low-Rank Communication
 Compression in Decentralized Deep Learning <https://arxiv.org/abs/2008.01425>`_, 2020,
 Algorithm 1.
+
+This file is longer than 300 lines because half of it describes the algorithm and its
+arguments. What the iteration calls is in the files beside it.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from djax import mixing
 from djax._arguments import (
     check_consensus_rate,
     check_flags,
@@ -55,43 +55,30 @@ from djax._arrays.matrices import (
     check_not_dealt_out,
     check_rows_axis,
     is_matrix,
-    matrix_shape,
 )
 from djax._arrays.precision import promote
-from djax._arrays.split import (
-    is_small,
-    join,
-    split,
-    unravel,
-)
+from djax._arrays.split import join
 from djax._calls import by_its_call
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 from djax._mechanism.adapter import build
-from djax._mechanism.states import (
-    check_state,
-    label_of,
-)
+from djax._mechanism.states import check_state, label_of
 from djax._mechanism.value import Mechanism
 from djax._values import check_integer
-from djax.mechanisms._edges import Edges
 from djax.mixing._alternate import alternate
 from djax.topologies import Graph
 
-from .factors import (
-    keep,
-    orthonormal,
-    signs,
+from .blocks import (
+    blocks_of,
+    check_factors,
+    factor_shapes,
+    stacked,
+    unflatten,
+    unstacked,
 )
-from .products import (
-    multiply,
-    product_of,
-)
-
-Block = tuple[int, ...]
-"""Numbers of small matrices of one shape, or of one large matrix, among the leaves."""
+from .edges import Edges
+from .orthonormal import keep, orthonormal, signs
+from .products import added_to_matrices, multiply_blocks, scale_rounds
+from .repeat import repeated
 
 
 class PowerGossipState(NamedTuple):
@@ -216,47 +203,81 @@ def power_gossip(
     )
     if sign and rank > 1:
         raise ValueError(f"power_gossip: sign=True is for rank 1, not {rank}.")
-    seed = shared_key("power_gossip", key)
+    edges = Edges(topology, communicator, shared_key("power_gossip", key))
+    label = label_of(topology, weights=False)
     orthogonalize = signs if sign else orthonormal
     first = 0 if idle_first_step else 1  # Number of the first iteration.
-
-    label, edges = label_of(topology, weights=False), Edges(topology)
+    # After an odd number of iterations a step starts from the other side.
+    turns = edges.sides() if iterations % 2 else [0]
+    parities = [(first + turn) % 2 for turn in sorted(set(turns))]
 
     def init(params):
         check_real("power_gossip", params)
         check_rows_axis("power_gossip", params, rows_axis)
         check_not_dealt_out("power_gossip")
         leaves, treedef = jax.tree.flatten(params)
-        everyone = edges.neighbors(communicator.rank())
-        drawn = random_factors(shapes_of_factors(leaves), 0, everyone)
+        shapes = factor_shapes(leaves, rank, rows_axis)
+        drawn = edges.random_factors(shapes, 0, edges.neighbors())
         left, right = (
-            _unflatten(treedef, {i: x for (i, s), x in drawn.items() if s == side})
+            unflatten(treedef, {i: x for (i, s), x in drawn.items() if s == side})
             for side in (0, 1)
         )
         return PowerGossipState(left, right, jnp.zeros((), jnp.int32), label)
 
-    # After an odd number of iterations a step starts from the other side.
-    turns = edges.sides() if iterations % 2 else [0]
-    parities = [(first + turn) % 2 for turn in sorted(set(turns))]
+    def iteration(step, odd, t, matrices, factors, corrections, vectors):
+        """One power iteration over all edges of this worker.
 
-    def shapes_of_factors(leaves):
-        """Of both sides of all matrices, in one round; side 0 is the left one."""
-        factors = {}
-        for i, x in enumerate(leaves):
-            if is_matrix(x):
-                shape, dtype = matrix_shape(x, rows_axis), jnp.result_type(promote(x))
-                for side in (0, 1):
-                    rows = min(rank, *shape), shape[side]
-                    factors[i, side] = jax.ShapeDtypeStruct(rows, dtype)
-        return factors
+        Args:
+          step: `int32[]`, number of updates so far.
+          odd: whether the right factor is the one to orthogonalize.
+          t: number of the iteration within the step, from 0.
+          matrices: the model's in blocks, before the first iteration of the step.
+          factors: of this step's edges, left and right, `[rounds, r, m or k]`.
+          corrections: what the step's iterations so far have added to each block.
+          vectors: what else is to be sent and averaged, a list of arrays.
 
-    def check_factors(leaves, sides):
-        for (i, side), x in shapes_of_factors(leaves).items():
-            if np.shape(sides[side][i])[1:] != x.shape:
-                raise ValueError(
-                    "power_gossip: the state belongs to another rank or rows_axis, or "
-                    "to other parameters: make a new state by its init."
-                )
+        Returns:
+          What it adds to the blocks, as rows on the left and on the right, and to the
+          vectors; and the next factors.
+        """
+        given, found = (1, 0) if odd else (0, 1)
+        bases = orthogonalize(factors[given])
+        # M_i V, or its transpose times U: the only arrays that travel besides vectors.
+        products = multiply_blocks(bases, matrices, given, rows_axis, corrections)
+        differences, vector_differences, weights = edges.differences(
+            products, vectors, step
+        )
+
+        # The sum over neighbours j of rate w_ij (M_j - M_i) V V^T, as its two factors.
+        def weighted(x, rate):
+            return scale_rounds(weights, x) * jnp.asarray(rate, x.dtype)
+
+        steps = {i: weighted(x, consensus_rate) for i, x in differences.items()}
+        rows = {given: bases, found: steps}
+        change = {block: (rows[0][block], rows[1][block]) for block in steps}
+        parts = [weighted(x, vector_rate).sum(axis=0) for x in vector_differences]
+
+        # Both ends keep the product of the higher rank's model minus the lower one's.
+        signs_of_rounds = edges.signs(step)
+        new = {i: scale_rounds(signs_of_rounds, x) for i, x in differences.items()}
+        if not warm_start:  # What the next iteration multiplies by is drawn anew.
+            new = edges.random_blocks(new, first + step * iterations + t, step)
+        next_factors = {given: bases, found: new}
+        return change, parts, tuple(keep(next_factors[s], factors[s]) for s in (0, 1))
+
+    def all_iterations(odd, step, matrices, factors, vectors):
+        matrices, vectors = jax.tree.map(promote, (matrices, vectors))
+        one = functools.partial(iteration, step)
+        corrections, parts, new = repeated(
+            one, odd, iterations, matrices, factors, vectors
+        )
+        if idle_first_step:
+            corrections, new = optax.tree.where(
+                step == 0,
+                (optax.tree.zeros_like(corrections), factors),
+                (corrections, new),
+            )
+        return corrections, parts, new
 
     def mix(model, state, /, **extra):
         del extra
@@ -266,200 +287,25 @@ def power_gossip(
             nothing = jax.tree.map(lambda x: jnp.zeros_like(promote(x)), model)
             return nothing, state._replace(step=step)
         leaves, treedef = jax.tree.flatten(model)
-        # What is put together and cut apart is compiled once, outside of the branches.
-        matrices = {block: _stacked(leaves, block, 0) for block in _blocks(leaves)}
         sides = [treedef.flatten_up_to(side) for side in (state.left, state.right)]
-        check_factors(leaves, sides)
-        factors = tuple(
-            {block: _stacked(side, block, 1) for block in matrices} for side in sides
-        )
-        now, put_back = edges.of_step(factors, communicator.rank(), state.step)
+        check_factors(leaves, sides, rank, rows_axis)
+        # What is put together and cut apart is compiled once, outside of the branches.
+        matrices = stacked(leaves, blocks_of(leaves), 0)
+        factors = tuple(stacked(side, matrices, 1) for side in sides)
+        now, put_back = edges.of_step(factors, state.step)
         vectors = {i: x for i, x in enumerate(leaves) if not is_matrix(x)}
         joined, cut = join(list(vectors.values()))
-        branches = [functools.partial(all_iterations, odd) for odd in parities]
-        operands = state.step, matrices, now, joined
-        found = alternate(state.step, turns, branches, *operands)
-        corrections, vector_parts, now = found
-        matrix_parts = {}
-        for block, rows in corrections.items():
-            like = leaves[block[0]]
-            product = functools.partial(product_of, like=like, rows_axis=rows_axis)
-            matrix_parts[block] = _each(product, block, 2, 0)(rows)
-        parts = dict(zip(vectors, cut(vector_parts), strict=True))
-        parts |= _unstacked(matrix_parts, 0)
-        displacement = _unflatten(treedef, parts)
-        left, right = (
-            _unflatten(treedef, _unstacked(side, 1)) for side in put_back(now)
+        corrections, parts, now = alternate(
+            state.step,
+            turns,
+            [functools.partial(all_iterations, odd) for odd in parities],
+            *(state.step, matrices, now, joined),
         )
-        return displacement, PowerGossipState(left, right, step, label)
-
-    def all_iterations(odd, step, matrices, before, vectors):
-        """All that travels in one step.
-
-        Args:
-          odd: whether the right factor is the first one to orthogonalize.
-          step: number of updates so far.
-          matrices: the model's, in blocks.
-          before: the factors of the blocks, left and right.
-          vectors: the model's, joined; a list of arrays.
-
-        Returns:
-          What the step adds to each block of matrices, as rows on the left and on the
-          right; what it adds to the vectors; and the next factors, left and right.
-        """
-        matrices, vectors = jax.tree.map(promote, (matrices, vectors))
-        number = first + step * iterations
-        change, parts, factors = iteration(
-            odd, number, step, matrices, before, {}, vectors
-        )
-        corrections = jax.tree.map(lambda x: x[None], change)
-        if iterations > 1:
-
-            def make_room(x):
-                return jnp.pad(x, ((0, iterations - 1),) + ((0, 0),) * (x.ndim - 1))
-
-            corrections = jax.tree.map(make_room, corrections)
-
-            def move(odd, t, factors, corrections):
-                change, _, factors = iteration(
-                    odd, number + t, step, matrices, factors, corrections, []
-                )
-                corrections = jax.tree.map(
-                    lambda rows, new: rows.at[t].set(new), corrections, change
-                )
-                return t + 1, factors, corrections
-
-            carry = 1, factors, corrections
-            if iterations > 2:
-                carry, _ = jax.lax.scan(
-                    lambda carry, _: (move(odd, *move(1 - odd, *carry)), None),
-                    carry,
-                    length=(iterations - 1) // 2,
-                )
-            if iterations % 2 == 0:
-                carry = move(1 - odd, *carry)
-            _, factors, corrections = carry
-        if idle_first_step:
-            idle = step == 0
-            corrections, factors = optax.tree.where(
-                idle,
-                (optax.tree.zeros_like(corrections), before),
-                (corrections, factors),
-            )
-        return corrections, parts, factors
-
-    def iteration(odd, number, step, matrices, factors, corrections, vectors):
-        """One exchange.
-
-        Args:
-          odd: whether the right factor is the one to orthogonalize.
-          number: of the iteration.
-          step: number of updates so far.
-          matrices: the model's in blocks, before the first iteration of the step.
-          factors: of the differences, left and right.
-          corrections: what the step's iterations so far have added to each block.
-          vectors: what else is to be sent, a list of arrays.
-
-        Returns:
-          What it adds to the blocks, as rows on the left and on the right, and to the
-          vectors; and the next factors.
-        """
-        left, right = factors
-        given, found = (1, 0) if odd else (0, 1)
-        bases = orthogonalize(factors[given])
-
-        def product(basis, matrix, correction):
-            return multiply(basis, matrix, given, rows_axis, correction)
-
-        products = {
-            block: _each(product, block, (1, 0, 2), 1)(
-                bases[block], matrix, corrections.get(block)
-            )
-            for block, matrix in matrices.items()
-        }
-        differences, vector_differences, weights = exchange(products, vectors, step)
-
-        def weighted(x, rate):
-            return _scale(weights, x) * jnp.asarray(rate, x.dtype)
-
-        steps = {i: weighted(x, consensus_rate) for i, x in differences.items()}
-        change = {
-            i: (step, bases[i]) if odd else (bases[i], step)
-            for i, step in steps.items()
-        }
-        parts = [weighted(x, vector_rate).sum(axis=0) for x in vector_differences]
-        # Both ends keep the product of the higher rank's model minus the lower one's.
-        me = communicator.rank()
-        neighbors = edges.neighbors_at(me, step)
-        higher = jnp.where(neighbors > me, 1, -1)
-        products = {i: _scale(higher, x) for i, x in differences.items()}
-        if not warm_start:  # What the next iteration multiplies by is drawn anew.
-            shapes = {
-                i: jax.ShapeDtypeStruct(x.shape[-2:], x.dtype)
-                for block, x in products.items()
-                for i in block
-            }
-            drawn = random_factors(dict(sorted(shapes.items())), number, neighbors)
-            products = {block: _stacked(drawn, block, 1) for block in products}
-        if odd:
-            return change, parts, (keep(products, left), keep(bases, right))
-        return change, parts, (keep(bases, left), keep(products, right))
-
-    def exchange(products, vectors, step):
-        """The neighbours' minus my arrays, and the neighbours' weights.
-
-        Of each the first axis is the round's.
-        """
-
-        def parts(r):
-            return {i: product[r] for i, product in products.items()}, vectors
-
-        def message(r):
-            return _joined(jax.tree.leaves(parts(r)))
-
-        differences, weights = [], []
-        for r, heard in enumerate(
-            mixing.exchange(message, topology, communicator, step=step)
-        ):
-            mine, treedef = jax.tree.flatten(parts(r))
-            found = unravel(heard.message - heard.own, mine)
-            found = [x.astype(y.dtype) for x, y in zip(found, mine, strict=True)]
-            differences.append(treedef.unflatten(found))
-            weights.append(heard.weight)
-        stacked = jax.tree.map(lambda *rounds: jnp.stack(rounds), *differences)
-        return *stacked, jnp.stack(weights)
-
-    def random_factors(shapes, number, neighbors):
-        """Normally distributed rows for each edge, the same at both of its ends.
-
-        A draw takes long to compile. All factors of one dtype therefore get their parts
-        of a single draw.
-
-        Args:
-          shapes: of the factors of one edge, float32 or wider, under names of any kind.
-          number: of the iteration that has drawn them, 0 for the first.
-          neighbors: `int32[edges]`, the other ends of this worker's edges.
-
-        Returns:
-          The factors under the same names, each with a leading axis of edges.
-        """
-        me = communicator.rank()
-        low, high = jnp.minimum(me, neighbors), jnp.maximum(me, neighbors)
-        numbers = low * topology.size + high
-        now, drawn = jax.random.fold_in(seed, number), {}
-        for dtype in dict.fromkeys(x.dtype for x in shapes.values()):
-            some = {name: x for name, x in shapes.items() if x.dtype == dtype}
-            sizes = [x.size for x in some.values()]
-            flat = _normal(
-                jax.random.fold_in(now, jnp.finfo(dtype).bits),
-                numbers,
-                sum(sizes),
-                dtype,
-            )
-            parts = split(flat, sizes, axis=1)
-            for (name, x), part in zip(some.items(), parts, strict=True):
-                drawn[name] = part.reshape(-1, *x.shape)
-        return drawn
+        changes = dict(zip(vectors, cut(parts), strict=True))
+        changes |= added_to_matrices(corrections, leaves, rows_axis)
+        left, right = (unflatten(treedef, unstacked(s, 1)) for s in put_back(now))
+        state = PowerGossipState(left, right, step, label)
+        return unflatten(treedef, changes), state
 
     return build(
         "power_gossip",
@@ -473,67 +319,3 @@ def power_gossip(
         # Of full rank; of a lower one it averages less, with which no more converges.
         matrices=mixing_matrices(topology, consensus_rate),
     )
-
-
-def _normal(key: jax.Array, edges: jax.Array, count: int, dtype: Any) -> jax.Array:
-    """Normally distributed numbers for each of the edges, `[edges, count]`."""
-
-    def draw(edge):
-        return jax.random.normal(jax.random.fold_in(key, edge), (count,), dtype)
-
-    # XLA computes what is made element by element anew within everything that needs a
-    # part of it, and compiles it as often. A loop of two iterations or more ends that.
-    looped = jnp.repeat(edges, 2) if edges.size == 1 else edges
-    return jax.lax.map(draw, looped)[: edges.size]
-
-
-def _joined(leaves: Sequence[jax.Array]) -> jax.Array:
-    """The raveled arrays one after another, in the widest of their dtypes."""
-    dtypes = [jnp.dtype("float32"), *(x.dtype for x in leaves)]
-    dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
-    flat = [jnp.zeros(0, dtype), *(x.astype(dtype).ravel() for x in leaves)]
-    return jnp.concatenate(flat)
-
-
-def _blocks(leaves: Sequence[jax.Array]) -> list[Block]:
-    """One block for all small matrices of a shape and dtype; one a large matrix."""
-    blocks: dict[Any, list[int]] = {}
-    for i, x in enumerate(leaves):
-        if is_matrix(x):
-            blocks.setdefault((x.shape, x.dtype) if is_small(x) else i, []).append(i)
-    return [tuple(block) for block in blocks.values()]
-
-
-def _stacked(some: Any, block: Block, axis: int) -> jax.Array:
-    """The arrays of a block's matrices, along a new axis if there are several."""
-    if len(block) == 1:
-        return some[block[0]]
-    return jnp.stack([some[i] for i in block], axis)
-
-
-def _unstacked(blocks: dict[Block, jax.Array], axis: int) -> dict[int, jax.Array]:
-    """Undoes :func:`_stacked`: the array of each matrix, under its number."""
-    found = {}
-    for block, x in blocks.items():
-        if len(block) == 1:
-            found[block[0]] = x
-        else:
-            pieces = split(jnp.moveaxis(x, axis, 0), [1] * len(block))
-            found |= {i: piece[0] for i, piece in zip(block, pieces, strict=True)}
-    return found
-
-
-def _each(fn: Callable, block: Block, in_axes: Any, out_axes: int) -> Callable:
-    """Makes a function of one matrix a function of all matrices of a block."""
-    return fn if len(block) == 1 else jax.vmap(fn, in_axes, out_axes)
-
-
-def _unflatten(treedef: Any, leaves: dict[int, jax.Array]) -> PyTree:
-    """The tree with these leaves under their numbers, None in place of all others."""
-    return treedef.unflatten(leaves.get(i) for i in range(treedef.num_leaves))
-
-
-def _scale(coefficients: jax.Array, x: jax.Array) -> jax.Array:
-    """Multiplies along the first axis."""
-    shape = (-1,) + (1,) * (x.ndim - 1)
-    return coefficients.astype(x.dtype).reshape(shape) * x

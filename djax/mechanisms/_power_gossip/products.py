@@ -1,21 +1,71 @@
-"""Products of PowerGossip's rows with parameters, and with each other."""
+"""Products of PowerGossip's factors with matrices, and with each other."""
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from djax._arrays.matrices import (
-    as_matrix,
-    from_matrix,
-    layout,
-)
+from djax._arrays.matrices import as_matrix, from_matrix, layout
 
-from .factors import einsum
+from .blocks import Block, Blocks, each, unstacked
+from .orthonormal import einsum
 
 FEW = 16  # Products of rows that are summed one by one.
 BLOCK = 128  # Rows of a stored matrix, or half of it, that are multiplied together.
+
+Rows = tuple[jax.Array, jax.Array]
+"""Rows on the left and on the right, `[iterations, rounds, r, m]` and `[..., k]`.
+
+Their product is what all of these iterations and rounds have added to a matrix.
+"""
+Corrections = dict[Block, Rows]
+"""What has been added to the matrices of each block."""
+
+
+def multiply_blocks(
+    bases: Blocks,
+    matrices: Blocks,
+    side: int,
+    rows_axis: int,
+    corrections: Corrections,
+) -> Blocks:
+    """Multiplies the matrices of all blocks by rows for each round.
+
+    Args:
+      bases: `[rounds, r, m or k]` of each matrix.
+      matrices: those of the model.
+      side: on which side the bases are, 0 for left or 1 for right.
+      rows_axis: what makes a matrix of a parameter.
+      corrections: what has been added to the matrices; empty if nothing has.
+
+    Returns:
+      `[rounds, r, k or m]` of each matrix.
+    """
+
+    def product(basis, x, correction):
+        return multiply(basis, x, side, rows_axis, correction)
+
+    return {
+        block: each(product, block, (1, 0, 2), 1)(
+            bases[block], x, corrections.get(block)
+        )
+        for block, x in matrices.items()
+    }
+
+
+def added_to_matrices(
+    corrections: Corrections, leaves: Sequence[jax.Array], rows_axis: int
+) -> dict[int, jax.Array]:
+    """What corrections add to each matrix, shaped like its leaf, by its number."""
+    found = {}
+    for block, rows in corrections.items():
+        product = functools.partial(
+            product_of, like=leaves[block[0]], rows_axis=rows_axis
+        )
+        found[block] = each(product, block, 2, 0)(rows)
+    return unstacked(found, 0)
 
 
 def multiply(
@@ -23,7 +73,7 @@ def multiply(
     x: jax.Array,
     side: int,
     rows_axis: int,
-    correction: tuple[jax.Array, jax.Array] | None,
+    correction: Rows | None,
 ) -> jax.Array:
     """Multiplies a parameter, as a matrix, by rows for each round.
 
@@ -73,9 +123,7 @@ def _along_last(basis: jax.Array, matrix: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(basis, matrix, cpu=by_blocks, default=whole)
 
 
-def product_of(
-    rows: tuple[jax.Array, jax.Array], like: jax.Array, rows_axis: int
-) -> jax.Array:
+def product_of(rows: Rows, like: jax.Array, rows_axis: int) -> jax.Array:
     """Multiplies rows on the left by rows on the right: a matrix shaped like `like`.
 
     A sum of few products is fused with what it is added to; a product of matrices would
@@ -88,3 +136,9 @@ def product_of(
     first, second = (right, left) if axes == "km" else (left, right)
     terms = [x[:, None] * y[None] for x, y in zip(first, second, strict=True)]
     return from_matrix(functools.reduce(jnp.add, terms), like, rows_axis)
+
+
+def scale_rounds(coefficients: jax.Array, x: jax.Array) -> jax.Array:
+    """Multiplies what belongs to each round, `[rounds, ...]`, by its coefficient."""
+    shape = (-1,) + (1,) * (x.ndim - 1)
+    return coefficients.astype(x.dtype).reshape(shape) * x

@@ -1,4 +1,4 @@
-"""The factors of PowerGossip's matrices: orthonormal rows, of many matrices at once."""
+"""Orthonormal rows: the factors of PowerGossip, those of many matrices at once."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,0 +1,245 @@
+"""The edges of a worker: what is kept of each, drawn for each, and sent along each.
+
+PowerGossip keeps two factors for every edge, the same at both of its ends. On a graph
+that changes with time a worker meets its neighbours in different steps, so that it has
+to be known where the factors of this step's edges are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+from jax.typing import ArrayLike
+
+from djax import mixing
+from djax._arrays.split import split, unravel
+from djax._interfaces import Communicator, PyTree
+from djax.topologies import Graph, edge_coloring
+
+from .blocks import Blocks, stacked
+
+
+class Edges:
+    """The edges at which one worker meets its neighbours.
+
+    A worker has one place for each neighbour that it ever meets. On a fixed graph these
+    are the rounds. Over a period the same edge may be in several rounds; then a place
+    is a colour of an edge colouring of all edges together, the same at both ends.
+
+    Attributes:
+      places: number of places of a worker.
+    """
+
+    def __init__(self, graph: Graph, communicator: Communicator, seed: jax.Array):
+        """Finds the places.
+
+        Args:
+          graph: of symmetric matrices.
+          communicator: how messages travel.
+          seed: the PRNG key of all draws, the same on all workers.
+        """
+        self._graph, self._communicator, self._seed = graph, communicator, seed
+        self._period, size = graph.period, graph.size
+        rounds = [graph.rounds_at(t) for t in range(graph.period)]
+        count = max(map(len, rounds))
+        silent = tuple(range(size))
+        self._met = np.array(
+            [[*each, *[silent] * (count - len(each))] for each in rounds], np.int32
+        ).reshape(graph.period, count, size)
+        if graph.period == 1:
+            self._neighbors = self._met[0]
+        else:
+            together = nx.empty_graph(size)
+            together.add_edges_from(_pairs(self._met))
+            self._neighbors = np.array(edge_coloring(together), np.int32)
+        self._neighbors = self._neighbors.reshape(-1, size)
+        self.places = len(self._neighbors)
+
+    def neighbors(self) -> jax.Array:
+        """`int32[places]`, this worker's neighbours; itself where it has none."""
+        return jnp.asarray(self._neighbors)[:, self._communicator.rank()]
+
+    def neighbors_at(self, step: ArrayLike) -> jax.Array:
+        """`int32[rounds]`, whom this worker meets in a step; itself where nobody."""
+        rank = self._communicator.rank()
+        if self._period == 1:
+            return jnp.asarray(self._met[0])[:, rank]
+        return jnp.asarray(self._met)[jnp.asarray(step) % self._period, :, rank]
+
+    def sides(self) -> list[int]:
+        """From which side, 0 or 1, the steps of two periods start.
+
+        Whenever an edge is there again, it should start from the other side than
+        before; if it started from one side for ever, nothing new would be found. In a
+        period of an even number of steps sides that just alternate would do that to an
+        edge that is there once. So the alternation is also tried with a change after
+        each period, and the one is taken that leaves fewer edges at their side.
+        """
+        steps = range(2 * self._period)
+        alternating = [t % 2 for t in steps]
+        changing = [(t + t // self._period) % 2 for t in steps]
+        return min(alternating, changing, key=self._repetitions)
+
+    def _repetitions(self, sides: list[int]) -> tuple[int, int]:
+        """How many edges have one side only, and how often one is repeated at all."""
+        met: dict[tuple[int, int], list[int]] = {}
+        for t, side in enumerate(sides):
+            for edge in _pairs(self._met[t % self._period]):
+                met.setdefault(tuple(edge), []).append(side)
+        found = list(met.values())
+        stuck = sum(len(set(each)) == 1 for each in found)
+        repeated = sum(
+            a == b
+            for each in found
+            for a, b in zip(each, each[1:] + each[:1], strict=True)
+        )
+        return stuck, repeated
+
+    def of_step(
+        self, kept: PyTree, step: ArrayLike
+    ) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+        """Takes what belongs to the edges of one step.
+
+        Args:
+          kept: arrays `[places, ...]` of all edges.
+          step: `int32[]`, number of steps so far.
+
+        Returns:
+          Arrays `[rounds, ...]`; and a function that returns all of `kept`, with such
+          arrays put back to their places.
+        """
+        if self._period == 1:
+            return kept, lambda changed: changed
+        met = self.neighbors_at(step)
+        equal = met[:, None] == self.neighbors()[None]
+        # Where nobody is met there is no place: out of bounds.
+        places = jnp.where(
+            met == self._communicator.rank(), self.places, jnp.argmax(equal, axis=1)
+        )
+
+        def put_back(changed: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda all_, some: all_.at[places].set(some, mode="drop"), kept, changed
+            )
+
+        return jax.tree.map(lambda x: x.at[places].get(mode="clip"), kept), put_back
+
+    def random_factors(
+        self,
+        shapes: Mapping[Any, jax.ShapeDtypeStruct],
+        number: ArrayLike,
+        neighbors: jax.Array,
+    ) -> dict[Any, jax.Array]:
+        """Draws normally distributed rows for each edge, the same at both of its ends.
+
+        A draw takes long to compile. All factors of one dtype therefore get their parts
+        of a single draw.
+
+        Args:
+          shapes: of the factors of one edge, float32 or wider, under names of any kind.
+          number: `int32[]`, of the iteration that draws them, 0 for the first.
+          neighbors: `int32[edges]`, the other ends of this worker's edges.
+
+        Returns:
+          The factors under the same names, each with a leading axis of edges.
+        """
+        me = self._communicator.rank()
+        low, high = jnp.minimum(me, neighbors), jnp.maximum(me, neighbors)
+        numbers = low * self._graph.size + high
+        now, drawn = jax.random.fold_in(self._seed, number), {}
+        for dtype in dict.fromkeys(x.dtype for x in shapes.values()):
+            some = {name: x for name, x in shapes.items() if x.dtype == dtype}
+            sizes = [x.size for x in some.values()]
+            key = jax.random.fold_in(now, jnp.finfo(dtype).bits)
+            flat = _normal(key, numbers, sum(sizes), dtype)
+            parts = split(flat, sizes, axis=1)
+            for (name, x), part in zip(some.items(), parts, strict=True):
+                drawn[name] = part.reshape(-1, *x.shape)
+        return drawn
+
+    def random_blocks(self, like: Blocks, number: ArrayLike, step: ArrayLike) -> Blocks:
+        """Draws rows for each edge of a step, `[rounds, ...]` of each matrix.
+
+        Args:
+          like: blocks of these shapes.
+          number: `int32[]`, of the iteration that draws them.
+          step: `int32[]`, number of steps so far.
+        """
+        shapes = {
+            i: jax.ShapeDtypeStruct(x.shape[-2:], x.dtype)
+            for block, x in like.items()
+            for i in block
+        }
+        shapes = dict(sorted(shapes.items()))
+        drawn = self.random_factors(shapes, number, self.neighbors_at(step))
+        return stacked(drawn, like, 1)
+
+    def signs(self, step: ArrayLike) -> jax.Array:
+        """`int32[rounds]`: 1 where the neighbour has the higher rank, -1 elsewhere."""
+        return jnp.where(self.neighbors_at(step) > self._communicator.rank(), 1, -1)
+
+    def differences(
+        self,
+        products: Mapping[Any, jax.Array],
+        vectors: list[jax.Array],
+        step: ArrayLike,
+    ) -> tuple[dict[Any, jax.Array], list[jax.Array], jax.Array]:
+        """Exchanges one message with each neighbour of a step.
+
+        Args:
+          products: what each neighbour is sent something else of, `[rounds, ...]`.
+          vectors: what all neighbours are sent, `[...]`.
+          step: `int32[]`, number of steps so far.
+
+        Returns:
+          The neighbours' minus this worker's products and vectors, `[rounds, ...]`; and
+          the weights of the neighbours, `float[rounds]`.
+        """
+
+        def parts(r):
+            return {name: product[r] for name, product in products.items()}, vectors
+
+        def message(r):
+            return _joined(jax.tree.leaves(parts(r)))
+
+        differences, weights = [], []
+        for r, heard in enumerate(
+            mixing.exchange(message, self._graph, self._communicator, step=step)
+        ):
+            mine, treedef = jax.tree.flatten(parts(r))
+            found = unravel(heard.message - heard.own, mine)
+            found = [x.astype(y.dtype) for x, y in zip(found, mine, strict=True)]
+            differences.append(treedef.unflatten(found))
+            weights.append(heard.weight)
+        stacked = jax.tree.map(lambda *rounds: jnp.stack(rounds), *differences)
+        return *stacked, jnp.stack(weights)
+
+
+def _pairs(met: np.ndarray) -> list[Any]:
+    """The pairs of workers that meet, each once."""
+    workers = np.broadcast_to(np.arange(met.shape[-1]), met.shape)
+    ends = np.stack([workers, met], axis=-1).reshape(-1, 2)
+    return np.unique(ends[ends[:, 0] < ends[:, 1]], axis=0).tolist()
+
+
+def _normal(key: jax.Array, edges: jax.Array, count: int, dtype: Any) -> jax.Array:
+    """Normally distributed numbers for each of the edges, `[edges, count]`."""
+
+    def draw(edge):
+        return jax.random.normal(jax.random.fold_in(key, edge), (count,), dtype)
+
+    # XLA computes what is made element by element anew within everything that needs a
+    # part of it, and compiles it as often. A loop of two iterations or more ends that.
+    looped = jnp.repeat(edges, 2) if edges.size == 1 else edges
+    return jax.lax.map(draw, looped)[: edges.size]
+
+
+def _joined(leaves: Sequence[jax.Array]) -> jax.Array:
+    """The raveled arrays one after another, in the widest of their dtypes."""
+    dtypes = [jnp.dtype("float32"), *(x.dtype for x in leaves)]
+    dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
+    flat = [jnp.zeros(0, dtype), *(x.astype(dtype).ravel() for x in leaves)]
+    return jnp.concatenate(flat)
