@@ -1,9 +1,10 @@
-r"""Quasi-global momentum: momentum of how the averaged model moves.
+r"""Quasi-global momentum and Adam: optimizers that remember how averaged models move.
 
-A local momentum points where the worker's own data lead. Here the buffers are fed by
-the difference of the model between two averagings, in which all workers' gradients
-have a part; the worker's gradient enters only the step that is then averaged. With
-learning rate :math:`\gamma`, gradient :math:`g_i` and any mechanism,
+A local momentum points where the worker's own data lead. Where the workers' data
+differ, these directions differ too, and the models are driven apart. Here the buffers
+follow the change of the model from one averaging to the next, in which all workers'
+gradients have a part. The worker's own gradient enters only the step that is then
+averaged. With learning rate :math:`\gamma`, gradient :math:`g_i` and any mechanism,
 
 .. math::
    x_i' &= \operatorname{average}_i(x_1 - \gamma d_1, \dots, x_n - \gamma d_n), \\
@@ -13,8 +14,12 @@ and the direction :math:`d_i` made of :math:`g_i` and :math:`m_i`.
 
 Lin et al., `Quasi-Global Momentum: Accelerating Decentralized Deep Learning on
 Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021.
+
+This file is longer than 300 lines because it describes two algorithms of one paper,
+which share their code.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,30 +27,16 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._arguments import (
-    check_choice,
-    check_decay,
-    check_flags,
-    check_rate,
-)
-from djax._arrays.checks import (
-    check_params,
-    check_real,
-)
-from djax._arrays.precision import (
-    add,
-    promote,
-)
+from djax._arguments import check_choice, check_decay, check_flags, check_rate
+from djax._arrays.checks import check_params, check_real
+from djax._arrays.precision import add, promote, scale
 from djax._calls import by_its_call
 from djax._interfaces import PyTree
 from djax._mechanism.adapter import wrap
 from djax._mechanism.agreement import around
 from djax._mechanism.refusals import refuse
 from djax._mechanism.states import check_state
-from djax._mechanism.value import (
-    Mechanism,
-    parts_of,
-)
+from djax._mechanism.value import Mechanism, parts_of
 from djax._transformations import as_transformation
 
 Form = Literal["nesterov", "heavy_ball", "normalized"]
@@ -145,59 +136,38 @@ def quasi_global_momentum(
       Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021, Algorithm 1
     """
     check_choice("quasi_global_momentum: form", form, Form)
-    mechanism = _checked("quasi_global_momentum", mechanism)
-    _check_learning_rate("quasi_global_momentum", learning_rate)
     check_decay("quasi_global_momentum: momentum", momentum)
     check_flags("quasi_global_momentum", overlap=overlap)
 
-    def init(params):
-        check_params("quasi_global_momentum", params)
-        return QuasiGlobalMomentumState(
-            jax.tree.map(jnp.zeros_like, params),
-            jnp.zeros((), jnp.int32),
-            _init(mechanism, params, "quasi_global_momentum"),
+    def direction(grads, buffers, time):
+        del time
+
+        def of_leaf(g, m):
+            heavy_ball = momentum * promote(m) + promote(g)
+            if form == "nesterov":
+                return promote(g) + momentum * heavy_ball
+            return heavy_ball / (1 + momentum) if form == "normalized" else heavy_ball
+
+        return jax.tree.map(of_leaf, grads, *buffers)
+
+    def fed(buffers, averaged, rate):
+        feed = (1 - momentum) / rate
+        new = jax.tree.map(
+            lambda m, a: momentum * promote(m) - scale(feed, promote(a)),
+            *buffers,
+            averaged,
         )
+        return (new,)
 
-    def direction(g, m):
-        g, m = promote(g), promote(m)
-        heavy_ball = momentum * m + g
-        if form == "nesterov":
-            return g + momentum * heavy_ball
-        return heavy_ball / (1 + momentum) if form == "normalized" else heavy_ball
-
-    def update(updates, state, params=None, **extra_args):
-        params = check_params("quasi_global_momentum", params)
-        check_state(
-            "quasi_global_momentum", state, QuasiGlobalMomentumState, params, "momentum"
-        )
-        grads, rate = updates, _value(learning_rate, state.step)
-
-        def step_along(m):
-            return jax.tree.map(
-                lambda g, m: _scale(-rate, direction(g, m)).astype(g.dtype), grads, m
-            )
-
-        if overlap:
-            step = jax.tree.map(jnp.zeros_like, grads)
-        else:
-            step = step_along(state.momentum)
-        averaged, mechanism_state = mechanism.update(
-            step, state.mechanism_state, params, **extra_args
-        )
-        feed = (1 - momentum) / jnp.maximum(rate, SMALLEST_LEARNING_RATE)
-
-        def fed(m, a):
-            new = (momentum * promote(m) - _scale(feed, promote(a))).astype(m.dtype)
-            return jnp.where(rate < SMALLEST_LEARNING_RATE, m, new)
-
-        new_momentum = jax.tree.map(fed, state.momentum, averaged)
-        if overlap:
-            averaged = add(averaged, step_along(new_momentum), like=grads)
-        return averaged, QuasiGlobalMomentumState(
-            new_momentum, optax.safe_increment(state.step), mechanism_state
-        )
-
-    return wrap("quasi_global_momentum", mechanism, init, update, {"optimizer": True})
+    return _fed_by_averages(
+        "quasi_global_momentum",
+        QuasiGlobalMomentumState,
+        learning_rate,
+        mechanism,
+        direction,
+        fed,
+        overlap=overlap,
+    )
 
 
 @by_its_call
@@ -251,81 +221,115 @@ def quasi_global_adam(
       Lin et al., `Quasi-Global Momentum: Accelerating Decentralized Deep Learning on
       Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021, QG-Adam
     """
-    mechanism = _checked("quasi_global_adam", mechanism)
-    _check_learning_rate("quasi_global_adam", learning_rate)
     check_decay("quasi_global_adam: b1", b1)
     check_decay("quasi_global_adam: b2", b2)
     check_rate("quasi_global_adam: eps", eps, zero=True)
 
-    def init(params):
-        check_real("quasi_global_adam", check_params("quasi_global_adam", params))
-        return QuasiGlobalAdamState(
-            optax.tree.zeros_like(params),
-            optax.tree.zeros_like(params),
-            jnp.zeros((), jnp.int32),
-            _init(mechanism, params, "quasi_global_adam"),
+    def moments(buffers, x):
+        """The two moments with one more value, in float32 or wider."""
+        values = x, jax.tree.map(jnp.square, x)
+        return tuple(
+            jax.tree.map(lambda m, v, b=b: b * promote(m) + (1 - b) * v, old, new)
+            for b, old, new in zip((b1, b2), buffers, values, strict=True)
         )
 
-    def feed(old, decay, new):
-        """The moments with one more value, in float32 or wider."""
-        return jax.tree.map(lambda m, x: decay * promote(m) + (1 - decay) * x, old, new)
-
-    def update(updates, state, params=None, **extra_args):
-        params = check_params("quasi_global_adam", params)
-        check_state(
-            "quasi_global_adam", state, QuasiGlobalAdamState, params, "mu", "nu"
-        )
-        grads, rate = updates, _value(learning_rate, state.step)
-        time = jnp.asarray(optax.safe_increment(state.step))
-        promoted = jax.tree.map(promote, grads)
-        mu = feed(state.mu, b1, promoted)
-        nu = feed(state.nu, b2, _square(promoted))
-
-        def step_along(g, m, v):
+    def direction(grads, buffers, time):
+        def of_leaf(m, v):
             m = m / (1 - b1 ** time.astype(m.dtype))
             v = v / (1 - b2 ** time.astype(v.dtype))
-            return _scale(-rate, m / (jnp.sqrt(v) + eps)).astype(g.dtype)
+            return m / (jnp.sqrt(v) + eps)
 
-        step = jax.tree.map(step_along, grads, mu, nu)
-        averaged, mechanism_state = mechanism.update(
-            step, state.mechanism_state, params, **extra_args
-        )
+        return jax.tree.map(of_leaf, *moments(buffers, jax.tree.map(promote, grads)))
+
+    def fed(buffers, averaged, rate):
+        del rate
         moved = jax.tree.map(lambda a: -promote(a), averaged)
         norm = optax.tree.norm(moved) + 1e-8
         moved = jax.tree.map(lambda d: d / norm.astype(d.dtype), moved)
-        new = feed(state.mu, b1, moved), feed(state.nu, b2, _square(moved))
-        old = state.mu, state.nu
-        mu, nu = optax.tree.where(
-            rate < SMALLEST_LEARNING_RATE, old, optax.tree.cast_like(new, old)
-        )
-        return averaged, QuasiGlobalAdamState(mu, nu, time, mechanism_state)
+        return moments(buffers, moved)
 
-    facts = {"optimizer": True, "moves_mean": True}  # Its steps have a length of 1.
-    return wrap("quasi_global_adam", mechanism, init, update, facts)
-
-
-def _checked(name: str, mechanism: Any) -> optax.GradientTransformationExtraArgs:
-    transformation = as_transformation(name, mechanism)
-    refuse(name, parts_of(transformation), "opaque", "overlap", "optimizer")
-    return transformation
+    return _fed_by_averages(
+        "quasi_global_adam",
+        QuasiGlobalAdamState,
+        learning_rate,
+        mechanism,
+        direction,
+        fed,
+        real=True,
+        moves_mean=True,  # Its steps have a length of 1.
+    )
 
 
-def _init(mechanism, params: PyTree, name: str) -> optax.OptState:
-    with around(f"{name}({{}})"):
-        return mechanism.init(params)
+def _fed_by_averages(
+    name: str,
+    kind: Any,
+    learning_rate: optax.ScalarOrSchedule,
+    mechanism: optax.GradientTransformation,
+    direction: Callable[[PyTree, tuple[PyTree, ...], jax.Array], PyTree],
+    fed: Callable[[tuple[PyTree, ...], PyTree, jax.Array], tuple[PyTree, ...]],
+    *,
+    overlap: bool = False,
+    real: bool = False,
+    moves_mean: bool = False,
+) -> Mechanism:
+    """Makes an optimizer whose buffers are fed by how the averaged model moves.
 
-
-def _square(tree: PyTree) -> PyTree:
-    return jax.tree.map(jnp.square, tree)
-
-
-def _check_learning_rate(name: str, learning_rate: optax.ScalarOrSchedule) -> None:
+    Args:
+      name: of its maker.
+      kind: class of its states: first the buffers, which are like the parameters, then
+        `step` and `mechanism_state`.
+      learning_rate: a number or a schedule.
+      mechanism: what averages.
+      direction: `(grads, buffers, time) -> direction`, in float32 or wider; `time` is
+        the number of this step, from 1.
+      fed: `(buffers, averaged, rate) -> buffers`, with the updates that the averaging
+        returned, and the learning rate, at least `SMALLEST_LEARNING_RATE`.
+      overlap: whether the parameters are averaged before this step's gradients.
+      real: whether the parameters must be real numbers.
+      moves_mean: whether the mean of the workers' models may move without gradients.
+    """
+    mechanism = as_transformation(name, mechanism)
+    refuse(name, parts_of(mechanism), "opaque", "overlap", "optimizer")
     if not callable(learning_rate):
         check_rate(f"{name}: learning_rate", learning_rate, zero=True)
+    fields = kind._fields[:-2]
 
+    def init(params):
+        check_params(name, params)
+        if real:
+            check_real(name, params)
+        zeros = [jax.tree.map(jnp.zeros_like, params) for _ in fields]
+        with around(f"{name}({{}})"):
+            return kind(*zeros, jnp.zeros((), jnp.int32), mechanism.init(params))
 
-def _scale(factor: ArrayLike, x: jax.Array) -> jax.Array:
-    return jnp.asarray(factor, x.dtype) * x
+    def update(grads, state, params=None, **extra_args):
+        params = check_params(name, params)
+        check_state(name, state, kind, params, *fields)
+        rate, buffers = _value(learning_rate, state.step), tuple(state[:-2])
+        time = jnp.asarray(optax.safe_increment(state.step))
+
+        def step_along(buffers):
+            found = direction(grads, buffers, time)
+            return jax.tree.map(
+                lambda g, d: scale(-rate, d).astype(g.dtype), grads, found
+            )
+
+        nothing = jax.tree.map(jnp.zeros_like, grads)
+        averaged, mechanism_state = mechanism.update(
+            nothing if overlap else step_along(buffers),
+            state.mechanism_state,
+            params,
+            **extra_args,
+        )
+        divisor = jnp.maximum(rate, SMALLEST_LEARNING_RATE)
+        new = optax.tree.cast_like(fed(buffers, averaged, divisor), buffers)
+        buffers = optax.tree.where(rate < SMALLEST_LEARNING_RATE, buffers, new)
+        if overlap:
+            averaged = add(averaged, step_along(buffers), like=grads)
+        return averaged, kind(*buffers, time, mechanism_state)
+
+    facts = {"optimizer": True, "moves_mean": moves_mean}
+    return wrap(name, mechanism, init, update, facts)
 
 
 def _value(learning_rate: optax.ScalarOrSchedule, step: ArrayLike) -> jax.Array:
