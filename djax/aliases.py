@@ -12,16 +12,8 @@ from ._arguments import (
     check_reliable,
     check_static,
 )
-from ._interfaces import (
-    Communicator,
-    Compressor,
-)
-from .corrections import (
-    d2,
-    gradient_tracking,
-    interleave,
-    on_updates,
-)
+from ._interfaces import Communicator, Compressor
+from .corrections import d2, gradient_tracking, interleave, on_updates
 from .corrections._d2 import check_d2
 from .mechanisms import (
     all_reduce,
@@ -34,10 +26,7 @@ from .mechanisms import (
     relay,
 )
 from .mechanisms._relay import Missing
-from .topologies import (
-    Graph,
-    Topology,
-)
+from .topologies import Graph, Topology
 
 __all__ = [
     "all_reduce_sgd",

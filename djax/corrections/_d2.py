@@ -31,10 +31,7 @@ from djax._mechanism.adapter import wrap
 from djax._mechanism.agreement import around
 from djax._mechanism.refusals import refuse
 from djax._mechanism.states import check_state
-from djax._mechanism.value import (
-    Mechanism,
-    parts_of,
-)
+from djax._mechanism.value import Mechanism, parts_of
 from djax._transformations import as_transformation
 from djax.topologies import Topology
 

@@ -15,10 +15,7 @@ from djax._mechanism.agreement import around
 from djax._mechanism.order import observing
 from djax._mechanism.refusals import refuse
 from djax._mechanism.states import check_state
-from djax._mechanism.value import (
-    Mechanism,
-    parts_of,
-)
+from djax._mechanism.value import Mechanism, parts_of
 from djax._transformations import as_transformation
 from djax._values import check_integer
 from djax.mixing._alternate import alternate

@@ -10,18 +10,12 @@ import numpy as np
 import optax
 
 from djax._arrays.checks import check_params
-from djax._arrays.matrices import (
-    dealing_out,
-    is_matrix,
-)
+from djax._arrays.matrices import dealing_out, is_matrix
 from djax._calls import by_its_call
 from djax._interfaces import PyTree
 from djax._mechanism.agreement import around
 from djax._mechanism.states import check_state
-from djax._mechanism.value import (
-    Mechanism,
-    parts_of,
-)
+from djax._mechanism.value import Mechanism, parts_of
 from djax._transformations import as_transformation
 
 

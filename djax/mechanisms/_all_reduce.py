@@ -6,10 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._arguments import (
-    check_communicator,
-    check_flags,
-)
+from djax._arguments import check_communicator, check_flags
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
 from djax._interfaces import Communicator

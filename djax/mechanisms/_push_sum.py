@@ -1,9 +1,11 @@
 r"""Push-sum: averaging over directed and time-varying graphs, as in SGP.
 
-On a directed graph nobody can see to it that the weights of what arrives sum to one,
-but everybody can split what it sends: the mixing matrices :math:`A^t` have *columns*
-that sum to one. The models :math:`z_i` then keep their sum and drift apart by factors,
-which a scalar :math:`w_i` that is treated alike measures:
+On a directed graph a worker cannot know with which weights all others send, so that the
+weights of what it receives need not sum to one. But each worker can split what it has
+among its receivers: the *columns* of the mixing matrices :math:`A^t` sum to one. The
+sum of the models :math:`z_i` is then kept, while the single models are scaled by
+unknown factors. A scalar :math:`w_i` that is averaged like the models measures these
+factors:
 
 .. math::
    z_i \leftarrow \textstyle\sum_j a_{ij}^t z_j, \qquad
@@ -24,33 +26,20 @@ import optax
 from jax.typing import ArrayLike
 
 from djax import mixing
-from djax._arguments import (
-    check_flags,
-    check_sizes,
-    check_static,
-)
+from djax._arguments import check_flags, check_sizes, check_static
+from djax._arrays.finite import all_finite
 from djax._arrays.keys import check_key
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 from djax._mechanism.adapter import build
 from djax._mechanism.states import check_state
 from djax._mechanism.value import Mechanism
 from djax._values import check_integer
 from djax.corrections._interleave import InterleaveState
-from djax.mixing import (
-    difference,
-    finite_difference,
-)
-from djax.topologies import (
-    Graph,
-    Topology,
-)
+from djax.mixing import difference, finite_difference
+from djax.topologies import Graph, Topology
 from djax.topologies.checks import check_directed
-from djax.training._nonfinite import all_finite
 
 
 class PushSumState(NamedTuple):
@@ -150,16 +139,16 @@ def push_sum(
         uneven = state.uneven if balanced else ()
         for _ in range(rounds):
             if uneven is None:
-                model = averaged(model, model, finite_difference, exchanges)
+                model = push(model, model, finite_difference, exchanges)
             else:
-                model, weight = averaged_with_weight(model, weight, exchanges)
+                model, weight = push_with_weight(model, weight, exchanges)
             exchanges = optax.safe_increment(exchanges)
         state = state._replace(weight=weight, exchanges=exchanges, uneven=uneven)
         return difference(model, start), state
 
-    def averaged_with_weight(model, weight, exchanges):
+    def push_with_weight(model, weight, exchanges):
         # A weight that is no number says that something in the model is none.
-        sent = model, jnp.where(all_finite(model), weight, jnp.nan)
+        message = model, jnp.where(all_finite(model), weight, jnp.nan)
 
         def read(theirs, own):
             own_weight = jnp.where(jnp.isfinite(own[1]), own[1], weight)
@@ -167,33 +156,31 @@ def push_sum(
             nothing = optax.tree.zeros_like(found)
             return optax.tree.where(jnp.isfinite(theirs[1]), found, nothing)
 
-        return averaged((model, weight), sent, read, exchanges)
+        return push((model, weight), message, read, exchanges)
 
-    def averaged(mine, sent, read, exchanges):
+    def push(mine, message, read, exchanges):
         r"""Returns :math:`r_i z_i + \sum_j a_{ij} (z_j - z_i)` with the row sums r.
 
         Where messages are rounded, :math:`z` is what is sent, and what the rounding
-        leaves out stays with the worker: so the sum over the workers is kept.
+        leaves out stays with the worker. So the sum over the workers is kept.
         """
         heard = mixing.weighted_sum(
-            sent, read, schedule, communicator, step=exchanges, key=key
+            message, read, schedule, communicator, step=exchanges, key=key
         )
-        kept = mine
-        if not balanced:
-            now = jnp.asarray(exchanges) % schedule.period
-            share = jnp.asarray(received)[now, communicator.rank()]
+        now = jnp.asarray(exchanges) % schedule.period
+        share = jnp.asarray(received)[now, communicator.rank()]
 
-            def keep(x, z):
-                z = jnp.where(jnp.isfinite(z), z, x)
-                return (
-                    promote(x)
-                    - promote(z)
-                    + share.astype(promote(z).dtype) * promote(z)
-                )
+        def keep(x, z):
+            if balanced:  # The share is 1.
+                return promote(x)
+            z = promote(jnp.where(jnp.isfinite(z), z, x))
+            return promote(x) - z + share.astype(z.dtype) * z
 
-            kept = jax.tree.map(keep, mine, heard.own)
         return jax.tree.map(
-            lambda x, k, d: (promote(k) + d).astype(x.dtype), mine, kept, heard.total
+            lambda x, z, d: (keep(x, z) + d).astype(x.dtype),
+            mine,
+            heard.own,
+            heard.total,
         )
 
     return build(
@@ -266,21 +253,20 @@ def push_sum_eval_params(state: Any, params: PyTree) -> PyTree:
 
     if averaged is None:
         return jax.tree.map(divide, params)
-
-    def divide_averaged(place, z):
-        return z if isinstance(place, optax.MaskedNode) else divide(z)
-
     leaves, treedef = jax.tree.flatten(params)
     try:
-        if shares == 1:  # The mechanism had a list of all leaves.
-            divided = jax.tree.map(divide_averaged, averaged, leaves, is_leaf=_is_place)
-            return treedef.unflatten(divided)
-        return jax.tree.map(divide_averaged, averaged, params, is_leaf=_is_place)
+        divided = jax.tree.map(
+            lambda place, z: z if isinstance(place, optax.MaskedNode) else divide(z),
+            averaged,
+            leaves if shares else params,  # Interleave deals out a list of all leaves.
+            is_leaf=_is_place,
+        )
     except (ValueError, TypeError) as error:
         raise ValueError(
             "push_sum_eval_params needs the parameters that push_sum averaged, but got "
             "a tree of another structure."
         ) from error
+    return treedef.unflatten(divided) if shares else divided
 
 
 def _push_sums(state: Any) -> list[PushSumState]:
@@ -290,14 +276,13 @@ def _push_sums(state: Any) -> list[PushSumState]:
 
 
 def _shares(state: Any) -> int:
-    """Over how many mechanisms interleave splits the coordinates that push-sum gets.
+    """Among how many mechanisms :func:`djax.interleave` deals out the coordinates.
 
     Returns:
-      The number, 0 if push-sum is not inside of :func:`djax.interleave`.
+      The number; 0 if push-sum is not inside of :func:`djax.interleave`.
     """
-    for node in jax.tree.leaves(
-        state, is_leaf=lambda s: isinstance(s, InterleaveState)
-    ):
+    nodes = jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, InterleaveState))
+    for node in nodes:
         if isinstance(node, InterleaveState) and _push_sums(node):
             mechanisms = node.mechanism_states
             return len(mechanisms) * max(1, _shares(mechanisms))

@@ -1,9 +1,11 @@
 r"""RelaySum: exactly uniform averages along a tree, after a delay.
 
-A worker sends to each neighbour its own model and everything that the *other*
-neighbours relayed to it in the step before, but never what that neighbour sent itself.
-So each model travels along the tree once, one hop a step, and is met at every worker
-with the same weight. With :math:`u_i` the model of worker i after its own step,
+Gossip only approaches the mean of the workers' models, which slows training down where
+their data differ. On a tree the mean can be computed exactly. A worker sends to each
+neighbour the sum of its own model and of everything that its *other* neighbours sent to
+it in the step before. So each model travels along the tree once, one hop a step, and
+every worker gets it with the same weight. With :math:`u_i` the model of worker i after
+its own step,
 
 .. math::
    M_{i \to j} &= u_i + \textstyle\sum_{k \ne j} M^{prev}_{k \to i}, &
@@ -15,8 +17,8 @@ with the same weight. With :math:`u_i` the model of worker i after its own step,
 :math:`M` is a sum of models and :math:`c` their number; the models of
 :math:`n - \bar n_i` workers have not arrived yet and are replaced by the initial one.
 
-What travels and is kept is the mean :math:`M / c` in place of the sum. It stays in the
-range of the models, which is what half precision needs, and since only differences
+What travels and is kept is the mean :math:`M / c` in place of the sum. The mean stays
+in the range of the models, which is what half precision needs. Since only differences
 :math:`M / c - u_i` are summed up, equal models stay equal to the last bit.
 
 Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
@@ -32,24 +34,13 @@ import optax
 from jax.typing import ArrayLike
 
 from djax import mixing
-from djax._arguments import (
-    check_choice,
-    check_flags,
-    check_topology,
-)
+from djax._arguments import check_choice, check_flags, check_topology
 from djax._arrays.keys import check_key
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
-from djax._interfaces import (
-    Communicator,
-    OutsideError,
-    PyTree,
-)
+from djax._interfaces import Communicator, OutsideError, PyTree
 from djax._mechanism.adapter import build
-from djax._mechanism.states import (
-    check_state,
-    label_of,
-)
+from djax._mechanism.states import check_state, label_of
 from djax._mechanism.value import Mechanism
 from djax.mixing import finite_difference
 from djax.topologies import Topology
@@ -168,27 +159,35 @@ def relay(
             "communicator without rounding_seed."
         )
     label = label_of(tree, weights=False)
-    own_in_place = missing in ("self", "renormalize")
+    kept = ("initial",) if missing == "initial" else ()  # Models, besides messages.
+    has_neighbor = np.asarray(tree.rounds) != np.arange(tree.size)
+
+    def common_start(params):
+        try:
+            first = communicator.broadcast(params)
+        except OutsideError:  # There is only one start, whose state all may share.
+            return params
+        return jax.tree.map(
+            lambda x, y: jnp.where(jnp.isfinite(x), x, y), first, params
+        )
 
     def init(params):
         return RelayState(
             messages=tuple(optax.tree.zeros_like(params) for _ in tree.rounds),
             counts=jnp.zeros(len(tree.rounds), jnp.int32),
-            initial=_common_start(params) if missing == "initial" else None,
+            initial=common_start(params) if missing == "initial" else None,
             step=jnp.zeros((), jnp.int32),
             graph=label,
         )
 
     def update(updates, state, params, **extra):
         del extra
-        models = ("initial",) if missing == "initial" else ()
-        check_state("relay", state, RelayState, params, *models, label=label)
+        check_state("relay", state, RelayState, params, *kept, label=label)
         model = optax.apply_updates(params, updates)
         own = mixing.as_sent(model, communicator, state.step)
-        messages, counts = relayed(model, own, state)
+        messages, counts = exchanged(model, own, state)
         heard = (state.messages, state.counts) if overlap else (messages, counts)
         total, number = _sum(own, *heard), 1 + heard[1].sum(dtype=jnp.int32)
-
         if missing in ("initial", "latest"):
             stand_in = state.initial if missing == "initial" else params
             total = _add_models(total, tree.size - number, stand_in, model)
@@ -197,17 +196,16 @@ def relay(
         step = optax.safe_increment(state.step)
         return updates, RelayState(messages, counts, state.initial, step, label)
 
-    def relayed(model, own, state):
-        """Relays what came in the step before; returns what comes in this one."""
-        rank = communicator.rank()
+    def exchanged(model, own, state):
+        """Sends each neighbour what it does not know; returns what they have sent."""
         total = _sum(own, state.messages, state.counts)
         known = 1 + state.counts.sum(dtype=jnp.int32)
 
         def message(i):
             # All that is known except for what this round's neighbour has sent.
-            count = known - state.counts[i]
-            rest = _add_models(total, -state.counts[i], state.messages[i], own)
-            return _divide_and_add(rest, count, model, like=state.messages[i]), count
+            before, count = state.messages[i], known - state.counts[i]
+            others = _add_models(total, -state.counts[i], before, own)
+            return _divide_and_add(others, count, model, like=before), count
 
         messages, counts = [], []
         for i, heard in enumerate(
@@ -216,19 +214,10 @@ def relay(
             mean, count = heard.message
             if heard.arrived is not True:
                 mean = optax.tree.where(heard.arrived, mean, state.messages[i])
-            talks = np.asarray(tree.rounds[i]) != np.arange(tree.size)
             messages.append(mean)
-            counts.append(jnp.where(jnp.asarray(talks)[rank] & heard.arrived, count, 0))
+            meets = jnp.asarray(has_neighbor[i])[communicator.rank()]
+            counts.append(jnp.where(meets & heard.arrived, count, 0))
         return tuple(messages), jnp.stack(counts) if counts else state.counts
-
-    def _common_start(params):
-        try:
-            first = communicator.broadcast(params)
-        except OutsideError:  # There is only one start, whose state all may share.
-            return params
-        return jax.tree.map(
-            lambda x, y: jnp.where(jnp.isfinite(x), x, y), first, params
-        )
 
     return build(
         "relay",
@@ -241,7 +230,7 @@ def relay(
             "overlap": overlap,
             "old_models": True,
             "moves_mean": True,
-            "uneven_sums": own_in_place
+            "uneven_sums": missing in ("self", "renormalize")
             and f"missing={missing!r}: use missing='latest'",
         },
         per_rank=["key"],
@@ -260,14 +249,11 @@ def _divide_and_add(
     total: PyTree, divisor: ArrayLike, base: PyTree, like: PyTree
 ) -> PyTree:
     """Returns `base + total / divisor` in the dtypes of `like`."""
-    return jax.tree.map(
-        lambda t, b, x: (promote(b) + t / jnp.asarray(divisor, t.dtype)).astype(
-            x.dtype
-        ),
-        total,
-        base,
-        like,
-    )
+
+    def of_leaf(t, b, x):
+        return (promote(b) + t / jnp.asarray(divisor, t.dtype)).astype(x.dtype)
+
+    return jax.tree.map(of_leaf, total, base, like)
 
 
 def _add_models(total: PyTree, count: jax.Array, mean: PyTree, model: PyTree) -> PyTree:

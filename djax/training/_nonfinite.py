@@ -5,7 +5,6 @@ after as many steps as the diameter of the graph every model is lost. What happe
 such a gradient is the choice of `nonfinite` in :func:`djax.training.make_steps`.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,20 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax._interfaces import Communicator, PyTree
+from djax._arrays.finite import all_finite, is_float
+from djax._interfaces import (
+    Communicator,
+    PyTree,
+)
 
 NonFinite = Literal["raise", "skip", "isolate"]
 
 _FINE, _GRADIENT, _PARAMS = range(3)
 """What was not finite in one step of one worker: nothing, its gradient, or only its
 parameters after the step."""
-
-_MULTIPLIED = (jnp.float32, jnp.float64)
-"""Dtypes whose arrays are tested fastest by a product of a matrix and a vector."""
-_COMPARED = (*_MULTIPLIED, jnp.float16, jnp.bfloat16)
-"""Dtypes whose arrays are tested fastest by their largest entry."""
-_LARGE = 1 << 14
-"""Number of entries from which on a product is faster."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -58,29 +54,6 @@ class NonFiniteError(FloatingPointError):
         self.workers, self.metrics = workers, metrics
 
 
-def all_finite(tree: PyTree) -> jax.Array:
-    """Returns whether no number of one worker's arrays is infinite or NaN, `bool[]`.
-
-    Leaves that are neither floating-point nor complex are always finite.
-    """
-    finite = [_is_finite(x) for x in jax.tree.leaves(tree) if _is_float(x)]
-    return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
-
-
-def _is_finite(x: jax.Array) -> jax.Array:
-    """Returns whether an array is finite, `bool[]`, in the fastest way on CPUs."""
-    dtype = jnp.result_type(x)
-    if dtype in _MULTIPLIED and jnp.ndim(x) > 1 and jnp.size(x) >= _LARGE:
-        # Infinity times 0 is NaN, and so is NaN times 0. A product of a matrix and a
-        # vector takes a third of the time of XLA's reduction over the matrix. Without
-        # the barrier, XLA would see that the vector is 0 and leave the product out.
-        zeros = jax.lax.optimization_barrier(jnp.zeros(x.shape[-1], dtype))
-        x = jnp.matmul(x, zeros, precision="highest")
-    if dtype in _COMPARED:  # A maximum takes half as long as `isfinite(x).all()`.
-        return jnp.max(jnp.abs(x), initial=0) < jnp.inf
-    return jnp.isfinite(x).all()
-
-
 def flaw(grads: PyTree, params: PyTree) -> jax.Array:
     """Returns what is not finite in one step of one worker, `uint8[]`.
 
@@ -110,7 +83,7 @@ def without_step(
       The gradient and the new model state, or zeros and the old model state.
     """
     zero = jax.tree.map(
-        lambda g: jnp.where(finite, g, jnp.zeros_like(g)) if _is_float(g) else g, grads
+        lambda g: jnp.where(finite, g, jnp.zeros_like(g)) if is_float(g) else g, grads
     )
     return zero, jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
 
@@ -173,7 +146,3 @@ def _describe(
         "all gradients were: the optimizer's or the averaging's own step is too large. "
         "Lower the learning rate or the consensus rate."
     )
-
-
-def _is_float(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
