@@ -1,4 +1,11 @@
-"""The names that papers use, as chains."""
+"""Algorithms by the names that papers use: SGD and a mechanism, in one call.
+
+Whoever looks for D-PSGD need not know that it is a chain of `optax.sgd` and
+:func:`djax.gossip`. Each function here returns such a chain.
+
+This file is longer than 300 lines because each function describes all of its arguments;
+most bodies are a single expression.
+"""
 
 from collections.abc import Sequence
 
@@ -45,14 +52,24 @@ __all__ = [
 __dir__ = __all__.copy  # For dir() and completion.
 
 
-def _sgd(name, learning_rate, momentum, nesterov):
-    """`optax.sgd`, whose numbers are checked, which optax does not do."""
+def _sgd(
+    name: str,
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: ArrayLike | None,
+    nesterov: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns `optax.sgd`, and checks its numbers, which optax does not do."""
     if not callable(learning_rate):
         check_rate(f"{name}: learning_rate", learning_rate, zero=True)
     if momentum is not None:
         check_decay(f"{name}: momentum", momentum)
     check_flags(name, nesterov=nesterov)
     return optax.sgd(learning_rate, momentum, nesterov)
+
+
+def _averaged(name, averaging, learning_rate, momentum, nesterov):
+    """Returns the steps of SGD, each of which is followed by an averaging."""
+    return optax.chain(_sgd(name, learning_rate, momentum, nesterov), averaging)
 
 
 def dpsgd(
@@ -91,10 +108,10 @@ def dpsgd(
       Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
       <https://arxiv.org/abs/1705.09056>`_, 2017
     """
-    return optax.chain(
-        _sgd("dpsgd", learning_rate, momentum, nesterov),
-        gossip(topology, communicator, consensus_rate=consensus_rate, overlap=overlap),
+    averaging = gossip(
+        topology, communicator, consensus_rate=consensus_rate, overlap=overlap
     )
+    return _averaged("dpsgd", averaging, learning_rate, momentum, nesterov)
 
 
 def all_reduce_sgd(
@@ -180,7 +197,7 @@ def relay_sgd(
       <https://arxiv.org/abs/2110.04175>`_, 2021, Algorithm 1
     """
     averaging = _relay(tree, communicator, missing, overlap)
-    return optax.chain(_sgd("relay_sgd", learning_rate, momentum, nesterov), averaging)
+    return _averaged("relay_sgd", averaging, learning_rate, momentum, nesterov)
 
 
 def relay_sgd_grad(
@@ -221,9 +238,7 @@ def relay_sgd_grad(
     """
     # The latest "model" of averaged updates is zero, and need not be kept.
     averaging = on_updates(_relay(tree, communicator, "latest", overlap))
-    return optax.chain(
-        _sgd("relay_sgd_grad", learning_rate, momentum, nesterov), averaging
-    )
+    return _averaged("relay_sgd_grad", averaging, learning_rate, momentum, nesterov)
 
 
 def _relay(tree, communicator, missing, overlap):
@@ -279,7 +294,7 @@ def d2_sgd(
     if check and isinstance(topology, Topology):
         check_d2("d2_sgd", topology, consensus_rate)
     averaging = d2(averaging, check=check)
-    return optax.chain(_sgd("d2_sgd", learning_rate, momentum, nesterov), averaging)
+    return _averaged("d2_sgd", averaging, learning_rate, momentum, nesterov)
 
 
 def exact_diffusion(
@@ -354,10 +369,9 @@ def gradient_tracking_sgd(
     """
     check_reliable("gradient_tracking_sgd", communicator)
     averaging = gossip(topology, communicator, consensus_rate=consensus_rate)
-    return optax.chain(
-        _sgd("gradient_tracking_sgd", learning_rate, momentum, nesterov),
-        gradient_tracking(averaging),
-    )
+    averaging = gradient_tracking(averaging)
+    name = "gradient_tracking_sgd"
+    return _averaged(name, averaging, learning_rate, momentum, nesterov)
 
 
 def sgp(
@@ -399,7 +413,7 @@ def sgp(
     """
     check_static("sgp", rounds=rounds)
     averaging = push_sum(schedule, communicator, rounds=rounds, overlap=overlap)
-    return optax.chain(_sgd("sgp", learning_rate, momentum, nesterov), averaging)
+    return _averaged("sgp", averaging, learning_rate, momentum, nesterov)
 
 
 def power_gossip_sgd(
@@ -452,9 +466,7 @@ def power_gossip_sgd(
         consensus_rate=consensus_rate,
         overlap=overlap,
     )
-    return optax.chain(
-        _sgd("power_gossip_sgd", learning_rate, momentum, nesterov), averaging
-    )
+    return _averaged("power_gossip_sgd", averaging, learning_rate, momentum, nesterov)
 
 
 def choco_sgd(
@@ -497,7 +509,7 @@ def choco_sgd(
     averaging = choco_gossip(
         topology, communicator, compressor, consensus_rate, overlap=overlap
     )
-    return optax.chain(_sgd("choco_sgd", learning_rate, momentum, nesterov), averaging)
+    return _averaged("choco_sgd", averaging, learning_rate, momentum, nesterov)
 
 
 def dcd_psgd(
@@ -509,7 +521,7 @@ def dcd_psgd(
     momentum: ArrayLike | None = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""DCD-PSGD: D-PSGD with exact copies of the neighbours, sending compressed moves.
+    r"""DCD-PSGD: D-PSGD with exact copies of the neighbours, by compressed changes.
 
     Args:
       learning_rate: a number or a schedule.
@@ -533,7 +545,7 @@ def dcd_psgd(
       <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 1
     """
     averaging = dcd(topology, communicator, compressor)
-    return optax.chain(_sgd("dcd_psgd", learning_rate, momentum, nesterov), averaging)
+    return _averaged("dcd_psgd", averaging, learning_rate, momentum, nesterov)
 
 
 def ecd_psgd(
@@ -569,4 +581,4 @@ def ecd_psgd(
       <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 2
     """
     averaging = ecd(topology, communicator, compressor)
-    return optax.chain(_sgd("ecd_psgd", learning_rate, momentum, nesterov), averaging)
+    return _averaged("ecd_psgd", averaging, learning_rate, momentum, nesterov)
