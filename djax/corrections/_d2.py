@@ -1,9 +1,11 @@
 r"""D²: decentralized training over decentralized data.
 
-Plain averaging pulls every worker's model from where its own gradient leads, again in
-each step, so that D-PSGD with a constant step size stops short of the optimum if the
-workers' data differ. D² remembers that pull and takes it back in the next step. With
-the update :math:`u_i^t` of the links before it and any mechanism,
+If the workers' data differ, their gradients lead apart, and averaging moves every model
+away from where its own gradients lead, again in each step. D-PSGD with a constant step
+size therefore does not reach the optimum. D² remembers the displacement :math:`c_i` of
+an averaging, and adds it to the model before the next one. At the optimum :math:`c_i`
+and the update cancel, so that averaging moves nothing. With the update :math:`u_i^t` of
+the links before it and any mechanism,
 
 .. math::
    x_i^{t+1} &= \operatorname{average}_i(x_1^t + u_1^t + c_1^t, \dots), & c_i^0 &= 0, \\
@@ -43,8 +45,9 @@ class D2State(NamedTuple):
     """State of :func:`d2`.
 
     Attributes:
-      correction: :math:`c_i`, what the last averaging moved beyond the update.
-      mechanism_state: state of the wrapped mechanism.
+      correction: :math:`c_i`, a tree like the parameters: by how much the last change
+        of the model differed from the update.
+      mechanism_state: the state of the wrapped mechanism.
     """
 
     correction: optax.Updates
@@ -60,17 +63,17 @@ def d2(mechanism: optax.GradientTransformation, *, check: bool = True) -> Mechan
        \\ c_i &\leftarrow (\text{new } x_i) - x_i - u_i
 
     With :func:`djax.gossip` it converges only if no eigenvalue of the mixing matrix is
-    below -1/3, which `init` checks; at half the consensus rate it is exact
-    diffusion, which always converges. It sends what the mechanism sends.
+    below -1/3, which is checked. At half the consensus rate it is exact diffusion,
+    which always converges. It sends what the mechanism sends.
 
-    The mechanism has to average nearly exactly: what :func:`djax.power_gossip` of low
-    rank or :func:`djax.choco_gossip` with a coarse code leave out is fed back, and
-    grows. :func:`djax.gradient_tracking` bears that.
+    The mechanism has to average nearly exactly. What :func:`djax.power_gossip` of low
+    rank or :func:`djax.choco_gossip` with a coarse code leaves out is fed back, and
+    grows. With such mechanisms use :func:`djax.gradient_tracking`.
 
     Args:
       mechanism: any mechanism without `overlap` that averages nearly exactly, and loses
         no messages. Not :func:`djax.relay`, whose averages contain older models.
-      check: whether averages with which it diverges are refused.
+      check: whether to refuse averages with which it diverges.
 
     Returns:
       A :class:`djax.Mechanism` that needs `params`, with a :class:`D2State`.
@@ -124,7 +127,7 @@ def d2(mechanism: optax.GradientTransformation, *, check: bool = True) -> Mechan
 
 
 def _check_convergence(mechanism: str, matrices: np.ndarray) -> None:
-    """Raises ValueError if D² diverges over averages by these matrices, one a step."""
+    """Raises ValueError if D² diverges with these matrices, one for each step."""
     if len(matrices) == 1 and np.allclose(matrices[0], matrices[0].T):
         smallest = float(np.linalg.eigvalsh(matrices[0])[0])
         if smallest >= SMALLEST_EIGENVALUE - 1e-6:  # Rates may be float32.
@@ -136,7 +139,7 @@ def _check_convergence(mechanism: str, matrices: np.ndarray) -> None:
         )
     else:
         growth = _growth(matrices)
-        if growth < 1 - 1e-9:  # What does not shrink sums up rounding errors.
+        if growth < 1 - 1e-9:  # If nothing shrinks, rounding errors add up.
             return
         problem = (
             "over a period the differences between the workers, which have to shrink, "
@@ -147,10 +150,11 @@ def _check_convergence(mechanism: str, matrices: np.ndarray) -> None:
 
 
 def _growth(matrices: np.ndarray) -> float:
-    r"""By how much differences between workers grow over a period, without gradients.
+    r"""Returns the factor by which differences between workers grow over a period.
 
-    Then :math:`x^{t+1} = W^t (2 x^t - x^{t-1})`. Columns sum to one, so that numbers
-    which sum to zero go on to do so, and are given by those of all workers but one.
+    Without gradients :math:`x^{t+1} = W^t (2 x^t - x^{t-1})`. The columns of the
+    matrices sum to one. So numbers of the workers that sum to zero keep this sum, and
+    those of all workers but one suffice to describe them.
     """
     reduced = matrices[:, 1:, 1:] - matrices[:, 1:, :1]
     count = reduced.shape[1]

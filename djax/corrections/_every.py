@@ -1,4 +1,4 @@
-"""Local steps between two averagings."""
+"""Local steps: workers that average in every k-th step only, to send less."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,8 +25,8 @@ class EveryState(NamedTuple):
     """State of :func:`every`.
 
     Attributes:
-      step: `int32[]`, number of updates so far.
-      mechanism_state: state of the wrapped mechanism.
+      step: `int32[]`, the number of updates so far.
+      mechanism_state: the state of the wrapped mechanism.
     """
 
     step: ArrayLike
@@ -37,14 +37,15 @@ class EveryState(NamedTuple):
 def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
     r"""Lets a mechanism communicate in every k-th step only.
 
-    The steps :math:`k, 2k, 3k, \dots` (counted from one) are those of `mechanism`; the
-    others pass the updates on. Wrap the mechanism alone, not a chain with its
-    optimizer, which has to act in every step. `every(1, mechanism)` is `mechanism`;
-    around :func:`djax.all_reduce` it is local SGD.
+    The steps :math:`k, 2k, 3k, \dots` (counted from one) are averaging steps, in which
+    `mechanism` is applied. All others are local steps, in which the updates stay as
+    they are. Wrap the mechanism alone, without the optimizer, which has to act in every
+    step. `every(1, mechanism)` is `mechanism`. With :func:`djax.all_reduce` it is local
+    SGD.
 
     Args:
-      k: period, in steps.
-      mechanism: any mechanism, with its own state.
+      k: the period, in steps.
+      mechanism: any mechanism.
 
     Returns:
       A :class:`djax.Mechanism` with an :class:`EveryState`.
@@ -106,7 +107,7 @@ def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
 
 
 def _every_kth(k: int, matrices: Callable[[], np.ndarray] | None) -> Any:
-    """By what models are averaged in each step: by nothing in most of them."""
+    """The matrices of all steps: the identity in local steps; None if not known."""
     if matrices is None:
         return None
 

@@ -1,8 +1,10 @@
 r"""Gradient tracking: every worker follows an estimate of all workers' mean update.
 
-The correction :math:`c_i` is what the mean of all updates has beyond the worker's own:
-it is averaged with the neighbours like the model, and sums to zero over the workers.
-With the update :math:`u_i` of the links before it and any mechanism,
+If the workers' data differ, so do their updates, and D-PSGD with a constant step size
+does not reach the optimum. Here every worker steps along an estimate of the mean of all
+updates. Its correction :math:`c_i` is the difference of this estimate and its own
+update. Corrections are averaged with the neighbours like the models, and sum to zero
+over the workers. With the update :math:`u_i` of the links before it and any mechanism,
 
 .. math::
    x_i &\leftarrow \operatorname{average}_i(x_1 + u_1 + c_1, \dots, x_n + u_n + c_n), \\
@@ -37,9 +39,10 @@ class GradientTrackingState(NamedTuple):
     """State of :func:`gradient_tracking`.
 
     Attributes:
-      correction: :math:`c_i`, the tracked mean of all updates minus the worker's own.
-      model_state: state of the mechanism that averages the models.
-      update_state: state of the same mechanism, where it averages the updates.
+      correction: :math:`c_i`, a tree like the parameters: the estimate of the mean of
+        all updates minus the worker's own update.
+      model_state: the state of the mechanism where it averages the models.
+      update_state: the state of the mechanism where it averages the updates.
     """
 
     correction: optax.Updates
@@ -55,14 +58,14 @@ def gradient_tracking(mechanism: optax.GradientTransformation) -> Mechanism:
        x_i &\leftarrow \operatorname{average}_i(x_1 + u_1 + c_1, \dots, x_n + u_n + c_n)
        \\ c_i &\leftarrow \operatorname{average}_i(u_1 + c_1, \dots, u_n + c_n) - u_i
 
-    It sends twice what the mechanism sends: models, and updates. No message may be
-    lost, since the corrections would no longer sum to zero, and the workers would
-    settle at a wrong point.
+    It sends twice what the mechanism sends, since it averages models and updates. No
+    message may be lost: the corrections would no longer sum to zero, and the workers
+    would settle at a wrong point.
 
     Args:
-      mechanism: any mechanism without `overlap` that loses no messages; it runs twice,
-        with states of its own. Of :func:`djax.relay` the forms `missing="initial"` and
-        `"latest"`.
+      mechanism: any mechanism without `overlap` that loses no messages. It is used
+        twice, with two states. :func:`djax.relay` is allowed with `missing="initial"`
+        or `missing="latest"`.
 
     Returns:
       A :class:`djax.Mechanism` that needs `params`, with a

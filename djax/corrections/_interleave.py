@@ -1,4 +1,4 @@
-"""Several mechanisms, each for its share of the coordinates."""
+"""Several mechanisms, each for a part of the coordinates, to balance the traffic."""
 
 import contextlib
 from collections.abc import Sequence
@@ -33,15 +33,16 @@ class InterleaveState(NamedTuple):
 def interleave(mechanisms: Sequence[optax.GradientTransformation]) -> Mechanism:
     r"""Splits the coordinates by stride over several mechanisms.
 
-    With all parameters in one vector (the leaves in the order of `jax.tree.leaves`,
-    each in row-major order), coordinate :math:`k` is averaged by mechanism
-    :math:`k \bmod T`. Over the two of :func:`djax.topologies.double_binary_trees` no
-    worker sends much more than another. A share is a tree of vectors: what compresses
-    matrices (:func:`djax.power_gossip`, :func:`djax.compressors.low_rank`) would find
-    none, and is refused.
+    In a tree some workers have more neighbours, and send more, than others. In the two
+    trees of :func:`djax.topologies.double_binary_trees` these are different workers, so
+    that all send about the same amount. If all parameters are one vector (the leaves in
+    the order of `jax.tree.leaves`, each in row-major order), coordinate :math:`k` is
+    averaged by mechanism :math:`k \bmod T`. A mechanism is given vectors only. So what
+    compresses matrices (:func:`djax.power_gossip`, :func:`djax.compressors.low_rank`)
+    is refused.
 
     Args:
-      mechanisms: the :math:`T` mechanisms.
+      mechanisms: a list of the :math:`T` mechanisms.
 
     Returns:
       A :class:`djax.Mechanism` with an :class:`InterleaveState`; it needs `params` if
@@ -124,7 +125,7 @@ def _offsets(tree: PyTree) -> list[int]:
 
 
 def _deal(tree: PyTree, count: int) -> list[list[jax.Array]]:
-    """Deals the coordinates out in turn; a share is a list of flat leaves."""
+    """Deals the coordinates out in turn: one list of flat leaves for each mechanism."""
     leaves, offsets = jax.tree.leaves(tree), _offsets(tree)
     return [
         [

@@ -1,4 +1,4 @@
-"""Averaging of the updates in place of the models."""
+"""Averaging of the updates, so that each counts with the full learning rate."""
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,19 @@ from djax._transformations import as_transformation
 
 @by_its_call
 def on_updates(mechanism: optax.GradientTransformation) -> Mechanism:
-    r"""Averages the updates instead of the parameters.
+    r"""Averages the updates instead of the models.
 
     .. math:: x_i \leftarrow x_i + \operatorname{average}_i(u_1, \dots, u_n)
 
-    The mechanism works on parameters that are zero. Nothing draws the models
-    themselves together: workers that start equal stay equal only if the averages are
-    exact. First in a chain it averages the gradients.
+    The mechanism is applied to parameters that are zero. The models themselves are not
+    averaged, so that differences between them remain: workers that start equal stay
+    equal only if the averages are exact. First in a chain it averages the gradients.
 
     Args:
       mechanism: any mechanism.
 
     Returns:
-      A :class:`djax.Mechanism` with the mechanism's state.
+      A :class:`djax.Mechanism` with the state of `mechanism`.
 
     Raises:
       ValueError: if it is an optimizer such as

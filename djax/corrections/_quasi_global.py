@@ -41,8 +41,8 @@ from djax._transformations import as_transformation
 
 Form = Literal["nesterov", "heavy_ball", "normalized"]
 
-# A movement cannot be divided by a smaller learning rate, such as the zeros at the
-# start and the end of a schedule: such a step tells nothing about the gradients.
+# A change of the model is divided by the learning rate. Below this rate, as at the
+# start or the end of a schedule, the change says nothing about the gradients.
 SMALLEST_LEARNING_RATE = 1e-8
 
 
@@ -50,9 +50,9 @@ class QuasiGlobalMomentumState(NamedTuple):
     """State of :func:`quasi_global_momentum`.
 
     Attributes:
-      momentum: :math:`m_i`, in the unit of gradients.
-      step: `int32[]`, number of updates so far.
-      mechanism_state: state of the mechanism.
+      momentum: :math:`m_i`, a tree like the parameters, in the unit of gradients.
+      step: `int32[]`, the number of updates so far.
+      mechanism_state: the state of the mechanism.
     """
 
     momentum: optax.Updates
@@ -64,10 +64,11 @@ class QuasiGlobalAdamState(NamedTuple):
     """State of :func:`quasi_global_adam`.
 
     Attributes:
-      mu: first moment of the normalized movements of the averaged model.
-      nu: their second moment.
-      step: `int32[]`, number of updates so far.
-      mechanism_state: state of the mechanism.
+      mu: :math:`m_i`, a tree like the parameters: the first moment of the normalized
+        changes of the averaged model.
+      nu: :math:`v_i`, a tree like the parameters: their second moment.
+      step: `int32[]`, the number of updates so far.
+      mechanism_state: the state of the mechanism.
     """
 
     mu: optax.Updates
@@ -85,39 +86,40 @@ def quasi_global_momentum(
     form: Form = "nesterov",
     overlap: bool = False,
 ) -> Mechanism:
-    r"""SGD with a momentum that the averaging feeds: optimizer and mechanism in one.
+    r"""SGD with a momentum of the averaged model: optimizer and mechanism in one.
 
     .. math::
        x_i' &= \operatorname{average}_i(x_1 - \gamma d_1, \dots, x_n - \gamma d_n) \\
        m_i &\leftarrow \mu m_i + (1 - \mu) (x_i - x_i') / \gamma
        \qquad\text{(kept where } \gamma < 10^{-8} \text{)}
 
-    where the direction :math:`d_i` is, by `form`,
+    The direction :math:`d_i` depends on `form`:
 
-    * `"nesterov"`: :math:`g_i + \mu (\mu m_i + g_i)`, QG-DSGDm-N, what is trained with;
+    * `"nesterov"`: :math:`g_i + \mu (\mu m_i + g_i)`, QG-DSGDm-N, the paper's choice
+      for training;
     * `"heavy_ball"`: :math:`\mu m_i + g_i`, QG-DSGDm;
     * `"normalized"`: :math:`(\mu m_i + g_i) / (1 + \mu)`, the form of the RelaySGD
       paper's simulations.
 
-    With `overlap` the parameters are averaged first, :math:`m_i` is fed by that, and
-    then the step :math:`-\gamma d_i` is taken.
+    With `overlap` the parameters are averaged first, this change updates :math:`m_i`,
+    and then the step :math:`-\gamma d_i` is taken.
 
-    A schedule may pass 0. What the averaging alone moves says nothing about gradients,
-    so that such a step leaves the momentum as it is; the authors' code divides by
-    :math:`10^{-8}` there. At other small rates the differences between the workers'
-    models do enter the momentum, divided by the rate: start a warm-up from 0 or from
-    equal models.
+    A schedule may return 0. The change of the model is then due to the averaging alone,
+    and says nothing about gradients, so that the momentum stays as it is. (The authors'
+    code divides by :math:`10^{-8}` in that case.) At other small rates the differences
+    between the workers' models do enter the momentum, divided by the rate. So start a
+    warm-up from 0, or from equal models.
 
     Args:
       learning_rate: :math:`\gamma`, a number that is not negative, or a schedule.
       mechanism: any mechanism without `overlap`.
       momentum: :math:`\mu`.
-      form: how the direction is made.
+      form: which direction is used.
       overlap: average the parameters before this step's gradients.
 
     Returns:
-      A :class:`djax.Mechanism` that takes gradients and needs
-      `params`, with a :class:`QuasiGlobalMomentumState`. It is the last of a chain.
+      A :class:`djax.Mechanism` that takes gradients and needs `params`, with a
+      :class:`QuasiGlobalMomentumState`. It has to be the last link of a chain.
 
     Raises:
       ValueError: if `form` is unknown, the learning rate is negative or not finite, or
@@ -179,7 +181,7 @@ def quasi_global_adam(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> Mechanism:
-    r"""Adam with moments that the averaging feeds: optimizer and mechanism in one.
+    r"""Adam with moments of the averaged model: optimizer and mechanism in one.
 
     .. math::
        d_i &= \frac{\beta_1 m_i + (1 - \beta_1) g_i}{1 - \beta_1^{t+1}} \Big/ \Bigl(
@@ -191,9 +193,9 @@ def quasi_global_adam(
        v_i \leftarrow \beta_2 v_i + (1 - \beta_2) \delta_i^2
        \qquad\text{(kept where } \gamma < 10^{-8} \text{)}
 
-    The norm is over all parameters of the worker. The authors' code does without the
-    factor :math:`1 - \beta_1` of :math:`g_i`. Where a schedule passes 0 the moments
-    stay as they are, since what the averaging alone moves says nothing about gradients.
+    The norm is over all parameters of the worker. The authors' code lacks the factor
+    :math:`1 - \beta_1` of :math:`g_i`. If a schedule returns 0 the moments stay as they
+    are, since the change of the model is then due to the averaging alone.
 
     Args:
       learning_rate: :math:`\gamma`, a number that is not negative, or a schedule.
@@ -203,12 +205,12 @@ def quasi_global_adam(
       eps: :math:`\epsilon`.
 
     Returns:
-      A :class:`djax.Mechanism` that takes gradients and needs
-      `params`, with a :class:`QuasiGlobalAdamState`. It is the last of a chain.
+      A :class:`djax.Mechanism` that takes gradients and needs `params`, with a
+      :class:`QuasiGlobalAdamState`. It has to be the last link of a chain.
 
     Raises:
-      TypeError: in `init`, if a parameter is complex: nobody has defined the algorithm
-        for complex numbers.
+      TypeError: if a parameter is complex, for which the algorithm is not defined;
+        `init` raises it.
       ValueError: if the learning rate is negative or not finite, or the mechanism
         overlaps.
 
@@ -272,7 +274,7 @@ def _fed_by_averages(
     real: bool = False,
     moves_mean: bool = False,
 ) -> Mechanism:
-    """Makes an optimizer whose buffers are fed by how the averaged model moves.
+    """Makes an optimizer whose buffers follow the changes of the averaged model.
 
     Args:
       name: of its maker.
@@ -337,5 +339,5 @@ def _value(learning_rate: optax.ScalarOrSchedule, step: ArrayLike) -> jax.Array:
     rate = learning_rate(step) if callable(learning_rate) else learning_rate
     check_rate("the learning rate", rate, zero=True)
     rate = jnp.asarray(rate)
-    # Half precision rounds the smallest rates to zero.
+    # Half precision would round the smallest rates to zero.
     return promote(rate) if jnp.issubdtype(rate.dtype, jnp.floating) else rate

@@ -1,4 +1,4 @@
-r"""All-reduce: the exact average over all workers, which gossip is compared to."""
+r"""All-reduce: the exact average over all workers, with which gossip is compared."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ class AllReduceState(NamedTuple):
     """State of :func:`all_reduce` with `overlap`.
 
     Attributes:
-      pending: the updates of the step before, which have not been averaged yet.
+      pending: a tree like the parameters, the updates of the step before, which have
+        not been averaged yet.
     """
 
     pending: optax.Updates
@@ -33,20 +34,20 @@ def all_reduce(communicator: Communicator, *, overlap: bool = False) -> Mechanis
        \qquad\text{(with overlap: } u_j^{t-1} \text{ in place of } u_j^{t}\text{)}
 
     With `overlap` the updates are those of the step before, so that the messages do
-    not depend on this step's gradients; the first step has none. Behind
-    :func:`djax.on_updates` it averages updates, or gradients where it comes first in
-    the chain: data-parallel SGD.
+    not depend on this step's gradients; in the first step they are zero. Inside of
+    :func:`djax.on_updates` it averages updates. First in a chain these are the
+    gradients, which is data-parallel SGD.
 
     Args:
       communicator: how messages travel.
       overlap: average this step's parameters with the updates of the step before.
 
     Returns:
-      A :class:`djax.Mechanism` that needs `params`; stateless without
-      `overlap`, with an :class:`AllReduceState` else.
+      A :class:`djax.Mechanism` that needs `params`. It has an :class:`AllReduceState`
+      with `overlap`, and no state otherwise.
 
     Raises:
-      TypeError: if `communicator` is none, for example a Topology.
+      TypeError: if `communicator` is no communicator, for example a Topology.
 
     Examples:
       >>> import djax, optax
@@ -73,7 +74,8 @@ def all_reduce(communicator: Communicator, *, overlap: bool = False) -> Mechanis
             updates = state.pending
             state = AllReduceState(optax.tree.cast_like(fresh, state.pending))
         mean = communicator.mean(optax.apply_updates(params, updates))
-        # Added up like a displacement, workers would differ by rounding errors.
+        # A displacement would be added to the updates and leave rounding errors, by
+        # which the workers would differ.
         step = jax.tree.map(lambda m, x: promote(m) - promote(x), mean, params)
         return optax.tree.cast_like(step, fresh), state
 

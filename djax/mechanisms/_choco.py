@@ -1,15 +1,18 @@
 r"""CHOCO-Gossip: averaging over compressed messages, on any graph.
 
-Every worker keeps a public copy :math:`\hat x_i` of its model, which the neighbours can
-follow because it changes only by the messages that they receive:
+A compressed model is far from the model, and an average of compressed models is of
+little use. A compressed *change* loses less and less as the changes become small. So
+every worker keeps a public copy :math:`\hat x_i` of its model. The neighbours know this
+copy, because it changes only by the messages that they receive:
 
 .. math::
    q_i &= C(x_i - \hat x_i), \\
    \hat x_i &\leftarrow \hat x_i + q_i, \\
    x_i &\leftarrow x_i + \gamma \textstyle\sum_j w_{ij} (\hat x_j - \hat x_i).
 
-What a message leaves out remains in :math:`x_i - \hat x_i`, and is sent later. Of the
-neighbours' copies only the weighted sum is kept, whatever the degree.
+What a message leaves out remains in :math:`x_i - \hat x_i`, and is sent later. A worker
+does not store its neighbours' copies, but only the weighted sum of their differences to
+its own, so that memory does not grow with the number of neighbours.
 
 Koloskova, Stich and Jaggi, `Decentralized Stochastic Optimization and Gossip Algorithms
 with Compressed Communication <https://arxiv.org/abs/1902.00340>`_, 2019, Algorithms 1
@@ -33,11 +36,13 @@ class ChocoState(NamedTuple):
     r"""State of :func:`choco_gossip`, in float32 or wider.
 
     Attributes:
-      estimate: like the parameters, :math:`\hat x_i`: what the neighbours know of them.
-      displacement: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
-      compressor_state: state of the compressor.
-      step: `int32[]`, number of updates so far.
-      graph: static label of the graph that the state belongs to; None is not checked.
+      estimate: a tree like the parameters, the public copy :math:`\hat x_i`.
+      displacement: a tree like the parameters,
+        :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
+      compressor_state: the state of the compressor.
+      step: `int32[]`, the number of updates so far.
+      graph: a static label of the graph that the state belongs to. If it is None, the
+        graph is not checked.
     """
 
     estimate: PyTree
@@ -56,9 +61,9 @@ def choco_gossip(
     *,
     overlap: bool = False,
 ) -> Mechanism:
-    r"""Averages the parameters with the neighbours', sending compressed differences.
+    r"""Averages the parameters with the neighbours' by compressed changes.
 
-    Placed last in a chain it makes CHOCO-SGD of SGD. With the updates :math:`u_i` of
+    Placed last in a chain, it turns SGD into CHOCO-SGD. With the updates :math:`u_i` of
     the links before it,
 
     .. math::
@@ -73,11 +78,11 @@ def choco_gossip(
     Args:
       topology: the graph and its weights.
       communicator: how messages travel; it must not lose any.
-      compressor: the code C, a contraction; see :mod:`djax.compressors`. A code
-        that is declared to be none, such as `quantize(4)`, is refused, since the models
-        would diverge: use `quantize(4, unbiased=False)`.
-      consensus_rate: :math:`\gamma`, which has to be tuned: the coarser the code, the
-        smaller. A float, or a scalar array.
+      compressor: the code C, a contraction; see :mod:`djax.compressors`. With a code
+        that is no contraction, such as `quantize(4)`, the models would diverge. Codes
+        that are declared to be none are refused: use `quantize(4, unbiased=False)`.
+      consensus_rate: :math:`\gamma`, a float or a scalar array. It has to be tuned: a
+        coarser code needs a smaller rate.
       overlap: average the parameters before this step's updates.
 
     Returns:
@@ -85,11 +90,11 @@ def choco_gossip(
       :class:`ChocoState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is no graph, or `compressor` is none, for example a
-        function that was not called.
+      TypeError: if `topology` is no graph, or `compressor` is no compressor, for
+        example a function that was not called.
       ValueError: if the graph changes with time, the sizes differ, the rate is not
-        positive, messages get lost, or the code is declared to be no contraction; in
-        `init`, with overlap inside of a correction such as :func:`djax.d2`.
+        positive, messages get lost, or the code is declared to be no contraction;
+        `init` raises it for `overlap` inside of a correction such as :func:`djax.d2`.
 
     Examples:
       >>> import djax, optax

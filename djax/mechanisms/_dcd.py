@@ -1,13 +1,14 @@
-r"""DCD-PSGD: difference compression.
+r"""DCD-PSGD: averaging with exact copies of the neighbours' models.
 
-The neighbours hold exact copies of each other's models, since a model moves only by
-what its worker has sent. With the updates :math:`u_i`,
+If a model changes only by what its worker has sent, the neighbours can hold exact
+copies of it. A worker therefore compresses the change that it wants to make, and makes
+the change that the compressed message says. With the updates :math:`u_i`,
 
 .. math:: x_i \leftarrow x_i + C(z_i), \qquad
    z_i = \textstyle\sum_j w_{ij} x_j + u_i - x_i.
 
-What the code leaves out is lost: it has to be fine. Of the neighbours' copies only the
-weighted sum is kept.
+What the code leaves out is lost, so that the code has to be fine. A worker does not
+store its neighbours' copies, but only the weighted sum of their differences to its own.
 
 Tang et al., `Communication Compression for Decentralized Training
 <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 1.
@@ -31,12 +32,14 @@ class DCDState(NamedTuple):
     r"""State of :func:`dcd`, in float32 or wider.
 
     Attributes:
-      estimate: like the parameters, :math:`\hat x_i`: the model as the neighbours know
-        it; the parameters are the same but for their rounding.
-      displacement: like the parameters, :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
-      compressor_state: state of the compressor.
-      step: `int32[]`, number of updates so far.
-      graph: static label of the graph that the state belongs to; None is not checked.
+      estimate: a tree like the parameters, the model :math:`\hat x_i` that the
+        neighbours know. The parameters differ from it by their rounding only.
+      displacement: a tree like the parameters,
+        :math:`\sum_j w_{ij} (\hat x_j - \hat x_i)`.
+      compressor_state: the state of the compressor.
+      step: `int32[]`, the number of updates so far.
+      graph: a static label of the graph that the state belongs to. If it is None, the
+        graph is not checked.
     """
 
     estimate: PyTree
@@ -50,10 +53,11 @@ class DCDState(NamedTuple):
 def dcd(
     topology: Graph, communicator: Communicator, compressor: Compressor
 ) -> Mechanism:
-    r"""Averages with copies of the neighbours' models, sending compressed moves.
+    r"""Averages with copies of the neighbours' models, sending compressed changes.
 
-    Placed last in a chain it makes DCD-PSGD of SGD. With the updates :math:`u_i` of the
-    links before it, and what else has moved the model since the last average,
+    Placed last in a chain, it turns SGD into DCD-PSGD. With the updates :math:`u_i` of
+    the links before it, and with anything else that has changed the parameters
+    :math:`x_i` since the last average,
 
     .. math::
        z_i &= (x_i + u_i) + \textstyle\sum_j w_{ij} (\hat x_j - \hat x_i) - \hat x_i \\
@@ -61,8 +65,8 @@ def dcd(
 
     In `init`, and only there, the neighbours exchange their uncompressed models. With
     `identity()` it is :func:`djax.gossip` with overlap. What a `message_dtype` leaves
-    out of a message is lost like what the code leaves out: on a ring of 8 the mean of
-    the models moves by 0.05 % of its norm with bfloat16.
+    out of a message is lost, too: on a ring of 8 the mean of the models moves by 0.05 %
+    of its norm with bfloat16.
 
     Args:
       topology: the graph and its weights.
@@ -77,12 +81,11 @@ def dcd(
       :class:`DCDState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is no graph, or `compressor` is none, for example a
-        function that was not called.
+      TypeError: if `topology` is no graph, or `compressor` is no compressor, for
+        example a function that was not called.
       ValueError: if the graph changes with time, the sizes differ, messages get lost,
-        or the code is declared to be biased; inside of a correction such as
-        :func:`djax.d2`, since what is averaged are the models before this step's
-        updates.
+        or the code is declared to be biased. Corrections such as :func:`djax.d2` raise
+        it, since the models are averaged before this step's updates.
 
     Examples:
       >>> import djax, optax

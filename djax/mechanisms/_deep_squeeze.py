@@ -1,13 +1,14 @@
 r"""DeepSqueeze: averaging over compressed models, with error compensation.
 
-The model itself is compressed, and what the code leaves out is added to the next
-message:
+CHOCO-Gossip needs a sum over fixed neighbours, and memory for copies. DeepSqueeze needs
+neither, so that the graph may change with time. It compresses the model itself, and
+adds what the code leaves out to the next message:
 
 .. math::
    v_i = x_i + \delta_i, \qquad \delta_i \leftarrow v_i - C(v_i), \qquad
    x_i \leftarrow x_i + \eta \textstyle\sum_j w_{ij} (C(v_j) - C(v_i)).
 
-Nothing is remembered of the neighbours; the errors are of the size of the model, hence
+The errors :math:`\delta_i` are as large as the model itself, hence the consensus rate
 :math:`\eta` has to be small.
 
 Tang et al., `DeepSqueeze: Decentralization Meets Error-Compensated Compression
@@ -33,10 +34,10 @@ class DeepSqueezeState(NamedTuple):
     r"""State of :func:`deep_squeeze`.
 
     Attributes:
-      error: like the parameters, in float32 or wider, :math:`\delta_i`: what the codes
-        have left out.
-      compressor_state: state of the compressor.
-      step: `int32[]`, number of updates so far.
+      error: a tree like the parameters in float32 or wider, :math:`\delta_i`, which is
+        what the code has left out so far.
+      compressor_state: the state of the compressor.
+      step: `int32[]`, the number of updates so far.
     """
 
     error: PyTree
@@ -53,9 +54,10 @@ def deep_squeeze(
     *,
     overlap: bool = False,
 ) -> Mechanism:
-    r"""Averages the parameters with the neighbours', sending compressed models.
+    r"""Averages the parameters with the neighbours' by compressed models.
 
-    With the updates :math:`u_i` of the links before it,
+    Placed last in a chain, it turns SGD into DeepSqueeze. With the updates :math:`u_i`
+    of the links before it,
 
     .. math::
        y_i &= x_i + u_i \qquad\text{(with overlap: } y_i = x_i\text{)} \\
@@ -65,13 +67,13 @@ def deep_squeeze(
     With `identity()` it is :func:`djax.gossip` at the consensus rate :math:`\eta`.
 
     Args:
-      topology: the graph and its weights: a Topology, or a Schedule whose matrices are
-        doubly stochastic, of which each step takes the next one.
+      topology: the graph and its weights: a Topology, or a Schedule with doubly
+        stochastic matrices, one for each step.
       communicator: how messages travel; it must not lose any.
-      compressor: the code C, a contraction; see :mod:`djax.compressors`. A code
-        that is declared to be none, such as `quantize(4)`, is refused, since the models
-        would diverge: use `quantize(4, unbiased=False)`.
-      consensus_rate: :math:`\eta`, which has to be tuned. A float, or a scalar array.
+      compressor: the code C, a contraction; see :mod:`djax.compressors`. With a code
+        that is no contraction, such as `quantize(4)`, the models would diverge. Codes
+        that are declared to be none are refused: use `quantize(4, unbiased=False)`.
+      consensus_rate: :math:`\eta`, a float or a scalar array. It has to be tuned.
       overlap: average the parameters before this step's updates.
 
     Returns:
@@ -79,11 +81,11 @@ def deep_squeeze(
       :class:`DeepSqueezeState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is no graph, or `compressor` is none, for example a
-        function that was not called.
+      TypeError: if `topology` is no graph, or `compressor` is no compressor, for
+        example a function that was not called.
       ValueError: if a matrix is not doubly stochastic, the sizes differ, the rate is
         not positive, messages get lost, or the code is declared to be no contraction;
-        in `init`, with overlap inside of a correction such as :func:`djax.d2`.
+        `init` raises it for `overlap` inside of a correction such as :func:`djax.d2`.
 
     Examples:
       >>> import djax, optax

@@ -1,15 +1,17 @@
-r"""ECD-PSGD: extrapolation compression.
+r"""ECD-PSGD: averaging with estimates of the neighbours' models.
 
-The neighbours average estimates :math:`\tilde x_j` of each other's models. A worker
-sends a point beyond its new model, and the receivers shorten the step to it, so that
-the error of unbiased codes averages out over the steps :math:`t = 1, 2, \dots`:
+An unbiased code makes errors whose mean is zero. If the receivers average over many
+messages, these errors cancel. In step :math:`t = 1, 2, \dots` a worker therefore sends
+an extrapolated point :math:`z_i` beyond its new model. The receivers move their
+estimate :math:`\tilde x_i` of that model only a part of the way to the point, a smaller
+part in each step:
 
 .. math::
    x_i^{t+1} &= \textstyle\sum_j w_{ij} \tilde x_j^t + u_i, \\
    z_i &= (1 - \tfrac t2) x_i^t + \tfrac t2 x_i^{t+1}, \\
    \tilde x_i^{t+1} &= (1 - \tfrac 2t) \tilde x_i^t + \tfrac 2t C(z_i).
 
-Of the neighbours' estimates only the weighted sum is kept.
+A worker stores only the weighted sum of its neighbours' estimates.
 
 Tang et al., `Communication Compression for Decentralized Training
 <https://arxiv.org/abs/1803.06443>`_, 2018, Algorithm 2.
@@ -41,11 +43,13 @@ class ECDState(NamedTuple):
     r"""State of :func:`ecd`, its models in float32 or wider.
 
     Attributes:
-      average: like the parameters, :math:`\sum_j w_{ij} \tilde x_j`.
-      model: the worker's own model :math:`x_i` after the last average.
-      compressor_state: state of the compressor.
-      step: `int32[]`, number of updates so far.
-      graph: static label of the graph that the state belongs to; None is not checked.
+      average: a tree like the parameters, :math:`\sum_j w_{ij} \tilde x_j`.
+      model: a tree like the parameters, the worker's own model :math:`x_i` after the
+        last average.
+      compressor_state: the state of the compressor.
+      step: `int32[]`, the number of updates so far.
+      graph: a static label of the graph that the state belongs to. If it is None, the
+        graph is not checked.
     """
 
     average: PyTree
@@ -61,32 +65,38 @@ def ecd(
 ) -> Mechanism:
     r"""Averages estimates of the neighbours' models, sending extrapolated ones.
 
-    Placed last in a chain it makes ECD-PSGD of SGD; the equations are those of this
-    module. What else has moved the model since the last average counts as an update. In
-    `init`, and only there, the neighbours exchange their uncompressed models. With
-    `identity()` it is :func:`djax.gossip` with overlap. What a `message_dtype` leaves
-    out of a message is lost like what the code leaves out: on a ring of 8 the models
-    move by 0.5 % of their norm with bfloat16.
+    Placed last in a chain, it turns SGD into ECD-PSGD. With the updates :math:`u_i` of
+    the links before it, in step :math:`t`,
+
+    .. math::
+       x_i^{t+1} &= \textstyle\sum_j w_{ij} \tilde x_j^t + u_i, \\
+       z_i &= (1 - \tfrac t2) x_i^t + \tfrac t2 x_i^{t+1}, \\
+       \tilde x_i^{t+1} &= (1 - \tfrac 2t) \tilde x_i^t + \tfrac 2t C(z_i).
+
+    Anything else that has changed the parameters since the last average counts as an
+    update. In `init`, and only there, the neighbours exchange their uncompressed
+    models. With `identity()` it is :func:`djax.gossip` with overlap. What a
+    `message_dtype` leaves out of a message is lost, too: on a ring of 8 the models move
+    by 0.5 % of their norm with bfloat16.
 
     Args:
       topology: the graph and its weights.
       communicator: how messages travel; it must not lose any.
-      compressor: the code C, unbiased. The paper bounds its error whatever
-        :math:`z_i` is; that of :func:`djax.compressors.quantize` is relative to it,
-        and grows with t unless the updates shrink like 1/t: then prefer
-        :func:`djax.dcd`.
+      compressor: the code C, unbiased. The paper assumes that its error is bounded,
+        however large :math:`z_i` is. The error of :func:`djax.compressors.quantize` is
+        proportional to :math:`z_i`, which grows with t unless the updates shrink like
+        1/t. If they do not, prefer :func:`djax.dcd`.
 
     Returns:
       A :class:`djax.Mechanism` that needs `params`, with an
       :class:`ECDState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is no graph, or `compressor` is none, for example a
-        function that was not called.
+      TypeError: if `topology` is no graph, or `compressor` is no compressor, for
+        example a function that was not called.
       ValueError: if the graph changes with time, the sizes differ, messages get lost,
-        or the code is declared to be biased; inside of a correction such as
-        :func:`djax.d2`, since what is averaged are the models before this step's
-        updates.
+        or the code is declared to be biased. Corrections such as :func:`djax.d2` raise
+        it, since the models are averaged before this step's updates.
 
     Examples:
       >>> import djax, optax

@@ -1,13 +1,14 @@
 r"""Gossip averaging: the mechanism of D-PSGD.
 
-Each worker replaces its model by a weighted average over its neighbourhood,
+Each worker replaces its model by a weighted average of its own model and its
+neighbours',
 
 .. math:: x_i \leftarrow \textstyle\sum_j w_{ij} x_j
              = x_i + \textstyle\sum_j w_{ij} (x_j - x_i),
 
-with the weights of :attr:`djax.Topology.mixing_matrix`. The second form is computed:
-equal models stay equal to the last bit, and since :math:`w_{ij} = w_{ji}` what one end
-of an edge gains the other loses, so that the mean over the workers is kept.
+with the weights of :attr:`djax.Topology.mixing_matrix`. The second form is computed.
+With it equal models stay equal to the last bit. Since :math:`w_{ij} = w_{ji}`, one end
+of an edge gains what the other end loses, so that the mean over the workers is kept.
 
 Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
 <https://arxiv.org/abs/1705.09056>`_, 2017.
@@ -41,7 +42,8 @@ class GossipState(NamedTuple):
     """State of :func:`gossip`.
 
     Attributes:
-      step: `int32[]`, number of updates so far; the key of simulated message losses.
+      step: `int32[]`, the number of updates so far. It decides which matrix of a
+        schedule is used, and which messages are dropped.
     """
 
     step: ArrayLike
@@ -65,33 +67,36 @@ def gossip(
        y_i &= x_i + u_i \qquad\text{(with overlap: } y_i = x_i\text{)} \\
        x_i &\leftarrow x_i + u_i + \rho \textstyle\sum_j w_{ij} (y_j - y_i)
 
-    Adapt, then combine; with `overlap` combine, then adapt: the messages do not depend
-    on this step's gradients. One model travels to each neighbour in each step. On a
-    complete graph it is :func:`djax.all_reduce`.
+    The literature calls this "adapt, then combine". With `overlap` it is "combine, then
+    adapt": the messages do not depend on this step's gradients, and can travel while
+    these are computed. In each step one model travels to each neighbour. On a complete
+    graph it is :func:`djax.all_reduce`.
 
-    Optimizers that read their evaluation point or step size off the iterates, such as
-    optax's `schedule_free`, `dadapt_adamw` and `prodigy`, go wrong before an averaging
-    that moves the iterates. Put the averaging inside where that is possible:
+    Some optimizers derive their evaluation point or step size from the parameters, such
+    as optax's `schedule_free`, `dadapt_adamw` and `prodigy`. They go wrong in front of
+    an averaging, which changes the parameters. Put the averaging inside if possible:
     `optax.contrib.schedule_free(optax.chain(optax.sgd(0.1), gossip), 0.1)`.
 
-    Where messages are lost (`drop_probability` of the communicator), the weights of
-    those that came are divided by their sum, own weight included. For an entry of a
-    neighbour's model that is NaN or infinite stands the worker's own value, so that one
-    worker's diverged model does not spread to the others.
+    If messages are dropped (`drop_probability` of the communicator), the weights of the
+    others are divided by their sum, which includes the own weight. An entry of a
+    neighbour's model that is NaN or infinite is replaced by the worker's own value, so
+    that one diverged model does not spread to all workers.
 
-    Every worker has to take part in every exchange: what decides by one worker's own
-    values, such as `optax.apply_if_finite`, belongs around the optimizer in front of
-    the mechanism, never around both. Under MPI the workers would wait for each other.
+    Every worker has to take part in every exchange. Under MPI the others would wait for
+    it for ever. So a wrapper that decides by one worker's own values, such as
+    `optax.apply_if_finite`, belongs around the optimizer in front of the mechanism,
+    never around both.
 
     Args:
-      topology: the graph and its weights: a Topology, or a Schedule whose matrices are
-        doubly stochastic, of which each step takes the next one.
+      topology: the graph and its weights: a Topology, or a Schedule with doubly
+        stochastic matrices, one for each step.
       communicator: how messages travel.
       consensus_rate: step size of the averaging; 1 replaces the model by the average.
         A float, or a scalar array (`optax.inject_hyperparams` works).
       overlap: average the parameters before this step's updates.
-      key: PRNG key of the losses, where messages are lost; `jax.random.key(0)` by
-        default. Two mechanisms on one graph lose the same unless their keys differ.
+      key: PRNG key that decides which messages are dropped; `jax.random.key(0)` by
+        default. Two mechanisms on one graph lose the same messages unless their keys
+        differ.
 
     Returns:
       A :class:`djax.Mechanism` that needs `params`, with a :class:`GossipState`.

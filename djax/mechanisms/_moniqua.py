@@ -1,8 +1,9 @@
 r"""Moniqua: averaging of models that travel modulo a constant, in few bits.
 
-As long as the models of neighbours differ by less than :math:`\theta` in every
-coordinate, a model needs to be known only modulo :math:`B`. With b bits, the distance
-:math:`\delta = 1 / (2^b - 1)` of the levels, and mod onto :math:`[-B/2, B/2]`,
+The models of neighbours are alike. If they differ by less than :math:`\theta` in every
+coordinate, it is enough to know a neighbour's model modulo a constant :math:`B`, which
+takes few bits. With b bits, the distance :math:`\delta = 1 / (2^b - 1)` between two
+levels, and a mod that returns numbers in :math:`[-B/2, B/2]`,
 
 .. math::
    B &= 2 \theta / (1 - 2 \delta), \\
@@ -11,8 +12,8 @@ coordinate, a model needs to be known only modulo :math:`B`. With b bits, the di
    x_i &\leftarrow x_i + \gamma \textstyle\sum_j w_{ij} \bigl(
       ((q_j B - x_i) \bmod B) - ((q_i B - x_i) \bmod B) \bigr).
 
-The noise :math:`\xi \sim U[0, 1)` of the rounding is the same on all workers: models
-that are alike are then rounded alike. Nothing is remembered.
+The noise :math:`\xi \sim U[0, 1)` of the rounding is the same on all workers, so that
+models that are alike are rounded alike. A worker remembers nothing from step to step.
 
 Lu and De Sa, `Moniqua: Modulo Quantized Communication in Decentralized SGD
 <https://arxiv.org/abs/2002.11787>`_, 2020, Algorithm 1.
@@ -51,7 +52,8 @@ class MoniquaState(NamedTuple):
     """State of :func:`moniqua`.
 
     Attributes:
-      step: `int32[]`, number of updates so far; the key of the rounding.
+      step: `int32[]`, the number of updates so far. It decides which matrix of a
+        schedule is used, and which noise the rounding uses.
     """
 
     step: ArrayLike
@@ -70,21 +72,28 @@ def moniqua(
 ) -> Mechanism:
     r"""Averages the parameters with the neighbours', sending a few bits of each.
 
-    With the updates :math:`u_i` of the links before it, the equations of this module
-    are those of :math:`x_i + u_i`, or of :math:`x_i` with overlap; the updates then
-    come on top. One message of b bits an entry travels to each neighbour.
+    The models travel modulo a constant :math:`B = 2 \theta / (1 - 2 \delta)`, rounded
+    to :math:`2^b` levels at the distance :math:`\delta = 1 / (2^b - 1)`. With the
+    updates :math:`u_i` of the links before it and the levels :math:`q_j` of the models,
+
+    .. math::
+       y_i &= x_i + u_i \qquad\text{(with overlap: } y_i = x_i\text{)} \\
+       x_i &\leftarrow x_i + u_i + \gamma \textstyle\sum_j w_{ij} \bigl(
+          ((q_j B - y_i) \bmod B) - ((q_i B - y_i) \bmod B) \bigr)
+
+    In each step one message of b bits an entry travels to each neighbour.
 
     Args:
-      topology: the graph and its weights: a Topology, or a Schedule whose matrices are
-        doubly stochastic, of which each step takes the next one.
+      topology: the graph and its weights: a Topology, or a Schedule with doubly
+        stochastic matrices, one for each step.
       communicator: how messages travel; it must not lose any.
-      theta: :math:`\theta`, an upper bound of how far neighbours' models are apart in
-        any coordinate. Where they are further apart, they are taken for nearer ones;
-        what is not finite is taken for some finite number. A float, or a scalar array
-        (`optax.inject_hyperparams` needs `static_args="bits"`).
-      consensus_rate: :math:`\gamma`; published are :math:`\theta = 1/4` and
-        :math:`\gamma = 0.005` for ResNet-20. A float, or a scalar array.
-      bits: b, 2 to 8.
+      theta: :math:`\theta`, an upper bound of the difference between two neighbours'
+        models in any coordinate; a float or a scalar array. Larger differences are
+        mistaken for smaller ones, and numbers that are not finite for finite ones.
+        `optax.inject_hyperparams` needs `static_args="bits"`.
+      consensus_rate: :math:`\gamma`, a float or a scalar array. Published for ResNet-20
+        are :math:`\theta = 1/4` and :math:`\gamma = 0.005`.
+      bits: b, from 2 to 8.
       overlap: average the parameters before this step's updates.
       key: PRNG key of the rounding, the same on all workers; `jax.random.key(0)` by
         default.

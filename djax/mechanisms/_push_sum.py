@@ -47,11 +47,12 @@ class PushSumState(NamedTuple):
 
     Attributes:
       weight: `float[]`, :math:`w_i`; the worker's model is `params / weight`.
-      exchanges: `int32[]`, number of exchanges so far.
-      averaged: a tree like the parameters with no arrays in it, which tells the leaves
-        that are averaged from those that `optax.masked` keeps out (`optax.MaskedNode`);
-        None if all leaves are averaged.
-      uneven: `()` once the weights are other than 1, and have to travel; None before.
+      exchanges: `int32[]`, the number of exchanges so far.
+      averaged: a tree like the parameters, without arrays. It has `optax.MaskedNode` in
+        place of the leaves that `optax.masked` excludes from averaging. None if all
+        leaves are averaged.
+      uneven: `()` if the weights may differ from 1 and have to travel; None if all of
+        them are 1.
     """
 
     weight: jax.Array
@@ -69,12 +70,11 @@ def push_sum(
     overlap: bool = False,
     key: jax.Array | None = None,
 ) -> Mechanism:
-    r"""Averages over directed, possibly changing, graphs.
+    r"""Averages over directed graphs, which may change with time.
 
-    Placed last in a chain it makes SGP of SGD. The parameters are the :math:`z_i`, and
-    the gradients are to be taken at :math:`z_i / w_i`, which
-    :func:`djax.push_sum_eval_params` returns. With the updates :math:`u_i` of the links
-    before it,
+    Placed last in a chain, it turns SGD into SGP. The parameters are the :math:`z_i`.
+    Take the gradients at :math:`z_i / w_i`, which :func:`djax.push_sum_eval_params`
+    returns. With the updates :math:`u_i` of the links before it,
 
     .. math::
        z_i \leftarrow \textstyle\sum_j a_{ij}^t (z_j + u_j), \qquad
@@ -82,20 +82,21 @@ def push_sum(
        \qquad\text{(with overlap: } z_i \leftarrow \textstyle\sum_j a_{ij}^t z_j + u_i
        \text{)}
 
-    If the rows of the matrices sum to one too, as those of
-    :func:`djax.topologies.one_peer_exponential`, the weights stay 1, do not travel, and
-    the parameters are the models themselves.
+    If the rows of the matrices sum to one, too, as those of
+    :func:`djax.topologies.one_peer_exponential`, the weights stay 1. They then do not
+    travel, and the parameters are the models themselves.
 
-    Where messages are lost (`drop_probability` of the communicator), the receiver puts
-    its own value in their place; likewise where a message is NaN or infinite.
+    If a message is dropped (`drop_probability` of the communicator), the receiver uses
+    its own value instead. It also does so if a message is NaN or infinite.
 
     Args:
-      schedule: a Schedule, whose matrices are taken one after the other; or a Topology,
-        whose one matrix serves all steps.
+      schedule: a Schedule, with one matrix for each exchange; or a Topology, with one
+        matrix for all.
       communicator: how messages travel.
-      rounds: exchanges in each step, each with the schedule's next matrix.
+      rounds: the number of exchanges in each step, each with the schedule's next
+        matrix.
       overlap: average the parameters before this step's updates.
-      key: PRNG key of the losses, where messages are lost; `jax.random.key(0)` by
+      key: PRNG key that decides which messages are dropped; `jax.random.key(0)` by
         default.
 
     Returns:
@@ -135,7 +136,7 @@ def push_sum(
         del extra
         check_state("push_sum", state, PushSumState, start)
         model, weight, exchanges = start, state.weight, state.exchanges
-        # Weights of another schedule, which are not 1, go on to be averaged.
+        # A state of another schedule may have weights that are not 1.
         uneven = state.uneven if balanced else ()
         for _ in range(rounds):
             if uneven is None:
@@ -147,7 +148,7 @@ def push_sum(
         return difference(model, start), state
 
     def push_with_weight(model, weight, exchanges):
-        # A weight that is no number says that something in the model is none.
+        # A weight that is NaN tells the receivers that the model is not finite.
         message = model, jnp.where(all_finite(model), weight, jnp.nan)
 
         def read(theirs, own):
@@ -161,8 +162,8 @@ def push_sum(
     def push(mine, message, read, exchanges):
         r"""Returns :math:`r_i z_i + \sum_j a_{ij} (z_j - z_i)` with the row sums r.
 
-        Where messages are rounded, :math:`z` is what is sent, and what the rounding
-        leaves out stays with the worker. So the sum over the workers is kept.
+        If messages are rounded, :math:`z` is the rounded value, and the worker keeps
+        what the rounding leaves out. So the sum over all workers is kept.
         """
         heard = mixing.weighted_sum(
             message, read, schedule, communicator, step=exchanges, key=key
@@ -197,10 +198,10 @@ def push_sum(
 
 
 def push_sum_eval_params(state: Any, params: PyTree) -> PyTree:
-    r"""The models :math:`z_i / w_i` of workers that train with :func:`push_sum`.
+    r"""Returns the model :math:`z_i / w_i` of a worker that uses :func:`push_sum`.
 
-    Gradients are taken and models evaluated there. Leaves that the mechanism never
-    averaged, since `optax.masked` or `optax.partition` kept them out, stay as they are.
+    Take gradients and evaluate models there. Leaves that `optax.masked` or
+    `optax.partition` excludes from averaging are returned as they are.
 
     Args:
       state: the :class:`PushSumState`, or the state of a chain that contains it.
@@ -210,9 +211,9 @@ def push_sum_eval_params(state: Any, params: PyTree) -> PyTree:
       A tree like `params`.
 
     Raises:
-      ValueError: if the state contains no or several :class:`PushSumState`, is of
-        other parameters, or is inside of a :func:`djax.interleave` of several
-        mechanisms, where the weight is that of some coordinates of each leaf.
+      ValueError: if the state contains no :class:`PushSumState` or several, or belongs
+        to other parameters; or if push_sum is inside of a :func:`djax.interleave` of
+        several mechanisms, since the weight then belongs to a part of each leaf.
 
     Examples:
       >>> import djax, jax.numpy as jnp
@@ -290,5 +291,5 @@ def _shares(state: Any) -> int:
 
 
 def _is_place(node: Any) -> bool:
-    """Whether it stands for a leaf, or for what is masked, in a state's `averaged`."""
+    """Whether a node of `averaged` stands for a leaf, or for what is masked."""
     return isinstance(node, (optax.EmptyState, optax.MaskedNode))

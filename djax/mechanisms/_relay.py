@@ -50,15 +50,17 @@ Missing = Literal["initial", "latest", "self", "renormalize"]
 
 
 class RelayState(NamedTuple):
-    """State of :func:`relay`; a worker meets one neighbour a round.
+    """State of :func:`relay`. A worker has one neighbour in each round.
 
     Attributes:
-      messages: for each round, the mean of the models that its neighbour relayed last;
-        a tuple of trees like the parameters.
-      counts: `int32[rounds]`, of how many models; 0 where nothing came.
-      initial: the model that stands for missing ones; None unless `missing="initial"`.
-      step: `int32[]`, number of updates so far; the key of simulated message losses.
-      graph: static label of the graph that the state belongs to; None is not checked.
+      messages: for each round, the mean of the models that the neighbour of that round
+        sent last; a tuple of trees like the parameters.
+      counts: `int32[rounds]`, the number of models in each mean; 0 if none arrived.
+      initial: the model that replaces missing ones; None unless `missing="initial"`.
+      step: `int32[]`, the number of updates so far. It decides which messages are
+        dropped.
+      graph: a static label of the graph that the state belongs to. If it is None, the
+        graph is not checked.
     """
 
     messages: tuple[PyTree, ...]
@@ -79,56 +81,56 @@ def relay(
 ) -> Mechanism:
     r"""Averages the parameters uniformly over all workers of a tree, with delay.
 
-    Placed last in a chain it makes RelaySGD of SGD, Relay-Adam of Adam; around it
-    :func:`djax.on_updates` makes RelaySum/Grad. With the models
+    Placed last in a chain, it turns SGD into RelaySGD and Adam into Relay-Adam. With
+    :func:`djax.on_updates` around it, it is RelaySum/Grad. With the models
     :math:`u_i^t = x_i^t + (\text{update})` and the delay :math:`\tau_{ij}`,
 
     .. math:: x_i^{t+1} = \tfrac1n \textstyle\sum_j u_j^{t - \tau_{ij}}, \qquad
        \tau_{ij} = \max(\text{hops}_{ij} - 1, 0)
        \quad\text{(with overlap: } \tau_{ij} = \text{hops}_{ij}\text{)}.
 
-    Without `overlap` a neighbour's message enters the average of the step in which it
-    is sent; with it, that of the next one, as in the paper's analysis.
+    Without `overlap` a neighbour's message is averaged in the step in which it is sent.
+    With `overlap` it is averaged in the next step, as in the paper's analysis.
 
-    In the first steps the models of distant workers have not arrived, and where
-    messages are lost (`drop_probability` of the communicator) neither have those that a
-    lost message carried. The initial model would then be averaged in again and again,
-    and hold the workers where they started. For each missing model stands, by
-    `missing`:
+    Some models may be missing. In the first steps those of distant workers have not
+    arrived. If messages are dropped (`drop_probability` of the communicator), the
+    models in them do not arrive either; to replace these by the initial model in every
+    step would hold the workers where they started. The argument `missing` says what
+    replaces a missing model:
 
-    * `"initial"`: the model that worker 0 started from; meant for equal starts. What
-      the authors' training code does;
-    * `"latest"`: this worker's latest average, which is the parameters before the
-      update; the authors' choice where messages are lost;
-    * `"self"`: this worker's own model :math:`u_i`, the authors' "academic" code;
+    * `"initial"`: the model that worker 0 started from, as in the authors' training
+      code. It is meant for workers that start equal;
+    * `"latest"`: this worker's latest average, which is its parameters before the
+      update. The authors use it if messages are dropped;
+    * `"self"`: this worker's own model :math:`u_i`, as in the authors' "academic" code;
     * `"renormalize"`: nothing; the sum is divided by the number of models in it.
 
-    For an entry of a message that is NaN or infinite stands the receiver's own model,
-    whatever `missing` is, so that one worker's diverged model does not spread.
+    Whatever `missing` is, an entry of a message that is NaN or infinite is replaced by
+    the receiver's own, so that one diverged model does not spread to all workers.
 
-    With a `message_dtype` a message is rounded anew at each hop, and nobody can make up
-    for what that leaves out. Equal models stay equal, but the averages differ from
-    exact ones: on a chain of 8, by 0.6 % of their norm with bfloat16 and 0.07 % with
-    float16. A `rounding_seed` is refused, since it would part equal models.
+    With a `message_dtype` a message is rounded again at each hop, and the errors are
+    not compensated. Equal models stay equal, but the averages differ from exact ones:
+    on a chain of 8, by 0.6 % of their norm with bfloat16 and 0.07 % with float16. A
+    `rounding_seed` is refused, since equal models would not stay equal.
 
     In each step one model and one integer travel to each neighbour, in both directions
-    of every edge. Older models of a worker keep part of the weight, which shortens the
+    of every edge. Part of the weight stays on older models, which shortens the
     effective step: see :func:`djax.relay_learning_rate_factor`.
 
     Args:
       tree: a topology without cycles; its mixing weights play no role.
       communicator: how messages travel.
-      missing: what stands for a model that has not arrived; by default `"initial"`, and
-        `"latest"` where messages are lost.
+      missing: what replaces a model that has not arrived. The default is `"initial"`,
+        or `"latest"` if messages may be dropped.
       overlap: average the messages of the step before, so that the exchange need not
         wait for this step's gradients.
-      key: PRNG key of the losses, where messages are lost; `jax.random.key(0)` by
+      key: PRNG key that decides which messages are dropped; `jax.random.key(0)` by
         default.
 
     Returns:
-      A :class:`djax.Mechanism` that needs `params`, with a :class:`RelayState`: a model
-      for each round (at most the tree's largest degree), and the initial one. Updates
-      keep their dtypes; sums are in float32 or wider.
+      A :class:`djax.Mechanism` that needs `params`, with a :class:`RelayState`, which
+      holds one model for each round (at most the tree's largest degree) and the initial
+      one. Updates keep their dtypes; sums are in float32 or wider.
 
     Raises:
       TypeError: if `tree` is no topology, for example a Schedule, or `key` is no key.
@@ -165,7 +167,7 @@ def relay(
     def common_start(params):
         try:
             first = communicator.broadcast(params)
-        except OutsideError:  # There is only one start, whose state all may share.
+        except OutsideError:  # Called outside of spmd, all workers share one start.
             return params
         return jax.tree.map(
             lambda x, y: jnp.where(jnp.isfinite(x), x, y), first, params
@@ -202,7 +204,7 @@ def relay(
         known = 1 + state.counts.sum(dtype=jnp.int32)
 
         def message(i):
-            # All that is known except for what this round's neighbour has sent.
+            # Everything that is known, without what this round's neighbour has sent.
             before, count = state.messages[i], known - state.counts[i]
             others = _add_models(total, -state.counts[i], before, own)
             return _divide_and_add(others, count, model, like=before), count
@@ -226,7 +228,7 @@ def relay(
         tree,
         update=update,
         facts={
-            # What it averages with overlap are the messages of the step before.
+            # With overlap it averages the messages of the step before.
             "overlap": overlap,
             "old_models": True,
             "moves_mean": True,
@@ -257,9 +259,9 @@ def _divide_and_add(
 
 
 def _add_models(total: PyTree, count: jax.Array, mean: PyTree, model: PyTree) -> PyTree:
-    """Adds the differences of `count` models, whose mean is `mean`, to this one.
+    """Adds the differences of `count` models with the mean `mean` to this worker's.
 
-    Where that is not finite it is 0, as if they were this worker's own model.
+    A difference that is not finite counts as 0, as if the models were this worker's.
     """
     return jax.tree.map(
         lambda t, d: t + count.astype(t.dtype) * d,

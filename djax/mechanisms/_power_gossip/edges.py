@@ -25,12 +25,13 @@ from .blocks import Blocks, stacked
 class Edges:
     """The edges at which one worker meets its neighbours.
 
-    A worker has one place for each neighbour that it ever meets. On a fixed graph these
-    are the rounds. Over a period the same edge may be in several rounds; then a place
-    is a colour of an edge colouring of all edges together, the same at both ends.
+    A worker has one place for each of its neighbours. On a fixed graph the places are
+    the rounds. On a graph that changes with time an edge may be in several rounds of a
+    period. A place then is a colour of an edge colouring of the edges of all steps
+    together, which is the same at both ends of an edge.
 
     Attributes:
-      places: number of places of a worker.
+      places: the number of places of a worker.
     """
 
     def __init__(self, graph: Graph, communicator: Communicator, seed: jax.Array):
@@ -70,13 +71,14 @@ class Edges:
         return jnp.asarray(self._met)[jnp.asarray(step) % self._period, :, rank]
 
     def sides(self) -> list[int]:
-        """From which side, 0 or 1, the steps of two periods start.
+        """Returns the side, 0 or 1, from which each step of two periods starts.
 
-        Whenever an edge is there again, it should start from the other side than
-        before; if it started from one side for ever, nothing new would be found. In a
-        period of an even number of steps sides that just alternate would do that to an
-        edge that is there once. So the alternation is also tried with a change after
-        each period, and the one is taken that leaves fewer edges at their side.
+        A power iteration needs both sides of an edge in turn: if it always started from
+        the same side, the factors would not change. If the sides alternate from step to
+        step, and the number of steps in a period is even, an edge that occurs once in a
+        period always starts from the same side. So two orders are compared, one that
+        alternates and one that also changes after each period. The order is chosen in
+        which fewer edges repeat their side.
         """
         steps = range(2 * self._period)
         alternating = [t % 2 for t in steps]
@@ -84,7 +86,7 @@ class Edges:
         return min(alternating, changing, key=self._repetitions)
 
     def _repetitions(self, sides: list[int]) -> tuple[int, int]:
-        """How many edges have one side only, and how often one is repeated at all."""
+        """Counts the edges with one side only, and all repetitions of a side."""
         met: dict[tuple[int, int], list[int]] = {}
         for t, side in enumerate(sides):
             for edge in _pairs(self._met[t % self._period]):
@@ -101,21 +103,21 @@ class Edges:
     def of_step(
         self, kept: PyTree, step: ArrayLike
     ) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-        """Takes what belongs to the edges of one step.
+        """Selects what belongs to the edges of one step.
 
         Args:
-          kept: arrays `[places, ...]` of all edges.
+          kept: a tree of arrays `[places, ...]` of all edges.
           step: `int32[]`, number of steps so far.
 
         Returns:
-          Arrays `[rounds, ...]`; and a function that returns all of `kept`, with such
-          arrays put back to their places.
+          A tree of arrays `[rounds, ...]`; and a function that takes such a tree, and
+          returns all of `kept` with its arrays in their places.
         """
         if self._period == 1:
             return kept, lambda changed: changed
         met = self.neighbors_at(step)
         equal = met[:, None] == self.neighbors()[None]
-        # Where nobody is met there is no place: out of bounds.
+        # In a round without a neighbour the place is out of bounds.
         places = jnp.where(
             met == self._communicator.rank(), self.places, jnp.argmax(equal, axis=1)
         )
@@ -135,12 +137,13 @@ class Edges:
     ) -> dict[Any, jax.Array]:
         """Draws normally distributed rows for each edge, the same at both of its ends.
 
-        A draw takes long to compile. All factors of one dtype therefore get their parts
-        of a single draw.
+        A draw takes long to compile. So there is a single one for all factors of a
+        dtype.
 
         Args:
-          shapes: of the factors of one edge, float32 or wider, under names of any kind.
-          number: `int32[]`, of the iteration that draws them, 0 for the first.
+          shapes: the shapes and dtypes of the factors of one edge, float32 or wider,
+            under names of any kind.
+          number: `int32[]`, the number of the iteration that draws them, 0 in `init`.
           neighbors: `int32[edges]`, the other ends of this worker's edges.
 
         Returns:
@@ -164,8 +167,8 @@ class Edges:
         """Draws rows for each edge of a step, `[rounds, ...]` of each matrix.
 
         Args:
-          like: blocks of these shapes.
-          number: `int32[]`, of the iteration that draws them.
+          like: blocks of the shapes and dtypes that are wanted.
+          number: `int32[]`, the number of the iteration that draws them.
           step: `int32[]`, number of steps so far.
         """
         shapes = {
@@ -190,8 +193,8 @@ class Edges:
         """Exchanges one message with each neighbour of a step.
 
         Args:
-          products: what each neighbour is sent something else of, `[rounds, ...]`.
-          vectors: what all neighbours are sent, `[...]`.
+          products: arrays `[rounds, ...]` with a part for the neighbour of each round.
+          vectors: arrays that are sent to all neighbours.
           step: `int32[]`, number of steps so far.
 
         Returns:
@@ -231,8 +234,8 @@ def _normal(key: jax.Array, edges: jax.Array, count: int, dtype: Any) -> jax.Arr
     def draw(edge):
         return jax.random.normal(jax.random.fold_in(key, edge), (count,), dtype)
 
-    # XLA computes what is made element by element anew within everything that needs a
-    # part of it, and compiles it as often. A loop of two iterations or more ends that.
+    # XLA fuses an elementwise computation into everything that uses a part of it, and
+    # compiles and computes it as often. A loop of two iterations or more prevents that.
     looped = jnp.repeat(edges, 2) if edges.size == 1 else edges
     return jax.lax.map(draw, looped)[: edges.size]
 

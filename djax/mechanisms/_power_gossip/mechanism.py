@@ -1,9 +1,11 @@
 r"""PowerGossip: low-rank averaging of the differences between neighbours' models.
 
-A compressor that is linear can be applied to a difference that nobody knows: each end
-of an edge multiplies its own model, seen as a matrix :math:`M \in R^{m \times k}`, by
-the same few vectors, and the products are subtracted. With the worker h of the higher
-rank and l of the lower one, the odd and the even iterations are
+Neighbours want to send the difference of their models, which is small and nearly of low
+rank, but neither of them knows it. A *linear* compressor can be applied to it all the
+same: each end of an edge multiplies its own model, seen as a matrix
+:math:`M \in R^{m \times k}`, by the same few vectors, and the products are subtracted.
+With the worker h of the higher rank and l of the lower one, the odd and the even
+iterations are
 
 .. math::
    \text{odd: }  V &\leftarrow \mathrm{orth}(V), &
@@ -14,15 +16,15 @@ rank and l of the lower one, the odd and the even iterations are
    M_h &\leftarrow M_h - \rho w_{hl} U V^\top,
 
 of which only :math:`M V` or :math:`M^\top U` travels. :math:`U V^\top` is the
-projection of the difference on the orthonormal factor. Since an iteration multiplies by
-what the one before it found, the factors follow the leading singular vectors of
-the difference as it changes, a power iteration that never starts anew. Both ends hold
-the same factors, hence what one gains the other loses, and the mean over the workers
+projection of the difference on the orthonormal factor. An iteration multiplies by what
+the iteration before it has found. So the factors follow the leading singular vectors of
+the difference as it changes, in a power iteration that never starts again. Both ends
+hold the same factors. What one end gains the other loses, and the mean over the workers
 is kept.
 
-All edges' factors are known before an iteration, so that it multiplies each matrix once
-by all of them together, and adds all corrections as one product: two passes over the
-parameters, whatever the number of neighbours.
+The factors of all edges are known before an iteration. So each matrix is multiplied
+once by all factors together, and all corrections are added as one product. These are
+two passes over the parameters, whatever the number of neighbours.
 
 Vogels, Karimireddy and Jaggi, `PowerGossip: Practical Low-Rank Communication
 Compression in Decentralized Deep Learning <https://arxiv.org/abs/2008.01425>`_, 2020,
@@ -84,16 +86,17 @@ from .repeat import repeated
 class PowerGossipState(NamedTuple):
     r"""State of :func:`power_gossip`.
 
-    A worker has one place for each neighbour that it ever meets: on a fixed graph the
-    round in which it meets it, on graphs that change with time a colour of an edge
-    colouring of all edges together.
+    A worker has one place for each of its neighbours. On a fixed graph this is the
+    round in which they exchange messages. On a graph that changes with time it is a
+    colour of an edge colouring of the edges of all steps together.
 
     Attributes:
-      left: for each matrix, `float[places, r, m]`, the rows :math:`U^\top` of both ends
-        of the edge, in float32 or wider; None for each other leaf.
-      right: for each matrix, `float[places, r, k]`, the rows :math:`V^\top`, likewise.
-      step: `int32[]`, number of updates so far.
-      graph: static label of the graph that the state belongs to; None is not checked.
+      left: a tree like the parameters. For each matrix it has :math:`U^\top` of each
+        edge, `float[places, r, m]` in float32 or wider, and None for each other leaf.
+      right: a tree of the same form with :math:`V^\top`, `float[places, r, k]`.
+      step: `int32[]`, the number of updates so far.
+      graph: a static label of the graph that the state belongs to. If it is None, the
+        graph is not checked.
     """
 
     left: PyTree
@@ -118,61 +121,68 @@ def power_gossip(
     idle_first_step: bool = False,
     key: jax.Array | None = None,
 ) -> Mechanism:
-    r"""Averages the parameters with the neighbours', by low-rank differences.
+    r"""Averages the parameters with the neighbours' by low-rank differences.
 
-    Placed last in a chain it makes any optimizer decentralized, for few of the bytes
-    of :func:`djax.gossip` (of rank 1 and for a ResNet-20 a 56th), with no copies of the
-    neighbours' models and nothing to tune. With the updates :math:`u_i` of the links
-    before it, the equations of this module are those of :math:`x_i + u_i`; with
-    overlap, as in the paper's experiments, of :math:`x_i`, and the updates then come on
-    top.
+    Placed last in a chain, it makes any optimizer decentralized. It sends few of the
+    bytes of :func:`djax.gossip` (one 56th for a ResNet-20 and rank 1), stores no copies
+    of the neighbours' models, and has nothing to tune. With :math:`M_i` a matrix of
+    :math:`x_i + u_i`, where :math:`u_i` are the updates of the links before it, and
+    with :math:`V_{ij}` the factor of an edge, an odd iteration is
+
+    .. math::
+       V_{ij} &\leftarrow \mathrm{orth}(V_{ij}), \qquad
+       U_{ij} \leftarrow M_j V_{ij} - M_i V_{ij} \\
+       M_i &\leftarrow M_i + \rho \textstyle\sum_j w_{ij} U_{ij} V_{ij}^\top
+
+    In an even iteration the two factors change their parts. With overlap, as in the
+    paper's experiments, :math:`M_i` is a matrix of :math:`x_i`, and the updates are
+    added afterwards.
 
     An iteration sends one message to each neighbour: the products of all matrices, m or
-    k numbers a column in turn, in float32 or, if a parameter is, float64. That of the
-    first iteration of a step also carries the leaves that are no matrices, those with
-    fewer than two dimensions, for an average without compression.
+    k numbers in turn for each column, in float32, or in float64 if a parameter is
+    float64. The message of a step's first iteration also has the leaves with fewer than
+    two dimensions, which are averaged without compression.
 
-    With rank min(m, k) on square matrices it is :func:`djax.gossip`, but for the
-    :math:`10^{-8}` that the orthogonalization adds to the norms: differences that are
-    not larger are hardly averaged. A column whose
-    product is zero or not finite, since the models are equal, or one has diverged,
-    leaves the factor of both ends as it was.
+    With rank min(m, k) on square matrices it is :func:`djax.gossip`, except that
+    differences of :math:`10^{-8}` and less are hardly averaged, since the
+    orthogonalization adds this number to the norms. If the product of a column is zero,
+    since the models are equal, or not finite, since one of them has diverged, both ends
+    keep the factor that they had.
 
     Args:
-      topology: the graph and its weights: a Topology, or a Schedule of symmetric
-        matrices, of which each step takes the next one.
+      topology: the graph and its weights: a Topology, or a Schedule with symmetric
+        matrices, one for each step.
       communicator: how messages travel; it must not lose any.
-      rank: number r of columns; of a matrix at most min(m, k) are used.
-      iterations: power iterations in each step, each with its own exchange.
-      warm_start: whether an iteration multiplies by the product of the one before it,
-        or by new random vectors.
-      sign: multiply by the signs of the factor, over the square root of their number,
-        in place of its orthonormal columns; for rank 1.
+      rank: the number r of columns; min(m, k) for a matrix that has fewer.
+      iterations: the number of power iterations in each step, each with an exchange.
+      warm_start: whether an iteration multiplies by the product of the one before it.
+        Otherwise it multiplies by new random vectors.
+      sign: multiply by the signs of the factor, divided by the square root of their
+        number, instead of by orthonormal columns; for rank 1 only.
       consensus_rate: :math:`\rho`; best on a fixed graph is
         :math:`2 / ((1 - \lambda_2) + (1 - \lambda_{min}))`, 1.308 on a ring of 8. A
         float, or a scalar array (`optax.inject_hyperparams` needs `static_args=("rank",
         "iterations", "rows_axis")`).
-      vector_rate: the same for the leaves that are no matrices, for which the
-        published code always has 1.
+      vector_rate: the consensus rate of the leaves that are no matrices. It is 1 in the
+        published code.
       rows_axis: the axis of a leaf that becomes the m rows of its matrix; all others
-        together are the k columns. The last is the output axis of flax's kernels, 0
-        that of PyTorch's.
+        together become the k columns. The output axis is the last one of flax's
+        kernels, and axis 0 of PyTorch's.
       overlap: average the parameters before this step's updates.
       idle_first_step: leave the matrices and their factors as they are in the first
-        step, as the published code does; its first iteration has the number 0, not 1.
-      key: PRNG key of the first vectors, the same on all workers, who make each edge's
-        own of it; `jax.random.key(0)` by default.
+        step, as the published code does. Its first iteration has the number 0, not 1.
+      key: PRNG key of the first vectors, the same on all workers, which derive a key of
+        each edge from it; `jax.random.key(0)` by default.
 
     Returns:
       A :class:`djax.Mechanism` that needs `params`, with a
       :class:`PowerGossipState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is no graph; in `init`, if a parameter is complex.
+      TypeError: if `topology` is no graph; `init` raises it if a parameter is complex.
       ValueError: if the sizes differ, a matrix is not symmetric, a number is out of
-        range, or messages get lost; in `init`, if a matrix has no axis `rows_axis`, or
-        inside of :func:`djax.interleave`, which deals out the matrices' single
-        coordinates.
+        range, or messages get lost; `init` raises it if a leaf has no axis `rows_axis`,
+        and inside of :func:`djax.interleave`, which cuts matrices to vectors.
 
     Examples:
       >>> import djax, optax
@@ -206,7 +216,7 @@ def power_gossip(
     edges = Edges(topology, communicator, shared_key("power_gossip", key))
     label = label_of(topology, weights=False)
     orthogonalize = signs if sign else orthonormal
-    first = 0 if idle_first_step else 1  # Number of the first iteration.
+    first = 0 if idle_first_step else 1  # The number of the first iteration.
     # After an odd number of iterations a step starts from the other side.
     turns = edges.sides() if iterations % 2 else [0]
     parities = [(first + turn) % 2 for turn in sorted(set(turns))]
@@ -228,9 +238,9 @@ def power_gossip(
         """One power iteration over all edges of this worker.
 
         Args:
-          step: `int32[]`, number of updates so far.
-          odd: whether the right factor is the one to orthogonalize.
-          t: number of the iteration within the step, from 0.
+          step: `int32[]`, the number of updates so far.
+          odd: whether the right factor is orthogonalized, and the left one computed.
+          t: the number of the iteration within the step, from 0.
           matrices: the model's in blocks, before the first iteration of the step.
           factors: of this step's edges, left and right, `[rounds, r, m or k]`.
           corrections: what the step's iterations so far have added to each block.
@@ -289,7 +299,7 @@ def power_gossip(
         leaves, treedef = jax.tree.flatten(model)
         sides = [treedef.flatten_up_to(side) for side in (state.left, state.right)]
         check_factors(leaves, sides, rank, rows_axis)
-        # What is put together and cut apart is compiled once, outside of the branches.
+        # Joining and splitting is compiled once, since it is outside of the branches.
         matrices = stacked(leaves, blocks_of(leaves), 0)
         factors = tuple(stacked(side, matrices, 1) for side in sides)
         now, put_back = edges.of_step(factors, state.step)
@@ -316,6 +326,6 @@ def power_gossip(
         overlap=overlap,
         skips_silent_steps=True,
         facts={"needs_every_message": True},
-        # Of full rank; of a lower one it averages less, with which no more converges.
+        # Those of full rank. A lower rank averages less, and converges no better.
         matrices=mixing_matrices(topology, consensus_rate),
     )

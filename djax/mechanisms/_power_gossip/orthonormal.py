@@ -10,21 +10,22 @@ import numpy as np
 
 from djax._arrays.split import split
 
-EPSILON = 1e-8  # Of the reference's Gram-Schmidt, added to the norms.
-DEPENDENT = 1e-3  # What is left of a row, relative to it, when little of it is new.
+EPSILON = 1e-8  # Added to the norms, as in the Gram-Schmidt of the published code.
+DEPENDENT = 1e-3  # A row is dependent if it keeps less than this part of its norm.
 
 Factors = dict[Any, jax.Array]  # `[..., r, length]`, of matrices under any names.
 
 
 def einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """A product of which a difference will be taken: without reduced precision."""
+    """Multiplies without reduced precision, since differences of products are taken."""
     return jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def keep(new: Factors, old: Factors) -> Factors:
-    """The new rows, and the old ones in place of those with no finite, positive norm.
+    """Returns new rows, and old ones in place of rows without a finite, positive norm.
 
-    From zero there is no way back: both factors would be zero for ever.
+    If a row became zero, the iteration would multiply by zero, and both factors would
+    be zero for ever.
     """
 
     def choose(new, old):
@@ -50,8 +51,9 @@ def orthonormal(factors: Factors) -> Factors:
 def _together(fn: Callable[..., jax.Array], *factors: Factors) -> Factors:
     """Applies a function of rows, `[..., r, length]`, to many matrices' at once.
 
-    They are filled up to few shapes by rows of zeros, and zeros at the ends of rows,
-    which must change nothing: what is compiled for every shape takes long to compile.
+    To compile the function once for each shape would take long. So matrices are padded
+    to few shapes by rows of zeros, and by zeros at the ends of rows, which must not
+    change the result.
     """
     groups: dict[Any, list[Any]] = {}
     for name, x in factors[0].items():
@@ -80,11 +82,11 @@ def _fill_up(x: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 
 def _gram_schmidt(rows: jax.Array) -> jax.Array:
-    """Orthonormalizes `[..., r, length]` row by row, as the reference does.
+    """Orthonormalizes `[..., r, length]` row by row, as the published code does.
 
-    Of a row that depends on the ones before it only rounding errors are left, in any
-    direction. The earlier rows are then removed again, where the reference does not:
-    together its rows would be longer than one.
+    If a row depends on the rows before it, only rounding errors remain of it, in any
+    direction. The rows before it are then projected out again, which the published code
+    does not do: its rows are not orthogonal in that case.
     """
     count = rows.shape[-2]
     number = jnp.arange(count)

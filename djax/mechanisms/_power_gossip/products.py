@@ -12,8 +12,8 @@ from djax._arrays.matrices import as_matrix, from_matrix, layout
 from .blocks import Block, Blocks, each, unstacked
 from .orthonormal import einsum
 
-FEW = 16  # Products of rows that are summed one by one.
-BLOCK = 128  # Rows of a stored matrix, or half of it, that are multiplied together.
+FEW = 16  # The largest number of outer products that are summed one by one.
+BLOCK = 128  # The number of rows that are multiplied together; half of it is allowed.
 
 Rows = tuple[jax.Array, jax.Array]
 """Rows on the left and on the right, `[iterations, rounds, r, m]` and `[..., k]`.
@@ -105,9 +105,9 @@ def _along_first(basis: jax.Array, matrix: jax.Array) -> jax.Array:
 def _along_last(basis: jax.Array, matrix: jax.Array) -> jax.Array:
     """Multiplies `[rounds, r, b]` by `[a, b]`.
 
-    For two rows of the basis and more, a processor's library copies the matrix into an
-    order of its own. Of a block of the matrix at a time, the copy stays in the cache.
-    Every block has a copy of the basis, which must be small beside it.
+    If the basis has two rows or more, the library for CPUs copies the matrix to change
+    its layout. If it is given one block of the matrix at a time, the copy stays in the
+    cache. Every block needs a copy of the basis, which must be small beside the block.
     """
     size, width = math.gcd(len(matrix), BLOCK), matrix.shape[1]
     whole = functools.partial(einsum, "rcb,ab->rca")
@@ -126,8 +126,8 @@ def _along_last(basis: jax.Array, matrix: jax.Array) -> jax.Array:
 def product_of(rows: Rows, like: jax.Array, rows_axis: int) -> jax.Array:
     """Multiplies rows on the left by rows on the right: a matrix shaped like `like`.
 
-    A sum of few products is fused with what it is added to; a product of matrices would
-    be written, and read once more.
+    XLA fuses a sum of few outer products with the addition to the model. It would write
+    the result of a matrix product to memory, and read it again.
     """
     left, right = (x.reshape(-1, x.shape[-1]) for x in rows)
     axes = layout(like, rows_axis)
