@@ -20,22 +20,16 @@ Tang et al., `D²: Decentralized Training over Decentralized Data
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import optax
 
 from djax._arguments import check_flags
-from djax._arrays.checks import check_params
-from djax._arrays.precision import add
 from djax._calls import by_its_call
-from djax._mechanism.adapter import wrap
-from djax._mechanism.agreement import around
-from djax._mechanism.refusals import refuse
-from djax._mechanism.states import check_state
 from djax._mechanism.value import Mechanism, parts_of
-from djax._transformations import as_transformation
 from djax.topologies import Topology
+
+from ._corrected import corrected
 
 # Below it the recursion of D² has an eigenvalue outside of the unit circle.
 SMALLEST_EIGENVALUE = -1 / 3
@@ -98,32 +92,13 @@ def d2(mechanism: optax.GradientTransformation, *, check: bool = True) -> Mechan
       Yuan et al., `Exact Diffusion for Distributed Optimization and Learning
       <https://arxiv.org/abs/1702.05122>`_, 2019
     """
-    mechanism, parts = as_transformation("d2", mechanism), parts_of(mechanism)
-    refused = ("opaque", "overlap", "losses", "old_models", "rounded_sums", "optimizer")
-    refuse("d2", parts, *refused, "correction")
     check_flags("d2", check=check)
-    for part in parts if check else ():
+    refused = ("losses", "old_models", "rounded_sums", "optimizer", "correction")
+    made = corrected("d2", mechanism, D2State, refused)
+    for part in parts_of(mechanism) if check else ():
         if part.matrices is not None:
             _check_convergence(part.name, part.matrices())
-
-    def init(params):
-        check_params("d2", params)
-        with around("d2({})"):
-            mechanism_state = mechanism.init(params)
-        return D2State(jax.tree.map(jnp.zeros_like, params), mechanism_state)
-
-    def update(updates, state, params=None, **extra_args):
-        params = check_params("d2", params)
-        check_state("d2", state, D2State, params, "correction")
-        corrected = add(updates, state.correction, like=updates)
-        averaged, mechanism_state = mechanism.update(
-            corrected, state.mechanism_state, params, **extra_args
-        )
-        correction = add(averaged, updates, like=state.correction, sign=-1)
-        return averaged, D2State(correction, mechanism_state)
-
-    facts = {"needs_every_message": True, "correction": True, "every_step": True}
-    return wrap("d2", mechanism, init, update, facts)
+    return made
 
 
 def _check_convergence(mechanism: str, matrices: np.ndarray) -> None:

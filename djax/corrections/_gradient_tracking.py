@@ -18,20 +18,12 @@ Gradient Tracking Methods <https://arxiv.org/abs/1805.11454>`_, 2021.
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from djax._arrays.checks import check_params
-from djax._arrays.precision import add
 from djax._calls import by_its_call
-from djax._mechanism.adapter import wrap
-from djax._mechanism.agreement import around
-from djax._mechanism.refusals import refuse
-from djax._mechanism.states import check_state
-from djax._mechanism.value import Mechanism, parts_of
-from djax._transformations import as_transformation
+from djax._mechanism.value import Mechanism
 
+from ._corrected import corrected
 from ._on_updates import on_updates
 
 
@@ -88,34 +80,6 @@ def gradient_tracking(mechanism: optax.GradientTransformation) -> Mechanism:
       Pu and Nedić, `Distributed Stochastic Gradient Tracking Methods
       <https://arxiv.org/abs/1805.11454>`_, 2021
     """
-    average_models = as_transformation("gradient_tracking", mechanism)
-    refused = ("opaque", "overlap", "losses", "uneven_sums", "optimizer", "correction")
-    refuse("gradient_tracking", parts_of(mechanism), *refused)
-    average_updates = on_updates(mechanism)
-
-    def init(params):
-        check_params("gradient_tracking", params)
-        with around("gradient_tracking({})"):
-            return GradientTrackingState(
-                jax.tree.map(jnp.zeros_like, params),
-                average_models.init(params),
-                average_updates.init(params),
-            )
-
-    def update(updates, state, params=None, **extra_args):
-        params = check_params("gradient_tracking", params)
-        check_state(
-            "gradient_tracking", state, GradientTrackingState, params, "correction"
-        )
-        corrected = add(updates, state.correction, like=updates)
-        averaged, model_state = average_models.update(
-            corrected, state.model_state, params, **extra_args
-        )
-        tracked, update_state = average_updates.update(
-            corrected, state.update_state, **extra_args
-        )
-        correction = add(tracked, updates, like=state.correction, sign=-1)
-        return averaged, GradientTrackingState(correction, model_state, update_state)
-
-    facts = {"needs_every_message": True, "correction": True, "every_step": True}
-    return wrap("gradient_tracking", mechanism, init, update, facts)
+    refused = ("losses", "uneven_sums", "optimizer", "correction")
+    name = "gradient_tracking"
+    return corrected(name, mechanism, GradientTrackingState, refused, on_updates)

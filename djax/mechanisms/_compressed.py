@@ -6,7 +6,7 @@ of each says that in one function. The checks, the state of the code, the count 
 steps and the message itself are the same for all of them, and are here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -62,10 +62,38 @@ class Messages:
         self._remembered = kind._fields[: kind._fields.index("compressor_state")]
         self._label = {"graph": label_of(graph, weights=True)} if fixed else {}
 
-    def first_state(self, params: PyTree, remembered: tuple[PyTree, ...]) -> Any:
-        """The state before the first step, in which PRNG keys are each worker's own."""
-        code = jax.tree.map(self._own_key, self.compressor.init(params))
-        return self._kind(*remembered, code, jnp.zeros((), jnp.int32), **self._label)
+    def mechanism(
+        self,
+        start: Callable[[PyTree], tuple[PyTree, ...]],
+        facts: Mapping[str, bool | str | None],
+        conditions: dict[str, Compressor],
+        **options: Any,
+    ) -> Mechanism:
+        """Makes the mechanism.
+
+        Args:
+          start: `params -> remembered`, the first fields of its first state.
+          facts: see :func:`djax._mechanism.adapter.build`.
+          conditions: see :func:`djax._mechanism.adapter.build`.
+          **options: other arguments of :func:`djax._mechanism.adapter.build`.
+        """
+
+        def init(params):
+            remembered = start(params)
+            code = jax.tree.map(self._own_key, self.compressor.init(params))
+            step = jnp.zeros((), jnp.int32)
+            return self._kind(*remembered, code, step, **self._label)
+
+        return build(
+            self.name,
+            init,
+            self.communicator,
+            self.graph,
+            facts=facts,
+            conditions=conditions,
+            skips_silent_steps=True,
+            **options,
+        )
 
     def _own_key(self, leaf: Any) -> Any:
         """Makes a PRNG key the worker's own, and returns anything else as it is."""
@@ -129,13 +157,10 @@ def averaging_by_a_contraction(
       consensus_rate: what the displacement is multiplied by.
       overlap: whether the parameters are averaged before this step's updates.
     """
-    name = messages.name
-    check_contraction(name, messages.compressor)
+    name, code = messages.name, messages.compressor
+    check_contraction(name, code)
     check_consensus_rate(f"{name}: consensus_rate", consensus_rate, messages.graph)
     check_flags(name, overlap=overlap)
-
-    def init(params):
-        return messages.first_state(params, start(params))
 
     def at_rate(model, state, /, **extra):
         del extra
@@ -143,16 +168,9 @@ def averaging_by_a_contraction(
         displacement, state = mix(model, state, messages.send)
         return scale(consensus_rate, displacement), state
 
-    return build(
-        name,
-        init,
-        messages.communicator,
-        messages.graph,
-        mix=at_rate,
-        overlap=overlap,
-        skips_silent_steps=True,
-        facts={"needs_every_message": True},
-        conditions={"contraction": messages.compressor},
+    facts = {"needs_every_message": True}
+    return messages.mechanism(
+        start, facts, {"contraction": code}, mix=at_rate, overlap=overlap
     )
 
 
@@ -169,11 +187,8 @@ def averaging_by_an_unbiased_code(
       step: `(params, updates, state, send) -> (params, state)`, where the new
         parameters are in float32 or wider, and `send` is :meth:`Messages.send`.
     """
-    name = messages.name
-    check_unbiased(name, messages.compressor)
-
-    def init(params):
-        return messages.first_state(params, start(params))
+    name, code = messages.name, messages.compressor
+    check_unbiased(name, code)
 
     def update(updates, state, params, **extra):
         del extra
@@ -184,20 +199,13 @@ def averaging_by_an_unbiased_code(
         )
         return updates, state
 
-    return build(
-        name,
-        init,
-        messages.communicator,
-        messages.graph,
-        update=update,
-        facts={
-            "needs_every_message": True,
-            # What the neighbours have are the models before this step's updates.
-            "overlap": f"{name} averages older ones; use gossip",
-            "moves_mean": True,  # By what the code leaves out.
-        },
-        conditions={"unbiased": messages.compressor},
-    )
+    facts = {
+        "needs_every_message": True,
+        # The neighbours know the models before this step's updates.
+        "overlap": f"{name} averages older ones; use gossip",
+        "moves_mean": True,  # By what the code leaves out.
+    }
+    return messages.mechanism(start, facts, {"unbiased": code}, update=update)
 
 
 def accumulate(total: PyTree, change: PyTree) -> PyTree:

@@ -1,0 +1,68 @@
+"""What D² and gradient tracking share: a correction that is added to every update."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from djax._arrays.checks import check_params
+from djax._arrays.precision import add
+from djax._mechanism.adapter import wrap
+from djax._mechanism.agreement import around
+from djax._mechanism.refusals import refuse
+from djax._mechanism.states import check_state
+from djax._mechanism.value import Mechanism, parts_of
+from djax._transformations import as_transformation
+
+
+def corrected(
+    name: str,
+    mechanism: optax.GradientTransformation,
+    kind: Any,
+    refused: Sequence[str],
+    track: Callable[[Any], optax.GradientTransformationExtraArgs] | None = None,
+) -> Mechanism:
+    """Makes a mechanism that averages models with their updates and corrections.
+
+    With the updates u and the corrections c it averages x + u + c. The next correction
+    is a tracked update minus u.
+
+    Args:
+      name: the name of the function that makes it.
+      mechanism: what averages the models.
+      kind: the class of its states. The fields are the correction, the state of
+        `mechanism`, and the state of what `track` makes.
+      refused: names of :data:`djax._mechanism.refusals.REASONS`.
+      track: makes a mechanism of `mechanism` which averages u + c to the tracked
+        update. Without it the tracked update is the change of the model.
+
+    Raises:
+      ValueError: if one of the refused facts is true of the mechanism.
+    """
+    average = as_transformation(name, mechanism)
+    refuse(name, parts_of(mechanism), "opaque", "overlap", *refused)
+    tracker = None if track is None else track(mechanism)
+    used = (average,) if tracker is None else (average, tracker)
+
+    def init(params):
+        check_params(name, params)
+        with around(f"{name}({{}})"):
+            states = [each.init(params) for each in used]
+        return kind(jax.tree.map(jnp.zeros_like, params), *states)
+
+    def update(updates, state, params=None, **extra_args):
+        params = check_params(name, params)
+        check_state(name, state, kind, params, "correction")
+        both = add(updates, state.correction, like=updates)
+        averaged, *states = average.update(both, state[1], params, **extra_args)
+        tracked = averaged
+        if tracker is not None:
+            tracked, after = tracker.update(both, state[2], **extra_args)
+            states.append(after)
+        correction = add(tracked, updates, like=state.correction, sign=-1)
+        return averaged, kind(correction, *states)
+
+    facts = {"needs_every_message": True, "correction": True, "every_step": True}
+    return wrap(name, mechanism, init, update, facts)
