@@ -8,7 +8,7 @@ import struct
 import time
 
 import pytest
-from test_asynchronous_parts import connect, take
+from asynchronous_parts import connect, take
 
 zmq = pytest.importorskip("zmq")
 
