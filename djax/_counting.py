@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from ._arrays.precision import promote
 from ._interfaces import PyTree
 from ._transformations import lockstep
-from .transport import _packing as _wire
+from .transport import count_bytes, count_messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ class _Counter:
     ) -> PyTree:
         """Counts a period in which each of the permutations is used once."""
         leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-        size, count = _wire.count_bytes(leaves), _wire.count_messages(leaves)
+        size, count = count_bytes(leaves), count_messages(leaves)
         times = (np.asarray(sources) != np.arange(self.size)).sum(axis=0).tolist()
         cost = CommunicationCost(
             len(sources),
@@ -183,7 +183,7 @@ class _Counter:
 
     def _mark(self, tree: PyTree, wire: PyTree, sends: Sequence[bool]) -> PyTree:
         leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(wire)]
-        size, count = _wire.count_bytes(leaves), _wire.count_messages(leaves)
+        size, count = count_bytes(leaves), count_messages(leaves)
         cost = CommunicationCost(
             1, tuple(size * s for s in sends), tuple(count * s for s in sends)
         )

@@ -31,7 +31,7 @@ import tyro
 import djax
 from djax import communicators
 from djax.training import Checkpointer, CheckpointError, Checkpoints
-from djax.transport._end import GUARD
+from djax.transport import GUARD
 
 from .lib import (
     algorithms,

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from djax import topologies
 from djax.asynchronous.runtime._settings import Settings
-from djax.transport._messages import ZMQTransport
+from djax.transport import ZMQTransport
 
 RING = topologies.ring(4)
 

@@ -18,7 +18,7 @@ import jax, jax.numpy as jnp, numpy as np, optax
 import djax
 from djax import asynchronous, topologies
 from djax.asynchronous.runtime._members import Members
-from djax.transport._messages import MPITransport, ZMQTransport
+from djax.transport import MPITransport, ZMQTransport
 
 MPI = djax.communicators.mpi()
 rank, size, folder = MPI.rank(), MPI.size, pathlib.Path(sys.argv[1])

@@ -15,8 +15,7 @@ from djax import (
     communicators,
     topologies,
 )
-from djax.transport import _launch
-from djax.transport import _packing as _wire
+from djax.transport import _launch, _packing
 
 SIZE = 4
 CYCLE = (2, 0, 1, 3)  # Matchings would hide a source that is taken for a destination.
@@ -270,17 +269,17 @@ def test_wire_keeps_every_bit():
         sent.append(flat)
         return flat
 
-    conformance.assert_same_bits(_wire.exchange(tree, transfer), tree)
+    conformance.assert_same_bits(_packing.exchange(tree, transfer), tree)
     leaves = jax.tree.leaves(tree)
-    assert len(sent) == _wire.count_messages(leaves) == 8  # One a dtype, one large.
-    assert sum(s.size * s.dtype.itemsize for s in sent) == _wire.count_bytes(leaves)
+    assert len(sent) == _packing.count_messages(leaves) == 8  # One a dtype, one large.
+    assert sum(s.size * s.dtype.itemsize for s in sent) == _packing.count_bytes(leaves)
 
 
 def test_only_leaves_of_a_mebibyte_travel_alone():
     mebibyte, less = jnp.zeros(2**18), jnp.zeros(2**18 - 1)
-    assert _wire.count_messages([mebibyte, less, less]) == 2
-    assert _wire.count_messages([mebibyte, mebibyte]) == 2
-    assert _wire.count_messages([jnp.zeros(0)]) == 0
+    assert _packing.count_messages([mebibyte, less, less]) == 2
+    assert _packing.count_messages([mebibyte, mebibyte]) == 2
+    assert _packing.count_messages([jnp.zeros(0)]) == 0
 
 
 def test_the_axis_must_have_the_communicators_workers():
@@ -311,16 +310,16 @@ def test_ranks_share_the_cores_that_they_may_run_on(monkeypatch):
 
 
 def test_wire_cuts_what_mpi_cannot_count(monkeypatch):
-    monkeypatch.setattr(_wire, "MAX_COUNT", 10)
+    monkeypatch.setattr(_packing, "MAX_COUNT", 10)
     x, sizes = jnp.arange(25.0), []
 
     def transfer(flat):
         sizes.append(flat.size)
         return flat
 
-    np.testing.assert_array_equal(_wire.exchange(x, transfer), x)
+    np.testing.assert_array_equal(_packing.exchange(x, transfer), x)
     assert sizes == [10, 10, 5]
-    assert _wire.count_messages([x]) == 3
+    assert _packing.count_messages([x]) == 3
 
 
 def test_mpi_without_its_packages_says_what_to_install(monkeypatch):
@@ -357,7 +356,7 @@ def test_losses_of_two_rounds_are_independent(make):
 KEEP_MEMORY = """
 import resource
 import numpy as np
-from djax.communicators import _launch
+from djax.transport import _launch
 
 _launch._keep_memory(sharing=1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -10,10 +10,10 @@ import pytest
 from asynchronous_parts import Network, make_settings, values
 
 from djax import topologies
-from djax.asynchronous.runtime._averager import as_bytes
 from djax.asynchronous.runtime._ending import Ending
 from djax.asynchronous.runtime._members import Members, Say
 from djax.asynchronous.runtime._record import Record
+from djax.transport import Packing, as_bytes
 
 pytestmark = pytest.mark.usefixtures("as_users")
 
@@ -27,9 +27,10 @@ class Worker:
         record = Record()
         record.gradient(float(rank), rank)
         record.look(1, np.full(3, rank, np.float32))
-        layout = [(x.shape, x.dtype) for x in model]
         self.ending = Ending(
-            self.members, lambda: [*map(as_bytes, model), *record.pack()], layout
+            self.members,
+            lambda: [*map(as_bytes, model), *record.pack()],
+            Packing(model),
         )
         self.over = False
 
@@ -52,10 +53,11 @@ class Worker:
 
 def models_of(size, dtype):
     first = [[256, 1, 1, 5][rank] for rank in range(size)]  # 256 + 1 == 256 there.
-    return [
+    models = [
         [jnp.asarray([x, rank], dtype), values((2, 3), "float32", rank)]
         for rank, x in enumerate(first)
     ]
+    return [Packing(model).pack(model) for model in models]  # As they travel.
 
 
 def end_together(models, rng, dies_after=math.inf, patient=True):

@@ -12,7 +12,8 @@ from asynchronous_parts import clock_of, values
 import djax
 from djax import asynchronous, topologies
 from djax.asynchronous.runtime import _model
-from djax.asynchronous.runtime._model import Model, make_packing
+from djax.asynchronous.runtime._model import Model
+from djax.transport import Packing
 
 pytestmark = pytest.mark.usefixtures("as_users")
 
@@ -90,7 +91,7 @@ class History:
     def __init__(self, algorithm, seed):
         self.rng = np.random.default_rng(seed)
         self.model, self.eager = make_model(algorithm), Eager(algorithm, PARAMS)
-        self.pack, self.unpack = make_packing(PARAMS)
+        self.packing = Packing(PARAMS)
         self.sent = self.unread = None
         self.events, self.averagings, self.seen = 0, 0, set()
 
@@ -106,14 +107,14 @@ class History:
             return self.receive()
         packed = self.model.send()
         self.eager.mix(self.model.time())
-        assert_close(self.unpack(packed), self.eager.params)
+        assert_close(self.packing.unpack(packed), self.eager.params)
         self.sent, self.unread = (self.eager.params, self.events), None
 
     def receive(self):
         sent, events = self.sent
         peer = random_like(self.rng, PARAMS)
         before = self.eager.params
-        self.model.receive([np.asarray(x) for x in self.pack(peer)])
+        self.model.receive([np.asarray(x) for x in self.packing.pack(peer)])
         self.eager.average(peer, sent)
         self.sent, self.unread = None, before
         self.averagings += 1
@@ -256,7 +257,7 @@ def test_time_is_that_of_the_worker(monkeypatch):
     clock.now += 1.0  # Half a gradient.
     packed, (params, _) = model.send(), model.settle()
     expected, _ = acid.mix(PARAMS, acid.init(PARAMS)._replace(momentum=momentum), 2.5)
-    assert_close(model.unpack(packed), expected)
+    assert_close(model.packing.unpack(packed), expected)
     assert_close(params, expected)
 
 
@@ -278,7 +279,8 @@ def test_compiling_changes_nothing_and_is_all_that_compiles(caplog):
             model.snapshot(settled=True) if late else model.update(PARAMS, 3)
             model.settle()
     assert [r.message for r in caplog.records if "ompil" in r.message] == []
-    assert [x.shape for x in model.send()] == [shape for shape, _ in model.layout]
+    shapes = [shape for shape, _ in model.packing.layout]
+    assert [x.shape for x in model.send()] == shapes
 
 
 def test_a_large_leaf_is_sent_where_it_is():
@@ -286,4 +288,4 @@ def test_a_large_leaf_is_sent_where_it_is():
     model = make_model(djax.adpsgd(optax.sgd(0.1)), large)
     model.time.share = 0.5
     assert model.send()[0] is large["x"]
-    assert model.layout == [((2**18,), jnp.float32), ((3,), jnp.float32)]
+    assert model.packing.layout == [((2**18,), jnp.float32), ((3,), jnp.float32)]

@@ -7,7 +7,8 @@ import pytest
 from asynchronous_parts import values
 
 from djax.asynchronous.runtime import _model
-from djax.asynchronous.runtime._model import make_packing, sketch
+from djax.asynchronous.runtime._model import sketch
+from djax.transport import Packing
 
 pytestmark = pytest.mark.usefixtures("as_users")
 
@@ -26,25 +27,25 @@ MIXED = {
 
 
 def test_a_tree_travels_as_few_arrays():
-    pack, unpack = make_packing(MIXED)
-    packed = pack(MIXED)
+    packing = Packing(MIXED)
+    packed = packing.pack(MIXED)
     assert packed[0] is MIXED["large"] and packed[1] is MIXED["large, bfloat16"]
     sizes = {str(x.dtype): x.size for x in packed[2:]}
     assert sizes == {"float32": 2**18 + 5, "bfloat16": 8, "int32": 4, "bool": 2}
     arrived = [np.asarray(x) for x in packed]
-    for back in (unpack(arrived), jax.jit(unpack)(arrived)):
+    for back in (packing.unpack(arrived), jax.jit(packing.unpack)(arrived)):
         jax.tree.map(np.testing.assert_array_equal, back, MIXED)
         dtypes = [jax.tree.map(lambda x: x.dtype, tree) for tree in (back, MIXED)]
         assert dtypes[0] == dtypes[1]
     with pytest.raises(ValueError):
-        unpack(arrived[:-1])
+        packing.unpack(arrived[:-1])
 
 
 def test_one_array_alone_is_not_copied():
     x = values((3, 2), "float32")
-    pack, unpack = make_packing([x])
-    assert pack([x])[0] is x
-    np.testing.assert_array_equal(unpack([np.asarray(x).ravel()])[0], x)
+    packing = Packing([x])
+    assert packing.pack([x])[0] is x
+    np.testing.assert_array_equal(packing.unpack([np.asarray(x).ravel()])[0], x)
 
 
 def test_jit_returns_what_it_was_given_as_it_was():

@@ -16,6 +16,7 @@ from djax import (
     simulation,
     topologies,
 )
+from djax.transport import _launch
 
 SIZE = 4
 RING = topologies.ring(SIZE)
@@ -287,7 +288,7 @@ print(communicator.size)
 
 @pytest.mark.xdist_group("mpi")
 def test_a_process_without_mpirun_hears_so_once(monkeypatch):
-    for name in communicators._launch._SIZES:
+    for name in _launch._SIZES:
         monkeypatch.delenv(name, raising=False)
     result = python("-c", ALONE)
     assert result.stdout.split() == ["1"]

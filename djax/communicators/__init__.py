@@ -36,13 +36,9 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
+from djax import transport
 from djax._interfaces import Communicator
-from djax.transport import (
-    _end,
-    _launch,
-    _start,
-)
-from djax.transport._launch import launcher_rank, launcher_size
+from djax.transport import launcher_rank, launcher_size
 
 from . import _common
 from ._agreement import check_agreement, replicate
@@ -228,7 +224,7 @@ def mpi(
     messages = _common.check_messages("mpi", message_dtype, rounding_seed)
     drops = check_short_form("mpi", drop_probability, drop_seed)
     try:
-        MPI = _start.start_mpi()
+        MPI = transport.start_mpi()
 
         from ._mpi import MPICommunicator
     except ImportError as error:
@@ -239,15 +235,14 @@ def mpi(
     world = MPI.COMM_WORLD
     if comm is None:
         comm = world
-        if world.size == 1 and _launch.launcher_size() is None:
+        if world.size == 1 and launcher_size() is None:
             _warn_of_one_rank()
-    _launch.check(world)
-    _start.meet(
-        world, "djax.communicators.mpi()", _start.seconds_of(_start.START_TIMEOUT)
-    )
-    _launch.prepare(world)
+    transport.check_launcher(world)
+    transport.end_on_exceptions(world)
+    transport.meet(world, "djax.communicators.mpi()")
+    transport.share_node(world)
     if world.size > 1:
-        _end.end_together(world)
+        transport.end_together(world)
     communicator = MPICommunicator(comm.Dup(), comm.Dup(), *messages)
     return short_form(communicator, *drops)
 

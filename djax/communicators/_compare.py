@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from djax._interfaces import PyTree
 from djax._mechanism.agreement import differences
-from djax.transport import _start
+from djax.transport import meet
 
 _TAG = 32004  # No other messages have this tag.
 
@@ -27,10 +27,10 @@ def compare(comm: Any, name: str, facts: dict[str, Any]) -> None:
 
     Raises:
       ValueError: if facts differ; the error names them.
-      djax.transport._start.Absent: if a rank does not come within
-        `DJAX_START_TIMEOUT` seconds.
+      djax.transport.Absent: if a rank does not come within `DJAX_START_TIMEOUT`
+        seconds.
     """
-    _start.meet(comm, f"init of {name}", _start.seconds_of(_start.START_TIMEOUT))
+    meet(comm, f"init of {name}")
     # All ranks have come, so that none of them waits long.
     others = range(1, comm.size)
     if comm.rank:

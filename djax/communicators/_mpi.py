@@ -18,7 +18,7 @@ from djax._arrays.precision import promote
 from djax._counting import accounted
 from djax._interfaces import PyTree
 from djax._transformations import lockstep
-from djax.transport import _packing as _wire
+from djax.transport import exchange
 
 from . import (
     _common,
@@ -76,7 +76,7 @@ class MPICommunicator:
         return self._send_and_receive(tree, sender, receiver)
 
     def _send_and_receive(self, tree: PyTree, sender: int, receiver: int) -> PyTree:
-        return _wire.exchange(
+        return exchange(
             tree,
             lambda x: mpi4jax.sendrecv(x, x, sender, receiver, comm=self.comm),
         )
@@ -93,12 +93,12 @@ class MPICommunicator:
         distinct, which = _common.distinct(partners)
 
         def branch(pair):
-            def exchange(tree):
+            def send_and_receive(tree):
                 if pair == (rank, rank):
                     return jax.tree.map(jnp.asarray, tree)
                 return self._send_and_receive(tree, *pair)
 
-            return exchange
+            return send_and_receive
 
         branches = [branch(pair) for pair in distinct]
         return jax.lax.switch(jnp.asarray(which)[index], branches, tree)
@@ -107,7 +107,7 @@ class MPICommunicator:
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         check_averageable("mean", tree)
-        sums = _wire.exchange(
+        sums = exchange(
             jax.tree.map(promote, tree),
             lambda x: mpi4jax.allreduce(x, MPI.SUM, comm=self.comm),
         )
@@ -118,7 +118,7 @@ class MPICommunicator:
     @accounted
     def broadcast(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
-        return _wire.exchange(tree, lambda x: mpi4jax.bcast(x, 0, comm=self.comm))
+        return exchange(tree, lambda x: mpi4jax.bcast(x, 0, comm=self.comm))
 
     def agreed(self, value: ArrayLike) -> ArrayLike:
         """See :class:`djax.Communicator`."""

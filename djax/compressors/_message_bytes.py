@@ -3,7 +3,7 @@
 import jax
 
 from djax._interfaces import Compressor, PyTree
-from djax.transport import _packing as _wire
+from djax.transport import count_bytes
 
 from .checks import check_compressor
 
@@ -33,4 +33,4 @@ def message_bytes(compressor: Compressor, params: PyTree) -> int:
     check_compressor("message_bytes", compressor)
     state = jax.eval_shape(compressor.init, params)
     message, _ = jax.eval_shape(compressor.compress, params, state)
-    return _wire.count_bytes(jax.tree.leaves(message))
+    return count_bytes(jax.tree.leaves(message))

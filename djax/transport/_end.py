@@ -1,53 +1,83 @@
-"""How a process leaves an MPI job, in bounded time.
+"""Lets a process leave an MPI job in bounded time.
 
-MPI's end waits for every rank, and so does every message between ranks. A rank that
-leaves early, with or without an exit code, would let the others wait for ever. So each
-rank tells all others when its program has ended, and a rank that is still waiting for
-one that has left ends the job. Nobody enters MPI's end before all have come to theirs.
+MPI's end waits for all ranks, and so does every message between ranks. If a rank leaves
+early, with or without an exit code, the other ranks would wait for it for ever. So each
+rank tells all others when its program has ended. A rank that still waits for one that
+has left ends the job. No rank enters MPI's end before all ranks have come to theirs.
+
+This file is longer than others, since what a rank does while its program runs and what
+it does afterwards are two halves of one conversation, which has to be read as a whole.
 """
 
 import atexit
 import contextlib
 import ctypes
-import dis
 import math
 import os
 import stat
 import sys
 import threading
 import time
-from types import FrameType
-from typing import Any, NoReturn
+import traceback
+from typing import Any
 
 import jax
 
-from . import (
-    _start,
-    _watch,
-)
+from ._exit_code import ExitCode, main_frame
+from ._start import seconds_of, watch
+from ._watch import name, say
 
 EXIT_TIMEOUT = "DJAX_EXIT_TIMEOUT", 60.0
-"""Environment variable, and default: seconds in which a rank has to show progress once
-another has ended."""
+"""Environment variable, and default: seconds in which a rank has to make progress once
+another rank has ended."""
 GUARD = "DJAX_GUARD_PIPE"
 """Environment variable: a pipe into which :mod:`djax.guard` writes when another rank
 has died. Where it is set, the ranks do not end each other."""
 
-_POLL = 1.0  # Seconds between two looks while a program runs.
-_QUICK_POLL = 0.01  # And when it has ended.
-_ALIVE, _ENDED, _LEFT = range(3)  # Tags.
-_AFTER_A_DEATH = 5.0  # Seconds in which a rank gives a sign once somebody has died.
-_FIRST_WORD = 1.0  # Seconds that others have to exit, too, before one ends them.
+_POLL = 1.0  # Seconds between two looks for messages while the program runs.
+_QUICK_POLL = 0.01  # Seconds between two looks when the program has ended.
+_ALIVE, _ENDED, _LEFT = range(3)  # Tags of MPI messages.
+_AFTER_A_DEATH = 5.0  # Seconds in which a rank must give a sign once another has died.
+_FIRST_WORD = 1.0  # Seconds in which other ranks may exit, too, before one ends them.
+_LAST_WORDS = 0.5  # Seconds: the launcher drops output that it has not passed on.
 _PENDING = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
-_LAST_WORDS = 0.5  # The launcher drops what it has not passed on by the end.
+
+
+def end_now(reason: str, code: int, world: Any = None) -> None:
+    """Writes a reason to stderr, and ends this process, whatever its threads do.
+
+    Args:
+      reason: one or several lines.
+      code: the exit code.
+      world: an MPI communicator, all ranks of which are ended; by default none.
+    """
+    say(reason)
+    _flush()
+    time.sleep(_LAST_WORDS)
+    if world is not None:
+        world.Abort(code)
+    os._exit(code)
+
+
+def end_on_exceptions(world: Any) -> None:
+    """Makes an uncaught exception on one rank end all ranks, which would wait for it.
+
+    The other ranks let rank 0 speak first, so that an exception that all ranks raise is
+    mostly reported once. A second call does nothing.
+
+    Args:
+      world: `mpi4py.MPI.COMM_WORLD`.
+    """
+    if world.size > 1 and not isinstance(sys.excepthook, _Excepthook):
+        sys.excepthook = _Excepthook(f"rank {world.rank} of {world.size}", world)
 
 
 def end_together(world: Any) -> None:
-    """Makes this process end with all others of its job, whatever ends it.
+    """Makes this process end with all others of its job, however it ends.
 
-    All ranks have to call it. An exit code other than 0 ends all of them at once. Needs
-    an MPI in which several threads may communicate; without one only exit codes are
-    heeded. A second call does nothing.
+    All ranks have to call it. An exit code other than 0 ends all of them at once. If
+    MPI does not allow several threads to communicate, only exit codes are heeded. A
+    second call does nothing.
 
     Args:
       world: `mpi4py.MPI.COMM_WORLD`.
@@ -57,27 +87,46 @@ def end_together(world: Any) -> None:
         _end = _End(world)
 
 
-def leave_alone() -> None:
-    """Lets this process end without waiting for others, some of which are lost."""
+def leave_alone(rank: int) -> None:
+    """Lets this process end without waiting for others, some of which are lost.
+
+    After an uncaught exception the process ends with exit code 1.
+
+    Args:
+      rank: of this worker, which an exception's report names.
+    """
+    sys.excepthook = _Excepthook(f"rank {rank}", None)
     if _end is not None:
         _end.alone = True
 
 
-def fail_alone() -> None:
-    """Lets this process, after :func:`leave_alone`, end with exit code 1."""
-    if _end is not None:
-        _end.failed = True
+class _Excepthook:
+    """Reports an uncaught exception, and ends all ranks of `world`, if it is given."""
+
+    def __init__(self, name: str, world: Any):
+        self._name, self._world = name, world
+
+    def __call__(self, *exception):
+        if self._world is not None and self._world.rank:
+            time.sleep(1.0)
+        text = "".join(traceback.format_exception(*exception)).rstrip("\n")
+        text = f"{self._name} failed:\n{text}"
+        if self._world is not None:
+            end_now(text, 1, self._world)
+        say(text)
+        if _end is not None:
+            _end.failed = True
 
 
 class _End:
-    """Of this process's program, and what is heard of the others'.
+    """What is known of the ends of this process's program and of the other ranks'.
 
     Args:
-      world: all ranks.
+      world: an MPI communicator of all ranks.
 
     Attributes:
       alone: whether this process ends without the others.
-      failed: whether it ends by an exception.
+      failed: whether this process, alone, ends by an exception.
     """
 
     def __init__(self, world: Any):
@@ -87,21 +136,16 @@ class _End:
         self.alone = self.failed = False
         self._name = f"rank {world.rank} of {world.size}"
         self._mpi, self._world = MPI, world
-        self._limit = _start.seconds_of(EXIT_TIMEOUT)
+        self._limit = seconds_of(EXIT_TIMEOUT)
         self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        self._comm = world.Dup()  # Nobody else's messages are on it.
-        self._process = os.getpid()
-        self._frame = frame = _main_frame()
-        while frame is not None:
-            self._frame, frame = frame, frame.f_back
-        self._code, self._exit = None, sys.exit
-        sys.exit = self._remember
+        self._comm = world.Dup()  # No other messages are on it.
+        self._process, self._code = os.getpid(), ExitCode()
         self._others = set(range(world.size)) - {world.rank}
         self._ended: set[int] = set()
         self._heard = dict.fromkeys(self._others, time.monotonic())
         self._sent: list[Any] = []
         self._guard = _guard()
-        self._death = False  # Of another rank, as a guard has told.
+        self._death = False  # Whether the guard has told of another rank's death.
         self._apart = False  # Whether another rank ends without the others.
         self._moved, self._asked = True, 0.0
         self._move = _PENDING(self._note_move)
@@ -113,13 +157,7 @@ class _End:
             self._thread.start()
         atexit.register(self._leave)
 
-    def _remember(self, status: Any = None, /) -> NoReturn:
-        """Stands in for `sys.exit`: nothing else knows the code of an exit."""
-        if threading.current_thread() is threading.main_thread():
-            self._code = status
-        self._exit(status)
-
-    # While the program runs, in a thread that mostly sleeps.
+    # While the program runs, in a thread that sleeps most of the time.
 
     def _listen(self) -> None:
         """Ends the job if this rank waits for one that has ended or died."""
@@ -130,7 +168,8 @@ class _End:
                 continue
             now = time.monotonic()
             if self._moved:
-                # Runs in the main thread, between two steps of its Python program.
+                # The main thread runs this between two steps of its Python program, so
+                # that it shows whether the program makes progress.
                 self._moved, self._asked = False, now
                 ctypes.pythonapi.Py_AddPendingCall(self._move, None)
             elif now - self._asked > self._limit:
@@ -145,7 +184,7 @@ class _End:
         return 0
 
     def _hear(self) -> None:
-        """Takes what others have said."""
+        """Reads the messages of the other ranks, and of the guard."""
         status = self._mpi.Status()
         while self._comm.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG, status):
             sender, tag = status.Get_source(), status.Get_tag()
@@ -163,39 +202,38 @@ class _End:
         self._sent.append(self._comm.Isend([b"!", self._mpi.BYTE], rank, tag))
 
     def _give_up(self, seconds: float) -> None:
-        """Ends this rank, and all others, as it will never come to its end."""
+        """Ends this rank, and all others: it will never come to its end."""
         gone = "another rank has died"
         if self._ended:
-            gone = f"{_watch.name(self._ended)} ended before"
-        frame, place = _main_frame(), "its end"
+            gone = f"{name(self._ended)} ended before"
+        frame, place = main_frame(), "its end"
         if frame is not None:
             code = frame.f_code
             place = f"{code.co_filename}:{frame.f_lineno}, in {code.co_name},"
-        _watch.say(
+        self._stop(
             f"{self._name} stands at {place} for {seconds:.0f} s, and {gone}: it ends. "
-            "All ranks have to communicate equally often."
+            "All ranks have to communicate equally often.",
+            1,
         )
-        self._stop(1)
 
-    def _stop(self, code: int) -> None:
-        """Ends this process; all ranks, where they are not guarded."""
-        _flush()
-        time.sleep(_LAST_WORDS)
-        if self._guard is not None:
-            os._exit(code)
-        self._world.Abort(code)
+    def _stop(self, reason: str, code: int) -> None:
+        """Ends this process, and all ranks with it if no guard lets them live on."""
+        end_now(reason, code, None if self._guard is not None else self._world)
 
     # When the program has ended.
 
     def _leave(self) -> None:
-        """Waits for all other programs' ends; what is left to do is short."""
+        """Waits until all other programs have ended, too; MPI's own end is then short.
+
+        Nothing is to be done in a fork, nor by a program that has ended MPI itself.
+        """
         if os.getpid() != self._process or self._mpi.Is_finalized():
-            return  # A fork, or a program that has ended MPI itself.
-        code = self._exit_code()
+            return
+        code = 1 if self.failed else self._code()
         if not self._threads:
             return self._end_all(code) if code else None
         if not self.alone:
-            jax.effects_barrier()  # Messages on their way.
+            jax.effects_barrier()  # Compiled programs may still be sending messages.
         self._over.set()
         self._thread.join()
         for rank in self._others:
@@ -205,48 +243,38 @@ class _End:
             if code and self._guard is None and self._silent(_FIRST_WORD):
                 self._end_all(code)
             self._wait()
-        if self.alone or self._apart or self._death:  # MPI's end would wait.
+        if self.alone or self._apart or self._death:  # MPI's end would wait for ever.
             _flush()
             os._exit(code)
-        _start.watch("ending MPI", self._limit)
-
-    def _exit_code(self) -> int:
-        """The code with which the interpreter is about to end, as far as is known."""
-        if self.failed:
-            return 1
-        if self._code is None or not _is_exit(self._frame):
-            return 0
-        return int(self._code) if isinstance(self._code, int) else 1
+        watch("ending MPI", self._limit)
 
     def _end_all(self, code: int) -> None:
-        """An exit code ends all ranks, as an exception does."""
-        _watch.say(f"{self._name} ended with exit code {code}: all ranks end.")
-        _flush()
-        time.sleep(_LAST_WORDS)
-        self._world.Abort(code)
+        reason = f"{self._name} ended with exit code {code}: all ranks end."
+        end_now(reason, code, self._world)
 
     def _wait(self) -> None:
-        """Waits for all others; ends the job without those that have died."""
+        """Waits for all other ranks; ends the job if some of them have died."""
         if silent := self._silent(math.inf):
             has = "have" if len(silent) > 1 else "has"
-            _watch.say(
-                f"{self._name} has ended; {_watch.name(silent)} {has} given no sign of "
-                f"life since, for {self._patience:.0f} s: it does not wait."
+            self._stop(
+                f"{self._name} has ended; {name(silent)} {has} given no sign of "
+                f"life since, for {self._patience:.0f} s: it does not wait.",
+                0 if self._guard is not None else 1,
             )
-            self._stop(0 if self._guard is not None else 1)
 
     @property
     def _patience(self) -> float:
         return min(self._limit, _AFTER_A_DEATH) if self._death else self._limit
 
     def _silent(self, seconds: float) -> set[int]:
-        """Waits until all have ended.
+        """Waits until all other ranks have ended.
 
         Args:
-          seconds: how long at most.
+          seconds: how long to wait at most.
 
         Returns:
-          Who has not and gives no sign of life, or has not in time.
+          The ranks that give no sign of life, or, when the time is over, those that
+          have not ended.
         """
         start = time.monotonic()
         while True:
@@ -269,31 +297,13 @@ class _End:
 _end: _End | None = None
 
 
-def _main_frame() -> FrameType | None:
-    """Where the main thread is."""
-    return sys._current_frames().get(threading.main_thread().ident or 0)
-
-
-def _is_exit(frame: FrameType | None) -> bool:
-    """Whether a program's outermost frame was left by an exception.
-
-    Else an earlier exit was caught, and the program came to its regular end.
-    """
-    if frame is None:
-        return True
-    instruction = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-    return not instruction.startswith("RETURN")
-
-
 def _guard() -> int | None:
-    """The open file of :data:`GUARD`, if this process has a guard."""
-    try:
+    """Returns the open file that :data:`GUARD` names, if this process has a guard."""
+    with contextlib.suppress(KeyError, OSError, ValueError):
         file = int(os.environ[GUARD])
         if stat.S_ISFIFO(os.fstat(file).st_mode):
             os.set_blocking(file, False)
             return file
-    except (KeyError, OSError, ValueError):
-        pass
     return None
 
 

@@ -1,38 +1,36 @@
-"""What a process settles before it computes as one of several MPI ranks.
+"""Shares a node's cores, GPUs and memory among the MPI ranks that run on it.
 
-This module starts neither MPI nor JAX's devices when it is imported.
+XLA decides on its threads, its device and its memory once, before the first
+computation, and as if no other process ran on the node. So a rank settles them first.
+Importing this module starts neither MPI nor JAX's devices.
 """
 
 import ctypes
-import dataclasses
 import os
 import pathlib
 import resource
-import sys
-import time
-import traceback
 from typing import Any
 
 import jax
 
-# What Open MPI's mpirun, MPICH's, and srun set.
+# Environment variables that the mpirun of Open MPI, the mpirun of MPICH, and srun set.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
-_BLOCK = 1 << 30  # Bytes in which the heap is set up.
+_BLOCK = 1 << 30  # Bytes of one allocation by which the heap is grown.
 _HUGE_PAGE = 1 << 21  # Bytes.
 _MADV_HUGEPAGE = 14  # Of Linux's <sys/mman.h>.
 
 
 def launcher_size() -> int | None:
-    """Number of processes of the MPI job in which this process was launched.
+    """Returns the number of processes of the MPI job that this process belongs to.
 
-    Read from the environment that `mpirun` (MPICH's, Open MPI's) and `srun` set,
-    without starting MPI. A single task of Slurm counts as no job: it is as likely an
-    interactive shell.
+    The number is read from the environment that `mpirun` (of MPICH or Open MPI) and
+    `srun` set, without starting MPI. A single task of Slurm does not count as a job,
+    since it may as well be an interactive shell.
 
     Returns:
-      The size, or None where there is no launcher.
+      The size, or None if no launcher has started this process.
     """
     for name in _SIZES:
         size = os.environ.get(name, "")
@@ -42,13 +40,13 @@ def launcher_size() -> int | None:
 
 
 def launcher_rank() -> int:
-    """This process's rank in the MPI job in which it was launched; 0 without one."""
+    """Returns this process's rank in its MPI job, or 0 if it belongs to none."""
     ranks = (os.environ[name] for name in _RANKS if name in os.environ)
     return 0 if launcher_size() is None else int(next(ranks, 0))
 
 
-def check(world: Any) -> None:
-    """Makes sure that all ranks hear of each other, and of each other's exceptions.
+def check_launcher(world: Any) -> None:
+    """Makes sure that the ranks of a job can reach each other.
 
     Args:
       world: `mpi4py.MPI.COMM_WORLD`.
@@ -64,20 +62,18 @@ def check(world: Any) -> None:
             "the MPI that mpi4py was built with (`python -m mpi4py --mpi-library` "
             "names it)."
         )
-    if world.size > 1 and not isinstance(sys.excepthook, _AbortAll):
-        sys.excepthook = _AbortAll(world)
 
 
-def prepare(world: Any) -> None:
-    """Settles this rank's device, threads and memory.
+def share_node(world: Any) -> None:
+    """Gives this rank its share of the node's GPUs, cores and memory.
 
-    To be called before JAX's first computation.
+    All ranks have to call it, before JAX's first computation.
 
     Args:
       world: `mpi4py.MPI.COMM_WORLD`.
 
     Raises:
-      RuntimeError: if JAX has already taken hold of all of a node's GPUs.
+      RuntimeError: if JAX already uses several GPUs in this process.
     """
     from mpi4py import MPI
 
@@ -92,10 +88,11 @@ def prepare(world: Any) -> None:
 
 
 def _share_cores(node: Any) -> None:
-    """Gives XLA's CPU threads this rank's share of the cores that it may run on.
+    """Limits XLA's CPU threads to this rank's share of the cores that it may run on.
 
-    Ranks poll while they wait, so that threads beyond the cores only steal time. A
-    launcher that binds ranks to cores has shared them already.
+    MPI ranks poll while they wait. If there were more threads than cores, they would
+    take time from each other. Where the launcher has bound each rank to cores of its
+    own, these are the rank's share.
     """
     if hasattr(os, "sched_getaffinity"):
         mine = frozenset(os.sched_getaffinity(0))
@@ -106,20 +103,22 @@ def _share_cores(node: Any) -> None:
 
 
 def _compute_in_place() -> None:
-    """Lets XLA's CPU programs run in the thread that calls them.
+    """Makes XLA run each CPU program in the thread that calls it.
 
-    Else they queue up in one thread of XLA's, and a small program of a second thread,
-    such as an asynchronous averaging, waits for a gradient to end.
+    XLA would otherwise run all programs one after another in a thread of its own. A
+    small program that a second thread calls, such as an asynchronous averaging, would
+    have to wait until a gradient is computed.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def _keep_memory(sharing: int) -> None:
-    """Lets glibc keep the memory of large arrays for later ones, in huge pages.
+    """Makes glibc reuse the memory of large arrays, and use huge pages for it.
 
-    Else each new array has fresh pages, which take as long to get as to fill, and a
-    message between ranks of one node, which the kernel copies page by page, takes up to
-    twice as long. The threads share one heap, as one gives up what another made.
+    Otherwise every new array gets fresh pages from the kernel, which takes as long as
+    filling them. A message between ranks of one node, which the kernel copies page by
+    page, would take up to twice as long. All threads share one heap, because one thread
+    frees what another has allocated.
 
     Args:
       sharing: number of ranks on this node.
@@ -144,12 +143,13 @@ def _keep_memory(sharing: int) -> None:
         length = (block + _BLOCK - start) // _HUGE_PAGE * _HUGE_PAGE
         libc.madvise(start, length, _MADV_HUGEPAGE)
         blocks.append(block)
-    for block in blocks:  # None was touched: they take addresses, and no memory.
+    # No block was ever touched, so they used addresses of the process but no memory.
+    for block in blocks:
         libc.free(block)
 
 
 def _addresses_are_free() -> bool:
-    """Whether memory that is never touched counts for nothing."""
+    """Whether a process may allocate memory that it never touches without a cost."""
     limits = resource.RLIMIT_AS, resource.RLIMIT_DATA
     if any(resource.getrlimit(x)[0] != resource.RLIM_INFINITY for x in limits):
         return False
@@ -158,14 +158,14 @@ def _addresses_are_free() -> bool:
 
 
 def _choose_gpu(node: Any) -> None:
-    """Gives each rank of a node one of the GPUs that it sees, in turn."""
+    """Assigns the node's GPUs to its ranks in turn."""
     count = _gpu_count()
     ordinal = node.rank % count if count else None
     mine = (os.environ.get("CUDA_VISIBLE_DEVICES"), ordinal)
     everyone = node.allgather(mine)
     if ordinal is None:
         return
-    if everyone.count(mine) > 1:  # Ranks that share a GPU share its memory.
+    if everyone.count(mine) > 1:  # Ranks that share a GPU have to share its memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax.config.update("jax_cuda_visible_devices", str(ordinal))
     if count > 1 and jax.default_backend() == "gpu" and jax.local_device_count() > 1:
@@ -176,7 +176,7 @@ def _choose_gpu(node: Any) -> None:
 
 
 def _gpu_count() -> int:
-    """Number of GPUs that CUDA shows to this process, without touching them."""
+    """Returns the number of GPUs that this process can see, without using them."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -184,22 +184,3 @@ def _gpu_count() -> int:
     count = ctypes.c_int()
     found = cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0
     return count.value if found else 0
-
-
-@dataclasses.dataclass(frozen=True)
-class _AbortAll:
-    """Makes an uncaught exception end every rank: the others would wait for ever.
-
-    The others give rank 0 a second, so that what all ranks meet is mostly told once.
-    """
-
-    world: Any
-
-    def __call__(self, *exception):
-        rank, size = self.world.rank, self.world.size
-        time.sleep(1.0 if rank else 0.0)
-        text = "".join(traceback.format_exception(*exception))
-        sys.stderr.write(f"rank {rank} of {size} failed:\n{text}")
-        sys.stderr.flush()
-        time.sleep(0.5)  # The launcher drops what it has not passed on by the end.
-        self.world.Abort(1)

@@ -1,26 +1,79 @@
-"""How trees of arrays become messages: which leaves share one, and in what dtype."""
+"""Turns trees of arrays into few messages, and messages back into trees.
 
+Every message costs time, however small it is, and copying a large array costs more time
+than a message. So small leaves share a message, and large leaves have one each.
+"""
+
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from djax._arrays.split import unravel
+from djax._interfaces import PyTree
 
-# Copying a large leaf into a packed buffer costs more than a message of its own.
+from ._interface import Array
+
+# Bytes. Copying a larger leaf into a packed buffer takes longer than a message.
 LARGE_LEAF_BYTES = 1 << 20
 
 # MPI counts elements with a C int.
 MAX_COUNT = np.iinfo(np.int32).max
 
 
-def group(leaves: Sequence[jax.Array]) -> list[list[int]]:
-    """Partitions the leaves into messages, each a list of indices into `leaves`.
+class Packing:
+    """Turns trees of one structure into few arrays, and back.
 
-    A leaf of 1 MiB or more travels alone; the smaller ones share one message per
-    dtype; empty ones do not travel.
+    A leaf of 1 MiB or more becomes an array of its own. Smaller leaves are joined, all
+    of one dtype in one array. Empty leaves are left out.
+
+    Args:
+      like: a tree of arrays, or of shapes and dtypes. PRNG keys have to be raw.
     """
+
+    def __init__(self, like: PyTree):
+        """Decides which leaves are joined."""
+        self._like, self._structure = jax.tree.flatten(like)
+        self._groups = _group(self._like)
+
+    @functools.cached_property
+    def layout(self) -> list[tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of each packed array."""
+        packed = jax.eval_shape(self.pack, self._structure.unflatten(self._like))
+        return [(x.shape, x.dtype) for x in packed]
+
+    def pack(self, tree: PyTree) -> list[Array]:
+        """Returns few arrays; a leaf that is not joined is returned as it is."""
+        leaves = self._structure.flatten_up_to(tree)
+        return [
+            jnp.concatenate([leaves[i].ravel() for i in group])
+            if len(group) > 1
+            else leaves[group[0]]
+            for group in self._groups
+        ]
+
+    def unpack(self, arrays: Sequence[Array]) -> PyTree:
+        """Inverts `pack`; raises ValueError if there are too few or too many arrays."""
+        leaves = [None if x.size else jnp.zeros(x.shape, x.dtype) for x in self._like]
+        for group, array in zip(self._groups, arrays, strict=True):
+            parts = unravel(array.ravel(), [self._like[i] for i in group])
+            for i, part in zip(group, parts, strict=True):
+                leaves[i] = part
+        return self._structure.unflatten(leaves)
+
+    def view(self, buffers: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Returns received bytes as the packed arrays that they are, without a copy."""
+        return [
+            buffer.view(dtype).reshape(shape)
+            for buffer, (shape, dtype) in zip(buffers, self.layout, strict=True)
+        ]
+
+
+def _group(leaves: Sequence[Any]) -> list[list[int]]:
+    """Partitions the leaves into messages, each a list of indices into `leaves`."""
     alone, shared = [], {}
     for i, leaf in enumerate(leaves):
         if leaf.size * leaf.dtype.itemsize >= LARGE_LEAF_BYTES:
@@ -30,54 +83,63 @@ def group(leaves: Sequence[jax.Array]) -> list[list[int]]:
     return alone + list(shared.values())
 
 
-def count_messages(leaves: Sequence[jax.Array]) -> int:
-    """Number of MPI messages that carry the leaves."""
-    sizes = [sum(leaves[i].size for i in indices) for indices in group(leaves)]
+def count_messages(leaves: Sequence[Any]) -> int:
+    """Returns the number of MPI messages that carry leaves of these shapes."""
+    sizes = [sum(leaves[i].size for i in indices) for indices in _group(leaves)]
     return sum(-(-size // MAX_COUNT) for size in sizes)
 
 
-def count_bytes(leaves: Sequence[jax.Array]) -> int:
-    """Number of bytes of the leaves."""
+def count_bytes(leaves: Sequence[Any]) -> int:
+    """Returns the number of bytes of leaves of these shapes and dtypes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def exchange(tree, transfer: Callable[[jax.Array], jax.Array]):
-    """Applies `transfer`, which keeps shape and dtype, to the messages of `tree`.
+def exchange(tree: PyTree, transfer: Callable[[jax.Array], jax.Array]) -> PyTree:
+    """Sends a tree of arrays through a function that carries one message.
 
     Args:
       tree: arrays of any dtype of 8 bits and more, typed PRNG keys excepted.
-      transfer: from a one-dimensional array of at most `MAX_COUNT` elements, of a
-        dtype that MPI has, to another.
+      transfer: sends a one-dimensional array of at most `MAX_COUNT` elements, of a
+        dtype that MPI has, and returns one of the same shape and dtype.
+
+    Returns:
+      What was received, a tree of the same structure, shapes and dtypes.
     """
-    leaves, treedef = jax.tree.flatten(tree)
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
-    for indices in group(leaves):
-        parts = [leaves[i] for i in indices]
-        flat = jnp.concatenate([part.ravel() for part in parts])
-        received = _decode(_in_chunks(transfer, _encode(flat)), flat.dtype)
-        for i, part in zip(indices, unravel(received, parts), strict=True):
-            leaves[i] = part
-    return jax.tree.unflatten(treedef, leaves)
+    tree = jax.tree.map(jnp.asarray, tree)
+    packing = Packing(tree)
+    return packing.unpack([_send(x.ravel(), transfer) for x in packing.pack(tree)])
 
 
-def _encode(flat: jax.Array) -> jax.Array:
-    """Dresses dtypes that MPI does not know, such as bfloat16, as integers."""
-    if jnp.issubdtype(flat.dtype, np.inexact) and flat.dtype.itemsize <= 2:
-        return jax.lax.bitcast_convert_type(flat, f"uint{8 * flat.dtype.itemsize}")
-    return flat
-
-
-def _decode(flat: jax.Array, dtype: np.dtype) -> jax.Array:
-    if flat.dtype == dtype:
-        return flat
-    return jax.lax.bitcast_convert_type(flat, dtype)
-
-
-def _in_chunks(transfer, flat: jax.Array) -> jax.Array:
+def _send(flat: jax.Array, transfer: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Sends an array; a dtype that MPI does not know, such as bfloat16, as integers."""
+    dtype = flat.dtype
+    if jnp.issubdtype(dtype, np.inexact) and dtype.itemsize <= 2:
+        flat = jax.lax.bitcast_convert_type(flat, f"uint{8 * dtype.itemsize}")
     if flat.size <= MAX_COUNT:
-        return transfer(flat)
-    chunks = [
-        transfer(flat[start : start + MAX_COUNT])
-        for start in range(0, flat.size, MAX_COUNT)
-    ]
-    return jnp.concatenate(chunks)
+        received = transfer(flat)
+    else:
+        starts = range(0, flat.size, MAX_COUNT)
+        chunks = [transfer(flat[start : start + MAX_COUNT]) for start in starts]
+        received = jnp.concatenate(chunks)
+    if received.dtype == dtype:
+        return received
+    return jax.lax.bitcast_convert_type(received, dtype)
+
+
+def as_bytes(array: Array) -> np.ndarray:
+    """Returns an array as `uint8[bytes]` in the host's memory, on a CPU without a copy.
+
+    Args:
+      array: of any shape and dtype.
+    """
+    if isinstance(array, jax.Array) and next(iter(array.devices())).platform != "cpu":
+        pinned = array.sharding.with_memory_kind("pinned_host")
+        array = jax.device_put(array, pinned)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def aligned(size: int) -> np.ndarray:
+    """Returns an uninitialized `uint8[size]` that JAX can read without copying it."""
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size]

@@ -1,8 +1,8 @@
-"""How a process joins the other ranks of an MPI job, in bounded time.
+"""Lets a process join the other ranks of an MPI job in bounded time.
 
-Starting MPI and its first collective calls wait for every rank of the job. One that has
-died or does something else would let all others wait for ever without a word. So each
-step has a limit, after which the process ends and names who is missing.
+Starting MPI, like its first collective calls, waits for every rank of the job. If one
+rank has died, or does something else, all others would wait for ever without a word. So
+each step has a time limit, after which the process names the missing ranks and ends.
 """
 
 import contextlib
@@ -22,18 +22,17 @@ from ._launch import launcher_size
 
 START_TIMEOUT = "DJAX_START_TIMEOUT", 600.0
 """Environment variable, and default: seconds that a rank waits for all to start."""
-PATIENCE = 30.0
-"""Seconds after which a rank says that it waits for others to start."""
 
-_TAG = 32003  # Of the messages by which all meet, in nobody else's way.
-_ROUND_TRIP = 5.0  # Seconds that rank 0 has to answer when its own time is over.
+_PATIENCE = 30.0  # Seconds after which a rank says that it waits for others to start.
+_TAG = 32003  # Of the messages of `meet`; no other message has it.
+_ROUND_TRIP = 5.0  # Seconds in which rank 0 has to answer after its own time limit.
 
 
 class Absent(RuntimeError):
-    """Ranks have not come to where all have to be.
+    """Some ranks have not called, in time, what all ranks have to call.
 
     Attributes:
-      ranks: who.
+      ranks: the missing ranks.
     """
 
     def __init__(self, what: str, seconds: float, ranks: list[int]):
@@ -46,13 +45,13 @@ class Absent(RuntimeError):
 
 
 def seconds_of(variable: tuple[str, float]) -> float:
-    """Seconds that an environment variable sets.
+    """Returns the time in seconds that an environment variable sets.
 
     Args:
-      variable: its name, and the default.
+      variable: the name of the variable, and the default.
 
     Raises:
-      ValueError: if it is not a positive number.
+      ValueError: if the value is not a positive number.
     """
     name, default = variable
     text = os.environ.get(name, "")
@@ -66,10 +65,11 @@ def seconds_of(variable: tuple[str, float]) -> float:
 
 
 def start_mpi() -> Any:
-    """Starts MPI, unless it has been, and ends the process if that takes too long.
+    """Starts MPI, and ends the process if that takes too long.
 
-    The start waits for all ranks of the job; :data:`START_TIMEOUT` bounds it. The
-    process is also bound to its launcher: it does not outlive it.
+    The start waits for all ranks of the job, for at most :data:`START_TIMEOUT`. The
+    kernel is told to end this process when its launcher dies. If MPI has been started
+    already, nothing happens.
 
     Returns:
       The module `mpi4py.MPI`.
@@ -80,7 +80,7 @@ def start_mpi() -> Any:
     if "mpi4py.MPI" not in sys.modules:
         _die_with_launcher()
         seconds = seconds_of(START_TIMEOUT)
-        with watched("starting MPI", seconds, min(PATIENCE, seconds / 2)):
+        with watched("starting MPI", seconds, min(_PATIENCE, seconds / 2)):
             from mpi4py import MPI
     from mpi4py import MPI
 
@@ -89,12 +89,12 @@ def start_mpi() -> Any:
 
 @contextlib.contextmanager
 def watched(doing: str, seconds: float, patience: float) -> Iterator[None]:
-    """Ends this process, with one line, if what is within takes too long.
+    """Ends this process, with one line, if the body of the `with` takes too long.
 
     Args:
-      doing: what it is, for the line.
-      seconds: the limit.
-      patience: seconds after which it is said once that this takes long.
+      doing: what the body does, for the line.
+      seconds: the time limit.
+      patience: seconds after which a first line says that this takes long.
     """
     watcher = watch(doing, seconds, patience)
     try:
@@ -108,53 +108,54 @@ def watched(doing: str, seconds: float, patience: float) -> Iterator[None]:
 def watch(
     doing: str, seconds: float, patience: float = math.inf
 ) -> subprocess.Popen[bytes] | None:
-    """Ends this process, with one line, if it lives for longer than so many seconds.
+    """Starts a second process, which ends this one when a time limit is over.
 
-    For calls of MPI that hold the interpreter's lock, where no thread could watch.
-    Where no launcher has started this process, nobody is waited for.
+    Some calls of MPI hold the interpreter's lock, so that no thread could do this.
+    Without a launcher this process waits for no other, and nothing is started.
 
     Args:
-      doing: what it does meanwhile, for the line.
-      seconds: the limit.
-      patience: seconds after which it is said once that this takes long.
+      doing: what this process does meanwhile, for the line that is written.
+      seconds: the time limit.
+      patience: seconds after which a first line says that this takes long.
 
     Returns:
-      The process that watches; it ends by itself when this one does.
+      The second process, or None. It ends by itself when this one does.
     """
     if (launcher_size() or 1) == 1:
         return None
     numbers = map(str, (patience, seconds, os.getpid()))
     command = [sys.executable, "-I", "-S", _watch.__file__, doing, *numbers]
-    # In a session of its own, as the launcher's signals to a rank would end it.
+    # The launcher's signals to this rank would end it, too, if it had no own session.
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _die_with_launcher() -> None:
-    """Lets the kernel end this process when its MPICH launcher or guard is killed."""
+    """Makes the kernel end this process when its MPICH launcher or guard dies."""
     parent = os.getppid()
     name = pathlib.Path(f"/proc/{parent}/comm")
     with contextlib.suppress(OSError):
         if name.read_text().startswith("hydra_pmi_prox"):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-            if os.getppid() != parent:  # It has died meanwhile.
+            if os.getppid() != parent:  # The parent has died meanwhile.
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def meet(comm: Any, what: str, seconds: float) -> None:
-    """Waits until all ranks are here, so that what follows cannot hang.
+def meet(comm: Any, what: str, seconds: float | None = None) -> None:
+    """Waits until all ranks have called it, so that what follows cannot hang.
 
-    Rank 0 hears everybody and answers. It says once who is late, after
-    :data:`PATIENCE` seconds or half of the limit. Ranks that are known to have died are
-    not waited for.
+    Every rank reports to rank 0, which answers. After 30 seconds, or half of the time
+    limit, rank 0 names those that are late. Nobody waits for ranks that are known to
+    have died.
 
     Args:
       comm: an MPI communicator.
       what: what all ranks have to call, for the messages.
-      seconds: how long to wait.
+      seconds: the time limit; by default :data:`START_TIMEOUT`.
 
     Raises:
-      Absent: if some are not here in time; it names them.
+      Absent: if some ranks have not called it in time; the error names them.
     """
+    seconds = seconds_of(START_TIMEOUT) if seconds is None else seconds
     begin = time.monotonic()
     missing = _gather(comm, what, seconds) if comm.rank == 0 else _report(comm, seconds)
     if missing:
@@ -162,14 +163,14 @@ def meet(comm: Any, what: str, seconds: float) -> None:
 
 
 class _Deaths:
-    """Which ranks have died, looked up now and then."""
+    """Looks up, at most once a second, which ranks have died."""
 
     def __init__(self):
-        """Nobody is known to have."""
+        """No rank is known to have died."""
         self._looked, self._before = time.monotonic(), set()
 
     def include(self, ranks: set[int]) -> bool:
-        """Whether all of these have died, at two looks a second apart."""
+        """Whether all of these ranks were dead at the last two looks."""
         if time.monotonic() < self._looked + 1:
             return False
         dead, _ = _watch.missing(os.getpid())
@@ -179,7 +180,7 @@ class _Deaths:
 
 
 def _gather(comm: Any, what: str, seconds: float) -> list[int]:
-    """Hears all other ranks, and tells them who is missing."""
+    """Waits for the reports of all other ranks, and tells them who is missing."""
     from mpi4py import MPI
 
     begin, said, deaths = time.monotonic(), False, _Deaths()
@@ -191,7 +192,7 @@ def _gather(comm: Any, what: str, seconds: float) -> list[int]:
         waited = time.monotonic() - begin
         if waited > seconds or deaths.include(set(missing)):
             break
-        if waited > min(PATIENCE, seconds / 2) and not said:
+        if waited > min(_PATIENCE, seconds / 2) and not said:
             said = True
             names = f"{_watch.name(set(missing))} of {comm.size}"
             verb = "have" if len(missing) > 1 else "has"
@@ -199,7 +200,7 @@ def _gather(comm: Any, what: str, seconds: float) -> list[int]:
         time.sleep(1e-3)
     late = sorted(missing)
     requests = [comm.isend(late, rank, _TAG) for rank in range(1, comm.size)]
-    if late:  # Who is not here does not take it.
+    if late:  # A rank that is missing does not receive the message.
         requests = [
             r
             for r, rank in zip(requests, range(1, comm.size), strict=True)
@@ -210,7 +211,7 @@ def _gather(comm: Any, what: str, seconds: float) -> list[int]:
 
 
 def _report(comm: Any, seconds: float) -> list[int]:
-    """Tells rank 0 that this rank is here; returns who is not."""
+    """Reports to rank 0, and returns the missing ranks that it names."""
     from mpi4py import MPI
 
     said = comm.Isend([b"!", MPI.BYTE], 0, _TAG)

@@ -1,9 +1,9 @@
-"""Ends the process that started it when one call of MPI takes too long.
+"""A program that ends the process that started it when a call of MPI takes too long.
 
-A program of its own, since MPI's start and its end hold Python's interpreter lock: no
-thread of the process that waits could say a word. It reads from a pipe that closes when
-the call has returned or the process has died, and needs nothing but Python's library.
-:mod:`djax.transport._start` runs it.
+MPI's start and its end hold Python's interpreter lock, so that no thread of the waiting
+process could write a word. So :mod:`djax.transport._start` runs this file as a program
+of its own, which needs nothing but Python's library. It reads from a pipe, which closes
+when the call has returned or the process has died.
 """
 
 import os
@@ -17,12 +17,12 @@ _POLL = 0.5  # Seconds between two looks.
 
 
 def main(doing: str, patience: float, limit: float, parent: int) -> None:
-    """Waits for the call's end, and ends the caller if it takes too long.
+    """Waits for the end of the call, and ends the caller if that takes too long.
 
     Args:
       doing: what the caller does, for the messages.
-      patience: seconds after which it says that it waits.
-      limit: seconds after which it ends the caller.
+      patience: seconds after which a first message says that this takes long.
+      limit: seconds after which the caller is ended.
       parent: process id of the caller.
     """
     begin, said = time.monotonic(), False
@@ -31,7 +31,8 @@ def main(doing: str, patience: float, limit: float, parent: int) -> None:
     while not select.select([0], [], [], _POLL)[0]:
         waited = time.monotonic() - begin
         dead, late = missing(parent)
-        # Twice, as processes do not start or end all at the same moment.
+        # Processes do not all start or end at the same moment, so a rank has to be
+        # missing at two looks.
         if dead & dead_before:
             say(f"{who} ends {doing}: {name(dead)} died before.")
         elif waited > limit:
@@ -49,28 +50,35 @@ def main(doing: str, patience: float, limit: float, parent: int) -> None:
 
 
 def say(text: str) -> None:
-    """Writes one line."""
+    """Writes one line to stderr."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
 def name(ranks: set[int]) -> str:
-    """The ranks as a sentence names them."""
+    """Returns the ranks as a sentence names them."""
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, sorted(ranks)))}"
 
 
 def blame(late: set[int]) -> str:
-    """Whom the caller waits for."""
+    """Returns whom the caller waits for, as a clause."""
     if not late:
         return "not all ranks have come"
     return f"{name(late)} {'have' if len(late) > 1 else 'has'} not come"
 
 
 def missing(caller: int) -> tuple[set[int], set[int]]:
-    """Ranks of this node that have died, and that do not wait like the caller.
+    """Finds the ranks of this node that have died, and those that are late.
 
-    Known under MPICH's launcher on Linux; both are empty elsewhere, as are the dead
-    where the job has more nodes than this one.
+    They are known under MPICH's launcher on Linux only. If the job runs on several
+    nodes, dead ranks are not known.
+
+    Args:
+      caller: process id of a rank that waits for the others.
+
+    Returns:
+      The ranks that have died, and the living ranks that do not wait like the caller.
+      Both are empty where they are not known.
     """
     try:
         size, local = (int(os.environ[x]) for x in ("PMI_SIZE", "MPI_LOCALNRANKS"))
@@ -89,11 +97,11 @@ def missing(caller: int) -> tuple[set[int], set[int]]:
 
 
 def _parents() -> dict[int, int]:
-    """The parent of each living process."""
+    """Returns the parent of each living process, by process id."""
     found = {}
     for folder in pathlib.Path("/proc").iterdir():
         if folder.name.isdigit():
-            try:  # Its name, which may hold spaces, is in brackets.
+            try:  # The name of the process, in brackets, may contain spaces.
                 stat = (folder / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue

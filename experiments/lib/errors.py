@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from djax import communicators
-from djax.transport._start import start_mpi
+from djax.transport import start_mpi
 
 USAGE_EXIT_CODE = 2
 

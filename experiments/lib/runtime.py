@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax import Topology, asynchronous
-from djax.transport._start import Absent, meet
+from djax.transport import Absent, meet
 
 from .asynchronous import ALGORITHMS, changed
 from .data import Prefetch

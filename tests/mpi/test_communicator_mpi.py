@@ -13,7 +13,7 @@ from djax import (
     communicators,
     topologies,
 )
-from djax.transport import _packing as _wire
+from djax.transport import _packing
 
 MPI = communicators.mpi()
 SIZE, (RANK,) = MPI.size, MPI.local_ranks
@@ -29,7 +29,7 @@ def test_permute_receives_from_the_source_whatever_the_dtype():
 
 
 def test_permute_of_more_elements_than_mpi_can_count(monkeypatch):
-    monkeypatch.setattr(_wire, "MAX_COUNT", 1000)
+    monkeypatch.setattr(_packing, "MAX_COUNT", 1000)
     x = jnp.arange(2500.0) + RANK
     received = jax.jit(lambda x: MPI.permute(x, CYCLE))(x)
     np.testing.assert_array_equal(received, np.arange(2500.0) + CYCLE[RANK])

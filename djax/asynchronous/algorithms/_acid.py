@@ -39,20 +39,13 @@ import optax
 
 from djax._arguments import check_rate
 from djax._arrays.checks import check_params
-from djax._arrays.precision import (
-    add,
-    promote,
-)
+from djax._arrays.precision import add, promote
 from djax._interfaces import PyTree
 from djax._mechanism.refusals import refuse
 from djax._mechanism.value import collecting
 from djax._transformations import check_not_in_lockstep
 
-from ._constants import (
-    AcidConstants,
-    Asked,
-    asked_of,
-)
+from ._constants import AcidConstants, Asked, asked_of
 
 
 class EventTransformation(NamedTuple):

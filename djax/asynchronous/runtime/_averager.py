@@ -17,30 +17,12 @@ import numpy as np
 
 from djax._interfaces import PyTree
 from djax.training._nonfinite import NonFiniteError
-from djax.transport._messages import (
-    Message,
-    Transport,
-    as_bytes,
-)
+from djax.transport import Message, Transport, as_bytes
 
-from ._ending import (
-    Ending,
-    Result,
-)
-from ._members import (
-    Members,
-    Say,
-    WorkerLost,
-)
-from ._model import (
-    Buffers,
-    Model,
-    sketch,
-)
-from ._pairing import (
-    Kind,
-    Messages,
-)
+from ._ending import Ending, Result
+from ._members import Members, Say, WorkerLost
+from ._model import Buffers, Model, sketch
+from ._pairing import Kind, Messages
 from ._record import Record
 from ._settings import Settings
 
@@ -93,7 +75,7 @@ class Averager:
         rng = np.random.default_rng((settings.seed, members.rank))
         self._pairing = settings.make_pairing(members.rank, rng)
         self._clocks = settings.make_clocks(members.rank, model.time(), rng)
-        self._ending = Ending(members, self._result, model.layout)
+        self._ending = Ending(members, self._result, model.packing)
         # Between the threads.
         self._phase, self._since = "starting", time.monotonic()
         self._started, self._over = threading.Event(), threading.Event()
@@ -302,20 +284,13 @@ class Averager:
             received = self._models.pop(peer)
             if received is not None and self._model.sent_finite:
                 self._in_use = received
-                self._model.receive(self._as_model(received))
+                self._model.receive(self._model.packing.view(received))
                 self.record.averaging(peer, self._met_at)
             else:
                 self._model.keep()
                 self._transport.recycle(received or [])
             self._sent = None
             self._speak(self._pairing.ended())
-
-    def _as_model(self, buffers: list[np.ndarray]) -> Buffers:
-        """Bytes as the arrays that they are of."""
-        return [
-            buffer.view(dtype).reshape(shape)
-            for buffer, (shape, dtype) in zip(buffers, self._model.layout, strict=True)
-        ]
 
     def _lose(self, peer: int, reason: str) -> None:
         """A worker is lost."""

@@ -5,15 +5,14 @@ sends everyone the mean and all records. Nobody leaves before everyone has them;
 rank is lost meanwhile, the next one starts over.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from ._members import (
-    Members,
-    Say,
-)
+from djax.transport import Packing
+
+from ._members import Members, Say
 from ._record import Record
 
 _PARTS = len(Record.NAMES)
@@ -37,17 +36,17 @@ class Ending:
     Args:
       members: all workers.
       own: gives this worker's model as it travels, and its packed record.
-      layout: shape and dtype of the arrays of a model as it travels.
+      packing: of models into messages.
     """
 
     def __init__(
         self,
         members: Members,
         own: Callable[[], list[np.ndarray]],
-        layout: Sequence[tuple],
+        packing: Packing,
     ):
         """Nothing has been collected."""
-        self._members, self._make_own, self._layout = members, own, layout
+        self._members, self._make_own, self._packing = members, own, packing
         self._own: list[np.ndarray] | None = None
         self._collected: dict[int, tuple[int, list[np.ndarray]]] = {}
         self._sent_to: int | None = None
@@ -68,13 +67,8 @@ class Ending:
         if kind == Say.RESULT:
             self._collected[sender] = root, buffers
         elif kind == Say.MEAN:
-            count = len(self._layout)
-            mean = [
-                buffer.view(dtype).reshape(shape)
-                for buffer, (shape, dtype) in zip(
-                    buffers[:count], self._layout, strict=True
-                )
-            ]
+            count = len(self._packing.layout)
+            mean = self._packing.view(buffers[:count])
             rest, records = buffers[count:], {}
             for number, rank in enumerate(content[1]):
                 part = rest[number * _PARTS : (number + 1) * _PARTS]
@@ -111,7 +105,7 @@ class Ending:
         if any(self._collected.get(rank, (None,))[0] != root for rank in ranks):
             return
         everything = [self._collected[rank][1] for rank in ranks]
-        count = len(self._layout)
+        count = len(self._packing.layout)
         finite = [
             buffers
             for buffers in everything
@@ -119,7 +113,7 @@ class Ending:
         ]
         mean = [
             _mean([buffers[k] for buffers in finite or everything], dtype)
-            for k, (_, dtype) in enumerate(self._layout)
+            for k, (_, dtype) in enumerate(self._packing.layout)
         ]
         records = [part for buffers in everything for part in buffers[count:]]
         self._members.say(None, Say.MEAN, root, ranks, buffers=[*mean, *records])

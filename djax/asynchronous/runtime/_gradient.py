@@ -9,10 +9,7 @@ import numpy as np
 
 from djax._interfaces import PyTree
 from djax.asynchronous.simulator._batches import OwnBatches
-from djax.training._gradient_fn import (
-    GradientFn,
-    check_gradients,
-)
+from djax.training._gradient_fn import GradientFn, check_gradients
 
 
 class Gradient:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from djax.transport._messages import Transport
+from djax.transport import Transport
 
 from ._settings import Settings
 

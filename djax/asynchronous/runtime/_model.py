@@ -3,7 +3,6 @@
 import functools
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from djax._interfaces import PyTree
 from djax.asynchronous._finite import applied
 from djax.asynchronous.algorithms._acid import EventTransformation
 from djax.training._nonfinite import all_finite
-from djax.transport import _packing as _wire
+from djax.transport import Packing
 
 Buffers = list[Any]
 """A model as it travels: its large leaves, and one array for the small of a dtype."""
@@ -98,8 +97,7 @@ class Model:
       averagings: how many there were.
       updated: `bool[2]`, whether the latest gradient was finite, and whether the model
         was that it led to.
-      layout: shape and dtype of each array of the model as it travels.
-      unpack: from these arrays to the model.
+      packing: of the model into the arrays that travel.
     """
 
     def __init__(
@@ -116,11 +114,9 @@ class Model:
         self.params, self.state = params, state
         self.averagings = 0
         leaves, structure = jax.tree.flatten(params)
-        self._programs, self.unpack = _make_programs(
+        self._programs, self.packing = _make_programs(
             algorithm, structure, tuple((x.shape, x.dtype) for x in leaves), skip
         )
-        packed, _ = jax.eval_shape(self._programs.pack, params)
-        self.layout = [(x.shape, x.dtype) for x in packed]
         self._arrival: Arrival | None = None
         self._last = float(finished)  # Time of the last event.
         self._sent: Buffers = []
@@ -252,21 +248,21 @@ def _make_programs(
     structure: Any,
     kinds: tuple[tuple[tuple[int, ...], np.dtype], ...],
     skip: bool,
-) -> tuple[_Programs, Callable[[Buffers], PyTree]]:
-    """The events, composed such that each reads the parameters once, and `unpack`.
+) -> tuple[_Programs, Packing]:
+    """The events, composed such that each reads the parameters once, and the packing.
 
     They are kept, so that another run in the same process compiles nothing.
     """
     like = structure.unflatten([jax.ShapeDtypeStruct(*kind) for kind in kinds])
-    pack_leaves, unpack = make_packing(like)
+    packing = Packing(like)
 
     def pack(params):
-        return pack_leaves(params), all_finite(params)
+        return packing.pack(params), all_finite(params)
 
     def arrived(params, state, arrival, before):
         if arrival is None:
             return params, state
-        peer, sent = (buffers and unpack(buffers) for buffers in arrival)
+        peer, sent = (buffers and packing.unpack(buffers) for buffers in arrival)
         params, state = algorithm.mix(params, state, before)
         updates, state = algorithm.average(peer, state, params, sent=sent)
         return optax.apply_updates(params, updates), state
@@ -289,7 +285,7 @@ def _make_programs(
             global_step=global_step,
         )
 
-    return _Programs(*map(_jit, (settle, pack, send, update))), unpack
+    return _Programs(*map(_jit, (settle, pack, send, update))), packing
 
 
 def _jit(function):
@@ -316,40 +312,6 @@ def _jit(function):
         return structures[given].unflatten(results)
 
     return call
-
-
-def make_packing(like: PyTree):
-    """Makes the functions that turn a tree into few arrays and back.
-
-    Args:
-      like: a tree of arrays of the shapes and dtypes in question.
-
-    Returns:
-      `pack`, from a tree to a list of arrays, of which a large leaf is one, and
-      `unpack`, its inverse.
-    """
-    likes, structure = jax.tree.flatten(like)
-    groups = _wire.group(likes)
-
-    def pack(tree):
-        leaves = structure.flatten_up_to(tree)
-        return [
-            leaves[group[0]]
-            if len(group) == 1
-            else jax.numpy.concatenate([leaves[i].ravel() for i in group])
-            for group in groups
-        ]
-
-    def unpack(buffers):
-        leaves = [jax.numpy.zeros(x.shape, x.dtype) for x in likes]  # The empty ones.
-        for group, buffer in zip(groups, buffers, strict=True):
-            ends = np.cumsum([likes[i].size for i in group])[:-1]
-            parts = jax.numpy.split(buffer.ravel(), ends)
-            for i, part in zip(group, parts, strict=True):
-                leaves[i] = part.reshape(likes[i].shape)
-        return structure.unflatten(leaves)
-
-    return pack, unpack
 
 
 SKETCH = 1024

@@ -7,10 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from djax.asynchronous.simulator._events import (
-    NOBODY,
-    Events,
-)
+from djax.asynchronous.simulator._events import NOBODY, Events
 
 from ._settings import Settings
 

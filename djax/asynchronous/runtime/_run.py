@@ -17,54 +17,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax import communicators
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 from djax.asynchronous._finite import describe
-from djax.asynchronous.algorithms._acid import (
-    EventTransformation,
-    other_rates,
-)
+from djax.asynchronous.algorithms._acid import EventTransformation, other_rates
 from djax.asynchronous.algorithms._constants import Asked
 from djax.asynchronous.simulator._batches import OwnBatches
 from djax.communicators._common import check_leading_axis
 from djax.topologies import Topology
-from djax.training._checkpoints import (
-    Checkpointer,
-    Checkpoints,
-)
-from djax.training._gradient_fn import (
-    GradientFn,
-    check_gradient_fn,
-)
-from djax.training._nonfinite import (
-    NonFinite,
-    NonFiniteError,
-)
+from djax.training._checkpoints import Checkpointer, Checkpoints
+from djax.training._gradient_fn import GradientFn, check_gradient_fn
+from djax.training._nonfinite import NonFinite, NonFiniteError
 from djax.training._programs import Workers
-from djax.transport._departure import leave_alone
-from djax.transport._messages import TRANSPORTS
-from djax.transport._start import meet
+from djax.transport import TRANSPORTS, leave_alone, meet
 
-from ._averager import (
-    Averager,
-    Look,
-)
+from ._averager import Averager, Look
 from ._gradient import Gradient
 from ._history import History
-from ._members import (
-    Members,
-    WorkerLost,
-)
+from ._members import Members, WorkerLost
 from ._model import Model
 from ._record import Record
 from ._report import Report
 from ._resume import begin
-from ._settings import (
-    Settings,
-    check_participants,
-)
+from ._settings import Settings, check_participants
 
 # Timeouts for which a rank may do other things before it takes part.
 _START = 10
@@ -297,7 +271,7 @@ def run(
     params, state = model.settle()
     workers = jax.tree.map(lambda x: x[None], Workers(params, state, model_state))
     return Outcome(
-        jax.tree.map(lambda x: jnp.asarray(x)[None], model.unpack(result.mean)),
+        jax.tree.map(lambda x: jnp.asarray(x)[None], model.packing.unpack(result.mean)),
         workers,
         measured.stacked(),
         averager.looks,

@@ -8,23 +8,15 @@ from typing import Any
 import numpy as np
 
 from djax._arguments import check_choice
-from djax.asynchronous._numbers import (
-    is_number,
-    is_whole,
-)
+from djax.asynchronous._numbers import is_number, is_whole
 from djax.asynchronous.algorithms._acid import EventTransformation
 from djax.asynchronous.algorithms._constants import edge_rates
 from djax.topologies import Topology
 from djax.topologies.checks import check_undirected
 from djax.training._nonfinite import NonFinite
-from djax.transport._messages import TRANSPORTS
+from djax.transport import TRANSPORTS
 
-from ._pairing import (
-    EdgeClocks,
-    FirstFree,
-    FixedOrder,
-    Pairing,
-)
+from ._pairing import EdgeClocks, FirstFree, FixedOrder, Pairing
 
 # Averagings of a worker per gradient. Their times are drawn one by one.
 _MOST_RATE = 1e5

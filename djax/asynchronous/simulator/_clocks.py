@@ -14,19 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from djax.asynchronous._numbers import (
-    is_number,
-    is_whole,
-)
+from djax.asynchronous._numbers import is_number, is_whole
 from djax.asynchronous.algorithms._constants import Asked
 from djax.topologies import Topology
 from djax.topologies.checks import check_undirected
 
 from . import _plot
-from ._events import (
-    NOBODY,
-    Events,
-)
+from ._events import NOBODY, Events
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

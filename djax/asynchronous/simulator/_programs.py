@@ -11,10 +11,7 @@ import optax
 
 from djax import metrics
 from djax._interfaces import PyTree
-from djax.asynchronous._finite import (
-    applied,
-    choose,
-)
+from djax.asynchronous._finite import applied, choose
 from djax.communicators import simulated
 from djax.training._nonfinite import all_finite
 

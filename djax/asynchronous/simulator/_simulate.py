@@ -18,32 +18,15 @@ from jax.typing import ArrayLike
 from djax._arguments import check_choice
 from djax._interfaces import PyTree
 from djax.asynchronous._finite import describe as describe_nonfinite
-from djax.asynchronous.algorithms._acid import (
-    EventTransformation,
-    other_rates,
-)
+from djax.asynchronous.algorithms._acid import EventTransformation, other_rates
 from djax.communicators._common import check_leading_axis
-from djax.training._gradient_fn import (
-    GradientFn,
-    check_gradient_fn,
-)
-from djax.training._nonfinite import (
-    NonFinite,
-    NonFiniteError,
-)
+from djax.training._gradient_fn import GradientFn, check_gradient_fn
+from djax.training._nonfinite import NonFinite, NonFiniteError
 
 from ._batches import Batches
 from ._events import Events
-from ._programs import (
-    Run,
-    copies,
-    describe,
-    make_programs,
-)
-from ._waves import (
-    capacities,
-    level,
-)
+from ._programs import Run, copies, describe, make_programs
+from ._waves import capacities, level
 
 
 class Moment(NamedTuple):

@@ -11,10 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._events import (
-    NOBODY,
-    Events,
-)
+from ._events import NOBODY, Events
 
 # Waves of unlimited capacity differ in size, so that slots of the mean size would stay
 # empty in small ones. At four fifths of it, 90 to 100 % of them are filled.
