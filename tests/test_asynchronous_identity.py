@@ -6,7 +6,7 @@ import pytest
 
 import djax
 from djax.asynchronous import Checkpoints
-from djax.asynchronous.runtime._run import _identify
+from djax.asynchronous.runtime._identity import identify
 from djax.asynchronous.runtime._settings import Settings
 from djax.training import Checkpointer, CheckpointError
 
@@ -32,7 +32,7 @@ def identity(
         timeout=1.0,
         **options,
     )
-    return _identify(algorithm, settings, jnp.zeros(size), model_state)
+    return identify(algorithm, settings, jnp.zeros(size), model_state)
 
 
 def resume(folder, found, **options):

@@ -10,12 +10,8 @@ import networkx as nx
 import pytest
 
 from djax import topologies
-from djax.asynchronous.runtime._pairing import (
-    EdgeClocks,
-    FirstFree,
-    FixedOrder,
-    Kind,
-)
+from djax.asynchronous.runtime._pairing import Kind
+from djax.asynchronous.runtime._policies import EdgeClocks, FirstFree, FixedOrder
 
 DEAD = 0
 FINISH = ("finish",)

@@ -7,13 +7,13 @@ import numpy as np
 from asynchronous_parts import clock_of, make_settings
 
 from djax import topologies
-from djax.asynchronous.runtime import _model
-from djax.asynchronous.runtime._model import OwnTime
+from djax.asynchronous.runtime import _own_time
+from djax.asynchronous.runtime._own_time import OwnTime
 from djax.asynchronous.runtime._settings import Clocks
 
 
 def test_own_time_counts_gradients_and_the_share_of_the_current_one(monkeypatch):
-    clock = clock_of(_model, monkeypatch)
+    clock = clock_of(_own_time, monkeypatch)
     own = OwnTime(finished=3)
     own.begin()
     clock.now += 50
@@ -34,7 +34,7 @@ def test_own_time_counts_gradients_and_the_share_of_the_current_one(monkeypatch)
 
 
 def test_durations_are_averaged_with_halving_weights(monkeypatch):
-    clock = clock_of(_model, monkeypatch)
+    clock = clock_of(_own_time, monkeypatch)
     own = OwnTime()
     for seconds, mean in ((4, 4), (8, 6), (2, 4), (2, 3)):
         own.begin()

@@ -11,7 +11,7 @@ from asynchronous_parts import clock_of, values
 
 import djax
 from djax import asynchronous, topologies
-from djax.asynchronous.runtime import _model
+from djax.asynchronous.runtime import _own_time
 from djax.asynchronous.runtime._model import Model
 from djax.transport import Packing
 
@@ -245,7 +245,7 @@ def test_so_they_do_when_gradients_take_longer_than_expected(name):
 
 def test_time_is_that_of_the_worker(monkeypatch):
     """The flow of A²CiD² goes by the clock between events, and not by their number."""
-    clock = clock_of(_model, monkeypatch)
+    clock = clock_of(_own_time, monkeypatch)
     acid = ALGORITHMS["acid"](optax.sgd(0.0))
     momentum = jax.tree.map(lambda x: x + 1, PARAMS)
     model = Model(acid, PARAMS, acid.init(PARAMS)._replace(momentum=momentum))

@@ -7,7 +7,7 @@ import pytest
 from asynchronous_parts import values
 
 from djax.asynchronous.runtime import _model
-from djax.asynchronous.runtime._model import sketch
+from djax.asynchronous.runtime._sketch import sketch
 from djax.transport import Packing
 
 pytestmark = pytest.mark.usefixtures("as_users")

@@ -11,8 +11,8 @@ from asynchronous_parts import RING, make_settings
 
 import djax
 from djax import asynchronous, communicators, topologies
-from djax.asynchronous.runtime._pairing import EdgeClocks, FirstFree, FixedOrder
-from djax.asynchronous.simulator._batches import OwnBatches
+from djax.asynchronous.runtime._policies import EdgeClocks, FirstFree, FixedOrder
+from djax.asynchronous.simulator import OwnBatches
 
 pytestmark = pytest.mark.usefixtures("as_users")
 

@@ -1,39 +1,40 @@
-"""Workers that never wait: A²CiD², AD-PSGD, in real time and simulated exactly.
+"""Asynchronous training, where no worker waits for another: A²CiD² and AD-PSGD.
 
 An asynchronous algorithm is a set of pure functions, one for each kind of event
-(:class:`EventTransformation`, made by :func:`djax.acid` and :func:`djax.adpsgd`).
+(:class:`EventTransformation`, made by :func:`djax.acid` and :func:`djax.adpsgd`). It
+runs in two ways:
 
-* :func:`run` is called by every process of an MPI job: gradients follow each other
-  while a second thread averages. It ends with an :class:`Outcome`, whose
-  :class:`Report` says what all workers did; :class:`Checkpoints` let it be resumed.
-* On virtual clocks what happens when is drawn beforehand (:func:`draw_events`), and
-  :func:`simulate` runs it, on one device.
+* In real time, :func:`run` is called by every process of an MPI job. One thread of the
+  process computes gradients while another one averages. The result is an
+  :class:`Outcome`, whose :class:`Report` says what all workers did. With
+  :class:`Checkpoints` a run can be resumed.
+* On virtual clocks, :func:`draw_events` draws when every gradient and averaging
+  happens, and :func:`simulate` computes exactly what comes out, on one device.
 """
 
-from djax.training._checkpoints import Checkpoints as Checkpoints
-from djax.training._nonfinite import NonFiniteError as NonFiniteError
+from djax.training import Checkpoints, NonFiniteError
 
-from .algorithms._acid import AcidState as AcidState
-from .algorithms._acid import ADPSGDState as ADPSGDState
-from .algorithms._acid import EventTransformation as EventTransformation
-from .algorithms._acid import acid as acid
-from .algorithms._acid import adpsgd as adpsgd
-from .algorithms._constants import AcidConstants as AcidConstants
-from .algorithms._constants import acid_constants as acid_constants
-from .algorithms._constants import edge_rates as edge_rates
-from .runtime._averager import Look as Look
-from .runtime._members import WorkerLost as WorkerLost
-from .runtime._report import Report as Report
-from .runtime._run import Outcome as Outcome
-from .runtime._run import run as run
-from .simulator._clocks import Rounds as Rounds
-from .simulator._clocks import draw_events as draw_events
-from .simulator._clocks import draw_rounds as draw_rounds
-from .simulator._events import Events as Events
-from .simulator._simulate import GlobalSchedule as GlobalSchedule
-from .simulator._simulate import Moment as Moment
-from .simulator._simulate import in_global_steps as in_global_steps
-from .simulator._simulate import simulate as simulate
+from .algorithms import (
+    AcidConstants,
+    AcidState,
+    ADPSGDState,
+    EventTransformation,
+    acid,
+    acid_constants,
+    adpsgd,
+    edge_rates,
+)
+from .runtime import Outcome, Report, WorkerLost, WorkerSnapshot, run
+from .simulator import (
+    Events,
+    GlobalSchedule,
+    Rounds,
+    Snapshot,
+    draw_events,
+    draw_rounds,
+    in_global_steps,
+    simulate,
+)
 
 __all__ = [
     "ADPSGDState",
@@ -43,13 +44,13 @@ __all__ = [
     "EventTransformation",
     "Events",
     "GlobalSchedule",
-    "Look",
-    "Moment",
     "NonFiniteError",
     "Outcome",
     "Report",
     "Rounds",
+    "Snapshot",
     "WorkerLost",
+    "WorkerSnapshot",
     "acid",
     "acid_constants",
     "adpsgd",

@@ -1,8 +1,8 @@
-"""What happens to a worker whose numbers are not finite.
+"""Keeps numbers that are not finite from spreading to other workers.
 
-A single NaN that is averaged into a neighbour's model reaches everybody within a few
-averagings. Hence every gradient is checked within the program that applies it, and
-every model within the program that packs it for a neighbour.
+A single NaN that is averaged into a neighbour's model reaches all workers within a few
+averagings. So every gradient is checked by the program that applies it, and every model
+by the program that packs it for a neighbour.
 """
 
 from typing import Any
@@ -14,21 +14,30 @@ import optax
 from djax._interfaces import PyTree
 from djax.training._nonfinite import all_finite
 
+from .algorithms import EventTransformation
 
-def applied(algorithm, skip: bool, grads, state, params, **options):
-    """One worker's update, and whether its numbers are finite.
+
+def applied(
+    algorithm: EventTransformation,
+    skip: bool,
+    grads: PyTree,
+    state: PyTree,
+    params: PyTree,
+    **options: Any,
+) -> tuple[PyTree, PyTree, jax.Array]:
+    """Applies one gradient of one worker, and checks whether its numbers are finite.
 
     Args:
       algorithm: what one worker does.
-      skip: whether an update that is not finite is left out, so that only time passes.
+      skip: whether an update that is not finite is left out; only time passes then.
       grads: the gradient.
-      state: of the algorithm.
+      state: the state of the algorithm.
       params: the model.
-      **options: `elapsed` and `global_step`.
+      **options: `elapsed` and `global_step`, for `algorithm.update`.
 
     Returns:
       The new model, the new state, and `bool[2]`: whether the gradient is finite, and
-      whether the model would be that it leads to.
+      whether the model is finite to which it leads, or would lead.
     """
     updates, new_state = algorithm.update(grads, state, params, **options)
     moved = optax.apply_updates(params, updates)
@@ -40,12 +49,12 @@ def applied(algorithm, skip: bool, grads, state, params, **options):
 
 
 def choose(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
-    """`yes` or `no`; leaves that are the very same in both stay what they are.
+    """Selects between two trees; a leaf that both share is returned as it is.
 
     Args:
-      condition: `bool[...]`; its axes are the first ones of all leaves.
-      yes: where it holds.
-      no: where it does not.
+      condition: `bool[...]`, whose axes are the first axes of all leaves.
+      yes: the result where the condition holds.
+      no: the result where it does not hold.
     """
 
     def one(a, b):
@@ -58,12 +67,12 @@ def choose(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
 
 
 def describe(worker: int, number: int, finite: Any) -> str:
-    """The message of a :class:`djax.asynchronous.NonFiniteError`.
+    """Returns the message of a :class:`djax.asynchronous.NonFiniteError`.
 
     Args:
-      worker: whose gradient it is.
-      number: which of its gradients, from 1 on.
-      finite: `bool[2]`, of :func:`applied`.
+      worker: rank of the worker.
+      number: number of its gradient, from 1 on.
+      finite: `bool[2]`, from :func:`applied`.
     """
     if finite[0]:
         what = f"the model of worker {worker} after its gradient {number}"

@@ -1,20 +1,21 @@
-r"""How often neighbours average, and what that makes of A²CiD²'s constants.
+r"""How often neighbours average, and which constants of A²CiD² follow from it.
 
-Neighbours :math:`i, j` average at the times of a Poisson process of rate
+The momentum of A²CiD² has to fit how fast averaging alone spreads information over the
+graph. Neighbours :math:`i, j` average at the times of a Poisson process of rate
 :math:`\lambda_{ij}`, counted per unit of time, in which a worker computes one gradient.
 In the mean over all events, differences decay by the Laplacian
 
 .. math:: \mathcal L = \textstyle\sum_{\{i,j\} \in E} \lambda_{ij}
                        (e_i - e_j)(e_i - e_j)^\top
 
-of the graph, and two numbers say how well it is connected:
+of the graph. Two numbers tell how well the graph is connected:
 
 .. math::
    \chi_1 = \frac{1}{\lambda_2(\mathcal L)}, \qquad
    \chi_2 = \tfrac12 \max_{\{i,j\} \in E} (e_i - e_j)^\top \mathcal L^+ (e_i - e_j),
 
-the inverse of its algebraic connectivity and half of the largest effective resistance
-of an edge; :math:`\chi_2 \le \chi_1`.
+the inverse of its algebraic connectivity, and half of the largest effective resistance
+of an edge. Always :math:`\chi_2 \le \chi_1`.
 
 Nabli, Belilovsky and Oyallon, `A²CiD²: Accelerating Asynchronous Communication in
 Decentralized Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Proposition 3.6.
@@ -31,16 +32,17 @@ from djax.topologies.checks import check_undirected
 
 
 class AcidConstants(NamedTuple):
-    r"""What :func:`djax.acid` needs to know of the graph.
+    r"""The constants of A²CiD² on one graph, for :func:`djax.acid`.
 
     Attributes:
       chi1: :math:`\chi_1`, in units of time.
       chi2: :math:`\chi_2`, in units of time.
-      eta: :math:`\eta = 1 / (2 \sqrt{\chi_1 \chi_2})`, per unit of time: how fast
-        :math:`x` and :math:`\tilde x` mix.
-      alpha: :math:`\alpha = \frac12`: a pair of models is replaced by its mean.
-      alpha_tilde: :math:`\tilde\alpha = \frac12 \sqrt{\chi_1 / \chi_2}`, the same for
-        :math:`\tilde x`; the more above :math:`\frac12`, the more is gained.
+      eta: :math:`\eta = 1 / (2 \sqrt{\chi_1 \chi_2})`, per unit of time, the rate
+        at which :math:`x` and :math:`\tilde x` mix.
+      alpha: :math:`\alpha = \frac12`, by which an averaging replaces two models by
+        their mean.
+      alpha_tilde: :math:`\tilde\alpha = \frac12 \sqrt{\chi_1 / \chi_2}`, the step of
+        :math:`\tilde x` in an averaging. The larger it is, the more is gained.
     """
 
     chi1: float
@@ -51,17 +53,21 @@ class AcidConstants(NamedTuple):
 
 
 class Asked:
-    """The rates of averagings that somebody asked for, to be compared with another's.
+    """The rates of averagings for which something was made; comparable with `==`.
 
-    Equal are those that differ by rounding alone.
+    Rates that differ only by rounding are equal.
 
     Args:
-      topology: who talks to whom.
+      topology: which workers are neighbours.
       rate: as in :func:`edge_rates`, of a worker or of each pair.
+
+    Raises:
+      TypeError: as :func:`edge_rates` does.
+      ValueError: as :func:`edge_rates` does.
     """
 
     def __init__(self, topology: Topology, rate: ArrayLike):
-        """Computes the rates; raises what :func:`edge_rates` does."""
+        """Computes the rates of all pairs."""
         self.rates = edge_rates(topology, rate)
         mean = self.rates.sum(1).mean()
         self._name = f"{topology!r} with {mean:.6g} averagings of a worker per gradient"
@@ -81,10 +87,10 @@ class Asked:
 
 
 class _MadeConstants(AcidConstants):
-    """Constants that know which rates they are for.
+    """Constants that know for which rates they were made.
 
-    They are a subclass, and not one more field, so that constants stay five numbers,
-    and those that are made or changed by hand know of no rates.
+    This is a subclass, instead of one more field, so that constants stay five numbers,
+    and constants that are made or changed by hand know no rates.
 
     Attributes:
       asked: the rates.
@@ -97,28 +103,30 @@ class _MadeConstants(AcidConstants):
 
 
 def asked_of(constants: AcidConstants) -> Asked | None:
-    """The rates that constants are for, or None if they were made by hand."""
+    """Returns the rates that constants are for, or None if they were made by hand."""
     return getattr(constants, "asked", None)
 
 
 def edge_rates(topology: Topology, rate: ArrayLike = 1.0) -> np.ndarray:
-    r"""How often each pair of neighbours averages.
+    r"""Computes how often each pair of neighbours averages.
 
     Args:
-      topology: who talks to whom. Its mixing weights play no role.
+      topology: which workers are neighbours. Its mixing weights play no role.
       rate: averagings of a worker per unit of time, in which it computes one gradient:
 
         .. math:: \lambda_{ij} = \text{rate} \cdot m_{ij} / \max(\deg_i, \deg_j)
 
-        with the edge's multiplicity :math:`m_{ij}`, by which degrees are counted too;
-        on an irregular graph workers of smaller degree average less often. Or the
-        :math:`\lambda_{ij}` themselves, `float[n, n]`, symmetric, on the graph's edges.
+        with the edge's multiplicity :math:`m_{ij}`, which degrees count, too. On an
+        irregular graph, workers of smaller degree average less often. The
+        :math:`\lambda_{ij}` themselves may be given instead, as a symmetric
+        `float[n, n]` that is zero where the graph has no edge.
 
     Returns:
       `float64[n, n]`, symmetric, zero where there is no edge.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule, or `rate` no number.
+      TypeError: if `topology` is no Topology but a Schedule, for example, or `rate` is
+        no number.
       ValueError: if a rate is negative or not finite, the matrix is not symmetric, or
         it has an entry where the graph has no edge.
 
@@ -149,29 +157,30 @@ def edge_rates(topology: Topology, rate: ArrayLike = 1.0) -> np.ndarray:
 
 
 def acid_constants(topology: Topology, rate: ArrayLike = 1.0) -> AcidConstants:
-    r"""The constants of A²CiD² on a graph.
+    r"""Computes the constants of A²CiD² on a graph.
 
-    Without the momentum, consensus takes a time proportional to :math:`\chi_1`, with it
-    :math:`\sqrt{\chi_1 \chi_2}`: on a ring the number of workers instead of its square.
-    On the complete graph :math:`\chi_1 = \chi_2` and :math:`\tilde\alpha = \frac12`:
-    there is nothing to gain. A rate that is `c` times as high has :math:`\eta` `c`
-    times as large and the same :math:`\tilde\alpha`.
+    Without the momentum, consensus takes a time proportional to :math:`\chi_1`. With
+    the momentum it takes :math:`\sqrt{\chi_1 \chi_2}`, which on a ring is proportional
+    to the number of workers instead of its square. On the complete graph there is
+    nothing to gain, since :math:`\chi_1 = \chi_2` and :math:`\tilde\alpha = \frac12`.
+    If the rate is multiplied by `c`, so is :math:`\eta`; :math:`\tilde\alpha` stays.
 
     Args:
-      topology: who talks to whom. Its mixing weights play no role.
-      rate: averagings of a worker per unit of time, in which it computes one gradient;
-        or `float[n, n]`, those of each pair, as in
+      topology: which workers are neighbours. Its mixing weights play no role.
+      rate: averagings of a worker per unit of time, in which it computes one gradient,
+        or those of each pair, `float[n, n]`, as in
         :func:`djax.asynchronous.edge_rates`.
 
     Returns:
-      The constants. They remember what they are for, and
-      :func:`djax.asynchronous.simulate` refuses events of another graph or rate.
-      Constants that are made by hand, or by `_replace`, are not checked.
+      The constants. They remember the graph and the rate, so that
+      :func:`djax.asynchronous.simulate` can refuse events of others. Constants that are
+      made by hand, or by `_replace`, are not checked.
 
     Raises:
-      TypeError: if `topology` is none, for example a Schedule, or `rate` no number.
-      ValueError: if the rates are none of :func:`djax.asynchronous.edge_rates`, or
-        leave the workers unconnected.
+      TypeError: if `topology` is no Topology but a Schedule, for example, or `rate` is
+        no number.
+      ValueError: if :func:`djax.asynchronous.edge_rates` refuses the rates, or they do
+        not connect all workers.
 
     Examples:
       >>> import djax

@@ -1,8 +1,8 @@
-"""The thread of a worker that averages, while another computes gradients.
+"""The thread of a worker that averages while the main thread computes gradients.
 
-All that it does it does in small steps between two looks for messages: it asks and
-answers neighbours (:mod:`djax.asynchronous.runtime._pairing`), exchanges models,
-tells everyone how far this worker is, notices who is lost, and takes part in the end.
+The thread never blocks. Between two looks for messages it does whatever is due: it
+exchanges models (:mod:`djax.asynchronous.runtime._averagings`), tells the others how
+far this worker is, notices lost workers, and takes part in the end of the run.
 """
 
 import json
@@ -19,21 +19,26 @@ from djax._interfaces import PyTree
 from djax.training._nonfinite import NonFiniteError
 from djax.transport import Message, Transport, as_bytes
 
+from ._averagings import Averagings
 from ._ending import Ending, Result
 from ._members import Members, Say, WorkerLost
-from ._model import Buffers, Model, sketch
-from ._pairing import Kind, Messages
+from ._model import Model
+from ._pairing import Kind
 from ._record import Record
 from ._settings import Settings
+from ._sketch import sketch
 
 
-class Look(NamedTuple):
-    """A worker at a moment of the run.
+class WorkerSnapshot(NamedTuple):
+    """One worker at a moment of a run in real time.
+
+    Workers look at slightly different times, since no worker waits for another. So a
+    snapshot holds one worker, unlike a :class:`djax.asynchronous.Snapshot`.
 
     Attributes:
-      number: which of the looks that were asked for, from 1 on.
+      number: which of the requested snapshots it is, from 1 on.
       time: seconds since the run began.
-      params: its model, with a leading axis of 1.
+      params: the worker's model, with a leading axis of 1.
     """
 
     number: int
@@ -42,20 +47,20 @@ class Look(NamedTuple):
 
 
 class Averager:
-    """The averaging thread, and what the other one may ask of it.
+    """The averaging thread, and what the main thread may ask of it.
 
     Args:
       model: of this worker.
       members: all workers.
-      transport: carries the messages; closed at the end.
+      transport: carries the messages; the thread closes it in the end.
       record: where this worker notes what happens.
       settings: of the run.
 
     Attributes:
       record: as given.
       error: why the run cannot go on, or None.
-      waits: whether gradients wait when too many averagings are due.
-      looks: the models that were compared, if they are kept.
+      waits: whether a gradient has to wait when too many averagings are due.
+      looks: the snapshots of this worker, if they are kept.
     """
 
     def __init__(
@@ -73,22 +78,18 @@ class Averager:
         self._model, self._members, self._transport = model, members, transport
         self._settings = settings
         rng = np.random.default_rng((settings.seed, members.rank))
-        self._pairing = settings.make_pairing(members.rank, rng)
+        pairing = settings.make_pairing(members.rank, rng)
+        self._averagings = Averagings(model, members, transport, record, pairing)
         self._clocks = settings.make_clocks(members.rank, model.time(), rng)
         self._ending = Ending(members, self._result, model.packing)
-        # Between the threads.
+        # What the threads tell each other.
         self._phase, self._since = "starting", time.monotonic()
         self._started, self._over = threading.Event(), threading.Event()
         self._finishing = False
-        self._failure: tuple[Any, ...] | None = None  # What to say of it.
+        self._failure: tuple[Any, ...] | None = None  # What the others are told.
         self._served, self._served_until = threading.Condition(), -math.inf
         self._noticed = threading.Event()
-        # The averaging that is being made, and what has come for it.
-        self._sent: Buffers | None = None
-        self._met_at = 0.0
-        self._models: dict[int, list[np.ndarray] | None] = {}
-        self._in_use: list[np.ndarray] = []
-        self._looked = 0
+        self._looked = 0  # Number of the latest snapshot.
         self._thread = threading.Thread(
             target=self._run, name="djax averagings", daemon=True
         )
@@ -97,17 +98,17 @@ class Averager:
     # What the main thread calls.
 
     def begin(self, phase: str) -> None:
-        """This worker does something new; said of it if it is lost."""
+        """This worker begins something new, which others report if it is lost."""
         self._phase, self._since = phase, time.monotonic()
 
     def check(self) -> None:
-        """Raises what has come up in this thread."""
+        """Raises the error that has ended the averaging thread, if any."""
         if self.error is not None:
             self._noticed.set()
             raise self.error
 
     def start(self) -> None:
-        """This worker is ready; waits until all are."""
+        """This worker is ready; waits until all workers are."""
         self.begin("ready, waiting for others to start")
         self._members.own.ready = True
         self._transport.wake()
@@ -141,7 +142,7 @@ class Averager:
         self.check()
 
     def finish(self) -> Result:
-        """Serves the others until all are done, and returns what all end with."""
+        """Averages with those that ask until all are done; returns the result."""
         self.begin("serving others, done")
         self._finishing = True
         self._transport.wake()
@@ -165,7 +166,7 @@ class Averager:
             self._transport.wake()
             self._over.wait(10.0)
 
-    # The thread.
+    # What the averaging thread does.
 
     def _run(self) -> None:
         try:
@@ -190,7 +191,7 @@ class Averager:
             )
 
     def _pause(self) -> float:
-        """How long this thread may sleep if no message comes."""
+        """Returns the seconds that this thread may sleep if no message comes."""
         most = self._settings.timeout / 10
         if self._started.is_set() and not self._finishing:
             most = min(most, self._model.time.until(self._clocks.next))
@@ -208,18 +209,18 @@ class Averager:
                 self._open()
         elif not self._finishing:
             self._demand()
-        elif not self._pairing.done:
-            self._speak(self._pairing.finish())
-        self._average()
+        else:
+            self._averagings.finish()
+        self._averagings.advance()
         self._look()
-        members.own.done = self._finishing and self._pairing.done
+        members.own.done = self._finishing and self._averagings.pairing.done
         members.own.phase = self._describe()
         members.tell()
         done = all(status.done for status in members.everyone)
-        return done and self._pairing.quiet and self._ending.advance()
+        return done and self._averagings.pairing.quiet and self._ending.advance()
 
     def _open(self) -> None:
-        """The run begins."""
+        """Starts the clock of the run, since all workers are ready."""
         if not self._started.is_set():
             self.record.origin = time.perf_counter()
             self._started.set()
@@ -235,65 +236,31 @@ class Averager:
         self._members.hear(sender, kind, content)
         if kind == Say.PAIR:
             self._open()  # The sender knows that all are ready.
-            self._speak(self._pairing.receive(sender, Kind(content[0])))
+            self._averagings.hear(sender, Kind(content[0]))
         elif kind == Say.MODEL:
-            self._models[sender] = message.buffers if content[0] else None
+            model = message.buffers if content[0] else None
+            self._averagings.hear_model(sender, model)
         elif kind == Say.LOST:
             self._lose(*content)
         elif kind == Say.NONFINITE:
             raise NonFiniteError(*content)
         elif kind != Say.STATUS:
             self._ending.hear(sender, kind, content, message.buffers)
-        self._average()
-
-    def _speak(self, messages: Messages) -> None:
-        for peer, kind in messages:
-            if peer in self._members.others:
-                self._members.say(peer, Say.PAIR, kind)
+        self._averagings.advance()
 
     def _demand(self) -> None:
-        """Asks for the averagings that are due."""
+        """Demands the averagings that are due, and lets a waiting gradient begin."""
         now = self._model.time()
-        ticks = self._clocks.ticks(now)
-        for tick in ticks:
-            self._speak(self._pairing.demand(tick))
+        for tick in self._clocks.ticks(now):
+            self._averagings.demand(tick)
         most = self._settings.max_backlog
-        if most is not None and self._pairing.backlog <= most:
+        if most is not None and self._averagings.pairing.backlog <= most:
             with self._served:
                 self._served_until = now
                 self._served.notify_all()
 
-    def _average(self) -> None:
-        """Exchanges models with the partner, and with the next one.
-
-        A model that is not finite does not travel: both ends know of it, and both go on
-        as if they had not met. If only one of them did, sums over workers would change.
-        """
-        while (peer := self._pairing.partner) is not None:
-            if self._sent is None:
-                self._met_at = self.record.now()
-                self._sent = self._model.send()
-                jax.block_until_ready(self._sent)  # So the last arrival is read, too.
-                self._transport.recycle(self._in_use)
-                self._in_use = []
-                finite = self._model.sent_finite
-                buffers = self._sent if finite else ()
-                self._members.say(peer, Say.MODEL, finite, buffers=buffers)
-            if peer not in self._models:
-                return
-            received = self._models.pop(peer)
-            if received is not None and self._model.sent_finite:
-                self._in_use = received
-                self._model.receive(self._model.packing.view(received))
-                self.record.averaging(peer, self._met_at)
-            else:
-                self._model.keep()
-                self._transport.recycle(received or [])
-            self._sent = None
-            self._speak(self._pairing.ended())
-
     def _lose(self, peer: int, reason: str) -> None:
-        """A worker is lost."""
+        """Goes on without a worker, or raises WorkerLost if that is impossible."""
         members = self._members
         if peer == members.rank:
             raise WorkerLost(f"the others go on without this worker: it {reason}.")
@@ -306,15 +273,10 @@ class Averager:
                 "without it."
             )
         print(f"worker {peer} is lost: it {reason}", file=sys.stderr, flush=True)
-        self._models.pop(peer, None)
-        met = self._pairing.partner == peer
-        self._speak(self._pairing.forget(peer))
-        if met:
-            self._sent = None
-            self._speak(self._pairing.ended())
+        self._averagings.lose(peer)
 
     def _look(self) -> None:
-        """Notes what the model is, each time that another share of the run is over."""
+        """Takes a snapshot whenever one more share of the run is over."""
         if not self._started.is_set():
             return
         number = int(min(1.0, self._share()) * self._settings.looks)
@@ -324,10 +286,10 @@ class Averager:
             self.record.look(number, np.asarray(sketch(params)))
             if self._settings.keep_looks:
                 kept = jax.tree.map(lambda x: x[None], params)
-                self.looks.append(Look(number, self.record.now(), kept))
+                self.looks.append(WorkerSnapshot(number, self.record.now(), kept))
 
     def _result(self) -> list[np.ndarray]:
-        """The model as it travels, and the record."""
+        """Returns the packed model and the packed record, which `Ending` collects."""
         self._model.settle()
         model = [*map(as_bytes, self._model.send())]
         self.record.end(self._model.sent_finite)

@@ -1,8 +1,9 @@
-"""The end of an asynchronous run: the mean of all models, and everybody's record.
+"""The end of an asynchronous run, from which all workers take the same result.
 
-When all workers are done, the lowest rank collects the models and the records, and
-sends everyone the mean and all records. Nobody leaves before everyone has them; if that
-rank is lost meanwhile, the next one starts over.
+When all workers are done, the one with the lowest rank, the root, collects all models
+and records, and sends the mean of the models and all records to every worker. No worker
+leaves before all workers have them. If the root is lost meanwhile, the worker with the
+next rank becomes the root and starts over.
 """
 
 from collections.abc import Callable
@@ -22,8 +23,8 @@ class Result(NamedTuple):
     """What all workers end with.
 
     Attributes:
-      mean: of the models that are finite, or of all if none is, as they travel.
-      records: of the workers that are not lost, by rank.
+      mean: the packed mean of the finite models, or of all models if none is finite.
+      records: the records of the workers that are not lost, by rank.
     """
 
     mean: list[np.ndarray]
@@ -35,8 +36,8 @@ class Ending:
 
     Args:
       members: all workers.
-      own: gives this worker's model as it travels, and its packed record.
-      packing: of models into messages.
+      own: returns this worker's packed model and packed record, as arrays of bytes.
+      packing: how models are packed into messages.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Ending:
         own: Callable[[], list[np.ndarray]],
         packing: Packing,
     ):
-        """Nothing has been collected."""
+        """Starts with nothing collected."""
         self._members, self._make_own, self._packing = members, own, packing
         self._own: list[np.ndarray] | None = None
         self._collected: dict[int, tuple[int, list[np.ndarray]]] = {}
@@ -55,14 +56,14 @@ class Ending:
 
     @property
     def result(self) -> Result:
-        """What everyone has, once `advance` has returned True."""
+        """The result, once `advance` has returned True."""
         assert self._result is not None
         return self._result[1]
 
     def hear(
         self, sender: int, kind: Say, content: list, buffers: list[np.ndarray]
     ) -> None:
-        """One of the ending's messages has come; the first of its content is a root."""
+        """Takes a message of the ending in; its content starts with the root's rank."""
         root = content[0]
         if kind == Say.RESULT:
             self._collected[sender] = root, buffers
@@ -78,7 +79,7 @@ class Ending:
             self._byes[sender] = root
 
     def advance(self) -> bool:
-        """Does what can be done; returns whether everyone has the result."""
+        """Does what can be done; returns whether all workers have the result."""
         members, root = self._members, self._members.alive[0]
         if self._own is None:
             self._own = self._make_own()
@@ -92,7 +93,8 @@ class Ending:
             self._collect(root)
         if self._result is None:
             return False
-        # Who has a result from a root that is lost by now may go if all others have it.
+        # The result may come from a root that has been lost since. It counts if all
+        # workers have that result.
         source = self._result[0]
         if source == root and self._byes.get(members.rank) != root:
             self._byes[members.rank] = root
@@ -100,7 +102,7 @@ class Ending:
         return all(self._byes.get(rank) == source for rank in members.alive)
 
     def _collect(self, root: int) -> None:
-        """Makes the mean, once all models are here."""
+        """Computes and sends the mean, once all models have arrived."""
         ranks = self._members.alive
         if any(self._collected.get(rank, (None,))[0] != root for rank in ranks):
             return

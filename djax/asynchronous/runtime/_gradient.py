@@ -8,21 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._interfaces import PyTree
-from djax.asynchronous.simulator._batches import OwnBatches
 from djax.training._gradient_fn import GradientFn, check_gradients
+
+from ..simulator import OwnBatches
 
 
 class Gradient:
     """Computes one worker's gradients, each from its own batch.
 
     Args:
-      gradient_fn: what is computed.
-      stream: the batches.
-      jit: whether it is compiled.
+      gradient_fn: computes one gradient.
+      stream: this worker's batches.
+      jit: whether `gradient_fn` is compiled.
     """
 
     def __init__(self, gradient_fn: GradientFn, stream: OwnBatches, jit: bool):
-        """Compiles nothing yet."""
+        """Compiles nothing yet; `compile` does."""
         self._fn, self._stream, self._jit = gradient_fn, stream, jit
         self._program: Any = None
         self._epoch: PyTree = None
@@ -30,7 +31,7 @@ class Gradient:
         self._checked = jit
 
     def compile(self, params: PyTree, model_state: PyTree) -> PyTree:
-        """Compiles it, and returns what gradients are like."""
+        """Compiles `gradient_fn`; returns the shapes and dtypes of a gradient."""
         if not self._jit:
             return params
         program = _make_program(self._fn)
@@ -39,7 +40,7 @@ class Gradient:
         return lowered.out_info[0]
 
     def batch(self, turn: int) -> tuple[PyTree, np.int32]:
-        """The epoch, on the device, and where in it a gradient's batch is."""
+        """Returns the epoch, on the device, and the step of a gradient's batch."""
         epoch, step = self._stream.locate(turn)
         if epoch is not self._epoch:
             put = jnp.asarray if self._jit else lambda x: x
@@ -49,10 +50,10 @@ class Gradient:
     def __call__(
         self, params: PyTree, model_state: PyTree, epoch: PyTree, step: np.int32
     ) -> tuple[PyTree, PyTree, PyTree]:
-        """Computes gradients, the next model state, and metrics.
+        """Computes a gradient, the next model state, and metrics.
 
         Raises:
-          TypeError: if a plain Python function returns something else.
+          TypeError: if a `gradient_fn` that is not compiled returns something else.
         """
         if self._program is not None:
             results = self._program(params, model_state, epoch, step)
@@ -67,7 +68,7 @@ class Gradient:
 
 @functools.lru_cache(maxsize=8)
 def _make_program(gradient_fn: GradientFn):
-    """Kept, so that another run of it in the same process compiles nothing."""
+    """Makes a program that is kept, so that another run does not compile it again."""
 
     @jax.jit
     def at(params, model_state, epoch, step):

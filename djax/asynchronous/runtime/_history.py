@@ -1,25 +1,25 @@
-"""What a worker's gradients measured, in little memory."""
+"""Keeps the metrics of many gradients in little memory."""
 
 import jax
 import numpy as np
 
 from djax._interfaces import PyTree
 
-# Trees that wait until they are put into arrays: an array of NumPy costs about a
-# hundred bytes more than its contents.
+# Number of trees that are joined at a time. An array of NumPy takes about a hundred
+# bytes more than its contents, which is a lot for a single number.
 _BLOCK = 1024
 
 
 class History:
-    """Trees of the same structure and shapes, one after another."""
+    """A list of trees of the same structure and shapes, stored as few arrays."""
 
     def __init__(self):
-        """Nothing has been measured."""
+        """Starts with an empty list."""
         self._blocks: list[PyTree] = []
         self._latest: list[PyTree] = []
 
     def append(self, tree: PyTree) -> None:
-        """Copies a tree of arrays: a view of an array of JAX would keep all of it."""
+        """Appends a copy of a tree, since a view would keep an array of JAX alive."""
         self._latest.append(jax.tree.map(np.array, tree))
         if len(self._latest) == _BLOCK:
             self._close()
@@ -29,7 +29,7 @@ class History:
         self._latest = []
 
     def stacked(self) -> PyTree:
-        """All of them, leaves `[1, trees, ...]`; `()` if there are none."""
+        """Returns all trees as one, with leaves `[1, trees, ...]`, or `()` if empty."""
         if self._latest:
             self._close()
         if not self._blocks:

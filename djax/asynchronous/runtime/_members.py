@@ -1,4 +1,4 @@
-"""Who takes part in an asynchronous run, how far they are, and who is lost."""
+"""Who takes part in an asynchronous run, how far all are, and who is lost."""
 
 import dataclasses
 import enum
@@ -13,16 +13,16 @@ from djax.transport import Transport
 
 from ._settings import Settings
 
-# Timeouts for which a worker may load and compile when all others are ready.
-_START = 10
+# A worker may load data and compile for this many timeouts after all others are ready.
+START_PATIENCE = 10
 
 
 class WorkerLost(RuntimeError):
-    """A worker has died, failed, or not been heard of for too long."""
+    """A worker has died, failed, or given no sign of life for too long."""
 
 
 class Say(enum.StrEnum):
-    """Kinds of messages."""
+    """The kinds of messages of a run."""
 
     PAIR = "pair"
     MODEL = "model"
@@ -35,20 +35,20 @@ class Say(enum.StrEnum):
 
 
 def encode(kind: Say, *content: object) -> bytes:
-    """A message's header."""
+    """Returns the header of a message, which is JSON."""
     return json.dumps([kind, *content]).encode()
 
 
 @dataclasses.dataclass
 class Status:
-    """What a worker tells everyone about itself.
+    """What a worker tells all others about itself.
 
     Attributes:
-      gradients: how many it has computed.
+      gradients: number of gradients that it has computed.
       ready: whether it could start.
-      done: whether it wants no averaging any more.
-      phase: what it does, for people.
-      stopping: whether it asks all to end now.
+      done: whether it demands no more averagings.
+      phase: what it is doing, in words, for reports.
+      stopping: whether it asks all workers to end now.
     """
 
     gradients: int = 0
@@ -60,7 +60,7 @@ class Status:
 
 @dataclasses.dataclass
 class _Signs:
-    """Of life: when a worker was last heard of, and when its status last changed."""
+    """When a worker was last heard of, and when its status last changed."""
 
     heard: float
     changed: float
@@ -69,20 +69,21 @@ class _Signs:
 class Members:
     """One worker's view of all workers.
 
-    Everyone tells everyone its status several times in a `timeout`, and whenever the
-    number of its gradients may matter to somebody: the closer the end of the budget,
-    the more often. So all can stop when all together have computed enough.
+    Every worker sends its status to all others several times in a `timeout`, as a sign
+    of life. It also sends it when its number of gradients changes what the others know
+    about the end: the fewer gradients are left in the budget, the more often. So all
+    workers can stop when all together have computed enough.
 
     Args:
-      rank: this worker.
+      rank: rank of this worker.
       size: number of workers.
       settings: of the run.
       transport: carries the messages.
 
     Attributes:
-      own: this worker's status, to be kept up to date.
-      others: those of the workers that are not lost.
-      lost: the reasons by rank.
+      own: this worker's status, which the caller keeps up to date.
+      others: the statuses of the other workers that are not lost, by rank.
+      lost: why workers were lost, by rank.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Members:
         settings: Settings,
         transport: Transport,
     ):
-        """All workers are starting."""
+        """Starts with all workers alive and not ready."""
         self.rank, self.size = rank, size
         self.own = Status()
         self.others = {peer: Status() for peer in range(size) if peer != rank}
@@ -103,26 +104,26 @@ class Members:
         self._signs = {peer: _Signs(now, now) for peer in self.others}
         self._told, self._told_at, self._own_changed = Status(), now, now
         self._looked_at = now
-        self._gone = 0  # Gradients of those that are lost.
+        self._gone = 0  # Number of gradients of the lost workers.
 
     @property
     def alive(self) -> list[int]:
-        """The ranks that are not lost, ascending."""
+        """The ranks of the workers that are not lost, ascending."""
         return sorted([self.rank, *self.others])
 
     @property
     def everyone(self) -> list[Status]:
-        """The statuses of all that are not lost."""
+        """The statuses of all workers that are not lost."""
         return [self.own, *list(self.others.values())]
 
     @property
     def gradients(self) -> int:
-        """How many all workers have computed, as far as is known."""
+        """Number of gradients of all workers together, as far as this one knows."""
         return self._gone + sum(status.gradients for status in self.everyone)
 
     @property
     def stopping(self) -> bool:
-        """Whether somebody asks all to end now."""
+        """Whether any worker asks all to end now."""
         return any(status.stopping for status in self.everyone)
 
     def say(
@@ -132,12 +133,12 @@ class Members:
         *content: object,
         buffers: Sequence[np.ndarray] = (),
     ) -> None:
-        """Sends a message to a worker, or to all."""
+        """Sends a message to one worker, or to all others if `peer` is None."""
         for receiver in self.others if peer is None else [peer]:
             self._transport.send(receiver, encode(kind, *content), buffers)
 
     def hear(self, sender: int, kind: Say, content: list) -> None:
-        """A message has come, of whatever kind."""
+        """Notes a sign of life, and the status if the message is one."""
         signs, now = self._signs[sender], time.monotonic()
         signs.heard = now
         if kind == Say.STATUS and sender in self.others:
@@ -147,8 +148,9 @@ class Members:
             self.others[sender] = status
 
     def tell(self) -> None:
-        """Tells everyone this worker's status, if it is time to."""
-        now, own = time.monotonic(), dataclasses.replace(self.own)  # Others change it.
+        """Sends this worker's status to all others, if it is time to."""
+        # A copy, since the main thread may change the status meanwhile.
+        now, own = time.monotonic(), dataclasses.replace(self.own)
         left = (self._budget or 0) - self.gradients
         enough = max(1, left // (4 * self.size))
         counts = self._budget is not None and (
@@ -167,15 +169,16 @@ class Members:
             self._own_changed = now
 
     def silent(self) -> dict[int, str]:
-        """Those that have to be given up now, and why.
+        """Returns the workers that have to be given up now, and why, by rank.
 
-        A worker is silent whose process is stopped or dead. It is as good as silent if
-        it computes the same gradient since all others are done for the whole
-        `timeout`, or is not ready ten times as long after them.
+        A worker is given up if nothing was heard of it for `timeout` seconds, because
+        its process is stopped or dead. A worker is also given up if all others have
+        finished and it has spent more than `timeout` seconds on one gradient, or if all
+        others are ready to start and it is not ready after ten times `timeout`.
         """
         now, found = time.monotonic(), {}
         if now - self._looked_at > self._timeout / 2:
-            # It is this worker that was stopped: what others said is still unread.
+            # This worker itself was stopped, and has not read the others' messages yet.
             self._signs = {peer: _Signs(now, now) for peer in self._signs}
         self._looked_at = now
         for peer, signs in self._signs.items():
@@ -197,15 +200,15 @@ class Members:
         )
 
     def _patience(self, status: Status, rest: list[Status]) -> float:
-        """How long a worker may keep all others waiting that way."""
+        """Returns how long, in seconds, a worker may keep all others waiting."""
         if not status.ready and all(other.ready for other in rest):
-            return _START * self._timeout
+            return START_PATIENCE * self._timeout
         if not status.done and all(other.done for other in rest):
             return self._timeout
         return math.inf
 
     def lose(self, peer: int, reason: str) -> None:
-        """A worker is lost; tells the others, and itself."""
+        """Gives a worker up; tells the others and, in case it lives, the worker."""
         self._gone += self.others.pop(peer).gradients
         self.lost[peer] = reason
         for receiver in (None, peer):

@@ -1,8 +1,13 @@
-"""One worker's model, which gradients and averagings change at the same time."""
+"""One worker's model, which gradients and averagings change at the same time.
+
+Each pass over the parameters of a large model delays the next gradient. So the
+programs below read the parameters once for each event: an averaging is only noted when
+the neighbour's model arrives, and the program that reads the parameters next applies
+it on the way.
+"""
 
 import functools
 import threading
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -10,22 +15,25 @@ import numpy as np
 import optax
 
 from djax._interfaces import PyTree
-from djax.asynchronous._finite import applied
-from djax.asynchronous.algorithms._acid import EventTransformation
 from djax.training._nonfinite import all_finite
 from djax.transport import Packing
 
+from .._finite import applied
+from ..algorithms import EventTransformation
+from ._own_time import OwnTime
+
 Buffers = list[Any]
-"""A model as it travels: its large leaves, and one array for the small of a dtype."""
+"""The arrays that carry a model, as :class:`djax.transport.Packing` makes them."""
 
 
 class Arrival(NamedTuple):
-    """What an averaging will change, once somebody reads the model.
+    """An averaging that the model does not contain yet.
 
     Attributes:
-      peer: what this worker received.
-      sent: what it sent, or None: what the model is, mixed up to `time`.
-      time: of the averaging, in the worker's own time.
+      peer: the model that this worker received.
+      sent: the model that this worker sent, or None if it is the model as it is now,
+        mixed up to `time`.
+      time: when the averaging was made, in the worker's own time.
     """
 
     peer: Buffers
@@ -33,71 +41,26 @@ class Arrival(NamedTuple):
     time: float
 
 
-class OwnTime:
-    """A worker's time: the number of its gradients, and the share of the current one.
-
-    The share is an estimate, from the duration of the gradients so far: half of it is
-    the last one's, a quarter the one's before, and so on. Who stalls ages no more than
-    one gradient; during the very first one no time passes.
-
-    Attributes:
-      finished: number of gradients.
-      duration: of a gradient, in seconds, or 0 before the first has finished.
-    """
-
-    def __init__(self, finished: int = 0):
-        """No gradient is being computed."""
-        self.finished = finished
-        self.duration = 0.0
-        self._began: float | None = None
-
-    def begin(self) -> None:
-        """A gradient begins."""
-        self._began = time.perf_counter()
-
-    def end(self) -> None:
-        """It has ended."""
-        assert self._began is not None
-        latest = time.perf_counter() - self._began
-        self.duration = (latest + (self.duration or latest)) / 2
-        self._began = None
-        self.finished += 1
-
-    def __call__(self) -> float:
-        # The other thread may end it meanwhile: then it has just begun, or just ended.
-        finished, began = self.finished, self._began
-        if began is None or not self.duration:
-            return float(finished)
-        share = (time.perf_counter() - began) / self.duration
-        return finished + min(share, 1.0)
-
-    def until(self, time_: float) -> float:
-        """Seconds until then, if the current gradient lasts long enough."""
-        return (time_ - self()) * (self.duration or 1.0)
-
-
 class Model:
-    """The model and its state under a lock.
+    """A worker's model and its state of the algorithm, shared by two threads.
 
-    Arrays are never written in place: who holds a model holds it as it was. An
-    averaging that has been made is kept as an :class:`Arrival` until the model is read,
-    so that a program that reads the parameters anyway, such as the next update, applies
-    it in the same pass.
+    Arrays are never written in place, so that a thread which has read the model keeps
+    it as it was.
 
     Args:
       algorithm: what one worker does.
       params: the first model.
-      state: of the algorithm.
-      finished: number of gradients that it has seen.
+      state: the first state of the algorithm.
+      finished: number of gradients that the model has seen.
       skip: whether updates that are not finite are left out.
 
     Attributes:
-      lock: of everything.
-      time: the worker's own.
-      averagings: how many there were.
+      lock: protects the model, the state and their times.
+      time: the worker's own time.
+      averagings: number of averagings so far.
       updated: `bool[2]`, whether the latest gradient was finite, and whether the model
-        was that it led to.
-      packing: of the model into the arrays that travel.
+        was finite that it led to.
+      packing: turns the model into the arrays that travel, and back.
     """
 
     def __init__(
@@ -108,7 +71,7 @@ class Model:
         finished: int = 0,
         skip: bool = False,
     ):
-        """Compiles nothing yet; see `compile`."""
+        """Takes the first model; `compile` does what takes long."""
         self.lock = threading.RLock()
         self.time = OwnTime(finished)
         self.params, self.state = params, state
@@ -118,17 +81,18 @@ class Model:
             algorithm, structure, tuple((x.shape, x.dtype) for x in leaves), skip
         )
         self._arrival: Arrival | None = None
-        self._last = float(finished)  # Time of the last event.
+        self._last = float(finished)  # When the last event happened.
         self._sent: Buffers = []
         self._sent_finite: Any = True
         self.updated: Any = (True, True)
-        self._sent_at: float | None = None  # If nothing has happened since.
+        # When the model was sent, or None if an event has happened since.
+        self._sent_at: float | None = None
 
     def compile(self, grads: PyTree) -> None:
-        """Runs all programs once, to no effect, before the clock runs.
+        """Compiles all programs by running them once, without an effect on the model.
 
         Args:
-          grads: abstract gradients.
+          grads: shapes and dtypes of the gradients.
         """
         grads = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), grads)
         model, times = (self.params, self.state), (_ZERO, _ZERO)
@@ -140,11 +104,11 @@ class Model:
             self._programs.update(grads, *model, arrival, *times, np.int32(0))
 
     def snapshot(self, settled: bool) -> tuple[PyTree, int]:
-        """The model that a gradient is taken at, and the number of averagings in it.
+        """Returns the model for a gradient, and the number of averagings in it.
 
         Args:
-          settled: whether the last averaging, if one has just been made, has to be in
-            it; it costs a pass over the parameters, which the next update saves.
+          settled: whether an averaging that has just been made is applied first. This
+            costs a pass over the parameters; the next update would apply it for free.
         """
         with self.lock:
             if settled and self._arrival is not None:
@@ -152,14 +116,14 @@ class Model:
             return self.params, self.averagings - (self._arrival is not None)
 
     def update(self, grads: PyTree, global_step: int) -> int:
-        """Applies a gradient, whenever the model was that it was taken at.
+        """Applies a gradient, even if averagings have changed the model meanwhile.
 
         Args:
-          grads: the gradient.
-          global_step: number of all workers' gradients before.
+          grads: a tree like the model.
+          global_step: number of gradients that all workers have computed before.
 
         Returns:
-          The number of averagings before.
+          The number of averagings before this gradient.
         """
         with self.lock:
             arrival, *times = self._take_arrival(self.time.finished + 1.0)
@@ -170,9 +134,9 @@ class Model:
             return self.averagings
 
     def send(self) -> Buffers:
-        """The model mixed up to now, packed for a neighbour.
+        """Returns the model, mixed up to now and packed for a neighbour.
 
-        `receive` or `keep` is next.
+        The caller has to call `receive` or `keep` next.
         """
         with self.lock:
             if self._arrival is not None:
@@ -187,24 +151,24 @@ class Model:
 
     @property
     def sent_finite(self) -> bool:
-        """Whether what `send` returned has neither NaN nor infinities."""
+        """Whether the model that `send` returned has neither NaN nor infinities."""
         return bool(self._sent_finite)
 
     def keep(self) -> None:
-        """No averaging is made of what `send` returned: the model stays as it is."""
+        """Makes no averaging of the model that `send` returned."""
         with self.lock:
             self._sent = []
 
     def receive(self, peer: Buffers) -> None:
-        """An averaging is made of what `send` returned and what the neighbour sent.
+        """Averages the model that `send` returned with a neighbour's model.
 
         Args:
-          peer: the latter, which must not change before `settle`, `send` or `update`
-            has returned and its results are computed.
+          peer: the neighbour's model. It must not change before the results of the next
+            `settle`, `send` or `update` are computed.
         """
         with self.lock:
             assert self._arrival is None
-            if self._sent_at is not None:  # The model can tell what it was.
+            if self._sent_at is not None:  # What was sent can be computed again.
                 self._arrival = Arrival(peer, None, self._sent_at)
             else:
                 self._arrival = Arrival(peer, self._sent, self._last)
@@ -212,7 +176,7 @@ class Model:
             self.averagings += 1
 
     def settle(self) -> tuple[PyTree, PyTree]:
-        """Mixes up to now, for good, and returns the model and its state."""
+        """Applies what has arrived, mixes up to now, and returns model and state."""
         with self.lock:
             arrival, *times = self._take_arrival(self._now())
             self.params, self.state = self._programs.settle(
@@ -221,7 +185,7 @@ class Model:
             return self.params, self.state
 
     def _take_arrival(self, now: float) -> tuple[Any, np.float32, np.float32]:
-        """What has arrived, and the times from the last event to it and to now."""
+        """Returns what has arrived, and the times from the last event to it to now."""
         arrival = self._arrival
         middle = self._last if arrival is None else arrival.time
         before, after = np.float32(middle - self._last), np.float32(now - middle)
@@ -236,6 +200,8 @@ _ZERO = np.float32(0)
 
 
 class _Programs(NamedTuple):
+    """Compiled programs of one worker; :class:`Model` calls them."""
+
     settle: Any
     pack: Any
     send: Any
@@ -249,7 +215,7 @@ def _make_programs(
     kinds: tuple[tuple[tuple[int, ...], np.dtype], ...],
     skip: bool,
 ) -> tuple[_Programs, Packing]:
-    """The events, composed such that each reads the parameters once, and the packing.
+    """Makes the programs of all events, each of which reads the parameters once.
 
     They are kept, so that another run in the same process compiles nothing.
     """
@@ -289,9 +255,9 @@ def _make_programs(
 
 
 def _jit(function):
-    """`jax.jit`, but what the function returns as it was given is not copied.
+    """Compiles a function; results that are arguments are returned without a copy.
 
-    Which results these are may depend on the structure of the arguments alone.
+    Which results these are may depend on the structure of the arguments only.
     """
     kept: dict[Any, list[int | None]] = {}
     structures: dict[Any, Any] = {}
@@ -312,35 +278,3 @@ def _jit(function):
         return structures[given].unflatten(results)
 
     return call
-
-
-SKETCH = 1024
-"""Numbers that stand for a model when distances are estimated."""
-
-
-@jax.jit
-def sketch(params: PyTree) -> jax.Array:
-    r"""Projects a model at random: distances survive to about :math:`\sqrt{2 / 1024}`.
-
-    Each coordinate is added, with a random sign, to one of 1,024 sums (a tensor sketch
-    without its products: the expected squared norm is that of the model). Models of no
-    more coordinates are returned as they are.
-    """
-    leaves = [x.ravel().astype(np.float32) for x in jax.tree.leaves(params)]
-    if sum(x.size for x in leaves) <= SKETCH:
-        return jax.numpy.concatenate(leaves)
-    total = jax.numpy.zeros(SKETCH, np.float32)
-    for number, x in enumerate(leaves):
-        signed, whole = _flip(x, number), x.size // SKETCH * SKETCH
-        total += signed[:whole].reshape(-1, SKETCH).sum(0)
-        total += jax.numpy.pad(signed[whole:], (0, SKETCH + whole - x.size))
-    return total
-
-
-def _flip(x: jax.Array, number: int) -> jax.Array:
-    """Changes about half of the signs, the same on all workers, chosen by a hash."""
-    bits = jax.lax.iota(np.uint32, x.size) + np.uint32(number * 0x9E3779B9 & 0xFFFFFFFF)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        bits = (bits ^ (bits >> shift)) * np.uint32(factor)
-    bits = jax.lax.bitcast_convert_type(x, np.uint32) ^ (bits & np.uint32(1 << 31))
-    return jax.lax.bitcast_convert_type(bits, np.float32)

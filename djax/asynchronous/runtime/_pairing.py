@@ -1,41 +1,43 @@
-"""How neighbours agree to average, without a master.
+"""How neighbours agree to average, without a master that could fail or be slow.
 
-Each worker runs this protocol with its neighbours. It is a pure state machine: what it
-is told (a demand, a message, the end of an averaging) makes it return the messages that
-it wants to send. A worker is free, asks one neighbour, or averages with one:
+Each worker runs this protocol with its neighbours. The protocol is a pure state
+machine, so that tests can explore all that may happen: a demand, a received message or
+the end of an averaging goes in, and the messages to be sent come out.
 
-* who is free and wants to average sends `REQUEST` to a neighbour and waits for its
-  answer;
-* who is free and asked answers `ACCEPT`, and both average. Two that ask each other need
-  no answer;
-* who is averaging and asked answers `DECLINE`, and owes the asker a request of its own,
-  which is called `RETURN` where it matters whose demand it is for;
-* who asks one neighbour and is asked by another lets it wait for the answer to its own
-  question if the asker has the higher rank, and else declines, owing it a request.
+A worker is free, waits for one neighbour's answer, or averages with one neighbour.
 
-Nobody waits in a circle, since a worker waits only for one of lower rank that waits
-itself. Nobody asks in vain for ever: a request that is declined is not repeated, but
-returned once by the one who owes it, and asking upwards in rank it is never declined by
-somebody who asks. Channels between two workers have to be reliable and ordered.
+* A free worker that wants to average sends `REQUEST` to a neighbour, and waits for the
+  answer.
+* A free worker that receives a request answers `ACCEPT`, and both average. If two
+  workers have sent each other a request, they average without an answer.
+* A worker that is averaging answers `DECLINE`. It then owes the requester a request in
+  return. A policy that has to know whose demand a request serves sends this one as
+  `RETURN`.
+* A worker that is waiting for an answer may itself receive a request. If the requester
+  has a higher rank, the worker holds its reply back until its own request is answered.
+  If the requester has a lower rank, the worker declines, and later sends that neighbour
+  a request in return.
 
-Which neighbour a worker wants is one of three policies:
+Workers never wait for each other in a circle: a worker holds a reply back only from a
+worker of higher rank, and only while it waits for an answer itself. No request is
+repeated for ever: a declined requester waits for the request in return, and a worker
+that waits for an answer never declines a request from a higher rank. The channel
+between two workers has to be reliable and to keep the order of messages.
 
-* :class:`EdgeClocks`: each demand names one, and is served exactly once;
-* :class:`FirstFree`: whoever is ready first; without demand of its own nobody is;
-* :class:`FixedOrder`: a cycle over matchings of the graph, in which everyone waits for
-  the neighbour whose turn it is (the schedule of AD-PSGD).
+The three policies in :mod:`djax.asynchronous.runtime._policies` decide with which
+neighbour a worker wants to average.
 """
 
 import enum
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable
 
 Messages = list[tuple[int, "Kind"]]
-"""To whom, and what."""
+"""The receivers' ranks, and what each is sent."""
 
 
 class Kind(enum.IntEnum):
-    """What the workers of the pairing tell each other."""
+    """The kinds of messages of the protocol."""
 
     REQUEST = 1
     ACCEPT = 2
@@ -45,23 +47,24 @@ class Kind(enum.IntEnum):
 
 
 class Pairing:
-    """One worker's part of the protocol; one of the three policies below.
+    """One worker's part of the protocol, which a policy completes.
 
-    Every method that is told something returns the messages to be sent, in order.
+    Each public method takes in one event, and returns the messages to be sent, in their
+    order.
 
     Args:
-      rank: this worker.
-      neighbors: those it may average with.
+      rank: rank of this worker.
+      neighbors: ranks of the workers that it may average with.
 
     Attributes:
-      partner: the neighbour to average with now, or None; until `ended` is called.
-      asking: the neighbour whose answer is awaited, or None.
-      done: whether this worker has said `DONE`: it asks nobody any more, and averages
-        with everyone who asks.
+      partner: the neighbour to average with now, until `ended` is called, or None.
+      asking: the neighbour whose answer this worker waits for, or None.
+      done: whether this worker has sent `DONE`. It then sends no more requests, and
+        accepts all that it receives.
     """
 
     def __init__(self, rank: int, neighbors: Iterable[int]):
-        """A free worker without demands."""
+        """Starts as a free worker without demands."""
         self.rank = rank
         self.neighbors = list(neighbors)
         self.partner: int | None = None
@@ -73,26 +76,26 @@ class Pairing:
 
     @property
     def backlog(self) -> int:
-        """Number of averagings that are demanded here, or being made."""
+        """Number of this worker's demands, the averaging in progress included."""
         return self._demanded() + (self.partner is not None)
 
     @property
     def quiet(self) -> bool:
-        """Whether there is nothing that this worker will do unless it is asked."""
+        """Whether this worker does nothing any more unless it receives a request."""
         return self.done and self.partner is None and not self._waiting
 
     def demand(self, peer: int | None = None) -> Messages:
-        """One more averaging is wanted.
+        """This worker wants one more averaging.
 
         Args:
-          peer: with whom; of the policies below only :class:`EdgeClocks` is told.
+          peer: with whom, for policies that leave the choice to the caller.
         """
         if self.neighbors and not self._finishing:
             self._demand(peer)
         return self._advance()
 
     def receive(self, sender: int, kind: Kind) -> Messages:
-        """A neighbour's message has arrived."""
+        """A message of a neighbour has arrived."""
         if sender in self.neighbors:
             if kind in (Kind.REQUEST, Kind.RETURN):
                 self._requested(sender)
@@ -107,18 +110,18 @@ class Pairing:
         return self._advance()
 
     def ended(self) -> Messages:
-        """The averaging is made, or given up."""
+        """The averaging has been made, or given up."""
         self.partner = None
         return self._advance()
 
     def finish(self) -> Messages:
-        """This worker demands no more; it says `DONE` when it is free."""
+        """This worker wants no more averagings; it sends `DONE` once it is free."""
         self._finishing = True
         self._drop_demands()
         return self._advance()
 
     def forget(self, peer: int) -> Messages:
-        """A neighbour is no more; one that is averaging with it has to call `ended`."""
+        """A neighbour is lost; if it is the partner, call `ended` afterwards."""
         if peer in self.neighbors:
             self.neighbors.remove(peer)
             if peer in self._waiting:
@@ -131,7 +134,7 @@ class Pairing:
         return self._advance()
 
     def _requested(self, sender: int) -> None:
-        if self.asking == sender:  # Both ask: both have their answer.
+        if self.asking == sender:  # The two requests answer each other.
             self.asking = None
             self._crossed(sender)
             self._meet(sender)
@@ -145,7 +148,7 @@ class Pairing:
             self._owe(sender)
 
     def _advance(self) -> Messages:
-        """Does what a free worker does, and returns all messages that came up."""
+        """Lets a free worker act, and returns all messages that are to be sent."""
         while self.partner is None and self.asking is None:
             if self._waiting:
                 sender = self._waiting.popleft()
@@ -173,259 +176,51 @@ class Pairing:
         self.partner = peer
         self._met(peer)
 
-    # What the policies differ in.
+    # Every policy answers these questions.
 
     def _demand(self, peer: int | None) -> None:
-        raise NotImplementedError
-
-    def _willing(self) -> bool:
-        """Whether a free worker averages with somebody who asks."""
+        """Notes one more demand."""
         raise NotImplementedError
 
     def _wanted(self) -> int | None:
-        """Whom a free worker asks next."""
+        """Returns the neighbour that a free worker sends a request to, if any."""
         raise NotImplementedError
 
-    def _kind(self) -> Kind:
-        """How it is asked."""
-        return Kind.REQUEST
-
     def _demanded(self) -> int:
-        """Number of averagings that are demanded here and have not begun."""
+        """Number of this worker's demands whose averaging has not begun."""
         raise NotImplementedError
 
     def _drop_demands(self) -> None:
+        """Forgets all demands."""
         raise NotImplementedError
 
+    def _willing(self) -> bool:
+        """Whether a free worker accepts a request."""
+        return True
+
+    def _kind(self) -> Kind:
+        """The kind of the request that `_wanted` asks for."""
+        return Kind.REQUEST
+
+    # What has happened between this worker and a neighbour.
+
     def _owe(self, peer: int) -> None:
-        """Its request has been declined."""
+        """This worker has declined a request of the neighbour."""
 
     def _asked(self, peer: int) -> None:
-        """It has been sent a request."""
+        """This worker has sent the neighbour a request."""
 
     def _declined(self, peer: int) -> None:
-        """It has declined, and will ask in its turn."""
+        """The neighbour has declined, and will send a request in return."""
 
     def _crossed(self, peer: int) -> None:
-        """It has been sent a request, and has sent one."""
+        """Both have sent each other a request."""
 
     def _met(self, peer: int) -> None:
-        """An averaging with it begins."""
+        """An averaging with the neighbour begins."""
 
     def _served_by(self, peer: int) -> None:
-        """It is done, and will average whenever asked."""
+        """The neighbour is done, and accepts every request from now on."""
 
     def _drop(self, peer: int) -> None:
-        """It is no more."""
-
-
-class EdgeClocks(Pairing):
-    """Each demand names the neighbour: what a clock of the pair does.
-
-    A neighbour that declines takes the demand over, so that pairs average as often as
-    their clocks tick, in whatever order. It stays in the backlog of the worker whose
-    clock has ticked.
-    """
-
-    def __init__(self, rank: int, neighbors: Iterable[int]):
-        """A free worker without demands."""
-        super().__init__(rank, neighbors)
-        self._owed: deque[tuple[int, bool]] = deque()  # Whom to ask; if for ourselves.
-        self._own = False  # Whether what is asked now is for ourselves.
-        self._handed: Counter[int] = Counter()  # Our demands that others have.
-        self._returning: set[int] = set()  # Who asks for one of these.
-
-    def receive(self, sender: int, kind: Kind) -> Messages:
-        """A neighbour's message has arrived."""
-        if kind == Kind.RETURN:
-            self._returning.add(sender)
-        return super().receive(sender, kind)
-
-    def _demand(self, peer):
-        if peer in self.neighbors:
-            self._owed.append((peer, True))
-
-    def _demanded(self):
-        waiting = sum(own for _, own in self._owed) + self._handed.total()
-        return waiting + (self.asking is not None and self._own)
-
-    def _willing(self):
-        return True
-
-    def _wanted(self):
-        if not self._owed:
-            return None
-        peer, self._own = self._owed.popleft()
-        return peer
-
-    def _kind(self):
-        return Kind.REQUEST if self._own else Kind.RETURN
-
-    def _drop_demands(self):
-        self._owed.clear()
-        self._handed.clear()
-
-    def _owe(self, peer):
-        own = self._take_back(peer)
-        if not self._finishing:
-            self._owed.append((peer, own))
-
-    def _declined(self, peer):
-        if self._own and not self._finishing:
-            self._handed[peer] += 1
-
-    def _crossed(self, peer):
-        """One averaging serves one demand: that of the lower rank's question."""
-        if self.rank < peer:
-            self._returning.discard(peer)
-        elif not self._finishing:
-            self._owed.appendleft((peer, self._own))
-
-    def _met(self, peer):
-        self._take_back(peer)
-
-    def _take_back(self, peer: int) -> bool:
-        """Whether its question is for a demand of ours, which it then has no more."""
-        own = peer in self._returning
-        self._returning.discard(peer)
-        self._handed[peer] -= own and not self._finishing
-        return own
-
-    def _served_by(self, peer):
-        """It has dropped what it had of ours, but answers."""
-        self._owed.extend([(peer, True)] * self._handed.pop(peer, 0))
-
-    def _drop(self, peer):
-        self._owed = deque(demand for demand in self._owed if demand[0] != peer)
-        self._handed.pop(peer, None)
-        self._returning.discard(peer)
-
-
-class FirstFree(Pairing):
-    """A demand is for any neighbour: the first that has one, too.
-
-    A worker with a demand asks its neighbours one after another, in random order. One
-    without declines and takes a note, to ask in its turn when it has a demand; those of
-    whom it has a note are asked first.
-
-    Args:
-      rank: this worker.
-      neighbors: those it may average with.
-      choose: picks one of several neighbours.
-    """
-
-    def __init__(
-        self,
-        rank: int,
-        neighbors: Iterable[int],
-        choose: Callable[[Sequence[int]], int],
-    ):
-        """A free worker without demands."""
-        super().__init__(rank, neighbors)
-        self._choose = choose
-        self._due = 0
-        self._noted: set[int] = set()  # They were ready, and know that we know.
-        self._told: set[int] = set()  # They have a note of us.
-
-    def _demand(self, peer):
-        self._due += 1
-
-    def _demanded(self):
-        return max(0, self._due)
-
-    def _willing(self):
-        return self._due > 0
-
-    def _wanted(self):
-        if self._due <= 0:
-            return None
-        others = self._noted or set(self.neighbors) - self._told
-        return self._choose(sorted(others)) if others else None
-
-    def _drop_demands(self):
-        self._due = 0
-        self._noted.clear()
-
-    def _owe(self, peer):
-        if not self._finishing:
-            self._noted.add(peer)
-
-    def _asked(self, peer):
-        self._noted.discard(peer)
-
-    def _declined(self, peer):
-        self._told.add(peer)
-
-    def _met(self, peer):
-        self._due -= 1
-        self._noted.discard(peer)
-        self._told.discard(peer)
-
-    def _served_by(self, peer):
-        self._told.discard(peer)  # It asks nobody any more.
-
-    def _drop(self, peer):
-        self._noted.discard(peer)
-        self._told.discard(peer)
-
-
-class FixedOrder(Pairing):
-    """A demand is for the next neighbour of a cycle, the same for both ends.
-
-    Both ends send their request when their turn has come, and whose comes first waits.
-    If all workers' cycles go through the same list of matchings of the graph, the
-    earliest meeting that is not made can always be made, so that nobody waits for ever.
-
-    Args:
-      rank: this worker.
-      cycle: the neighbours in their order, each once for every matching.
-    """
-
-    def __init__(self, rank: int, cycle: Sequence[int]):
-        """A free worker without demands."""
-        super().__init__(rank, dict.fromkeys(cycle))
-        self._cycle = deque(cycle)
-        self._due = 0
-        self._noted: list[int] = []
-
-    def _demand(self, peer):
-        self._due += 1
-
-    def _demanded(self):
-        return self._due + (self.asking is not None)
-
-    def _requested(self, sender):
-        if self.asking == sender:
-            self.asking = None
-            self._meet(sender)
-        else:
-            self._noted.append(sender)
-
-    def _wanted(self):
-        if not self._due:
-            return None
-        self._due -= 1
-        self._cycle.rotate(-1)
-        return self._cycle[-1]
-
-    def _asked(self, peer):
-        if peer in self._noted:  # It asked before us.
-            self._noted.remove(peer)
-            self.asking = None
-            self._meet(peer)
-
-    def _drop_demands(self):
-        self._due = 0
-
-    def _willing(self):
-        return True
-
-    def _advance(self):
-        if self._finishing and self.asking is None and self.partner is None:
-            self._waiting += self._noted
-            self._noted = []
-        return super()._advance()
-
-    def _drop(self, peer):
-        self._cycle = deque(p for p in self._cycle if p != peer)
-        self._noted = [p for p in self._noted if p != peer]
+        """The neighbour is lost."""

@@ -1,4 +1,4 @@
-"""What a worker notes of its run."""
+"""What a worker notes during a run, for the report at its end."""
 
 import array
 import time
@@ -8,98 +8,94 @@ import numpy as np
 
 
 class Record:
-    """One worker's gradients, averagings and looks; times in seconds of the run.
+    """One worker's gradients, averagings and snapshots.
+
+    A record is a list of named arrays; all times are seconds since the run began.
+
+    * `before`: `int32[1]`, number of gradients of earlier runs that this one resumes.
+    * `gradients`: `float64[gradients, 2]`, when each gradient began and ended.
+    * `staleness`: `int32[gradients]`, number of averagings between these two times.
+    * `averagings`: `float64[averagings, 2]`, when each averaging began and ended.
+    * `peers`: `int32[averagings]`, the neighbours of the averagings.
+    * `looks`: `float64[snapshots]`, when snapshots were taken.
+    * `look_numbers`: `int32[snapshots]`, which of the requested snapshots, from 1 on.
+    * `sketches`: `float32[snapshots, k]`, the sketches of the models.
+    * `nonfinite`: `int32[...]`, numbers, from 1 on, of the gradients that were not
+      finite or led to a model that was not.
+    * `finite`: `int32[1]`, whether the model is finite in the end.
 
     Args:
-      before: gradients of earlier runs, which this one goes on from.
+      before: number of gradients of earlier runs.
 
     Attributes:
       origin: `time.perf_counter()` when the run began.
-      before: `int32[1]`, as given.
-      gradients: `float64[gradients, 2]`, begin and end of each.
-      staleness: `int32[gradients]`, averagings between the two.
-      averagings: `float64[averagings, 2]`, likewise.
-      peers: `int32[averagings]`, with whom.
-      looks: `float64[looks]`, when the model was compared.
-      look_numbers: `int32[looks]`, which of the looks that were asked for, from 1 on.
-      sketches: `float32[looks, k]`, what was compared.
-      nonfinite: `int32[]`, numbers of the gradients that were not finite, or led to a
-        model that is not, from 1 on.
-      finite: `int32[1]`, whether the model is finite in the end.
     """
 
-    NAMES = (
-        "before",
-        "gradients",
-        "staleness",
-        "averagings",
-        "peers",
-        "looks",
-        "look_numbers",
-        "sketches",
-        "nonfinite",
-        "finite",
-    )
-    _TYPES = ("i4", "f8", "i4", "f8", "i4", "f8", "i4", "f4", "i4", "i4")
+    _TYPES = {
+        "before": "i4",
+        "gradients": "f8",
+        "staleness": "i4",
+        "averagings": "f8",
+        "peers": "i4",
+        "looks": "f8",
+        "look_numbers": "i4",
+        "sketches": "f4",
+        "nonfinite": "i4",
+        "finite": "i4",
+    }
+    NAMES = tuple(_TYPES)
 
     def __init__(self, before: int = 0):
-        """Nothing has happened."""
+        """Starts an empty record."""
         self.origin = time.perf_counter()
+        codes = {"i4": "i", "f8": "d", "f4": "f"}
         self._parts = {
-            "before": array.array("i", [before]),
-            "gradients": array.array("d"),
-            "staleness": array.array("i"),
-            "averagings": array.array("d"),
-            "peers": array.array("i"),
-            "looks": array.array("d"),
-            "look_numbers": array.array("i"),
-            "nonfinite": array.array("i"),
-            "finite": array.array("i", [1]),
+            name: array.array(codes[dtype]) for name, dtype in self._TYPES.items()
         }
-        self._sketches: list[np.ndarray] = []
+        self._parts["before"].append(before)
+        self._parts["finite"].append(1)
 
     def now(self) -> float:
-        """Seconds since the run began."""
+        """Returns the seconds since the run began."""
         return time.perf_counter() - self.origin
 
     def gradient(self, begin: float, staleness: int) -> None:
-        """A gradient has been applied, that many averagings after its model."""
+        """Notes a gradient that began then and ends now, and its staleness."""
         self._parts["gradients"].extend((begin, self.now()))
         self._parts["staleness"].append(staleness)
 
     def not_finite(self, number: int) -> None:
-        """That gradient was not finite, or the model that it led to."""
+        """Notes that a gradient, or the model that it led to, was not finite."""
         self._parts["nonfinite"].append(number)
 
     def end(self, finite: bool) -> None:
-        """The run is over, with a model that is finite or not."""
+        """Notes whether the model is finite in the end."""
         self._parts["finite"][0] = finite
 
     def averaging(self, peer: int, begin: float) -> None:
-        """An averaging has been made."""
+        """Notes an averaging that began then and ends now."""
         self._parts["averagings"].extend((begin, self.now()))
         self._parts["peers"].append(peer)
 
     def look(self, number: int, sketch: np.ndarray) -> None:
-        """The model has been looked at."""
+        """Notes a snapshot, by its number and the model's sketch."""
         self._parts["looks"].append(self.now())
         self._parts["look_numbers"].append(number)
-        self._sketches.append(sketch)
+        self._parts["sketches"].extend(sketch.tolist())
 
     def pack(self) -> list[np.ndarray]:
-        """As arrays of bytes, one for each of `NAMES`."""
-        parts = {**self._parts, "sketches": np.asarray(self._sketches, np.float32)}
+        """Returns the record as `uint8[bytes]` arrays, one for each of `NAMES`."""
         return [
-            np.array(parts[name], dtype).reshape(-1).view("u1")
-            for name, dtype in zip(self.NAMES, self._TYPES, strict=True)
+            np.array(self._parts[name], dtype).view("u1")
+            for name, dtype in self._TYPES.items()
         ]
 
     @classmethod
     def unpack(cls, buffers: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """The arrays of `NAMES`, of what another worker has packed."""
+        """Returns the arrays of a record, by name, from what `pack` has returned."""
         arrays = {
             name: np.array(buffer).view(dtype)
-            for name, dtype, buffer in zip(cls.NAMES, cls._TYPES, buffers, strict=True)
+            for (name, dtype), buffer in zip(cls._TYPES.items(), buffers, strict=True)
         }
         for name in ("gradients", "averagings"):
             arrays[name] = arrays[name].reshape(-1, 2)

@@ -1,14 +1,15 @@
-"""What the workers of a run did."""
+"""What the workers of a run did, as numbers, pictures and timelines."""
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from djax.asynchronous.simulator._events import NOBODY, Events
-
+from ..simulator import NOBODY, Events
 from ._settings import Settings
 
 
@@ -16,23 +17,28 @@ from ._settings import Settings
 class Report:
     """Telemetry of an asynchronous run, of all workers that came to its end.
 
-    What a run has resumed from a checkpoint is not in it, but `gradients_before`.
-    Rows and entries of lost workers are zero or empty.
+    Of runs that this one has resumed it only has `gradients_before`. Entries of lost
+    workers are zero or empty.
 
     Attributes:
       size: number of workers.
-      rate: averagings per gradient that were asked for, `float64[n]`.
+      rate: `float64[n]`, number of averagings per gradient that were asked for.
       lost: why workers were lost, by rank.
-      records: by rank, what each worker noted: `before` (`int32[1]`, gradients of
-        earlier runs), `gradients` (`float64[gradients, 2]`, begin and end in seconds
-        since the run began), `staleness`
-        (`int32[gradients]`, averagings between the two), `averagings`
-        (`float64[averagings, 2]`), `peers` (`int32[averagings]`), `looks`
-        (`float64[looks]`, times), `look_numbers` (`int32[looks]`), `sketches`
-        (`float32[looks, k]`, random projections of the models, or small models
-        themselves), `nonfinite` (`int32[]`, numbers of the gradients that were not
-        finite or led to a model that is not) and `finite` (`int32[1]`, whether the
-        model is finite in the end).
+      records: what each worker noted, by rank and then by name. Times are seconds since
+        the run began.
+
+        * `before`: `int32[1]`, number of gradients of earlier runs.
+        * `gradients`: `float64[gradients, 2]`, when each began and ended.
+        * `staleness`: `int32[gradients]`, number of averagings between these times.
+        * `averagings`: `float64[averagings, 2]`, when each began and ended.
+        * `peers`: `int32[averagings]`, the neighbours of the averagings.
+        * `looks`: `float64[snapshots]`, when snapshots were taken.
+        * `look_numbers`: `int32[snapshots]`, which of the requested snapshots.
+        * `sketches`: `float32[snapshots, k]`, random projections of the models, or
+          the models themselves if they are small.
+        * `nonfinite`: `int32[...]`, numbers of the gradients that were not finite or
+          led to a model that was not.
+        * `finite`: `int32[1]`, whether the model is finite in the end.
     """
 
     size: int
@@ -47,14 +53,14 @@ class Report:
         records: dict[int, dict[str, np.ndarray]],
         lost: dict[int, str],
     ) -> "Report":
-        """Puts together what the workers sent each other."""
+        """Makes the report of the records that the workers have exchanged."""
         if settings.pairing == "edge_clocks":
             rate = settings.rates.sum(1)
         else:
             rate = np.where(settings.rates.any(1), float(settings.rate), 0.0)
         return cls(settings.topology.size, rate, dict(lost), records)
 
-    def _each(self, function) -> np.ndarray:
+    def _each(self, function: Callable[[dict[str, np.ndarray]], Any]) -> np.ndarray:
         values = np.zeros(self.size)
         for rank, record in self.records.items():
             values[rank] = function(record)
@@ -62,34 +68,34 @@ class Report:
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """`float64[n]`: seconds after which each worker's last gradient was applied."""
+        """`float64[n]`: when each worker's last gradient was applied, in seconds."""
         return self._each(lambda r: r["gradients"][-1, 1] if len(r["gradients"]) else 0)
 
     @property
     def seconds(self) -> float:
-        """How long gradients were computed."""
+        """For how many seconds gradients were computed."""
         return float(self.ends.max(initial=0.0))
 
     @cached_property
     def gradient_counts(self) -> np.ndarray:
-        """`int64[n]`: gradients of each worker."""
+        """`int64[n]`: number of gradients of each worker."""
         return self._each(lambda r: len(r["gradients"])).astype(np.int64)
 
     @cached_property
     def gradients_before(self) -> np.ndarray:
-        """`int64[n]`: gradients of each worker that a checkpoint already had."""
+        """`int64[n]`: number of gradients of each worker in earlier runs."""
         return self._each(lambda r: r["before"][0]).astype(np.int64)
 
     @cached_property
     def nonfinite_counts(self) -> np.ndarray:
-        """`int64[n]`: gradients that were not finite or led to a model that is not."""
+        """`int64[n]`: gradients that were not finite, or led to such a model."""
         return self._each(lambda r: len(r.get("nonfinite", ()))).astype(np.int64)
 
     @property
     def left_out(self) -> list[int]:
-        """The workers whose last model is not finite: the mean is of all others.
+        """The workers whose last model is not finite, which the mean leaves out.
 
-        If no worker's model is finite, it is the mean of all.
+        If no worker's model is finite, the mean is that of all models.
         """
         return sorted(
             rank for rank, r in self.records.items() if not np.all(r.get("finite", 1))
@@ -101,18 +107,19 @@ class Report:
         counts = np.zeros((self.size, self.size), np.int64)
         for rank, record in self.records.items():
             counts[rank] = np.bincount(record["peers"], minlength=self.size)
-        return np.maximum(counts, counts.T)  # A lost worker's are known by the others.
+        # The averagings of a lost worker are known from the other end.
+        return np.maximum(counts, counts.T)
 
     @property
     def averaging_counts(self) -> np.ndarray:
-        """`int64[n]`: averagings of each worker."""
+        """`int64[n]`: number of averagings of each worker."""
         return self.pair_counts.sum(1)
 
     @cached_property
     def realized_rate(self) -> np.ndarray:
-        """`float64[n]`: averagings per gradient, while gradients were computed.
+        """`float64[n]`: averagings of each worker per gradient, while it computed.
 
-        A worker whose own gradients are over still averages with others; that does not
+        Averagings after a worker's last gradient, for the sake of other workers, do not
         count.
         """
 
@@ -126,56 +133,57 @@ class Report:
 
     @property
     def mean_rate(self) -> float:
-        """Averagings per gradient of all workers, while they computed."""
+        """Averagings of a worker per gradient, over all workers while they computed."""
         total = (self.realized_rate * self.gradient_counts).sum()
         return float(total / max(1, self.gradient_counts.sum()))
 
     @cached_property
     def gradients_per_second(self) -> np.ndarray:
-        """`float64[n]`: of each worker, while it computed."""
+        """`float64[n]`: gradients of each worker per second, while it computed."""
         return self.gradient_counts / np.maximum(self.ends, 1e-9)
 
     @cached_property
     def averagings_per_second(self) -> np.ndarray:
-        """`float64[n]`: of each worker, while it computed."""
+        """`float64[n]`: averagings of each worker per second, while it computed."""
         return self.realized_rate * self.gradients_per_second
 
     @cached_property
     def idle_share(self) -> np.ndarray:
-        """`float64[n]`: share of the time in which a worker computed no gradient.
+        """`float64[n]`: share of its time in which each worker computed no gradient.
 
-        It may have loaded data, or waited for averagings with a `max_backlog`.
+        The worker may have loaded data. With a `max_backlog` it may have waited for
+        averagings.
         """
         busy = self._each(lambda r: np.diff(r["gradients"], axis=1).sum())
         return np.where(self.ends > 0, 1 - busy / np.maximum(self.ends, 1e-9), 0.0)
 
     @cached_property
     def staleness(self) -> np.ndarray:
-        """`int64[gradients]`: averagings of a worker during each gradient, by rank."""
+        """`int64[gradients]`: averagings during each gradient, worker by worker."""
         parts = [record["staleness"] for _, record in sorted(self.records.items())]
         return np.concatenate([*parts, np.zeros(0, np.int32)]).astype(np.int64)
 
     @cached_property
     def look_numbers(self) -> np.ndarray:
-        """`int64[looks]`: those looks, of the ones asked for, that all workers took.
+        """`int64[snapshots]`: numbers of the snapshots that all workers took.
 
-        All but the last are missing of what was over when a run was resumed.
+        If a run was resumed, only the last one is there of those that were due before.
         """
         found = [set(r["look_numbers"].tolist()) for r in self.records.values()]
         return np.array(sorted(set.intersection(*found)), np.int64)
 
     @cached_property
     def look_times(self) -> np.ndarray:
-        """`float64[looks]`: when models were compared, the mean over the workers."""
+        """`float64[snapshots]`: the times of these, each the mean over the workers."""
         return self._looks("looks").mean(0)
 
     @cached_property
     def consensus_distance(self) -> np.ndarray:
-        r"""`float64[looks]`: the models' variance at these times.
+        r"""`float64[snapshots]`: the variance of the models at these times.
 
-        Estimated, for models of more than 1,024 coordinates, to a few percent: nobody
-        has been stopped for it, and the workers look at slightly different times.
-        Models that are not finite are left out; if none is, the result is NaN.
+        For models of more than 1,024 coordinates it is estimated to a few percent. The
+        workers take a snapshot at slightly different times, since no worker is stopped
+        for it. Models that are not finite are left out; the result is NaN if all are.
         """
         sketches = self._looks("sketches").astype(np.float64)
         finite = np.asarray(np.isfinite(sketches).all(2))
@@ -196,7 +204,7 @@ class Report:
 
     @cached_property
     def events(self) -> Events:
-        """All gradients and averagings in the order of their ends, in seconds."""
+        """All gradients and averagings, at the times of their ends in seconds."""
         rows = []
         for rank, record in self.records.items():
             rows += [(end, rank, NOBODY) for end in record["gradients"][:, 1]]
@@ -213,12 +221,13 @@ class Report:
     def save_trace(self, path: str | pathlib.Path) -> None:
         """Writes a timeline in Chrome's format, which https://ui.perfetto.dev opens.
 
-        It has a process for each worker, and two threads in it: its gradients, and its
-        averagings. Slices of a kind have the same name, so that the viewer can add them
-        up; which one a slice is, and with whom, is in its arguments.
+        The timeline shows each worker as a process with two threads, one for gradients
+        and one for averagings. All gradients have one name, as have all averagings, so
+        that the viewer can add them up. The number of a gradient or averaging, and the
+        neighbour, are in its arguments.
 
         Args:
-          path: where to write it; usually it ends with `.json`.
+          path: the file to write, usually with the ending `.json`.
         """
         events = []
         for rank, record in sorted(self.records.items()):

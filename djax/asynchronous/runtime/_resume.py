@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from djax._interfaces import Communicator, PyTree
-from djax.asynchronous.algorithms._acid import EventTransformation
 from djax.training._checkpoints import Checkpointer, from_numpy, to_numpy
+
+from ..algorithms import EventTransformation
 
 
 class Start(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a run is asked for, checked before any time is spent."""
+"""The arguments of a run, which are checked before any time is spent on it."""
 
 import dataclasses
 import math
@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 
 from djax._arguments import check_choice
-from djax.asynchronous._numbers import is_number, is_whole
-from djax.asynchronous.algorithms._acid import EventTransformation
-from djax.asynchronous.algorithms._constants import edge_rates
 from djax.topologies import Topology
 from djax.topologies.checks import check_undirected
 from djax.training._nonfinite import NonFinite
 from djax.transport import TRANSPORTS
 
-from ._pairing import EdgeClocks, FirstFree, FixedOrder, Pairing
+from .._numbers import is_number, is_whole
+from ..algorithms import EventTransformation, edge_rates
+from ._pairing import Pairing
+from ._policies import EdgeClocks, FirstFree, FixedOrder
 
-# Averagings of a worker per gradient. Their times are drawn one by one.
+# Averagings of a worker per gradient; their times are drawn one by one.
 _MOST_RATE = 1e5
-# Seconds: more than what operating systems can wait for would fail late.
+# Seconds. Operating systems cannot wait much longer, and would fail in the middle of
+# the run.
 _LONGEST = 1e6
 
 PAIRINGS = ("edge_clocks", "first_free", "fixed_order")
@@ -28,10 +29,10 @@ PAIRINGS = ("edge_clocks", "first_free", "fixed_order")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Arguments of :func:`djax.asynchronous.run`, the same on all ranks.
+    """The arguments of :func:`djax.asynchronous.run` that are equal on all ranks.
 
     Attributes:
-      rates: `float64[n, n]`, averagings of each pair per gradient.
+      rates: `float64[n, n]`, number of averagings of each pair per gradient.
     """
 
     topology: Topology
@@ -86,7 +87,7 @@ class Settings:
             self._check(name, getattr(self, name), least)
 
     def _check(self, name: str, value: Any, least: int | None) -> None:
-        """Checks a whole number of at least so much, or without that a positive one."""
+        """Checks a whole number from `least` on, or a positive number if it is None."""
         if value is None and name in ("gradients", "max_backlog", "seconds"):
             return
         fits = is_number if least is None else is_whole
@@ -102,14 +103,14 @@ class Settings:
 
     @property
     def common(self) -> dict[str, str]:
-        """What has to be the same on all ranks by name, the graph as its rates."""
+        """What must be equal on all ranks, by name; the graph is given by its rates."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del fields["topology"], fields["rate"]
         fields["rates"] = fields["rates"].tolist()
         return {name: str(value) for name, value in fields.items()}
 
     def share(self, gradients: int, seconds: float) -> float:
-        """How much of the run is over, by what has been done."""
+        """Returns the share of the run that is over, 1 at its end."""
         shares = []
         if self.gradients:
             shares.append(gradients / self.gradients)
@@ -118,7 +119,7 @@ class Settings:
         return max(shares)
 
     def make_pairing(self, rank: int, rng: np.random.Generator) -> Pairing:
-        """One worker's part of the protocol."""
+        """Makes one worker's part of the protocol."""
         neighbors = np.flatnonzero(self.rates[rank]).tolist()
         if self.pairing == "edge_clocks":
             return EdgeClocks(rank, neighbors)
@@ -130,7 +131,7 @@ class Settings:
     def make_clocks(
         self, rank: int, start: float, rng: np.random.Generator
     ) -> "Clocks":
-        """When a worker wants its averagings; half of each pair's for each end."""
+        """Makes one worker's clocks; each end of a pair has half of the pair's rate."""
         if self.pairing == "edge_clocks":
             rates = {peer: r / 2 for peer, r in enumerate(self.rates[rank].tolist())}
         else:
@@ -139,13 +140,14 @@ class Settings:
 
 
 class Clocks:
-    """Draws, in a worker's own time, when it wants an averaging.
+    """Draws, in a worker's own time, when the worker wants to average.
 
     Args:
-      rates: of the clocks: of one for each neighbour, or of a single one, None.
-      start: the worker's own time.
-      random: whether the gaps are exponentially distributed, or all the same.
-      rng: draws them.
+      rates: number of ticks per gradient, for one clock a neighbour, or for a single
+        clock with the key None.
+      start: the worker's own time now.
+      random: whether intervals are exponentially distributed, or constant.
+      rng: draws the intervals.
     """
 
     def __init__(
@@ -155,35 +157,36 @@ class Clocks:
         random: bool,
         rng: np.random.Generator,
     ):
-        """Draws the first times."""
+        """Draws when each clock ticks first."""
         self._rates = {key: rate for key, rate in rates.items() if rate > 0}
         self._random, self._rng = random, rng
-        self._next = {key: start + self._gap(key) for key in self._rates}
+        self._next = {key: start + self._interval(key) for key in self._rates}
 
-    def _gap(self, key: int) -> float:
+    def _interval(self, key: int) -> float:
         mean = 1 / self._rates[key]
         return float(self._rng.exponential(mean)) if self._random else mean
 
     @property
     def next(self) -> float:
-        """When one ticks next."""
+        """When the next clock ticks; infinite if there is none."""
         return min(self._next.values(), default=math.inf)
 
     def ticks(self, now: float) -> list[Any]:
-        """Which have ticked since the last call, in the order of their times."""
+        """Returns the keys of the clocks that have ticked since, in their order."""
         due = []
         for key in self._next:
             while self._next[key] <= now:
                 due.append((self._next[key], key))
-                self._next[key] += self._gap(key)
+                self._next[key] += self._interval(key)
         return [key for _, key in sorted(due, key=lambda tick: tick[0])]
 
 
 def check_participants(algorithm: Any, communicator: Any, topology: Any) -> Any:
-    """Raises TypeError or ValueError unless they are what a run needs.
+    """Checks what takes part in a run; returns MPI's communicator of the processes.
 
-    Returns:
-      The communicator of MPI for messages between processes.
+    Raises:
+      TypeError: if an argument is of a kind that a run cannot use.
+      ValueError: if the topology is not of the communicator's size.
     """
     if not isinstance(algorithm, EventTransformation):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Which batch each gradient takes."""
+"""Finds the batch that each gradient takes."""
 
 from collections.abc import Callable
 
@@ -13,17 +13,29 @@ from ._events import Events
 
 
 class Batches:
-    """The batches of the gradients, in the order of the events.
+    """The batches of all workers' gradients, in the order of the events.
 
-    A worker takes its own, one after another, epoch by epoch. Workers are in different
-    epochs at the same time; an epoch is kept until the last of them has passed it.
+    A worker takes its own batches one after another, epoch by epoch. Since workers are
+    in different epochs at the same time, an epoch is kept until the slowest worker has
+    passed it.
+
+    Args:
+      batches: `epoch -> tree` with leaves `[workers, steps, ...]`.
+      events: of the simulation.
+
+    Attributes:
+      example: the first batch of the first worker.
+
+    Raises:
+      TypeError: if `batches` is no function.
+      ValueError: if the leaves of an epoch have other leading axes.
     """
 
     def __init__(self, batches: Callable[[int], PyTree], events: Events):
-        """Looks at the first epoch; raises ValueError if its leaves do not fit."""
+        """Loads the first epoch."""
         self._batches, self._size = batches, events.size
         self._epochs: dict[int, PyTree] = {}
-        self._steps = 0  # Not known yet.
+        self._steps = 0  # Per epoch; 0 until the first epoch is loaded.
         first = self._epoch(0)
         self._steps = jax.tree.leaves(first)[0].shape[1]
         self._worker = events.worker[events.is_gradient]
@@ -40,7 +52,7 @@ class Batches:
         return self._epochs[epoch]
 
     def take(self, count: int, size: int) -> PyTree:
-        """The batches of the next `count` gradients, leaves `[size, ...]`."""
+        """Returns the next `count` batches, padded to leaves `[size, ...]`."""
         if not count:
             return jax.tree.map(
                 lambda x: jnp.broadcast_to(x, (size, *x.shape)), self.example
@@ -81,10 +93,14 @@ class OwnBatches:
 
     Attributes:
       example: the first batch.
+
+    Raises:
+      TypeError: if `batches` is no function.
+      ValueError: if the leaves of an epoch have other leading axes.
     """
 
     def __init__(self, batches: Callable[[int], PyTree]):
-        """Looks at the first epoch; raises ValueError if its leaves do not fit."""
+        """Loads the first epoch."""
         self._batches, self._steps = batches, 0
         self._epoch, self._data = 0, self._load(0)
         self._steps = jax.tree.leaves(self._data)[0].shape[1]
@@ -94,7 +110,7 @@ class OwnBatches:
         return _load("run", self._batches, epoch, 1, self._steps)
 
     def locate(self, turn: int) -> tuple[PyTree, int]:
-        """The epoch that has a gradient's batch, and the number of its step."""
+        """Returns the epoch and the step in it whose batch a gradient takes."""
         epoch, step = divmod(turn, self._steps)
         if epoch != self._epoch:
             self._epoch, self._data = epoch, self._load(epoch)
@@ -104,14 +120,14 @@ class OwnBatches:
 def _load(
     name: str, batches: Callable[[int], PyTree], epoch: int, size: int, steps: int
 ) -> PyTree:
-    """Makes an epoch.
+    """Loads an epoch, and checks it.
 
     Args:
-      name: of the function that was given the batches.
-      batches: makes it.
-      epoch: its number.
+      name: of the function that was given the batches, for errors.
+      batches: returns an epoch.
+      epoch: number of the epoch.
       size: number of workers.
-      steps: those of the first epoch, or 0 if any number will do.
+      steps: number of steps of the first epoch, or 0 if it is not known yet.
 
     Raises:
       TypeError: if `batches` is no function.
@@ -139,7 +155,7 @@ def _load(
 
 
 def _turns(workers: np.ndarray) -> np.ndarray:
-    """How often each entry occurred before, `int64[len(workers)]`."""
+    """Returns how often each entry occurs before itself, `int64[len(workers)]`."""
     order = np.argsort(workers, kind="stable")
     _, counts = np.unique(workers, return_counts=True)
     turns = np.empty(len(workers), np.int64)

@@ -1,4 +1,4 @@
-"""What happens when, in an asynchronous run."""
+"""The events of an asynchronous run: when each gradient and averaging happens."""
 
 import dataclasses
 from functools import cached_property
@@ -6,37 +6,36 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from djax.asynchronous._numbers import is_whole
-from djax.asynchronous.algorithms._constants import Asked
-
+from .._numbers import is_whole
+from ..algorithms import Asked
 from . import _plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOBODY = -1
-"""The peer of a gradient."""
+"""Takes the place of the peer in the event of a gradient."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Events:
-    """All gradients and averagings of a run, in their order: an immutable value.
+    """All gradients and averagings of a run, in their order, as an immutable value.
 
     A worker's gradient is computed from its model at the time of its previous gradient,
-    or at the start, and applied at the time of the event. At the same time the earlier
-    in the list comes first.
+    or at the start, and is applied at the time of the event. Events at the same time
+    happen in the order of the list.
 
     Args:
       size: number of workers.
-      time: `float64[events]`, when they happen, ascending.
-      worker: `int32[events]`, whose gradient it is, or one end of an averaging.
-      peer: `int32[events]`, the other end, or -1 for a gradient.
-      duration: when the run ends, not before the last event.
-      asked: the rates of averagings that the events were drawn for, if they were.
+      time: `float64[events]`, the times of the events, ascending.
+      worker: `int32[events]`, the worker of a gradient, or one end of an averaging.
+      peer: `int32[events]`, the other end of an averaging, or -1 for a gradient.
+      duration: the end of the run, not before the last event.
+      asked: the rates of averagings for which the events were drawn, if any.
 
     Raises:
-      ValueError: if a time is out of order, or a worker does not exist or averages with
-        itself; the message names the event.
+      ValueError: if a time is out of order, a worker does not exist, or a worker
+        averages with itself; the message names the event.
 
     Examples:
       >>> from djax import asynchronous
@@ -69,18 +68,18 @@ class Events:
 
     @cached_property
     def is_gradient(self) -> np.ndarray:
-        """`bool[events]`: which are gradients; the others are averagings."""
+        """`bool[events]`: which events are gradients; the others are averagings."""
         return _frozen(self.peer == NOBODY)
 
     @cached_property
     def gradient_counts(self) -> np.ndarray:
-        """`int64[n]`: how many gradients each worker computes."""
+        """`int64[n]`: number of gradients of each worker."""
         workers = self.worker[self.is_gradient]
         return _frozen(np.bincount(workers, minlength=self.size))
 
     @cached_property
     def pair_counts(self) -> np.ndarray:
-        """`int64[n, n]`, symmetric: how often each pair averages."""
+        """`int64[n, n]`, symmetric: number of averagings of each pair."""
         counts = np.zeros((self.size, self.size), np.int64)
         meets = ~self.is_gradient
         np.add.at(counts, (self.worker[meets], self.peer[meets]), 1)
@@ -88,15 +87,15 @@ class Events:
 
     @property
     def averaging_counts(self) -> np.ndarray:
-        """`int64[n]`: how many averagings each worker takes part in."""
+        """`int64[n]`: number of averagings in which each worker takes part."""
         return self.pair_counts.sum(1)
 
     @cached_property
     def staleness(self) -> np.ndarray:
-        """`int64[gradients]`: how often the model is averaged behind a gradient's back.
+        """`int64[gradients]`: number of averagings during each gradient.
 
-        That is, averagings of the worker between the time whose model the gradient is
-        taken at and the time when it is applied.
+        These are the averagings of the worker between the time at whose model the
+        gradient is taken and the time when it is applied.
         """
         since = np.zeros(self.size, np.int64)
         result = []
@@ -113,7 +112,7 @@ class Events:
     def elapsed(self) -> np.ndarray:
         """`float64[events, 2]`: time since the previous event of `worker` and `peer`.
 
-        Zero for the missing peer of a gradient.
+        The entry is zero for the missing peer of a gradient.
         """
         last = np.zeros(self.size)
         result = np.zeros((len(self), 2))
@@ -127,7 +126,7 @@ class Events:
         return _frozen(result)
 
     def last_times(self, time: float) -> np.ndarray:
-        """`float64[n]`: when each worker had its last event up to a time, or 0."""
+        """Returns `float64[n]`, when each worker's last event until then was, or 0."""
         last = np.zeros(self.size)
         past = slice(np.searchsorted(self.time, time, side="right"))
         meets = ~self.is_gradient[past]
@@ -136,7 +135,7 @@ class Events:
         return last
 
     def plot_pairs(self, ax: "Axes | None" = None) -> "Axes":
-        """Draws who averaged with whom as a heat map, and returns its axes."""
+        """Draws how often each pair averages, as a heat map; returns its axes."""
         return _plot.plot_pairs(self.pair_counts, ax)
 
     def plot_timeline(
@@ -144,12 +143,12 @@ class Events:
     ) -> "Axes":
         """Draws each worker's gradients as bars and the averagings as lines.
 
-        After a worker's last gradient, or without any, it is drawn as computing the
-        next, unless nobody computes.
+        After its last gradient a worker is drawn as computing the next one, unless
+        there are no gradients at all.
 
         Args:
           ax: where to draw; by default new axes.
-          until: end of the picture; by default of the run.
+          until: end of the picture; by default the end of the run.
 
         Returns:
           The axes.

@@ -1,4 +1,4 @@
-"""Pictures of asynchronous runs."""
+"""Pictures of asynchronous runs, which show who computes, averages and waits."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ _BAR = 0.6  # Of the distance between two workers.
 
 
 def plot_pairs(counts: np.ndarray, ax: "Axes | None") -> "Axes":
-    """A heat map of who averaged with whom, `int[n, n]` how often."""
+    """Draws how often each pair averages, `int[n, n]`, as a heat map."""
     ax = make_axes(ax)
     image = ax.imshow(counts, cmap="viridis", interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label="averagings")
@@ -21,7 +21,7 @@ def plot_pairs(counts: np.ndarray, ax: "Axes | None") -> "Axes":
 
 
 def plot_staleness(staleness: np.ndarray, ax: "Axes | None") -> "Axes":
-    """A histogram of `int[gradients]`."""
+    """Draws a histogram of the staleness of gradients, `int[gradients]`."""
     ax = make_axes(ax)
     counts = np.bincount(staleness, minlength=1)
     ax.bar(np.arange(len(counts)), counts / max(1, counts.sum()))
@@ -38,12 +38,12 @@ def plot_timeline(
     ax: "Axes | None",
     until: float,
 ) -> "Axes":
-    """A bar for each gradient, and a line between the two ends of an averaging.
+    """Draws a bar for each gradient, and a line between the two ends of an averaging.
 
     Args:
       finished: for each worker when its gradients end, `float[gradients]`.
-      meetings: `float[3, averagings]`, their times and the two workers.
-      duration: when everything ends, gradients that are not finished as well.
+      meetings: `float[3, averagings]`, the times of averagings and their two workers.
+      duration: the end of the run, at which unfinished gradients end, too.
       ax: where to draw; by default new axes.
       until: end of the picture.
     """
@@ -64,7 +64,9 @@ def plot_rounds(
     ax: "Axes | None",
     until: float,
 ) -> "Axes":
-    """A bar for each gradient, gaps where workers wait, a line at each all-reduce.
+    """Draws a bar for each gradient, and a line at each all-reduce.
+
+    Workers wait where there is no bar.
 
     Args:
       start: `float[steps]`, when the gradients begin.
@@ -83,6 +85,7 @@ def plot_rounds(
 
 
 def make_axes(ax: "Axes | None") -> "Axes":
+    """Returns the axes that are given, or new ones."""
     if ax is None:
         # Only pictures need matplotlib, so that the library does not depend on it.
         import matplotlib.pyplot as plt

@@ -1,4 +1,4 @@
-"""Waves of events as compiled programs."""
+"""Compiled programs that run waves of events, and keep all workers on one device."""
 
 import functools
 from collections.abc import Callable
@@ -11,22 +11,25 @@ import optax
 
 from djax import metrics
 from djax._interfaces import PyTree
-from djax.asynchronous._finite import applied, choose
 from djax.communicators import simulated
+from djax.training import GradientFn
 from djax.training._nonfinite import all_finite
 
+from .._finite import applied, choose
+from ..algorithms import EventTransformation
 from ._events import Events
+from ._rows import copies, put, stack, take
 from ._waves import Waves
 
 
 class Run(NamedTuple):
-    """What the waves change, with a leading axis of workers.
+    """All workers during a simulation; every leaf has a leading axis of workers.
 
     Attributes:
-      params: as of each worker's last event.
-      state: likewise.
-      started: the models that the gradients now being computed are taken at.
-      model_state: of the workers.
+      params: the model of each worker at its last event.
+      state: the state of the algorithm at its last event.
+      started: the models at which the gradients in progress are taken.
+      model_state: what the gradients carry along.
     """
 
     params: PyTree
@@ -36,20 +39,20 @@ class Run(NamedTuple):
 
 
 class Wave(NamedTuple):
-    """What a program needs to know of a wave; with one more axis, of many.
+    """What a program has to know of a wave, or with one more axis of many waves.
 
-    Empty slots come last and have workers that do not exist: what those read is
-    clipped, and what they would write is dropped.
+    Empty slots come last. Their workers do not exist: what such a slot reads is
+    clipped to an existing worker, and nothing that it computes is written.
 
     Attributes:
-      ends: `int32[2, averagings]`, the two ends.
-      since: `float[2, averagings]`, the time since the previous event of each.
-      averaging: `int32[]`, how many averagings there are.
-      workers: `int32[gradients]`.
+      ends: `int32[2, averagings]`, the two workers of each averaging.
+      since: `float[2, averagings]`, the time since each one's previous event.
+      averaging: `int32[]`, number of averagings.
+      workers: `int32[gradients]`, the worker of each gradient.
       elapsed: `float[gradients]`, the time since the worker's previous event.
-      steps: `int32[gradients]`, how many gradients came before, over all workers.
-      slots: `int32[gradients]`, where the stretch's batches and metrics have them.
-      computing: `int32[]`, how many gradients there are.
+      steps: `int32[gradients]`, number of gradients of all workers before.
+      slots: `int32[gradients]`, the place of each gradient's batch and metrics.
+      computing: `int32[]`, number of gradients.
     """
 
     ends: Any
@@ -63,7 +66,7 @@ class Wave(NamedTuple):
 
 
 def describe(events: Events, waves: Waves) -> Wave:
-    """Looks up what the waves' events are."""
+    """Returns what a program has to know of the events of these waves."""
     averagings, gradients = waves
     ends = np.stack([events.worker[averagings], events.peer[averagings]], 1)
     empty = gradients < 0
@@ -86,17 +89,17 @@ def describe(events: Events, waves: Waves) -> Wave:
 
 
 class Programs(NamedTuple):
-    """What a simulation runs.
+    """The compiled programs of a simulation.
 
     Attributes:
-      init: `params -> state`, of all workers.
-      looped: `(run, waves, batches, count) -> (run, (metrics, finite))`, all waves in
-        one program, or `(run, ())` without any gradients; `finite` is
+      init: `params -> state` makes the states of all workers.
+      looped: `(run, waves, batches, count) -> (run, (metrics, finite))` runs all waves
+        in one program, and returns `(run, ())` if there are no gradients. `finite` is
         `bool[gradients, 2]`, of :func:`djax.asynchronous._finite.applied`.
-      dispatched: the same, with a program for each gradient, and two for everything
-        else of a wave.
-      look: `(run, since) -> dict`, what a moment shows, a time after each worker's last
-        event.
+      dispatched: does the same with a program for each gradient, and two programs for
+        the rest of a wave.
+      look: `(run, since) -> dict` returns the fields of a snapshot at a time after each
+        worker's last event.
     """
 
     init: Callable[..., PyTree]
@@ -106,16 +109,18 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def make_programs(algorithm, gradient_fn, skip: bool) -> Programs:
-    """Makes the programs, which other simulations of the same things share.
+def make_programs(
+    algorithm: EventTransformation, gradient_fn: GradientFn | None, skip: bool
+) -> Programs:
+    """Makes programs that later simulations of the same functions use again.
 
-    JAX keeps what it has compiled as long as somebody holds the function. These are
-    functions of their own, held by a cache of a few, so that the programs of algorithms
-    that are made anew again and again do not pile up in memory.
+    JAX keeps a compiled program as long as its function is alive. The functions are
+    therefore made here and held by a small cache. Otherwise the programs of a user who
+    makes new algorithms again and again would pile up in memory.
 
     Args:
       algorithm: what every worker does.
-      gradient_fn: what one worker computes.
+      gradient_fn: computes one gradient.
       skip: whether updates that are not finite are left out.
     """
     average = functools.partial(_average, algorithm)
@@ -133,11 +138,6 @@ def make_programs(algorithm, gradient_fn, skip: bool) -> Programs:
     return Programs(init, look, jax.jit(looped, donate_argnums=0), dispatched)
 
 
-def copies(tree: PyTree) -> PyTree:
-    """Copies what the next stretch donates."""
-    return jax.tree.map(jnp.copy, tree)
-
-
 def _look(algorithm, run: Run, since: jax.Array) -> dict[str, PyTree]:
     """See :class:`Programs`."""
     params, state = jax.vmap(algorithm.mix)(run.params, run.state, since)
@@ -149,12 +149,13 @@ def _look(algorithm, run: Run, since: jax.Array) -> dict[str, PyTree]:
 
 
 def _distance(params: PyTree, finite: jax.Array) -> jax.Array:
-    """The consensus distance of those that are finite; NaN if none is."""
+    """Returns the consensus distance of the finite models; NaN if none is finite."""
     size, count = len(finite), finite.sum()
     communicator = simulated(size)
 
     def distance(params, finite):
-        # All others stand where the mean of these is: they add nothing to the sum.
+        # A model that is not finite is replaced by the mean of the finite ones, which
+        # adds nothing to the sum.
         kept = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), params)
         mean = jax.tree.map(
             lambda x: x * (size / count).astype(x.dtype), communicator.mean(kept)
@@ -176,7 +177,7 @@ def _looped(average, gradient_fn, apply, run: Run, waves: Wave, batches, count):
             results = _compute(gradient_fn, run, wave, batches)
             run, finite = apply(run, wave, results)
             new = results[2], finite
-            measured = _put(measured, wave.computing, (wave.slots, new, None))
+            measured = put(measured, wave.computing, (wave.slots, new, None))
         return run, measured
 
     measured = ()
@@ -199,18 +200,18 @@ def _dispatched(average, gradient, apply, run: Run, waves: Wave, batches, count)
             ]
             metrics = [result[2] for result in results]
             results += results[-1:] * (len(wave.workers) - real)
-            run, finite = apply(run, wave, _stack(results))
+            run, finite = apply(run, wave, stack(results))
             measured |= zip(
                 wave.slots, zip(metrics, finite, strict=False), strict=False
             )
     if measured:
-        return run, _stack([measured[slot] for slot in sorted(measured)])
+        return run, stack([measured[slot] for slot in sorted(measured)])
     computes = waves.workers.shape[1] > 0
     return run, _no_metrics(gradient, run, batches) if computes else ()
 
 
 def _no_metrics(gradient, run: Run, batches: PyTree) -> PyTree:
-    """Zeros for the metrics and flags of all gradients of a stretch."""
+    """Returns zeros for the metrics and flags of all gradients of a stretch."""
     like = jax.eval_shape(gradient, run, 0, batches, 0)[2]
     total = len(jax.tree.leaves(batches)[0])
     zeros = jax.tree.map(lambda x: jnp.zeros((total, *x.shape), x.dtype), like)
@@ -223,16 +224,12 @@ def _one_gradient(gradient_fn, run: Run, i, batches: PyTree, slot):
     return gradient_fn(params, model_state, batch)
 
 
-def _stack(trees: list[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
-
-
 def _average(algorithm, run: Run, wave: Wave) -> Run:
-    """Pairs of workers exchange their models, unless one of the two is not finite."""
+    """Averages pairs of workers, except pairs where a model is not finite."""
     if not wave.ends.size:
         return run
     everyone = run.params, run.state
-    before = [_rows(everyone, ends) for ends in wave.ends]
+    before = [take(everyone, ends) for ends in wave.ends]
     mixed = [
         jax.vmap(algorithm.mix)(*rows, since)
         for rows, since in zip(before, wave.since, strict=True)
@@ -245,21 +242,21 @@ def _average(algorithm, run: Run, wave: Wave) -> Run:
         averaged = optax.apply_updates(params, updates), averaged
         after = choose(finite, averaged, mixed[k])
         writes.append((wave.ends[k], after, before[k]))
-    params, state = _put(everyone, wave.averaging, *writes)
+    params, state = put(everyone, wave.averaging, *writes)
     return run._replace(params=params, state=state)
 
 
 def _compute(gradient_fn, run: Run, wave: Wave, batches: PyTree):
-    """Gradients of the models that they were started at."""
+    """Computes gradients at the models at which they were started."""
     return jax.vmap(gradient_fn)(
-        _rows(run.started, wave.workers),
-        _rows(run.model_state, wave.workers),
-        _rows(batches, wave.slots),
+        take(run.started, wave.workers),
+        take(run.model_state, wave.workers),
+        take(batches, wave.slots),
     )
 
 
 def _apply(algorithm, skip, run: Run, wave: Wave, results) -> tuple[Run, jax.Array]:
-    """Gradients are due, and the next ones start; also returns which are finite."""
+    """Applies gradients, and starts the next ones; also returns which are finite."""
 
     def step(before, results, elapsed, count):
         (params, state, old), (grads, new, _) = before, results
@@ -270,55 +267,6 @@ def _apply(algorithm, skip, run: Run, wave: Wave, results) -> tuple[Run, jax.Arr
         model_state = choose(finite.all(), new, old) if skip else new
         return Run(params, state, params, model_state), finite
 
-    before = _rows((run.params, run.state, run.model_state), wave.workers)
+    before = take((run.params, run.state, run.model_state), wave.workers)
     after, finite = jax.vmap(step)(before, results, wave.elapsed, wave.steps)
-    return _put(run, wave.computing, (wave.workers, after, None)), finite
-
-
-def _rows(tree: PyTree, index: jax.Array) -> PyTree:
-    return jax.tree.map(lambda x: x.at[index].get(mode="clip"), tree)
-
-
-def _put(tree: PyTree, count: jax.Array, *writes: tuple) -> PyTree:
-    """Writes rows into arrays of all workers.
-
-    Args:
-      tree: the arrays.
-      count: how many of the rows are written, the first ones.
-      *writes: where, what, and what has been there: leaves that are the very same are
-        left alone.
-    """
-    targets, structure = jax.tree.flatten(tree)
-    changed: dict[int, list] = {i: [] for i in range(len(targets))}
-    for index, rows, before in writes:
-        old = jax.tree.leaves(before) if before is not None else [None] * len(targets)
-        for i, (new, known) in enumerate(zip(jax.tree.leaves(rows), old, strict=True)):
-            if new is not known:
-                changed[i].append((index, new))
-
-    def write(k, targets):
-        targets = dict(targets)
-        for i in targets:
-            for index, new in changed[i]:
-                targets[i] = jax.lax.dynamic_update_index_in_dim(
-                    targets[i], new[k], index[k], 0
-                )
-        return targets
-
-    def one_by_one(targets):
-        return jax.lax.fori_loop(0, count, write, targets)
-
-    def all_at_once(targets):
-        targets = dict(targets)
-        for i in targets:
-            for index, new in changed[i]:
-                targets[i] = targets[i].at[index].set(new, mode="drop")
-        return targets
-
-    # On CPUs XLA's scatter takes several times as long as a loop over its rows.
-    written = jax.lax.platform_dependent(
-        {i: x for i, x in enumerate(targets) if changed[i]},
-        cpu=one_by_one,
-        default=all_at_once,
-    )
-    return structure.unflatten(written.get(i, x) for i, x in enumerate(targets))
+    return put(run, wave.computing, (wave.workers, after, None)), finite

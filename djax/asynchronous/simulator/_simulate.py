@@ -1,46 +1,46 @@
-"""An exact simulation of workers that never wait, on one device.
+"""Simulates asynchronous workers exactly, and fast, on one device.
 
-The events are put into waves (:mod:`djax.asynchronous.simulator._waves`); a wave is one
-batch of averagings and then one of gradients, and all waves up to the next moment of
-interest are one program. What comes out is what the events give one after another, but
-for the rounding of batched matrix products.
+One program for each event would take too long. The events are therefore put into waves
+(:mod:`djax.asynchronous.simulator._waves`), each of which is one batch of averagings
+and then one batch of gradients. All waves up to the next snapshot are one program. The
+results are those of the events one after another, up to the rounding of batched matrix
+products.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.typing import ArrayLike
 
 from djax._arguments import check_choice
 from djax._interfaces import PyTree
-from djax.asynchronous._finite import describe as describe_nonfinite
-from djax.asynchronous.algorithms._acid import EventTransformation, other_rates
 from djax.communicators._common import check_leading_axis
 from djax.training._gradient_fn import GradientFn, check_gradient_fn
 from djax.training._nonfinite import NonFinite, NonFiniteError
 
+from .._finite import describe as describe_nonfinite
+from ..algorithms import EventTransformation, other_rates
 from ._batches import Batches
 from ._events import Events
-from ._programs import Run, copies, describe, make_programs
+from ._programs import Run, describe, make_programs
+from ._rows import copies
 from ._waves import capacities, level
 
 
-class Moment(NamedTuple):
-    """All workers at one time; every leaf has a leading axis of workers.
+class Snapshot(NamedTuple):
+    """All workers at one moment of a simulated run.
 
     Attributes:
-      time: when this is.
-      params: their models, mixed up to this time.
-      state: their states of the algorithm, likewise.
-      model_state: what their gradients carry along.
-      metrics: of the gradients since the previous moment, `[gradients, ...]` in the
-        order of the events.
-      consensus_distance: `float[]`, the models' variance, as in
-        :func:`djax.metrics.consensus_distance`, of those that are finite.
+      time: the moment, in units in which a worker computes one gradient.
+      params: the models, mixed up to this time, with a leading axis of workers.
+      state: the states of the algorithm, mixed alike, with a leading axis of workers.
+      model_state: what the gradients carry along, with a leading axis of workers.
+      metrics: metrics of the gradients since the previous snapshot, `[gradients, ...]`
+        in the order of the events.
+      consensus_distance: `float[]`, the variance of the models that are finite, as in
+        :func:`djax.metrics.consensus_distance`.
     """
 
     time: float
@@ -62,52 +62,51 @@ def simulate(
     model_state: PyTree = (),
     dispatch: bool = False,
     nonfinite: NonFinite = "raise",
-) -> Iterator[Moment]:
+) -> Iterator[Snapshot]:
     """Runs an asynchronous algorithm through a list of events.
 
     A gradient is computed from the worker's model at the time of its previous gradient,
-    and applied when it is due; averagings change the model meanwhile. The base
-    optimizer counts the worker's own steps, and is given the number of all gradients
-    before as the extra argument `global_step`
-    (:func:`djax.asynchronous.in_global_steps`). One that draws noise draws the same on
-    every worker, as all start from one state.
+    and applied when it is due. Averagings change the model meanwhile. The base
+    optimizer counts the worker's own steps. It also receives the number of gradients
+    that all workers have computed before, as the extra argument `global_step`
+    (:func:`djax.asynchronous.in_global_steps`). An optimizer that draws noise draws the
+    same noise on every worker, since all workers start from one state.
 
     Args:
       algorithm: :func:`djax.acid` or :func:`djax.adpsgd`.
-      events: what happens when, from :func:`djax.asynchronous.draw_events`.
+      events: gradients and averagings, made by :func:`djax.asynchronous.draw_events`.
       params: the workers' first models, with a leading axis of workers
         (:func:`djax.communicators.replicate`).
       gradient_fn: what ONE worker computes, as in :func:`djax.simulation.make_steps`:
-        `(params, model_state, batch) -> (grads, model_state, metrics)`. Not needed,
-        like the batches, where there are no gradients.
-      batches: `epoch -> tree` with leaves `[workers, steps, ...]`: a worker's gradients
-        take one after another, in the epochs 0, 1, ...; always the same number of
-        steps.
-      times: when to look, ascending; the end of the events always is looked at, last.
-        Looking changes nothing. In between, the batches of all gradients are in the
-        device's memory at once.
+        `(params, model_state, batch) -> (grads, model_state, metrics)`. It is not
+        needed, like the batches, if there are no gradients.
+      batches: `epoch -> tree` with leaves `[workers, steps, ...]`. A worker's gradients
+        take one step after another, in the epochs 0, 1, ... All epochs have the same
+        number of steps.
+      times: when snapshots are taken, ascending; the last one is always taken at the
+        end of the events. Snapshots change nothing. Between two of them, the batches
+        of all gradients are in the device's memory at once.
       model_state: what the gradients carry along, with a leading axis of workers.
-      dispatch: compute the gradients one by one, for models with convolutions, instead
-        of in one program with everything else.
-      nonfinite: what happens to a gradient that is not finite, or that leads to a model
-        that is not. `"raise"`: an error before the next moment; `"skip"`: it is not
-        applied, and the model state stays as it was before, although it counts as
-        computed; `"isolate"`: nothing is done about the worker. In each case models
-        that are not finite are not averaged with others: the averaging counts as not
-        made, at both ends.
+      dispatch: whether gradients are computed one by one, which is faster for models
+        with convolutions, instead of in one program with everything else.
+      nonfinite: what happens if a gradient is not finite, or leads to a model that is
+        not. `"raise"`: an error is raised before the next snapshot. `"skip"`: the
+        gradient is not applied and the model state stays as it was before, although the
+        gradient counts as computed. `"isolate"`: the worker goes on like that. In each
+        case a model that is not finite is not averaged with others: the averaging
+        counts as not made, at both ends.
 
     Returns:
-      An iterator over the :class:`Moment`\\ s, which computes as it goes.
+      An iterator over :class:`Snapshot` values, which computes as it goes.
 
     Raises:
-      TypeError: if the algorithm or the events are none, or what `gradient_fn` returns
-        does not fit.
+      TypeError: if the algorithm or the events have a wrong type, or what `gradient_fn`
+        returns does not fit.
       ValueError: if arguments do not fit together, such as constants of
-        :func:`djax.acid_constants` for another graph or rate than the events', or
-        `times` are not ascending in [0, `events.duration`]; before anything is
-        computed.
-      djax.asynchronous.NonFiniteError: a `FloatingPointError`, from the iterator, which
-        names the worker and its gradient; unless `nonfinite` says otherwise.
+        :func:`djax.acid_constants` for another graph or rate than the events', or if
+        `times` do not ascend in [0, `events.duration`]; before anything is computed.
+      djax.asynchronous.NonFiniteError: a `FloatingPointError`, from the iterator,
+        unless `nonfinite` says otherwise. It names the worker and its gradient.
 
     Examples:
       >>> import djax, jax.numpy as jnp, optax
@@ -158,62 +157,12 @@ def simulate(
     programs = make_programs(algorithm, gradient_fn, nonfinite == "skip")
     program = programs.dispatched if dispatch else programs.looped
     raises = nonfinite == "raise"
-    return _moments(programs, program, events, start, stream, ends, raises)
+    return _snapshots(programs, program, events, start, stream, ends, raises)
 
 
-def in_global_steps(schedule: optax.Schedule) -> "GlobalSchedule":
-    """A schedule of the gradients of all workers together, instead of one's own.
-
-    For optimizers within :func:`simulate`, by way of `optax.inject_hyperparams`, whose
-    `static_args` may name the optimizer's other arguments.
-
-    Args:
-      schedule: of the number of gradients that all workers have computed.
-
-    Returns:
-      A stateful schedule, which reads the extra argument `global_step` of `update`.
-
-    Examples:
-      >>> import djax, optax
-      >>> decay = djax.asynchronous.in_global_steps(optax.linear_schedule(0.1, 0, 6400))
-      >>> adpsgd = djax.adpsgd(optax.inject_hyperparams(optax.sgd)(decay))
-    """
-    return GlobalSchedule(schedule)
-
-
-class GlobalSchedule:
-    """An `optax` stateful schedule; see :func:`in_global_steps`."""
-
-    def __init__(self, schedule: optax.Schedule):
-        """Takes the schedule of the number of all gradients."""
-        self._schedule = schedule
-
-    def init(self) -> tuple[()]:
-        """Returns no state."""
-        return ()
-
-    def update(self, state: tuple[()], **extra_args: Any) -> tuple[()]:
-        """Returns no state; raises ValueError without `global_step`."""
-        if "global_step" not in extra_args:
-            raise ValueError(
-                "in_global_steps: update needs the extra argument global_step, the "
-                "number of gradients of all workers so far, as simulate gives it."
-            )
-        return state
-
-    def __call__(self, state: tuple[()], **extra_args: Any) -> ArrayLike:
-        """Returns the schedule's value at the global step, at first 0."""
-        if not isinstance(state, tuple):  # Called as a schedule of a counter.
-            raise TypeError(
-                "in_global_steps: use optax.inject_hyperparams(optax.sgd)(schedule), "
-                "not optax.sgd(schedule), which passes the worker's own counter."
-            )
-        return self._schedule(jnp.asarray(extra_args.get("global_step", 0), jnp.int32))
-
-
-def _moments(
+def _snapshots(
     programs, program, events, start, stream, ends, raises
-) -> Iterator[Moment]:
+) -> Iterator[Snapshot]:
     params, model_state = start
     run = Run(
         params=params,
@@ -227,7 +176,8 @@ def _moments(
     stretches = [level(events, *span, *sizes) for span in spans]
     counts = [len(waves.gradients) for waves in stretches]
     gradients = [int(events.is_gradient[i:j].sum()) for i, j in spans]
-    # All stretches, and those of similar events, have the same shapes: one program.
+    # All stretches are padded to one shape, which similar events have, too, so that one
+    # compiled program serves them all.
     longest = 2 ** (max(counts) - 1).bit_length() if max(counts) else 1
     most = -(-max(gradients) // events.size) * events.size
     before = 0
@@ -242,7 +192,7 @@ def _moments(
             _check_finite(events, before, np.asarray(finite))
         before += new
         since = jnp.asarray(end - events.last_times(end), jnp.result_type(float))
-        yield Moment(
+        yield Snapshot(
             time=float(end),
             metrics=measured,
             **programs.look(run, since),
@@ -250,12 +200,12 @@ def _moments(
 
 
 def _check_finite(events: Events, before: int, finite: np.ndarray) -> None:
-    """Raises NonFiniteError if a gradient is not finite, or led to such a model.
+    """Raises NonFiniteError if a gradient is not finite, or leads to such a model.
 
     Args:
-      events: of the simulation.
-      before: number of gradients before these.
-      finite: `bool[gradients, 2]`.
+      events: all events of the simulation.
+      before: number of gradients of earlier stretches.
+      finite: `bool[gradients, 2]`, of the gradients and of the models.
     """
     if finite.all():
         return
@@ -274,7 +224,7 @@ def _pad(array: np.ndarray, length: int) -> np.ndarray:
 
 
 def _check_times(times: Sequence[float], duration: float) -> np.ndarray:
-    """Returns them and the end, once."""
+    """Returns the times of all snapshots, the end of the run included once."""
     given = np.asarray(times, np.float64)
     end = np.isclose(given, duration, rtol=1e-12, atol=0)  # Products may be above it.
     given = np.where(end, duration, given)

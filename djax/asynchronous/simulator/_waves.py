@@ -1,9 +1,10 @@
-"""Events of different workers commute: which of them run side by side.
+"""Puts events that can be computed at the same time into waves.
 
-A wave is a matching, pairs of workers that average, and then a set of workers that
-each compute a gradient. Waves are filled in the order of the events, each as early as
-the events of the same workers before it allow: run wave by wave they give what they
-give one after another.
+Events of different workers commute, so that many of them can run in one program. A wave
+is a set of disjoint pairs of workers that average, followed by a set of workers each of
+which computes a gradient. The events are put into waves in their order, each as early
+as the earlier events of its workers allow. So the waves give the same results as the
+events one after another.
 """
 
 import math
@@ -13,13 +14,14 @@ import numpy as np
 
 from ._events import NOBODY, Events
 
-# Waves of unlimited capacity differ in size, so that slots of the mean size would stay
-# empty in small ones. At four fifths of it, 90 to 100 % of them are filled.
+# Without a limit, waves differ in size. If all had as many slots as the mean, many of
+# the slots of small waves would stay empty. With four fifths of the mean, 90 to 100 %
+# of all slots are filled.
 _SHARE_OF_MEAN = 0.8
 
 
 class Waves(NamedTuple):
-    """Which events each wave has, as numbers in the list; -1 where a slot is empty.
+    """The numbers of the events in each wave, or -1 where a slot is empty.
 
     Attributes:
       averagings: `int64[waves, averagings]`.
@@ -31,10 +33,10 @@ class Waves(NamedTuple):
 
 
 def capacities(events: Events) -> tuple[int, int]:
-    """How many averagings and gradients a wave should hold, to be nearly always full.
+    """Returns how many averagings and gradients a wave should have room for.
 
-    An empty slot costs what a full one does. Capacities are sizes of compiled programs:
-    they are rounded, so that similar events have the same.
+    An empty slot costs as much time as a full one, so waves should nearly always be
+    full. The numbers are rounded, so that similar events share compiled programs.
     """
     waves = level(events, 0, len(events), events.size, events.size)
     means = [(slots >= 0).sum() / max(1, len(slots)) for slots in waves]
@@ -45,9 +47,9 @@ def capacities(events: Events) -> tuple[int, int]:
 def level(
     events: Events, first: int, last: int, averagings: int, gradients: int
 ) -> Waves:
-    """Puts the events numbered `first` to `last - 1` into waves of given capacities."""
+    """Puts events `first` to `last - 1` into waves with room for so many events."""
     meetings, computations = _Slots(averagings), _Slots(gradients)
-    # The first waves in which a worker may average, and compute.
+    # The first waves in which each worker may average, and compute.
     meets, computes = [0] * events.size, [0] * events.size
     workers, peers = events.worker.tolist(), events.peer.tolist()
     for e in range(first, last):
@@ -64,22 +66,23 @@ def level(
 
 
 class _Slots:
-    """Waves of one kind of event, each filled up to a capacity."""
+    """The slots of one kind of event in all waves, each filled up to a capacity."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.waves: list[list[int]] = []
-        self._next: list[int] = []  # Itself, or a later wave if this one is full.
+        # For each wave itself, or a later one if it is full.
+        self._next: list[int] = []
 
     def place(self, event: int, earliest: int) -> int:
-        """Puts an event into the first wave with room, and returns which it is."""
+        """Puts an event into the first wave with room; returns the wave's number."""
         while len(self.waves) <= earliest:
             self._append()
         wave, passed = earliest, []
         while self._next[wave] != wave:
             passed.append(wave)
             wave = self._next[wave]
-        for full in passed:  # Path compression: later searches are short.
+        for full in passed:  # Shortens later searches.
             self._next[full] = wave
         self.waves[wave].append(event)
         if len(self.waves[wave]) == self.capacity:
@@ -93,7 +96,7 @@ class _Slots:
         self.waves.append([])
 
     def to_array(self, count: int) -> np.ndarray:
-        """`int64[count, capacity]`, with -1 in what is empty."""
+        """Returns `int64[count, capacity]`, with -1 in empty slots."""
         array = np.full((count, self.capacity), -1)
         for row, wave in zip(array, self.waves, strict=False):
             row[: len(wave)] = wave

@@ -1,0 +1,106 @@
+"""One worker's averagings: it finds partners, and exchanges models with them."""
+
+import jax
+import numpy as np
+
+from djax.transport import Transport
+
+from ._members import Members, Say
+from ._model import Buffers, Model
+from ._pairing import Kind, Messages, Pairing
+from ._record import Record
+
+
+class Averagings:
+    """Carries out what the pairing decides, for the averaging thread.
+
+    Models of both ends have to be exchanged before either end applies the averaging. A
+    model that is not finite is not sent. Both ends know this, and both go on as if they
+    had not met; if only one end averaged, sums over the workers would change.
+
+    Args:
+      model: of this worker.
+      members: all workers.
+      transport: carries the messages.
+      record: where the averagings are noted.
+      pairing: decides with whom this worker averages.
+
+    Attributes:
+      pairing: as given.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        members: Members,
+        transport: Transport,
+        record: Record,
+        pairing: Pairing,
+    ):
+        """Starts without any demand."""
+        self._model, self._members, self._transport = model, members, transport
+        self._record, self.pairing = record, pairing
+        self._sent: Buffers | None = None  # This worker's model, once it is sent.
+        self._met_at = 0.0
+        # The partners' models, or None if they are not finite.
+        self._models: dict[int, list[np.ndarray] | None] = {}
+        self._in_use: list[np.ndarray] = []  # The last model that was received.
+
+    def demand(self, peer: int | None) -> None:
+        """This worker wants one more averaging, with a certain neighbour or any."""
+        self._speak(self.pairing.demand(peer))
+
+    def finish(self) -> None:
+        """This worker wants no more averagings."""
+        if not self.pairing.done:
+            self._speak(self.pairing.finish())
+
+    def hear(self, sender: int, kind: Kind) -> None:
+        """A message of the pairing has arrived."""
+        self._speak(self.pairing.receive(sender, kind))
+
+    def hear_model(self, sender: int, buffers: list[np.ndarray] | None) -> None:
+        """A neighbour's model has arrived, or the news that it is not finite (None)."""
+        self._models[sender] = buffers
+
+    def lose(self, peer: int) -> None:
+        """A worker is lost, maybe in the middle of an averaging."""
+        self._models.pop(peer, None)
+        met = self.pairing.partner == peer
+        self._speak(self.pairing.forget(peer))
+        if met:
+            self._sent = None
+            self._speak(self.pairing.ended())
+
+    def advance(self) -> None:
+        """Exchanges models with the partner, and then with the next one, if any."""
+        while (peer := self.pairing.partner) is not None:
+            if self._sent is None:
+                self._send(peer)
+            if peer not in self._models:
+                return
+            received = self._models.pop(peer)
+            if received is not None and self._model.sent_finite:
+                self._in_use = received
+                self._model.receive(self._model.packing.view(received))
+                self._record.averaging(peer, self._met_at)
+            else:
+                self._model.keep()
+                self._transport.recycle(received or [])
+            self._sent = None
+            self._speak(self.pairing.ended())
+
+    def _send(self, peer: int) -> None:
+        self._met_at = self._record.now()
+        self._sent = self._model.send()
+        # Once it is computed, nothing reads the last model that was received any more.
+        jax.block_until_ready(self._sent)
+        self._transport.recycle(self._in_use)
+        self._in_use = []
+        finite = self._model.sent_finite
+        self._members.say(peer, Say.MODEL, finite, buffers=self._sent if finite else ())
+
+    def _speak(self, messages: Messages) -> None:
+        for peer, kind in messages:
+            if peer in self._members.others:
+                self._members.say(peer, Say.PAIR, kind)

@@ -1,0 +1,54 @@
+"""A worker's own time, which A²CiD²'s mixing and the clocks of averagings go by."""
+
+import time
+
+
+class OwnTime:
+    """Counts time in gradients of this worker: a slow worker ages more slowly.
+
+    The time is the number of gradients that are finished plus the fraction of the
+    current one that has passed. This fraction is estimated from the durations of
+    earlier gradients, where the latest one weighs one half, the one before a quarter,
+    and so on. It is never more than 1, however long a gradient takes. During the very
+    first gradient no time passes, since nothing is known of its duration.
+
+    Args:
+      finished: number of gradients that are finished already.
+
+    Attributes:
+      finished: number of finished gradients.
+      duration: estimated duration of a gradient in seconds; 0 before the first one has
+        finished.
+    """
+
+    def __init__(self, finished: int = 0):
+        """Starts between two gradients."""
+        self.finished = finished
+        self.duration = 0.0
+        self._began: float | None = None
+
+    def begin(self) -> None:
+        """A gradient begins."""
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        """The current gradient has finished."""
+        assert self._began is not None
+        latest = time.perf_counter() - self._began
+        self.duration = (latest + (self.duration or latest)) / 2
+        self._began = None
+        self.finished += 1
+
+    def __call__(self) -> float:
+        """Returns the time in gradients; may be called by another thread."""
+        # The other thread may end the gradient between these two reads. The time is
+        # then that of its beginning or of its end, and both are right.
+        finished, began = self.finished, self._began
+        if began is None or not self.duration:
+            return float(finished)
+        share = (time.perf_counter() - began) / self.duration
+        return finished + min(share, 1.0)
+
+    def until(self, moment: float) -> float:
+        """Returns the seconds until a time in gradients, estimated in the same way."""
+        return (moment - self()) * (self.duration or 1.0)

@@ -1,0 +1,105 @@
+"""The main thread of a worker, which computes gradients one after another."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from djax._interfaces import PyTree
+from djax.training import Checkpointer, NonFiniteError
+
+from .._finite import describe
+from ._averager import Averager
+from ._gradient import Gradient
+from ._history import History
+from ._members import Members
+from ._model import Model
+from ._settings import Settings
+
+
+class Worker:
+    """Computes gradients until the run is over, while the averager averages.
+
+    Args:
+      compute: computes one gradient.
+      model: of this worker.
+      averager: the other thread.
+      members: all workers.
+      settings: of the run.
+      saver: saves this worker, or None.
+      progress: called with the number of all workers' gradients after each own one.
+      stop: asked after each own gradient whether the run ends now.
+    """
+
+    def __init__(
+        self,
+        compute: Gradient,
+        model: Model,
+        averager: Averager,
+        members: Members,
+        settings: Settings,
+        saver: Checkpointer | None,
+        progress: Callable[[int], object] | None,
+        stop: Callable[[], bool] | None,
+    ):
+        """Starts without any metrics."""
+        self._compute, self._model, self._averager = compute, model, averager
+        self._members, self._nonfinite = members, settings.nonfinite
+        self._saver, self._progress, self._stop = saver, progress, stop
+        self._measured = History()
+
+    def train(self, model_state: PyTree) -> tuple[PyTree, PyTree]:
+        """Computes gradients; returns the last model state, and metrics `[1, ...]`.
+
+        Raises:
+          djax.asynchronous.NonFiniteError: if a gradient or model is not finite, and
+            the run is to end then.
+        """
+        while not self._averager.enough():
+            model_state = self._step(model_state)
+            if self._progress is not None:
+                self._progress(self._members.gradients)
+            if self._stop is not None and self._stop():
+                self._averager.stop()
+            if self._saver is not None and self._saver.due:
+                self._averager.begin("saving a checkpoint")
+                self.save(model_state)
+        return model_state, self._measured.stacked()
+
+    def _step(self, model_state: PyTree) -> PyTree:
+        """Computes one gradient and applies it; returns the next model state."""
+        averager, model = self._averager, self._model
+        number = model.time.finished + 1
+        averager.begin(f"loading the batch of gradient {number}")
+        model.time.begin()
+        batch = self._compute.batch(number - 1)
+        averager.begin(f"computing gradient {number}")
+        began = averager.record.now()
+        params, before = model.snapshot(settled=averager.waits)
+        grads, new_model_state, metrics = self._compute(params, model_state, *batch)
+        self._measured.append(metrics)
+        averager.check()
+        after = model.update(grads, self._members.gradients)
+        averager.record.gradient(began, after - before)
+        finite = np.asarray(model.updated)
+        if not finite.all():
+            averager.record.not_finite(number)
+            self._check_finite(number, finite)
+        averager.begin(f"waiting for averagings after gradient {number}")
+        averager.step()
+        skipped = self._nonfinite == "skip" and not finite.all()
+        return model_state if skipped else new_model_state
+
+    def _check_finite(self, number: int, finite: np.ndarray) -> None:
+        if self._nonfinite == "raise":
+            rank = self._members.rank
+            text = describe(rank, number, finite)
+            raise NonFiniteError(f"asynchronous.run: {text}", (rank,), number - 1)
+
+    def save(self, model_state: PyTree) -> None:
+        """Starts to write a checkpoint, if there is a checkpointer."""
+        if self._saver is None:
+            return
+        with self._model.lock:
+            finished, (params, state) = self._model.time.finished, self._model.settle()
+        tree = params, state, model_state
+        self._saver.save(finished, tree, sorted(self._members.lost))

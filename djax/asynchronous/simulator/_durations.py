@@ -1,0 +1,103 @@
+"""How long gradients take on virtual clocks.
+
+Simulations of different algorithms can be compared only if each worker is equally fast
+in all of them. So the durations of a worker's gradients depend on the seed and the
+worker alone.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._numbers import is_number, is_whole
+
+# Names a stream of random numbers. NumPy takes (seed, 0) for (seed,), so that with a
+# small number the durations would equal numbers that are drawn elsewhere.
+_STREAM = 0x6772616469656E74
+
+# Largest coefficient of variation. With a larger one nearly all durations of a gamma
+# distribution are next to zero, and their mean is that of a few huge ones that are
+# never drawn: at 10 the median is 1e-28 of the mean.
+_MOST_VARIATION = 10.0
+# Smaller coefficients of variation are lost in rounding.
+_LEAST_VARIATION = 1e-6
+# Number of events of one run; more would not fit into memory.
+MOST_EVENTS = 10**8
+
+
+def draw_durations(
+    worker: int, count: int, speed: float, variation: float, seed: int
+) -> np.ndarray:
+    """Returns `float64[count]`; a larger count gives the same numbers and more."""
+    if variation == 0:
+        return np.full(count, 1 / speed)
+    rng = np.random.default_rng((seed, _STREAM, worker))
+    shape = float(variation) ** -2  # NumPy has no negative powers of integers.
+    return rng.standard_gamma(shape, count) / (shape * speed)
+
+
+def draw_finish_times(
+    worker: int, speed: float, until: float, variation: float, seed: int
+) -> np.ndarray:
+    """Returns when a worker's gradients are finished, `float64[...]`, up to a time."""
+    if speed == 0:
+        return np.zeros(0)
+    count = 1 + math.ceil(until * speed)
+    while True:
+        if variation == 0:  # Multiples, since the rounding of sums would add up.
+            finish = np.arange(1, count + 1) / speed
+        else:
+            finish = np.cumsum(draw_durations(worker, count, speed, variation, seed))
+        if finish[-1] > until:
+            return finish[: np.searchsorted(finish, until, side="right")]
+        count *= 2
+
+
+def check_speeds(name: str, speeds: ArrayLike, size: int) -> np.ndarray:
+    """Returns `float64[n]`; raises TypeError or ValueError if they are no speeds."""
+    given = np.asarray(speeds)
+    if given.dtype.kind not in "iuf":  # Booleans, above all.
+        raise TypeError(f"{name}: speeds must be numbers, got {speeds!r}.")
+    given = given.astype(np.float64)
+    if given.ndim > 1 or given.size not in (1, size):
+        raise ValueError(
+            f"{name}: speeds must be one number or one for each of the {size} workers, "
+            f"got shape {given.shape}."
+        )
+    if not ((given >= 0) & (given < np.inf)).all():
+        raise ValueError(f"{name}: speeds must be finite and at least 0, got {speeds}.")
+    slowest = given[given > 0].min(initial=np.inf)
+    if slowest * MOST_EVENTS < given.max():
+        raise ValueError(
+            f"{name}: while the slowest worker computes one gradient, at speed "
+            f"{slowest:.3g}, the fastest would compute more than {MOST_EVENTS:.0e}, "
+            f"at speed {given.max():.3g}; use speed 0 for a worker that computes none."
+        )
+    return np.broadcast_to(given, size)
+
+
+def check_variation(name: str, variation: float) -> None:
+    """Raises TypeError or ValueError unless it is a coefficient of variation."""
+    if not is_number(variation):
+        raise TypeError(f"{name}: variation must be a number, got {variation!r}.")
+    if variation > 0 and not _LEAST_VARIATION <= variation <= _MOST_VARIATION:
+        raise ValueError(
+            f"{name}: variation must be 0, for constant times, or between "
+            f"{_LEAST_VARIATION:g} and {_MOST_VARIATION:g}, got {variation}: it is the "
+            "standard deviation of a gradient's time in units of its mean, 1 for "
+            "exponentially distributed times."
+        )
+    if not variation >= 0:
+        raise ValueError(
+            f"{name}: variation must be finite and at least 0, got {variation}."
+        )
+
+
+def check_seed(name: str, seed: Any) -> None:
+    """Raises TypeError or ValueError unless it is a whole number, at least 0."""
+    if not is_whole(seed):
+        raise TypeError(f"{name}: seed must be a whole number, got {seed!r}.")
+    if seed < 0:
+        raise ValueError(f"{name}: seed must be at least 0, got {seed}.")

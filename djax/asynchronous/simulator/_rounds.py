@@ -1,0 +1,117 @@
+"""Virtual clocks of synchronous workers, with which asynchronous ones are compared."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._numbers import is_whole
+from . import _plot
+from ._durations import (
+    MOST_EVENTS,
+    check_seed,
+    check_speeds,
+    check_variation,
+    draw_durations,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Rounds(NamedTuple):
+    """When synchronous workers compute, and when they wait for each other.
+
+    Attributes:
+      start: `float64[steps]`, when all workers begin a gradient.
+      finish: `float64[steps, n]`, when each worker has computed its gradient. All
+        workers wait for the last one.
+    """
+
+    start: np.ndarray
+    finish: np.ndarray
+
+    @property
+    def end(self) -> np.ndarray:
+        """`float64[steps]`: when each step ends."""
+        return self.finish.max(1)
+
+    @property
+    def idle_share(self) -> float:
+        """Share of their time that the workers spend waiting."""
+        return float(
+            1
+            - np.sum(self.finish - self.start[:, None])
+            / (self.finish.shape[1] * self.end[-1])
+        )
+
+    def plot_timeline(
+        self, ax: "Axes | None" = None, until: float | None = None
+    ) -> "Axes":
+        """Draws each worker's gradients as bars; see :class:`Events`."""
+        end = float(self.end[-1])
+        until = end if until is None else until
+        return _plot.plot_rounds(self.start, self.finish, self.end, ax, until)
+
+
+def draw_rounds(
+    size: int,
+    steps: int,
+    *,
+    speeds: ArrayLike = 1.0,
+    variation: float = 1.0,
+    seed: int = 0,
+) -> Rounds:
+    """Draws when workers compute if they wait for each other, as in all-reduce SGD.
+
+    All workers begin a gradient when the slowest one has finished the one before. The
+    all-reduce itself takes no time. The durations of each worker's gradients are those
+    of :func:`draw_events` with the same seed, so that both can be compared.
+
+    Args:
+      size: number of workers.
+      steps: number of gradients of each worker.
+      speeds: as in :func:`draw_events`, but positive.
+      variation: as in :func:`draw_events`.
+      seed: as in :func:`draw_events`.
+
+    Returns:
+      The rounds.
+
+    Raises:
+      TypeError: if an argument is no number.
+      ValueError: if an argument is out of range, or there would be more than 100
+        million gradients.
+
+    Examples:
+      >>> import djax
+      >>> draw_rounds, speeds = djax.asynchronous.draw_rounds, [1, 1, 1, 0.25]
+      >>> rounds = draw_rounds(4, 10, speeds=speeds, variation=0)
+      >>> rounds.end[-1].item(), round(rounds.idle_share, 4)
+      (40.0, 0.5625)
+    """
+    if not is_whole(size) or size < 1:
+        raise ValueError(
+            f"draw_rounds: size must be a number of workers, got {size!r}."
+        )
+    if not is_whole(steps):
+        raise TypeError(f"draw_rounds: steps must be a whole number, got {steps!r}.")
+    speeds = check_speeds("draw_rounds", speeds, size)
+    check_variation("draw_rounds", variation)
+    check_seed("draw_rounds", seed)
+    if steps < 1 or not (speeds > 0).all():
+        raise ValueError(
+            "draw_rounds: all wait for the slowest, so that steps and speeds must be "
+            f"positive; got {steps} steps and speeds down to {speeds.min()}."
+        )
+    if size * steps > MOST_EVENTS:
+        raise ValueError(
+            f"draw_rounds: {size * steps:.3g} gradients are asked for, more than "
+            f"{MOST_EVENTS:.0e}; lower the steps."
+        )
+    durations = np.stack(
+        [draw_durations(i, steps, s, variation, seed) for i, s in enumerate(speeds)], 1
+    )
+    end = np.cumsum(durations.max(1))
+    start = np.concatenate([[0.0], end[:-1]])
+    return Rounds(start, start[:, None] + durations)
