@@ -117,25 +117,25 @@ def _ancestors(process: int, parents: dict[int, int]) -> list[int]:
     return found
 
 
+def _read(process: int, file: str) -> bytes:
+    """Returns what the kernel says of a process; nothing if it has ended."""
+    try:
+        return pathlib.Path(f"/proc/{process}/{file}").read_bytes()
+    except OSError:
+        return b""
+
+
 def _is_launcher(process: int) -> bool:
     command = pathlib.Path(f"/proc/{process}/comm").read_text()
     return command.startswith("hydra_pmi_prox")
 
 
 def _is_watcher(process: int) -> bool:
-    try:
-        command = pathlib.Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return __file__.encode() in command
+    return __file__.encode() in _read(process, "cmdline")
 
 
 def _rank(process: int) -> int | None:
-    try:
-        environment = pathlib.Path(f"/proc/{process}/environ").read_bytes()
-    except OSError:
-        return None
-    for entry in environment.split(b"\0"):
+    for entry in _read(process, "environ").split(b"\0"):
         key, _, value = entry.partition(b"=")
         if key == b"PMI_RANK":
             return int(value)

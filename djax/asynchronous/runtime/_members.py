@@ -156,11 +156,8 @@ class Members:
         counts = self._budget is not None and (
             own.gradients - self._told.gradients >= enough
         )
-        told = self._told
-        news = (own.ready, own.done, own.stopping) != (
-            told.ready,
-            told.done,
-            told.stopping,
+        news = own != dataclasses.replace(
+            self._told, gradients=own.gradients, phase=own.phase
         )
         if counts or news or now - self._told_at >= self._timeout / 5:
             self.say(None, Say.STATUS, *dataclasses.astuple(own))
