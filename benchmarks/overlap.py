@@ -130,7 +130,7 @@ class Contest:
             pairing="first_free",
             random_times=False,
             seconds=self.config.seconds,
-            looks=1,
+            snapshots=1,
             jit=gradient == "compute",
         )
         report = outcome.report

@@ -336,7 +336,7 @@ def test_gradients_one_by_one_give_the_same():
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), a, b)
 
 
-def test_looking_changes_nothing():
+def test_snapshots_change_nothing():
     (events, seldom), (_, often) = small(times=[]), small(times=np.linspace(0, 5, 30))
     assert len(seldom) == 1 and len(often) == 31
     for a, b in zip(seldom[-1][1:-2], often[-1][1:-2], strict=True):
@@ -468,7 +468,7 @@ def test_rows_are_written_alike_on_all_platforms(monkeypatch):
 
 @pytest.mark.parametrize("dispatch", [False, True])
 def test_model_state_is_the_workers_own(dispatch):
-    """It counts its gradients; a look before the first sees no metrics."""
+    """It counts its gradients; a snapshot before the first has no metrics."""
     events = draw_events(GRAPHS["ring"], gradients=100, seed=2)
     first, last = simulate(
         djax.adpsgd(optax.sgd(0.1)),

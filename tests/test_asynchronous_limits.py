@@ -101,7 +101,7 @@ def test_booleans_are_no_numbers(value):
         edge_rates(RING, value)
     with pytest.raises(ValueError, match="size must be"):
         Events(value, [], [], [], 1.0)
-    for name in ("gradients", "seconds", "max_backlog", "looks", "timeout", "seed"):
+    for name in ("gradients", "seconds", "max_backlog", "snapshots", "timeout", "seed"):
         with pytest.raises(TypeError, match=f"{name} must be"):
             settings(**{name: value})
 
@@ -113,8 +113,8 @@ def settings(rate=1.0, **options):
         "pairing": "edge_clocks",
         "random_times": True,
         "max_backlog": None,
-        "looks": 2,
-        "keep_looks": False,
+        "snapshots": 2,
+        "keep_snapshots": False,
         "transport": "mpi",
         "timeout": 5.0,
         "seed": 0,

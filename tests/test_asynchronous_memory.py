@@ -95,7 +95,7 @@ def progress(gradients):
 
 asynchronous.run(
     adpsgd, gradient_fn, lambda epoch: jnp.ones((1, 4, 100)), MPI, ring,
-    jnp.zeros((1, 100)), seconds=120.0, rate=0.2, progress=progress, looks=4,
+    jnp.zeros((1, 100)), seconds=120.0, rate=0.2, progress=progress, snapshots=4,
     stop=lambda: seen["count"] >= 2000,
 )
 dump("each", (seen.get(2000, seen[500]) - seen[500]) / 1500)

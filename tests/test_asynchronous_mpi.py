@@ -212,11 +212,11 @@ kinds, buffer = set(), MPITransport._buffer
 MPITransport._buffer = lambda *args: kinds.add(args[2]) or buffer(*args)
 for direct in "01":
     os.environ["MPI4JAX_USE_CUDA_MPI"] = direct
-    options = {"rate": 2, "max_backlog": 2, "keep_looks": True}
+    options = {"rate": 2, "max_backlog": 2, "keep_snapshots": True}
     kinds.clear()
     outcome = run(acid, Walk(large), 80, **options)
     dump(f"direct {direct}", {**outcome, "direct": True in kinds})
-dump("looks", run(acid, walk(), 200, keep_looks=True, looks=7))
+dump("snapshots", run(acid, walk(), 200, keep_snapshots=True, snapshots=7))
 
 def quadratic(params, count, target):
     error = params["x"] - target
@@ -360,13 +360,18 @@ def test_arrays_may_stay_on_their_device(healthy):
 
 
 def true_distances(outcomes):
-    """The variance of the workers' models at each look, from the models themselves."""
+    """The variance of the workers' models at each snapshot, from the models."""
     result = []
-    for number in outcomes[0]["report"].look_numbers:
-        looks = [look for o in outcomes for look in o["looks"] if look.number == number]
+    for number in outcomes[0]["report"].snapshot_numbers:
+        snapshots = [
+            snapshot
+            for o in outcomes
+            for snapshot in o["snapshots"]
+            if snapshot.number == number
+        ]
         models = [
-            np.concatenate([x.ravel() for _, x in sorted(look.params.items())])
-            for look in looks
+            np.concatenate([x.ravel() for _, x in sorted(snapshot.params.items())])
+            for snapshot in snapshots
         ]
         assert len(models) == len(outcomes)
         models = np.stack(models).astype(np.float64)
@@ -375,13 +380,13 @@ def true_distances(outcomes):
 
 
 @pytest.mark.parametrize(
-    ("name", "tolerance"), [("looks", 1e-5), ("direct 0", 0.15), ("direct 1", 0.15)]
+    ("name", "tolerance"), [("snapshots", 1e-5), ("direct 0", 0.15), ("direct 1", 0.15)]
 )
 def test_consensus_distances_are_those_of_the_models(healthy, name, tolerance):
     outcomes = healthy[name]
     report = outcomes[0]["report"]
-    assert len(report.look_numbers) >= 3
-    assert report.look_numbers[-1] == (7 if name == "looks" else 20)
+    assert len(report.snapshot_numbers) >= 3
+    assert report.snapshot_numbers[-1] == (7 if name == "snapshots" else 20)
     np.testing.assert_allclose(
         report.consensus_distance, true_distances(outcomes), rtol=tolerance
     )
@@ -425,7 +430,7 @@ for number in range(200):
         "max_backlog": [None, 0, 1, 4][common.integers(4)],
         "transport": "zmq" if number % 8 == 7 else "mpi",
         "seed": int(common.integers(1000)),
-        "looks": 2,
+        "snapshots": 2,
     }
     walk = Walk({"x": np.full(3, rank, "f4")}, sleep=common.exponential(1e-3))
     walks.append(run(algorithm, walk, int(common.integers(1, 40)), **options))

@@ -26,7 +26,7 @@ class Worker:
         self.members = Members(rank, network.size, settings, network.line(rank))
         record = Record()
         record.gradient(float(rank), rank)
-        record.look(1, np.full(3, rank, np.float32))
+        record.snapshot(1, np.full(3, rank, np.float32))
         self.ending = Ending(
             self.members,
             lambda: [*map(as_bytes, model), *record.pack()],

@@ -20,11 +20,11 @@ def test_records_arrive_as_they_were(monkeypatch):
     record = Record()
     clock.now += 1
     record.gradient(0.25, staleness=3)
-    record.look(1, np.float32([1, 2]))
+    record.snapshot(1, np.float32([1, 2]))
     clock.now += 1
     record.gradient(1.5, staleness=0)
     record.averaging(7, 0.5)
-    record.look(1, np.float32([3, 4]))
+    record.snapshot(1, np.float32([3, 4]))
     packed = record.pack()
     assert all(x.dtype == np.uint8 and x.ndim == 1 for x in packed)
     found = Record.unpack([np.frombuffer(x.tobytes(), np.uint8) for x in packed])
@@ -33,7 +33,7 @@ def test_records_arrive_as_they_were(monkeypatch):
         "staleness": np.int32([3, 0]),
         "averagings": np.array([[0.5, 2.0]]),
         "peers": np.int32([7]),
-        "looks": np.array([1.0, 2.0]),
+        "snapshots": np.array([1.0, 2.0]),
         "sketches": np.float32([[1, 2], [3, 4]]),
     }
     assert list(found) == list(Record.NAMES)
@@ -43,7 +43,7 @@ def test_records_arrive_as_they_were(monkeypatch):
 
 def test_a_worker_without_gradients_has_a_record():
     record = Record()
-    record.look(1, np.zeros(5, np.float32))
+    record.snapshot(1, np.zeros(5, np.float32))
     found = Record.unpack(record.pack())
     shapes = {name: array.shape for name, array in found.items()}
     assert shapes["gradients"] == shapes["averagings"] == (0, 2)
@@ -51,14 +51,14 @@ def test_a_worker_without_gradients_has_a_record():
     assert shapes["sketches"] == (1, 5)
 
 
-def test_a_worker_without_looks_has_a_record():
+def test_a_worker_without_snapshots_has_a_record():
     record = Record()
     record.gradient(0.0, 0)
     found = Record.unpack(record.pack())
     assert len(found["gradients"]) == 1 and len(found["sketches"]) == 0
 
 
-def noted(gradients, meetings, looks=(), sketches=None):
+def noted(gradients, meetings, snapshots=(), sketches=None):
     """A record; `gradients` are begin, end, staleness, `meetings` begin, end, peer."""
     gradients = np.array(gradients, np.float64).reshape(-1, 3)
     meetings = np.array(meetings, np.float64).reshape(-1, 3)
@@ -68,8 +68,8 @@ def noted(gradients, meetings, looks=(), sketches=None):
         "staleness": gradients[:, 2].astype(np.int32),
         "averagings": meetings[:, :2],
         "peers": meetings[:, 2].astype(np.int32),
-        "looks": np.array(looks, np.float64),
-        "look_numbers": np.arange(1, len(looks) + 1, dtype=np.int32),
+        "snapshots": np.array(snapshots, np.float64),
+        "snapshot_numbers": np.arange(1, len(snapshots) + 1, dtype=np.int32),
         "sketches": np.array(sketches, np.float32),
     }
 
@@ -131,16 +131,16 @@ def test_survivors_know_whom_they_met(lost):
 
 def test_the_consensus_distance_is_the_models_variance():
     models = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32)
-    looks = np.arange(12.0).reshape(3, 4)
+    snapshots = np.arange(12.0).reshape(3, 4)
     counts = [4, 3, 4]  # One has not looked for the last time.
     records = {
-        rank: noted([], [], looks[rank, :count], models[rank, :count])
+        rank: noted([], [], snapshots[rank, :count], models[rank, :count])
         for rank, count in enumerate(counts)
     }
     report = make_report(records)
     exact = np.var(models[:, :3].astype(np.float64), axis=0).sum(-1)
     np.testing.assert_allclose(report.consensus_distance, exact, rtol=1e-12)
-    assert report.look_times.tolist() == [4, 5, 6]
+    assert report.snapshot_times.tolist() == [4, 5, 6]
 
 
 def test_a_timeline_in_chromes_format(tmp_path):

@@ -75,13 +75,13 @@ accepted = functools.partial(
         ({"seconds": math.inf}, "seconds must be a positive number, got inf"),
         ({"max_backlog": -1}, "max_backlog must be a whole number from 0 on, got -1"),
         ({"max_backlog": 0.5}, "max_backlog must be a whole number from 0 on, got 0.5"),
-        ({"looks": 0}, "looks must be a whole number from 1 on, got 0"),
-        ({"looks": 1.5}, "looks must be a whole number from 1 on"),
+        ({"snapshots": 0}, "snapshots must be a whole number from 1 on, got 0"),
+        ({"snapshots": 1.5}, "snapshots must be a whole number from 1 on"),
         ({"timeout": 0}, "timeout must be a positive number, got 0"),
         ({"timeout": math.nan}, "timeout must be a positive number, got nan"),
         ({"seed": -1}, "seed must be a whole number from 0 on, got -1"),
         ({"gradients": True}, "gradients must be a whole number from 1 on, got True"),
-        ({"looks": None}, "looks must be a whole number from 1 on, got None"),
+        ({"snapshots": None}, "snapshots must be a whole number from 1 on, got None"),
         ({"seconds": "3"}, "seconds must be a positive number, got '3'"),
         ({"seed": "a"}, "seed must be a whole number from 0 on, got 'a'"),
     ],
@@ -97,7 +97,7 @@ def test_a_schedule_is_no_setting():
 
 
 def test_the_least_settings_are_possible():
-    least = {"seconds": 0.1, "max_backlog": 0, "looks": 1, "seed": np.int64(0)}
+    least = {"seconds": 0.1, "max_backlog": 0, "snapshots": 1, "seed": np.int64(0)}
     with accepted():
         start(rate=0, gradients=None, **least)
     assert not asynchronous.edge_rates(RING, 0).any()
@@ -123,7 +123,7 @@ def test_what_ranks_have_in_common():
         make_settings(seconds=3.0),
         make_settings(max_backlog=0),
         make_settings(pairing="first_free"),
-        make_settings(looks=3),
+        make_settings(snapshots=3),
         make_settings(transport="zmq"),
         make_settings(timeout=2.0),
         make_settings(seed=1),

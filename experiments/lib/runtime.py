@@ -137,7 +137,7 @@ class Live(EventJob):
 
     def _run(
         self,
-        looks: int,
+        snapshots: int,
         advance: Callable[[float], object],
         termination: Termination,
     ) -> asynchronous.Outcome:
@@ -173,8 +173,8 @@ class Live(EventJob):
                 random_times=options.random_times,
                 max_backlog=options.max_backlog,
                 model_state=jax.tree.map(jnp.asarray, task.model_state),
-                looks=looks,
-                keep_looks=True,
+                snapshots=snapshots,
+                keep_snapshots=True,
                 progress=show,
                 stop=lambda: termination.number > 0,
                 checkpoints=self.checkpoints,
@@ -230,10 +230,12 @@ class Live(EventJob):
             losses[workers == rank] = each
         check_losses(losses, workers, f"within {told.seconds:.3g} s")
         assess = make_assess(self.task, self.communicator)
-        kept = {look.number: look.params for look in found.looks}
+        models = {kept.number: kept.params for kept in found.snapshots}
         moments = [
-            (float(time), kept[number])
-            for time, number in zip(told.look_times, told.look_numbers, strict=True)
+            (float(time), models[number])
+            for time, number in zip(
+                told.snapshot_times, told.snapshot_numbers, strict=True
+            )
         ]
         moments[-1:] = [(told.seconds, found.workers.params)]
         before = int(told.gradients_before.sum())

@@ -1,6 +1,6 @@
 """The thread of a worker that averages while the main thread computes gradients.
 
-The thread never blocks. Between two looks for messages it does whatever is due: it
+The thread never blocks. Between two polls for messages it does whatever is due: it
 exchanges models (:mod:`djax.asynchronous.runtime._averagings`), tells the others how
 far this worker is, notices lost workers, and takes part in the end of the run.
 """
@@ -32,8 +32,8 @@ from ._sketch import sketch
 class WorkerSnapshot(NamedTuple):
     """One worker at a moment of a run in real time.
 
-    Workers look at slightly different times, since no worker waits for another. So a
-    snapshot holds one worker, unlike a :class:`djax.asynchronous.Snapshot`.
+    It holds one worker, unlike a :class:`djax.asynchronous.Snapshot`: since no worker
+    waits for another, workers take their snapshots at slightly different times.
 
     Attributes:
       number: which of the requested snapshots it is, from 1 on.
@@ -60,7 +60,7 @@ class Averager:
       record: as given.
       error: why the run cannot go on, or None.
       waits: whether a gradient has to wait when too many averagings are due.
-      looks: the snapshots of this worker, if they are kept.
+      snapshots: the snapshots of this worker, if they are kept.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Averager:
         settings: Settings,
     ):
         """Starts the thread."""
-        self.record, self.looks = record, []
+        self.record, self.snapshots = record, []
         self.error: BaseException | None = None
         self.waits = settings.max_backlog is not None
         self._model, self._members, self._transport = model, members, transport
@@ -89,7 +89,7 @@ class Averager:
         self._failure: tuple[Any, ...] | None = None  # What the others are told.
         self._served, self._served_until = threading.Condition(), -math.inf
         self._noticed = threading.Event()
-        self._looked = 0  # Number of the latest snapshot.
+        self._snapshots_taken = 0  # Number of the latest snapshot.
         self._thread = threading.Thread(
             target=self._run, name="djax averagings", daemon=True
         )
@@ -212,7 +212,7 @@ class Averager:
         else:
             self._averagings.finish()
         self._averagings.advance()
-        self._look()
+        self._take_snapshot()
         members.own.done = self._finishing and self._averagings.pairing.done
         members.own.phase = self._describe()
         members.tell()
@@ -275,18 +275,18 @@ class Averager:
         print(f"worker {peer} is lost: it {reason}", file=sys.stderr, flush=True)
         self._averagings.lose(peer)
 
-    def _look(self) -> None:
+    def _take_snapshot(self) -> None:
         """Takes a snapshot whenever one more share of the run is over."""
         if not self._started.is_set():
             return
-        number = int(min(1.0, self._share()) * self._settings.looks)
-        if number > self._looked:
-            self._looked = number
+        number = int(min(1.0, self._share()) * self._settings.snapshots)
+        if number > self._snapshots_taken:
+            self._snapshots_taken = number
             params, _ = self._model.settle()
-            self.record.look(number, np.asarray(sketch(params)))
-            if self._settings.keep_looks:
+            self.record.snapshot(number, np.asarray(sketch(params)))
+            if self._settings.keep_snapshots:
                 kept = jax.tree.map(lambda x: x[None], params)
-                self.looks.append(WorkerSnapshot(number, self.record.now(), kept))
+                self.snapshots.append(WorkerSnapshot(number, self.record.now(), kept))
 
     def _result(self) -> list[np.ndarray]:
         """Returns the packed model and the packed record, which `Ending` collects."""

@@ -17,8 +17,8 @@ class Record:
     * `staleness`: `int32[gradients]`, number of averagings between these two times.
     * `averagings`: `float64[averagings, 2]`, when each averaging began and ended.
     * `peers`: `int32[averagings]`, the neighbours of the averagings.
-    * `looks`: `float64[snapshots]`, when snapshots were taken.
-    * `look_numbers`: `int32[snapshots]`, which of the requested snapshots, from 1 on.
+    * `snapshots`: `float64[snapshots]`, when snapshots were taken.
+    * `snapshot_numbers`: `int32[snapshots]`, their numbers among those requested.
     * `sketches`: `float32[snapshots, k]`, the sketches of the models.
     * `nonfinite`: `int32[...]`, numbers, from 1 on, of the gradients that were not
       finite or led to a model that was not.
@@ -37,8 +37,8 @@ class Record:
         "staleness": "i4",
         "averagings": "f8",
         "peers": "i4",
-        "looks": "f8",
-        "look_numbers": "i4",
+        "snapshots": "f8",
+        "snapshot_numbers": "i4",
         "sketches": "f4",
         "nonfinite": "i4",
         "finite": "i4",
@@ -77,10 +77,10 @@ class Record:
         self._parts["averagings"].extend((begin, self.now()))
         self._parts["peers"].append(peer)
 
-    def look(self, number: int, sketch: np.ndarray) -> None:
+    def snapshot(self, number: int, sketch: np.ndarray) -> None:
         """Notes a snapshot, by its number and the model's sketch."""
-        self._parts["looks"].append(self.now())
-        self._parts["look_numbers"].append(number)
+        self._parts["snapshots"].append(self.now())
+        self._parts["snapshot_numbers"].append(number)
         self._parts["sketches"].extend(sketch.tolist())
 
     def pack(self) -> list[np.ndarray]:
@@ -99,7 +99,7 @@ class Record:
         }
         for name in ("gradients", "averagings"):
             arrays[name] = arrays[name].reshape(-1, 2)
-        looks = len(arrays["looks"])
-        length = arrays["sketches"].size // max(1, looks)
-        arrays["sketches"] = arrays["sketches"].reshape(looks, length)
+        snapshots = len(arrays["snapshots"])
+        length = arrays["sketches"].size // max(1, snapshots)
+        arrays["sketches"] = arrays["sketches"].reshape(snapshots, length)
         return arrays

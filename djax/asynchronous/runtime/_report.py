@@ -32,8 +32,8 @@ class Report:
         * `staleness`: `int32[gradients]`, number of averagings between these times.
         * `averagings`: `float64[averagings, 2]`, when each began and ended.
         * `peers`: `int32[averagings]`, the neighbours of the averagings.
-        * `looks`: `float64[snapshots]`, when snapshots were taken.
-        * `look_numbers`: `int32[snapshots]`, which of the requested snapshots.
+        * `snapshots`: `float64[snapshots]`, when snapshots were taken.
+        * `snapshot_numbers`: `int32[snapshots]`, which of the requested snapshots.
         * `sketches`: `float32[snapshots, k]`, random projections of the models, or
           the models themselves if they are small.
         * `nonfinite`: `int32[...]`, numbers of the gradients that were not finite or
@@ -164,18 +164,18 @@ class Report:
         return np.concatenate([*parts, np.zeros(0, np.int32)]).astype(np.int64)
 
     @cached_property
-    def look_numbers(self) -> np.ndarray:
+    def snapshot_numbers(self) -> np.ndarray:
         """`int64[snapshots]`: numbers of the snapshots that all workers took.
 
         If a run was resumed, only the last one is there of those that were due before.
         """
-        found = [set(r["look_numbers"].tolist()) for r in self.records.values()]
+        found = [set(r["snapshot_numbers"].tolist()) for r in self.records.values()]
         return np.array(sorted(set.intersection(*found)), np.int64)
 
     @cached_property
-    def look_times(self) -> np.ndarray:
+    def snapshot_times(self) -> np.ndarray:
         """`float64[snapshots]`: the times of these, each the mean over the workers."""
-        return self._looks("looks").mean(0)
+        return self._of_snapshots("snapshots").mean(0)
 
     @cached_property
     def consensus_distance(self) -> np.ndarray:
@@ -185,7 +185,7 @@ class Report:
         workers take a snapshot at slightly different times, since no worker is stopped
         for it. Models that are not finite are left out; the result is NaN if all are.
         """
-        sketches = self._looks("sketches").astype(np.float64)
+        sketches = self._of_snapshots("sketches").astype(np.float64)
         finite = np.asarray(np.isfinite(sketches).all(2))
         count = finite.sum(0)
         with np.errstate(invalid="ignore"):  # 0 / 0, where no model is finite.
@@ -194,10 +194,10 @@ class Report:
             squares = np.where(finite, (differences**2).sum(2), 0.0)
             return squares.sum(0) / count
 
-    def _looks(self, name: str) -> np.ndarray:
+    def _of_snapshots(self, name: str) -> np.ndarray:
         return np.stack(
             [
-                record[name][np.isin(record["look_numbers"], self.look_numbers)]
+                record[name][np.isin(record["snapshot_numbers"], self.snapshot_numbers)]
                 for record in self.records.values()
             ]
         )

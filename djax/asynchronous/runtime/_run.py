@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
         of 1.
       workers: this worker's model, state and model state, with a leading axis of 1.
       metrics: metrics of this worker's gradients, `[1, gradients, ...]`.
-      looks: this worker's snapshots during the run, if they were kept.
+      snapshots: this worker's snapshots during the run, if they were kept.
       report: what all workers did, equal on all workers.
       unsaved: why checkpoints of this worker could not be written.
     """
@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
     params: PyTree
     workers: Workers
     metrics: PyTree
-    looks: list[WorkerSnapshot]
+    snapshots: list[WorkerSnapshot]
     report: Report
     unsaved: tuple[str, ...] = ()
 
@@ -78,8 +78,8 @@ def run(
     random_times: bool = True,
     max_backlog: int | None = None,
     model_state: PyTree = (),
-    looks: int = 20,
-    keep_looks: bool = False,
+    snapshots: int = 20,
+    keep_snapshots: bool = False,
     progress: Callable[[int], object] | None = None,
     stop: Callable[[], bool] | None = None,
     checkpoints: Checkpoints | None = None,
@@ -133,9 +133,9 @@ def run(
         never wait, and averagings that the network cannot keep up with are dropped at
         the end of the run.
       model_state: what the gradients carry along, with a leading axis of 1.
-      looks: number of snapshots, spread over the run, at which the consensus distance
-        is estimated.
-      keep_looks: whether the model of each snapshot is kept, in the device's memory.
+      snapshots: number of snapshots, spread over the run, at which the consensus
+        distance is estimated.
+      keep_snapshots: whether the models of snapshots are kept, in the device's memory.
       progress: called with the number of all workers' gradients after each own one.
       stop: asked after each own gradient. Once it returns True on any rank, the run
         ends for all workers, as if its budget were used up.
@@ -194,8 +194,8 @@ def run(
         pairing=pairing,
         random_times=random_times,
         max_backlog=max_backlog,
-        looks=looks,
-        keep_looks=keep_looks,
+        snapshots=snapshots,
+        keep_snapshots=keep_snapshots,
         transport=transport,
         timeout=timeout,
         seed=seed,
@@ -259,7 +259,7 @@ def run(
         jax.tree.map(lambda x: jnp.asarray(x)[None], mean),
         jax.tree.map(lambda x: x[None], own),
         metrics,
-        averager.looks,
+        averager.snapshots,
         Report.of(settings, result.records, members.lost),
         unsaved,
     )

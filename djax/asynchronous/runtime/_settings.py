@@ -42,8 +42,8 @@ class Settings:
     pairing: str
     random_times: bool
     max_backlog: int | None
-    looks: int
-    keep_looks: bool
+    snapshots: int
+    keep_snapshots: bool
     transport: str
     timeout: float
     seed: int
@@ -79,7 +79,7 @@ class Settings:
         for name, least in (
             ("gradients", 1),
             ("max_backlog", 0),
-            ("looks", 1),
+            ("snapshots", 1),
             ("seed", 0),
             ("seconds", None),
             ("timeout", None),

@@ -98,12 +98,12 @@ class Programs(NamedTuple):
         `bool[gradients, 2]`, of :func:`djax.asynchronous._finite.applied`.
       dispatched: does the same with a program for each gradient, and two programs for
         the rest of a wave.
-      look: `(run, since) -> dict` returns the fields of a snapshot at a time after each
-        worker's last event.
+      snapshot: `(run, since) -> dict` returns the fields of a snapshot at a time after
+        each worker's last event.
     """
 
     init: Callable[..., PyTree]
-    look: Callable[..., dict[str, PyTree]]
+    snapshot: Callable[..., dict[str, PyTree]]
     looped: Callable[..., tuple[Run, PyTree]]
     dispatched: Callable[..., tuple[Run, PyTree]]
 
@@ -134,11 +134,11 @@ def make_programs(
         jax.jit(apply, donate_argnums=0),
     )
     init = jax.jit(lambda params: jax.vmap(algorithm.init)(params))
-    look = jax.jit(functools.partial(_look, algorithm))
-    return Programs(init, look, jax.jit(looped, donate_argnums=0), dispatched)
+    snapshot = jax.jit(functools.partial(_snapshot, algorithm))
+    return Programs(init, snapshot, jax.jit(looped, donate_argnums=0), dispatched)
 
 
-def _look(algorithm, run: Run, since: jax.Array) -> dict[str, PyTree]:
+def _snapshot(algorithm, run: Run, since: jax.Array) -> dict[str, PyTree]:
     """See :class:`Programs`."""
     params, state = jax.vmap(algorithm.mix)(run.params, run.state, since)
     finite = jax.vmap(all_finite)(params)

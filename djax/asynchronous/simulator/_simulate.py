@@ -195,7 +195,7 @@ def _snapshots(
         yield Snapshot(
             time=float(end),
             metrics=measured,
-            **programs.look(run, since),
+            **programs.snapshot(run, since),
         )
 
 
