@@ -217,7 +217,7 @@ class Run:
                 f"--algorithm {name} is not for --communicator mesh: start it under "
                 "mpirun, or leave the option away to simulate it."
             )
-        topologies = graphs.check_fixed(name, self.graphs)
+        topologies = graphs.take_fixed(name, self.graphs)
         if len(topologies) > 1:
             raise UsageError(
                 f"--algorithm {name} needs one graph: choose a --topology."

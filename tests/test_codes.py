@@ -173,7 +173,7 @@ def test_the_command_line_takes_the_form_that_fits(options, compressor):
                 "algorithm": "choco_sgd",
                 "consensus_rate": 0.1,
                 "compressor": "quantize",
-                "compressor_options": {"bits": "4", "unbiased": "True"},
+                "compressor_options": {"bits": 4, "unbiased": True},
             },
             "choco_sgd needs a contraction.*leave that option away",
         ),
@@ -182,7 +182,7 @@ def test_the_command_line_takes_the_form_that_fits(options, compressor):
         (
             {
                 "algorithm": "dcd_psgd",
-                "compressor_options": {"bits": "8", "unbiased": "False"},
+                "compressor_options": {"bits": 8, "unbiased": False},
             },
             "--compressor quantize is not here",
         ),

@@ -80,10 +80,10 @@ def test_the_option_is_named(line, message, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("optimizer", "given"),
     [
-        ("sgd", {"momentum": "None"}),
-        ("sgd", {"momentum": "0"}),
-        ("adam", {"b1": "0", "eps": "1e-12"}),
-        ("lars", {"eps": "0"}),
+        ("sgd", {"momentum": None}),
+        ("sgd", {"momentum": 0}),
+        ("adam", {"b1": 0, "eps": 1e-12}),
+        ("lars", {"eps": 0}),
     ],
 )
 def test_numbers_in_range_pass(optimizer, given):
@@ -99,10 +99,10 @@ def test_decays_may_touch():
 @pytest.mark.parametrize(
     ("name", "given", "same"),
     [
-        ("quantize", {"bucket_size": "256"}, djax.compressors.quantize),
-        ("low_rank", {"rows_axis": "0"}, djax.compressors.low_rank),
-        ("random_k", {"rank": "1"}, djax.compressors.random_k),
-        ("top_k", {"rank": "1"}, djax.compressors.top_k),
+        ("quantize", {"bucket_size": 256}, djax.compressors.quantize),
+        ("low_rank", {"rows_axis": 0}, djax.compressors.low_rank),
+        ("random_k", {"rank": 1}, djax.compressors.random_k),
+        ("top_k", {"rank": 1}, djax.compressors.top_k),
     ],
 )
 def test_one_option_of_a_compressor_leaves_the_others(name, given, same, monkeypatch):

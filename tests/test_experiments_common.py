@@ -134,9 +134,9 @@ def test_digits_hold_out_a_fifth():
     ("name", "options", "message"),
     [
         ("digit", {}, "choose from ag_news, cifar10, digits"),
-        ("digits", {"wide": "3"}, "there are none, but wide was given"),
+        ("digits", {"wide": 3}, "there are none, but wide was given"),
         ("sotu", {"level": "page"}, "level=page must be word or character"),
-        ("sotu", {"length": "0"}, "length=0 must be a positive integer"),
+        ("sotu", {"length": 0}, "length=0 must be a positive integer"),
         ("quadratics", {"dim": "many"}, "cannot read dim=many"),
     ],
 )
@@ -151,7 +151,7 @@ def test_batches_must_fit():
 
 
 def test_options_are_literals():
-    task = tasks.make_task("quadratics", setting(), {"dim": "7", "smallest": "None"})
+    task = tasks.make_task("quadratics", setting(), {"dim": 7, "smallest": None})
     assert task.init(jax.random.key(0)).shape == (7,)
 
 
@@ -205,7 +205,7 @@ def test_learning_rates_warm_up_and_decay():
     ("config", "message"),
     [
         ({"optimizer": "sdg"}, "choose from .*adamw.*sgd"),
-        ({"optimizer_options": {"moment": "1"}}, "choose from .*momentum"),
+        ({"optimizer_options": {"moment": 1}}, "choose from .*momentum"),
         ({"learning_rate": 0.0}, "must be positive"),
         ({"warmup": 5.0}, "shares"),
     ],
@@ -217,7 +217,7 @@ def test_bad_optimizers(config, message):
 
 def test_any_optimizer_of_optax_can_be_the_base():
     config = optimizers.BaseOptimizer(
-        optimizer="adamw", optimizer_options={"b1": "0.5"}, decay_at=(), warmup=0.0
+        optimizer="adamw", optimizer_options={"b1": 0.5}, decay_at=(), warmup=0.0
     )
     base = optimizers.make_base(config, 10)
     params = jnp.ones(3)
@@ -230,7 +230,7 @@ def test_any_optimizer_of_optax_can_be_the_base():
 
 def test_weight_decay_acts_on_the_gradients():
     config = optimizers.BaseOptimizer(
-        optimizer_options={"momentum": "None"},
+        optimizer_options={"momentum": None},
         weight_decay=0.5,
         decay_at=(),
         warmup=0.0,
@@ -277,7 +277,7 @@ def quasi_global(make, **options):
         (
             {
                 "algorithm": "quasi_global_momentum",
-                "base": {"optimizer_options": {"momentum": "0.5"}},
+                "base": {"optimizer_options": {"momentum": 0.5}},
             },
             quasi_global(djax.quasi_global_momentum, momentum=0.5, form="heavy_ball"),
             RING,
@@ -285,7 +285,7 @@ def quasi_global(make, **options):
         (
             {
                 "algorithm": "quasi_global_adam",
-                "base": {"optimizer": "adam", "optimizer_options": {"b1": "0.5"}},
+                "base": {"optimizer": "adam", "optimizer_options": {"b1": 0.5}},
             },
             quasi_global(djax.quasi_global_adam, b1=0.5),
             RING,
@@ -334,7 +334,7 @@ def test_algorithms_are_those_of_djax(config, alias, graph):
         (
             {
                 "algorithm": "quasi_global_momentum",
-                "base": {"optimizer_options": {"accumulator_dtype": "None"}},
+                "base": {"optimizer_options": {"accumulator_dtype": None}},
             },
             "choose from momentum, nesterov",
         ),

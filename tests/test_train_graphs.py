@@ -120,7 +120,7 @@ def test_the_help_names_every_graph_that_can_be_built(capsys):
     said = re.findall(r"\w+", capsys.readouterr().out)
     for name in graphs.NAMES:
         assert name in said
-        options = {"degree": "4"} if name == "equi_static" else {}
+        options = {"degree": 4} if name == "equi_static" else {}
         built = graphs.make_graphs(name, 32, options)
         assert len(built) == (2 if name == "double_binary_trees" else 1)
         assert all(graph.size == 32 for graph in built)
@@ -129,13 +129,13 @@ def test_the_help_names_every_graph_that_can_be_built(capsys):
 @pytest.mark.parametrize(
     ("name", "options", "weights", "same"),
     [
-        ("torus", {"rows": "2"}, "metropolis", topologies.torus(8, 2)),
+        ("torus", {"rows": 2}, "metropolis", topologies.torus(8, 2)),
         ("star", {}, "fastest", topologies.star(8, weights="fastest")),
-        ("regular_tree", {"degree": "4"}, "0.1", topologies.regular_tree(8, 4)),
-        ("base_graph", {"max_degree": "2"}, "metropolis", topologies.base_graph(8, 2)),
+        ("regular_tree", {"degree": 4}, "0.1", topologies.regular_tree(8, 4)),
+        ("base_graph", {"max_degree": 2}, "metropolis", topologies.base_graph(8, 2)),
         (
             "matcha",
-            {"base": "star", "budget": "0.3", "period": "40", "seed": "2"},
+            {"base": "star", "budget": 0.3, "period": 40, "seed": 2},
             "metropolis",
             topologies.matcha(topologies.star(8), 0.3, period=40, seed=2),
         ),

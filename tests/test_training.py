@@ -28,7 +28,7 @@ def make(name, model=None, workers=2, split=None, **options):
         seed=3,
         data=DataOptions(mock=True),
         model=model,
-        model_options={key: str(value) for key, value in options.items()},
+        model_options=options,
         **known,
     )
     return tasks.make_task(name, setting, {})
@@ -228,7 +228,7 @@ def decayed(which, params):
         learning_rate=1.0,
         warmup=0,
         decay_at=(),
-        optimizer_options={"momentum": "None"},
+        optimizer_options={"momentum": None},
     )
     base = optimizers.make_base(config, 10)
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -259,7 +259,7 @@ def test_gradients_are_clipped_before_they_are_used():
         learning_rate=1.0,
         warmup=0,
         decay_at=(),
-        optimizer_options={"momentum": "None"},
+        optimizer_options={"momentum": None},
     )
     base = optimizers.make_base(config, 10)
     grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}

@@ -1,9 +1,10 @@
 """Algorithms as the command line names them: how workers average, around what."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 
@@ -12,10 +13,11 @@ from djax.corrections._d2 import check_d2
 from djax.mechanisms._relay import Missing
 from djax.topologies import Graph
 
+from . import graphs as needs
+from . import options
 from .errors import UsageError, lookup
-from .graphs import FIXED, check_fixed
 from .optimizers import BaseOptimizer, make_base
-from .options import read_options
+from .options import Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Algorithm:
     top_k, random_k, sign, low_rank or quantize. By default top_k, for dcd_psgd and
     ecd_psgd, which need a fine and unbiased one (identity, random_k or quantize),
     quantize."""
-    compressor_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    compressor_options: Options = dataclasses.field(default_factory=dict)
     """Its arguments, as in `fraction 0.01`, `rank 2` or `bits 4`; by default `fraction
     0.1`, `rank 1`, `bits 8`. Random ones are unbiased for dcd_psgd and ecd_psgd, and
     contractions for choco_sgd and deep_squeeze."""
@@ -63,292 +65,187 @@ class Algorithm:
     eigenvalue below -1/3, and many of those that change with time."""
 
 
-def _each(graphs, make):
-    """A mechanism, or one for each graph's share of the coordinates."""
-    if len(graphs) == 1:
-        return make(graphs[0])
-    return djax.interleave([make(graph) for graph in graphs])
+class Recipe(NamedTuple):
+    """How a mechanism of djax becomes an algorithm, in a chain with a base optimizer.
+
+    Attributes:
+      mechanism: of a graph and a communicator. Those of its other arguments that are
+        fields of :class:`Algorithm` are options of the algorithm; likewise of `around`
+        and `optimizer`.
+      graphs: checks the graphs, and replaces them where the algorithm has its own.
+      around: wraps the mechanism, such as a correction.
+      gradients: whether gradients are averaged in place of models, unless there are
+        local steps between two averaging steps.
+      base: the only base optimizer that suits, where `optimizer` stands for it.
+      optimizer: makes optimizer and averaging in one; it takes the mechanism, and
+        returns a function like optax's of the name `base`.
+      unbiased: whether compressed messages have to be unbiased.
+      local_steps: whether there may be any.
+    """
+
+    mechanism: Callable[..., djax.Mechanism]
+    graphs: Callable[[str, Sequence[Graph]], Sequence[Graph]] = needs.take_any
+    around: Callable[..., djax.Mechanism] | None = None
+    gradients: bool = False
+    base: str | None = None
+    optimizer: Callable[..., Callable[..., Any]] | None = None
+    unbiased: bool = False
+    local_steps: bool = True
+
+    @property
+    def options(self) -> set[str]:
+        """Names of the fields of :class:`Algorithm` that mean something to it."""
+        parts = filter(None, (self.mechanism, self.around, self.optimizer))
+        found = set[str]().union(*map(_arguments, parts))
+        found |= {"compressor_options"} if "compressor" in found else set()
+        return found | ({"local_steps"} if self.local_steps else set())
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the consensus rate has no default."""
+        rate = _arguments(self.mechanism).get("consensus_rate")
+        return rate is not None and rate.default is inspect.Parameter.empty
 
 
-def _rate(config) -> float:
-    return 1.0 if config.consensus_rate is None else config.consensus_rate
-
-
-def _tuned_rate(config) -> float:
-    if config.consensus_rate is None:
-        raise UsageError(
-            f"--algorithm {config.algorithm} needs a --consensus-rate: the coarser the "
-            "messages, the smaller; try 0.1."
-        )
-    return config.consensus_rate
-
-
-def _gossip(config, graphs, communicator, **options):
-    rate = options.pop("consensus_rate", _rate(config))
-    return _each(
-        graphs,
-        lambda g: djax.gossip(g, communicator, consensus_rate=rate, **options),
-    )
-
-
-def _rare_gossip(config, graphs, communicator, **options):
-    """Gossip for corrections, which have to see the local steps as well."""
-    gossip = _gossip(config, graphs, communicator, **options)
-    return djax.every(config.local_steps, gossip)
-
-
-def _overlapping_gossip(config, graphs, communicator):
-    return _gossip(config, graphs, communicator, overlap=config.overlap)
-
-
-TREES = "chain, star, binary_tree, regular_tree or double_binary_trees"
-
-
-def _relay(config, graphs, communicator):
-    for graph in graphs:
-        if isinstance(graph, djax.Topology) and graph.is_tree:
-            continue
-        fixed = isinstance(graph, djax.Topology)
-        problem = "has cycles" if fixed else "is directed or changes with time"
-        raise UsageError(
-            f"--algorithm {config.algorithm} needs a tree, but --topology "
-            f"{graph.name} {problem}; choose --topology {TREES}."
-        )
-    options = {"missing": config.missing, "overlap": config.overlap}
-    return _each(graphs, lambda g: djax.relay(g, communicator, **options))
-
-
-def _relay_of_updates(config, graphs, communicator):
-    return djax.on_updates(_relay(config, graphs, communicator))
-
-
-def _d2(config, graphs, communicator):
-    for graph in graphs if config.check else ():
-        if isinstance(graph, djax.Topology):  # Its error names weights that are fine.
-            check_d2(config.algorithm, graph, _rate(config))
-    return djax.d2(_rare_gossip(config, graphs, communicator), check=config.check)
-
-
-def _exact_diffusion(config, graphs, communicator):
-    return djax.d2(_rare_gossip(config, graphs, communicator, consensus_rate=0.5))
-
-
-def _gradient_tracking(config, graphs, communicator):
-    return djax.gradient_tracking(_rare_gossip(config, graphs, communicator))
-
-
-def _push_sum(config, graphs, communicator):
-    schedule = graphs[0]
-    if not isinstance(schedule, djax.Schedule):
-        schedule = djax.topologies.one_peer_exponential(communicator.size)
-    return djax.push_sum(
-        schedule, communicator, rounds=config.rounds, overlap=config.overlap
-    )
-
-
-def _all_reduce(config, graphs, communicator):
-    del graphs
-    return djax.all_reduce(communicator, overlap=config.overlap)
-
-
-def _check_whole(what, graphs):
-    if len(graphs) > 1:  # Among which single coordinates are dealt out.
-        raise UsageError(f"{what} needs whole matrices: choose one --topology.")
-
-
-def _power_gossip(config, graphs, communicator):
-    _check_whole("--algorithm power_gossip", graphs)
-    (graph,) = graphs
-    if not graph.symmetric:
-        raise UsageError(
-            "--algorithm power_gossip needs messages that go both ways, which those of "
-            f"--topology {graph.name} do not here; choose one such as --topology "
-            f"base_graph, random_matchings, {FIXED}."
-        )
-    return djax.power_gossip(
-        graph,
-        communicator,
-        config.rank,
-        config.iterations,
-        warm_start=config.warm_start,
-        consensus_rate=_rate(config),
-        overlap=config.overlap,
-    )
-
-
-COMPRESSORS = {
-    "identity": {},
-    "top_k": {"fraction": "0.1"},
-    "random_k": {"fraction": "0.1"},
-    "sign": {},
-    "low_rank": {"rank": "1"},
-    "quantize": {"bits": "8"},
-}
-"""The codes of :mod:`djax.compressors`, and their options by default."""
-
-
-def _compressor(config, graphs, default, unbiased) -> djax.Compressor:
-    name = lookup("--compressor", config.compressor or default, COMPRESSORS)
-    if name == "low_rank":
-        _check_whole("--compressor low_rank", graphs)
-    make = getattr(djax.compressors, name)
+def _arguments(make: Callable) -> dict[str, inspect.Parameter]:
+    """The arguments of a function that are fields of :class:`Algorithm`."""
+    fields = {field.name for field in dataclasses.fields(Algorithm)}
+    bound = getattr(make, "keywords", {})  # Of a partial.
     parameters = inspect.signature(make).parameters
-    options = COMPRESSORS[name]
-    if given := config.compressor_options:  # It cannot do without some of the others.
-        required = {
-            option: value
-            for option, value in options.items()
-            if parameters[option].default is inspect.Parameter.empty
-        }
-        options = required | given
-    if "unbiased" in parameters:
-        options = {"unbiased": str(unbiased)} | options
-    what = f"--compressor-options of {name}"
-    try:
-        return make(**read_options(what, make, options, given=0))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--compressor {name}: {error}") from error
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if name in fields - bound.keys()
+    }
 
 
-def _with_code(make, fixed):
-    def average(config, graphs, communicator):
-        if fixed:
-            check_fixed(config.algorithm, graphs)
-        code = _compressor(config, graphs, "top_k", unbiased=False)
-        if not code.contraction:
-            raise UsageError(
-                f"--algorithm {config.algorithm} needs a contraction, which "
-                f"--compressor {config.compressor} is not with --compressor-options "
-                "unbiased True: leave that option away."
-            )
-        rate, options = _tuned_rate(config), {"overlap": config.overlap}
-        return _each(graphs, lambda g: make(g, communicator, code, rate, **options))
-
-    return average
+def _gossip_for_d2(
+    graph: Graph,
+    communicator: djax.Communicator,
+    consensus_rate: float = 1.0,
+    check: bool = True,
+) -> djax.Mechanism:
+    """Refuses fixed graphs on which D² diverges, with weights that are fine."""
+    if check and isinstance(graph, djax.Topology):
+        check_d2("d2_sgd", graph, consensus_rate)
+    return djax.gossip(graph, communicator, consensus_rate=consensus_rate)
 
 
-def _moniqua(config, graphs, communicator):
-    rate = _tuned_rate(config)
-    options = {"bits": config.bits, "overlap": config.overlap}
-    return _each(
-        graphs,
-        lambda g: djax.moniqua(g, communicator, config.theta, rate, **options),
-    )
-
-
-def _with_copies(make):
-    def average(config, graphs, communicator):
-        check_fixed(config.algorithm, graphs)
-        code = _compressor(config, graphs, "quantize", unbiased=True)
-        if not code.unbiased:
-            raise UsageError(
-                f"--algorithm {config.algorithm} needs an unbiased code, which "
-                f"--compressor {config.compressor or 'quantize'} is not here: choose "
-                "identity, quantize or random_k, and leave their option unbiased away."
-            )
-        return _each(graphs, lambda g: make(g, communicator, code))
-
-    return average
-
-
-def _step_then_average(config, base, steps, mechanism):
-    averaging = djax.every(config.local_steps, mechanism)
-    return optax.chain(make_base(base, steps), averaging)
-
-
-def _step_then_correct(config, base, steps, mechanism):
-    return optax.chain(make_base(base, steps), mechanism)
-
-
-def _average_gradients(config, base, steps, mechanism):
-    if config.local_steps != 1:  # Local SGD averages models.
-        return _step_then_average(config, base, steps, mechanism)
-    return optax.chain(djax.on_updates(mechanism), make_base(base, steps))
-
-
-def _quasi_global_momentum(config, base, steps, mechanism):
+def _quasi_global_momentum(mechanism: djax.Mechanism, overlap: bool) -> Callable:
     def make(learning_rate, momentum=0.9, nesterov=False):
         if momentum is None:
             raise UsageError(
-                f"--algorithm {config.algorithm} needs a momentum, as in "
+                "--algorithm quasi_global_momentum needs a momentum, as in "
                 "--optimizer-options momentum 0.9."
             )
         return djax.quasi_global_momentum(
             learning_rate,
-            djax.every(config.local_steps, mechanism),
+            mechanism,
             momentum=momentum,
             form="nesterov" if nesterov else "heavy_ball",
-            overlap=config.overlap,
+            overlap=overlap,
         )
 
-    return _in_place_of("sgd", config, base, steps, make)
+    return make
 
 
-def _quasi_global_adam(config, base, steps, mechanism):
+def _quasi_global_adam(mechanism: djax.Mechanism) -> Callable:
     def make(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
-        averaging = djax.every(config.local_steps, mechanism)
-        return djax.quasi_global_adam(learning_rate, averaging, b1=b1, b2=b2, eps=eps)
+        return djax.quasi_global_adam(learning_rate, mechanism, b1=b1, b2=b2, eps=eps)
 
-    return _in_place_of("adam", config, base, steps, make)
-
-
-def _in_place_of(optimizer, config, base, steps, make):
-    if base.optimizer != optimizer:
-        raise UsageError(
-            f"--algorithm {config.algorithm} is a form of {optimizer} and replaces no "
-            f"other optimizer: use --optimizer {optimizer}, not {base.optimizer}."
-        )
-    return make_base(base, steps, make)
+    return make
 
 
-class _Recipe(NamedTuple):
-    """An algorithm.
-
-    Attributes:
-      average: makes the mechanism of config, graphs and communicator.
-      options: the fields of the config that mean something to it.
-      compose: puts it together of config, base, steps and mechanism.
-    """
-
-    average: Callable
-    options: set[str]
-    compose: Callable = _step_then_average
-
-
-TUNED = {"choco_sgd", "deep_squeeze", "moniqua"}
-"""Algorithms that have no consensus rate by default."""
-GOSSIP = {"consensus_rate", "overlap", "local_steps"}
-CODE = {"compressor", "compressor_options"}
+_gossip = functools.partial(djax.gossip, overlap=False)
+"""Corrections and quasi-global optimizers decide themselves what is overlapped."""
 
 ALGORITHMS = {
-    "all_reduce_sgd": _Recipe(
-        _all_reduce, {"overlap", "local_steps"}, _average_gradients
-    ),
-    "dpsgd": _Recipe(_overlapping_gossip, GOSSIP),
-    "relay_sgd": _Recipe(_relay, {"missing", "overlap", "local_steps"}),
+    "all_reduce_sgd": Recipe(djax.all_reduce, gradients=True),
+    "dpsgd": Recipe(djax.gossip),
+    "relay_sgd": Recipe(djax.relay, needs.take_trees),
     # Updates of local steps would reach nobody, ever.
-    "relay_sgd_grad": _Recipe(_relay_of_updates, {"overlap"}),
-    "d2_sgd": _Recipe(
-        _d2, {"consensus_rate", "check", "local_steps"}, _step_then_correct
+    "relay_sgd_grad": Recipe(
+        functools.partial(djax.relay, missing=None),
+        needs.take_trees,
+        around=djax.on_updates,
+        local_steps=False,
     ),
-    "exact_diffusion": _Recipe(_exact_diffusion, {"local_steps"}, _step_then_correct),
-    "gradient_tracking_sgd": _Recipe(
-        _gradient_tracking, {"consensus_rate", "local_steps"}, _step_then_correct
+    "d2_sgd": Recipe(_gossip_for_d2, around=djax.d2),
+    "exact_diffusion": Recipe(
+        functools.partial(_gossip, consensus_rate=0.5),
+        around=functools.partial(djax.d2, check=True),
     ),
-    "sgp": _Recipe(_push_sum, {"rounds", "overlap", "local_steps"}),
-    "quasi_global_momentum": _Recipe(_gossip, GOSSIP, _quasi_global_momentum),
-    "quasi_global_adam": _Recipe(
-        _gossip, {"consensus_rate", "local_steps"}, _quasi_global_adam
+    "gradient_tracking_sgd": Recipe(_gossip, around=djax.gradient_tracking),
+    "sgp": Recipe(djax.push_sum, needs.take_changing),
+    "quasi_global_momentum": Recipe(
+        _gossip, base="sgd", optimizer=_quasi_global_momentum
     ),
-    "power_gossip": _Recipe(
-        _power_gossip, GOSSIP | {"rank", "iterations", "warm_start"}
-    ),
-    "choco_sgd": _Recipe(_with_code(djax.choco_gossip, fixed=True), GOSSIP | CODE),
-    "deep_squeeze": _Recipe(_with_code(djax.deep_squeeze, fixed=False), GOSSIP | CODE),
-    "moniqua": _Recipe(_moniqua, GOSSIP | {"theta", "bits"}),
-    "dcd_psgd": _Recipe(_with_copies(djax.dcd), {"local_steps"} | CODE),
-    "ecd_psgd": _Recipe(_with_copies(djax.ecd), {"local_steps"} | CODE),
+    "quasi_global_adam": Recipe(_gossip, base="adam", optimizer=_quasi_global_adam),
+    "power_gossip": Recipe(djax.power_gossip, needs.take_one_with_both_ways),
+    "choco_sgd": Recipe(djax.choco_gossip, needs.take_fixed),
+    "deep_squeeze": Recipe(djax.deep_squeeze),
+    "moniqua": Recipe(djax.moniqua),
+    "dcd_psgd": Recipe(djax.dcd, needs.take_fixed, unbiased=True),
+    "ecd_psgd": Recipe(djax.ecd, needs.take_fixed, unbiased=True),
 }
+"""Those in which workers wait for each other."""
+
+COMPRESSORS: dict[str, dict[str, Any]] = {
+    "identity": {},
+    "top_k": {"fraction": 0.1},
+    "random_k": {"fraction": 0.1},
+    "sign": {},
+    "low_rank": {"rank": 1},
+    "quantize": {"bits": 8},
+}
+"""The codes of :mod:`djax.compressors`, and their options by default."""
+
+
+def _make_compressor(config: Algorithm, recipe: Recipe) -> djax.Compressor:
+    """Makes the code of the messages, unbiased or a contraction as they need it."""
+    default = "quantize" if recipe.unbiased else "top_k"
+    name = lookup("--compressor", config.compressor or default, COMPRESSORS)
+    make = getattr(djax.compressors, name)
+    parameters = inspect.signature(make).parameters
+    given, known = config.compressor_options, COMPRESSORS[name]
+    if given:  # It cannot do without some of the others.
+        missing = inspect.Parameter.empty
+        known = {k: v for k, v in known.items() if parameters[k].default is missing}
+    if "unbiased" in parameters:
+        known = {"unbiased": recipe.unbiased} | known
+    what = f"--compressor-options of {name}"
+    try:
+        code = make(**options.check_options(what, make, known | given, given=0))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--compressor {name}: {error}") from error
+    if recipe.unbiased and not code.unbiased:
+        raise UsageError(
+            f"--algorithm {config.algorithm} needs an unbiased code, which "
+            f"--compressor {name} is not here: choose identity, quantize or random_k, "
+            "and leave their option unbiased away."
+        )
+    if not recipe.unbiased and not code.contraction:
+        raise UsageError(
+            f"--algorithm {config.algorithm} needs a contraction, which --compressor "
+            f"{name} is not with --compressor-options unbiased True: leave that option "
+            "away."
+        )
+    return code
+
+
+def _call_with(config: Algorithm, recipe: Recipe, make: Callable, *args: Any) -> Any:
+    """Calls a function, whose keyword arguments are the configuration's."""
+    values: dict[str, Any] = {name: getattr(config, name) for name in _arguments(make)}
+    if "compressor" in values:
+        values["compressor"] = _make_compressor(config, recipe)
+    if "consensus_rate" in values and config.consensus_rate is None:
+        if recipe.tuned:
+            raise UsageError(
+                f"--algorithm {config.algorithm} needs a --consensus-rate: the coarser "
+                "the messages, the smaller; try 0.1."
+            )
+        del values["consensus_rate"]
+    return make(*args, **values)
 
 
 def make_optimizer(
@@ -361,8 +258,8 @@ def make_optimizer(
     """Makes the base optimizer decentralized.
 
     Args:
-      config: from the command line.
-      base: what every worker does with its gradients, likewise.
+      config: how the workers average.
+      base: what every worker does with its gradients.
       steps: of the whole training.
       graphs: who talks to whom; the coordinates are dealt out among several.
       communicator: how messages travel.
@@ -375,21 +272,41 @@ def make_optimizer(
     """
     recipe = ALGORITHMS[config.algorithm]
     check_options(config, recipe.options)
-    mechanism = recipe.average(config, graphs, communicator)
-    return recipe.compose(config, base, steps, mechanism)
+    graphs = recipe.graphs(config.algorithm, graphs)
+    if config.compressor == "low_rank":
+        needs.check_whole("--compressor low_rank", graphs)
+    call = functools.partial(_call_with, config, recipe)
+    if recipe.mechanism is djax.all_reduce:
+        mechanism = call(recipe.mechanism, communicator)
+    else:
+        parts = [call(recipe.mechanism, graph, communicator) for graph in graphs]
+        mechanism = parts[0] if len(parts) == 1 else djax.interleave(parts)
+    if recipe.gradients and config.local_steps == 1:  # Local SGD averages models.
+        return optax.chain(djax.on_updates(mechanism), make_base(base, steps))
+    averaging = djax.every(config.local_steps, mechanism)
+    if recipe.around is not None:
+        averaging = call(recipe.around, averaging)
+    if recipe.optimizer is None:
+        return optax.chain(make_base(base, steps), averaging)
+    if base.optimizer != recipe.base:
+        raise UsageError(
+            f"--algorithm {config.algorithm} is a form of {recipe.base} and replaces "
+            f"no other optimizer: use --optimizer {recipe.base}, not {base.optimizer}."
+        )
+    return make_base(base, steps, call(recipe.optimizer, averaging))
 
 
 def may_be_too_fast(config: Algorithm) -> bool:
     """Whether a smaller consensus rate may keep a training from diverging.
 
     Args:
-      config: from the command line.
+      config: how the workers average.
     """
     recipe = ALGORITHMS.get(config.algorithm)
     if recipe is None or "consensus_rate" not in recipe.options:
         return False
     # Compressed messages need a small rate; all others are stable up to 1.
-    return config.algorithm in TUNED or _rate(config) > 1
+    return recipe.tuned or (config.consensus_rate or 1.0) > 1
 
 
 def check_options(config: Algorithm, known: set[str]) -> None:

@@ -9,39 +9,36 @@ import djax
 from djax import communicators
 from djax.topologies import Graph
 
-from . import (
-    algorithms,
-    asynchronous,
-    checkpoints,
-    graphs,
-    optimizers,
-    ranges,
-    runtime,
-    tasks,
-)
+from . import asynchronous, checkpoints, graphs, ranges, tasks
+from .algorithms import Algorithm
+from .asynchronous import Clocks
+from .checkpoints import Saving
 from .data import DataOptions
 from .errors import UsageError
+from .optimizers import BaseOptimizer
+from .options import Options
+from .runtime import Runtime
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One training run."""
 
-    base: optimizers.BaseOptimizer
-    averaging: algorithms.Algorithm
-    clocks: asynchronous.Clocks
-    runtime: runtime.Runtime
-    data: DataOptions
-    saving: checkpoints.Saving
+    base: BaseOptimizer = BaseOptimizer()
+    averaging: Algorithm = Algorithm()
+    clocks: Clocks = Clocks()
+    runtime: Runtime = Runtime()
+    data: DataOptions = DataOptions()
+    saving: Saving = Saving()
     task: str = "digits"
     """What is learned: digits, fashion_mnist, cifar10, imagenet2012 (images), ag_news
     (classes of texts), sotu, wikitext2 (the next word or character), or quadratics."""
-    task_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    task_options: Options = dataclasses.field(default_factory=dict)
     """Its own arguments, as in `dim 20 noise 0.1` or `level character`."""
     model: str | None = None
     """The model, of images mlp, vgg11, resnet8, resnet20, resnet18, resnet50 or
     resnet18_evonorm; by default the task's own."""
-    model_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    model_options: Options = dataclasses.field(default_factory=dict)
     """Its arguments, as in `hidden "(64,)"` or `width 0.5`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """In which models compute. Parameters are float32, and messages too, unless there
@@ -56,7 +53,7 @@ class Config:
     need trees; choco_sgd, dcd_psgd, ecd_psgd, a2cid2 and adpsgd a fixed graph;
     power_gossip one whose messages go both ways. sgp has the one_peer_exponential
     unless another graph that changes is named, and all_reduce_sgd needs none."""
-    topology_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    topology_options: Options = dataclasses.field(default_factory=dict)
     """Arguments of the graph, as in `rows 2` of a torus, `degree 3` of equi_static
     (which needs it), `max_degree 2` of a base_graph, `period 100 seed 1` of
     random_matchings, or `base torus budget 0.3` of matcha."""
@@ -176,7 +173,7 @@ def _is_unbounded(task: str) -> bool:
 
 
 UNESSENTIAL = {"runs", "name", "tensorboard", "data_dir", "download"} | {
-    field.name for field in dataclasses.fields(checkpoints.Saving)
+    field.name for field in dataclasses.fields(Saving)
 }
 """What may differ between a run and the one that goes on with its checkpoints."""
 BUDGET = {"epochs", "evaluations", "seconds", "transport", "timeout"}

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from djax import topologies
 from djax.topologies import Graph
 
 from .errors import UsageError, lookup
-from .options import read_options
+from .options import check_options, write_options
 
 NAMES = (
     *topologies.BUILDERS,
@@ -28,14 +29,14 @@ FIXED = "ring, torus, exponential or complete"
 
 
 def make_graphs(
-    name: str, size: int, options: Mapping[str, str], weights: str = "metropolis"
+    name: str, size: int, options: Mapping[str, Any], weights: str = "metropolis"
 ) -> tuple[Graph, ...]:
     """Builds the graph of a name, or its pair of trees.
 
     Args:
       name: one of `NAMES`.
       size: number of workers.
-      options: arguments of its builder, as Python literals.
+      options: arguments of its builder.
       weights: a rule, or a number.
 
     Raises:
@@ -49,9 +50,8 @@ def make_graphs(
         )
     build = matcha if name == "matcha" else getattr(topologies, name)
     what = f"--topology-options of {name}"
-    arguments = read_options(what, build, options, without={"weights"})
-    given = ["--topology-options", *(f"{k} {v}" for k, v in options.items())]
-    given = given if options else []
+    arguments = check_options(what, build, options, without={"weights"})
+    given = ["--topology-options", *write_options(options)] if options else []
     if "weights" in inspect.signature(build).parameters:
         arguments["weights"] = weights
         with contextlib.suppress(ValueError):
@@ -93,23 +93,63 @@ def matcha(
     return topologies.matcha(graph, budget, period=period, seed=seed)
 
 
-def check_fixed(algorithm: str, graphs: Sequence[Graph]) -> list[djax.Topology]:
-    """Returns the graphs, or raises UsageError for directed and changing ones.
+def take_any(algorithm: str, graphs: Sequence[Graph]) -> Sequence[Graph]:
+    """Returns the graphs, whatever they are."""
+    del algorithm
+    return graphs
 
-    Args:
-      algorithm: that takes none of these.
-      graphs: of the command line.
-    """
-    found = []
+
+def take_fixed(algorithm: str, graphs: Sequence[Graph]) -> Sequence[djax.Topology]:
+    """Returns the graphs, or raises UsageError for directed and changing ones."""
     for graph in graphs:
         if not isinstance(graph, djax.Topology):
             raise UsageError(
-                f"--algorithm {algorithm} needs an undirected graph that does not "
-                f"change with time, which --topology {graph.name} is not here: choose "
-                f"one such as --topology {FIXED}."
+                f"--algorithm {algorithm} needs an undirected graph that does "
+                f"not change with time, which --topology {graph.name} is not here: "
+                f"choose one such as --topology {FIXED}."
             )
-        found.append(graph)
-    return found
+    return cast(Sequence[djax.Topology], graphs)
+
+
+def take_trees(algorithm: str, graphs: Sequence[Graph]) -> Sequence[Graph]:
+    """Returns the graphs, or raises UsageError for those that are no trees."""
+    for graph in graphs:
+        fixed = isinstance(graph, djax.Topology)
+        if fixed and graph.is_tree:
+            continue
+        problem = "has cycles" if fixed else "is directed or changes with time"
+        raise UsageError(
+            f"--algorithm {algorithm} needs a tree, but --topology {graph.name} "
+            f"{problem}; choose --topology chain, star, binary_tree, regular_tree or "
+            "double_binary_trees."
+        )
+    return graphs
+
+
+def take_changing(algorithm: str, graphs: Sequence[Graph]) -> Sequence[Graph]:
+    """Returns the graph if it changes with time, else the one-peer exponential one."""
+    del algorithm
+    if isinstance(graphs[0], djax.Schedule):
+        return graphs
+    return (topologies.one_peer_exponential(graphs[0].size),)
+
+
+def take_one_with_both_ways(algorithm: str, graphs: Sequence[Graph]) -> Sequence[Graph]:
+    """Returns the graph, or raises UsageError for several, or messages of one way."""
+    check_whole(f"--algorithm {algorithm}", graphs)
+    if not graphs[0].symmetric:
+        raise UsageError(
+            f"--algorithm {algorithm} needs messages that go both ways, which "
+            f"those of --topology {graphs[0].name} do not here; choose one such as "
+            f"--topology base_graph, random_matchings, {FIXED}."
+        )
+    return graphs
+
+
+def check_whole(what: str, graphs: Sequence[Graph]) -> None:
+    """Raises UsageError for several graphs, which deal out single coordinates."""
+    if len(graphs) > 1:
+        raise UsageError(f"{what} needs whole matrices: choose one --topology.")
 
 
 def digest(graph: Graph) -> str:

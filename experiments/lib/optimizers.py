@@ -13,9 +13,9 @@ import optax
 
 from . import ranges
 from .errors import UsageError, lookup
-from .options import check_ranges, read_options
+from .options import Options, check_options, check_ranges
 
-SGD_OPTIONS = {"momentum": "0.9", "nesterov": "True"}
+SGD_OPTIONS = {"momentum": 0.9, "nesterov": True}
 _FORGETTING = ranges.Range(0, 1, open_above=True)
 _RANGES = {
     **dict.fromkeys(("momentum", "b1", "b2", "b3", "decay", "rho"), _FORGETTING),
@@ -30,7 +30,7 @@ class BaseOptimizer:
 
     optimizer: str = "sgd"
     """Any optimizer of optax that takes a learning rate."""
-    optimizer_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    optimizer_options: Options = dataclasses.field(default_factory=dict)
     """Its other arguments, as in `momentum 0.9 nesterov True`, the default of sgd."""
     learning_rate: float = 0.1
     """Its peak step size."""
@@ -143,7 +143,7 @@ def make_base(
         options = options or SGD_OPTIONS
     what = f"--optimizer-options of {config.optimizer}"
     schedule = learning_rate_schedule(config, steps)
-    values = read_options(what, make, options)
+    values = check_options(what, make, options)
     check_ranges(what, values, _ranges_of(make))
     base = make(schedule, **values)
     links = []

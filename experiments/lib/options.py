@@ -1,15 +1,49 @@
-"""Options of functions, read from the command line, and what is said of them there."""
+"""Options of functions at the command line: how they are read, checked and named."""
 
 import ast
 import contextlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from .errors import UsageError, lookup
 from .ranges import Range
+
+
+def _read(words: Sequence[str]) -> dict[str, Any]:
+    """Reads `momentum 0.9 nesterov True`: what is no literal of Python is a text."""
+    if len(words) % 2:
+        raise ValueError("each name needs a value behind it")
+    return dict(zip(words[::2], map(_literal, words[1::2]), strict=True))
+
+
+def _literal(word: str) -> Any:
+    try:
+        return ast.literal_eval(word)
+    except (SyntaxError, ValueError):
+        return word
+
+
+def write_options(options: Mapping[str, Any]) -> list[str]:
+    """The words by which options are given at the command line."""
+    return [str(word) for pair in options.items() for word in pair]
+
+
+Options = Annotated[
+    dict[str, Any],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME VALUE ...]",
+        instance_from_str=_read,
+        is_instance=lambda x: isinstance(x, dict),
+        str_from_instance=write_options,
+    ),
+]
+"""Keyword arguments of a function that another option names."""
 
 _SAID = {
     r"make it without drop_probability, or use [^.]*": "leave --drop-probability away, "
@@ -55,7 +89,7 @@ def check_ranges(
 
     Args:
       what: the options are, for errors.
-      values: what :func:`read_options` returns; None is in every range.
+      values: the options; None is in every range.
       ranges: by the names of options.
     """
     for name, value in values.items():
@@ -67,62 +101,56 @@ def check_ranges(
             raise UsageError(f"{what}: {name}={value!r} must be {allowed}.")
 
 
-def read_options(
+def check_options(
     what: str,
     make: Callable,
-    options: Mapping[str, str],
+    options: Mapping[str, Any],
     *,
     given: int = 1,
     without: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Reads `name=value` options of a function from the command line.
+    """Returns options for a function, or raises UsageError where it would not fit them.
 
     Args:
-      what: they are, for errors.
+      what: the options are, for errors.
       make: the function.
-      options: its arguments, as Python literals; what is none is a text where the
-        function's default is one.
+      options: keyword arguments for it.
       given: how many of its first arguments are not the user's.
       without: names of arguments that have options of their own.
-
-    Raises:
-      UsageError: if the function has no such option, or a value cannot be read.
     """
     parameters = list(inspect.signature(make).parameters.values())[given:]
     known = {p.name: p.default for p in parameters if p.name not in without}
-    values = {}
     if options and not known:
         raise UsageError(f"{what}: there are none, but {', '.join(options)} was given.")
-    for name, text in options.items():
-        lookup(what, name, known)
-        if isinstance(known[name], str):
-            values[name] = text
-            continue
-        try:
-            values[name] = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            raise UsageError(
-                f"{what}: cannot read {name}={text}; write a number, a tuple, True, "
-                "False or None."
-            ) from None
-        _check_type(what, name, text, values[name], known[name])
-    return values
+    for name, value in options.items():
+        _check_type(what, name, value, known[lookup(what, name, known)])
+    return dict(options)
 
 
-def _check_type(what: str, name: str, text: str, value: Any, default: Any) -> None:
+_KINDS = (
+    (bool, bool, "True or False"),
+    (int, (int, float), "an integer"),  # The function itself refuses fractions.
+    (float, (int, float), "a number"),
+    (str, str, "a text"),
+)
+"""Types of defaults, types of values that can stand for them, and their names."""
+
+
+def _check_type(what: str, name: str, value: Any, default: Any) -> None:
     """Raises UsageError for a value that cannot stand for the default's type."""
+    if isinstance(value, str) and not isinstance(default, str):
+        raise UsageError(
+            f"{what}: cannot read {name}={value}; write a number, a tuple, True, "
+            "False or None."
+        )
     numbers = value if isinstance(value, tuple) else (value,)
     if any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
-        raise UsageError(f"{what}: {name}={text} must be a finite number.")
-    if value is None or default in (None, inspect.Parameter.empty):
+        raise UsageError(f"{what}: {name}={value} must be a finite number.")
+    if value is None:
         return
-    for kind, accepted, said in (
-        (bool, (bool,), "True or False"),
-        (int, (int, float), "an integer"),  # The function itself refuses fractions.
-        (float, (int, float), "a number"),
-    ):
+    for kind, accepted, said in _KINDS:
         if isinstance(default, kind):
             truth = isinstance(value, bool) and kind is not bool
             if truth or not isinstance(value, accepted):
-                raise UsageError(f"{what}: {name}={text} must be {said}.")
+                raise UsageError(f"{what}: {name}={value} must be {said}.")
             return

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import data, models
 from ..errors import UsageError, lookup
-from ..options import check_ranges, read_options
+from ..options import check_options, check_ranges
 from ..ranges import AT_LEAST_ONE, NOT_NEGATIVE, Range
 from ._base import Setting as Setting
 from ._base import Task as Task
@@ -65,17 +65,17 @@ def digits(setting: Setting, hidden: Sequence[int] = (128,)) -> Task:
       setting: who learns.
       hidden: widths of the hidden layers.
     """
-    options = {"hidden": repr(tuple(hidden))}
+    options = {"hidden": tuple(hidden)}
     return make_task("digits", setting._replace(model_options=options), {})
 
 
-def make_task(name: str, setting: Setting, options: Mapping[str, str]) -> Task:
+def make_task(name: str, setting: Setting, options: Mapping[str, Any]) -> Task:
     """Makes a task by its name on the command line.
 
     Args:
       name: one of `TASKS`.
       setting: who learns.
-      options: the task's own arguments, as Python literals.
+      options: the task's own arguments.
 
     Raises:
       UsageError: if a name or an option is unknown, a value is refused, or the data
@@ -105,7 +105,7 @@ def _make_quadratics(setting, options):
         if value != default:
             raise UsageError(f"--task quadratics has no option {flag}.")
     what = "--task-options of quadratics"
-    values = read_options(what, quadratics, options)
+    values = check_options(what, quadratics, options)
     check_ranges(what, values, _QUADRATICS)
     return _call("--task quadratics", values, quadratics, setting)
 
@@ -137,7 +137,7 @@ def _make_language(name, setting, options):
     default = CORPORA[name]
     options = dict(options)
     what = f"--task-options of {name}"
-    length = _positive(what, "length", options.pop("length", str(default.length)))
+    length = _positive(what, "length", options.pop("length", default.length))
     corpus = _load(name, data.CORPORA[name], setting, options)
     model = _make_model(
         models.LANGUAGE_MODELS, default, setting, len(corpus.vocabulary)
@@ -145,14 +145,14 @@ def _make_language(name, setting, options):
     return language(setting, corpus, model, length, epochs=default.epochs)
 
 
-def _positive(what, name, text):
-    if not (text.isdecimal() and int(text) > 0):
-        raise UsageError(f"{what}: {name}={text} must be a positive integer.")
-    return int(text)
+def _positive(what, name, value):
+    if not (isinstance(value, int) and value > 0):
+        raise UsageError(f"{what}: {name}={value} must be a positive integer.")
+    return value
 
 
 def _load(name, load, setting, options):
-    values = read_options(f"--task-options of {name}", load, options)
+    values = check_options(f"--task-options of {name}", load, options)
     return _call(f"--task {name}", values, load, setting.data)
 
 
@@ -161,7 +161,7 @@ def _make_model(known: Mapping[str, Callable], default: _Default, setting, *give
     name = lookup("--model", setting.model or default.model, known)
     options = dict(default.options) if name == default.model else {}
     what = f"--model-options of {name}"
-    options |= read_options(what, known[name], setting.model_options, given=len(given))
+    options |= check_options(what, known[name], setting.model_options, given=len(given))
     options["dtype"] = jnp.dtype(setting.precision)
     return _call(f"--model {name}", options, known[name], *given)
 

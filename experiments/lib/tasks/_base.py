@@ -37,7 +37,7 @@ class Setting(NamedTuple):
     seed: int
     data: DataOptions = DataOptions()
     model: str | None = None
-    model_options: dict[str, str] = {}
+    model_options: dict[str, Any] = {}
     precision: str = "float32"
     accumulation: int = 1
 
