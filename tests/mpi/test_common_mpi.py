@@ -13,11 +13,20 @@ from djax import (
 
 MPI = communicators.mpi()
 SIZE = MPI.size
+SIMULATED = communicators.simulated(SIZE)
+
+
+def in_simulation(make_mechanism, communicator=SIMULATED, **options):
+    """The models of all workers; one rank finds them, as all would find the same."""
+    if 0 in MPI.local_ranks:
+        final = train(make_mechanism(communicator), communicator, **options)
+    else:
+        final = None
+    return MPI.host_comm.bcast(final)
 
 
 def both_ways(name, topology, **options):
-    simulated = communicators.simulated(SIZE)
-    reference = train(make(name, topology, simulated), simulated, **options)
+    reference = in_simulation(lambda c: make(name, topology, c), **options)
     over_mpi = train(make(name, topology, MPI), MPI, **options)
     return over_mpi, reference[np.asarray(MPI.local_ranks)]
 
@@ -49,8 +58,8 @@ def test_same_to_rounding_in_double_precision(name):
 
 def test_a_mechanism_of_ones_own_is_the_same_as_in_simulation():
     """The one that the README writes."""
-    make, simulated = conformance.own_mechanism(), communicators.simulated(SIZE)
-    reference = train(make(simulated), simulated)
+    make = conformance.own_mechanism()
+    reference = in_simulation(make)
     (mine,) = MPI.local_ranks
     np.testing.assert_allclose(
         train(make(MPI), MPI)[0], reference[mine], rtol=1e-5, atol=1e-6
@@ -60,9 +69,10 @@ def test_a_mechanism_of_ones_own_is_the_same_as_in_simulation():
 def test_the_same_messages_are_lost():
     topology = topologies.ring(SIZE)
     options = {"drop_probability": 0.3, "drop_seed": 5}
-    simulated = communicators.simulated(SIZE, **options)
     lossy = communicators.mpi(**options)
-    reference = train(make("gossip", topology, simulated), simulated)
+    reference = in_simulation(
+        lambda c: make("gossip", topology, c), communicators.simulated(SIZE, **options)
+    )
     without_loss = conformance.expected("gossip", topology)
     (mine,) = MPI.local_ranks
     actual = train(make("gossip", topology, lossy), lossy)
