@@ -10,8 +10,9 @@ from collections.abc import Sequence
 ROOT = pathlib.Path(__file__).parent.parent
 QUICK_COMPILATION = (
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1"
 )
-"""Of programs that run a few times."""
+"""Flags with which XLA compiles in a third of its time; tests run a program once."""
 GUARD = str(ROOT / "djax" / "guard.py")
 """What `-m djax.guard` runs in the end; by its path it starts without JAX."""
 

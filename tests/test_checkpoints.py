@@ -28,7 +28,7 @@ TASKS = [
     "width 0.1 heads 2",
 ]
 
-pytestmark = pytest.mark.usefixtures("as_users")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users")]
 
 
 def run(options, folder):

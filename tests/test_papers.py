@@ -25,7 +25,7 @@ def scripts(call):
 
 TABLES, STUDIES = scripts("papers.main(__file__"), scripts("study.main(__file__")
 
-pytestmark = pytest.mark.usefixtures("as_users")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users")]
 
 
 def test_there_is_a_script_for_each_table():

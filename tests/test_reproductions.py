@@ -24,7 +24,7 @@ SCRIPTS = [
 ]
 WALL_CLOCK = "experiments.acid.wall_clock"  # Under mpirun.
 
-pytestmark = pytest.mark.usefixtures("as_users")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users")]
 
 
 @pytest.mark.parametrize("script", [s for s in SCRIPTS if s != WALL_CLOCK])

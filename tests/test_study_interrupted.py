@@ -25,6 +25,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_ends_a_study_with_one_line(jobs, tmp_path):
     marks, scratch = tmp_path / "marks", tmp_path / "scratch"

@@ -65,6 +65,7 @@ def test_simulation_and_mpi_print_the_same(size, algorithm, tmp_path):
         np.testing.assert_allclose(a[key], b[key], rtol=rtol, err_msg=key)
 
 
+@pytest.mark.slow
 def test_every_worker_learns_digits_that_are_split_by_class(tmp_path):
     result = python(*TRAIN, "--runs", str(tmp_path))
     assert result.returncode == 0, result.stderr
@@ -78,6 +79,7 @@ def test_every_worker_learns_digits_that_are_split_by_class(tmp_path):
     assert "100%" in result.stderr  # The progress bar.
 
 
+@pytest.mark.slow
 def test_without_communication_they_do_not(tmp_path):
     """The split is hard: a worker alone knows only its own classes."""
     options = ("--local-steps", "1000000", "--epochs", "20", "--runs", str(tmp_path))
@@ -86,6 +88,7 @@ def test_without_communication_they_do_not(tmp_path):
     assert last_record(tmp_path)["worst"] < 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -127,6 +130,7 @@ def test_options(options, tmp_path):
     assert last_record(tmp_path)["consensus_distance"] >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -156,6 +160,7 @@ def test_virtual_clocks(options, tmp_path, capsys):
     assert ({"pairs.png", "timeline.png", "staleness.png"} <= pictures) != waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quantize --compressor-options bits 2", "random_k"])
 def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
     """The unbiased ones would make it diverge, without ever an infinite loss."""
