@@ -11,28 +11,40 @@
   or over sockets.
 """
 
-from ._end import GUARD as GUARD
-from ._end import end_now as end_now
-from ._end import end_on_exceptions as end_on_exceptions
-from ._end import end_together as end_together
-from ._end import leave_alone as leave_alone
-from ._interface import Array as Array
-from ._interface import Message as Message
-from ._interface import Transport as Transport
-from ._launch import check_launcher as check_launcher
-from ._launch import launcher_rank as launcher_rank
-from ._launch import launcher_size as launcher_size
-from ._launch import share_node as share_node
-from ._mpi import MPITransport as MPITransport
-from ._packing import Packing as Packing
-from ._packing import as_bytes as as_bytes
-from ._packing import count_bytes as count_bytes
-from ._packing import count_messages as count_messages
-from ._packing import exchange as exchange
-from ._start import Absent as Absent
-from ._start import meet as meet
-from ._start import start_mpi as start_mpi
-from ._zmq import ZMQTransport as ZMQTransport
+from ._end import GUARD, end_now, end_on_exceptions, end_together, leave_alone
+from ._interface import Array, Message, Transport
+from ._launch import check_launcher, launcher_rank, launcher_size, share_node
+from ._mpi import MPITransport
+from ._packing import Packing, as_bytes, count_bytes, count_messages, exchange
+from ._start import Absent, meet, start_mpi
+from ._zmq import ZMQTransport
+
+__all__ = [
+    "GUARD",
+    "TRANSPORTS",
+    "Absent",
+    "Array",
+    "MPITransport",
+    "Message",
+    "Packing",
+    "Transport",
+    "ZMQTransport",
+    "as_bytes",
+    "check_launcher",
+    "count_bytes",
+    "count_messages",
+    "end_now",
+    "end_on_exceptions",
+    "end_together",
+    "exchange",
+    "launcher_rank",
+    "launcher_size",
+    "leave_alone",
+    "meet",
+    "share_node",
+    "start_mpi",
+]
+__dir__ = __all__.copy  # For dir() and completion.
 
 TRANSPORTS = {"mpi": MPITransport, "zmq": ZMQTransport}
 """The transports by the names that :func:`djax.asynchronous.run` gives them."""
