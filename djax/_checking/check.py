@@ -126,34 +126,46 @@ def _problems_of_averaging(trial: Trial, parts: Sequence[Part]) -> list[str]:
         return [_never(met, parts)]
     problems = []
     apart = met.together & ~(met.shrunk < 0.99)
-    if apart.any():
-        worst = np.nanmax(met.shrunk[apart], initial=0) ** 0.5
-        problems.append(
-            "Models that start apart do not come together without gradients: in "
-            f"{met.steps} steps their distance to the mean is multiplied by {worst:.3g}"
-            f"{_where(trial, apart)}. Put the mechanism last, as in {_REMEDY}: an "
-            "optimizer behind it takes the averaging for a gradient. If it is the last "
-            "link, its consensus rate is too large, or its code too coarse."
-        )
-    elif (silent := cut_off(trial, parts, met)).any():
-        workers = _listed([i for i, row in enumerate(silent) if row.any()])
-        leaves = np.asarray(silent.any(axis=0))
-        problems.append(
-            f"Some workers never hear of others{_where(trial, leaves)}: in {met.steps} "
-            f"steps the workers {workers} are the same whatever worker 0, or worker "
-            f"{trial.size - 1}, starts from. Average over a graph that connects all "
-            "workers, and give all of them the same mask."
-        )
     moved = met.together & ~apart & (met.mean_moved > _MOVED + 16 * trial.precisions)
+    if apart.any():
+        problems.append(_stays_apart(trial, met, apart))
+    elif (silent := cut_off(trial, parts, met)).any():
+        problems.append(_is_cut_off(trial, met, silent))
     if moved.any() and _keep_mean(parts):
-        problems.append(
-            "Averaging moves the mean of the workers, without gradients by "
-            f"{met.mean_moved[moved].max():.1%} of their distance at the start"
-            f"{_where(trial, moved)}. Put links that bound or normalize updates, such "
-            "as optax.clip, in front of the mechanism: behind it they cut what one "
-            "worker gains and another one loses by different amounts."
-        )
+        problems.append(_moves_mean(trial, met, moved))
     return problems
+
+
+def _stays_apart(trial: Trial, met: Meeting, apart: np.ndarray) -> str:
+    worst = np.nanmax(met.shrunk[apart], initial=0) ** 0.5
+    return (
+        "Models that start apart do not come together without gradients: in "
+        f"{met.steps} steps their distance to the mean is multiplied by {worst:.3g}"
+        f"{_where(trial, apart)}. Put the mechanism last, as in {_REMEDY}: an "
+        "optimizer behind it takes the averaging for a gradient. If it is the last "
+        "link, its consensus rate is too large, or its code too coarse."
+    )
+
+
+def _is_cut_off(trial: Trial, met: Meeting, silent: np.ndarray) -> str:
+    workers = _listed([i for i, row in enumerate(silent) if row.any()])
+    leaves = np.asarray(silent.any(axis=0))
+    return (
+        f"Some workers never hear of others{_where(trial, leaves)}: in {met.steps} "
+        f"steps the workers {workers} are the same whatever worker 0, or worker "
+        f"{trial.size - 1}, starts from. Average over a graph that connects all "
+        "workers, and give all of them the same mask."
+    )
+
+
+def _moves_mean(trial: Trial, met: Meeting, moved: np.ndarray) -> str:
+    return (
+        "Averaging moves the mean of the workers, without gradients by "
+        f"{met.mean_moved[moved].max():.1%} of their distance at the start"
+        f"{_where(trial, moved)}. Put links that bound or normalize updates, such "
+        "as optax.clip, in front of the mechanism: behind it they cut what one "
+        "worker gains and another one loses by different amounts."
+    )
 
 
 def _never(met: Meeting, parts: Sequence[Part]) -> str:

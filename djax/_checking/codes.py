@@ -37,15 +37,16 @@ def problems_of_codes(
     problems = {}
     shapes = jax.tree.map(_few_entries, shapes)
     for part in parts:
-        for kind, measure, text in (
-            ("contraction", mean_error, _no_contraction),
-            ("unbiased", bias, _biased),
+        for kind, measure, limit, text in (
+            ("contraction", mean_error, 1.0, _no_contraction),
+            ("unbiased", bias, _HARMLESS, _biased),
         ):
             code = part.conditions.get(kind)
             if code is None or getattr(code, kind, None) is not None:
                 continue
             found = _measured(measure, code, communicator, shapes)
-            if problem := text(part.name, name_of(code), found):
+            if not found < limit:  # A code may also return NaN.
+                problem = text(part.name, name_of(code), found)
                 problems[part.name, kind, id(code)] = problem
     return list(problems.values())
 
@@ -65,9 +66,7 @@ def _measured(
     return float(np.asarray(found.addressable_data(0))[0])
 
 
-def _no_contraction(name: str, code: str, error: float) -> str | None:
-    if error < 1:
-        return None
+def _no_contraction(name: str, code: str, error: float) -> str:
     return (
         f"{name} needs a contraction, but of random models {code} leaves out "
         f"{error:.3g} times their square norm, on average: the models would diverge. "
@@ -76,9 +75,7 @@ def _no_contraction(name: str, code: str, error: float) -> str | None:
     )
 
 
-def _biased(name: str, code: str, bias: float) -> str | None:
-    if bias < _HARMLESS:
-        return None
+def _biased(name: str, code: str, bias: float) -> str:
     return (
         f"{name} needs an unbiased code, but of a random model the mean of many draws "
         f"of {code} is off by {bias:.1%} of its norm: what is left out would be lost. "

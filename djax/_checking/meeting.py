@@ -78,30 +78,31 @@ def meet(trial: Trial, parts: Sequence[Part]) -> Meeting:
 
 
 def _meet(trial: Trial, parts: Sequence[Part], gradient: PyTree) -> Meeting:
+    """Runs workers that start equal or apart, each with and without changes."""
     models, others, zeros = *_two_starts(trial, parts), trial.models(0)
-    taught = jax.tree.map(lambda g: 0.5 - g, gradient)
+    another = jax.tree.map(lambda g: 0.5 - g, gradient)
     last = np.arange(trial.size)[:, None] == trial.size - 1
-    calm, apart = trial.group(zeros, gradient), trial.group(models, gradient)
+    equal, apart = trial.group(zeros, gradient), trial.group(models, gradient)
     changed = [
         trial.group(trial.replaced(models, others, last[::-1]), gradient),
         trial.group(trial.replaced(models, others, last), gradient),
-        trial.group(zeros, trial.replaced(gradient, taught, last)),
+        trial.group(zeros, trial.replaced(gradient, another, last)),
     ]
-    draws = draw_together(parts)
+    promised = draw_together(parts)
     lengths = [abs(x).astype(np.float64) for x in measured(models)]
     distance = np.array([np.square(x).mean() for x in lengths])
     heard = np.zeros((3, trial.size, len(distance)), bool)
     for call in range(1, CALLS + 1):
-        calm, alone = trial.advance(calm, calm.params)
+        equal, alone = trial.advance(equal, equal.params)
         apart, seen = trial.advance(apart, apart.params)
-        for i, unchanged in enumerate((apart, apart, calm)):
+        for i, unchanged in enumerate((apart, apart, equal)):
             changed[i], found = trial.advance(changed[i], unchanged.params)
             heard[i] |= found.changed
         moved = [abs(x - y).mean() for x, y in zip(seen.mean, alone.mean, strict=True)]
         meeting = Meeting(
             steps=STEPS * call,
             finite=all(np.isfinite(x).all() for x in alone.mean),
-            together=draws & (heard[:2].sum(1) > 1).any(0),
+            together=promised & (heard[:2].sum(1) > 1).any(0),
             shrunk=seen.distance / distance,
             mean_moved=np.array(moved) / np.sqrt(distance),
             heard=heard,
