@@ -135,7 +135,7 @@ def _mixing_matrix(graph: nx.Graph, weights: Weights) -> np.ndarray:
     returned as it is, since :class:`Topology` checks it.
     """
     if isinstance(weights, str) and weights in _RULES:
-        return _RULES[weights](graph)
+        return _RULES[weights](graph) if len(graph) > 1 else np.ones((1, 1))
     array = numbers(weights)
     if array is None:
         raise ValueError(
@@ -161,15 +161,11 @@ def _lazy(graph: nx.Graph) -> np.ndarray:
 
 
 def _best_constant(graph: nx.Graph) -> np.ndarray:
-    if len(graph) == 1:
-        return np.ones((1, 1))
     adjacency, degree = _adjacency(graph)
     return _with_own(best_constant(np.diag(degree) - adjacency) * adjacency)
 
 
 def _fastest(graph: nx.Graph) -> np.ndarray:
-    if len(graph) == 1:
-        return np.ones((1, 1))
     incidence = _incidence(graph)
     start = best_constant(incidence @ incidence.T)
     matrix = np.zeros((len(graph), len(graph)))

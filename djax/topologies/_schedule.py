@@ -48,8 +48,8 @@ class Schedule:
       name: the name that `repr` shows.
 
     Raises:
-      ValueError: a matrix is not column-stochastic, or over the period some worker
-        never hears, even indirectly, from some other, or the workers never reach a
+      ValueError: a matrix is not column-stochastic, or nothing from some worker ever
+        reaches some other worker, not even through others, or the workers never reach a
         consensus since the period only passes around what they have.
 
     Examples:
@@ -205,9 +205,7 @@ def from_matrices(matrices: npt.ArrayLike, *, name: str = "schedule") -> Schedul
       A :class:`Schedule`.
 
     Raises:
-      ValueError: a matrix is not column-stochastic, or over the period some worker
-        never hears, even indirectly, from some other, or the workers never reach a
-        consensus since the period only passes around what they have.
+      ValueError: the matrices cannot be those of a schedule: see :class:`Schedule`.
 
     Examples:
       >>> import numpy as np
