@@ -2,10 +2,7 @@
 
 from ._d2 import D2State, d2
 from ._every import EveryState, every
-from ._gradient_tracking import (
-    GradientTrackingState,
-    gradient_tracking,
-)
+from ._gradient_tracking import GradientTrackingState, gradient_tracking
 from ._interleave import InterleaveState, interleave
 from ._on_updates import on_updates
 from ._quasi_global import (

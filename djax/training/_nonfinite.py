@@ -13,10 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._arrays.finite import all_finite, is_float
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 
 NonFinite = Literal["raise", "skip", "isolate"]
 
