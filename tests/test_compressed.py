@@ -186,12 +186,14 @@ def test_in_half_precision_the_copies_do_not_drift():
 
         keys = jax.random.split(jax.random.key(0), 500)
         (x, state), _ = jax.lax.scan(step, (x, mechanism.init(x)), keys)
-        pull = djax.mixing.displacement(state.estimate, RING, COMMUNICATOR)
-        return x, state, pull
+        displacement = djax.mixing.displacement(state.estimate, RING, COMMUNICATOR)
+        return x, state, displacement
 
-    x, state, pull = jax.jit(COMMUNICATOR.spmd(worker))(x)
+    x, state, displacement = jax.jit(COMMUNICATOR.spmd(worker))(x)
     for leaf in x:
-        np.testing.assert_allclose(state.displacement[leaf], pull[leaf], atol=1e-4)
+        np.testing.assert_allclose(
+            state.displacement[leaf], displacement[leaf], atol=1e-4
+        )
         np.testing.assert_allclose(
             x[leaf].astype(jnp.float32), state.estimate[leaf], rtol=2**-7, atol=2**-7
         )

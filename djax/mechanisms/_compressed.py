@@ -214,7 +214,7 @@ def accumulate(total: PyTree, change: PyTree) -> PyTree:
 
 
 def follow(state: Any, own: PyTree, change: PyTree) -> Any:
-    """Moves the public copy, and the displacement towards the neighbours' copies.
+    """Updates the public copy, and the displacement towards the neighbours' copies.
 
     Args:
       state: with the fields `estimate` and `displacement`.

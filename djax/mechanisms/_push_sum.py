@@ -36,7 +36,7 @@ from djax._mechanism.adapter import build
 from djax._mechanism.states import check_state
 from djax._mechanism.value import Mechanism
 from djax._values import check_integer
-from djax.corrections._interleave import InterleaveState
+from djax.corrections import InterleaveState
 from djax.mixing import difference, finite_difference
 from djax.topologies import Graph, Topology
 from djax.topologies.checks import check_directed
