@@ -34,9 +34,9 @@ def on_updates(mechanism: optax.GradientTransformation) -> Mechanism:
 
     Examples:
       >>> import djax, optax
-      >>> communicator = djax.communicators.simulated(4)
-      >>> gradients_averaged = djax.on_updates(djax.all_reduce(communicator))
-      >>> data_parallel = optax.chain(gradients_averaged, optax.adam(1e-3))
+      >>> tree, communicator = djax.topologies.chain(8), djax.communicators.simulated(8)
+      >>> averaging = djax.on_updates(djax.relay(tree, communicator))
+      >>> relay_sum_grad = optax.chain(optax.sgd(0.1), averaging)
 
     References:
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
