@@ -349,11 +349,14 @@ def _publish(run: Run, ending: BaseException | None = None) -> None:
         errors.all_come(WRITING)
 
 
-def parse(arguments: Sequence[str] | None = None) -> Config:
+def parse(
+    arguments: Sequence[str] | None = None, default: Config | None = None
+) -> Config:
     """Reads the command line.
 
     Args:
       arguments: by default those of the process.
+      default: has the options that are not given.
     """
     with errors.heard_once():
         return tyro.cli(
@@ -361,6 +364,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
             prog="python -m experiments.train",
             args=arguments,
             description=__doc__,
+            default=default or Config(),
         )
 
 
@@ -371,14 +375,14 @@ def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
       arguments: by default those of the process.
     """
     with errors.one_line_errors(trainer.Diverged):
-        return run_once(arguments)
+        return run_once(parse(arguments))
 
 
-def run_once(arguments: Sequence[str] | None = None) -> trainer.Outcome:
-    """The command line, for those who go on after a divergence.
+def run_once(config: Config) -> trainer.Outcome:
+    """Trains, shows and writes; ends the process where a run ends early.
 
     Args:
-      arguments: by default those of the process.
+      config: of the run.
 
     Raises:
       Diverged: on every process alike, if the training does; what was measured until
@@ -386,7 +390,6 @@ def run_once(arguments: Sequence[str] | None = None) -> trainer.Outcome:
     """
     run: Run | None = None
     try:
-        config = parse(arguments)
         with errors.one_line_errors(Exception), options.said_as_options():
             run = Run(config)
         with errors.one_line_errors(CheckpointError, OSError):

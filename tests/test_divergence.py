@@ -1,6 +1,7 @@
 """A training that gets worse and stays finite is told from one that learns."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -112,15 +113,16 @@ def test_a_training_that_learns_little_has_not_diverged(options, tmp_path):
 
 def test_a_search_for_a_learning_rate_goes_on_after_a_divergence(capsys, monkeypatch):
     """Both that of a table for a cluster, and that of a study."""
-    row = papers.Row("D-PSGD", "--algorithm dpsgd", 0.1, tried=(1000.0, 1e9, 0.1))
-    line = "--task digits --epochs 2 --evaluations 1"
-    table = papers.Table("Table 0", line, 4, "", (row,))
-    records = papers.main(__file__, "", table, ["--method", "D-PSGD", "--tune"])
+    config = train.parse("--task digits --workers 4 --epochs 2 --evaluations 1".split())
+    row = papers.Row("D-PSGD", config, tried=(1000.0, 1e9, 0.1))
+    table = papers.Table("Table 0", (row,))
+    described = types.SimpleNamespace(TABLE=table)
+    records = papers.main(__file__, described, ["--method", "D-PSGD", "--tune"])
     assert [record["score"] is None for record in records] == [True, True, False]
     shown, said = capsys.readouterr()
     assert shown.count("1 diverged") == 2 and said.count("training diverged") == 2
     for rate in (1000.0, 1e9):
-        result = study._execute(papers.command(table, row, rate, seed=1))
+        result = study._execute(config.replace(learning_rate=rate, seed=1))
         digest = study._digest(table, result)
         assert digest["score"] is None and "diverged" in digest["error"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from experiments import train
+from experiments.configs.powergossip import table_cifar10, table_wikitext2
 from experiments.lib import config, errors, optimizers, ranges
-from experiments.powergossip import settings, table_cifar10, table_wikitext2
 
 pytestmark = pytest.mark.usefixtures("as_users")
 
@@ -138,29 +138,75 @@ def test_a_divergence_advises_only_options_that_the_algorithm_has():
         assert ("--consensus-rate" in run._remedy()) == advised, algorithm
 
 
+def published_rate(epoch, first, factor, milestones):
+    """The learning rate of the published code, `learning_rate_schedule` of train.py."""
+    warm = 1 + (factor - 1) * min(epoch / 5, 1)
+    return first * warm * 0.1 ** sum(epoch >= milestone for milestone in milestones)
+
+
 @pytest.mark.parametrize(
-    ("configuration", "table", "length"),
+    ("table", "epochs", "length", "first", "factors", "milestones"),
     [
-        (settings.CIFAR10, table_cifar10.TABLE, 48),
-        (settings.WIKITEXT2, table_wikitext2.TABLE, 64),
+        (
+            table_cifar10.TABLE,
+            *(300, 48, 0.1),
+            [11.3, 11.3, 16, 11.3, 11.3, 4.8, 4, *4 * [11.3]],
+            (150, 225),
+        ),
+        (
+            table_wikitext2.TABLE,
+            *(90, 64, 1.25),
+            [*4 * [38], 28, *7 * [38]],
+            (60, 80),
+        ),
     ],
 )
-def test_powergossip_has_one_schedule(configuration, table, length):
-    """The published one: a step has the learning rate of the time when it is over."""
-    steps = configuration.epochs * length
-    for method, row in zip(configuration.methods, table.rows, strict=True):
-        line = f"{table.arguments} --learning-rate {row.learning_rate}"
-        base = train.parse(shlex.split(line)).base
-        commands = optimizers.learning_rate_schedule(base, steps)
-        ours = settings.learning_rate(configuration, method, length)
-        at = np.arange(0, steps, 7)
-        first, growth = configuration.learning_rate, method.factor - 1
-        warmup = configuration.warmup_epochs * length
-        assert float(ours(0)) == pytest.approx(first * (1 + growth / warmup))
-        np.testing.assert_allclose(commands(at), ours(at), rtol=1e-5)
-        for milestone in configuration.milestones:
-            last = milestone * length - 1
-            assert ours(last) == pytest.approx(0.1 * ours(last - 1))
+def test_powergossip_has_the_published_schedule(
+    table, epochs, length, first, factors, milestones
+):
+    """A step has the learning rate of the time when it is over."""
+    around = [m * length + offset for m in milestones for offset in (-2, -1, 0)]
+    at = np.array([*range(0, epochs * length, 7), *around])
+    for factor, row in zip(factors, table.rows, strict=True):
+        assert row.config.epochs == epochs
+        ours = optimizers.learning_rate_schedule(row.config.base, epochs * length)
+        published = [
+            published_rate((step + 1) / length, first, factor, milestones)
+            for step in at
+        ]
+        assert float(ours(0)) > 1.002 * first  # And not `first` itself.
+        np.testing.assert_allclose(ours(at), published, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "--task sotu --task-options level character --no-check --algorithm d2_sgd",
+        "--model-options hidden '(64, 32)' --optimizer-options momentum None",
+        "--decay-at --collapse 20 0.11 --speeds 1 1 0.25 --max-backlog None",
+        "--learning-rate 0.016666666666666666 --checkpoints folder --resume",
+        "--topology matcha --topology-options base star budget 0.3 --overlap",
+    ],
+)
+def test_a_configuration_says_by_which_arguments_it_is_made(line):
+    made = train.parse(shlex.split(line))
+    assert train.parse(shlex.split(config.command_line(made))) == made
+    assert config.command_line(train.parse([])) == ""
+
+
+def test_options_are_read_as_values():
+    options = ["a", "1", "b", "(2, 0.5)", "c", "None", "d", "word", "e", "'2'"]
+    found = train.parse(["--task-options", *options]).task_options
+    assert found == {"a": 1, "b": (2, 0.5), "c": None, "d": "word", "e": "2"}
+
+
+def test_options_of_a_row_can_be_changed_at_the_command_line():
+    (row, *_) = table_cifar10.TABLE.rows
+    changed = train.parse(["--epochs", "7", "--no-rate-at-end"], row.config)
+    assert changed == row.config.replace(epochs=7, rate_at_end=False)
+    with pytest.raises(TypeError, match="epoch"):
+        row.config.replace(epoch=7)
 
 
 def test_a_decay_can_be_spread():

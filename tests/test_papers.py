@@ -10,6 +10,7 @@ from launch import mpirun
 
 from experiments import train
 from experiments.lib import papers, study
+from experiments.lib.config import command_line
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -23,7 +24,13 @@ def scripts(call):
     ]
 
 
-TABLES, STUDIES = scripts("papers.main(__file__"), scripts("study.main(__file__")
+TABLES, STUDIES = scripts("papers.main, __file__"), scripts("study.main, __file__")
+
+
+def described(script):
+    """The module with the values and the help text of a script."""
+    return importlib.import_module(script.replace("experiments", "experiments.configs"))
+
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users")]
 
@@ -45,19 +52,18 @@ def test_there_is_a_script_for_each_table():
 
 @pytest.mark.parametrize("script", TABLES + STUDIES)
 def test_every_row_is_a_command_line(script):
-    module = importlib.import_module(script)
+    module = described(script)
     table = module.TABLE if script in TABLES else module.STUDY.table
     rows = {(row.method, row.setting): row for row in table.rows}
     assert len(rows) == len(table.rows)
     variants = {} if script in TABLES else module.STUDY.variants
     for row in table.rows:
         assert not row.tried or row.learning_rate in row.tried, row
-        line = papers.command(table, row, row.learning_rate, row.seeds[0])
-        for variant in variants.get(row.method, ("",)):
-            config = train.parse([*line, *shlex.split(variant)])
+        assert row.config.workers and row.config.base.learning_rate > 0
+        for variant in variants.get(row.method, ({},)):
+            config = papers.configure(table, row, seed=row.seeds[0], **variant)
             train.check(config)
-        assert config.workers == (row.workers or table.workers)
-        assert config.base.learning_rate == row.learning_rate
+            assert train.parse(shlex.split(command_line(config))) == config
 
 
 @pytest.mark.parametrize("script", TABLES)
@@ -65,19 +71,19 @@ def test_a_table_is_listed_before_it_is_run(script, capsys):
     module = importlib.import_module(script)
     assert module.main([]) == []
     shown = capsys.readouterr().out
-    for row in module.TABLE.rows:
+    for row in described(script).TABLE.rows:
         assert f"{row.method} {row.setting}: experiments.train" in shown
     for part in (f"python -m {script}", "mpirun -n", "#SBATCH", "srun python -m"):
-        assert part in module.__doc__
+        assert part in described(script).__doc__
 
 
 @pytest.mark.parametrize("script", TABLES)
 def test_every_table_starts_in_simulation(script, capsys):
     module = importlib.import_module(script)
     records = module.main(["--smoke"])
-    algorithms = {row.algorithm for row in module.TABLE.rows}
-    assert len(records) == len(algorithms)
-    assert module.TABLE.title[:20] in capsys.readouterr().out
+    table = described(script).TABLE
+    assert len(records) == len({row.algorithm for row in table.rows})
+    assert table.title[:20] in capsys.readouterr().out
 
 
 METHODS = {
@@ -137,31 +143,39 @@ def test_every_study_is_made(script, tmp_path, capsys):
     head, *lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
     assert json.loads(head)["smoke"] is True
     assert [json.loads(line) for line in lines] == records
-    assert {r["method"] for r in records} <= {r.method for r in module.STUDY.table.rows}
+    table = described(script).STUDY.table
+    assert {r["method"] for r in records} <= {r.method for r in table.rows}
     assert all(r["score"] is not None and r["megabytes"] > 0 for r in records)
-    assert module.STUDY.table.title[:20] in capsys.readouterr().out
+    assert table.title[:20] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", STUDIES)
+def test_committed_results_are_those_of_the_rows(script):
+    """All runs that a study asks for are in its ledger, under the names that it has."""
+    plan = described(script).STUDY
+    *folders, name = script.split(".")
+    path = ROOT.joinpath(*folders, "results", f"{name}.jsonl")
+    ledger = study.Ledger(path, smoke=False)
+    for stage in (study._tuning, study._borrowing, study._repeating):
+        assert all(ledger.find(**job.key) for job in stage(plan, ledger))
 
 
 def row(method):
-    return papers.Row(method, "--algorithm dpsgd", 0.1)
+    return papers.Row(method, train.parse([]))
 
 
 def test_a_study_tunes_borrows_and_repeats(tmp_path, monkeypatch):
     """With the first seed; what is in the ledger is not run again."""
-    table = papers.Table("", "", 2, "", (row("a"), row("b"), row("c")), score="mean")
-    plan = study.Study(
-        table, (0.1, 0.2), (1, 2, 3), variants={"b": ("x", "y")}, borrowed={"c": "a"}
-    )
+    table = papers.Table("", (row("a"), row("b"), row("c")), score="mean")
+    variants = {"b": ({"theta": 0.25}, {"theta": 0.5})}
+    plan = study.Study(table, (0.1, 0.2), variants=variants, borrowed={"c": "a"})
     done = []
 
-    def execute(line, folder):
-        done.append(line)
-        rate, seed = (
-            float(line[line.index(f"--{flag}") + 1])
-            for flag in ("learning-rate", "seed")
-        )
-        score = rate - 0.15 * ("x" in line) + seed / 1000
-        if rate == 0.2 and "y" in line:
+    def execute(config, folder):
+        done.append(config)
+        rate, theta = config.base.learning_rate, config.averaging.theta
+        score = rate - 0.15 * (theta == 0.25) + config.seed / 1000
+        if rate == 0.2 and theta == 0.5:
             return {"history": [], "megabytes": None, "error": "diverged"}
         history = [{"epoch": 1, "mean": score, "scores": [score]}]
         return {"history": history, "megabytes": 1.0, "error": None}
@@ -174,7 +188,9 @@ def test_a_study_tunes_borrows_and_repeats(tmp_path, monkeypatch):
     best = {r.method: study.chosen(plan, records, r) for r in table.rows}
     assert [run["seed"] for run in best["a"]] == [1, 2, 3]
     assert {run["learning_rate"] for run in best["a"] + best["c"]} == {0.2}
-    assert {(r["learning_rate"], r["variant"]) for r in best["b"]} == {(0.1, "y")}
+    assert {(r["learning_rate"], r["variant"]) for r in best["b"]} == {
+        (0.1, "--theta 0.5")
+    }
     again = study.Ledger(tmp_path / "ledger.jsonl", smoke=False)
     assert again.records == records
     study.run(plan, config, again)

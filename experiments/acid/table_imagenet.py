@@ -1,68 +1,11 @@
-r"""ImageNet and ResNet-50: the ring of 16, 32 and 64 workers, at rates 1 and 2.
+"""The command of :mod:`experiments.configs.acid.table_imagenet`."""
 
-Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
-Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
+import functools
 
-    python -m experiments.acid.table_imagenet                    # lists the rows
-    python -m experiments.prepare imagenet2012 --raw-dir TARS    # once
-    mpirun -n 64 python -m experiments.acid.table_imagenet \
-        --method "A²CiD², rate 1" --setting "ring of 64" -- --precision bfloat16
-    python -m experiments.acid.table_imagenet --smoke            # a minute, random data
-
-With Slurm:
-
-    #!/bin/bash
-    #SBATCH --nodes=16 --ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=12
-    #SBATCH --time=12:00:00 --signal=TERM@120 --requeue
-    srun python -m experiments.acid.table_imagenet --method "A²CiD², rate 1" \
-        --setting "ring of 64" -- --precision bfloat16 --data-dir $DJAX_DATA \
-        --checkpoints $SCRATCH/acid-imagenet-64 --resume
-
-As :mod:`experiments.acid.table_cifar10`, but for the decays, after 30, 60 and 80 % of
-the training, as the published program has them. It does not say how long ImageNet was
-trained and with which weight decay: 90 epochs of all workers together and 5e-5 are from
-memory of the paper.
-
-Expect A²CiD² at rate 1 at or above its baseline at rate 2 on the ring of 64, and all of
-them close to AR-SGD on that of 16.
-"""
-
-from collections.abc import Sequence
-from typing import Any
-
+from ..configs.acid import table_imagenet
 from ..lib import papers
-from ..lib.papers import Table
-from .table_cifar10 import COMMON, SMOKE, make_rows
 
-TABLE = Table(
-    "ImageNet, test accuracy of the averaged model in %",
-    f"""
-    --task imagenet2012 --model resnet50 --model-options stem imagenet
-    --batch-size 128 --epochs 90 --evaluations 30 --weight-decay 5e-5
-    --warmup 0.0556 --decay-at 0.3 0.6 0.8 {COMMON}
-    """,
-    workers=64,
-    smoke=f"""
-    {SMOKE} --task-options size 32
-    --model-options width 0.125 stem imagenet blocks 1,1,1,1
-    """,
-    rows=tuple(
-        row
-        for row in make_rows((16, 32, 64), (1,))
-        if row.setting.startswith(("ring", "group"))
-    ),
-    score="averaged",
-)
-
-
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-    """
-    return papers.main(__file__, __doc__, TABLE, arguments)
-
+main = functools.partial(papers.main, __file__, table_imagenet)
 
 if __name__ == "__main__":
     main()

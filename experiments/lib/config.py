@@ -2,8 +2,9 @@
 
 import dataclasses
 import pathlib
+import shlex
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import djax
 from djax import communicators
@@ -16,7 +17,7 @@ from .checkpoints import Saving
 from .data import DataOptions
 from .errors import UsageError
 from .optimizers import BaseOptimizer
-from .options import Options
+from .options import Options, write_flags
 from .runtime import Runtime
 
 
@@ -109,6 +110,39 @@ class Config:
     tensorboard: bool = False
     """Write the metrics for TensorBoard, too."""
 
+    def replace(self, **options: Any) -> "Config":
+        """Returns a configuration with other options, of whichever part they are.
+
+        Examples:
+          >>> Config().replace(topology="chain", algorithm="relay_sgd").topology
+          'chain'
+        """
+        for part in dataclasses.fields(self):
+            value = getattr(self, part.name)
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                names = {field.name for field in dataclasses.fields(value)}
+                own = {name: options.pop(name) for name in names & options.keys()}
+                options[part.name] = dataclasses.replace(value, **own)
+        return dataclasses.replace(self, **options)
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """All options, those of the parts included, by their names on the command line."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        found |= (
+            flatten(value) if dataclasses.is_dataclass(value) else {field.name: value}
+        )
+    return found
+
+
+def command_line(config: Config) -> str:
+    """The arguments for :mod:`experiments.train` that make a configuration."""
+    defaults = flatten(Config())
+    changed = {k: v for k, v in flatten(config).items() if v != defaults[k]}
+    return shlex.join(write_flags(changed))
+
 
 def check(config: Config) -> None:
     """Raises UsageError for numbers out of range, and options that do not fit."""
@@ -191,13 +225,11 @@ def identify(
       ignored: further options that may differ.
     """
     found = {"the graph": "; ".join(map(graphs.digest, between))}
-    for name, value in dataclasses.asdict(config).items():
-        options = dataclasses.is_dataclass(getattr(config, name))
-        parts = value if options else {name: value}
-        if isinstance(value, dict) and not options:
-            parts = {name: dict(sorted(value.items()))}
-        for key in parts.keys() - UNESSENTIAL - set(ignored):
-            found[f"--{key}".replace("_", "-")] = repr(parts[key])
+    for name, value in flatten(config).items():
+        if name not in UNESSENTIAL | set(ignored):
+            if isinstance(value, dict):
+                value = dict(sorted(value.items()))
+            found[ranges.flag(name)] = repr(value)
     return found
 
 

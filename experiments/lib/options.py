@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from tyro.constructors import PrimitiveConstructorSpec
 
 from .errors import UsageError, lookup
-from .ranges import Range
+from .ranges import Range, flag
 
 
 def _read(words: Sequence[str]) -> dict[str, Any]:
@@ -30,7 +30,28 @@ def _literal(word: str) -> Any:
 
 def write_options(options: Mapping[str, Any]) -> list[str]:
     """The words by which options are given at the command line."""
-    return [str(word) for pair in options.items() for word in pair]
+    return [_word(word) for pair in options.items() for word in pair]
+
+
+def write_flags(options: Mapping[str, Any]) -> list[str]:
+    """The words by which options of all kinds are given at the command line."""
+    words = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(flag(name if value else f"no_{name}"))
+        elif isinstance(value, Mapping):
+            words += [flag(name), *write_options(value)]
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [flag(name), *map(_word, values)]
+    return words
+
+
+def _word(value: Any) -> str:
+    """The shortest word from which a value is read again."""
+    if isinstance(value, float) and float(short := f"{value:g}") == value:
+        return short
+    return str(value)
 
 
 Options = Annotated[

@@ -1,17 +1,18 @@
-"""Tables of papers: every row a command line of :mod:`experiments.train`.
+"""Tables of papers: every row a configuration of :mod:`experiments.train`.
 
-A script `tableN_topic.py` lists the rows with the paper's results, and runs those that
-are chosen, in a simulation or, under mpirun or srun, with one process a worker.
+A table is a value of :mod:`experiments.configs`. Its script lists the rows with the
+paper's results, and runs those that are chosen, in a simulation or, under mpirun or
+srun, with one process a worker.
 """
 
 import contextlib
 import dataclasses
 import functools
 import pathlib
-import shlex
 import statistics
 import sys
 import tempfile
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -24,9 +25,18 @@ from djax import communicators
 
 from .. import train
 from . import errors, figures, trainer
+from .config import Config, command_line
 from .errors import UsageError
 
-SMOKE_WORKERS = 2
+SMOKE = {
+    "mock": True,
+    "model_options": {"width": 0.125},
+    "batch_size": 4,
+    "epochs": 1,
+    "steps_per_epoch": 3,
+    "evaluations": 1,
+}
+"""Options of the configuration that make any row tiny."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,29 +45,29 @@ class Row:
 
     Attributes:
       method: who averages.
-      arguments: of :mod:`experiments.train`, without those of the whole table.
-      learning_rate: with which the paper's result was made, as far as is known.
+      config: how, with the learning rate of the paper's result, as far as is known.
       setting: of the data or the workers, if the table has several.
       expected: the paper's result; a dash if none is known.
       tried: the learning rates among which the paper's was chosen.
       seeds: of the paper's runs.
-      workers: how many, if not as many as in the rest of the table.
     """
 
     method: str
-    arguments: str
-    learning_rate: float
+    config: Config
     setting: str = ""
     expected: str = "–"
     tried: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (1, 2, 3)
-    workers: int | None = None
 
     @property
     def algorithm(self) -> str:
         """Its name on the command line."""
-        words = shlex.split(self.arguments)
-        return words[words.index("--algorithm") + 1]
+        return self.config.averaging.algorithm
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak of the paper's run."""
+        return self.config.base.learning_rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +76,16 @@ class Table:
 
     Attributes:
       title: what it shows.
-      arguments: of :mod:`experiments.train` for all rows.
-      workers: how many.
-      smoke: arguments that make it tiny.
       rows: its rows.
+      smoke: what it needs besides `SMOKE` to be tiny.
       score: of the last record of the history by which rows are compared.
       last: how many of the last evaluations it is averaged over.
       accuracy: whether the score is an accuracy, which is told in %, and good if high.
     """
 
     title: str
-    arguments: str
-    workers: int
-    smoke: str
     rows: tuple[Row, ...]
+    smoke: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     score: str = "worst"
     last: int = 1
     accuracy: bool = True
@@ -105,25 +111,24 @@ class Choice:
 
 
 def main(
-    script: str, doc: str | None, table: Table, arguments: Sequence[str] | None = None
+    script: str, described: types.ModuleType, arguments: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """The command line of a table's script.
 
     Args:
       script: its `__file__`.
-      doc: its docstring, the help text.
-      table: what it shows.
+      described: has the `TABLE`, and a docstring that is the help text.
       arguments: by default those of the process.
 
     Returns:
       A record for each run.
     """
-    path = pathlib.Path(script)
+    table, path = described.TABLE, pathlib.Path(script)
     with errors.heard_once():
         choice = tyro.cli(
             Choice,
             prog=f"python -m experiments.{path.parent.name}.{path.stem}",
-            description=doc,
+            description=described.__doc__,
             args=arguments,
         )
     with errors.one_line_errors(UsageError):
@@ -136,17 +141,17 @@ def main(
         return []
     records = []
     for row in rows:
-        for rate, seed in plan(row, choice):
-            line = command(table, row, rate, seed, smoke=choice.smoke)
+        for options in plan(row, choice):
+            config = configure(table, row, smoke=choice.smoke, **options)
             if speaks:
-                print(f"{row.method} {row.setting}: {shlex.join(line)}", flush=True)
-            found = run_row(table, [*line, *choice.more], smoke=choice.smoke)
+                print(f"{row.method} {row.setting}: {command_line(config)}", flush=True)
+            config = train.parse(choice.more, config)
+            found = run_row(table, config, smoke=choice.smoke)
             records.append(
                 {
                     "method": row.method,
                     "setting": row.setting,
-                    "learning_rate": rate,
-                    "seed": seed,
+                    **options,
                     "score": found,
                 }
             )
@@ -157,37 +162,44 @@ def main(
     return records
 
 
-def run_row(table: Table, arguments: Sequence[str], *, smoke: bool) -> float | None:
-    """Runs a command line, and returns its score; None if the training diverges.
+def configure(table: Table, row: Row, *, smoke: bool = False, **options: Any) -> Config:
+    """The configuration of a row, with other options, and tiny if that is asked."""
+    if smoke:
+        workers = communicators.launcher_size() or 2
+        options = {**options, **SMOKE, **table.smoke, "workers": workers}
+    return row.config.replace(**options)
+
+
+def run_row(table: Table, config: Config, *, smoke: bool) -> float | None:
+    """Trains, and returns the score; None if the training diverges.
 
     A learning rate of a grid that is too large must not end the search.
 
     Args:
       table: says what the score is.
-      arguments: of :mod:`experiments.train`.
+      config: of the training.
       smoke: whether it is tiny.
     """
     start = try_out if smoke else train.run_once
     try:
-        return score(table, start(arguments).history)
+        return score(table, start(config).history)
     except trainer.Diverged as error:
         if communicators.launcher_rank() == 0:
             print(error, file=sys.stderr, flush=True)
         return None
 
 
-def try_out(arguments: Sequence[str]) -> trainer.Outcome:
+def try_out(config: Config) -> trainer.Outcome:
     """Trains, and neither times the steps nor draws.
 
     Programs that differ in nothing are compiled once, and not for each row.
 
     Args:
-      arguments: of :mod:`experiments.train`.
+      config: of the training.
     """
     with tempfile.TemporaryDirectory() as folder, compiled_once():
-        config = train.parse([*arguments, "--runs", folder])
         with errors.one_line_errors(Exception):
-            run = train.Run(config)
+            run = train.Run(config.replace(runs=pathlib.Path(folder)))
         return run.train()
 
 
@@ -241,27 +253,14 @@ def select(table: Table, choice: Choice) -> list[Row]:
     return rows
 
 
-def plan(row: Row, choice: Choice) -> list[tuple[float, int]]:
-    """Learning rates and seeds with which a row is run."""
-    seeds = choice.seeds or row.seeds
-    if choice.smoke:
-        return [(row.learning_rate, seeds[0])]
-    if choice.tune:
-        return [(rate, seeds[0]) for rate in row.tried or (row.learning_rate,)]
-    return [(row.learning_rate, seed) for seed in seeds]
-
-
-def command(
-    table: Table, row: Row, rate: float, seed: int, *, smoke: bool = False
-) -> list[str]:
-    """The arguments of :mod:`experiments.train`."""
-    line = f"{table.arguments} {row.arguments} --learning-rate {rate:g} --seed {seed}"
-    workers = row.workers or table.workers
-    if smoke:
-        workers = communicators.launcher_size() or SMOKE_WORKERS
-        line += f" {table.smoke}"
-    line += f" --workers {workers}"
-    return shlex.split(line)
+def plan(row: Row, choice: Choice) -> list[dict[str, Any]]:
+    """Learning rates and seeds with which a row is run, as options by their names."""
+    rates, seeds = (row.learning_rate,), choice.seeds or row.seeds
+    if choice.smoke or choice.tune:
+        seeds = seeds[:1]
+    if choice.tune and not choice.smoke:
+        rates = row.tried or rates
+    return [{"learning_rate": rate, "seed": seed} for rate in rates for seed in seeds]
 
 
 def score(table: Table, history: Sequence[Mapping[str, Any]]) -> float:
@@ -298,8 +297,8 @@ def show(table: Table) -> None:
     console = rich.console.Console(width=150, highlight=False)
     console.print(figures.table(table.title, columns, rows))
     for row in table.rows:
-        line = command(table, row, row.learning_rate, row.seeds[0])
-        print(f"{row.method} {row.setting}: experiments.train {shlex.join(line)}")
+        line = command_line(row.config.replace(seed=row.seeds[0]))
+        print(f"{row.method} {row.setting}: experiments.train {line}")
 
 
 def results(table: Table, records: Sequence[dict[str, Any]]) -> rich.table.Table:

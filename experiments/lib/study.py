@@ -1,8 +1,8 @@
 """Tables of papers at the size of one machine: tuned, really run, and kept.
 
-A script `tableN_topic.py` has a :class:`experiments.lib.papers.Table` whose rows are
-small enough. Every run is added to its `results/<script>.jsonl` as soon as it is over,
-so that a study can be stopped at any time, as by Ctrl-C, and goes on where it was.
+A study is a value of :mod:`experiments.configs` whose rows are small enough. Every run
+is added to `results/<script>.jsonl` as soon as it is over, so that a study can be
+stopped at any time, as by Ctrl-C, and goes on where it was.
 """
 
 import concurrent.futures
@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -29,6 +30,7 @@ import tqdm
 from .. import train
 from . import errors, figures, papers, report, trainer
 from .errors import UsageError
+from .options import write_flags
 from .papers import Row, Table
 from .signals import INTERRUPTED
 
@@ -54,16 +56,23 @@ class Study:
       table: whose rows are run.
       rates: learning rates that every method is tried with.
       seeds: of the runs; learning rates are chosen with the first.
-      variants: further arguments that a method is tried with, together with each of
-        the rates; by method.
+      variants: further options that a method is tried with, together with each of the
+        rates; by method.
       borrowed: methods that take the learning rate of another one, and are not tuned.
     """
 
     table: Table
     rates: tuple[float, ...]
     seeds: tuple[int, ...] = (1, 2, 3)
-    variants: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, tuple[Mapping[str, Any], ...]] = dataclasses.field(
+        default_factory=dict
+    )
     borrowed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def variants_of(self, row: Row) -> dict[str, Mapping[str, Any]]:
+        """What a row is tried with, by the names that the ledger has for it."""
+        tried = self.variants.get(row.method, ({},))
+        return {" ".join(write_flags(options)): options for options in tried}
 
 
 class Ledger:
@@ -150,7 +159,7 @@ def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
             with _interrupts_withheld():
                 lines = {
                     pool.submit(
-                        _execute, job.line(study.table, config.smoke), folder
+                        _execute, job.configure(study, config.smoke), folder
                     ): job
                     for job in todo
                 }
@@ -165,24 +174,23 @@ def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
 
 def main(
     script: str,
-    doc: str | None,
-    study: Study,
-    draw: Callable[[Sequence[dict[str, Any]]], "Figure"],
+    described: types.ModuleType,
+    draw: Callable[[Study, Sequence[dict[str, Any]]], "Figure"],
     arguments: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The command line of a study's script.
 
     Args:
       script: its `__file__`.
-      doc: its docstring, the help text.
-      study: what is run.
+      described: has the `STUDY`, and a docstring that is the help text.
       draw: makes the figure of all records.
       arguments: by default those of the process.
 
     Returns:
       The records: what was run, the score, and how it came about.
     """
-    config = figures.configure(script, doc, arguments, Config)
+    study = described.STUDY
+    config = figures.configure(script, described.__doc__, arguments, Config)
     assert config.output is not None
     path = config.output / pathlib.Path(script).stem
     if config.smoke:
@@ -196,7 +204,7 @@ def main(
     except KeyboardInterrupt:
         _stop(ledger)
     smoke = config.smoke or ledger.smoke
-    figure = draw(records)
+    figure = draw(study, records)
     figures.mark_figure(figure, smoke)
     figure.savefig(path.with_suffix(".png"), dpi=200)
     console = rich.console.Console(width=150, highlight=False)
@@ -289,11 +297,16 @@ class _Job(NamedTuple):
             "seed": self.seed,
         }
 
-    def line(self, table: Table, smoke: bool) -> list[str]:
-        """The arguments of :mod:`experiments.train`."""
-        arguments = f"{self.row.arguments} {self.variant}"
-        row = dataclasses.replace(self.row, arguments=arguments)
-        return papers.command(table, row, self.learning_rate, self.seed, smoke=smoke)
+    def configure(self, study: Study, smoke: bool) -> train.Config:
+        """What is trained."""
+        return papers.configure(
+            study.table,
+            self.row,
+            smoke=smoke,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            **study.variants_of(self.row)[self.variant],
+        )
 
 
 def _tuning(study: Study, ledger: Ledger) -> Iterator[_Job]:
@@ -301,7 +314,7 @@ def _tuning(study: Study, ledger: Ledger) -> Iterator[_Job]:
     for row in study.table.rows:
         rates = () if row.method in study.borrowed else study.rates
         for rate in rates:
-            for variant in study.variants.get(row.method, ("",)):
+            for variant in study.variants_of(row):
                 yield _Job(row, rate, variant, study.seeds[0])
 
 
@@ -311,7 +324,7 @@ def _borrowing(study: Study, ledger: Ledger) -> Iterator[_Job]:
         if row.method in study.borrowed:
             owner = dataclasses.replace(row, method=study.borrowed[row.method])
             rate = chosen(study, ledger.records, owner)[0]["learning_rate"]
-            for variant in study.variants.get(row.method, ("",)):
+            for variant in study.variants_of(row):
                 yield _Job(row, rate, variant, study.seeds[0])
 
 
@@ -385,11 +398,11 @@ def _end_with_parent() -> None:
     threading.Thread(target=end, daemon=True).start()
 
 
-def _execute(arguments: Sequence[str], folder: str | None = None) -> dict[str, Any]:
-    """Runs a command line of :mod:`experiments.train` in silence.
+def _execute(config: train.Config, folder: str | None = None) -> dict[str, Any]:
+    """Trains in silence.
 
     Args:
-      arguments: of the command line.
+      config: of the training.
       folder: for files that are of no use afterwards; by default the system's.
 
     Returns:
@@ -397,7 +410,7 @@ def _execute(arguments: Sequence[str], folder: str | None = None) -> dict[str, A
       diverged, if it did.
     """
     with tempfile.TemporaryDirectory(dir=folder) as runs:
-        run = train.Run(train.parse([*arguments, "--runs", runs]))
+        run = train.Run(config.replace(runs=pathlib.Path(runs)))
         outcome, megabytes, failure = run.job.outcome, None, None
         try:
             run.train()

@@ -6,7 +6,7 @@ in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
     python -m experiments.powergossip.configurations           # every method
     python -m experiments.powergossip.configurations --smoke   # one a mechanism
 
-Shows all settings of :mod:`experiments.powergossip.settings`. This script does not
+Shows all settings of :mod:`experiments.configs.powergossip`. This script does not
 train a ResNet-20 on CIFAR-10, nor an LSTM on WikiText-2. It counts what each method
 would send for the shapes of those models, and has each optimizer learn handwritten
 digits for three steps on the configured number of workers, which shows that it can be
@@ -15,63 +15,123 @@ made and runs. 1 minute on 2 cores.
 Expect the published numbers of bytes exactly, but for top-k and half a byte of Moniqua.
 """
 
-import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import communicators
-from djax import topologies as graphs
+from djax import topologies
 
-from ..lib import figures, tasks
-from .settings import (
-    CONFIGURATIONS,
-    STEPS,
-    Configuration,
-    Method,
-    make_mechanism,
-    make_optimizer,
-)
+from ..configs.powergossip import table_cifar10, table_wikitext2
+from ..lib import algorithms, figures, models, tasks
+from ..lib.algorithms import Algorithm
+from ..lib.config import Config, flatten, make_communicator
+from ..lib.papers import Row
 
+STEPS = 49
+"""Of an epoch of CIFAR-10 among 8 workers, with batches of 128."""
 NEIGHBORS = 2
 """Of each worker, on a ring."""
 
 
-def count(configuration: Configuration, method: Method) -> dict[str, Any]:
-    """Counts what a method sends for the model's shapes.
+def resnet20_shapes() -> Any:
+    """The parameters of ResNet-20 with batch normalization, 272,474 numbers."""
+    return _shapes(models.IMAGE_MODELS["resnet20"](10), jnp.zeros((1, 32, 32, 3)))
+
+
+def lstm_shapes(vocabulary: int = 28_869) -> Any:
+    """The parameters of the three-layer LSTM whose decoder is its embedding.
 
     Args:
-      configuration: of which model.
-      method: who averages.
-
-    Returns:
-      Bytes and messages that a worker sends in a step.
+      vocabulary: words; how many depends on the tokenizer.
     """
-    ring = graphs.ring(configuration.workers)
-    communicator = communicators.simulated(configuration.workers)
-    mechanism = make_mechanism(method, ring, communicator)
-    cost = djax.communication_cost(mechanism, configuration.shapes(), ring)
-    return {
-        "bytes_per_step": cost.mean_bytes,
-        "messages_per_step": cost.mean_messages,
-    }
+    model = models.lstm(vocabulary)
+    return _shapes(model, jnp.zeros((1, 1), jnp.int32), model.initial_carry(1))
 
 
-def try_out(
-    configuration: Configuration, method: Method, steps: int = 3
-) -> list[float]:
+def _shapes(model: nn.Module, *inputs: Any) -> Any:
+    init = functools.partial(model.init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
+
+
+CIFAR10, WIKITEXT2 = "CIFAR-10, ResNet-20", "WikiText-2, LSTM"
+TABLES = {CIFAR10: table_cifar10, WIKITEXT2: table_wikitext2}
+SHAPES = {CIFAR10: resnet20_shapes, WIKITEXT2: lstm_shapes}
+
+
+class Published(NamedTuple):
+    """What follows from the definitions in the published code.
+
+    Attributes:
+      bytes: to each neighbour in each step.
+      ratio: those of gossip over these; for the LSTM a rounded one.
+      mib: per worker and epoch.
+    """
+
+    bytes: float | None = None
+    ratio: float | None = None
+    mib: float | None = None
+
+
+_SIGN = Published(34_320, 32, 3.21)
+_ONE, _TWO = Published(19_410, 56, 1.81), Published(32_508, 34, 3.04)
+PUBLISHED = {
+    CIFAR10: {
+        "D-PSGD": Published(1_089_896, 1, 101.9),
+        **dict.fromkeys(("CHOCO, sign", "CHOCO, sign, untuned"), _SIGN),
+        "CHOCO, top 1 %": Published(32_952, 33, 3.08),
+        "DeepSqueeze, sign": _SIGN,
+        "Moniqua, 2 bits": Published(68_118.5, 16, 6.37),
+        **dict.fromkeys(
+            ("PowerGossip, 1 iteration", "PowerGossip, 1 it., random"), _ONE
+        ),
+        **dict.fromkeys(
+            ("PowerGossip, 2 iterations", "PowerGossip, 2 it., random"), _TWO
+        ),
+    },
+    WIKITEXT2: {
+        "D-PSGD": Published(ratio=1),
+        "PowerGossip, 8 iterations": Published(ratio=120),
+        "PowerGossip, 16 iterations": Published(ratio=66),
+        **{
+            f"PowerGossip, {name}": Published(ratio=35)
+            for name in (
+                "32 iterations",
+                "32 it., random",
+                *("rank 8, 4 it.", "rank 4, 8 it.", "rank 2, 16 it."),
+            )
+        },
+    },
+}
+"""By configuration and method; there is nothing to compare to of the others."""
+
+
+def make_optimizer(
+    config: Config, communicator: djax.Communicator
+) -> optax.GradientTransformation:
+    """The optimizer of a row, with epochs of `STEPS` steps."""
+    assert config.epochs is not None
+    ring = topologies.ring(communicator.size)
+    steps = config.epochs * STEPS
+    return algorithms.make_optimizer(
+        config.averaging, config.base, steps, [ring], communicator
+    )
+
+
+def try_out(config: Config, steps: int = 3) -> list[float]:
     """Trains a linear model of handwritten digits, just long enough to see it run.
 
     Args:
-      configuration: how many workers learn, and how.
-      method: who averages.
-      steps: how many, the first of an epoch as long as CIFAR-10's.
+      config: how many workers learn, and how.
+      steps: how many.
 
     Returns:
       The mean loss of the workers in each step.
@@ -79,14 +139,14 @@ def try_out(
     Raises:
       FloatingPointError: if a loss is not finite.
     """
-    n = configuration.workers
-    setting = tasks.Setting(n, range(n), "iid", configuration.batch_size, seed=0)
+    communicator = make_communicator(config)
+    n = communicator.size
+    setting = tasks.Setting(n, range(n), "iid", config.batch_size, seed=0)
     task = tasks.digits(setting, hidden=())
     start = task.init(jax.random.key(0))
     epochs = [task.epoch(epoch) for epoch in range(steps)]
     batches = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1)[:, :steps], *epochs)
-    ring, communicator = graphs.ring(n), communicators.simulated(n)
-    optimizer = make_optimizer(configuration, method, ring, communicator, STEPS)
+    optimizer = make_optimizer(config, communicator)
 
     def worker(batches):
         def step(carry, batch):
@@ -102,34 +162,36 @@ def try_out(
     program = jax.jit(communicator.spmd(worker), compiler_options=fast)
     losses = np.asarray(program(batches))
     if not np.isfinite(losses).all():
-        raise FloatingPointError(f"{configuration.name}: {method.name} diverges.")
+        raise FloatingPointError(f"{config.averaging} diverges.")
     return [float(f"{loss:.4g}") for loss in losses.mean(0)]
 
 
-def compute(
-    configurations: Sequence[tuple[Configuration, Sequence[Method]]],
-) -> list[dict[str, Any]]:
+def compute(rows: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
     """Counts and tries out.
 
     Args:
-      configurations: each with those of its methods that are wanted, D-PSGD included.
+      rows: those that are wanted of each configuration, D-PSGD included.
 
     Returns:
-      A record for each configuration and method.
+      A record for each row.
     """
-    records = []
-    jobs = [(c, method) for c, methods in configurations for method in methods]
-    for configuration, method in tqdm(jobs, desc="configurations", unit="method"):
-        options = {k: v for k, v in method.options.items() if k != "compressor"}
-        record: dict[str, Any] = {
-            "configuration": configuration.name,
-            "method": method.name,
-            "peak_learning_rate": method.factor * configuration.learning_rate,
-            "options": options | {"overlap": method.overlap},
-            **count(configuration, method),
-            "digits_loss": try_out(configuration, method),
-        }
-        records.append(record)
+    records: list[dict[str, Any]] = []
+    jobs = [(name, row) for name, own in rows.items() for row in own]
+    for name, row in tqdm(jobs, desc="configurations", unit="method"):
+        communicator = make_communicator(row.config)
+        optimizer = make_optimizer(row.config, communicator)
+        cost = djax.communication_cost(optimizer, SHAPES[name](), communicator)
+        records.append(
+            {
+                "configuration": name,
+                "method": row.method,
+                "peak_learning_rate": row.learning_rate,
+                "options": _options(row),
+                "bytes_per_step": cost.mean_bytes,
+                "messages_per_step": cost.mean_messages,
+                "digits_loss": try_out(row.config),
+            }
+        )
     gossip = {
         r["configuration"]: r["bytes_per_step"]
         for r in records
@@ -140,42 +202,38 @@ def compute(
     return records
 
 
-def one_a_mechanism(configuration: Configuration) -> list[Method]:
-    """The first method of each mechanism."""
-    firsts = {m.mechanism: m for m in reversed(configuration.methods)}
-    return [m for m in configuration.methods if m in firsts.values()]
+def _options(row: Row) -> dict[str, Any]:
+    """How the workers average, besides the name of the algorithm and the code."""
+    options, defaults = (flatten(x) for x in (row.config.averaging, Algorithm()))
+    unnamed = options.keys() - {"algorithm", "compressor", "compressor_options"}
+    return {
+        name: value
+        for name, value in options.items()
+        if name in unnamed and value != defaults[name]
+    }
 
 
-def _lookup(record: dict) -> tuple[Configuration, Method]:
-    """The configuration and the method that a record is of."""
-    return next(
-        (configuration, method)
-        for configuration in CONFIGURATIONS
-        for method in configuration.methods
-        if record["configuration"] == configuration.name
-        and record["method"] == method.name
-    )
+def one_a_mechanism(rows: Sequence[Row]) -> list[Row]:
+    """The first row of each algorithm."""
+    return list({row.algorithm: row for row in reversed(rows)}.values())[::-1]
 
 
 def make_settings():
-    """What the methods of a configuration have in common."""
-    rows = []
-    for field in dataclasses.fields(Configuration):
-        if field.name in ("name", "shapes", "methods"):
-            continue
-        values = [
-            getattr(configuration, field.name) for configuration in CONFIGURATIONS
-        ]
-        rows.append([field.name.replace("_", " "), *map(_text, values)])
+    """What the rows of a configuration have in common."""
+    commons = [flatten(module.COMMON) for module in TABLES.values()]
+    defaults = flatten(Config())
+    rows = [
+        [name.replace("_", " "), *(_text(common[name]) for common in commons)]
+        for name in defaults
+        if any(common[name] != defaults[name] for common in commons)
+    ]
     for what, wanted in (("parameters", lambda x: True), ("in vectors", _is_vector)):
         numbers = (
-            sum(x.size for x in jax.tree.leaves(configuration.shapes()) if wanted(x))
-            for configuration in CONFIGURATIONS
+            sum(x.size for x in jax.tree.leaves(shapes()) if wanted(x))
+            for shapes in SHAPES.values()
         )
         rows.append([what, *(f"{number:,}" for number in numbers)])
-    return figures.table(
-        "Configurations", ["", *(c.name for c in CONFIGURATIONS)], rows
-    )
+    return figures.table("Configurations", ["", *TABLES], rows)
 
 
 def _is_vector(x: jax.ShapeDtypeStruct) -> bool:
@@ -183,40 +241,43 @@ def _is_vector(x: jax.ShapeDtypeStruct) -> bool:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return _settings(value, ", ") or "–"
     if isinstance(value, tuple):
         return ", ".join(map(_text, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return "–" if value is None else f"{value}"
 
 
-def make_methods(configuration: Configuration, records: list[dict]):
-    """The methods' own settings, and the losses of their three steps."""
-    rows = []
+def make_methods(name: str, records: list[dict]):
+    """The rows' own settings, and the losses of their three steps."""
+    rows = {row.method: row for row in TABLES[name].TABLE.rows}
+    lines = []
     for record in records:
-        if record["configuration"] != configuration.name:
-            continue
-        _, method = _lookup(record)
-        options = {k: v for k, v in record["options"].items() if k != "overlap"}
-        losses = record["digits_loss"]
-        rows.append(
-            [
-                method.name,
-                method.factor,
-                record["peak_learning_rate"],
-                _settings(options, ", "),
-                _settings(method.tried, "; "),
-                "–".join(map(str, sorted({min(method.seeds), max(method.seeds)}))),
-                f"{losses[0]:.2f}, {losses[-1]:.2f}",
-            ]
-        )
+        if record["configuration"] == name:
+            row, losses = rows[record["method"]], record["digits_loss"]
+            options = {k: v for k, v in record["options"].items() if k != "overlap"}
+            lines.append(
+                [
+                    row.method,
+                    row.learning_rate / row.config.base.warmup_from,
+                    row.learning_rate,
+                    _settings(options, ", "),
+                    _text(row.tried) or None,
+                    "–".join(map(str, sorted({min(row.seeds), max(row.seeds)}))),
+                    f"{losses[0]:.2f}, {losses[-1]:.2f}",
+                ]
+            )
     return figures.table(
-        f"Methods of {configuration.name}",
+        f"Methods of {name}",
         ["method", "F", "peak", "options", "tried", "seeds", "digits"],
-        rows,
-        "F: the peak learning rate over that before the warm-up. rate: consensus_rate. "
-        "digits: losses of the first and the last of three steps.\n"
-        "All but all-reduce average models before the step's update.",
+        lines,
+        "F: the peak learning rate over that before the warm-up. tried: other peaks. "
+        "rate: consensus_rate. digits: losses of the first and the last of three "
+        "steps.\nAll but all-reduce average models before the step's update.",
     )
 
 
@@ -225,19 +286,21 @@ def _settings(values: Mapping[str, Any], separator: str) -> str | None:
     return separator.join(texts).replace("consensus_rate", "rate") or None
 
 
+def _published(record: dict) -> Published:
+    return PUBLISHED[record["configuration"]].get(record["method"], Published())
+
+
 def make_table(records: list[dict]):
     """What is sent, beside what the published code sends."""
     rows = []
     for record in records:
-        configuration, method = _lookup(record)
-        published, sent = method.published, record["bytes_per_step"]
-        each = None if method.mechanism is djax.all_reduce else sent / NEIGHBORS
-        mib = None
-        if configuration.steps_per_epoch:
-            mib = f"{sent * configuration.steps_per_epoch / 2**20:.2f}"
+        name, sent = record["configuration"], record["bytes_per_step"]
+        published = _published(record)
+        each = None if record["method"] == "all-reduce" else sent / NEIGHBORS
+        mib = f"{sent * STEPS / 2**20:.2f}" if name == CIFAR10 else None
         rows.append(
             [
-                f"{configuration.name.split(',')[0]}: {method.name}",
+                f"{name.split(',')[0]}: {record['method']}",
                 _bytes(each),
                 _bytes(published.bytes),
                 _compare(each, published.bytes),
@@ -279,11 +342,11 @@ def _compare(ours: float | None, published: float | None) -> str | None:
 def draw(records: list[dict]) -> Figure:
     """Bytes of a worker in a step, a panel for each configuration."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(CONFIGURATIONS))
-    for axes, configuration in zip(panels, CONFIGURATIONS, strict=True):
-        mine = [r for r in records if r["configuration"] == configuration.name]
+    panels = figure.subplots(1, len(TABLES))
+    for axes, name in zip(panels, TABLES, strict=True):
+        mine = [r for r in records if r["configuration"] == name]
         sent = [r["bytes_per_step"] for r in mine]
-        published = [_lookup(r)[1].published.bytes for r in mine]
+        published = [_published(r).bytes for r in mine]
         axes.barh(range(len(mine)), sent, color=[_color(r) for r in mine])
         for i, (record, known) in enumerate(zip(mine, published, strict=True)):
             end = max(record["bytes_per_step"], NEIGHBORS * (known or 0))
@@ -292,7 +355,7 @@ def draw(records: list[dict]) -> Figure:
             if known:
                 axes.plot(NEIGHBORS * known, i, "o", color="k", mfc="none", ms=5)
         axes.set_yticks(range(len(mine)), [r["method"] for r in mine], fontsize=8)
-        axes.set(xscale="log", title=configuration.name)
+        axes.set(xscale="log", title=name)
         axes.set_xlabel("bytes a worker sends in a step")
         axes.set_xlim(min(sent) / 3, 6 * max(sent))
         axes.invert_yaxis()
@@ -321,9 +384,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
       The records.
     """
     config = figures.configure(__file__, __doc__, arguments)
-    choose = one_a_mechanism if config.smoke else lambda c: c.methods
-    records = compute([(c, choose(c)) for c in CONFIGURATIONS])
-    methods = [make_methods(c, records) for c in CONFIGURATIONS]
+    choose = one_a_mechanism if config.smoke else list
+    records = compute({k: choose(module.TABLE.rows) for k, module in TABLES.items()})
+    methods = [make_methods(name, records) for name in TABLES]
     tables = [make_settings(), *methods, make_table(records)]
     figures.publish(__file__, config, records, tables, draw(records))
     return records

@@ -1,106 +1,13 @@
-r"""The paper's language task on the State of the Union: perplexity against bytes.
-
-Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Compression
-in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
-
-    python -m experiments.powergossip.table_sotu           # an hour
-    python -m experiments.powergossip.table_sotu --smoke   # a minute
-
-The paper's protocol: a ring, every worker with its consecutive part of the text, here
-an era of its own; an LSTM whose decoder is its embedding, gradients through 30 words,
-clipped at norm 0.4, SGD without momentum, linear warm-up, decays after two thirds and
-eight ninths of the training, averaging before the step's update; 3 seeds. Scaled down:
-8 workers in place of 16, presidents' speeches in place of WikiText-2, the 1,000 most
-frequent words, one layer of 64 in place of three of 650, 3 epochs of batches of 16 rows
-in place of 90 of 64. Every method is tuned on the same grid of learning rates, and
-those that need a consensus rate on a grid of these, too, with the first seed;
-PowerGossip is not tuned: it takes D-PSGD's learning rate. Both are shown with averaging
-after the update, too.
-
-The texts are those of the package sotu. Expect PowerGossip within 2 % of D-PSGD's
-perplexity: with 1 iteration, for 1/42 of the bytes, where averaging comes before the
-update, with 2, for 1/31, where it comes after. And expect the order to matter more than
-the method: where the mixing matrix has an eigenvalue :math:`\lambda` and the loss a
-curvature :math:`h`, the step :math:`x \gets W x - \gamma H x` is stable for
-:math:`\gamma h < 1 + \lambda`, 2/3 with this ring's smallest eigenvalue -1/3;
-:math:`x \gets W (x - \gamma H x)` is for all :math:`\gamma h < 2`.
-"""
+"""The command of :mod:`experiments.configs.powergossip.table_sotu`."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any
 
+from ..configs.powergossip import table_sotu
 from ..lib import study
-from ..lib.papers import Row, Table
-from ..lib.study import Study
 from . import tradeoff
 
-METHODS = {
-    "all-reduce": "--algorithm all_reduce_sgd",
-    "D-PSGD": "--algorithm dpsgd --overlap",
-    **{
-        f"PowerGossip, {n} iteration{'s' * (n > 1)}": "--algorithm power_gossip "
-        f"--overlap --iterations {n}"
-        for n in (1, 2, 4)
-    },
-    "CHOCO, sign": "--algorithm choco_sgd --overlap --compressor sign",
-    "CHOCO, top 1 %": "--algorithm choco_sgd --overlap --compressor top_k "
-    "--compressor-options fraction 0.01",
-    "DeepSqueeze, sign": "--algorithm deep_squeeze --overlap --compressor sign",
-    "Moniqua, 2 bits": "--algorithm moniqua --overlap",
-    "D-PSGD, after the step": "--algorithm dpsgd",
-    "PowerGossip, 1 iteration, after the step": "--algorithm power_gossip",
-    "PowerGossip, 2 iterations, after the step": "--algorithm power_gossip "
-    "--iterations 2",
-}
-TUNED = {
-    "CHOCO, sign": ("0.2", "0.5", "0.8"),
-    "CHOCO, top 1 %": ("0.01", "0.05", "0.2"),
-    "DeepSqueeze, sign": ("0.02", "0.1", "0.4"),
-    "Moniqua, 2 bits": ("0.01 --theta 0.25", "0.1 --theta 0.25", "0.1 --theta 1"),
-}
-STUDY = Study(
-    Table(
-        "PowerGossip on the State of the Union: mean held-out perplexity of workers",
-        """
-        --task sotu --task-options vocabulary 1000 length 30 --model lstm
-        --model-options layers 1 hidden 64 dropout 0.0 --split contiguous
-        --topology ring --batch-size 16 --epochs 3 --evaluations 1
-        --clip-norm 0.4 --optimizer-options momentum None nesterov False
-        --warmup 0.05556 --decay-at 0.66667 0.88889
-        """,
-        workers=8,
-        smoke="""
-        --mock --model-options width 0.125 --epochs 1 --steps-per-epoch 2
-        --evaluations 1 --batch-size 4
-        """,
-        rows=tuple(
-            Row(method, arguments, learning_rate=10.0)
-            for method, arguments in METHODS.items()
-        ),
-        score="mean",
-        accuracy=False,
-    ),
-    rates=(5.0, 10.0, 20.0, 40.0),
-    variants={
-        method: tuple(f"--consensus-rate {rate}" for rate in rates)
-        for method, rates in TUNED.items()
-    },
-    borrowed=tradeoff.owners(METHODS),
-)
-
-
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-    """
-    picture = functools.partial(
-        tradeoff.draw, "mean held-out perplexity of workers", STUDY
-    )
-    return study.main(__file__, __doc__, STUDY, picture, arguments)
-
+draw = functools.partial(tradeoff.draw, "mean held-out perplexity of workers")
+main = functools.partial(study.main, __file__, table_sotu, draw)
 
 if __name__ == "__main__":
     main()

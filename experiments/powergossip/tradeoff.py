@@ -1,12 +1,13 @@
 """Quality against bytes, as both studies here show it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..configs.powergossip.table_fashion_mnist import AFTER
 from ..lib import figures, study
 from ..lib.study import Study
 
@@ -19,23 +20,6 @@ COLORS = {
     "Moniqua": "tab:gray",
 }
 """By the first words of a method's name."""
-
-
-AFTER = ", after the step"
-"""Ends the names of methods that average after a step's update, not before."""
-
-
-def owners(methods: Iterable[str]) -> dict[str, str]:
-    """Whose learning rate PowerGossip takes: D-PSGD's, which averages when it does.
-
-    Args:
-      methods: all names.
-    """
-    return {
-        method: "D-PSGD" + AFTER * method.endswith(AFTER)
-        for method in methods
-        if method.startswith("PowerGossip")
-    }
 
 
 def draw(label: str, shown: Study, records: Sequence[dict[str, Any]]) -> Figure:

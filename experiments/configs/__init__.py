@@ -1,0 +1,1 @@
+"""Tables of papers as values: a complete configuration for each row."""
