@@ -9,7 +9,7 @@ import pytest
 from launch import mpirun, python
 
 from experiments import train
-from experiments.lib import papers, signals, synchronous, trainer
+from experiments.lib import processes, signals, synchronous, trainer
 
 ALGORITHMS = [
     "--algorithm dpsgd --drop-probability 0.2 --local-steps 2",
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users")]
 def run(options, folder):
     """The outcome of a command line of `experiments.train`."""
     line = f"{options} --epochs 2 --evaluations 2 --seed 3 --runs {folder}"
-    with papers.compiled_once():
+    with processes.compiled_once():
         return train.Run(train.parse(line.split())).train()
 
 

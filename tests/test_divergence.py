@@ -1,7 +1,6 @@
 """A training that gets worse and stays finite is told from one that learns."""
 
 import json
-import types
 
 import numpy as np
 import pytest
@@ -116,8 +115,7 @@ def test_a_search_for_a_learning_rate_goes_on_after_a_divergence(capsys, monkeyp
     config = train.parse("--task digits --workers 4 --epochs 2 --evaluations 1".split())
     row = papers.Row("D-PSGD", config, tried=(1000.0, 1e9, 0.1))
     table = papers.Table("Table 0", (row,))
-    described = types.SimpleNamespace(TABLE=table)
-    records = papers.main(__file__, described, ["--method", "D-PSGD", "--tune"])
+    records = papers.run(table, papers.Choice("D-PSGD", tune=True))
     assert [record["score"] is None for record in records] == [True, True, False]
     shown, said = capsys.readouterr()
     assert shown.count("1 diverged") == 2 and said.count("training diverged") == 2

@@ -24,7 +24,7 @@ def scripts(call):
     ]
 
 
-TABLES, STUDIES = scripts("papers.main, __file__"), scripts("study.main, __file__")
+TABLES, STUDIES = scripts("papers.script("), scripts("study.script(")
 
 
 def described(script):
@@ -73,8 +73,19 @@ def test_a_table_is_listed_before_it_is_run(script, capsys):
     shown = capsys.readouterr().out
     for row in described(script).TABLE.rows:
         assert f"{row.method} {row.setting}: experiments.train" in shown
+
+
+@pytest.mark.parametrize("script", TABLES)
+def test_the_help_of_a_table_says_how_it_is_started(script, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).main(["--help"])
+    said = capsys.readouterr().out
     for part in (f"python -m {script}", "mpirun -n", "#SBATCH", "srun python -m"):
-        assert part in described(script).__doc__
+        assert part in said
+    table = described(script).TABLE
+    train.parse(table.example.more)
+    assert papers.select(table, table.example)
+    assert f"python -m experiments.prepare {table.prepare}" in said
 
 
 @pytest.mark.parametrize("script", TABLES)

@@ -1,6 +1,5 @@
 """The command of :mod:`experiments.configs.acid.table_fashion_mnist`."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +70,7 @@ def _runs(shown, records, method: str, setting: str) -> list[dict[str, Any]]:
     return [run for run in found if run["score"] is not None]
 
 
-main = functools.partial(study.main, __file__, table_fashion_mnist, draw)
+main = study.script(__file__, table_fashion_mnist, draw)
 
 if __name__ == "__main__":
     main()

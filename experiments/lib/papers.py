@@ -1,19 +1,18 @@
-"""Tables of papers: every row a configuration of :mod:`experiments.train`.
+"""Tables of papers: every row is a configuration of :mod:`experiments.train`.
 
 A table is a value of :mod:`experiments.configs`. Its script lists the rows with the
-paper's results, and runs those that are chosen, in a simulation or, under mpirun or
+paper's results, and runs those that are chosen: in a simulation or, under mpirun or
 srun, with one process a worker.
 """
 
-import contextlib
 import dataclasses
-import functools
 import pathlib
+import shlex
 import statistics
 import sys
 import tempfile
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -24,9 +23,10 @@ import tyro
 from djax import communicators
 
 from .. import train
-from . import errors, figures, trainer
+from . import errors, figures, processes, trainer
 from .config import Config, command_line
 from .errors import UsageError
+from .options import write_flags
 
 SMOKE = {
     "mock": True,
@@ -71,27 +71,6 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of a paper.
-
-    Attributes:
-      title: what it shows.
-      rows: its rows.
-      smoke: what it needs besides `SMOKE` to be tiny.
-      score: of the last record of the history by which rows are compared.
-      last: how many of the last evaluations it is averaged over.
-      accuracy: whether the score is an accuracy, which is told in %, and good if high.
-    """
-
-    title: str
-    rows: tuple[Row, ...]
-    smoke: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    score: str = "worst"
-    last: int = 1
-    accuracy: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
 class Choice:
     """Which rows are run; without a choice all are listed, and none is run."""
 
@@ -110,27 +89,100 @@ class Choice:
     """After --: further arguments for experiments.train, such as --data-dir."""
 
 
-def main(
-    script: str, described: types.ModuleType, arguments: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
-    """The command line of a table's script.
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a paper.
+
+    Attributes:
+      title: what it shows.
+      rows: its rows.
+      smoke: what it needs besides `SMOKE` to be tiny.
+      score: of the last record of the history by which rows are compared.
+      last: how many of the last evaluations it is averaged over.
+      accuracy: whether the score is an accuracy, which is told in %, and good if high.
+      prepare: arguments of :mod:`experiments.prepare`, for the instructions.
+      example: rows that the instructions run, and further arguments.
+      hours: that these take on a cluster, at most.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    smoke: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    score: str = "worst"
+    last: int = 1
+    accuracy: bool = True
+    prepare: str = ""
+    example: Choice = Choice()
+    hours: int = 4
+
+
+_INSTRUCTIONS = r"""
+    python -m {script}            # lists the rows
+    python -m {script} --smoke    # minutes, random data
+    python -m experiments.prepare {prepare}    # once
+    mpirun -n {workers} python -m {script} \
+        {rows}{more}
+
+Without mpirun the workers of a row are simulated on one device. With Slurm, on nodes of
+4 GPUs, and with a checkpoint two minutes before the time is over:
+
+    #!/bin/bash
+    #SBATCH --nodes={nodes} --ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=8
+    #SBATCH --time={hours:02}:00:00 --signal=TERM@120 --requeue
+    srun python -m {script} \
+        {rows} --seeds {seed}{more} \
+        --data-dir $DJAX_DATA --checkpoints $SCRATCH/saved --resume
+"""
+
+
+def describe(script: str, table: Table) -> str:
+    """How the script of a table is started, on one machine and on a cluster."""
+    example = table.example
+    (row, *_) = select(table, example)
+    chosen = {"method": example.method, "setting": example.setting}
+    return _INSTRUCTIONS.format(
+        script=script,
+        prepare=table.prepare,
+        workers=row.config.workers,
+        nodes=(row.config.workers or 1) // 4,
+        rows=shlex.join(write_flags({k: v for k, v in chosen.items() if v})),
+        more=f" -- {shlex.join(example.more)}" if example.more else " --",
+        hours=table.hours,
+        seed=row.seeds[0],
+    )
+
+
+def script(described: types.ModuleType) -> Callable[..., list[dict[str, Any]]]:
+    """Makes the command line of a table.
 
     Args:
-      script: its `__file__`.
       described: has the `TABLE`, and a docstring that is the help text.
-      arguments: by default those of the process.
 
     Returns:
-      A record for each run.
+      A function that reads its arguments or, by default, those of the process, and
+      returns a record for each run.
     """
-    table, path = described.TABLE, pathlib.Path(script)
-    with errors.heard_once():
-        choice = tyro.cli(
-            Choice,
-            prog=f"python -m experiments.{path.parent.name}.{path.stem}",
-            description=described.__doc__,
-            args=arguments,
-        )
+    name = described.__name__.replace(".configs", "")
+
+    def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        with errors.heard_once():
+            choice = tyro.cli(
+                Choice,
+                prog=f"python -m {name}",
+                description=f"{described.__doc__}{describe(name, described.TABLE)}",
+                args=arguments,
+            )
+        return run(described.TABLE, choice)
+
+    return main
+
+
+def run(table: Table, choice: Choice) -> list[dict[str, Any]]:
+    """Runs what is chosen of a table, or lists all, and returns a record for each run.
+
+    Raises:
+      SystemExit: if there is no such row.
+    """
     with errors.one_line_errors(UsageError):
         rows = select(table, choice)
     speaks = communicators.launcher_rank() == 0
@@ -147,14 +199,8 @@ def main(
                 print(f"{row.method} {row.setting}: {command_line(config)}", flush=True)
             config = train.parse(choice.more, config)
             found = run_row(table, config, smoke=choice.smoke)
-            records.append(
-                {
-                    "method": row.method,
-                    "setting": row.setting,
-                    **options,
-                    "score": found,
-                }
-            )
+            what = {"method": row.method, "setting": row.setting, **options}
+            records.append({**what, "score": found})
             jax.clear_caches()
     if speaks:
         shown = figures.mark_table(results(table, records), choice.smoke)
@@ -197,38 +243,10 @@ def try_out(config: Config) -> trainer.Outcome:
     Args:
       config: of the training.
     """
-    with tempfile.TemporaryDirectory() as folder, compiled_once():
+    with tempfile.TemporaryDirectory() as folder, processes.compiled_once():
         with errors.one_line_errors(Exception):
             run = train.Run(config.replace(runs=pathlib.Path(folder)))
         return run.train()
-
-
-@contextlib.contextmanager
-def compiled_once() -> Iterator[None]:
-    """Keeps compiled programs in a folder that lasts as long as this process."""
-    options = {
-        "jax_compilation_cache_dir": _keep_folder().name,
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-
-
-@functools.cache
-def _keep_folder() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-
-
-def discard_compiled() -> None:
-    """Removes that folder before the end, for a process that ends without clean-up."""
-    _keep_folder().cleanup()
 
 
 def select(table: Table, choice: Choice) -> list[Row]:

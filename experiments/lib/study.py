@@ -6,17 +6,13 @@ stopped at any time, as by Ctrl-C, and goes on where it was.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import pathlib
-import signal
 import sys
 import tempfile
-import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -28,7 +24,7 @@ import rich.table
 import tqdm
 
 from .. import train
-from . import errors, figures, papers, report, trainer
+from . import errors, figures, papers, processes, report, trainer
 from .errors import UsageError
 from .options import write_flags
 from .papers import Row, Table
@@ -153,10 +149,10 @@ def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
       All records.
     """
     scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    with scratch as folder, _pool(config.jobs) as pool:
+    with scratch as folder, processes.pool(config.jobs) as pool:
         for stage in (_tuning, _borrowing, _repeating):
             todo = [job for job in stage(study, ledger) if not ledger.find(**job.key)]
-            with _interrupts_withheld():
+            with processes.interrupts_withheld():
                 lines = {
                     pool.submit(
                         _execute, job.configure(study, config.smoke), folder
@@ -172,45 +168,48 @@ def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
     return ledger.records
 
 
-def main(
-    script: str,
+def script(
+    file: str,
     described: types.ModuleType,
     draw: Callable[[Study, Sequence[dict[str, Any]]], "Figure"],
-    arguments: Sequence[str] | None = None,
-) -> list[dict[str, Any]]:
-    """The command line of a study's script.
+) -> Callable[..., list[dict[str, Any]]]:
+    """Makes the command line of a study.
 
     Args:
-      script: its `__file__`.
+      file: the script's `__file__`.
       described: has the `STUDY`, and a docstring that is the help text.
       draw: makes the figure of all records.
-      arguments: by default those of the process.
 
     Returns:
-      The records: what was run, the score, and how it came about.
+      A function that reads its arguments or, by default, those of the process, and
+      returns the records: what was run, the score, and how it came about.
     """
-    study = described.STUDY
-    config = figures.configure(script, described.__doc__, arguments, Config)
-    assert config.output is not None
-    path = config.output / pathlib.Path(script).stem
-    if config.smoke:
-        study = _small(study)
-    with errors.one_line_errors(UsageError):
-        if config.draw:
-            _check_drawable(path.with_suffix(".jsonl"), config)
-    ledger = Ledger(path.with_suffix(".jsonl"), config.smoke and not config.draw)
-    try:
-        records = ledger.records if config.draw else run(study, config, ledger)
-    except KeyboardInterrupt:
-        _stop(ledger)
-    smoke = config.smoke or ledger.smoke
-    figure = draw(study, records)
-    figures.mark_figure(figure, smoke)
-    figure.savefig(path.with_suffix(".png"), dpi=200)
-    console = rich.console.Console(width=150, highlight=False)
-    console.print(figures.mark_table(results(study, records), smoke))
-    console.print(f"written: {path}.jsonl and .png")
-    return records
+
+    def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        study = described.STUDY
+        config = figures.configure(file, described.__doc__, arguments, Config)
+        assert config.output is not None
+        path = config.output / pathlib.Path(file).stem
+        if config.smoke:
+            study = _small(study)
+        with errors.one_line_errors(UsageError):
+            if config.draw:
+                _check_drawable(path.with_suffix(".jsonl"), config)
+        ledger = Ledger(path.with_suffix(".jsonl"), config.smoke and not config.draw)
+        try:
+            records = ledger.records if config.draw else run(study, config, ledger)
+        except KeyboardInterrupt:
+            _stop(ledger)
+        smoke = config.smoke or ledger.smoke
+        figure = draw(study, records)
+        figures.mark_figure(figure, smoke)
+        figure.savefig(path.with_suffix(".png"), dpi=200)
+        console = rich.console.Console(width=150, highlight=False)
+        console.print(figures.mark_table(results(study, records), smoke))
+        console.print(f"written: {path}.jsonl and .png")
+        return records
+
+    return main
 
 
 def _stop(ledger: Ledger) -> NoReturn:
@@ -227,7 +226,7 @@ def _stop(ledger: Ledger) -> NoReturn:
         flush=True,
     )
     sys.stdout.flush()
-    papers.discard_compiled()
+    processes.discard_compiled()
     os._exit(INTERRUPTED)  # A run in a thread of this process would not end before.
 
 
@@ -334,68 +333,6 @@ def _repeating(study: Study, ledger: Ledger) -> Iterator[_Job]:
         best = chosen(study, ledger.records, row)[0]
         for seed in study.seeds[1:]:
             yield _Job(row, best["learning_rate"], best["variant"], seed)
-
-
-@contextlib.contextmanager
-def _pool(jobs: int) -> Iterator[concurrent.futures.Executor]:
-    """Processes of one thread each, so that runs do not wait for each other.
-
-    For one job at a time there is none besides this one. After Ctrl-C runs that have
-    begun are not waited for.
-    """
-    if jobs == 1:
-        with papers.compiled_once():
-            pool = concurrent.futures.ThreadPoolExecutor(1)
-            try:
-                yield pool
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-        return
-    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    before = os.environ.get("XLA_FLAGS")
-    os.environ["XLA_FLAGS"] = f"{before or ''} {flags}".strip()
-    context = multiprocessing.get_context("spawn")
-    try:
-        with concurrent.futures.ProcessPoolExecutor(
-            jobs, context, _end_with_parent
-        ) as pool:
-            try:
-                yield pool
-            except KeyboardInterrupt:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.kill()
-                raise
-    finally:
-        os.environ.pop("XLA_FLAGS")
-        if before is not None:
-            os.environ["XLA_FLAGS"] = before
-
-
-@contextlib.contextmanager
-def _interrupts_withheld() -> Iterator[None]:
-    """Lets processes start that never hear of Ctrl-C, which they inherit.
-
-    A terminal tells all of them, and each would show a traceback. This process still
-    hears of it afterwards.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_with_parent() -> None:
-    """Leaves no process behind when a study is killed."""
-
-    def end():
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
 
 
 def _execute(config: train.Config, folder: str | None = None) -> dict[str, Any]:

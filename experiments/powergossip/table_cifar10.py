@@ -1,11 +1,9 @@
 """The command of :mod:`experiments.configs.powergossip.table_cifar10`."""
 
-import functools
-
 from ..configs.powergossip import table_cifar10
 from ..lib import papers
 
-main = functools.partial(papers.main, __file__, table_cifar10)
+main = papers.script(table_cifar10)
 
 if __name__ == "__main__":
     main()

@@ -22,15 +22,15 @@ COLORS = {
 """By the first words of a method's name."""
 
 
-def draw(label: str, shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
+def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
     """The score against what a worker sent.
 
     Args:
-      label: of the score.
       shown: what was run.
       records: of it.
     """
     figure, ((axes,),) = figures.panels((9, 4.5))
+    _, _, label = shown.table.title.partition(": ")
     points: list[tuple[str, float, float, str]] = []
     for row in shown.table.rows:
         runs = study.chosen(shown, records, row)

@@ -1,6 +1,5 @@
 """The command of :mod:`experiments.configs.relaysgd.table2_fashion_mnist`."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +49,7 @@ def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-main = functools.partial(study.main, __file__, table2_fashion_mnist, draw)
+main = study.script(__file__, table2_fashion_mnist, draw)
 
 if __name__ == "__main__":
     main()

@@ -1,31 +1,16 @@
-r"""CIFAR-10 and ResNet-18: accuracy by graph, number of workers, and rate.
+"""CIFAR-10 and ResNet-18: accuracy by graph, number of workers, and rate.
 
 Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
 Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
 
-    python -m experiments.acid.table_cifar10                     # lists the rows
-    python -m experiments.prepare cifar10 --download             # once
-    mpirun -n 16 python -m experiments.acid.table_cifar10 \
-        --method "A²CiD², rate 1" --setting "ring of 16"
-    python -m experiments.acid.table_cifar10 --smoke             # a minute, random data
-
 Under mpirun workers do not wait for each other; without, the same is simulated on
-virtual clocks. With Slurm:
-
-    #!/bin/bash
-    #SBATCH --nodes=4 --ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=8
-    #SBATCH --time=02:00:00 --signal=TERM@120 --requeue
-    srun python -m experiments.acid.table_cifar10 --method "A²CiD², rate 1" \
-        --setting "ring of 16" --seeds 1 \
-        -- --data-dir $DJAX_DATA --checkpoints $SCRATCH/acid-ring-16 --resume
-
-Settings are those of the published program. Every worker has all the data, in an order
-of its own; together they see it 300 times. The learning rate of 0.1 is for batches of
-256 samples in all, and grows to that for the true number during the first 5 epochs; it
-is decayed after half and three quarters of the training. The norm of a gradient is
-clipped at 1. The score is the test accuracy of the averaged model, whose statistics of
-the normalizations are recomputed; the program took those of worker 0. It holds no
-result that could be put beside.
+virtual clocks. Settings are those of the published program. Every worker has all the
+data, in an order of its own; together they see it 300 times. The learning rate of 0.1
+is for batches of 256 samples in all, and grows to that for the true number during the
+first 5 epochs; it is decayed after half and three quarters of the training. The norm of
+a gradient is clipped at 1. The score is the test accuracy of the averaged model, whose
+statistics of the normalizations are recomputed; the program took those of worker 0. It
+holds no result that could be put beside.
 
 Expect all methods alike where there are few workers or the graph is complete, and on
 large rings A²CiD² at rate 1 at or above its baseline at rate 2.
@@ -34,7 +19,7 @@ large rings A²CiD² at rate 1 at or above its baseline at rate 2.
 from collections.abc import Iterator, Sequence
 
 from ...lib.config import Config
-from ...lib.papers import Row, Table
+from ...lib.papers import Choice, Row, Table
 
 COMMON = Config().replace(
     task="cifar10",
@@ -96,6 +81,9 @@ def make_rows(
 
 TABLE = Table(
     "CIFAR-10, test accuracy of the averaged model in %",
+    prepare="cifar10 --download",
+    example=Choice("A²CiD², rate 1", "ring of 16"),
+    hours=2,
     score="averaged",
     rows=tuple(
         make_rows(COMMON, (4, 8, 16, 32, 64), ("complete", "exponential", "ring"))

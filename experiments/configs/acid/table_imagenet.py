@@ -1,22 +1,7 @@
-r"""ImageNet and ResNet-50: the ring of 16, 32 and 64 workers, at rates 1 and 2.
+"""ImageNet and ResNet-50: the ring of 16, 32 and 64 workers, at rates 1 and 2.
 
 Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
 Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
-
-    python -m experiments.acid.table_imagenet                    # lists the rows
-    python -m experiments.prepare imagenet2012 --raw-dir TARS    # once
-    mpirun -n 64 python -m experiments.acid.table_imagenet \
-        --method "A²CiD², rate 1" --setting "ring of 64" -- --precision bfloat16
-    python -m experiments.acid.table_imagenet --smoke            # a minute, random data
-
-With Slurm:
-
-    #!/bin/bash
-    #SBATCH --nodes=16 --ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=12
-    #SBATCH --time=12:00:00 --signal=TERM@120 --requeue
-    srun python -m experiments.acid.table_imagenet --method "A²CiD², rate 1" \
-        --setting "ring of 64" -- --precision bfloat16 --data-dir $DJAX_DATA \
-        --checkpoints $SCRATCH/acid-imagenet-64 --resume
 
 As :mod:`experiments.configs.acid.table_cifar10`, but for the decays, after 30, 60 and
 80 % of the training, as the published program has them. It does not say how long
@@ -27,11 +12,14 @@ Expect A²CiD² at rate 1 at or above its baseline at rate 2 on the ring of 64, 
 them close to AR-SGD on that of 16.
 """
 
-from ...lib.papers import Table
+from ...lib.papers import Choice, Table
 from .table_cifar10 import COMMON, make_rows
 
 TABLE = Table(
     "ImageNet, test accuracy of the averaged model in %",
+    prepare="imagenet2012 --raw-dir TARS",
+    example=Choice("A²CiD², rate 1", "ring of 64", more=("--precision", "bfloat16")),
+    hours=12,
     smoke={
         "task_options": {"size": 32},
         "model_options": {"width": 0.125, "stem": "imagenet", "blocks": (1, 1, 1, 1)},

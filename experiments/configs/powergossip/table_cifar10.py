@@ -1,22 +1,7 @@
-r"""CIFAR-10 and ResNet-20 on a ring of 8: quality against bytes.
+"""CIFAR-10 and ResNet-20 on a ring of 8: quality against bytes.
 
 Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Compression
 in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
-
-    python -m experiments.powergossip.table_cifar10              # lists the rows
-    python -m experiments.prepare cifar10 --download             # once
-    mpirun -n 8 python -m experiments.powergossip.table_cifar10 \
-        --method "PowerGossip, 1 iteration"
-    python -m experiments.powergossip.table_cifar10 --smoke      # a minute, random data
-
-With Slurm:
-
-    #!/bin/bash
-    #SBATCH --nodes=2 --ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=8
-    #SBATCH --time=04:00:00 --signal=TERM@120 --requeue
-    srun python -m experiments.powergossip.table_cifar10 \
-        --method "PowerGossip, 1 iteration" --seeds 10 \
-        -- --data-dir $DJAX_DATA --checkpoints $SCRATCH/power-cifar-10 --resume
 
 The settings are those of the published code, the grids that it searched among them;
 :mod:`experiments.powergossip.configurations` counts the bytes. All data are dealt out
@@ -40,7 +25,7 @@ import functools
 from typing import Any
 
 from ...lib.config import Config
-from ...lib.papers import Row, Table
+from ...lib.papers import Choice, Row, Table
 
 COMMON = Config().replace(
     task="cifar10",
@@ -106,6 +91,8 @@ def row(
 _row = functools.partial(row, COMMON)
 TABLE = Table(
     "CIFAR-10, mean test accuracy of the workers in %",
+    prepare="cifar10 --download",
+    example=Choice("PowerGossip, 1 iteration"),
     smoke={"model_options": {"width": 0.125, "depth": 8}},
     score="mean",
     rows=(

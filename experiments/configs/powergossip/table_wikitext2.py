@@ -1,22 +1,7 @@
-r"""WikiText-2 and a three-layer LSTM on a ring of 16: perplexity against bytes.
+"""WikiText-2 and a three-layer LSTM on a ring of 16: perplexity against bytes.
 
 Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Compression
 in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
-
-    python -m experiments.powergossip.table_wikitext2            # lists the rows
-    python -m experiments.prepare wikitext2                      # says where files go
-    mpirun -n 16 python -m experiments.powergossip.table_wikitext2 \
-        --method "PowerGossip, 16 iterations"
-    python -m experiments.powergossip.table_wikitext2 --smoke    # a minute, random data
-
-With Slurm:
-
-    #!/bin/bash
-    #SBATCH --nodes=4 --ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=8
-    #SBATCH --time=08:00:00 --signal=TERM@120 --requeue
-    srun python -m experiments.powergossip.table_wikitext2 \
-        --method "PowerGossip, 16 iterations" --seeds 10 \
-        -- --data-dir $DJAX_DATA --checkpoints $SCRATCH/power-wikitext-10 --resume
 
 The settings are those of the published code, the grids that it searched among them;
 see :mod:`experiments.configs.powergossip.table_cifar10`. Every worker has a sixteenth
@@ -31,7 +16,7 @@ the bytes.
 import functools
 
 from ...lib.config import Config
-from ...lib.papers import Table
+from ...lib.papers import Choice, Table
 from .table_cifar10 import (
     ALL_REDUCE,
     CHOCO_SIGN,
@@ -62,6 +47,9 @@ COMMON = Config().replace(
 _row = functools.partial(row, COMMON, seeds=SEEDS[:2])
 TABLE = Table(
     "WikiText-2, mean held-out perplexity of the workers",
+    prepare="wikitext2",
+    example=Choice("PowerGossip, 16 iterations"),
+    hours=8,
     score="mean",
     accuracy=False,
     rows=(

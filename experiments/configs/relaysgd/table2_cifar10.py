@@ -1,23 +1,7 @@
-r"""Table 2: CIFAR-10 and VGG-11, 16 workers, whose data differ more or less.
+"""Table 2: CIFAR-10 and VGG-11, 16 workers, whose data differ more or less.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175.
-
-    python -m experiments.relaysgd.table2_cifar10                # lists the rows
-    python -m experiments.prepare cifar10 --download             # once
-    mpirun -n 16 python -m experiments.relaysgd.table2_cifar10 \
-        --method "RelaySGD + momentum, chain" --setting "alpha 0.01"
-    python -m experiments.relaysgd.table2_cifar10 --smoke        # minutes, random data
-
-Without mpirun the 16 workers of a row are simulated on one device. With Slurm, here for
-4 nodes of 4 GPUs, and a checkpoint two minutes before the time is over:
-
-    #!/bin/bash
-    #SBATCH --nodes=4 --ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=8
-    #SBATCH --time=04:00:00 --signal=TERM@120 --requeue
-    srun python -m experiments.relaysgd.table2_cifar10 \
-        --method "RelaySGD + momentum, chain" --setting "alpha 0.01" --seeds 1 \
-        -- --data-dir $DJAX_DATA --checkpoints $SCRATCH/relay-chain-1 --resume
 
 The score is the test accuracy of the worst worker, of each worker's mean over epochs
 196 and 200; the paper's is the mean of seeds 1, 2 and 3. Learning rates were tuned with
@@ -29,7 +13,7 @@ Expect RelaySGD to keep its accuracy from alpha 1 to 0.01, and D-PSGD to lose it
 """
 
 from ...lib.config import Config
-from ...lib.papers import Row, Table
+from ...lib.papers import Choice, Row, Table
 
 COMMON = Config().replace(
     task="cifar10",
@@ -94,6 +78,8 @@ def for_each_alpha(
 
 TABLE = Table(
     "Table 2: CIFAR-10, test accuracy of the worst worker in %",
+    prepare="cifar10 --download",
+    example=Choice("RelaySGD + momentum, chain", "alpha 0.01"),
     last=2,
     rows=(
         *for_each_alpha(

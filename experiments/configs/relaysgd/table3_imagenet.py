@@ -1,23 +1,7 @@
-r"""Table 3: ImageNet and ResNet-18 with EvoNorm, 16 workers, alpha 0.1.
+"""Table 3: ImageNet and ResNet-18 with EvoNorm, 16 workers, alpha 0.1.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175.
-
-    python -m experiments.relaysgd.table3_imagenet               # lists the rows
-    python -m experiments.prepare imagenet2012 --raw-dir TARS    # once
-    mpirun -n 16 python -m experiments.relaysgd.table3_imagenet \
-        --method "RelaySGD + momentum, double trees" -- --precision bfloat16
-    python -m experiments.relaysgd.table3_imagenet --smoke       # a minute, random data
-
-With Slurm:
-
-    #!/bin/bash
-    #SBATCH --nodes=4 --ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=12
-    #SBATCH --time=24:00:00 --signal=TERM@120 --requeue
-    srun python -m experiments.relaysgd.table3_imagenet \
-        --method "RelaySGD + momentum, double trees" \
-        -- --precision bfloat16 --data-dir $DJAX_DATA \
-        --checkpoints $SCRATCH/relay-imagenet --resume
 
 The score is the mean top-1 accuracy of the workers over the last 5 evaluations. The
 paper's code tells neither the number of workers, nor epochs, batch sizes or learning
@@ -29,7 +13,7 @@ Expect RelaySGD above D-PSGD, and D² to diverge, as in Table 2 at alpha 0.1.
 """
 
 from ...lib.config import Config
-from ...lib.papers import Row, Table
+from ...lib.papers import Choice, Row, Table
 from .table2_cifar10 import ALL_REDUCE, CHAIN, D2, QUASI_GLOBAL, SGP, TREES
 
 COMMON = Config().replace(
@@ -48,6 +32,11 @@ COMMON = Config().replace(
 )
 TABLE = Table(
     "Table 3: ImageNet, mean test accuracy of the workers in %",
+    prepare="imagenet2012 --raw-dir TARS",
+    example=Choice(
+        "RelaySGD + momentum, double trees", more=("--precision", "bfloat16")
+    ),
+    hours=24,
     smoke={"task_options": {"size": 32}},
     score="mean",
     last=5,

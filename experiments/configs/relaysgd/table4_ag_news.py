@@ -1,37 +1,21 @@
-r"""Table 4: AG News, DistilBERT fine-tuned with Adam by 16 workers, alpha 0.1.
+"""Table 4: AG News, DistilBERT fine-tuned with Adam by 16 workers, alpha 0.1.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175.
-
-    python -m experiments.relaysgd.table4_ag_news                # lists the rows
-    python -m experiments.prepare ag_news --download             # once
-    mpirun -n 16 python -m experiments.relaysgd.table4_ag_news \
-        --method "Relay-Adam, chain" -- --model-options weights model.safetensors \
-        --task-options vocabulary_file vocab.txt
-    python -m experiments.relaysgd.table4_ag_news --smoke        # a minute, random data
-
-`model.safetensors` and `vocab.txt` are those of distilbert-base-uncased. With Slurm:
-
-    #!/bin/bash
-    #SBATCH --nodes=4 --ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=8
-    #SBATCH --time=04:00:00 --signal=TERM@120 --requeue
-    srun python -m experiments.relaysgd.table4_ag_news --method "Relay-Adam, chain" \
-        -- --model-options weights $BERT/model.safetensors \
-        --task-options vocabulary_file $BERT/vocab.txt \
-        --data-dir $DJAX_DATA --checkpoints $SCRATCH/relay-adam --resume
 
 The score is the mean test accuracy of the workers at the last of 10 evaluations, the
 paper's with the standard deviation of 3 seeds. Texts have at most 200 tokens. The
 paper's code tells neither the number of workers, nor epochs, batch sizes or learning
 rates: 16 workers of 32 texts, 10 epochs and the learning rates below are ours; `--tune`
-tries the grids.
+tries the grids. `model.safetensors` and `vocab.txt` are those of
+distilbert-base-uncased.
 
 Expect Relay-Adam above D-PSGD with Adam and with quasi-global Adam, and near the
 centralized one.
 """
 
 from ...lib.config import Config
-from ...lib.papers import Row, Table
+from ...lib.papers import Choice, Row, Table
 
 COMMON = Config().replace(
     task="ag_news",
@@ -49,6 +33,14 @@ COMMON = Config().replace(
 GRID = (1e-6, 5e-6, 1e-5, 5e-5)
 TABLE = Table(
     "Table 4: AG News, mean test accuracy of the workers in %",
+    prepare="ag_news --download",
+    example=Choice(
+        "Relay-Adam, chain",
+        more=(
+            *("--model-options", "weights", "model.safetensors"),
+            *("--task-options", "vocabulary_file", "vocab.txt"),
+        ),
+    ),
     smoke={
         "task_options": {"length": 32},
         "model_options": {"width": 0.125, "layers": 2},

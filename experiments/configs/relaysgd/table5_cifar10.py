@@ -1,30 +1,17 @@
-r"""Table 5: CIFAR-10 and VGG-11, 16 workers, where messages get lost.
+"""Table 5: CIFAR-10 and VGG-11, 16 workers, where messages get lost.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175.
 
-    python -m experiments.relaysgd.table5_cifar10                # lists the rows
-    python -m experiments.prepare cifar10 --download             # once
-    mpirun -n 16 python -m experiments.relaysgd.table5_cifar10 --setting "10 % lost"
-    python -m experiments.relaysgd.table5_cifar10 --smoke        # a minute, random data
-
-The protocol is that of :mod:`experiments.configs.relaysgd.table2_cifar10`. With Slurm:
-
-    #!/bin/bash
-    #SBATCH --nodes=4 --ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=8
-    #SBATCH --time=04:00:00 --signal=TERM@120 --requeue
-    srun python -m experiments.relaysgd.table5_cifar10 \
-        --method "RelaySGD, double trees" --setting "10 % lost" \
-        -- --data-dir $DJAX_DATA --checkpoints $SCRATCH/relay-loss-10 --resume
-
-Alpha is 0.01, momentum 0.9, the seed 1. RelaySGD takes for what is lost the model that
+The protocol is that of :mod:`experiments.configs.relaysgd.table2_cifar10`, with alpha
+0.01, momentum 0.9 and the seed 1. RelaySGD takes for what is lost the model that
 it had last. Where D-PSGD misses a message it divides by the weight of those that came;
 the paper's code did so only after the submission, so that its "diverges" need not come
 back. :mod:`experiments.relaysgd.table5_message_loss` is the same on digits, in minutes.
 """
 
 from ...lib.config import Config
-from ...lib.papers import Row, Table
+from ...lib.papers import Choice, Row, Table
 from .table2_cifar10 import D2, MOMENTUM, QUASI_GLOBAL, SGP, TREES
 
 COMMON = MOMENTUM.replace(split="dirichlet:0.01")
@@ -54,6 +41,8 @@ def for_each_loss(
 
 TABLE = Table(
     "Table 5: CIFAR-10, test accuracy of the worst worker in %, messages lost",
+    prepare="cifar10 --download",
+    example=Choice("RelaySGD, double trees", "10 % lost"),
     last=2,
     rows=(
         *for_each_loss(
