@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.lib import papers, report, steps, study
+from experiments.lib import papers, report, steps, study, tables
 from experiments.lib.divergence import Diverged, Watch, watch_all
 
 pytestmark = pytest.mark.usefixtures("as_users")
@@ -113,9 +113,9 @@ def test_a_training_that_learns_little_has_not_diverged(options, tmp_path):
 def test_a_search_for_a_learning_rate_goes_on_after_a_divergence(capsys, monkeypatch):
     """Both that of a table for a cluster, and that of a study."""
     config = train.parse("--task digits --workers 4 --epochs 2 --evaluations 1".split())
-    row = papers.Row("D-PSGD", config, tried=(1000.0, 1e9, 0.1))
-    table = papers.Table("Table 0", (row,))
-    records = papers.run(table, papers.Choice("D-PSGD", tune=True))
+    row = tables.Row("D-PSGD", config, tried=(1000.0, 1e9, 0.1))
+    table = tables.Table("Table 0", (row,))
+    records = papers.run(table, tables.Choice("D-PSGD", tune=True))
     assert [record["score"] is None for record in records] == [True, True, False]
     shown, said = capsys.readouterr()
     assert shown.count("1 diverged") == 2 and said.count("training diverged") == 2

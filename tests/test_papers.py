@@ -9,7 +9,7 @@ import pytest
 from launch import mpirun
 
 from experiments import train
-from experiments.lib import papers, study
+from experiments.lib import study, tables
 from experiments.lib.config import command_line
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -61,7 +61,7 @@ def test_every_row_is_a_command_line(script):
         assert not row.tried or row.learning_rate in row.tried, row
         assert row.config.workers and row.config.base.learning_rate > 0
         for variant in variants.get(row.method, ({},)):
-            config = papers.configure(table, row, seed=row.seeds[0], **variant)
+            config = tables.configure(table, row, seed=row.seeds[0], **variant)
             train.check(config)
             assert train.parse(shlex.split(command_line(config))) == config
 
@@ -84,7 +84,7 @@ def test_the_help_of_a_table_says_how_it_is_started(script, capsys):
         assert part in said
     table = described(script).TABLE
     train.parse(table.example.more)
-    assert papers.select(table, table.example)
+    assert tables.select(table, table.example)
     assert f"python -m experiments.prepare {table.prepare}" in said
 
 
@@ -172,14 +172,14 @@ def test_committed_results_are_those_of_the_rows(script):
 
 
 def row(method):
-    return papers.Row(method, train.parse([]))
+    return tables.Row(method, train.parse([]))
 
 
 def test_a_study_tunes_borrows_and_repeats(tmp_path, monkeypatch):
     """With the first seed; what is in the ledger is not run again."""
-    table = papers.Table("", (row("a"), row("b"), row("c")), score="mean")
+    table = tables.Table("", (row("a"), row("b"), row("c")), score="mean")
     variants = {"b": ({"theta": 0.25}, {"theta": 0.5})}
-    plan = study.Study(table, (0.1, 0.2), variants=variants, borrowed={"c": "a"})
+    plan = tables.Study(table, (0.1, 0.2), variants=variants, borrowed={"c": "a"})
     done = []
 
     def execute(config, folder):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..configs.acid import table_fashion_mnist
 from ..configs.acid.table_fashion_mnist import SIZES
 from ..lib import study
-from ..lib.study import Study
+from ..lib.tables import Study
 
 STYLES = {
     "AR-SGD": ("tab:gray", "-"),

@@ -24,11 +24,10 @@ import rich.table
 import tqdm
 
 from .. import train
-from . import errors, figures, papers, processes, report, trainer
+from . import errors, figures, processes, report, trainer
 from .errors import UsageError
-from .options import write_flags
-from .papers import Row, Table
 from .signals import INTERRUPTED
+from .tables import Row, Study, Table, configure, one_of_each_algorithm, score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,33 +41,6 @@ class Config(figures.Config):
     """Runs at the same time, each a process of one thread; a single one has all."""
     draw: bool = False
     """Only draw and show what has been run."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """A table, and how its rows are tuned.
-
-    Attributes:
-      table: whose rows are run.
-      rates: learning rates that every method is tried with.
-      seeds: of the runs; learning rates are chosen with the first.
-      variants: further options that a method is tried with, together with each of the
-        rates; by method.
-      borrowed: methods that take the learning rate of another one, and are not tuned.
-    """
-
-    table: Table
-    rates: tuple[float, ...]
-    seeds: tuple[int, ...] = (1, 2, 3)
-    variants: Mapping[str, tuple[Mapping[str, Any], ...]] = dataclasses.field(
-        default_factory=dict
-    )
-    borrowed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    def variants_of(self, row: Row) -> dict[str, Mapping[str, Any]]:
-        """What a row is tried with, by the names that the ledger has for it."""
-        tried = self.variants.get(row.method, ({},))
-        return {" ".join(write_flags(options)): options for options in tried}
 
 
 class Ledger:
@@ -242,11 +214,13 @@ def _check_drawable(path: pathlib.Path, config: Config) -> None:
 
 def _small(study: Study) -> Study:
     """A row of each algorithm, one learning rate, one seed and one variant."""
-    rows = {row.algorithm: row for row in reversed(study.table.rows)}
-    table = dataclasses.replace(study.table, rows=tuple(rows.values())[::-1])
-    variants = {method: tried[:1] for method, tried in study.variants.items()}
-    return Study(
-        table, study.rates[:1], study.seeds[:1], variants, borrowed=study.borrowed
+    rows = tuple(one_of_each_algorithm(study.table.rows))
+    return dataclasses.replace(
+        study,
+        table=dataclasses.replace(study.table, rows=rows),
+        rates=study.rates[:1],
+        seeds=study.seeds[:1],
+        variants={method: tried[:1] for method, tried in study.variants.items()},
     )
 
 
@@ -298,7 +272,7 @@ class _Job(NamedTuple):
 
     def configure(self, study: Study, smoke: bool) -> train.Config:
         """What is trained."""
-        return papers.configure(
+        return configure(
             study.table,
             self.row,
             smoke=smoke,
@@ -371,7 +345,7 @@ def _digest(table: Table, result: Mapping[str, Any]) -> dict[str, Any]:
     }
     failed = result["error"] is not None
     return {
-        "score": None if failed else papers.score(table, history),
+        "score": None if failed else score(table, history),
         "megabytes": result["megabytes"],
         "error": result["error"],
         "scores": history[-1]["scores"] if history else [],

@@ -28,13 +28,13 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import topologies
+from djax import communicators, simulation, topologies
 
 from ..configs.powergossip import table_cifar10, table_wikitext2
 from ..lib import algorithms, figures, models, tasks
 from ..lib.algorithms import Algorithm
 from ..lib.config import Config, flatten, make_communicator
-from ..lib.papers import Row
+from ..lib.tables import Row, one_of_each_algorithm
 
 STEPS = 49
 """Of an epoch of CIFAR-10 among 8 workers, with batches of 128."""
@@ -143,24 +143,17 @@ def try_out(config: Config, steps: int = 3) -> list[float]:
     n = communicator.size
     setting = tasks.Setting(n, range(n), "iid", config.batch_size, seed=0)
     task = tasks.digits(setting, hidden=())
-    start = task.init(jax.random.key(0))
+    optimizer = make_optimizer(config, communicator)
+    workers = simulation.init_workers(
+        optimizer,
+        communicator,
+        communicators.replicate(communicator, task.init(jax.random.key(0))),
+    )
+    run = simulation.make_steps(task.gradient_fn, optimizer, communicator)
     epochs = [task.epoch(epoch) for epoch in range(steps)]
     batches = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1)[:, :steps], *epochs)
-    optimizer = make_optimizer(config, communicator)
-
-    def worker(batches):
-        def step(carry, batch):
-            params, state = carry
-            grads, _, measured = task.gradient_fn(params, (), batch)
-            updates, state = optimizer.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), measured["loss"]
-
-        return jax.lax.scan(step, (start, optimizer.init(start)), batches)[1]
-
-    # Of the time of so few steps, compilation is all.
-    fast = {"xla_backend_optimization_level": 0}
-    program = jax.jit(communicator.spmd(worker), compiler_options=fast)
-    losses = np.asarray(program(batches))
+    _, measured = run(workers, batches)
+    losses = np.asarray(measured["loss"])
     if not np.isfinite(losses).all():
         raise FloatingPointError(f"{config.averaging} diverges.")
     return [float(f"{loss:.4g}") for loss in losses.mean(0)]
@@ -211,11 +204,6 @@ def _options(row: Row) -> dict[str, Any]:
         for name, value in options.items()
         if name in unnamed and value != defaults[name]
     }
-
-
-def one_a_mechanism(rows: Sequence[Row]) -> list[Row]:
-    """The first row of each algorithm."""
-    return list({row.algorithm: row for row in reversed(rows)}.values())[::-1]
 
 
 def make_settings():
@@ -384,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
       The records.
     """
     config = figures.configure(__file__, __doc__, arguments)
-    choose = one_a_mechanism if config.smoke else list
+    choose = one_of_each_algorithm if config.smoke else list
     records = compute({k: choose(module.TABLE.rows) for k, module in TABLES.items()})
     methods = [make_methods(name, records) for name in TABLES]
     tables = [make_settings(), *methods, make_table(records)]

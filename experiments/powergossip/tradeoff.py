@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..configs.powergossip.table_fashion_mnist import AFTER
 from ..lib import figures, study
-from ..lib.study import Study
+from ..lib.tables import Study
 
 COLORS = {
     "all-reduce": "tab:green",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..configs.relaysgd import table2_fashion_mnist
 from ..configs.relaysgd.table2_cifar10 import ALPHAS
 from ..lib import study
-from ..lib.study import Study
+from ..lib.tables import Study
 
 COLORS = {
     "all-reduce": "black",

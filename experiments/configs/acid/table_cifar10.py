@@ -19,7 +19,7 @@ large rings A²CiD² at rate 1 at or above its baseline at rate 2.
 from collections.abc import Iterator, Sequence
 
 from ...lib.config import Config
-from ...lib.papers import Choice, Row, Table
+from ...lib.tables import Choice, Row, Table
 
 COMMON = Config().replace(
     task="cifar10",

@@ -21,8 +21,7 @@ these runs back, see :mod:`experiments.acid.curvature`.
 """
 
 from ...lib.config import Config
-from ...lib.papers import Table
-from ...lib.study import Study
+from ...lib.tables import Study, Table
 from .table_cifar10 import make_rows
 
 COMMON = Config().replace(

@@ -12,7 +12,7 @@ Expect A²CiD² at rate 1 at or above its baseline at rate 2 on the ring of 64, 
 them close to AR-SGD on that of 16.
 """
 
-from ...lib.papers import Choice, Table
+from ...lib.tables import Choice, Table
 from .table_cifar10 import COMMON, make_rows
 
 TABLE = Table(

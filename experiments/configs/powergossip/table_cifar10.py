@@ -25,7 +25,7 @@ import functools
 from typing import Any
 
 from ...lib.config import Config
-from ...lib.papers import Choice, Row, Table
+from ...lib.tables import Choice, Row, Table
 
 COMMON = Config().replace(
     task="cifar10",

@@ -24,8 +24,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...lib.config import Config
-from ...lib.papers import Row, Table
-from ...lib.study import Study
+from ...lib.tables import Row, Study, Table
 from .table_cifar10 import (
     ALL_REDUCE,
     CHOCO_SIGN,

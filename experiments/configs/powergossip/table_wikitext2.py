@@ -16,7 +16,7 @@ the bytes.
 import functools
 
 from ...lib.config import Config
-from ...lib.papers import Choice, Table
+from ...lib.tables import Choice, Table
 from .table_cifar10 import (
     ALL_REDUCE,
     CHOCO_SIGN,

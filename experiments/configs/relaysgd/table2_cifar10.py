@@ -13,7 +13,7 @@ Expect RelaySGD to keep its accuracy from alpha 1 to 0.01, and D-PSGD to lose it
 """
 
 from ...lib.config import Config
-from ...lib.papers import Choice, Row, Table
+from ...lib.tables import Choice, Row, Table
 
 COMMON = Config().replace(
     task="cifar10",

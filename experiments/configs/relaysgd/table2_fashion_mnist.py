@@ -19,8 +19,7 @@ all-reduce at every alpha, and D-PSGD to lose 12 points at 0.01.
 """
 
 from ...lib.config import Config
-from ...lib.papers import Row, Table
-from ...lib.study import Study
+from ...lib.tables import Row, Study, Table
 from .table2_cifar10 import (
     ALL_REDUCE,
     ALPHAS,

@@ -13,7 +13,7 @@ Expect RelaySGD above D-PSGD, and D² to diverge, as in Table 2 at alpha 0.1.
 """
 
 from ...lib.config import Config
-from ...lib.papers import Choice, Row, Table
+from ...lib.tables import Choice, Row, Table
 from .table2_cifar10 import ALL_REDUCE, CHAIN, D2, QUASI_GLOBAL, SGP, TREES
 
 COMMON = Config().replace(

@@ -15,7 +15,7 @@ centralized one.
 """
 
 from ...lib.config import Config
-from ...lib.papers import Choice, Row, Table
+from ...lib.tables import Choice, Row, Table
 
 COMMON = Config().replace(
     task="ag_news",

@@ -11,7 +11,7 @@ back. :mod:`experiments.relaysgd.table5_message_loss` is the same on digits, in 
 """
 
 from ...lib.config import Config
-from ...lib.papers import Choice, Row, Table
+from ...lib.tables import Choice, Row, Table
 from .table2_cifar10 import D2, MOMENTUM, QUASI_GLOBAL, SGP, TREES
 
 COMMON = MOMENTUM.replace(split="dirichlet:0.01")
