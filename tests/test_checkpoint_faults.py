@@ -23,6 +23,7 @@ from djax.training import (
     _checkpoint_folder,
 )
 from experiments import train
+from experiments.lib.config import identify
 
 pytestmark = pytest.mark.usefixtures("as_users")
 
@@ -225,6 +226,7 @@ FULL = """
 import resource, signal, sys
 from djax.training import Checkpointer
 from experiments import train
+from experiments.lib.config import identify
 
 save = Checkpointer.save
 
@@ -356,15 +358,16 @@ def test_graphs_of_one_name_are_told_apart():
         topologies.ring(8, weights=0.25),
         dataclasses.replace(topologies.chain(8), name="ring"),
     ]
-    found = {train.identify(config, [graph])["the graph"] for graph in graphs}
+    found = {identify(config, [graph])["the graph"] for graph in graphs}
     assert len(found) == 3
-    again = train.identify(config, [topologies.ring(8)])
-    assert again == train.identify(config, [topologies.ring(8)])
+    again = identify(config, [topologies.ring(8)])
+    assert again == identify(config, [topologies.ring(8)])
 
 
 INTERRUPTED = """
 import os, signal, sys
 from experiments import train
+from experiments.lib.config import identify
 name, after, *arguments = sys.argv[1:]
 show = train.report.RunFolder.append
 count = 0
@@ -419,6 +422,7 @@ def test_ctrl_c_on_one_rank_ends_all_alike(algorithm, tmp_path):
 INTERRUPTED_AT_ONE = """
 import os, signal, sys
 from experiments import train
+from experiments.lib.config import identify
 name, after, *arguments = sys.argv[1:]
 class Told(train.Run):
     def records(self, advance):
@@ -436,6 +440,7 @@ train.main(arguments)
 LIVE = """
 import os, signal, sys
 from experiments import train
+from experiments.lib.config import identify
 from experiments.lib import runtime
 name, after, *arguments = sys.argv[1:]
 class Told(runtime.Live):

@@ -10,7 +10,7 @@ from launch import mpirun
 
 from experiments import train
 from experiments.lib import study, tables
-from experiments.lib.config import command_line
+from experiments.lib.config import check, command_line
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -62,7 +62,7 @@ def test_every_row_is_a_command_line(script):
         assert row.config.workers and row.config.base.learning_rate > 0
         for variant in variants.get(row.method, ({},)):
             config = tables.configure(table, row, seed=row.seeds[0], **variant)
-            train.check(config)
+            check(config)
             assert train.parse(shlex.split(command_line(config))) == config
 
 

@@ -155,7 +155,7 @@ def test_runs_along_other_graphs_or_messages_are_told_apart():
         between = graphs.make_graphs(
             found.topology, 4, found.topology_options, found.weights
         )
-        return train.identify(found, between)
+        return config.identify(found, between)
 
     lines = ["", "--topology base_graph", DRAWN, f"{DRAWN[:-1]}2"]
     lines += ["--topology matcha", "--message-dtype bfloat16", "--drop-bursts 3"]

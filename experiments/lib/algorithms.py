@@ -14,8 +14,8 @@ from djax.mechanisms._relay import Missing
 from djax.topologies import Graph
 
 from . import graphs as needs
-from . import options
-from .errors import UsageError, lookup
+from .codes import make_compressor
+from .errors import UsageError
 from .optimizers import BaseOptimizer, make_base
 from .options import Options
 
@@ -190,54 +190,17 @@ ALGORITHMS = {
 }
 """Those in which workers wait for each other."""
 
-COMPRESSORS: dict[str, dict[str, Any]] = {
-    "identity": {},
-    "top_k": {"fraction": 0.1},
-    "random_k": {"fraction": 0.1},
-    "sign": {},
-    "low_rank": {"rank": 1},
-    "quantize": {"bits": 8},
-}
-"""The codes of :mod:`djax.compressors`, and their options by default."""
-
-
-def _make_compressor(config: Algorithm, recipe: Recipe) -> djax.Compressor:
-    """Makes the code of the messages, unbiased or a contraction as they need it."""
-    default = "quantize" if recipe.unbiased else "top_k"
-    name = lookup("--compressor", config.compressor or default, COMPRESSORS)
-    make = getattr(djax.compressors, name)
-    parameters = inspect.signature(make).parameters
-    given, known = config.compressor_options, COMPRESSORS[name]
-    if given:  # It cannot do without some of the others.
-        missing = inspect.Parameter.empty
-        known = {k: v for k, v in known.items() if parameters[k].default is missing}
-    if "unbiased" in parameters:
-        known = {"unbiased": recipe.unbiased} | known
-    what = f"--compressor-options of {name}"
-    try:
-        code = make(**options.check_options(what, make, known | given, given=0))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--compressor {name}: {error}") from error
-    if recipe.unbiased and not code.unbiased:
-        raise UsageError(
-            f"--algorithm {config.algorithm} needs an unbiased code, which "
-            f"--compressor {name} is not here: choose identity, quantize or random_k, "
-            "and leave their option unbiased away."
-        )
-    if not recipe.unbiased and not code.contraction:
-        raise UsageError(
-            f"--algorithm {config.algorithm} needs a contraction, which --compressor "
-            f"{name} is not with --compressor-options unbiased True: leave that option "
-            "away."
-        )
-    return code
-
 
 def _call_with(config: Algorithm, recipe: Recipe, make: Callable, *args: Any) -> Any:
     """Calls a function, whose keyword arguments are the configuration's."""
     values: dict[str, Any] = {name: getattr(config, name) for name in _arguments(make)}
     if "compressor" in values:
-        values["compressor"] = _make_compressor(config, recipe)
+        values["compressor"] = make_compressor(
+            config.algorithm,
+            config.compressor,
+            config.compressor_options,
+            unbiased=recipe.unbiased,
+        )
     if "consensus_rate" in values and config.consensus_rate is None:
         if recipe.tuned:
             raise UsageError(

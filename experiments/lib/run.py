@@ -1,0 +1,235 @@
+"""What a configuration means: graphs, communicator, task, optimizer, and a job."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+
+import djax
+from djax import communicators
+from djax.training import Checkpointer, Checkpoints
+
+from . import (
+    algorithms,
+    asynchronous,
+    checkpoints,
+    errors,
+    graphs,
+    optimizers,
+    report,
+    runtime,
+    synchronous,
+    tasks,
+    trainer,
+)
+from .config import BUDGET, Config, check, identify, make_communicator
+from .errors import UsageError
+
+
+class Run:
+    """Everything that a configuration determines, checked before any time is spent."""
+
+    def __init__(self, config: Config):
+        """Raises for what the user can mend, on all ranks alike."""
+        check(config)
+        self.communicator = make_communicator(config)
+        local = self.communicator.local_ranks
+        agreed = dataclasses.asdict(config) | {"jax": jax.__version__}
+        del agreed["runs"]  # Rank 0's is where the folder is made.
+        communicators.check_agreement(
+            self.communicator, "the configurations", [agreed] * len(local)
+        )
+        size = self.communicator.size
+        self.graphs = graphs.make_graphs(
+            config.topology, size, config.topology_options, config.weights
+        )
+        self.task = _make_task(config, size, local)
+        base = optimizers.scale_linearly(config.base, size * config.batch_size)
+        self.config = config = dataclasses.replace(config, base=base)
+        self.epochs = self.task.epochs if config.epochs is None else config.epochs
+        self.steps = self._count_steps(size)
+        algorithm = config.averaging.algorithm
+        errors.lookup(
+            "--algorithm", algorithm, [*algorithms.ALGORITHMS, *asynchronous.ALGORITHMS]
+        )
+        waitless = algorithm in asynchronous.ALGORITHMS
+        live = waitless and communicators.launcher_size() is not None
+        asynchronous.check_clocks(config.clocks, algorithm, live)
+        runtime.check_runtime(config.runtime, algorithm, live)
+        model = self.task.init(jax.random.key(config.seed))
+        params = communicators.replicate(self.communicator, model)
+        self.job: trainer.Job
+        if waitless:
+            self.job = self._make_asynchronous(params, live)
+        else:
+            self.job = self._make_synchronous(params, model)
+        communicators.check_agreement(
+            self.communicator, "the initial parameters", [model] * len(local)
+        )
+        self.title = f"{config.task}-{algorithm}-{config.topology}{size}"
+        self.folder = report.RunFolder(
+            config.runs,
+            config.name or self.title,
+            self.communicator,
+            tensorboard=config.tensorboard,
+        )
+        if isinstance(self.job, synchronous.Synchronous) and self.job.saver is None:
+            # Without --checkpoints nothing is saved unless a signal ends the run.
+            self.job.saver = Checkpointer(
+                Checkpoints(self.folder.path / "checkpoints", math.inf),
+                self.communicator,
+                identify(config, self.graphs),
+                lazy=True,
+            )
+
+    def records(self, advance: Callable[[float], object]) -> trainer.Records:
+        """Trains all local workers, and yields the records of the history.
+
+        Args:
+          advance: called with the number of epochs that have passed since its last
+            call.
+
+        Raises:
+          Diverged: if a loss is not finite, or has grown and not come back.
+          Stopped: after SIGTERM or Ctrl-C, when all is saved.
+          CheckpointError: if checkpoints cannot be used.
+        """
+        evaluations = min(self.config.evaluations, self.epochs)
+        try:
+            with contextlib.closing(self.job.train(evaluations, advance)) as records:
+                yield from records
+        except trainer.Diverged as error:
+            raise trainer.Diverged(f"{error} {self._remedy()}") from error
+
+    def train(self) -> trainer.Outcome:
+        """Trains all local workers in silence, and raises what `records` does."""
+        for _ in self.records(lambda epochs: None):
+            pass
+        return self.job.outcome
+
+    def _count_steps(self, size: int) -> int:
+        """Of a worker; raises UsageError if integers of 32 bits do not hold all's."""
+        steps = self.epochs * self.task.steps_per_epoch
+        if size * steps >= 2**31:
+            raise UsageError(
+                f"--epochs {self.epochs} of {self.task.steps_per_epoch} steps each are "
+                f"too many for {size} workers, who can count up to {2**31 - 1} steps "
+                "together: lower --epochs or --steps-per-epoch."
+            )
+        return steps
+
+    def _remedy(self) -> str:
+        """What to try after a divergence, of the options that the algorithm has."""
+        averaging, base = self.config.averaging, self.config.base
+        steps = ["lower --learning-rate"]
+        if base.warmup < 1:
+            steps.append("lengthen --warmup")
+        if algorithms.may_be_too_fast(averaging):
+            steps.append("lower --consensus-rate")
+        return f"{', or '.join(steps)}.".capitalize()
+
+    def _make_synchronous(self, params, model) -> synchronous.Synchronous:
+        config = self.config
+        optimizer = algorithms.make_optimizer(
+            config.averaging,
+            config.base,
+            self.steps,
+            self.graphs,
+            self.communicator,
+        )
+        base = optimizers.make_base(config.base, self.steps)
+        cost = djax.communication_cost(optimizer, model, self.communicator)
+        rounds = asynchronous.make_rounds(
+            config.clocks, self.communicator.size, self.steps, config.seed
+        )
+        saving = config.saving.make(identify(config, self.graphs))
+        return synchronous.Synchronous(
+            self.task,
+            optimizer,
+            base,
+            self.communicator,
+            params,
+            self.epochs,
+            cost,
+            rounds,
+            Checkpointer(saving, self.communicator) if saving else None,
+            config.collapse,
+        )
+
+    def _make_asynchronous(
+        self, params, live: bool
+    ) -> asynchronous.Virtual | runtime.Live:
+        config, name = self.config, self.config.averaging.algorithm
+        algorithms.check_options(config.averaging, set())
+        if config.communicator == "mesh":
+            raise UsageError(
+                f"--algorithm {name} is not for --communicator mesh: start it under "
+                "mpirun, or leave the option away to simulate it."
+            )
+        topologies = graphs.take_fixed(name, self.graphs)
+        if len(topologies) > 1:
+            raise UsageError(
+                f"--algorithm {name} needs one graph: choose a --topology."
+            )
+        (topology,) = topologies
+        if name == "a2cid2" and config.clocks.rate == 0 and topology.size > 1:
+            raise UsageError(
+                "--rate 0.0: no averagings connect worker 1 with the others; "
+                "--algorithm a2cid2 needs a positive --rate."
+            )
+        if config.collapse is not None:
+            raise UsageError(f"--algorithm {name} has no option --collapse.")
+        if not live and config.saving != checkpoints.Saving():
+            raise UsageError(
+                f"--algorithm {name} saves no checkpoints on virtual clocks, where "
+                "the same seed repeats a run: leave --checkpoints and its options away."
+            )
+        algorithm = asynchronous.make_algorithm(
+            name, config.clocks, config.base, self.steps, topology
+        )
+        if live:
+            return runtime.Live(
+                self.task,
+                algorithm,
+                self.communicator,
+                params,
+                topology,
+                config.runtime,
+                config.clocks.rate,
+                self.steps,
+                config.seed,
+                config.saving.make(identify(config, self.graphs, BUDGET)),
+            )
+        events = asynchronous.make_events(
+            config.clocks, topology, self.steps, config.seed
+        )
+        return asynchronous.Virtual(
+            self.task, algorithm, self.communicator, params, events, config.clocks.rate
+        )
+
+
+def _make_task(config: Config, size: int, local_ranks: Sequence[int]) -> tasks.Task:
+    """What is learned, by the local ones of `size` workers."""
+    setting = tasks.Setting(
+        size,
+        local_ranks,
+        config.split,
+        config.batch_size,
+        config.seed,
+        config.data,
+        config.model,
+        config.model_options,
+        config.precision,
+        config.accumulation,
+    )
+    task = tasks.make_task(config.task, setting, config.task_options)
+    if config.steps_per_epoch is not None:
+        task = task._replace(steps_per_epoch=config.steps_per_epoch)
+    if config.pooled_statistics and task.statistics is None:
+        raise UsageError(
+            "--pooled-statistics is for models with batch normalization, which that of "
+            f"--task {config.task} has not: choose another --model."
+        )
+    return task._replace(pooled_statistics=config.pooled_statistics)
