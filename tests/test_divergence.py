@@ -121,7 +121,7 @@ def test_a_search_for_a_learning_rate_goes_on_after_a_divergence(capsys, monkeyp
     assert shown.count("1 diverged") == 2 and said.count("training diverged") == 2
     for rate in (1000.0, 1e9):
         result = study._execute(config.replace(learning_rate=rate, seed=1))
-        digest = study._digest(table, result)
+        digest = study.digest(table, result)
         assert digest["score"] is None and "diverged" in digest["error"]
 
 

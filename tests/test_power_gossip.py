@@ -17,7 +17,7 @@ from djax import (
 )
 from djax.mechanisms._power_gossip import orthonormal as _orthonormal
 from djax.mechanisms._power_gossip import products as _products
-from experiments.powergossip.configurations import resnet20_shapes
+from experiments.powergossip.published import resnet20_shapes
 
 SIZE = 8
 RING, COMMUNICATOR = topologies.ring(SIZE), communicators.simulated(SIZE)

@@ -7,14 +7,13 @@ stopped at any time, as by Ctrl-C, and goes on where it was.
 
 import concurrent.futures
 import dataclasses
-import json
 import math
 import os
 import pathlib
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import jax
@@ -24,10 +23,11 @@ import rich.table
 import tqdm
 
 from .. import train
-from . import errors, figures, processes, report, trainer
+from . import errors, figures, processes, trainer
 from .errors import UsageError
+from .ledger import Ledger, digest, select
 from .signals import INTERRUPTED
-from .tables import Row, Study, Table, configure, one_of_each_algorithm, score
+from .tables import Row, Study, Table, configure, one_of_each_algorithm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,45 +41,6 @@ class Config(figures.Config):
     """Runs at the same time, each a process of one thread; a single one has all."""
     draw: bool = False
     """Only draw and show what has been run."""
-
-
-class Ledger:
-    """The runs of a study, a line each, behind one that says by what they were made.
-
-    Args:
-      path: the file.
-      smoke: whether they are tiny; those start anew each time.
-
-    Attributes:
-      path: as given.
-      name: of the study.
-      smoke: whether what is there is tiny.
-      records: what is there.
-    """
-
-    def __init__(self, path: pathlib.Path, smoke: bool):
-        """Reads it, or begins it."""
-        self.path, self.name = path, path.stem
-        if smoke or not path.exists():
-            head = {"smoke": smoke, **report.provenance()}
-            path.write_text(json.dumps(head) + "\n")
-        head, *self.records = map(json.loads, path.read_text().splitlines())
-        self.smoke = bool(head.get("smoke"))
-
-    def find(self, **values: Any) -> dict[str, Any] | None:
-        """The record that has these values, if there is one."""
-        return next(iter(select(self.records, **values)), None)
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Keeps a record."""
-        self.records.append(record)
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-
-def select(records: Iterable[dict], **values: Any) -> list[dict[str, Any]]:
-    """The records that have these values."""
-    return [r for r in records if all(r[key] == value for key, value in values.items())]
 
 
 _CHOICES = ("learning_rate", "variant")
@@ -135,7 +96,7 @@ def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
             done = concurrent.futures.as_completed(lines)
             for future in tqdm.tqdm(done, title, len(todo), unit="run"):
                 ledger.add(
-                    {**lines[future].key, **_digest(study.table, future.result())}
+                    {**lines[future].key, **digest(study.table, future.result())}
                 )
     return ledger.records
 
@@ -330,24 +291,3 @@ def _execute(config: train.Config, folder: str | None = None) -> dict[str, Any]:
             failure = str(error)
     jax.clear_caches()
     return {"history": outcome.history, "megabytes": megabytes, "error": failure}
-
-
-_CURVES = ("epoch", "time", "loss", "worst", "mean", "averaged", "consensus_distance")
-
-
-def _digest(table: Table, result: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a run."""
-    history = result["history"]
-    curves = {
-        key: [float(f"{record[key]:.5g}") for record in history]
-        for key in _CURVES
-        if history and key in history[-1]
-    }
-    failed = result["error"] is not None
-    return {
-        "score": None if failed else score(table, history),
-        "megabytes": result["megabytes"],
-        "error": result["error"],
-        "scores": history[-1]["scores"] if history else [],
-        **curves,
-    }

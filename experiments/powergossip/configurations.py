@@ -15,26 +15,25 @@ made and runs. 1 minute on 2 cores.
 Expect the published numbers of bytes exactly, but for top-k and half a byte of Moniqua.
 """
 
-import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from rich.table import Table
 from tqdm import tqdm
 
 import djax
 from djax import communicators, simulation, topologies
 
 from ..configs.powergossip import table_cifar10, table_wikitext2
-from ..lib import algorithms, figures, models, tasks
+from ..lib import algorithms, figures, tasks
 from ..lib.algorithms import Algorithm
 from ..lib.config import Config, flatten, make_communicator
 from ..lib.tables import Row, one_of_each_algorithm
+from .published import CIFAR10, PUBLISHED, SHAPES, WIKITEXT2, Published
 
 STEPS = 49
 """Of an epoch of CIFAR-10 among 8 workers, with batches of 128."""
@@ -42,76 +41,7 @@ NEIGHBORS = 2
 """Of each worker, on a ring."""
 
 
-def resnet20_shapes() -> Any:
-    """The parameters of ResNet-20 with batch normalization, 272,474 numbers."""
-    return _shapes(models.IMAGE_MODELS["resnet20"](10), jnp.zeros((1, 32, 32, 3)))
-
-
-def lstm_shapes(vocabulary: int = 28_869) -> Any:
-    """The parameters of the three-layer LSTM whose decoder is its embedding.
-
-    Args:
-      vocabulary: words; how many depends on the tokenizer.
-    """
-    model = models.lstm(vocabulary)
-    return _shapes(model, jnp.zeros((1, 1), jnp.int32), model.initial_carry(1))
-
-
-def _shapes(model: nn.Module, *inputs: Any) -> Any:
-    init = functools.partial(model.init, train=False)
-    return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
-
-
-CIFAR10, WIKITEXT2 = "CIFAR-10, ResNet-20", "WikiText-2, LSTM"
 TABLES = {CIFAR10: table_cifar10, WIKITEXT2: table_wikitext2}
-SHAPES = {CIFAR10: resnet20_shapes, WIKITEXT2: lstm_shapes}
-
-
-class Published(NamedTuple):
-    """What follows from the definitions in the published code.
-
-    Attributes:
-      bytes: to each neighbour in each step.
-      ratio: those of gossip over these; for the LSTM a rounded one.
-      mib: per worker and epoch.
-    """
-
-    bytes: float | None = None
-    ratio: float | None = None
-    mib: float | None = None
-
-
-_SIGN = Published(34_320, 32, 3.21)
-_ONE, _TWO = Published(19_410, 56, 1.81), Published(32_508, 34, 3.04)
-PUBLISHED = {
-    CIFAR10: {
-        "D-PSGD": Published(1_089_896, 1, 101.9),
-        **dict.fromkeys(("CHOCO, sign", "CHOCO, sign, untuned"), _SIGN),
-        "CHOCO, top 1 %": Published(32_952, 33, 3.08),
-        "DeepSqueeze, sign": _SIGN,
-        "Moniqua, 2 bits": Published(68_118.5, 16, 6.37),
-        **dict.fromkeys(
-            ("PowerGossip, 1 iteration", "PowerGossip, 1 it., random"), _ONE
-        ),
-        **dict.fromkeys(
-            ("PowerGossip, 2 iterations", "PowerGossip, 2 it., random"), _TWO
-        ),
-    },
-    WIKITEXT2: {
-        "D-PSGD": Published(ratio=1),
-        "PowerGossip, 8 iterations": Published(ratio=120),
-        "PowerGossip, 16 iterations": Published(ratio=66),
-        **{
-            f"PowerGossip, {name}": Published(ratio=35)
-            for name in (
-                "32 iterations",
-                "32 it., random",
-                *("rank 8, 4 it.", "rank 4, 8 it.", "rank 2, 16 it."),
-            )
-        },
-    },
-}
-"""By configuration and method; there is nothing to compare to of the others."""
 
 
 def make_optimizer(
@@ -159,17 +89,17 @@ def try_out(config: Config, steps: int = 3) -> list[float]:
     return [float(f"{loss:.4g}") for loss in losses.mean(0)]
 
 
-def compute(rows: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
-    """Counts and tries out.
+def compute(choose: Callable[[Sequence[Row]], list[Row]]) -> list[dict[str, Any]]:
+    """Counts what the rows of both tables send, and tries their optimizers out.
 
     Args:
-      rows: those that are wanted of each configuration, D-PSGD included.
+      choose: those of a table's rows that are wanted, D-PSGD included.
 
     Returns:
       A record for each row.
     """
     records: list[dict[str, Any]] = []
-    jobs = [(name, row) for name, own in rows.items() for row in own]
+    jobs = [(name, row) for name in TABLES for row in choose(TABLES[name].TABLE.rows)]
     for name, row in tqdm(jobs, desc="configurations", unit="method"):
         communicator = make_communicator(row.config)
         optimizer = make_optimizer(row.config, communicator)
@@ -185,13 +115,10 @@ def compute(rows: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
                 "digits_loss": try_out(row.config),
             }
         )
-    gossip = {
-        r["configuration"]: r["bytes_per_step"]
-        for r in records
-        if r["method"] == "D-PSGD"
-    }
     for r in records:
-        r["ratio"] = float(f"{gossip[r['configuration']] / r['bytes_per_step']:.4g}")
+        name = r["configuration"]
+        (gossip,) = figures.select(records, configuration=name, method="D-PSGD")
+        r["ratio"] = float(f"{gossip['bytes_per_step'] / r['bytes_per_step']:.4g}")
     return records
 
 
@@ -327,12 +254,17 @@ def _compare(ours: float | None, published: float | None) -> str | None:
     return f"{100 * (ours / published - 1):+.3g} %"
 
 
+def make_tables(records: list[dict]) -> list[Table]:
+    """The settings, what the methods do with them, and what is sent."""
+    methods = [make_methods(name, records) for name in TABLES]
+    return [make_settings(), *methods, make_table(records)]
+
+
 def draw(records: list[dict]) -> Figure:
     """Bytes of a worker in a step, a panel for each configuration."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(TABLES))
+    figure, (panels,) = figures.panels((11, 4.2), 1, len(TABLES))
     for axes, name in zip(panels, TABLES, strict=True):
-        mine = [r for r in records if r["configuration"] == name]
+        mine = figures.select(records, configuration=name)
         sent = [r["bytes_per_step"] for r in mine]
         published = [_published(r).bytes for r in mine]
         axes.barh(range(len(mine)), sent, color=[_color(r) for r in mine])
@@ -347,7 +279,7 @@ def draw(records: list[dict]) -> Figure:
         axes.set_xlabel("bytes a worker sends in a step")
         axes.set_xlim(min(sent) / 3, 6 * max(sent))
         axes.invert_yaxis()
-        axes.grid(alpha=0.3, axis="x")
+        axes.grid(False, axis="y")
         axes.set_axisbelow(True)
     figure.supxlabel(
         "numbers: D-PSGD sends so many times as much. circles: the published code",
@@ -362,23 +294,7 @@ def _color(record: dict) -> str:
     return "black" if record["method"] in ("all-reduce", "D-PSGD") else "tab:gray"
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-
-    Returns:
-      The records.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
-    choose = one_of_each_algorithm if config.smoke else list
-    records = compute({k: choose(module.TABLE.rows) for k, module in TABLES.items()})
-    methods = [make_methods(name, records) for name in TABLES]
-    tables = [make_settings(), *methods, make_table(records)]
-    figures.publish(__file__, config, records, tables, draw(records))
-    return records
-
+main = figures.script(__name__, full=(list,), smoke=(one_of_each_algorithm,))
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,81 @@
+"""What the published code of PowerGossip sends, and of which models."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ..lib import models
+
+
+def resnet20_shapes() -> Any:
+    """The parameters of ResNet-20 with batch normalization, 272,474 numbers."""
+    return _shapes(models.IMAGE_MODELS["resnet20"](10), jnp.zeros((1, 32, 32, 3)))
+
+
+def lstm_shapes(vocabulary: int = 28_869) -> Any:
+    """The parameters of the three-layer LSTM whose decoder is its embedding.
+
+    Args:
+      vocabulary: words; how many depends on the tokenizer.
+    """
+    model = models.lstm(vocabulary)
+    return _shapes(model, jnp.zeros((1, 1), jnp.int32), model.initial_carry(1))
+
+
+def _shapes(model: nn.Module, *inputs: Any) -> Any:
+    init = functools.partial(model.init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
+
+
+CIFAR10, WIKITEXT2 = "CIFAR-10, ResNet-20", "WikiText-2, LSTM"
+SHAPES = {CIFAR10: resnet20_shapes, WIKITEXT2: lstm_shapes}
+
+
+class Published(NamedTuple):
+    """What follows from the definitions in the published code.
+
+    Attributes:
+      bytes: to each neighbour in each step.
+      ratio: those of gossip over these; for the LSTM a rounded one.
+      mib: per worker and epoch.
+    """
+
+    bytes: float | None = None
+    ratio: float | None = None
+    mib: float | None = None
+
+
+_SIGN = Published(34_320, 32, 3.21)
+_ONE, _TWO = Published(19_410, 56, 1.81), Published(32_508, 34, 3.04)
+PUBLISHED = {
+    CIFAR10: {
+        "D-PSGD": Published(1_089_896, 1, 101.9),
+        **dict.fromkeys(("CHOCO, sign", "CHOCO, sign, untuned"), _SIGN),
+        "CHOCO, top 1 %": Published(32_952, 33, 3.08),
+        "DeepSqueeze, sign": _SIGN,
+        "Moniqua, 2 bits": Published(68_118.5, 16, 6.37),
+        **dict.fromkeys(
+            ("PowerGossip, 1 iteration", "PowerGossip, 1 it., random"), _ONE
+        ),
+        **dict.fromkeys(
+            ("PowerGossip, 2 iterations", "PowerGossip, 2 it., random"), _TWO
+        ),
+    },
+    WIKITEXT2: {
+        "D-PSGD": Published(ratio=1),
+        "PowerGossip, 8 iterations": Published(ratio=120),
+        "PowerGossip, 16 iterations": Published(ratio=66),
+        **{
+            f"PowerGossip, {name}": Published(ratio=35)
+            for name in (
+                "32 iterations",
+                "32 it., random",
+                *("rank 8, 4 it.", "rank 4, 8 it.", "rank 2, 16 it."),
+            )
+        },
+    },
+}
+"""By configuration and method; there is nothing to compare to of the others."""
