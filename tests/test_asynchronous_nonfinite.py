@@ -9,13 +9,13 @@ import optax
 import pytest
 
 import djax
+from djax._arrays.finite import all_finite
 from djax.asynchronous import (
     Events,
     NonFiniteError,
     draw_events,
     simulate,
 )
-from djax.training._nonfinite import all_finite
 
 RING = djax.topologies.ring(8)
 TARGETS = jnp.arange(8.0)

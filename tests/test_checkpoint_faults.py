@@ -222,6 +222,18 @@ def test_any_array_comes_back_as_it_was(tmp_path):
     mine.close()
 
 
+def test_a_lazy_folder_is_made_by_the_first_save(tmp_path):
+    alone, options = djax.communicators.simulated(1), Checkpoints(tmp_path / "saved")
+    mine = Checkpointer(options, alone, lazy=True)
+    assert mine.agree("word") == (False, ["word"]) and mine.finish() == ()
+    assert not mine.directory.exists() and mine.latest is None
+    with pytest.raises(RuntimeError, match="no checkpoint to go on from"):
+        mine.restore(())
+    mine.save(3, jax.numpy.ones(2), wait=True)
+    mine.close()
+    assert steps_in(mine.directory / "workers_0-0_of_1") == [0, 3]
+
+
 FULL = """
 import resource, signal, sys
 from djax.training import Checkpointer

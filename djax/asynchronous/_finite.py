@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from djax._arrays.finite import all_finite
 from djax._interfaces import PyTree
-from djax.training._nonfinite import all_finite
 
 from .algorithms import EventTransformation
 

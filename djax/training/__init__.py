@@ -5,10 +5,15 @@ time. A :class:`Checkpointer` saves them, so that a run that was killed goes on.
 :mod:`djax.simulation` has the loops under their first name.
 """
 
+# `as` marks what other packages of djax need, and users do not.
 from ._checkpoint_files import CheckpointError
+from ._checkpoint_files import from_numpy as from_numpy
+from ._checkpoint_files import to_numpy as to_numpy
 from ._checkpoints import Checkpointer, Checkpoints
 from ._gradient_fn import GradientFn
-from ._nonfinite import NonFiniteError
+from ._gradient_fn import check_gradient_fn as check_gradient_fn
+from ._gradient_fn import check_gradients as check_gradients
+from ._nonfinite import NonFinite, NonFiniteError
 from ._programs import StepsFn, Workers
 from ._steps import init_workers, make_steps
 
@@ -17,6 +22,7 @@ __all__ = [
     "Checkpointer",
     "Checkpoints",
     "GradientFn",
+    "NonFinite",
     "NonFiniteError",
     "StepsFn",
     "Workers",

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from djax._arrays.finite import all_finite
 from djax._interfaces import Communicator, PyTree
 from djax._mechanism.order import observing
 from djax.communicators import replicate
 
 from ._gradient_fn import GradientFn, check_gradients, check_unchanged
-from ._nonfinite import NonFinite, all_finite, flaw, without_step
+from ._nonfinite import NonFinite, flaw, without_step
 
 StepsFn = Callable[["Workers", PyTree], tuple["Workers", PyTree]]
 

@@ -16,6 +16,7 @@ import optax
 
 from djax._arguments import check_choice, check_communicator, check_flags
 from djax._arrays.checks import check_arrays
+from djax._arrays.finite import all_finite
 from djax._checking.check import check as check_optimizer
 from djax._checking.codes import problems_of_codes
 from djax._interfaces import Communicator, PyTree
@@ -25,7 +26,7 @@ from djax._transformations import as_transformation
 from djax.communicators._common import check_leading_axis
 
 from ._gradient_fn import GradientFn, check_signature
-from ._nonfinite import NonFinite, all_finite, make_check
+from ._nonfinite import NonFinite, make_check
 from ._programs import OneWorker, StepsFn, Workers, dispatched, scanned, stepwise
 
 

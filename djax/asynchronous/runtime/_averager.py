@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from djax._interfaces import PyTree
-from djax.training._nonfinite import NonFiniteError
+from djax.training import NonFiniteError
 from djax.transport import Message, Transport, as_bytes
 
 from ._averagings import Averagings

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._interfaces import PyTree
-from djax.training._gradient_fn import GradientFn, check_gradients
+from djax.training import GradientFn, check_gradients
 
 from ..simulator import OwnBatches
 

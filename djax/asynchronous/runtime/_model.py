@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import optax
 
+from djax._arrays.finite import all_finite
 from djax._interfaces import PyTree
-from djax.training._nonfinite import all_finite
 from djax.transport import Packing
 
 from .._finite import applied

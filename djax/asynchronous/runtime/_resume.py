@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from djax._interfaces import Communicator, PyTree
-from djax.training._checkpoints import Checkpointer, from_numpy, to_numpy
+from djax.training import Checkpointer, from_numpy, to_numpy
 
 from ..algorithms import EventTransformation
 

@@ -20,9 +20,14 @@ from djax import communicators
 from djax._interfaces import Communicator, PyTree
 from djax.communicators._common import check_leading_axis
 from djax.topologies import Topology
-from djax.training import Checkpointer, Checkpoints, GradientFn, Workers
-from djax.training._gradient_fn import check_gradient_fn
-from djax.training._nonfinite import NonFinite
+from djax.training import (
+    Checkpointer,
+    Checkpoints,
+    GradientFn,
+    NonFinite,
+    Workers,
+    check_gradient_fn,
+)
 from djax.transport import TRANSPORTS, leave_alone, meet
 
 from ..algorithms import Asked, EventTransformation, other_rates

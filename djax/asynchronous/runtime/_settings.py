@@ -10,7 +10,7 @@ import numpy as np
 from djax._arguments import check_choice
 from djax.topologies import Topology
 from djax.topologies.checks import check_undirected
-from djax.training._nonfinite import NonFinite
+from djax.training import NonFinite
 from djax.transport import TRANSPORTS
 
 from .._numbers import is_number, is_whole

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 
 from djax import metrics
+from djax._arrays.finite import all_finite
 from djax._interfaces import PyTree
 from djax.communicators import simulated
 from djax.training import GradientFn
-from djax.training._nonfinite import all_finite
 
 from .._finite import applied, choose
 from ..algorithms import EventTransformation

@@ -17,8 +17,7 @@ import numpy as np
 from djax._arguments import check_choice
 from djax._interfaces import PyTree
 from djax.communicators._common import check_leading_axis
-from djax.training._gradient_fn import GradientFn, check_gradient_fn
-from djax.training._nonfinite import NonFinite, NonFiniteError
+from djax.training import GradientFn, NonFinite, NonFiniteError, check_gradient_fn
 
 from .._finite import describe as describe_nonfinite
 from ..algorithms import EventTransformation, other_rates
