@@ -55,13 +55,13 @@ def run(
     """Consensus distances, relative to the start.
 
     Args:
-      algorithm: who averages how.
-      topology: who talks to whom.
-      times: when to look, from 0 on.
+      algorithm: how workers average.
+      topology: the graph.
+      times: of the measurements, `float64[points]`, the first being 0.
       schedules: how many are drawn.
 
     Returns:
-      `float64[schedules, len(times)]`.
+      `float64[schedules, points]`.
     """
     curves = []
     for seed in range(schedules):

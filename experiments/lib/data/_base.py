@@ -1,4 +1,4 @@
-"""What data sets are, and where they lie."""
+"""Data sets: what they consist of, and where they lie."""
 
 import dataclasses
 import os
@@ -44,7 +44,7 @@ class Source(Protocol):
 
         Args:
           indices: of any shape.
-          seed: of what is random, if something is; the same gives the same.
+          seed: of the random cuts of images, if there are some.
 
         Returns:
           Leaves `[*indices.shape, ...]`: `label`, int32, and `image`, uint8 with axes
@@ -54,14 +54,14 @@ class Source(Protocol):
 
 
 class Arrays:
-    """A source that is in memory.
+    """A source of arrays in memory.
 
     Args:
-      **fields: `[samples, ...]`, a `label` among them.
+      **fields: `[samples, ...]`. One of them is called `label`.
     """
 
     def __init__(self, **fields: np.ndarray):
-        """Keeps them."""
+        """Keeps the arrays."""
         self._fields, self.labels = fields, fields["label"]
 
     def read(self, indices: np.ndarray, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -74,8 +74,8 @@ class Dataset(NamedTuple):
     """Samples of classes.
 
     Attributes:
-      train: what is learned.
-      test: what is held out.
+      train: samples to learn from.
+      test: held-out samples.
       classes: how many.
       augment: `(key, uint8[batch, ...]) -> float32[batch, ...]`, for training, on the
         device.
@@ -95,8 +95,8 @@ class Corpus(NamedTuple):
     """A text.
 
     Attributes:
-      train: `int32[tokens]`, what is learned, in the order of the text.
-      valid: `int32[tokens]`, what is held out.
+      train: `int32[tokens]`, the text to learn from.
+      valid: `int32[tokens]`, the held-out text.
       documents: `int64[documents + 1]`, where those of `train` begin, and its length.
       vocabulary: the tokens.
     """

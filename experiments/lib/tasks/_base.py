@@ -1,4 +1,4 @@
-"""What the trainer needs to know of what is learned."""
+"""A task: the data, the model and the loss, as the trainer needs to know them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ GradientFn = Callable[[Any, Any, Any], tuple[Any, Any, dict[str, jax.Array]]]
 
 
 class Setting(NamedTuple):
-    """Who learns a task, and how a gradient is computed.
+    """Which workers learn a task, from which samples, and how they compute gradients.
 
     Attributes:
       workers: number of workers.
-      local_ranks: those of this process; data are made for them alone.
+      local_ranks: the workers of this process; data are made for them alone.
       split: which samples each holds, see :mod:`experiments.lib.data`; None for the
         task's own.
       batch_size: samples of a worker's step.
@@ -43,15 +43,15 @@ class Setting(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What the trainer needs to know.
+    """Data, model and loss.
 
     Attributes:
       init: `key -> params`, one model's parameters.
       gradient_fn: as :func:`djax.simulation.make_steps` takes it; its metrics have a
         `loss`.
-      evaluate: `(params, model_state, batch) -> sums` of one model over a batch of what
-        is held out: `samples`, how many it has, and measures summed over them.
-      held_out: makes those batches.
+      evaluate: `(params, model_state, batch) -> sums` of one model over a batch of
+        held-out samples: `samples`, how many there are, and measures summed over them.
+      held_out: makes these batches.
       score: which measure counts.
       higher_is_better: whether a good score is a high one.
       batches: `(start, stop) -> tree`, of the steps from `start` to `stop - 1`, counted
@@ -59,15 +59,16 @@ class Task(NamedTuple):
         `[local, stop - start, ...]`.
       steps_per_epoch: number of steps in one epoch.
       model_state: of the local workers, leaves `[local, ...]`; `()` if there is none.
-      statistics: `(params, batch) -> model state` that is of the batch alone, from
-        which an averaged model gets its own; None if it needs none.
+      statistics: `(params, batch) -> model state` of the batch alone. An averaged model
+        gets its model state from these. None if it needs none.
       pooled_statistics: whether the variances of an averaged model are those of all
-        batches together, which is the mean of the batches' variances and the variance
-        of their means; else the latter is left out.
+        batches together, the mean of the batches' variances plus the variance of the
+        batches' means; otherwise the variance of the means is left out.
       derive: adds to the means of all measures what follows from them.
       dispatch: as :func:`djax.simulation.make_steps` takes it.
-      class_counts: `int[workers, classes]`, samples held; None without classes.
-      epochs: how many are enough, where nobody says.
+      class_counts: `int[workers, classes]`, how many samples of each class a worker
+        holds; None without classes.
+      epochs: how many are enough, unless the command line says otherwise.
     """
 
     init: Callable[[jax.Array], Any]
@@ -113,27 +114,39 @@ def make_keys(local_ranks: Sequence[int], start: int, stop: int) -> np.ndarray:
 
 
 def random_key(seed: int, numbers: jax.Array) -> jax.Array:
-    """The source of randomness of a part of a worker's step, from :func:`make_keys`."""
+    """The key of a part of a worker's step, of `uint32[3]` from :func:`make_keys`."""
     key = jax.random.key(seed)
     for i in range(3):
         key = jax.random.fold_in(key, numbers[i])
     return key
 
 
-def accumulate(gradient_fn: GradientFn, parts: int, *, rows: bool) -> GradientFn:
-    """Computes gradients part by part, to need less memory.
+def make_gradient_fn(
+    loss_fn: Callable[[Any, Any, Any], tuple[jax.Array, Any]], parts: int, *, rows: bool
+) -> GradientFn:
+    """Makes a gradient function of a loss, which may go through a batch in parts.
 
     Args:
-      gradient_fn: as of a :class:`Task`; of batches that are dictionaries, leaves
-        `[samples, ...]` but for `key`.
-      parts: how many; they divide the number of samples.
+      loss_fn: `(params, model_state, batch) -> (loss, model_state)`.
+      parts: how many parts of a batch are computed one after another, to need less
+        memory. It divides the number of samples. With several, batches are
+        dictionaries, with leaves `[samples, ...]` but for `key`.
       rows: whether the model state has a row for each sample, as that of a recurrent
         network. If not, each part starts with what the last one has left.
 
     Returns:
-      The same function, but for means of the metrics over the parts.
+      As `gradient_fn` of a :class:`Task`; the loss is the mean over the parts.
     """
 
+    def gradient_fn(params, model_state, batch):
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, after), grads = gradient(params, model_state, batch)
+        return grads, after, {"loss": loss}
+
+    return gradient_fn if parts == 1 else _accumulate(gradient_fn, parts, rows)
+
+
+def _accumulate(gradient_fn: GradientFn, parts: int, rows: bool) -> GradientFn:
     def cut(tree):
         return jax.tree.map(
             lambda x: (

@@ -11,7 +11,7 @@ import optax
 
 from ..data import Dataset, Prefetch, Sampler, Source
 from ..models import BATCH_NORM_MOMENTUM
-from ._base import Setting, Task, accumulate, make_keys, random_key
+from ._base import Setting, Task, make_gradient_fn, make_keys, random_key
 
 SPLIT = "dirichlet:0.1"
 """Where the setting has none."""
@@ -33,12 +33,12 @@ def classification(
     """Learns the classes of a data set.
 
     Args:
-      setting: who learns.
-      dataset: what.
+      setting: which workers learn, and how.
+      dataset: the samples.
       model: of :mod:`experiments.lib.models`.
       epochs: how many are enough.
-      convolutions: whether the model has some.
-      load: replaces the first parameters by others.
+      convolutions: whether the model has convolutions.
+      load: replaces the initial parameters, by those of a file for example.
     """
     sampler = Sampler(
         dataset.train.labels,
@@ -65,20 +65,15 @@ def classification(
 
     def loss_fn(params, model_state, batch):
         augmenting, dropping = jax.random.split(random_key(setting.seed, batch["key"]))
-        logits, model_state = model.apply(
-            {"params": params, **model_state},
+        logits, after = model.apply(
+            {"params": params, **dict(model_state)},
             *inputs(batch, augmenting),
             train=True,
             rngs={"dropout": dropping},
             mutable=list(rest),
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), model_state
-
-    def gradient_fn(params, model_state, batch):
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, after), grads = gradient(params, dict(model_state), batch)
-        return grads, after if rest else model_state, {"loss": loss}
+        return losses.mean(), after if rest else model_state
 
     def statistics(params, batch):
         zeros = jax.tree.map(jnp.zeros_like, rest)
@@ -105,11 +100,9 @@ def classification(
         read = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
         return read | {"key": make_keys(setting.local_ranks, start, stop)}
 
-    if setting.accumulation > 1:
-        gradient_fn = accumulate(gradient_fn, setting.accumulation, rows=False)
     return Task(
         init=lambda key: load(init_params(key)) if load else init_params(key),
-        gradient_fn=gradient_fn,
+        gradient_fn=make_gradient_fn(loss_fn, setting.accumulation, rows=False),
         evaluate=evaluate,
         held_out=_held_out(dataset.test),
         score="accuracy",
@@ -129,7 +122,7 @@ def _but_params(variables):
 
 
 def _held_out(source: Source) -> Callable[[], Iterable[Any]]:
-    """Makes what makes the batches of an evaluation, the last one filled up."""
+    """Makes the function that makes an evaluation's batches, the last one filled up."""
     count = len(source.labels)
     size = min(EVALUATION_BATCH, count)
     starts = range(0, count, size)

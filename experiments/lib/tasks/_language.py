@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from ..data import Corpus, TextSampler
-from ._base import Setting, Task, accumulate, make_keys, random_key
+from ._base import Setting, Task, make_gradient_fn, make_keys, random_key
 
 SPLIT = "contiguous"
 """Where the setting has none."""
@@ -23,8 +23,8 @@ def language(
     the text, and gradients go back `length` tokens.
 
     Args:
-      setting: who learns.
-      corpus: what.
+      setting: which workers learn, and how.
+      corpus: the text.
       model: recurrent, of :mod:`experiments.lib.models`.
       length: tokens of a row of a batch.
       epochs: how many are enough.
@@ -62,11 +62,6 @@ def language(
         )
         return losses.mean(), carry
 
-    def gradient_fn(params, carry, batch):
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, carry), grads = gradient(params, carry, batch)
-        return grads, carry, {"loss": loss}
-
     def evaluate(params, model_state, batch):
         del model_state  # The held-out text has a beginning of its own.
 
@@ -90,11 +85,9 @@ def language(
         return read | {"key": make_keys(setting.local_ranks, first, stop)}
 
     held_out = [{"tokens": jnp.asarray(_cut(corpus.valid, length))}]
-    if setting.accumulation > 1:
-        gradient_fn = accumulate(gradient_fn, setting.accumulation, rows=True)
     return Task(
         init=jax.jit(init),
-        gradient_fn=gradient_fn,
+        gradient_fn=make_gradient_fn(loss_fn, setting.accumulation, rows=True),
         evaluate=evaluate,
         held_out=lambda: held_out,
         score="perplexity",

@@ -22,7 +22,7 @@ def quadratics(
     the batch size play no role.
 
     Args:
-      setting: who learns.
+      setting: which workers learn.
       dim: number of parameters.
       heterogeneity: mean squared norm of the workers' gradients at the optimum.
       noise: standard deviation of a gradient, over all coordinates together.
