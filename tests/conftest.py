@@ -5,8 +5,9 @@ that is wider than wanted then fails in the tests rather than being slow in a tr
 
 Most of the suite's time goes into building programs. All processes of one run, the
 ranks that tests start included, therefore keep compiled programs in one folder, so that
-each program is compiled once. The folder is removed after the run: a program that an
-earlier version of JAX has compiled can never hide a mistake.
+each program is compiled once. The folder is removed after the run, unless the
+environment variable `JAX_COMPILATION_CACHE_DIR` names one: the next run then starts
+with the programs of this one.
 """
 
 import gc
@@ -24,8 +25,8 @@ os.environ["MPLBACKEND"] = "agg"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # This is the first process.
     COMPILED = tempfile.TemporaryDirectory(prefix="djax-", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Where each operation was written makes programs larger, and is never read.
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
