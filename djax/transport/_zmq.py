@@ -61,32 +61,17 @@ class ZMQTransport:
         """Exchanges addresses, and connects to all other workers."""
         try:
             import zmq
-            from zmq.auth.thread import ThreadAuthenticator
         except ModuleNotFoundError:
             raise ModuleNotFoundError(
                 'transport="zmq" needs pyzmq: pip install "djax-gossip[asynchronous]".'
             ) from None
-        from mpi4py import MPI
 
         self._zmq, self._context = zmq, zmq.Context()
-        hosts = comm.allgather(MPI.Get_processor_name())
-        addresses = [
-            "127.0.0.1" if host == hosts[comm.rank] else socket.gethostbyname(host)
-            for host in hosts
-        ]
+        addresses = _addresses(comm)
         reached_at = {views[comm.rank] for views in comm.allgather(addresses)}
         password = secrets.token_hex(16)
-        self._authenticator = ThreadAuthenticator(self._context)
-        self._authenticator.start()
-        self._authenticator.configure_plain("*", {_USER: password})
-        self._inbox = self._context.socket(zmq.ROUTER)
-        self._inbox.setsockopt(zmq.RCVHWM, 0)
-        self._inbox.setsockopt(zmq.PLAIN_SERVER, 1)
-        self._inbox.setsockopt(zmq.MAXMSGSIZE, _FRAME)
-        self._inbox.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE)
-        self._connections = _Connections(self._inbox, comm.size + _STRANGERS)
-        ports = self._bind(reached_at)
-        self._connections.ports = set(ports.values())
+        self._open_inbox(password, comm.size + _STRANGERS)
+        ports = self._connections.ports = self._bind(reached_at)
         # The name of a worker is a secret, too: a message of another name is dropped.
         workers = comm.allgather((ports, password, secrets.token_bytes(16)))
         self._ranks = {name: rank for rank, (_, _, name) in enumerate(workers)}
@@ -105,6 +90,21 @@ class ZMQTransport:
         self._poller = zmq.Poller()
         for source in (self._inbox, self._woken, self._connections.monitor):
             self._poller.register(source, zmq.POLLIN)
+
+    def _open_inbox(self, password: str, most: int) -> None:
+        """Makes the socket for received messages, with limits for strangers."""
+        from zmq.auth.thread import ThreadAuthenticator
+
+        zmq = self._zmq
+        self._authenticator = ThreadAuthenticator(self._context)
+        self._authenticator.start()
+        self._authenticator.configure_plain("*", {_USER: password})
+        self._inbox = self._context.socket(zmq.ROUTER)
+        self._inbox.setsockopt(zmq.RCVHWM, 0)
+        self._inbox.setsockopt(zmq.PLAIN_SERVER, 1)
+        self._inbox.setsockopt(zmq.MAXMSGSIZE, _FRAME)
+        self._inbox.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE)
+        self._connections = _Connections(self._inbox, most)
 
     def _bind(self, addresses: set[str]) -> dict[str, int]:
         """Listens on the addresses that other workers connect to.
@@ -229,6 +229,17 @@ class ZMQTransport:
         end_now(reason, 1)
 
 
+def _addresses(comm: Any) -> list[str]:
+    """Returns the addresses by which this worker reaches each worker's machine."""
+    from mpi4py import MPI
+
+    hosts = comm.allgather(MPI.Get_processor_name())
+    return [
+        "127.0.0.1" if host == hosts[comm.rank] else socket.gethostbyname(host)
+        for host in hosts
+    ]
+
+
 class _Connections:
     """Limits how many peers are connected to a socket at the same time.
 
@@ -241,7 +252,7 @@ class _Connections:
 
     Attributes:
       monitor: a socket that becomes readable when a peer connects or leaves.
-      ports: the ports on which `inbox` listens.
+      ports: the ports on which `inbox` listens, by address.
     """
 
     def __init__(self, inbox: Any, most: int):
@@ -254,7 +265,7 @@ class _Connections:
         self.monitor = inbox.get_monitor_socket(
             zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
         )
-        self.ports: set[int] = set()
+        self.ports: dict[str, int] = {}
         self._open: set[int] = set()  # File descriptors.
 
     def __len__(self) -> int:
@@ -276,7 +287,7 @@ class _Connections:
         # The peer may have left by itself, and its descriptor may be another file's.
         with contextlib.suppress(OSError, IndexError):
             with socket.socket(fileno=os.dup(descriptor)) as connection:
-                if connection.getsockname()[1] in self.ports:
+                if connection.getsockname()[1] in self.ports.values():
                     connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
