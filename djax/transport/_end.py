@@ -39,7 +39,7 @@ _QUICK_POLL = 0.01  # Seconds between two looks when the program has ended.
 _ALIVE, _ENDED, _LEFT = range(3)  # Tags of MPI messages.
 _AFTER_A_DEATH = 5.0  # Seconds in which a rank must give a sign once another has died.
 _FIRST_WORD = 1.0  # Seconds in which other ranks may exit, too, before one ends them.
-_LAST_WORDS = 0.5  # Seconds: the launcher drops output that it has not passed on.
+_LAST_WORDS = 0.5  # Seconds in which the launcher passes output on.
 _PENDING = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
 

@@ -18,8 +18,8 @@ _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 _BLOCK = 1 << 30  # Bytes of one allocation by which the heap is grown.
-_HUGE_PAGE = 1 << 21  # Bytes.
-_MADV_HUGEPAGE = 14  # Of Linux's <sys/mman.h>.
+_HUGE_PAGE = 1 << 21  # Size in bytes.
+_MADV_HUGEPAGE = 14  # From <sys/mman.h> of Linux.
 
 
 def launcher_size() -> int | None:

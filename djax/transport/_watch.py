@@ -43,7 +43,7 @@ def main(doing: str, patience: float, limit: float, parent: int) -> None:
                 say(f"{who} is {doing} since {waited:.0f} s: {blame(late)}.")
             dead_before = dead
             continue
-        time.sleep(0.5)  # The launcher drops what it has not passed on by the end.
+        time.sleep(0.5)  # In which the launcher passes the line on.
         if os.getppid() == parent:
             os.kill(parent, signal.SIGKILL)
         return

@@ -84,8 +84,8 @@ def acid(
        \text{average:} \quad & x_i \leftarrow x_i - \alpha (x_i - x_j),
            & \tilde x_i &\leftarrow \tilde x_i - \tilde\alpha (x_i - x_j)
 
-    An averaging takes the difference of the models as they were exchanged, and adds it
-    to the model as it is by then. So a gradient that is applied while messages travel
+    An averaging takes the difference of the models as they were exchanged, and moves
+    the models as they are by then. So a gradient that is applied while messages travel
     is kept, and what one end gains the other end loses. Only :math:`x_i` is sent. The
     unit of time is the time in which a worker computes one gradient.
 

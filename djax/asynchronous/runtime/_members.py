@@ -13,7 +13,8 @@ from djax.transport import Transport
 
 from ._settings import Settings
 
-# A worker may load data and compile for this many timeouts after all others are ready.
+# A rank may call `run` this many timeouts later than the first one, and a worker may
+# load data and compile for this many timeouts after all others are ready.
 START_PATIENCE = 10
 
 

@@ -28,7 +28,7 @@ from ._durations import (
 )
 from ._events import NOBODY, Events
 
-# Names a stream of random numbers, as in `_durations`.
+# Names a stream of random numbers; see `_durations`.
 _MEETINGS = 0x617665726167696E
 
 

@@ -58,7 +58,7 @@ def draw_finish_times(
 def check_speeds(name: str, speeds: ArrayLike, size: int) -> np.ndarray:
     """Returns `float64[n]`; raises TypeError or ValueError if they are no speeds."""
     given = np.asarray(speeds)
-    if given.dtype.kind not in "iuf":  # Booleans, above all.
+    if given.dtype.kind not in "iuf":  # Booleans, for example.
         raise TypeError(f"{name}: speeds must be numbers, got {speeds!r}.")
     given = given.astype(np.float64)
     if given.ndim > 1 or given.size not in (1, size):

@@ -8,7 +8,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_BAR = 0.6  # Of the distance between two workers.
+_BAR = 0.6  # Height of a bar, in units of the distance between workers.
 
 
 def plot_pairs(counts: np.ndarray, ax: "Axes | None") -> "Axes":
@@ -49,7 +49,7 @@ def plot_timeline(
     """
     ax = make_axes(ax)
     for i, finish in enumerate(finished if any(map(len, finished)) else ()):
-        start = np.concatenate([[0.0], finish])  # The last one is not finished.
+        start = np.concatenate([[0.0], finish])  # The last gradient is not finished.
         _bars(ax, i, start, np.concatenate([finish, [duration]]), until)
     time, *ends = meetings[:, meetings[0] <= until]
     ax.vlines(time, *ends, color="crimson", linewidth=1)

@@ -52,7 +52,7 @@ class GlobalSchedule:
 
     def __call__(self, state: tuple[()], **extra_args: Any) -> ArrayLike:
         """Returns the schedule's value at the global step, at first 0."""
-        if not isinstance(state, tuple):  # Called as a schedule of a counter.
+        if not isinstance(state, tuple):  # Called with a counter, as a plain schedule.
             raise TypeError(
                 "in_global_steps: use optax.inject_hyperparams(optax.sgd)(schedule), "
                 "not optax.sgd(schedule), which passes the worker's own counter."

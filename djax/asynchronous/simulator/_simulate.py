@@ -225,7 +225,9 @@ def _pad(array: np.ndarray, length: int) -> np.ndarray:
 def _check_times(times: Sequence[float], duration: float) -> np.ndarray:
     """Returns the times of all snapshots, the end of the run included once."""
     given = np.asarray(times, np.float64)
-    end = np.isclose(given, duration, rtol=1e-12, atol=0)  # Products may be above it.
+    end = np.isclose(
+        given, duration, rtol=1e-12, atol=0
+    )  # A multiple of a step may be larger by rounding.
     given = np.where(end, duration, given)
     if given.ndim != 1 or not (np.diff(given, prepend=0.0, append=duration) >= 0).all():
         raise ValueError(
