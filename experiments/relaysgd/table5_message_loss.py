@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from rich.table import Table
 from tqdm import tqdm
 
 import djax
@@ -158,14 +159,14 @@ def train(
 
 
 def compute(
-    losses: Sequence[float], rates: Sequence[float], **size: int
+    losses: Sequence[float], rates: Sequence[float], *size: int
 ) -> list[dict[str, Any]]:
     """Trains all methods at all loss rates.
 
     Args:
       losses: shares of lost messages.
       rates: learning rates among which each method's is chosen, at the first of them.
-      **size: the sizes of :func:`train`.
+      *size: seeds, epochs and, if not 16, workers, as :func:`train` takes them.
 
     Returns:
       A record for each method and share of lost messages.
@@ -174,7 +175,7 @@ def compute(
     for method in tqdm(PAPER, desc="table 5", unit="method"):
         tried = list(rates)
         for loss in losses:
-            accuracy, curves = train(method, loss, tried, **size)
+            accuracy, curves = train(method, loss, tried, *size)
             worst = accuracy.min(-1)  # [rates, seeds]
             chosen = int(worst.mean(1).argmax())
             records.append(
@@ -194,11 +195,11 @@ def compute(
     return records
 
 
-def make_table(records: list[dict]):
+def make_tables(records: list[dict]) -> list[Table]:
     """Worst workers' accuracies beside those of the paper."""
     rows = []
     for method, paper in PAPER.items():
-        mine = [r for r in records if r["method"] == method]
+        mine = figures.select(records, method=method)
         row: list[Any] = [method, mine[0]["learning_rate"]]
         for record in mine:
             worst = 100 * np.array(record["worst"])
@@ -207,12 +208,11 @@ def make_table(records: list[dict]):
     columns = ["method", "learning rate"]
     for loss in _losses(records):
         columns += [f"{100 * loss:g} % lost: digits", "paper"]
-    return figures.table(
-        "Table 5: test accuracy of the worst worker, mean and deviation over the seeds",
-        columns,
-        rows,
-        "paper: CIFAR-10 and VGG-11, one seed.",
+    title = (
+        "Table 5: test accuracy of the worst worker, mean and deviation over the seeds"
     )
+    caption = "paper: CIFAR-10 and VGG-11, one seed."
+    return [figures.table(title, columns, rows, caption)]
 
 
 def _losses(records: list[dict]) -> list[float]:
@@ -222,36 +222,22 @@ def _losses(records: list[dict]) -> list[float]:
 def draw(records: list[dict]) -> Figure:
     """Training loss against epochs, a panel for each share of lost messages."""
     losses = _losses(records)
-    figure = Figure(figsize=(3 * len(losses), 3), layout="constrained")
-    panels = figure.subplots(1, len(losses), sharey=True, squeeze=False)[0]
+    size = 3 * len(losses), 3
+    figure, (panels,) = figures.panels(size, columns=len(losses), sharey=True)
     for axes, loss in zip(panels, losses, strict=True):
-        for record in records:
-            if record["loss"] == loss:
-                values, method = record["training_loss"], record["method"]
-                color = COLORS[method.removesuffix(" + QGM")]
-                epochs = range(1, 1 + len(values))
-                axes.plot(epochs, values, color=color, label=method)
+        for record in figures.select(records, loss=loss):
+            values, method = record["training_loss"], record["method"]
+            color = COLORS[method.removesuffix(" + QGM")]
+            axes.plot(range(1, 1 + len(values)), values, color=color, label=method)
         axes.set(yscale="log", xlabel="epoch", title=f"{100 * loss:g} % lost")
-        axes.grid(alpha=0.3)
     panels[0].set_ylabel("training loss, mean of workers")
     panels[-1].legend(fontsize=8)
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The command line.
-
-    Args:
-      arguments: by default those of the process.
-    """
-    config = figures.configure(__file__, __doc__, arguments)
-    if config.smoke:
-        records = compute([0.1], [0.1], seeds=1, epochs=2, workers=4)
-    else:
-        records = compute([0.0, 0.01, 0.1], RATES, seeds=3, epochs=40)
-    figures.publish(__file__, config, records, [make_table(records)], draw(records))
-    return records
-
+main = figures.script(
+    __name__, full=([0.0, 0.01, 0.1], RATES, 3, 40), smoke=([0.1], [0.1], 1, 2, 4)
+)
 
 if __name__ == "__main__":
     main()
