@@ -134,7 +134,7 @@ def script(
         except KeyboardInterrupt:
             _stop(ledger)
         smoke = config.smoke or ledger.smoke
-        figure = draw(study, records)
+        figure = draw(described.STUDY, records)
         figures.mark_figure(figure, smoke)
         figure.savefig(path.with_suffix(".png"), dpi=200)
         console = rich.console.Console(width=150, highlight=False)
