@@ -21,22 +21,13 @@ from collections.abc import Iterator, Sequence
 from ...lib.config import Config
 from ...lib.tables import Choice, Row, Table
 
-COMMON = Config().replace(
-    task="cifar10",
-    model="resnet18",
-    split="whole",
-    batch_size=128,
-    epochs=300,
-    optimizer_options={"momentum": 0.9, "nesterov": False},
-    learning_rate=0.1,
-    linear_scaling=256,
-    warmup_from=0.1,
-    warmup=5 / 300,
-    decay_at=(0.5, 0.75),
-    weight_decay=5e-4,
-    decayed="matrices",
-    clip_norm=1.0,
-    evaluations=20,
+COMMON = (
+    Config(task="cifar10", model="resnet18", split="whole")
+    .replace(batch_size=128, epochs=300, evaluations=20)
+    .replace(learning_rate=0.1, linear_scaling=256, warmup_from=0.1)
+    .replace(warmup=5 / 300, decay_at=(0.5, 0.75), clip_norm=1.0)
+    .replace(optimizer_options={"momentum": 0.9, "nesterov": False})
+    .replace(weight_decay=5e-4, decayed="matrices")
 )
 METHODS = {
     "AR-SGD": {"algorithm": "all_reduce_sgd"},

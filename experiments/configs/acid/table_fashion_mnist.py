@@ -24,20 +24,12 @@ from ...lib.config import Config
 from ...lib.tables import Study, Table
 from .table_cifar10 import make_rows
 
-COMMON = Config().replace(
-    task="fashion_mnist",
-    model="mlp",
-    model_options={"hidden": (64,)},
-    split="whole",
-    batch_size=32,
-    epochs=20,
-    optimizer_options={"momentum": 0.9, "nesterov": False},
-    warmup=0.0167,
-    decay_at=(0.5, 0.75),
-    weight_decay=5e-4,
-    decayed="matrices",
-    clip_norm=1.0,
-    evaluations=5,
+COMMON = (
+    Config(task="fashion_mnist", model="mlp", model_options={"hidden": (64,)})
+    .replace(split="whole", batch_size=32, epochs=20, evaluations=5)
+    .replace(warmup=0.0167, decay_at=(0.5, 0.75), clip_norm=1.0)
+    .replace(optimizer_options={"momentum": 0.9, "nesterov": False})
+    .replace(weight_decay=5e-4, decayed="matrices")
 )
 SIZES = (16, 32, 64)
 STUDY = Study(

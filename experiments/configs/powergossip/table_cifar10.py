@@ -27,24 +27,15 @@ from typing import Any
 from ...lib.config import Config
 from ...lib.tables import Choice, Row, Table
 
-COMMON = Config().replace(
-    task="cifar10",
-    model="resnet20",
-    split="reshuffled",
-    topology="ring",
-    workers=8,
-    batch_size=128,
-    epochs=300,
-    optimizer_options={"momentum": 0.9, "nesterov": True},
-    warmup_from=0.1,
-    warmup=5 / 300,
-    decay_at=(150 / 300, 225 / 300),
+COMMON = (
+    Config(task="cifar10", model="resnet20", split="reshuffled", topology="ring")
+    .replace(workers=8, batch_size=128, epochs=300, evaluations=60)
+    .replace(warmup_from=0.1, warmup=5 / 300, decay_at=(150 / 300, 225 / 300))
+    .replace(optimizer_options={"momentum": 0.9, "nesterov": True})
+    .replace(weight_decay=1e-4, decayed="all_but_norms")
     # The published loop calls `scheduler.step(epoch + (i + 1) / batches)` before step
     # i, so that the first step has the learning rate 0.1043 and not 0.1.
-    rate_at_end=True,
-    weight_decay=1e-4,
-    decayed="all_but_norms",
-    evaluations=60,
+    .replace(rate_at_end=True)
 )
 SEEDS = (10, 20, 30, 40, 50, 60)
 ALL_REDUCE: dict[str, Any] = {"algorithm": "all_reduce_sgd"}

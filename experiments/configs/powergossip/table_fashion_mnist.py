@@ -36,21 +36,13 @@ from .table_cifar10 import (
     RATE,
 )
 
-COMMON = Config().replace(
-    task="fashion_mnist",
-    task_options={"pool": 2},
-    model="resnet8",
-    split="reshuffled",
-    topology="ring",
-    workers=8,
-    batch_size=32,
-    epochs=3,
-    optimizer_options={"momentum": 0.9, "nesterov": True},
-    warmup=0.05,
-    decay_at=(0.5, 0.75),
-    weight_decay=1e-4,
-    decayed="all_but_norms",
-    evaluations=1,
+COMMON = (
+    Config(task="fashion_mnist", task_options={"pool": 2}, model="resnet8")
+    .replace(split="reshuffled", topology="ring", workers=8)
+    .replace(batch_size=32, epochs=3, evaluations=1)
+    .replace(warmup=0.05, decay_at=(0.5, 0.75))
+    .replace(optimizer_options={"momentum": 0.9, "nesterov": True})
+    .replace(weight_decay=1e-4, decayed="all_but_norms")
 )
 AFTER = ", after the step"
 """Ends the names of methods that average after a step's update, not before."""

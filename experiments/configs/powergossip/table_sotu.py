@@ -29,22 +29,13 @@ curvature :math:`h`, the step :math:`x \gets W x - \gamma H x` is stable for
 from ...lib.config import Config
 from .table_fashion_mnist import consensus_rates, make_methods, make_study
 
-COMMON = Config().replace(
-    task="sotu",
-    task_options={"vocabulary": 1000, "length": 30},
-    model="lstm",
-    model_options={"layers": 1, "hidden": 64, "dropout": 0.0},
-    split="contiguous",
-    topology="ring",
-    workers=8,
-    batch_size=16,
-    epochs=3,
-    optimizer_options={"momentum": None, "nesterov": False},
-    learning_rate=10.0,
-    warmup=0.05556,
-    decay_at=(0.66667, 0.88889),
-    clip_norm=0.4,
-    evaluations=1,
+COMMON = (
+    Config(task="sotu", task_options={"vocabulary": 1000, "length": 30}, model="lstm")
+    .replace(model_options={"layers": 1, "hidden": 64, "dropout": 0.0})
+    .replace(split="contiguous", topology="ring", workers=8)
+    .replace(batch_size=16, epochs=3, evaluations=1, clip_norm=0.4)
+    .replace(learning_rate=10.0, warmup=0.05556, decay_at=(0.66667, 0.88889))
+    .replace(optimizer_options={"momentum": None, "nesterov": False})
 )
 STUDY = make_study(
     "PowerGossip on the State of the Union: mean held-out perplexity of workers",

@@ -28,21 +28,12 @@ from .table_cifar10 import (
     row,
 )
 
-COMMON = Config().replace(
-    task="wikitext2",
-    model="lstm",
-    split="contiguous",
-    topology="ring",
-    workers=16,
-    batch_size=64,
-    epochs=90,
-    optimizer_options={"momentum": None, "nesterov": False},
-    warmup_from=1.25,
-    warmup=5 / 90,
-    decay_at=(60 / 90, 80 / 90),
-    rate_at_end=True,
-    clip_norm=0.4,
-    evaluations=90,
+COMMON = (
+    Config(task="wikitext2", model="lstm", split="contiguous", topology="ring")
+    .replace(workers=16, batch_size=64, epochs=90, evaluations=90, clip_norm=0.4)
+    .replace(warmup_from=1.25, warmup=5 / 90, decay_at=(60 / 90, 80 / 90))
+    .replace(optimizer_options={"momentum": None, "nesterov": False})
+    .replace(rate_at_end=True)
 )
 _row = functools.partial(row, COMMON, seeds=SEEDS[:2])
 TABLE = Table(

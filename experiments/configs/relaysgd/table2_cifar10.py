@@ -15,22 +15,14 @@ Expect RelaySGD to keep its accuracy from alpha 1 to 0.01, and D-PSGD to lose it
 from ...lib.config import Config
 from ...lib.tables import Choice, Row, Table
 
-COMMON = Config().replace(
-    task="cifar10",
-    model="vgg11",
-    workers=16,
-    batch_size=32,
-    epochs=200,
-    warmup=5 / 200,
-    decay_at=(150 / 200, 180 / 200),
-    weight_decay=1e-4,
-    decayed="all_but_norms",
-    evaluations=50,
-    collapse=(20.0, 0.11),
+COMMON = (
+    Config(task="cifar10", model="vgg11", workers=16)
+    .replace(batch_size=32, epochs=200, evaluations=50, collapse=(20.0, 0.11))
+    .replace(warmup=5 / 200, decay_at=(150 / 200, 180 / 200))
+    .replace(weight_decay=1e-4, decayed="all_but_norms")
 )
 PLAIN = COMMON.replace(optimizer_options={"momentum": None, "nesterov": False})
 MOMENTUM = COMMON.replace(optimizer_options={"momentum": 0.9, "nesterov": True})
-ALPHAS = (1.0, 0.1, 0.01)
 
 ALL_REDUCE = {"algorithm": "all_reduce_sgd", "split": "iid"}
 TREES = {"algorithm": "relay_sgd", "topology": "double_binary_trees"}
@@ -41,39 +33,103 @@ QUASI_GLOBAL = {"algorithm": "quasi_global_momentum", "topology": "ring"}
 D2 = {"algorithm": "d2_sgd", "topology": "ring", "check": False}
 SGP = {"algorithm": "sgp", "rounds": 2}
 
+METHODS = {
+    "all-reduce": PLAIN.replace(**ALL_REDUCE),
+    "all-reduce + momentum": MOMENTUM.replace(**ALL_REDUCE),
+    "RelaySGD, double trees": PLAIN.replace(**TREES),
+    "RelaySGD + momentum, double trees": MOMENTUM.replace(**TREES),
+    "RelaySGD, chain": PLAIN.replace(**CHAIN),
+    "RelaySGD + momentum, chain": MOMENTUM.replace(**CHAIN),
+    "D-PSGD, ring": PLAIN.replace(**DPSGD),
+    "D-PSGD + quasi-global momentum, ring": MOMENTUM.replace(**QUASI_GLOBAL),
+    "D², ring": PLAIN.replace(**D2),
+    "D² + momentum, ring": MOMENTUM.replace(**D2),
+    "SGP, one-peer exponential": PLAIN.replace(**SGP),
+    "SGP + momentum, one-peer exponential": MOMENTUM.replace(**SGP),
+    "RelaySum/Grad, chain": PLAIN.replace(**GRADIENTS),
+    "RelaySum/Grad + momentum, chain": MOMENTUM.replace(**GRADIENTS),
+}
+ALPHAS = (1.0, 0.1, 0.01)
+RATES = {
+    "all-reduce": (0.1, 0.1, 0.1),
+    "all-reduce + momentum": (0.1, 0.1, 0.1),
+    "RelaySGD, double trees": (1.2, 0.6, 0.3),
+    "RelaySGD + momentum, double trees": (0.6, 0.3, 0.15),
+    "RelaySGD, chain": (2.0, 2.0, 1.0),
+    "RelaySGD + momentum, chain": (0.5, 0.5, 0.125),
+    "D-PSGD, ring": (0.4, 0.1, 0.2),
+    "D-PSGD + quasi-global momentum, ring": (0.1, 0.025, 0.05),
+    "D², ring": (0.2, 0.2, 0.1),
+    "D² + momentum, ring": (0.05, 0.05, 0.0125),
+    "SGP, one-peer exponential": (0.4, 0.2, 0.2),
+    "SGP + momentum, one-peer exponential": (0.1, 0.1, 0.025),
+    "RelaySum/Grad, chain": (0.4, 0.4, 0.4),
+    "RelaySum/Grad + momentum, chain": (0.05, 0.1, 0.025),
+}
+"""The paper's learning rates, for each of `ALPHAS`."""
+GRIDS = {
+    "all-reduce": (0.1, 0.2, 0.4, 0.8, 1.6),
+    "all-reduce + momentum": (0.05, 0.1, 0.2),
+    "RelaySGD, double trees": (0.3, 0.6, 1.2),
+    "RelaySGD + momentum, double trees": (0.075, 0.15, 0.3, 0.6),
+    "RelaySGD, chain": (0.5, 1.0, 2.0),
+    "RelaySGD + momentum, chain": (0.125, 0.25, 0.5, 1.0),
+    "D-PSGD, ring": (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4),
+    "D-PSGD + quasi-global momentum, ring": (0.025, 0.05, 0.1),
+    "D², ring": (0.05, 0.1, 0.2),
+    "D² + momentum, ring": (0.0125, 0.025, 0.05, 0.1, 0.2),
+    "SGP, one-peer exponential": (0.05, 0.1, 0.2, 0.4),
+    "SGP + momentum, one-peer exponential": (0.025, 0.05, 0.1, 0.2, 0.4),
+    "RelaySum/Grad, chain": (0.1, 0.2, 0.4),
+    "RelaySum/Grad + momentum, chain": (0.025, 0.05, 0.1),
+}
+"""The learning rates that the paper tried."""
+GRIDS_OF_EVEN_DATA = {
+    "RelaySGD + momentum, double trees": (0.15, 0.3, 0.6),
+    "RelaySGD + momentum, chain": (0.25, 0.5, 1.0),
+    "D-PSGD, ring": (0.05, 0.1, 0.2, 0.4),
+    "D-PSGD + quasi-global momentum, ring": (0.05, 0.1, 0.2),
+    "D² + momentum, ring": (0.05, 0.1, 0.2),
+    "SGP + momentum, one-peer exponential": (0.05, 0.1, 0.2, 0.4),
+    "RelaySum/Grad + momentum, chain": (0.05, 0.1),
+}
+"""The learning rates that it tried in their place at alpha 1."""
+EXPECTED = {
+    "all-reduce": ("87.0 (87.3 86.9 86.9)",) * 3,
+    "all-reduce + momentum": ("90.2 (90.4 89.8 90.3)",) * 3,
+    "RelaySGD, double trees": ("87.4", "86.9", "84.6 (85.7 82.0 86.3)"),
+    "RelaySGD + momentum, double trees": (
+        "90.2 (90.3 90.0 90.5)",
+        "89.5 (89.4 89.9 89.2)",
+        "89.1 (89.3 89.2 88.9)",
+    ),
+    "RelaySGD, chain": ("87.3", "87.2", "86.5"),
+    "RelaySGD + momentum, chain": ("89.5", "89.2", "88.4"),
+    "D-PSGD, ring": ("87.4", "79.9", "53.9"),
+    "D-PSGD + quasi-global momentum, ring": ("89.5", "84.8", "63.3 (70.1 64.6 55.2)"),
+    "D², ring": ("87.2", "84.0", "38.2"),
+    "D² + momentum, ring": ("88.2", "88.5", "61.0 (86.4 86.5 10.1)"),
+    "SGP, one-peer exponential": ("87.4", "86.7", "86.7"),
+    "SGP + momentum, one-peer exponential": ("89.5", "89.2", "87.5"),
+    "RelaySum/Grad, chain": ("88.8", "88.5", "83.5"),
+    "RelaySum/Grad + momentum, chain": ("86.9", "87.8", "68.6"),
+}
+"""The paper's accuracies, for each of `ALPHAS`, and those of the three seeds."""
 
-def for_each_alpha(
-    method: str,
-    config: Config,
-    rates: tuple[float, float, float],
-    expected: tuple[str, str, str],
-    tried: tuple[float, ...],
-    uneven: tuple[float, ...] = (),
-    even: tuple[float, ...] = (),
-) -> list[Row]:
-    """A line of the paper's table.
 
-    Args:
-      method: who averages.
-      config: all but split and learning rate.
-      rates: the paper's learning rates, for each of `ALPHAS`.
-      expected: its accuracies, likewise.
-      tried: its grid.
-      uneven: what it also tried where alpha is below 1.
-      even: what it also tried where alpha is 1.
-    """
-    return [
-        Row(
-            method,
-            config.replace(
-                learning_rate=rate, split=config.split or f"dirichlet:{alpha}"
-            ),
-            setting=f"alpha {alpha:g}",
-            expected=accuracy,
-            tried=tuple(sorted(tried + (even if alpha == 1 else uneven))),
-        )
-        for alpha, rate, accuracy in zip(ALPHAS, rates, expected, strict=True)
-    ]
+def _row(method: str, i: int) -> Row:
+    """A method's row for the i-th of `ALPHAS`."""
+    config, alpha = METHODS[method], ALPHAS[i]
+    split, grids = config.split or f"dirichlet:{alpha}", GRIDS
+    if alpha == 1:
+        grids = GRIDS | GRIDS_OF_EVEN_DATA
+    return Row(
+        method,
+        config.replace(learning_rate=RATES[method][i], split=split),
+        setting=f"alpha {alpha:g}",
+        expected=EXPECTED[method][i],
+        tried=grids[method],
+    )
 
 
 TABLE = Table(
@@ -81,116 +137,5 @@ TABLE = Table(
     prepare="cifar10 --download",
     example=Choice("RelaySGD + momentum, chain", "alpha 0.01"),
     last=2,
-    rows=(
-        *for_each_alpha(
-            "all-reduce",
-            PLAIN.replace(**ALL_REDUCE),
-            rates=(0.1, 0.1, 0.1),
-            expected=("87.0 (87.3 86.9 86.9)",) * 3,
-            tried=(0.1, 0.2, 0.4, 0.8, 1.6),
-        ),
-        *for_each_alpha(
-            "all-reduce + momentum",
-            MOMENTUM.replace(**ALL_REDUCE),
-            rates=(0.1, 0.1, 0.1),
-            expected=("90.2 (90.4 89.8 90.3)",) * 3,
-            tried=(0.05, 0.1, 0.2),
-        ),
-        *for_each_alpha(
-            "RelaySGD, double trees",
-            PLAIN.replace(**TREES),
-            rates=(1.2, 0.6, 0.3),
-            expected=("87.4", "86.9", "84.6 (85.7 82.0 86.3)"),
-            tried=(0.3, 0.6, 1.2),
-        ),
-        *for_each_alpha(
-            "RelaySGD + momentum, double trees",
-            MOMENTUM.replace(**TREES),
-            rates=(0.6, 0.3, 0.15),
-            expected=(
-                "90.2 (90.3 90.0 90.5)",
-                "89.5 (89.4 89.9 89.2)",
-                "89.1 (89.3 89.2 88.9)",
-            ),
-            tried=(0.15, 0.3, 0.6),
-            uneven=(0.075,),
-        ),
-        *for_each_alpha(
-            "RelaySGD, chain",
-            PLAIN.replace(**CHAIN),
-            rates=(2.0, 2.0, 1.0),
-            expected=("87.3", "87.2", "86.5"),
-            tried=(0.5, 1.0, 2.0),
-        ),
-        *for_each_alpha(
-            "RelaySGD + momentum, chain",
-            MOMENTUM.replace(**CHAIN),
-            rates=(0.5, 0.5, 0.125),
-            expected=("89.5", "89.2", "88.4"),
-            tried=(0.25, 0.5, 1.0),
-            uneven=(0.125,),
-        ),
-        *for_each_alpha(
-            "D-PSGD, ring",
-            PLAIN.replace(**DPSGD),
-            rates=(0.4, 0.1, 0.2),
-            expected=("87.4", "79.9", "53.9"),
-            tried=(0.05, 0.1, 0.2, 0.4),
-            uneven=(0.0125, 0.025),
-        ),
-        *for_each_alpha(
-            "D-PSGD + quasi-global momentum, ring",
-            MOMENTUM.replace(**QUASI_GLOBAL),
-            rates=(0.1, 0.025, 0.05),
-            expected=("89.5", "84.8", "63.3 (70.1 64.6 55.2)"),
-            tried=(0.05, 0.1),
-            uneven=(0.025,),
-            even=(0.2,),
-        ),
-        *for_each_alpha(
-            "D², ring",
-            PLAIN.replace(**D2),
-            rates=(0.2, 0.2, 0.1),
-            expected=("87.2", "84.0", "38.2"),
-            tried=(0.05, 0.1, 0.2),
-        ),
-        *for_each_alpha(
-            "D² + momentum, ring",
-            MOMENTUM.replace(**D2),
-            rates=(0.05, 0.05, 0.0125),
-            expected=("88.2", "88.5", "61.0 (86.4 86.5 10.1)"),
-            tried=(0.05, 0.1, 0.2),
-            uneven=(0.0125, 0.025),
-        ),
-        *for_each_alpha(
-            "SGP, one-peer exponential",
-            PLAIN.replace(**SGP),
-            rates=(0.4, 0.2, 0.2),
-            expected=("87.4", "86.7", "86.7"),
-            tried=(0.05, 0.1, 0.2, 0.4),
-        ),
-        *for_each_alpha(
-            "SGP + momentum, one-peer exponential",
-            MOMENTUM.replace(**SGP),
-            rates=(0.1, 0.1, 0.025),
-            expected=("89.5", "89.2", "87.5"),
-            tried=(0.05, 0.1, 0.2, 0.4),
-            uneven=(0.025,),
-        ),
-        *for_each_alpha(
-            "RelaySum/Grad, chain",
-            PLAIN.replace(**GRADIENTS),
-            rates=(0.4, 0.4, 0.4),
-            expected=("88.8", "88.5", "83.5"),
-            tried=(0.1, 0.2, 0.4),
-        ),
-        *for_each_alpha(
-            "RelaySum/Grad + momentum, chain",
-            MOMENTUM.replace(**GRADIENTS),
-            rates=(0.05, 0.1, 0.025),
-            expected=("86.9", "87.8", "68.6"),
-            tried=(0.05, 0.1),
-            uneven=(0.025,),
-        ),
-    ),
+    rows=tuple(_row(method, i) for method in METHODS for i in range(len(ALPHAS))),
 )

@@ -32,17 +32,10 @@ from .table2_cifar10 import (
     TREES,
 )
 
-COMMON = Config().replace(
-    task="fashion_mnist",
-    model="mlp",
-    model_options={"hidden": (64,)},
-    workers=16,
-    batch_size=32,
-    epochs=20,
-    warmup=0.025,
-    decay_at=(0.75, 0.9),
-    weight_decay=1e-4,
-    evaluations=5,
+COMMON = (
+    Config(task="fashion_mnist", model="mlp", model_options={"hidden": (64,)})
+    .replace(workers=16, batch_size=32, epochs=20, evaluations=5)
+    .replace(warmup=0.025, decay_at=(0.75, 0.9), weight_decay=1e-4)
 )
 TRACKING = {"algorithm": "gradient_tracking_sgd", "topology": "ring"}
 METHODS = {
