@@ -95,30 +95,19 @@ TABLE = Table(
         _row("DeepSqueeze, sign", DEEP_SQUEEZE, 4.8, consensus_rate=0.01),
         _row("Moniqua, 2 bits", MONIQUA, 4, theta=0.25, consensus_rate=0.005),
         # Nothing was searched for PowerGossip: it has what D-PSGD has.
-        _row("PowerGossip, 1 iteration", POWER, 11.3, consensus_rate=RATE),
-        _row(
-            "PowerGossip, 2 iterations",
-            POWER,
-            11.3,
-            consensus_rate=RATE,
-            iterations=2,
+        *(
+            _row(f"PowerGossip, {name}", POWER, 11.3, iterations=n, consensus_rate=RATE)
+            for name, n in (("1 iteration", 1), ("2 iterations", 2))
         ),
-        _row(
-            "PowerGossip, 1 it., random",
-            POWER,
-            11.3,
-            seeds=SEEDS[:4],
-            consensus_rate=RATE,
-            warm_start=False,
-        ),
-        _row(
-            "PowerGossip, 2 it., random",
-            POWER,
-            11.3,
-            seeds=SEEDS[:4],
-            consensus_rate=RATE,
-            iterations=2,
-            warm_start=False,
+        *(
+            _row(
+                f"PowerGossip, {n} it., random",
+                POWER | {"iterations": n, "warm_start": False},
+                11.3,
+                seeds=SEEDS[:4],
+                consensus_rate=RATE,
+            )
+            for n in (1, 2)
         ),
     ),
 )
