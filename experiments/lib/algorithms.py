@@ -276,7 +276,7 @@ def check_options(config: Algorithm, known: set[str]) -> None:
     """Raises UsageError if the algorithm would ignore an option.
 
     Args:
-      config: from the command line.
+      config: how the workers average.
       known: names of the options that mean something to it.
     """
     defaults = Algorithm()

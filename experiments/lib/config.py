@@ -220,7 +220,7 @@ def identify(
     """What two runs have in common of which one goes on with the other's workers.
 
     Args:
-      config: from the command line.
+      config: of a run.
       between: the graphs that it names; a name may come to mean another graph.
       ignored: further options that may differ.
     """

@@ -65,7 +65,7 @@ def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
     """Linear warm-up, then a staircase, or slopes that join its steps.
 
     Args:
-      config: from the command line.
+      config: its options.
       steps: of the whole training.
 
     Raises:
@@ -128,7 +128,7 @@ def make_base(
     """What every worker does with its gradients.
 
     Args:
-      config: from the command line.
+      config: its options.
       steps: of the whole training.
       make: takes the place of optax's function of that name.
 
@@ -170,7 +170,7 @@ def scale_linearly(config: BaseOptimizer, samples: int) -> BaseOptimizer:
     """Replaces the learning rate by that for the true batch size.
 
     Args:
-      config: from the command line.
+      config: its options.
       samples: of all workers' batches together.
     """
     if config.linear_scaling is None:

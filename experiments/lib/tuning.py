@@ -76,17 +76,8 @@ def tune_as_published(
 
     It halves the rate until that no longer helps, then bisects upwards for the largest
     rate that does not fail, and remembers the fastest run that it met. (There it writes
-    down half of that run's rate; here it is the rate itself.)
-
-    Args:
-      make_optimizer: the algorithm.
-      problems: each is tuned for itself; all have the same number of workers.
-      goal: the error, suboptimality of the workers' mean, to get below.
-      start: half of the largest rate tried.
-      max_steps: when a run is given up.
-
-    Returns:
-      Steps and rates.
+    down half of that run's rate; here it is the rate itself.) Takes and returns what
+    :func:`tune_fastest` does.
     """
     sweep = Sweep(make_optimizer, problems, goal, max_steps)
     rate = upper = np.full(sweep.problems, 2 * start)
@@ -127,17 +118,8 @@ def tune_plateau(
     It has settled when at three consecutive tests it is within `goal / 100` of their
     mean. The search of the RelaySGD paper's code: it bisects for a rate whose error
     settles between `goal / 1.1` and `goal`. Of the runs that it met, it returns not the
-    one with the largest rate, but the one that settled first.
-
-    Args:
-      make_optimizer: the algorithm.
-      problems: each is tuned for itself; all have the same number of workers.
-      goal: what the error has to settle below.
-      start: half of the largest rate tried.
-      max_steps: when a run is given up.
-
-    Returns:
-      Steps until it has settled, and rates.
+    one with the largest rate, but the one that settled first. Takes and returns what
+    :func:`tune_fastest` does, where `goal` is what the error has to settle below.
     """
     sweep = Sweep(make_optimizer, problems, goal, max_steps, plateau=True)
     lower, upper = np.zeros(sweep.problems), np.full(sweep.problems, 2 * start)
