@@ -40,12 +40,12 @@ SLOWEST = (1.0, 0.25)
 VARIATION, BATCH_SIZE, GOAL = 0.3, 16, 0.9
 BASE = optax.sgd(0.05, momentum=0.9)
 
-Looks = Iterator[tuple[float, Any]]
-"""Times, and all workers' parameters then."""
+Snapshots = Iterator[tuple[float, Any]]
+"""Times, and the parameters of all workers at these times."""
 
 
-def all_reduce(task: tasks.Task, params: Any, rounds: asynchronous.Rounds) -> Looks:
-    """Trains synchronously; shows the models after each epoch."""
+def all_reduce(task: tasks.Task, params: Any, rounds: asynchronous.Rounds) -> Snapshots:
+    """Trains synchronously, and shows the models after each epoch."""
     communicator = communicators.simulated(rounds.finish.shape[1])
     optimizer = optax.chain(djax.on_updates(djax.all_reduce(communicator)), BASE)
     workers = simulation.init_workers(optimizer, communicator, params)
@@ -56,9 +56,9 @@ def all_reduce(task: tasks.Task, params: Any, rounds: asynchronous.Rounds) -> Lo
 
 
 def without_waiting(
-    task: tasks.Task, method: str, params: Any, events: asynchronous.Events, looks: int
-) -> Looks:
-    """Trains asynchronously; shows the models so many times, evenly."""
+    task: tasks.Task, method: str, params: Any, events: asynchronous.Events, count: int
+) -> Snapshots:
+    """Trains asynchronously, and shows the models at `count` evenly spaced times."""
     constants = djax.acid_constants(topologies.ring(events.size))
     acid = method == "A²CiD²"
     for snapshot in asynchronous.simulate(
@@ -67,7 +67,7 @@ def without_waiting(
         params,
         task.gradient_fn,
         lambda epoch: task.epoch(epoch + 1),
-        times=np.linspace(0, events.duration, looks + 1)[1:].tolist(),
+        times=np.linspace(0, events.duration, count + 1)[1:].tolist(),
         model_state=jax.tree.map(jnp.asarray, task.model_state),
     ):
         yield snapshot.time, snapshot.params
@@ -92,13 +92,13 @@ def train(
     clocks: Any = {"speeds": speeds, "variation": VARIATION, "seed": seed}
     if method == "AR-SGD":
         rounds = asynchronous.draw_rounds(size, gradients, **clocks)
-        idle, looks = rounds.idle_share, all_reduce(task, params, rounds)
+        idle, snapshots = rounds.idle_share, all_reduce(task, params, rounds)
     else:
         ring, count = topologies.ring(size), gradients // task.steps_per_epoch
         events = asynchronous.draw_events(ring, gradients=size * gradients, **clocks)
-        idle, looks = 0.0, without_waiting(task, method, params, events, count)
+        idle, snapshots = 0.0, without_waiting(task, method, params, events, count)
     found = [(0.0, assess(params)["mean"])]
-    found += [(time, assess(models)["mean"]) for time, models in looks]
+    found += [(time, assess(models)["mean"]) for time, models in snapshots]
     times, accuracies = map(list, zip(*found, strict=True))
     return {"times": times, "accuracy": accuracies, "idle_share": idle}
 

@@ -4,8 +4,7 @@ r"""Random quadratics with a known optimum and a chosen heterogeneity.
 
 The generator of the RelaySGD paper's simulations: Vogels et al., `RelaySum for
 Decentralized Deep Learning on Heterogeneous Data <https://arxiv.org/abs/2110.04175>`_,
-2021, Appendix. Even the draws are the same: a seed gives the problem that it gives
-there.
+2021, Appendix. A seed gives the same problem here as in the paper's code.
 """
 
 import math

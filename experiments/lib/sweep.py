@@ -1,14 +1,14 @@
-"""Many runs of all workers in one program: learning rates times problems.
+"""Runs with many learning rates on many problems, together in one program.
 
-Random quadratics are so small that one run leaves a machine idle. Here the runs of a
-grid of learning rates on several problems advance together, all workers of all of them
-in one jitted program; :mod:`experiments.lib.tuning` makes a few such grids of a
-search.
+Random quadratics are so small that one run leaves a machine idle. Here all runs of a
+grid of learning rates on several problems advance together, with all their workers, in
+one jitted program. A search of :mod:`experiments.lib.tuning` consists of a few such
+grids.
 
-The rules of when a run counts as failed, successful or settled, and the steps at which
-that is tested, are those of the RelaySGD paper's figures: Vogels et al., `RelaySum for
-Decentralized Deep Learning on Heterogeneous Data <https://arxiv.org/abs/2110.04175>`_,
-2021.
+The rules by which a run counts as failed, successful or settled, and the steps at
+which this is tested, are those of the RelaySGD paper's figures: Vogels et al.,
+`RelaySum for Decentralized Deep Learning on Heterogeneous Data
+<https://arxiv.org/abs/2110.04175>`_, 2021.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ def curves(
 
     Args:
       make_optimizer: the algorithm.
-      problem: what is minimized.
+      problem: the objectives of the workers.
       learning_rate: the step size.
       steps: how many.
       noise: standard deviation of a gradient, over all coordinates together.

@@ -37,7 +37,7 @@ def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Ar
     """
     moving, mirroring = jax.random.split(key)
     if padding:
-        wide = jnp.pad(images, ((0, 0), *[(padding, padding)] * 2, (0, 0)))
+        padded = jnp.pad(images, ((0, 0), *[(padding, padding)] * 2, (0, 0)))
         corners = jax.random.randint(moving, (len(images), 2), 0, 2 * padding + 1)
         size = images.shape[1:]
 
@@ -45,6 +45,6 @@ def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Ar
             start = (corner[0], corner[1], jnp.zeros((), corner.dtype))
             return jax.lax.dynamic_slice(image, start, size)
 
-        images = jax.vmap(crop)(wide, corners)
+        images = jax.vmap(crop)(padded, corners)
     mirrored = jax.random.bernoulli(mirroring, 0.5, (len(images), 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)

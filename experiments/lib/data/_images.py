@@ -25,7 +25,7 @@ def digits(options: DataOptions) -> Dataset:
     """Handwritten digits: 1,797 images of 8 x 8, a fifth of each class held out.
 
     Args:
-      options: unused; scikit-learn brings them.
+      options: unused, since the digits come with scikit-learn.
     """
     del options
     # Without importing scikit-learn, which would take longer than to learn the digits.
@@ -98,7 +98,7 @@ def imagenet2012(options: DataOptions, size: int = 224) -> Dataset:
 
     Args:
       options: where tensorflow-datasets has prepared it.
-      size: side of what is cut out of an image, and scaled, in pixels.
+      size: side of the images in pixels, after a part has been cut out and scaled.
 
     Raises:
       UsageError: if it is not there.
@@ -116,7 +116,7 @@ def imagenet2012(options: DataOptions, size: int = 224) -> Dataset:
 def _dataset(
     train: Source, test: Source, classes: int, normalize: Callable, padding: int | None
 ) -> Dataset:
-    """With images that are moved by up to `padding` pixels and mirrored, or are not."""
+    """Moves training images by up to `padding` pixels and mirrors them, if not None."""
 
     def augment(key, images):
         if padding is not None:

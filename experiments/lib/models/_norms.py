@@ -1,4 +1,4 @@
-"""Normalizations."""
+"""Normalizations that the papers use and flax has not, or not in PyTorch's form."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ class BatchNorm(nn.Module):
     """Batch normalization, with or without running statistics.
 
     Attributes:
-      running: whether the evaluation uses statistics of the training; if not, those of
-        the batch, as the training does.
-      dtype: of what is returned.
+      running: whether an evaluation uses statistics of the training; if not, it uses
+        the statistics of its batch, as training does.
+      dtype: of the result.
     """
 
     running: bool = True
@@ -28,15 +28,15 @@ class BatchNorm(nn.Module):
         channels, axes = x.shape[-1], tuple(range(x.ndim - 1))
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        wide = x.astype(jnp.float32)
+        x = x.astype(jnp.float32)
         if self.running and not train:
             center, spread = (found.value for found in self._running(channels))
         else:
-            center = wide.mean(axes)
-            spread = jnp.square(wide - center).mean(axes)
+            center = x.mean(axes)
+            spread = jnp.square(x - center).mean(axes)
             if self.running:
                 self._update(center, spread, x.size // channels)
-        y = (wide - center) * (jax.lax.rsqrt(spread + 1e-5) * scale) + bias
+        y = (x - center) * (jax.lax.rsqrt(spread + 1e-5) * scale) + bias
         return y.astype(self.dtype)
 
     def _running(self, channels):
@@ -65,8 +65,8 @@ class EvoNormS0(nn.Module):
     https://arxiv.org/abs/2004.02967, Table 1.
 
     Attributes:
-      groups: of channels, or as many as there are channels if those are fewer.
-      dtype: of what is returned.
+      groups: number of groups of channels; with fewer channels, each is a group.
+      dtype: of the result.
     """
 
     groups: int = 32
@@ -79,12 +79,12 @@ class EvoNormS0(nn.Module):
         gamma = self.param("gamma", nn.initializers.ones, (channels,), jnp.float32)
         beta = self.param("beta", nn.initializers.zeros, (channels,), jnp.float32)
         v = self.param("v", nn.initializers.ones, (channels,), jnp.float32)
-        wide = x.astype(jnp.float32)
+        x = x.astype(jnp.float32)
         groups = min(self.groups, channels)
-        cut = wide.reshape(*x.shape[:-1], groups, channels // groups)
+        cut = x.reshape(*x.shape[:-1], groups, channels // groups)
         variance = cut.var((1, 2, 4), keepdims=True)
         deviation = jnp.sqrt(variance + 1e-5)
         deviation = jnp.broadcast_to(deviation, (*cut.shape[:1], 1, 1, *cut.shape[3:]))
         deviation = deviation.reshape(x.shape[0], 1, 1, channels)
-        y = wide * nn.sigmoid(v * wide) / deviation * gamma + beta
+        y = x * nn.sigmoid(v * x) / deviation * gamma + beta
         return y.astype(self.dtype)
