@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from djax._arrays.checks import check_averageable
+from djax._arrays.checks import check_averageable, check_leading_axis
 from djax._arrays.precision import promote
 from djax._counting import accounted
 from djax._interfaces import (
@@ -181,7 +181,7 @@ class SimulatedCommunicator(_AxisCommunicator):
 
         @functools.wraps(fn)
         def all_workers(*args, **kwargs):
-            _common.check_leading_axis("spmd", args, self.size, kwargs)
+            check_leading_axis("spmd", args, self.size, kwargs)
             program = jax.vmap(fn, axis_name=self.axis_name, axis_size=self.size)
             with lockstep():
                 return program(*args, **kwargs)
@@ -260,7 +260,7 @@ class MeshCommunicator(_AxisCommunicator):
 
         @functools.wraps(fn)
         def all_workers(*args, **kwargs):
-            _common.check_leading_axis("spmd", args, self.size, kwargs)
+            check_leading_axis("spmd", args, self.size, kwargs)
             sharding = self.sharding
             program = jax.shard_map(
                 one_worker,

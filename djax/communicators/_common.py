@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,7 +10,6 @@ from djax._arrays.checks import (
     is_array,
     shortened,
 )
-from djax._interfaces import PyTree
 from djax._values import check_integer, describe
 
 MESSAGE_DTYPES = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
@@ -82,46 +80,6 @@ def check_function(fn: Any) -> None:
         raise TypeError(
             f"spmd needs the function that one worker runs, got {describe(fn)}: pass "
             "the function itself, as in communicator.spmd(step)(params)."
-        )
-
-
-def check_leading_axis(
-    function: str, args: PyTree, count: int, kwargs: Mapping[str, PyTree] | None = None
-) -> None:
-    """Raises unless every leaf is an array with a leading axis of `count` workers.
-
-    Args:
-      function: the name of the function that was called, for the error.
-      args: its positional arguments.
-      count: number of workers.
-      kwargs: its keyword arguments.
-
-    Raises:
-      TypeError: if a leaf is no array.
-      ValueError: if an array has another leading axis.
-    """
-    named = {**dict(enumerate(args)), **(kwargs or {})}
-    for argument, tree in named.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name = f"argument {argument}{jax.tree_util.keystr(path)}"
-            if not is_array(leaf):
-                raise TypeError(
-                    f"{function}: {name} is {leaf!r}, but the program of all workers "
-                    "takes arrays with a leading axis of workers: bind by "
-                    "functools.partial what is no array."
-                )
-            _check_rows(function, name, np.shape(leaf), count)
-
-
-def _check_rows(function: str, name: str, shape: tuple[int, ...], count: int) -> None:
-    """Raises ValueError unless each worker has a row."""
-    if shape[:1] != (count,):
-        raise ValueError(
-            f"{function}: {name} has shape {shape}, but needs a leading axis of the "
-            f"{count} workers of this program: of data pass the rows of "
-            "communicator.local_ranks; make optimizer states by "
-            "communicator.spmd(optimizer.init)(params); "
-            "djax.communicators.replicate gives all workers the same."
         )
 
 

@@ -13,7 +13,7 @@ from jax._src.core import trace_state_clean  # Whether no program is being trace
 from jax.typing import ArrayLike
 from mpi4py import MPI
 
-from djax._arrays.checks import check_averageable
+from djax._arrays.checks import check_averageable, check_leading_axis
 from djax._arrays.precision import promote
 from djax._counting import accounted
 from djax._interfaces import PyTree
@@ -134,7 +134,7 @@ class MPICommunicator:
 
         @functools.wraps(fn)
         def this_worker(*args, **kwargs):
-            _common.check_leading_axis("spmd", args, 1, kwargs)
+            check_leading_axis("spmd", args, 1, kwargs)
             args, kwargs = jax.tree.map(lambda x: x[0], (args, kwargs))
             with lockstep():
                 results = fn(*args, **kwargs)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from djax._arguments import check_choice, check_communicator, check_flags
-from djax._arrays.checks import check_arrays
+from djax._arrays.checks import check_arrays, check_leading_axis
 from djax._arrays.finite import all_finite
 from djax._checking.check import check as check_optimizer
 from djax._checking.codes import problems_of_codes
@@ -23,7 +23,6 @@ from djax._interfaces import Communicator, PyTree
 from djax._mechanism.refusals import refuse
 from djax._mechanism.value import parts_within
 from djax._transformations import as_transformation
-from djax.communicators._common import check_leading_axis
 
 from ._gradient_fn import GradientFn, check_signature
 from ._nonfinite import NonFinite, make_check

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from djax import communicators
+from djax._arrays.checks import check_leading_axis
 from djax._interfaces import Communicator, PyTree
-from djax.communicators._common import check_leading_axis
 from djax.topologies import Topology
 from djax.training import (
     Checkpointer,

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from djax._arrays.checks import check_leading_axis
 from djax._interfaces import PyTree
-from djax.communicators._common import check_leading_axis
 
 from ._events import Events
 

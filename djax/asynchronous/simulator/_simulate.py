@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._arguments import check_choice
+from djax._arrays.checks import check_leading_axis
 from djax._interfaces import PyTree
-from djax.communicators._common import check_leading_axis
 from djax.training import GradientFn, NonFinite, NonFiniteError, check_gradient_fn
 
 from .._finite import describe as describe_nonfinite
