@@ -257,6 +257,7 @@ def joined(tree):
     return np.concatenate([tree["a"], tree["b"][:, 0]], 1)
 
 
+@pytest.mark.slow
 @hypothesis.given(
     graph=st.sampled_from(sorted(GRAPHS)),
     rate=st.sampled_from([0.3, 1.0, 3.0]),
@@ -396,6 +397,7 @@ def test_consensus_is_that_of_the_golden_run(mode):
         np.testing.assert_allclose(tilde, GOLDEN["xt_final_acid"], atol=1e-12)
 
 
+@pytest.mark.slow
 @hypothesis.given(graph=st.sampled_from(sorted(GRAPHS)), seed=st.integers(0, 10**6))
 @hypothesis.settings(max_examples=8)
 def test_what_any_schedule_keeps(graph, seed):

@@ -31,6 +31,7 @@ linux = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @linux
 def test_algorithms_made_anew_do_not_pile_up():
     """Each has compiled programs, of several megabytes, which have to go with it."""

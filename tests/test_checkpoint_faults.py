@@ -254,6 +254,7 @@ train.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_does_not_end_a_run_but_is_told(tmp_path):
     line = f"--epochs 3 --evaluations 1 --runs {tmp_path} --checkpoints {tmp_path}/s"
     result = python("-c", FULL, *line.split(), "--checkpoint-every", "1e-6")
@@ -349,6 +350,7 @@ def test_another_precision_is_another_run(option, value, tmp_path):
         jax.config.update(option, old)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_in_another_precision(tmp_path, capsys):
     shared = f"--epochs 2 --evaluations 1 --runs {tmp_path} --checkpoints {tmp_path}/s"
     train.main(f"{shared} --checkpoint-every 1e-6".split())
@@ -394,6 +396,7 @@ train.main(arguments)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "code", "how"),
     [

@@ -367,6 +367,7 @@ print(faults)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc")
 def test_memory_of_large_arrays_is_kept():
     done = subprocess.run(

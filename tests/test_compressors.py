@@ -199,6 +199,7 @@ def test_a_message_has_as_many_bytes_as_promised(name, expected):
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(message)) == expected
 
 
+@pytest.mark.slow
 @hypothesis.given(
     bits=st.integers(1, 8), count=st.integers(0, 70), seed=st.integers(0, 99)
 )

@@ -176,7 +176,7 @@ def write_fashion(folder, count=30):
             header += b"".join(size.to_bytes(4, "big") for size in shape)
             content = rng.integers(0, 10, shape, dtype=np.uint8).tobytes()
             path = folder / f"{part}-{kind}-ubyte.gz"
-            path.write_bytes(gzip.compress(header + content))
+            path.write_bytes(gzip.compress(header + content, compresslevel=1))
 
 
 def test_fashion_mnist_is_read_from_its_files(tmp_path):
@@ -366,6 +366,7 @@ def test_wikitext_is_lower_case_words(tmp_path):
     assert corpus.documents.tolist() == [0, 5, 9]
 
 
+@pytest.mark.slow
 def test_the_speeches_are_in_order():
     words = data.CORPORA["sotu"](DataOptions(), vocabulary=500)
     assert len(words.train) > 1_900_000 and len(words.valid) > 150_000

@@ -61,6 +61,7 @@ def test_gradients_of_workers_that_do_not_wait_are_taken_together():
         watch_all(losses, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -92,6 +93,7 @@ def test_a_divergence_that_stays_finite_ends_with_code_2(options, tmp_path, capf
     assert json.loads((folder / "summary.json").read_text())["diverged"] in last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
