@@ -193,6 +193,7 @@ def test_fashion_mnist_is_read_from_its_files(tmp_path):
     np.testing.assert_allclose(small, mean, atol=0.5)
 
 
+@pytest.mark.slow
 def test_broken_files_are_named(tmp_path):
     write_fashion(tmp_path)
     path = tmp_path / "t10k-labels-idx1-ubyte.gz"

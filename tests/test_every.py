@@ -136,6 +136,7 @@ def test_steps_without_communication_cost_nothing_in_a_sweep_either(outside):
     assert loops and all(loops)
 
 
+@pytest.mark.slow
 def test_silent_steps_of_a_schedule_cost_nothing():
     meet = RING.mixing_matrix
     schedule = topologies.from_matrices([np.eye(N), meet, np.eye(N)])
