@@ -104,6 +104,7 @@ def test_spmd_names_the_array_without_workers(make):
         program(jnp.ones(SIZE), {"w": jnp.ones(3)})
 
 
+@pytest.mark.slow
 def test_a_branch_on_what_all_agree_on_stays_a_branch():
     """Also where the counter has come from outside, with an axis of workers."""
     communicator = communicators.simulated(8)

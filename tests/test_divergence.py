@@ -112,6 +112,7 @@ def test_a_training_that_learns_little_has_not_diverged(options, tmp_path):
     assert json.loads((folder / "summary.json").read_text())["diverged"] is None
 
 
+@pytest.mark.slow
 def test_a_search_for_a_learning_rate_goes_on_after_a_divergence(capsys, monkeypatch):
     """Both that of a table for a cluster, and that of a study."""
     config = train.parse("--task digits --workers 4 --epochs 2 --evaluations 1".split())

@@ -34,6 +34,7 @@ def test_public_functions_say_what_they_take_give_and_come_from(name):
     assert ">>>" in doc
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_readme_run():
     blocks = [block for block in BLOCKS if MPI not in block]
     assert blocks

@@ -60,6 +60,7 @@ def test_each_link_has_a_probability_of_its_own():
     np.testing.assert_allclose(found, [0.2, 0.6, 0.0, 1.0], atol=0.03)
 
 
+@pytest.mark.slow
 def test_bursts_have_the_lengths_of_their_model():
     model = GilbertElliott(to_bad=0.02, to_good=0.1)
     communicator = lossy(communicators.simulated(N), model)
@@ -74,6 +75,7 @@ def test_bursts_have_the_lengths_of_their_model():
     assert np.abs(correlation).max() < 0.1
 
 
+@pytest.mark.slow
 def test_conditions_lose_by_their_own_probabilities():
     model = GilbertElliott(0.05, 0.05, drop_in_bad=0.8, drop_in_good=0.1)
     communicator = lossy(communicators.simulated(N), model, seed=2)
@@ -84,6 +86,7 @@ def test_conditions_lose_by_their_own_probabilities():
     assert (lost[1:] & lost[:-1]).mean() == pytest.approx(same, abs=0.03)
 
 
+@pytest.mark.slow
 def test_conditions_are_those_of_a_chain_that_was_run():
     """The look back from a step gives what the steps give one after the other."""
     model = GilbertElliott(to_bad=0.1, to_good=0.2)

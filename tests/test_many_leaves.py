@@ -106,6 +106,7 @@ def mixed():
     ]
 
 
+@pytest.mark.slow
 @each_drawing
 def test_leaves_of_all_dtypes_and_sizes_have_a_part_of_the_draw(name):
     with jax.enable_x64(True):
@@ -127,6 +128,7 @@ def test_leaves_of_all_dtypes_and_sizes_have_a_part_of_the_draw(name):
             assert x.size == 0 or (x != before).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["power_gossip", "cold power_gossip", "random_k"])
 def test_both_ends_draw_the_same_in_simulation_and_on_a_mesh(name):
     """Of one program for all workers, and of a program with slices of its own."""

@@ -85,6 +85,7 @@ def test_narrow_models_compute_in_bfloat16(name):
     assert "bf16" in program.lower(variables).as_text()
 
 
+@pytest.mark.slow
 def test_the_convolutions_of_vgg_start_as_the_paper_has_them():
     model = models.IMAGE_MODELS["vgg11"](10)
     images = jnp.zeros(CIFAR)
@@ -101,6 +102,7 @@ def test_the_convolutions_of_vgg_start_as_the_paper_has_them():
             assert np.abs(layer["bias"]).max() <= bound
 
 
+@pytest.mark.slow
 def test_dropout_is_of_training_alone():
     model = models.IMAGE_MODELS["vgg11"](10, width=0.125)
     images = jax.random.normal(KEY, (2, 32, 32, 3))
@@ -151,6 +153,7 @@ def test_evonorm_is_its_definition():
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_models_differ_by_worker_under_vmap():
     model = models.IMAGE_MODELS["resnet8"](10, width=0.25)
     images = jax.random.normal(KEY, (2, 4, 8, 8, 1))
@@ -273,6 +276,7 @@ def reference(w, tokens, mask):
     return linear(hidden, w, "classifier")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "distilbert."])
 def test_distilbert_takes_weights_from_a_file(prefix, tmp_path):
     rng = np.random.default_rng(0)

@@ -75,6 +75,7 @@ def test_full_rank_on_square_matrices_is_gossip(iterations):
         np.testing.assert_allclose(actual[leaf], mixed, atol=1e-7)
 
 
+@pytest.mark.slow
 @hypothesis.given(rank=st.integers(1, 3), seed=st.integers(0, 10**6))
 @hypothesis.settings(max_examples=4)
 def test_a_low_rank_difference_is_gone_once_the_basis_has_turned_to_it(rank, seed):
@@ -92,6 +93,7 @@ def test_a_low_rank_difference_is_gone_once_the_basis_has_turned_to_it(rank, see
     np.testing.assert_allclose(last.mean(0), x.mean(0), atol=1e-13)
 
 
+@pytest.mark.slow
 def test_the_mean_stays_on_any_graph():
     x = {"w": normal(0, 9, 6, 4), "b": normal(1, 9, 3), "s": normal(2, 9)}
     for seed in range(4):
@@ -119,6 +121,7 @@ def test_both_ends_of_an_edge_hold_the_same_and_edges_differ(warm_start):
             assert len({mine.tobytes() for mine, _ in pairs}) == SIZE
 
 
+@pytest.mark.slow
 def test_a_cold_start_draws_anew_and_converges_slower():
     x = normal(0, SIZE, 10, 8)
     cold = djax.power_gossip(RING, COMMUNICATOR, warm_start=False)
@@ -140,6 +143,7 @@ def consensus_distance(x):
     return float(distance(x)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2])
 @pytest.mark.parametrize("overlap", [True, False])
 def test_equal_starts_and_frozen_leaves_do_not_stop_it(overlap, rank):
@@ -286,6 +290,7 @@ def test_a_matrix_is_read_once_an_iteration_and_written_once(graph, dots):
     assert dots_with(program.jaxpr, x.size) == dots
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows_axis", [-1, 0, 1])
 def test_a_sum_of_few_products_is_a_product_of_matrices(rows_axis, monkeypatch):
     x = {"a": normal(0, SIZE, 3, 5, 7), "b": normal(1, SIZE, 6, 4)}
@@ -335,6 +340,7 @@ def test_matrices_of_any_shape_are_orthonormalized_together():
             np.testing.assert_allclose(onto, rows, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_higher_rank_than_the_difference_does_no_harm():
     """What is left of dependent columns are rounding errors, in any direction."""
     rows = normal(0, SIZE, 8, 1) * normal(3, SIZE, 1, 40)
@@ -378,6 +384,7 @@ def test_mistakes_are_named():
         djax.d2(overlapping).init(jnp.ones((2, 3)))
 
 
+@pytest.mark.slow
 def test_an_edge_that_recurs_within_a_period_changes_its_sides():
     """A period of equal graphs is that graph."""
     ring, communicator = djax.topologies.ring(4), communicators.simulated(4)

@@ -64,6 +64,7 @@ def run(communicator, dispatch):
     return workers, metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "dispatch"),
     [

@@ -21,6 +21,7 @@ def slices(x, sizes):
     return [np.asarray(x)[a:b] for a, b in itertools.pairwise(ends)]
 
 
+@pytest.mark.slow
 @hypothesis.given(st.lists(st.integers(0, 4), max_size=5), st.integers(0, 2))
 def test_pieces_are_slices(sizes, width):
     shape = (sum(sizes), *(width,) * (width > 0))

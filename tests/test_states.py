@@ -111,6 +111,7 @@ def test_a_state_of_another_model_is_refused(name):
         update(mechanism, state, MODEL)
 
 
+@pytest.mark.slow
 def test_weights_of_an_uneven_schedule_go_on_to_be_averaged():
     """Also where the next schedule alone would leave all weights at 1."""
     matrix = [

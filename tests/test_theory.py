@@ -29,6 +29,7 @@ def test_learning_rate_factors(tree, factors):
     np.testing.assert_allclose(actual, factors, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tree", "values"),
     [

@@ -26,6 +26,7 @@ def run(options, tmp_path):
     return record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -67,6 +68,7 @@ def test_a_run_says_how_little_it_sends(tmp_path):
         assert made.job.cost.mean_bytes == size
 
 
+@pytest.mark.slow
 def test_sgp_takes_the_graph_that_changes(tmp_path):
     lines = ("sgp", "sgp --topology one_peer_exponential", "sgp --topology base_graph")
     lines += ("dpsgd --topology base_graph",)

@@ -58,6 +58,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(name, options):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_mixed_precision_keeps_parameters_and_gradients():
     exact, coarse = (
         make("fashion_mnist", precision=kind) for kind in ("float32", "bfloat16")
