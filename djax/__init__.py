@@ -1,13 +1,16 @@
 """Decentralized deep learning in JAX.
 
-A decentralized algorithm is an optax chain whose last link talks to the neighbours.
-It is written once, as what one worker does; a communicator decides where the workers
-live.
+Workers train a model together without a server: each of them makes steps on its own
+data, and averages its model with those of its neighbours in a graph. Such a
+decentralized algorithm is an optax chain whose last link, the mechanism, exchanges
+messages with the neighbours. The chain is written once, as what one worker does. A
+communicator decides where the workers live: on one device, on one device each, or in
+processes of MPI.
 
 * graphs: :mod:`djax.topologies` (`ring`, `torus`, `exponential`, ..., and schedules of
   graphs that change with time, such as `base_graph`),
-* transports: :mod:`djax.communicators` (`simulated`, `mesh`, `mpi`, and `lossy` around
-  them),
+* communicators: :mod:`djax.communicators` (`simulated`, `mesh`, `mpi`, and `lossy`
+  around them),
 * mechanisms, which average: :func:`gossip`, :func:`relay`, :func:`push_sum`,
   :func:`all_reduce`,
 * mechanisms that send little: :func:`power_gossip`, and with the lossy codes of
@@ -15,9 +18,9 @@ live.
   :func:`dcd`, :func:`ecd`,
 * corrections, which wrap any mechanism: :func:`d2`, :func:`gradient_tracking`,
   :func:`every`, :func:`interleave`, :func:`on_updates`, :func:`only`,
-* mechanisms of your own: :func:`mechanism` makes one of two functions,
-  :mod:`djax.mixing` talks to the neighbours, :func:`check` finds what would silently go
-  wrong, :mod:`djax.testing` compares with NumPy,
+* mechanisms of your own: :func:`mechanism` makes a mechanism out of two functions,
+  :mod:`djax.mixing` exchanges messages with the neighbours, and `djax.testing` compares
+  the mechanism with NumPy (`import djax` does not import it),
 * optimizers that contain any mechanism: :func:`quasi_global_momentum`,
   :func:`quasi_global_adam`,
 * whole algorithms under their papers' names: :func:`dpsgd`, :func:`relay_sgd`,
@@ -26,11 +29,12 @@ live.
   :func:`choco_sgd`, :func:`dcd_psgd`, :func:`ecd_psgd`, :func:`all_reduce_sgd`,
 * workers that never wait: :func:`acid` (A²CiD²), :func:`adpsgd`,
   :func:`acid_constants`, and :mod:`djax.asynchronous`, which runs and simulates them,
-* mistakes of composition that raise no error: :func:`check`,
-* measures: :mod:`djax.metrics`, :func:`communication_cost`,
-* what is known beforehand: :mod:`djax.theory`, :func:`relay_learning_rate_factor`,
-* loops over many steps: :mod:`djax.simulation`,
-* tests of mechanisms of your own: `djax.testing`, to be imported by itself.
+* mistakes of composition that would raise no error: :func:`check` finds them,
+* measurements: :mod:`djax.metrics` says how far the workers are from each other,
+  :func:`communication_cost` how much they send,
+* predictions for RelaySGD: :mod:`djax.theory`, :func:`relay_learning_rate_factor`,
+* loops over many steps, and checkpoints: :mod:`djax.training`. Its loops are also in
+  :mod:`djax.simulation`.
 
 Examples:
   >>> import djax, jax, jax.numpy as jnp, optax

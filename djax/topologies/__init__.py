@@ -3,9 +3,10 @@
 A :class:`Topology` is an undirected graph of workers with a symmetric doubly stochastic
 mixing matrix; an edge colouring of the graph gives the rounds in which the exchanges
 take place. A :class:`Schedule` is directed or changes with time: a period of
-column-stochastic matrices. Both are immutable values in NumPy and networkx, which know
-neither JAX nor how messages travel. Both give the matrix, the rounds and the weights of
-any step, so that many mechanisms take either one: a `Graph`.
+column-stochastic matrices. Both are immutable values that are built with NumPy and
+networkx; this package knows neither JAX nor how messages travel. Both classes give the
+matrix, the rounds and the weights of any step, so that many mechanisms take either of
+them: their union is called `Graph`.
 
 Topologies
 

@@ -1,4 +1,4 @@
-"""Schedules of few partners a step that average exactly after a period."""
+"""Schedules that average exactly after a period, with few partners in each step."""
 
 from collections.abc import Iterable
 from itertools import count, repeat, takewhile
@@ -14,8 +14,8 @@ from ._topology_checks import check_power_of_two, check_size
 def one_peer_hypercube(size: int) -> Schedule:
     r"""Averages exactly after a period, in pairs, for powers of two.
 
-    In each step those workers average whose binary numbers differ in one digit, and the
-    digit changes from step to step:
+    In each step, a worker averages with the worker whose binary number differs from its
+    own in one digit. The digit changes from step to step:
 
     .. math:: x_i \leftarrow \tfrac 1 2 x_i + \tfrac 1 2 x_{i \oplus 2^k},
               \quad k = t \bmod \log_2 n
@@ -48,10 +48,11 @@ def one_peer_hypercube(size: int) -> Schedule:
 def hyper_hypercube(size: int, max_degree: int = 1) -> Schedule:
     r"""Averages exactly after a period, in groups of few workers, for suitable sizes.
 
-    With :math:`n = f_1 f_2 \cdots f_P`, where :math:`f_l \le k + 1` for the degree
-    :math:`k`, a worker is a number of :math:`P` digits, the :math:`l`-th of which is
-    below :math:`f_l`. In step :math:`l` those workers average that differ in this digit
-    only:
+    The size is written as a product :math:`n = f_1 f_2 \cdots f_P`, in which
+    :math:`f_l \le k + 1` for the degree :math:`k`. A worker's number then has :math:`P`
+    digits, and the :math:`l`-th digit takes the values :math:`0, \dots, f_l - 1`. In
+    step :math:`l`, workers average if their numbers differ in the :math:`l`-th digit
+    and in no other:
 
     .. math:: x_i \leftarrow \frac 1 {f_l} \sum_{d = 0}^{f_l - 1} x_{i_1 \dots d \dots
               i_P}
@@ -92,18 +93,18 @@ def hyper_hypercube(size: int, max_degree: int = 1) -> Schedule:
 def simple_base_graph(size: int, max_degree: int = 1) -> Schedule:
     r"""Averages exactly after a period, with few partners a step, for any size.
 
-    :func:`hyper_hypercube` averages exactly, but only numbers of workers with small
-    prime factors. Any other number is a sum of such numbers: with the degree :math:`k`
-    the size is written in base :math:`k + 1`. Each digit that is not zero stands for
-    one part of the workers, and the part consists of as many equal subparts as the
-    digit says.
+    The steps of :func:`hyper_hypercube` average exactly, but the number of workers must
+    have small prime factors only. Any other number is a sum of such numbers: with the
+    degree :math:`k`, the size is written in base :math:`k + 1`. Each digit that is not
+    zero stands for one part of the workers. The value of the digit is the number of
+    equal subparts of which the part consists.
 
     1. Every part averages by the steps of :func:`hyper_hypercube`.
     2. The parts become donors one after the other, the largest first. In the step of a
        donor, every worker of the smaller parts averages with one worker of each subpart
        of the donor. After that the mean of each subpart is the mean of the donor and
-       the smaller parts together. Workers of the donor without such a partner average
-       with one another.
+       the smaller parts together. Those workers of the donor that have no partner in a
+       smaller part average with one another.
     3. After its step as a donor, each subpart averages by :func:`hyper_hypercube`.
 
     Args:
@@ -111,8 +112,9 @@ def simple_base_graph(size: int, max_degree: int = 1) -> Schedule:
       max_degree: the largest number of partners of a worker in a step, :math:`k`.
 
     Returns:
-      A symmetric :class:`Schedule`; that of :func:`hyper_hypercube` if the size has no
-      prime factor above `max_degree + 1`. :func:`base_graph` is never longer.
+      A symmetric :class:`Schedule`. If the size has no prime factor above
+      `max_degree + 1`, it is the schedule of :func:`hyper_hypercube`. The schedule of
+      :func:`base_graph` is never longer.
 
     Raises:
       ValueError: the size or the degree is no positive integer.
@@ -135,15 +137,16 @@ def simple_base_graph(size: int, max_degree: int = 1) -> Schedule:
 def base_graph(size: int, max_degree: int = 1) -> Schedule:
     r"""Averages exactly after a short period, with few partners a step, for any size.
 
-    Gossip on a fixed graph with few neighbours only comes closer to the average. These
-    steps reach it, whatever the number of workers, with at most :math:`k` partners for
-    each worker in a step.
+    Gossip on a fixed graph with few neighbours only comes closer to the average. The
+    steps of this schedule reach the average exactly, whatever the number of workers,
+    with at most :math:`k` partners for each worker in a step.
 
     The size is split into :math:`n = P R`: all prime factors of :math:`P` are at most
-    :math:`k + 1`, and those of :math:`R` are larger. First the workers average within
-    :math:`P` runs of :math:`R` consecutive ones, by :func:`simple_base_graph`. Then
-    those that have the same place in their runs average by :func:`hyper_hypercube`.
-    Where :func:`simple_base_graph` of all workers is shorter, it is used instead.
+    :math:`k + 1`, and those of :math:`R` are larger. The workers are divided into
+    :math:`P` groups of :math:`R` consecutive workers. First each group averages, by the
+    steps of :func:`simple_base_graph`. Then the workers at the same position of their
+    groups average, by the steps of :func:`hyper_hypercube`. If
+    :func:`simple_base_graph` of all workers has fewer steps, it is used instead.
 
     Args:
       size: number of workers.
@@ -190,7 +193,7 @@ def _arguments(name: str, size: int, max_degree: int) -> tuple[int, int]:
 
 
 def _factors(size: int, degree: int) -> tuple[list[int], int]:
-    """The ascending factors of at most `degree + 1`, and what is left of a size."""
+    """Splits a size into ascending factors of at most `degree + 1`, and a rest."""
     factors = []
     for factor in range(degree + 1, 1, -1):
         while size % factor == 0:
@@ -216,9 +219,9 @@ def simple_base_graph_steps(
 ) -> list[np.ndarray]:
     """The steps of :func:`simple_base_graph`.
 
-    Workers of a donor that are left over average with one another if there are
-    `inner_edges`. The result of a period does not depend on these edges, and one of the
-    published variants has none.
+    The workers of a donor that have no partner in a smaller part average with one
+    another if `inner_edges` is True. The result of a period does not depend on these
+    edges, and one of the published variants leaves them out.
     """
     if _factors(size, degree)[1] == 1:
         return _hyper_hypercube(size, degree)
@@ -231,7 +234,8 @@ def simple_base_graph_steps(
         blocks = [steps[t % len(steps)] for steps in first]
         matrices.append(_with_blocks(np.eye(size), parts, blocks))
     for t in range(1 + len(last[0])):
-        # Parts finish after their step as the donor. The smallest part never is one.
+        # A part makes its last steps after its step as the donor, the smallest part,
+        # which never is a donor, after the step of the last donor.
         done = [place for place, start in enumerate(starts) if t >= start]
         blocks = [last[p][(t - starts[p]) % len(last[p])] for p in done]
         matrix = _with_blocks(np.eye(size), [parts[p] for p in done], blocks)
@@ -242,7 +246,7 @@ def simple_base_graph_steps(
 
 
 def _parts(size: int, base: int) -> list[np.ndarray]:
-    """The workers of each digit that is not zero, `int[digit, base**place]`."""
+    """For each digit that is not zero its part: `int[digit, base**place]` workers."""
     parts, start = [], 0
     for width in reversed([*takewhile(size.__ge__, (base**q for q in count()))]):
         if digit := size // width % base:
@@ -253,7 +257,7 @@ def _parts(size: int, base: int) -> list[np.ndarray]:
 
 
 def _last_steps(part: np.ndarray, degree: int) -> list[np.ndarray]:
-    """How the workers of a part average once each subpart has the mean of all."""
+    """The steps by which a part averages after each subpart has the mean of all."""
     subparts, width = part.shape
     if (
         width == 1
@@ -269,7 +273,7 @@ def _donate(
     base: int,
     inner_edges: bool,
 ) -> None:
-    """Lets workers of the smaller parts average with one worker of each subpart."""
+    """Makes each worker of the smaller parts average with one of each subpart."""
     receivers = np.concatenate([part.ravel() for part in reversed(smaller)])
     share = donor.size / (donor.size + len(receivers))
     weight = share / len(donor)
@@ -285,7 +289,7 @@ def _donate(
 def _with_blocks(
     matrix: np.ndarray, groups: Iterable[np.ndarray], blocks: Iterable[np.ndarray]
 ) -> np.ndarray:
-    """Writes the matrix of each group of workers into that of all workers."""
+    """Writes a block for each group of workers into the matrix of all workers."""
     for group, block in zip(groups, blocks, strict=True):
         workers = group.ravel()
         matrix[np.ix_(workers, workers)] = block

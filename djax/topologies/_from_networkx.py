@@ -21,7 +21,7 @@ from ._topology_checks import NEGLIGIBLE, TOLERANCE, check_graph, check_is_graph
 Rule = Literal["metropolis", "uniform", "lazy", "best_constant", "fastest"]
 Weights = Rule | float | npt.ArrayLike
 
-# Sums of weights that are meant to be one miss it by less than this.
+# The sum of float64 weights that should be 1 differs from 1 by less than this.
 _ROUNDING = 1e-13
 
 
@@ -35,11 +35,11 @@ def from_networkx(
 
     * `"metropolis"`: :math:`w_{ij} = m_{ij} / (1 + \max(d_i, d_j))`;
     * `"uniform"`: :math:`w_{ij} = m_{ij} / (1 + \max_k d_k)`;
-    * `"lazy"`: :math:`(W + I) / 2` of the Metropolis weights, which has no negative
-      eigenvalues;
-    * `"best_constant"`: :math:`w_{ij} = w \, m_{ij}` with the :math:`w` of the largest
-      spectral gap, :math:`2 / (\lambda_2 + \lambda_n)` of the eigenvalues of the
-      graph's Laplacian;
+    * `"lazy"`: :math:`(W + I) / 2` with the Metropolis weights :math:`W`, which has no
+      negative eigenvalues;
+    * `"best_constant"`: :math:`w_{ij} = w \, m_{ij}` with that number :math:`w` which
+      gives the largest spectral gap. It is :math:`2 / (\lambda_2 + \lambda_n)`, with
+      eigenvalues of the graph's Laplacian;
     * `"fastest"`: the weights with the largest spectral gap among all symmetric ones,
       whatever the multiplicities. The optimisation that finds them takes some seconds
       for a graph of several hundred edges;
@@ -51,11 +51,11 @@ def from_networkx(
     spectral gap is positive. Every builder has this keyword.
 
     Args:
-      graph: the graph, whose nodes are the workers. The numbers `0, ..., n - 1`, of any
-        type and in any order, stay what they are. Other nodes are numbered in their
-        sorted order: numbers by value, strings alphabetically ("10" before "2"). Nodes
-        that cannot be sorted, such as numbers among strings, are numbered in the order
-        of the graph.
+      graph: the graph, whose nodes are the workers. If the nodes are the numbers
+        `0, ..., n - 1`, of any type and in any order, they keep their numbers. Other
+        nodes are numbered in their sorted order: numbers by value, strings
+        alphabetically ("10" before "2"). Nodes that cannot be sorted, such as numbers
+        among strings, are numbered in the order of the graph.
       weights: `"metropolis"`, `"uniform"`, `"lazy"`, `"best_constant"`, `"fastest"`,
         the weight of every edge, or the symmetric doubly stochastic `float64[n, n]`.
         Rows and columns of such a matrix are the workers by their numbers, not the
@@ -99,14 +99,14 @@ def from_networkx(
 def from_links(
     name: str, size: int, links: Iterable[tuple[int, int]], weights: Weights
 ) -> Topology:
-    """Makes a topology of pairs of workers.
+    """Makes a topology out of pairs of workers.
 
     Args:
       name: name of the topology.
       size: number of workers.
       links: pairs of neighbours, in either order. The multiplicity of an edge is the
         number of times that the pair occurs.
-      weights: as in :func:`from_networkx`.
+      weights: the weights of the edges, as in :func:`from_networkx`.
     """
     graph = nx.empty_graph(size)
     counts = Counter((min(link), max(link)) for link in links)
@@ -120,7 +120,7 @@ def _numbered(graph: nx.Graph) -> nx.Graph:
     if set(graph) == set(workers):  # They may be of another type, such as 1.0.
         return graph
     nodes = list(graph)
-    # Nodes that are sets can be compared, too, but the comparison is no order.
+    # Python also compares sets, but "is a subset of" does not put them in an order.
     with contextlib.suppress(TypeError, ValueError):
         in_order = sorted(graph)
         if all(a < b for a, b in itertools.pairwise(in_order)):
@@ -194,7 +194,7 @@ def _constant(graph: nx.Graph, weight: float) -> np.ndarray:
 
 
 def _largest_constant(graph: nx.Graph, degree: np.ndarray) -> str:
-    """The remedy for an edge weight that is too large: a bound, rounded down."""
+    """Says which edge weights are small enough: the remedy in an error."""
     if degree.min() == degree.max() and nx.is_bipartite(graph):
         smaller = math.floor(1e6 / (1 + degree.max())) / 1e6
         return f"it has to be smaller than {1 / degree.max():.6g}, such as {smaller}"
@@ -212,10 +212,12 @@ _RULES: dict[str, Callable[[nx.Graph], np.ndarray]] = {
 
 
 def best_constant(laplacian: np.ndarray) -> float:
-    r"""The weight of all edges with the smallest spectral modulus of :math:`I - w L`.
+    r"""The weight that all edges should have for workers to come together fastest.
 
-    It is :math:`2 / (\lambda_2 + \lambda_n)`, since there the eigenvalues :math:`1 - w
-    \lambda_2` and :math:`1 - w \lambda_n` are at the same distance from zero.
+    It minimises the largest modulus of the eigenvalues of :math:`I - w L`, apart from
+    the eigenvalue 1 of the consensus. It is :math:`2 / (\lambda_2 + \lambda_n)`, since
+    there the eigenvalues :math:`1 - w \lambda_2` and :math:`1 - w \lambda_n` are at the
+    same distance from zero.
     """
     eigenvalues = np.linalg.eigvalsh(laplacian)
     return float(2 / (eigenvalues[1] + eigenvalues[-1]))
@@ -237,8 +239,8 @@ def _incidence(graph: nx.Graph) -> np.ndarray:
 
 
 def _with_own(matrix: np.ndarray) -> np.ndarray:
-    """Gives workers' own values, on the diagonal, what the edges leave of one."""
+    """Fills the diagonal, the workers' weights for themselves: rows then sum to 1."""
     rest = 1 - matrix.sum(axis=1)
-    # Where nothing is left, rounding may have made a little less of it.
+    # If the other weights sum to 1 already, rounding may leave a little less than 0.
     np.fill_diagonal(matrix, np.where(rest > -_ROUNDING, np.maximum(rest, 0.0), rest))
     return matrix

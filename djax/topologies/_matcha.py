@@ -10,7 +10,8 @@ from ._semidefinite import activation_probabilities
 from ._topology import Topology
 from .checks import check_undirected
 
-# They shorten the interval that contains the best weight by a factor of 1e-12.
+# Number of times that the interval which contains the best weight is halved. Together
+# they shorten the interval by a factor of 1e-12.
 _HALVINGS = 40
 
 

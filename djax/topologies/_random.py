@@ -192,7 +192,7 @@ def equi_dyn(
 
 
 def draws(name: str, period: int, seed: int) -> tuple[int, np.random.Generator]:
-    """Returns the number of steps that are to be drawn, checked, and a generator."""
+    """Checks a period and a seed; returns the period and a random generator."""
     period = check_integer(period, f"{name}: period")
     seed = check_integer(seed, f"{name}: seed", minimum=0)
     return period, np.random.default_rng(seed)

@@ -10,14 +10,15 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-# By how much sums of weights in single precision, and in half precision, may miss one,
-# in units of the distance between one and the next larger number. In half precision a
-# larger deviation could hardly be told from a mistake.
+# By how much the sum of weights that should be 1 may differ from 1, for weights in
+# single and in half precision. The unit is the distance from 1 to the next larger
+# number of that precision. In half precision, a larger deviation could hardly be told
+# from a mistake.
 _SINGLE, _HALF = 84.0, 4.0
 
 
 def numbers(value: Any) -> np.ndarray | None:
-    """Returns a value as an array of real numbers of its own dtype, else None."""
+    """Returns a value as an array of real numbers of its own dtype, or None."""
     if isinstance(value, nx.Graph):  # NumPy would make an array of its nodes.
         return None
     try:
@@ -51,7 +52,7 @@ def symmetric_weights(array: np.ndarray) -> np.ndarray:
     ):
         return matrix
     matrix = (matrix + matrix.T) / 2
-    # The diagonal takes what is missing. What is too much is scaled away before.
+    # After scaling, no row sums to more than 1. The diagonal takes what is missing.
     matrix /= max(1.0, matrix.sum(axis=1).max())
     matrix[np.diag_indices(len(matrix))] += np.maximum(1 - matrix.sum(axis=1), 0.0)
     return matrix
@@ -81,11 +82,11 @@ def column_weights(array: np.ndarray) -> np.ndarray:
 
 
 def _rounding(array: np.ndarray) -> float:
-    """By how much sums of weights may miss one; 0 in double precision."""
+    """By how much sums of weights may differ from 1; 0 in double precision."""
     if array.dtype.itemsize == 2 and array.dtype.kind not in "iu":
         spacing, units = np.spacing(np.ones((), array.dtype)), _HALF
     else:
-        # Numbers of single precision may since have been converted to float64.
+        # Weights that were computed in single precision may come as float64.
         with np.errstate(over="ignore"):
             if not np.array_equal(array.astype(np.float32), array):
                 return 0.0

@@ -19,8 +19,8 @@ from ._topology_checks import TOLERANCE
 
 Rounds = tuple[tuple[int, ...], ...]
 
-# How often an edge that no chain helps may take the colour of another edge, which then
-# has to be coloured in its place.
+# If no Kempe chain gives an edge a colour, the edge takes the colour of another edge,
+# which has to be coloured in its place. This is the largest number of such moves.
 _MOVES = 100
 
 
@@ -31,7 +31,7 @@ def edge_coloring(graph: nx.Graph) -> Rounds:
 
     * :math:`\Delta` rounds on bipartite graphs (König): trees, even rings, hypercubes;
     * :math:`\Delta` on complete graphs of even size, :math:`\Delta + 1` of odd size;
-    * :math:`\Delta` on other graphs where a bounded search succeeds, as it mostly does;
+    * :math:`\Delta` on most other graphs, where a bounded search finds the colours;
     * never more than :math:`\Delta + 1` (Vizing, by the method of Misra and Gries).
 
     Args:
@@ -60,7 +60,8 @@ def edge_coloring(graph: nx.Graph) -> Rounds:
     if len(edges) == size * (size - 1) // 2:
         return _round_robin(size)
     max_degree = max(degree for _, degree in graph.degree)
-    # A matching has at most size // 2 edges, so that some graphs have too many edges.
+    # A matching has at most size // 2 edges, so that max_degree matchings may be too
+    # few for all edges.
     if len(edges) <= max_degree * (size // 2):
         coloring = _PartialColoring(size, max_degree)
         generator = random.Random(0)
@@ -115,8 +116,9 @@ def _fill_up(matching: tuple[int, ...]) -> tuple[int, ...]:
 def round_weights(matrix: np.ndarray, rounds: Rounds) -> np.ndarray:
     """The entries of a matrix in the rounds that carry its messages.
 
-    A message that only fills up a permutation may be the same as a message of another
-    round. The first of these rounds then has the weight, and the others have 0.
+    A permutation may contain pairs only to be complete, and such a pair may also be a
+    message of another round. The first of these rounds then has the weight of the
+    message, and the others have the weight 0.
 
     Args:
       matrix: `float64[n, n]`, the weights of the messages.
@@ -137,12 +139,12 @@ def round_weights(matrix: np.ndarray, rounds: Rounds) -> np.ndarray:
 
 
 def _round_robin(size: int) -> Rounds:
-    """All pairs by the circle method: two nodes meet in the round of half their sum.
+    """All pairs of nodes in the fewest rounds, by the circle method.
 
-    Their numbers add up to `2 r`, modulo the number of nodes on the circle.
-
-    With an even size the last node stays outside the circle, and meets the node that
-    would otherwise have to meet itself.
+    In round `r` those nodes meet whose numbers add up to `2 r`, modulo the number of
+    nodes on the circle. With an odd size all nodes are on the circle, and node `r`,
+    which would meet itself, is silent. With an even size the last node stays outside
+    the circle, and meets node `r`.
     """
     circle = size - 1 if size % 2 == 0 else size
     rounds = []

@@ -30,11 +30,11 @@ _LARGEST_REPR_WITH_GAP = 2**28
 class Schedule:
     r"""Weights of `n` workers in each step of a period: an immutable value.
 
-    In step :math:`t`, :math:`x_i \leftarrow \sum_j a_{ij} x_j` with the matrix number
-    :math:`t` modulo the period. Its columns sum to one: worker `j` splits what it has
-    among the receivers, so that the sum over the workers stays. Where the rows sum to
-    one as well, the workers come closer and closer to their mean. Otherwise push-sum
-    finds the mean, by sending a scalar along and dividing by it.
+    In step :math:`t`, :math:`x_i \leftarrow \sum_j a_{ij} x_j`, with the matrix
+    `matrices[t % period]`. The columns of the matrix sum to one: worker `j` splits what
+    it has among the receivers, so that the sum over the workers stays. If the rows sum
+    to one as well, the workers come closer and closer to their mean. Otherwise push-sum
+    finds the mean: it sends a scalar along with each model, and divides by the scalar.
 
     Two schedules are equal when their names and matrices are. They can be static
     arguments of `jax.jit`.
@@ -48,9 +48,9 @@ class Schedule:
       name: the name that `repr` shows.
 
     Raises:
-      ValueError: a matrix is not column-stochastic, or nothing from some worker ever
-        reaches some other worker, not even through others, or the workers never reach a
-        consensus since the period only passes around what they have.
+      ValueError: a matrix is not column-stochastic; or no path of messages ever leads
+        from some worker to some other worker; or the workers never reach a consensus,
+        since in a period they only pass around what they have.
 
     Examples:
       >>> from djax import topologies
@@ -167,7 +167,7 @@ class Schedule:
         return tuple(found[matrix.tobytes()] for matrix in self.matrices)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copies make the value anew, since arrays would lose their write protection.
+        # Copies and pickles are made by a new call, so that arrays stay read-only.
         return type(self), (self.matrices, self.name)
 
     def __hash__(self) -> int:

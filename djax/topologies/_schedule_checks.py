@@ -55,9 +55,10 @@ def contraction(matrices: np.ndarray) -> float:
       >>> round(topologies.contraction(topologies.ring(16).matrices), 4)
       0.9493
     """
-    # Columns sum to one, so that differences which sum to zero over the workers keep
-    # doing so. Those of all workers but worker 0 determine them, and on these the
-    # product has all of its eigenvalues but that of the consensus.
+    # Columns sum to one. If the values of the workers sum to zero, a step therefore
+    # keeps that sum, and the values of all workers but worker 0 determine the value of
+    # worker 0. The matrices for these n - 1 values have all eigenvalues of the full
+    # matrices except the eigenvalue 1 of the consensus.
     reduced = matrices[:, 1:, 1:] - matrices[:, 1:, :1]
     product, exponent = np.eye(reduced.shape[1]), 0
     for matrix in reduced:

@@ -61,7 +61,8 @@ def fastest_weights(incidence: np.ndarray, constant: float) -> np.ndarray:
         hessian[-1, :-1] = hessian[:-1, -1]
         return gradient, hessian
 
-    # With the constant weight s is below one, so that this point is inside.
+    # If all edges have the constant weight, s is below 1: the point with s = 1 is
+    # inside.
     start = np.append(np.full(edges, constant), 1.0)
     cost = np.append(np.zeros(edges), 1.0)
     options = {"degree": 2 * size, "accuracy": 1e-10}
@@ -81,8 +82,9 @@ def activation_probabilities(laplacians: np.ndarray, budget: float) -> np.ndarra
     count, size, _ = laplacians.shape
     if budget == 1:
         return np.ones(count)
-    # All Laplacians share the eigenvalue 0, of equal workers. It is moved above every
-    # possible second smallest one, which then is the smallest eigenvalue.
+    # All Laplacians share the eigenvalue 0, whose eigenvector has equal entries. That
+    # eigenvalue is moved above the largest possible lambda_2. Then lambda_2 is the
+    # smallest eigenvalue.
     moved = np.full((size, size), 1 + 1 / size)
 
     def slacks(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Checks of what a topology is made of: each error names the place and the remedy."""
+"""Checks of graphs and weights, with errors that name the place and the remedy."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from djax._values import check_integer, describe, is_array, is_communicator
 
-# Sums of float64 weights miss one by far less than this.
+# The sum of float64 weights that should be 1 differs from 1 by far less than this.
 TOLERANCE = 1e-9
 # Rounding leaves smaller weights where 0 is meant. A real weight of this size would
 # need millions of steps to bring two workers together.
@@ -19,7 +19,7 @@ def check_size(name: str, size: Any) -> int:
 
     Args:
       name: name of the builder, for the error.
-      size: its first argument.
+      size: the first argument of the builder, as the user passed it.
 
     Raises:
       ValueError: the size is no positive integer.

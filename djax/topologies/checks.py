@@ -1,7 +1,7 @@
 """Checks that a user passed the kind of graph that an algorithm needs.
 
-What is easily passed instead, such as a graph of networkx, an array, the name of a
-builder or a builder that was not called, is refused with the call that was meant.
+Users easily pass something else, such as a graph of networkx, an array, the name of a
+builder, or a builder that was not called. The errors name the call that was meant.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ._schedule import Schedule
 from ._topology import Topology
 from ._topology_checks import TOLERANCE
 
-# For command lines: getattr(topologies, name)(size) is a Topology, ...
+# For command lines: with these names, getattr(topologies, name)(size) is a Topology.
 BUILDERS = (
     "ring",
     "chain",
@@ -30,7 +30,7 @@ BUILDERS = (
     "social_network",
 )
 
-# ... or, of these names, a Schedule.
+# With these names, getattr(topologies, name)(size) is a Schedule.
 SCHEDULES = (
     "one_peer_exponential",
     "one_peer_hypercube",
@@ -75,7 +75,7 @@ def check_tree(name: str, tree: Any) -> None:
 
 
 def check_directed(name: str, schedule: Any) -> None:
-    """Raises as :func:`check_undirected` does, unless a value is a Schedule."""
+    """Raises TypeError, which names the remedy, unless a value is a Schedule."""
     if not isinstance(schedule, Schedule):
         raise _wrong_type(name, "a Schedule", schedule, _to_schedule(schedule))
 
@@ -216,7 +216,7 @@ def _to_schedule(value: Any) -> str:
 
 
 def _by_call(value: Any, builders: Sequence[str]) -> str:
-    """Says which builder to call, given its name, itself, or a number of workers."""
+    """Says which builder to call, if its name, the builder or a number was passed."""
     called = value if isinstance(value, str) else getattr(value, "__name__", None)
     builder = called if called in builders else builders[0]
     size = value if type(value) is int and value > 0 else 8
