@@ -4,20 +4,19 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import optax
 
 import djax
-from djax.corrections._d2 import check_d2
-from djax.mechanisms._relay import Missing
 from djax.topologies import Graph
 
 from . import graphs as needs
 from .codes import make_compressor
 from .errors import UsageError
 from .optimizers import BaseOptimizer, make_base
-from .options import Options
+from .options import Options, write_flags
+from .ranges import flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Algorithm:
     """Send messages that do not depend on this step's gradients."""
     local_steps: int = 1
     """Number of local steps between two averaging steps."""
-    missing: Missing | None = None
+    missing: Literal["initial", "latest", "self", "renormalize"] | None = None
     """What stands for the models that have not reached a worker of relay_sgd."""
     rounds: int = 1
     """Exchanges in each step of sgp; each takes the next step of its graph."""
@@ -125,9 +124,12 @@ def _gossip_for_d2(
     consensus_rate: float = 1.0,
     check: bool = True,
 ) -> djax.Mechanism:
-    """Refuses fixed graphs on which D² diverges, with weights that are fine."""
+    """Gossip between fixed neighbours only if D² converges with it.
+
+    The error of :func:`djax.d2_sgd` names weights with which it does.
+    """
     if check and isinstance(graph, djax.Topology):
-        check_d2("d2_sgd", graph, consensus_rate)
+        djax.d2_sgd(1.0, graph, communicator, consensus_rate=consensus_rate)
     return djax.gossip(graph, communicator, consensus_rate=consensus_rate)
 
 
@@ -282,13 +284,10 @@ def check_options(config: Algorithm, known: set[str]) -> None:
     defaults = Algorithm()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in {"algorithm", *known} or value == getattr(
-            defaults, field.name
-        ):
-            continue
-        flag = f"{'no-' if value is False else ''}{field.name}".replace("_", "-")
-        options = ", ".join(f"--{name}".replace("_", "-") for name in sorted(known))
-        raise UsageError(
-            f"--algorithm {config.algorithm} has no option --{flag}"
-            + (f", only {options}." if known else ".")
-        )
+        ignored = field.name not in {"algorithm", *known}
+        if ignored and value != getattr(defaults, field.name):
+            raise UsageError(
+                f"--algorithm {config.algorithm} has no option "
+                + write_flags({field.name: value})[0]
+                + (f", only {', '.join(map(flag, sorted(known)))}." if known else ".")
+            )
