@@ -68,18 +68,19 @@ class Recipe(NamedTuple):
     """How a mechanism of djax becomes an algorithm, in a chain with a base optimizer.
 
     Attributes:
-      mechanism: of a graph and a communicator. Those of its other arguments that are
-        fields of :class:`Algorithm` are options of the algorithm; likewise of `around`
-        and `optimizer`.
-      graphs: checks the graphs, and replaces them where the algorithm has its own.
-      around: wraps the mechanism, such as a correction.
-      gradients: whether gradients are averaged in place of models, unless there are
-        local steps between two averaging steps.
-      base: the only base optimizer that suits, where `optimizer` stands for it.
-      optimizer: makes optimizer and averaging in one; it takes the mechanism, and
-        returns a function like optax's of the name `base`.
+      mechanism: makes a mechanism of a graph and a communicator. The options of the
+        algorithm are those fields of :class:`Algorithm` that are arguments of this
+        function, of `around` or of `optimizer`.
+      graphs: refuses graphs with which the algorithm does not work. It returns the
+        graphs that are used, which are others where the algorithm has its own.
+      around: wraps the mechanism, as a correction does.
+      gradients: whether gradients are averaged in place of models. With local steps
+        between two averaging steps models are averaged all the same.
+      base: the name of the only base optimizer that `optimizer` can stand for.
+      optimizer: makes one optimizer of base optimizer and averaging. It takes the
+        mechanism, and returns a function like optax's of the name `base`.
       unbiased: whether compressed messages have to be unbiased.
-      local_steps: whether there may be any.
+      local_steps: whether there may be local steps between two averaging steps.
     """
 
     mechanism: Callable[..., djax.Mechanism]

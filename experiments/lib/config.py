@@ -127,7 +127,7 @@ class Config:
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """All options, those of the parts included, by their names on the command line."""
+    """The values of all options by their names, those of the parts included."""
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -24,7 +24,7 @@ def _read(words: Sequence[str]) -> dict[str, Any]:
 def _literal(word: str) -> Any:
     try:
         return ast.literal_eval(word)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, TypeError, ValueError):
         return word
 
 
