@@ -10,7 +10,7 @@ from djax._interfaces import Compressor
 def identity() -> Compressor:
     r"""Sends everything, for comparisons of compressed mechanisms with exact ones.
 
-    A contraction with :math:`\delta = 1`, and unbiased with :math:`\omega = 0`.
+    It is a contraction with :math:`\delta = 1`, and unbiased with :math:`\omega = 0`.
 
     Returns:
       A stateless :class:`djax.Compressor`.

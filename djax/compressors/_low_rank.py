@@ -5,9 +5,9 @@ With the singular value decomposition of a leaf seen as a matrix,
 .. math:: M = \textstyle\sum_i \sigma_i u_i v_i^\top, \qquad
    C(M) = \textstyle\sum_{i \le r} (\sigma_i u_i) v_i^\top.
 
-The power iterations of :func:`djax.power_gossip` converge to this approximation. The
-code reaches it in each step, at the cost of a singular value decomposition. Vectors are
-sent whole.
+The power iterations of :func:`djax.power_gossip` converge to this approximation. This
+code computes the approximation in each step, at the cost of a singular value
+decomposition. Leaves with fewer than two dimensions are sent whole.
 """
 
 from typing import NamedTuple
@@ -50,17 +50,17 @@ class LowRankMessage(NamedTuple):
 def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
     r"""Sends the leading singular vectors of each matrix.
 
-    A contraction with :math:`\delta = r / \min(m, k)` for an m × k matrix. Leaves with
-    fewer than two dimensions are sent whole.
+    The code is a contraction with :math:`\delta = r / \min(m, k)` for an m × k matrix.
+    Leaves with fewer than two dimensions are sent whole.
 
     Args:
-      rank: the rank r; for smaller matrices it is min(m, k).
+      rank: the rank r. A matrix with min(m, k) < r is sent with rank min(m, k).
       rows_axis: the axis of a leaf that becomes the rows of the matrix.
 
     Returns:
       A stateless :class:`djax.Compressor`. Its `init` raises ValueError if a matrix
-      has no axis `rows_axis`, or inside of :func:`djax.interleave`, which takes leaves
-      apart.
+      has no axis `rows_axis`. It also raises ValueError inside of
+      :func:`djax.interleave`, which takes matrices apart.
 
     Raises:
       ValueError: if `rank` is no positive integer, or `rows_axis` no integer.

@@ -9,16 +9,16 @@ from .checks import check_compressor
 
 
 def message_bytes(compressor: Compressor, params: PyTree) -> int:
-    """Counts the bytes of one compressed message, from shapes alone.
+    """Counts the bytes of one compressed message, from the shapes of arrays alone.
 
-    :func:`djax.communication_cost` counts what a whole algorithm sends.
+    :func:`djax.communication_cost` counts all bytes that a whole algorithm sends.
 
     Args:
       compressor: the code.
       params: a tree of arrays, or of their shapes (`jax.ShapeDtypeStruct`).
 
     Returns:
-      The exact number.
+      The exact number of bytes, as an `int`.
 
     Raises:
       TypeError: if `compressor` is no code, but for example a function that was not

@@ -1,6 +1,7 @@
 r"""QSGD: stochastic quantization to few bits.
 
-With :math:`s = 2^{b - 1} - 1` levels of each sign, and the norm of a bucket of entries,
+The entries x of a leaf are divided into buckets. With the norm :math:`\|x\|_2` of a
+bucket, and :math:`s = 2^{b - 1} - 1` levels for each of the two signs,
 
 .. math:: C(x)_i = \|x\|_2 \, \mathrm{sign}(x_i) \, \xi_i / s,
 
@@ -37,7 +38,7 @@ class QuantizeState(NamedTuple):
     """State of :func:`quantize`.
 
     Attributes:
-      key: PRNG key of the rounding, another one on each worker.
+      key: PRNG key of the rounding, which is different on each worker.
       step: `int32[]`, number of messages so far.
     """
 
@@ -68,17 +69,17 @@ def quantize(
 ) -> Compressor:
     r"""Sends b bits for each entry, rounded at random between equidistant levels.
 
-    With :math:`\tau = 1 + \min(d / s^2, \sqrt d / s)`, where d is the bucket size, the
+    Let d be the bucket size, and :math:`\tau = 1 + \min(d / s^2, \sqrt d / s)`. The
     code is unbiased with :math:`\omega = \tau - 1`. With `unbiased=False` the receiver
-    divides by :math:`\tau`, and the code is a contraction with :math:`\delta = 1 /
-    \tau`.
+    divides what it reads by :math:`\tau`, and the code is a contraction with
+    :math:`\delta = 1 / \tau`.
 
     Args:
-      bits: b, 2 to 8, one of which is the sign.
-      bucket_size: number of entries that share a norm, which costs 4 bytes; the last
+      bits: the number b of bits for each entry, from 2 to 8. One of them is the sign.
+      bucket_size: number of entries that share a norm. A norm costs 4 bytes. The last
         bucket of a leaf may be smaller.
-      unbiased: whether the expectation is x. It has to be False for `choco_gossip` and
-        `deep_squeeze`.
+      unbiased: whether the expectation of what a receiver reads is x. It has to be
+        False for `choco_gossip` and `deep_squeeze`.
       key: PRNG key of the rounding, from which each worker derives a key of its own;
         `jax.random.key(0)` by default.
 
@@ -106,7 +107,7 @@ def quantize(
     levels = 2 ** (bits - 1) - 1
 
     def shrinkage(width):
-        """What the levels of a bucket are divided by."""
+        """The number by which the receiver divides the entries of a bucket."""
         tau = 1 + min(width / levels**2, math.sqrt(width) / levels)
         return 1.0 if unbiased else tau
 

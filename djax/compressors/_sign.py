@@ -37,9 +37,9 @@ class SignMessage(NamedTuple):
 def sign() -> Compressor:
     r"""Sends one bit for each entry, and the mean magnitude of each leaf.
 
-    A contraction with :math:`\delta = \|x\|_1^2 / (d \|x\|_2^2) \ge 1 / d` for each
-    leaf, which is about 0.64 for normally distributed entries. Zero counts as
-    positive.
+    The code is a contraction. For each leaf, :math:`\delta = \|x\|_1^2 / (d \|x\|_2^2)
+    \ge 1 / d`. This :math:`\delta` is about 0.64 if the entries are normally
+    distributed. Zero counts as positive.
 
     Returns:
       A stateless :class:`djax.Compressor`. Its `init` raises TypeError for complex

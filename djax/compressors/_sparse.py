@@ -2,9 +2,10 @@ r"""Sparsification: few entries of each leaf are sent, and all others count as z
 
 .. math:: C(x)_i = x_i \text{ if } i \in S, \text{ else } 0
 
-:func:`top_k` chooses the set S of the k largest entries. It leaves out least, but has
-to send the places of the entries as well. :func:`random_k` draws S uniformly from a
-seed that all workers share, new in each step, so that no index travels.
+:func:`top_k` chooses the set S of the k largest entries. Of all sets of k entries it
+leaves out the least, but the places of the entries have to be sent as well.
+:func:`random_k` draws S uniformly from a seed that all workers share, anew in each
+step, so that no places have to be sent.
 
 Stich, Cordonnier and Jaggi, `Sparsified SGD with Memory
 <https://arxiv.org/abs/1809.07599>`_, 2018.
@@ -53,17 +54,17 @@ def top_k(
 ) -> Compressor:
     r"""Sends the largest entries of each leaf, and their places.
 
-    A contraction: :math:`\|C(x) - x\|^2 \le (1 - \delta) \|x\|^2` with :math:`\delta =
-    k / d`, where the leaf with the smallest :math:`k / d` counts.
+    The code is a contraction: :math:`\|C(x) - x\|^2 \le (1 - \delta) \|x\|^2` with
+    :math:`\delta = k / d`, where the leaf with the smallest :math:`k / d` counts.
 
     Args:
       fraction: the share of a leaf's entries that is sent, rounded down, but at least
         one entry.
-      rank: given in place of `fraction`, sends as many bytes as rank-`rank` PowerGossip
-        does on average: :math:`\lfloor r (m + k) / 4 \rfloor` entries of an m × k
-        matrix.
-      rows_axis: the axis of a leaf that becomes the rows of that matrix; a vector is a
-        column.
+      rank: may be given in place of `fraction`. The code then sends as many bytes as
+        PowerGossip of this rank sends on average: :math:`\lfloor r (m + k) / 4 \rfloor`
+        entries of an m × k matrix.
+      rows_axis: the axis of a leaf that becomes the rows of that matrix. A vector is a
+        matrix of one column.
 
     Returns:
       A stateless :class:`djax.Compressor`. With a `rank`, its `init` raises ValueError
@@ -137,18 +138,18 @@ def random_k(
 ) -> Compressor:
     r"""Sends random entries of each leaf, and no indices.
 
-    A contraction with :math:`\delta = k / d`, where the leaf with the smallest :math:`k
-    / d` counts: :math:`E\|C(x) - x\|^2 = (1 - k / d) \|x\|^2`. With `unbiased` the
-    entries are multiplied by :math:`d / k`, and :math:`E\|C(x) - x\|^2 = (d / k - 1)
-    \|x\|^2`.
+    The code is a contraction with :math:`\delta = k / d`, where the leaf with the
+    smallest :math:`k / d` counts: :math:`E\|C(x) - x\|^2 = (1 - k / d) \|x\|^2`. With
+    `unbiased` the entries are multiplied by :math:`d / k`, and :math:`E\|C(x) - x\|^2 =
+    (d / k - 1) \|x\|^2`.
 
     Args:
       fraction: the share of a leaf's entries that is sent, rounded down, but at least
         one entry.
-      rank: given in place of `fraction`, sends as many entries as :func:`top_k` does
-        with this rank: half the bytes of rank-`rank` PowerGossip.
+      rank: may be given in place of `fraction`. The code then sends as many entries as
+        :func:`top_k` does with this rank, which is half the bytes of PowerGossip.
       rows_axis: the axis of a leaf that becomes the rows of that matrix.
-      unbiased: whether the expectation is x.
+      unbiased: whether the expectation of what a receiver reads is x.
       key: PRNG key of the indices, the same on every worker; `jax.random.key(0)` by
         default.
 
@@ -176,8 +177,9 @@ def random_k(
     def indices_of(step, leaves):
         now = jax.random.fold_in(seed, step)
         sizes = [x.size for x in leaves]
-        # All leaves share one draw, since each draw takes long to compile. Their sets
-        # are the places of the largest numbers, which need not be sorted.
+        # A draw takes long to compile, so that there is a single one for all leaves.
+        # The entries of a leaf that are sent are those with the k largest random
+        # numbers, in any order.
         draws = split(jax.random.uniform(now, (sum(sizes),)), sizes)
         return [
             jax.lax.top_k(draw, count(x))[1]

@@ -5,7 +5,7 @@ from typing import Any
 from djax._interfaces import Compressor
 from djax._values import describe
 
-# How to make each code of djax.compressors where a contraction is needed, ...
+# How to call each code of djax.compressors to make a contraction.
 _CONTRACTIONS = {
     "identity": "identity()",
     "top_k": "top_k(0.01)",
@@ -14,7 +14,7 @@ _CONTRACTIONS = {
     "low_rank": "low_rank(1)",
     "quantize": "quantize(4, unbiased=False)",
 }
-# ... and where an unbiased code is needed.
+# How to call each code of djax.compressors to make an unbiased code.
 _UNBIASED = {
     "identity": "identity()",
     "random_k": "random_k(0.5, unbiased=True)",
@@ -44,7 +44,16 @@ def check_contraction(name: str, code: Any) -> None:
 
 
 def check_unbiased(name: str, code: Any) -> None:
-    """Raises as :func:`check_contraction` does, where an unbiased code is needed."""
+    """Raises unless a mechanism that needs an unbiased code may be given the code.
+
+    Args:
+      name: name of the mechanism, for errors.
+      code: what the user passed as the code.
+
+    Raises:
+      TypeError: if the code is no :class:`djax.Compressor`.
+      ValueError: if the code is declared to be biased.
+    """
     check_compressor(name, code, _UNBIASED)
     if getattr(code, "unbiased", None) is False:
         raise ValueError(
@@ -58,7 +67,7 @@ def check_unbiased(name: str, code: Any) -> None:
 def check_compressor(
     name: str, code: Any, calls: dict[str, str] = _CONTRACTIONS
 ) -> None:
-    """Raises TypeError, which names the call that was meant, unless it is a code.
+    """Raises TypeError, which names the call that was meant, unless a value is a code.
 
     Args:
       name: name of the function that takes the code, for the error.
