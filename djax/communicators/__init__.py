@@ -13,14 +13,14 @@ neighbours, independently of each other or in bursts.
 
 **Narrow messages.** With `message_dtype="bfloat16"` (or `"float16"`,
 `"float8_e4m3fn"`, `"float8_e5m2"`) the floats of a message are rounded, and take half
-or a quarter of the bytes. Both ends of an edge calculate with the rounded values, and
-each worker also rounds its own model before it takes a difference. For this reason the
-rounding does not move the mean of the models, and equal models stay equal. Numbers
-beyond the largest one of the dtype (448 for `float8_e4m3fn`, 57,344 for `float8_e5m2`,
-65,504 for `float16`) are sent as that largest number. Two models that round to the same
-numbers look equal and come no closer to each other. A `rounding_seed` prevents that: it
-rounds up or down at random, with the same draws on all workers, so that even the
-smallest differences are right on average.
+or a quarter of the bytes. Both ends of an edge calculate with the rounded values: a
+worker also rounds its own model before it subtracts it from the model of a neighbour.
+For this reason the rounding does not move the mean of the models, and equal models stay
+equal. Numbers beyond the largest one of the dtype (448 for `float8_e4m3fn`, 57,344 for
+`float8_e5m2`, 65,504 for `float16`) are sent as that largest number. Two models that
+round to the same numbers look equal and come no closer to each other. A `rounding_seed`
+prevents that: numbers are then rounded up or down at random, with the same draws on all
+workers, so that even the smallest differences are right on average.
 
 **Start.** :func:`replicate` gives all workers the same arrays, and
 :func:`check_agreement` makes sure that all workers hold the same values.
@@ -172,19 +172,20 @@ def mpi(
     """Makes each rank of MPI a worker; run it with `mpirun -n SIZE python ...`.
 
     Call this function before the first computation of JAX. On a node with GPUs, the
-    process then uses the GPU whose number is its rank within the node. On CPUs, XLA
-    uses as many threads as are this rank's share of the cores.
+    process then uses the GPU whose number is its rank within the node. On CPUs, the
+    ranks of a node share its cores: XLA uses as many threads as the share of this rank
+    has cores.
 
     **Start.** All ranks of the job have to call this function. After 30 seconds rank 0
     names the ranks that have not called it. After 600 seconds, or as many as the
     environment variable `DJAX_START_TIMEOUT` says, all ranks end.
 
     **End.** An uncaught exception or an exit code other than 0 on one rank ends all
-    ranks. A rank whose program is over waits for the others. If another rank does not
-    leave one line of its Python program for 60 seconds after that, it is taken to wait
-    for a message of the rank that is over, and all ranks end. If a single compiled call
-    of your program can take longer, set the environment variable `DJAX_EXIT_TIMEOUT` to
-    more seconds.
+    ranks. A rank whose program is over waits for the others. If another rank then stays
+    at one line of its Python program for 60 seconds, it probably waits for a message
+    from the rank whose program is over, and all ranks end. If a single compiled call of
+    your program can take longer than that, set the environment variable
+    `DJAX_EXIT_TIMEOUT` to more seconds.
 
     **Agreement.** The `init` of a mechanism compares the mechanism, its options, the
     graph and the shapes of the parameters between all ranks, and names what differs.
@@ -198,7 +199,8 @@ def mpi(
     alone, in front of the mechanism.
 
     Args:
-      comm: an `mpi4py.MPI.Comm`, which is duplicated; by default that of all ranks.
+      comm: an `mpi4py.MPI.Comm`, of which the communicator makes a duplicate; by
+        default the one of all ranks.
       message_dtype: dtype to which the floats of messages are rounded; see
         :mod:`djax.communicators`.
       rounding_seed: seed of stochastic rounding; by default numbers are rounded to the

@@ -26,11 +26,12 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
       tree: the arrays of one worker.
 
     Returns:
-      A tree whose leaves have a leading axis of local workers, as a program made by
-      :meth:`djax.Communicator.spmd` takes it; for a mesh, laid out on its devices.
+      A tree whose leaves have a leading axis of local workers, as programs that
+      :meth:`djax.Communicator.spmd` makes take it. For a mesh, the leaves have all
+      workers, and each row lies on the device of its worker.
 
     Raises:
-      TypeError: if `communicator` is something else, or a leaf of the tree is no array.
+      TypeError: if `communicator` is no communicator, or a leaf of the tree no array.
 
     Examples:
       >>> import djax, jax.numpy as jnp
@@ -47,7 +48,7 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
             lambda x: jnp.broadcast_to(jnp.asarray(x), (count, *np.shape(x))), tree
         )
 
-    if (sharding := communicator.sharding) is not None:  # All workers', on a mesh.
+    if (sharding := communicator.sharding) is not None:  # On a mesh, rows of all ranks.
         everywhere = jax.jit(stack, static_argnums=1, out_shardings=sharding)
         return everywhere(tree, communicator.size)
     return stack(tree, len(communicator.local_ranks))
@@ -67,10 +68,10 @@ def check_agreement(
         arrays, PRNG keys, or other Python objects whose `repr` shows their value.
 
     Raises:
-      TypeError: if `values` is no list, or `communicator` is something else.
-      ValueError: if values differ from those of rank 0; raised on every rank, with the
-        names of the leaves and the ranks. Also, on this rank alone, if the number of
-        values is not that of local workers.
+      TypeError: if `values` is no list, or `communicator` is no communicator.
+      ValueError: if values differ from those of rank 0. Every rank raises it, and the
+        error names the leaves and the ranks. If the number of values is not the number
+        of local workers, this rank alone raises it.
 
     Examples:
       >>> import djax

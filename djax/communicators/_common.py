@@ -38,7 +38,7 @@ def check_size(name: str, size: Any) -> int:
 def check_messages(
     name: str, message_dtype: Any, rounding_seed: Any
 ) -> tuple[str | None, int | None]:
-    """Returns both arguments in their plain forms, or raises ValueError.
+    """Returns both arguments as a name and an `int`, or raises ValueError.
 
     Args:
       name: the name of the function that makes the communicator.
@@ -122,7 +122,7 @@ def check_permutation(source: Sequence[int], size: int) -> None:
 
 
 def check_permutations(sources: Sequence[Sequence[int]], size: int) -> np.ndarray:
-    """Returns permutations as `int32[count, size]`; raises if one is none."""
+    """Returns permutations as `int32[count, size]`; raises if one is no permutation."""
     for source in sources:
         check_permutation(source, size)
     return np.asarray(sources, np.int32)

@@ -1,4 +1,8 @@
-"""The comparison between ranks when a mechanism starts, in bounded time."""
+"""Compares between ranks how a mechanism is started, without waiting for ever.
+
+Ranks that start a mechanism with different graphs or options would average wrong
+values. A rank that never comes ends the comparison with an error.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -23,7 +23,7 @@ from ._probabilities import (
     probabilities,
 )
 
-_BURSTS = 7  # Makes draws of conditions independent of those of single messages.
+_BURSTS = 7  # Folded into the key: conditions and single messages are drawn separately.
 _BEFORE = 2**32 - 1  # Stands for the time before the first step.
 
 
@@ -79,17 +79,17 @@ def lossy(
 
     Args:
       communicator: a communicator that does not lose messages yet.
-      model: the model of losses. A number in [0, 1) is the probability with which each
-        message is lost. An array `[n, n]` has such a probability for each link: entry
-        `[i, j]` for messages from worker `j` to worker `i`, where 1 cuts the link. A
-        :class:`GilbertElliott` loses messages in bursts.
+      model: says which messages are lost. A number in [0, 1) is the probability with
+        which each message is lost. An array `[n, n]` has such a probability for each
+        link: the entry `[i, j]` is for messages from worker `j` to worker `i`, and 1
+        cuts the link. A :class:`GilbertElliott` loses messages in bursts.
       seed: seed of the random draws.
 
     Returns:
-      A communicator that is like the given one otherwise.
+      A communicator that does everything else as the given one does.
 
     Raises:
-      TypeError: if `communicator` is something else.
+      TypeError: if `communicator` is no communicator.
       ValueError: if a probability is out of range, if an array has a wrong shape, or if
         the communicator loses messages already.
 
@@ -146,7 +146,7 @@ def check_short_form(
 
 
 def short_form(communicator: Any, drop_probability: float, drop_seed: int) -> Any:
-    """Returns the communicator; if the probability is not 0, it loses messages."""
+    """Makes a communicator lose messages, unless the probability is 0."""
     if not drop_probability:
         return communicator
     return lossy(communicator, drop_probability, seed=drop_seed)
@@ -154,7 +154,7 @@ def short_form(communicator: Any, drop_probability: float, drop_seed: int) -> An
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Drops:
-    """A model of losses and the seed of its draws, which can be compared."""
+    """Says which messages are lost, in a form that can be compared and hashed."""
 
     model: Any
     seed: int
@@ -183,7 +183,7 @@ class LossyCommunicator:
     drops: _Drops
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "communicator":  # While unpickling.
+        if name.startswith("__") or name == "communicator":  # While it is unpickled.
             raise AttributeError(name)
         return getattr(self.communicator, name)
 
@@ -245,10 +245,10 @@ class LossyCommunicator:
         """Whether a link is in the bad condition, found without a state.
 
         In each step one uniform number u is drawn for the link. If u < to_bad, the link
-        becomes bad; if u >= 1 - to_good, it becomes good; both do not depend on what it
-        was before. Otherwise the link keeps its condition. Its condition is therefore
-        decided by the latest step in which u was in one of the first two ranges, and
-        the loop looks back for that step.
+        becomes bad; if u >= 1 - to_good, it becomes good. In both cases it does not
+        matter what the link was before. Otherwise the link keeps its condition. Its
+        condition is therefore decided by the latest step in which u was in one of the
+        first two ranges, and the loop looks back for that step.
         """
         if step is None:
             raise ValueError(
@@ -276,7 +276,7 @@ class LossyCommunicator:
 
         now = jnp.asarray(step, jnp.int32)
         now, u = jax.lax.while_loop(stays, before, (now, draw(now)))
-        # If no step has changed the condition, it is the one before the first step.
+        # If no step has changed the condition, the link still has its first condition.
         first = draw(_BEFORE)
         in_the_long_run = to_bad / jnp.maximum(to_bad + to_good, 1e-30)
         unchanged = (to_bad <= u) & (u < 1 - to_good)

@@ -9,7 +9,7 @@ import numpy as np
 from djax._values import describe
 
 Probability = Any
-"""One number for all links, or `float64[n, n]`, `[i, j]` for the link from j to i."""
+"""One number for all links, or `float64[n, n]`: `[i, j]` is the link from j to i."""
 
 
 def probabilities(name: str, value: Any, size: int, most: float | None) -> Probability:
@@ -19,7 +19,7 @@ def probabilities(name: str, value: Any, size: int, most: float | None) -> Proba
       name: the name of the argument.
       value: what the user passed.
       size: number of workers.
-      most: 1 if the number 1 is allowed, and None if it is not, since all messages
+      most: 1 if the number 1 is allowed; None if it is not allowed, since all messages
         would be lost.
     """
     number = number_of(value)
