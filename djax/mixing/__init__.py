@@ -156,10 +156,12 @@ def weighted_sum(
     step: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> Sum:
-    r"""Returns :math:`\sum_{j \ne i} w_{ij} \operatorname{read}(m_j, m_i)` of one step.
+    r"""Adds up, with the mixing weights, what is read out of the neighbours' messages.
+
+    .. math:: \textstyle\sum_{j \ne i} w_{ij} \operatorname{read}(m_j, m_i)
 
     The sum runs over the neighbours only. The worker's own message enters through
-    `read`, which usually returns a difference to it.
+    `read`, which usually returns a difference to the own message.
 
     Args:
       message: what this worker sends to all its neighbours, :math:`m_i`; a tree of
@@ -245,8 +247,11 @@ def as_sent(
 
     Args:
       message: a tree of arrays.
-      communicator: whose `message_dtype` floats are rounded to.
+      communicator: the communicator; floats are rounded to its `message_dtype`.
       step: `int32[]`, the number of steps so far; needed for stochastic rounding only.
+
+    Returns:
+      A tree like `message`.
     """
     if communicator.message_dtype is None:
         return message
@@ -255,7 +260,7 @@ def as_sent(
 
 
 def difference(theirs: PyTree, mine: PyTree) -> PyTree:
-    """Returns `theirs - mine` in float32 or wider.
+    """Returns `theirs - mine`, calculated in float32 or wider.
 
     Args:
       theirs: what a neighbour has sent, a tree of arrays.
@@ -265,11 +270,11 @@ def difference(theirs: PyTree, mine: PyTree) -> PyTree:
 
 
 def finite_difference(theirs: PyTree, mine: PyTree) -> PyTree:
-    """Returns `theirs - mine` as :func:`difference`, and 0 where that is not finite.
+    """Returns `theirs - mine`, with 0 in place of entries that are not finite.
 
     Otherwise the NaN or infinity of one worker would reach all others within a few
-    steps. A difference of 0 means that the receiver uses its own value for this entry.
-    That keeps the mean of the finite models, and costs no further pass over the model.
+    steps. With a difference of 0 the receiver uses its own value for this entry. That
+    keeps the mean of the finite models, and needs no further pass over the model.
 
     Args:
       theirs: what a neighbour has sent, a tree of arrays.
@@ -350,14 +355,14 @@ def _rounds(
 
 
 def _round(graph: Graph, t: int, r: int) -> tuple[Sequence[int], np.ndarray]:
-    """The senders and weights of a round; if a step has no such round, of silence."""
+    """The senders and weights of round `r` of step `t`; beyond the last, of silence."""
     if r < len(rounds := graph.rounds_at(t)):
         return rounds[r], graph.round_weights_at(t)[r]
     return tuple(range(graph.size)), np.zeros(graph.size)
 
 
 def _mine(table: np.ndarray, communicator: Communicator, now: ArrayLike) -> jax.Array:
-    """This worker's entry of a table `[steps, n]` in a step."""
+    """Looks up this worker's entry for a step in a table `[steps, n]`."""
     rank = communicator.rank()
     if len(table) == 1:
         return jnp.asarray(table[0])[rank]

@@ -1,4 +1,4 @@
-"""Alternation between kinds of steps, such that a step costs only what it does."""
+"""Runs one of several kinds of steps, at the cost of that kind alone."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -31,9 +31,9 @@ def alternate(
     given an index of the branch for each worker, it would compute all branches and
     select afterwards. But workers that exchange messages within a branch must all take
     that branch. The index is therefore reduced to one value along the axes of these
-    messages. Along other axes, such as that of a sweep over hyper-parameters, counters
-    may differ. A branch that returns its operands then costs nothing in those steps in
-    which all runs of the sweep take it.
+    messages. Along other axes, such as that of a sweep over hyper-parameters, the
+    counters of different runs may differ. If a branch only returns its operands, a step
+    in which all runs of the sweep take that branch costs nothing.
 
     Args:
       step: `int32[]`, the number of steps so far, the same on every worker.

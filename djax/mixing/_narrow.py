@@ -1,4 +1,4 @@
-"""Rounding of messages, which saves half or three quarters of the bytes sent."""
+"""Rounding of messages, so that they take half or a quarter of the bytes."""
 
 import functools
 from typing import Any
@@ -20,7 +20,7 @@ def narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTr
 
     Args:
       message: a tree of arrays.
-      communicator: whose `message_dtype` they are rounded to.
+      communicator: the communicator; floats are rounded to its `message_dtype`.
       step: `int32[]`, the number of steps so far. Stochastic rounding makes new draws
         in each step. All workers make the same draws, so that equal models stay equal.
     """
@@ -32,7 +32,7 @@ def narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTr
         rounded = iter([_nearest(x, dtype) for x in some])
     else:
         key = jax.random.key(communicator.rounding_seed, impl="threefry2x32")
-        some = list(map(promote, some))  # Half precision holds no fine noise.
+        some = list(map(promote, some))  # Noise in half precision would be too coarse.
         noise = bits.noise(jax.random.fold_in(key, step), some)
         rounded = iter(map(functools.partial(_at_random, dtype=dtype), some, noise))
     return treedef.unflatten(
