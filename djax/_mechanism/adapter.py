@@ -53,7 +53,7 @@ def build(
     skips_silent_steps: bool = False,
     per_rank: Sequence[str] = (),
 ) -> Mechanism:
-    """Makes a mechanism, whose arguments all processes compare when it starts.
+    """Makes a mechanism. When it starts, all processes compare its arguments.
 
     Args:
       name: the name of the function that makes the mechanism.
@@ -64,13 +64,16 @@ def build(
       update: `(updates, state, params, **extra) -> (updates, state)`, in place of
         `mix`, if the result is not the sum of the updates and a displacement.
       overlap: whether `mix` is given the parameters without the updates.
-      facts: names of :data:`djax._mechanism.refusals.REASONS`; `overlap` is added.
-      matrices: see :class:`Part`.
-      conditions: see :class:`Part`.
+      facts: for names of :data:`djax._mechanism.refusals.REASONS`, whether they are
+        true of the mechanism. The fact `overlap` need not be given here.
+      matrices: returns the mixing matrices of the steps: see :class:`Part`.
+      conditions: conditions of convergence that only a trial can test: see
+        :class:`Part`.
       sends_to_neighbors: whether the mechanism exchanges messages that can be lost.
       skips_silent_steps: whether a step in which no worker sends anything changes
         nothing but the field `step` of the state, which counts the steps.
-      per_rank: names of the maker's arguments that may differ between processes.
+      per_rank: names of arguments of the function that makes the mechanism, which may
+        differ between processes.
     """
 
     def start(params):
@@ -87,9 +90,9 @@ def build(
 
     def step(updates, state, /, params=None, **extra):
         params = check_params(name, params)
-        # While costs are counted, there is no need to skip silent steps: they have no
-        # rounds and cost nothing. A second alternation with the period of the graph
-        # would be counted as if the two were independent of each other.
+        # While costs are counted, silent steps need not be skipped: they have no rounds
+        # and cost nothing. A second alternation with the period of the graph would even
+        # be wrong, since the counter would take the two for independent of each other.
         if sending is None or present_counter() is not None:
             return move(updates, state, params, **extra)
         updates, moved = alternate(
@@ -135,7 +138,7 @@ def wrap(
       init: `params -> state`.
       update: `(updates, state, params, **extra) -> (updates, state)`.
       facts: the wrapper's own facts, besides those of the inner mechanism, if any.
-      parts: the parts of the inner mechanism, if the wrapper changes them.
+      parts: the parts of the mechanism, if they are not those of the inner mechanism.
     """
     own = () if facts is None else (Part(name, None, facts),)
     return Mechanism(
@@ -149,7 +152,7 @@ def wrap(
 
 
 def _displacing(name: str, mix: Any, overlap: bool) -> Callable[..., Any]:
-    """Makes an update of optax out of `mix`."""
+    """Makes an update of optax that adds the displacement of `mix` to the updates."""
 
     def update(updates, state, params, /, **extra):
         model = params if overlap else optax.apply_updates(params, updates)

@@ -1,9 +1,9 @@
 """The comparison between processes when a mechanism starts.
 
-Each rank of MPI runs a program of its own. If ranks were started with different
+Under MPI, each rank runs a program of its own. If ranks were started with different
 parameters, graphs or options, MPI would stop with an error that names none of these, or
-the ranks would average wrong values without an error. For this reason, `init` of each
-mechanism compares them between all ranks once.
+the ranks would average wrong values without an error. For this reason, the `init` of
+each mechanism compares parameters, graphs and options between all ranks once.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ def check_same(
 
 
 def _facts(mechanism: str, params: PyTree, given: dict[str, Any]) -> dict[str, Any]:
-    """What is compared, by name: values that can be sent, and shown as text."""
+    """Names what is compared; the values can be sent and can be shown as text."""
     for form in reversed(_AROUND.get()):
         mechanism = form.format(mechanism)
     facts: dict[str, Any] = {"the mechanism": mechanism}
@@ -94,7 +94,7 @@ def _facts(mechanism: str, params: PyTree, given: dict[str, Any]) -> dict[str, A
 
 
 class _Named:
-    """A graph to be compared by its numbers, and to be shown by its name."""
+    """A graph that is compared by its numbers, and shown by its name."""
 
     def __init__(self, graph: Topology | Schedule, numbers: Any):
         # Different machines may round the same weights differently.
@@ -130,7 +130,8 @@ def _text(value: Any) -> str:
     if isinstance(value, jax.Array) and jnp.issubdtype(
         value.dtype, jax.dtypes.prng_key
     ):
-        with jax.ensure_compile_time_eval():  # Else a traced array within a program.
+        # Within a traced program, the data of a key would otherwise be traced as well.
+        with jax.ensure_compile_time_eval():
             return f"the key {np.asarray(jax.random.key_data(value)).tolist()}"
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         return str(np.asarray(value).tolist())

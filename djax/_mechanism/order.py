@@ -3,9 +3,9 @@
 If an optimizer stands behind a mechanism, it treats the displacement of the averaging
 as if it were a gradient, and training ends at a wrong point without an error. This can
 be seen while a step is traced, at no cost: the updates that the mechanism returns are
-then other arrays than the updates that the whole chain returns. Other arrays are only a
-reason for suspicion, since some wrappers of optax rightly change what a chain returns.
-:func:`djax.check` finds out.
+then other arrays than the updates that the whole chain returns. That is only a reason
+for suspicion, since some wrappers of optax rightly change what a chain returns. Whether
+the suspicion is right is found out by :func:`djax.check`.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class _Call(NamedTuple):
 
 
 class Observer:
-    """Collects the calls of mechanisms, and whether one seems to be misplaced.
+    """Collects the calls of mechanisms, and suspects those at a wrong place.
 
     Attributes:
       suspicious: whether a mechanism seems to be misplaced.
@@ -51,12 +51,12 @@ class Observer:
         self.calls: list[_Call] = []
 
     def compare_given(self, updates: PyTree) -> None:
-        """Suspects a link in front of the first mechanism if its updates are others."""
+        """Suspects that a link in front of the first mechanism changed `updates`."""
         if self.calls and _differs(self.calls[0], self.calls[0].given, updates):
             self._suspect()
 
     def compare_returned(self, updates: PyTree) -> None:
-        """Suspects a link behind the last mechanism if the chain returns others."""
+        """Suspects that a link behind the last mechanism returned these `updates`."""
         if self.calls and _differs(self.calls[-1], self.calls[-1].returned, updates):
             self._suspect()
 
@@ -94,7 +94,7 @@ def report_call(given: PyTree, returned: PyTree) -> None:
 
 
 def _differs(call: _Call, some: PyTree, all_: PyTree) -> bool:
-    """Whether some arrays of a call are missing in a tree of the same trace."""
+    """Whether some arrays of a call are missing in a tree, if both are of one trace."""
     if call.trace != _trace():
         return False
     known = {id(leaf) for leaf in jax.tree.leaves(all_)}

@@ -1,4 +1,4 @@
-"""What users call to make a mechanism: of two functions, or with a mask."""
+"""Makes mechanisms out of two functions of a user, or for some of the parameters."""
 
 import functools
 import inspect

@@ -32,7 +32,7 @@ REASONS = {
     "every_step": "{mechanism} has to see the updates of all steps, and would end at a "
     "wrong point within {by}: use {mechanism}(every(k, ...)).",
 }
-"""For each fact about a mechanism, the error of those who refuse it for that fact.
+"""For each fact about a mechanism, the error that names it as the reason of a refusal.
 
 * `opaque`: nothing is known about the mechanism, since a wrapper of optax hides it;
 * `overlap`: the parameters are averaged without the updates of the present step;
@@ -54,15 +54,16 @@ class Part(NamedTuple):
     Attributes:
       name: the name of the function that made it, for errors.
       communicator: carries the messages that may be lost; None if it sends none.
-      facts: for names of :data:`REASONS`, whether they are true of the mechanism; a
-        text means that they are, and is the remedy. Two more are for
-        :func:`djax.check`: `moves_mean`, the mechanism does not promise to keep the
-        mean of the workers; `averages_updates`, it does not draw their models together.
+      facts: for names of :data:`REASONS`, whether they are true of the mechanism. In
+        place of True there may be a text, which is the remedy for the error. Two more
+        facts are for :func:`djax.check`. `moves_mean`: the mechanism does not promise
+        to keep the mean of the workers. `averages_updates`: it averages updates, which
+        does not draw the workers' models together.
       matrices: returns the mixing matrices of the steps, `float64[period, n, n]`; None
         if they are not known.
-      conditions: conditions of convergence that only a trial can test: `contraction`
-        or `unbiased`, a code that has to be of that class; `distance`, how far apart
-        neighbours' models may be.
+      conditions: conditions of convergence that only a trial can test. Under
+        `contraction` or `unbiased` there is a code that has to be of this class; under
+        `distance` there is a bound on the difference between neighbours' models.
     """
 
     name: str

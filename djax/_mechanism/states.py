@@ -1,9 +1,9 @@
 """Checks that a state belongs to the mechanism that it is passed to.
 
-Some mechanisms keep sums over their neighbours, or the last message of each neighbour,
-in their state. If the state were used with another graph, these would be mistaken for
-those of other workers, usually without an error. For this reason, such a state has a
-label of its graph.
+Some mechanisms keep in their state sums over their neighbours, or the last message of
+each neighbour. With another graph, the neighbours would be other workers, and the sums
+and messages would be wrong, usually without an error. For this reason, such a state has
+a label of its graph.
 """
 
 import dataclasses

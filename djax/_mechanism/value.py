@@ -155,7 +155,7 @@ def _reporting(update: Callable[..., Any], place_matters: bool) -> Any:
 
     @functools.wraps(update)
     def reporting(updates, state, /, params=None, **extra):
-        with observing():  # Mechanisms within this one report to themselves.
+        with observing():  # Hides the calls of mechanisms within this one.
             returned = update(updates, state, params, **extra)
         if place_matters:
             report_call(updates, returned[0])
