@@ -14,7 +14,7 @@ from djax._interfaces import PyTree
 def check_arrays(
     function: str, tree: PyTree, *, what: str = "", modules: bool = True
 ) -> None:
-    """Raises TypeError if a leaf is no array, RuntimeError if it has been donated.
+    """Raises an error unless all leaves are arrays that can still be used.
 
     Args:
       function: the name of the function that was called, for the error.
@@ -22,6 +22,10 @@ def check_arrays(
       what: the name of the argument, for the error.
       modules: whether modules of Flax NNX are accepted; besides parameters they may
         hold statistics and counters.
+
+    Raises:
+      TypeError: if a leaf is no array.
+      RuntimeError: if an array has been donated to a program, which has deleted it.
     """
     remedy = (
         "Keep what is no parameter out of the tree: "
@@ -69,7 +73,7 @@ def is_array(x: Any) -> bool:
 
 
 def shortened(x: Any) -> str:
-    """The text of a value in an error: that of its type, if its own text is long."""
+    """The text of a value for an error; if it is long, the name of the type instead."""
     text = repr(x)
     return text if len(text) <= 80 else f"a {type(x).__name__}"
 
@@ -84,11 +88,11 @@ def check_params(
     Args:
       name: the name of the mechanism, for errors.
       params: the parameters.
-      remedy: the advice about an array that is not of floats, for errors.
+      remedy: what to do about an array whose numbers are no floats, for errors.
 
     Raises:
       ValueError: if there are no parameters.
-      TypeError: if a leaf is not of floats.
+      TypeError: if the numbers of a leaf are no floats.
     """
     if params is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Whether the numbers of a worker are finite, so that it does not spoil the others'."""
+"""Tests whether all numbers of a worker are finite, before neighbours get them."""
 
 import functools
 from typing import Any

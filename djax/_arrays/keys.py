@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 
 def check_key(name: str, key: Any) -> None:
-    """Raises TypeError unless it is None or one PRNG key, typed or of raw numbers.
+    """Raises TypeError unless a value is None or one PRNG key, typed or of raw numbers.
 
     Args:
       name: the name of the function that takes the key, for errors.
@@ -62,7 +62,7 @@ def key_of_step(key: jax.Array | None, step: ArrayLike) -> jax.Array:
 
 
 def threefry(key: jax.Array) -> jax.Array:
-    """Makes a Threefry key, whose draws are the same under `vmap`, of any key.
+    """Makes a Threefry key of any key, since its draws are the same under `vmap`.
 
     Args:
       key: a key, typed or not. The data of a key of another kind are folded into a

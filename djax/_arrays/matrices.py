@@ -81,11 +81,12 @@ def check_rows_axis(name: str, params: PyTree, rows_axis: int) -> None:
 
 @contextlib.contextmanager
 def dealing_out() -> Iterator[None]:
-    """Tells mechanisms that are initialized within the context about lost matrices.
+    """Marks the `init` of mechanisms that are given vectors in place of matrices.
 
-    :func:`djax.interleave` deals out single coordinates, so that its mechanisms see
-    vectors only. A mechanism that compresses matrices would then send everything
-    uncompressed, without an error. Only the mechanism itself knows that.
+    :func:`djax.interleave` gives single coordinates to each of its mechanisms, so that
+    they see vectors only. A mechanism that compresses matrices would then send
+    everything uncompressed, without an error. Only the mechanism itself knows that, and
+    raises an error by :func:`check_not_dealt_out`.
     """
     token = _DEALT_OUT.set(True)
     try:
@@ -95,7 +96,11 @@ def dealing_out() -> Iterator[None]:
 
 
 def check_not_dealt_out(name: str) -> None:
-    """Raises ValueError within :func:`dealing_out`; `name` compresses matrices."""
+    """Raises ValueError within :func:`dealing_out`.
+
+    Args:
+      name: the name of the mechanism or code, which compresses matrices.
+    """
     if _DEALT_OUT.get():
         raise ValueError(
             f"{name} compresses matrices, but djax.interleave deals out their single "

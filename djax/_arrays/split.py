@@ -16,7 +16,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 LARGEST_START = np.iinfo(np.int32).max
-SMALL_BYTES = 1 << 16  # Copying so much memory takes less time than a kernel costs.
+SMALL_BYTES = 1 << 16  # To copy this much takes less time than to compile a kernel.
 
 
 def is_small(x: jax.Array) -> bool:
@@ -33,8 +33,8 @@ def join(
       leaves: arrays of any shapes.
 
     Returns:
-      Fewer arrays, which have the same entries in the same order; and a function that
-      splits arrays of the shapes of these into arrays of the shapes of the leaves.
+      Fewer arrays, with the same entries in the same order; and a function that undoes
+      the joining: it splits arrays of these shapes into arrays like the leaves.
     """
 
     def kind(i):

@@ -1,9 +1,10 @@
 """Finds mistakes in optimizers that raise no error, by a trial on tiny models.
 
 A chain of optax takes its links in any order. A wrong order, or a mask that leaves out
-all parameters, raises no error: the run just ends at a wrong point. However, the
-workers then differ so much from decentralized training that a few steps on tiny models
-show it. :func:`check` makes these steps with the user's optimizer and communicator.
+all parameters, raises no error: the run just ends at a wrong point. A few steps on tiny
+models are enough to see such a mistake, since the workers then do what workers of a
+decentralized algorithm never do: they stay apart, move their mean, or climb along the
+gradient. :func:`check` makes these steps with the user's optimizer and communicator.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Measures to which class a code belongs, if the code does not declare it.
+"""Finds out by measuring whether a code is a contraction, or unbiased.
 
 CHOCO and DeepSqueeze diverge with a code that is no contraction, and DCD and ECD lose
 what a biased code leaves out. The codes of djax declare their class, but those of users
@@ -57,7 +57,7 @@ def _measured(
     communicator: Communicator,
     shapes: PyTree,
 ) -> float:
-    """The mean over all workers, so that all processes come to the same verdict."""
+    """Averages a measurement over all workers, so that all come to the same verdict."""
 
     def worker(_):
         return communicator.mean(measure(code, shapes))
@@ -96,9 +96,10 @@ def _few_entries(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 def mean_error(code: Compressor, shapes: PyTree, draws: int = 64) -> jax.Array:
     r"""Measures :math:`E\|C(x) - x\|^2 / \|x\|^2`, which is below 1 for contractions.
 
-    It has to be below 1 for every x, and some codes fail only for one kind of trees.
-    Half of the trees that are drawn have normal entries. The entries of the other half
-    are cubes of normal numbers, which differ much more in size.
+    For a contraction it is below 1 for every tree x. Some codes fail only for one kind
+    of trees, so that two kinds are drawn. Half of the trees have normally distributed
+    entries. The entries of the other half are cubes of normally distributed numbers,
+    which differ much more in size.
 
     Args:
       code: a code of any class.

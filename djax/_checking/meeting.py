@@ -1,4 +1,4 @@
-"""Whether workers that start apart hear of each other, and come together.
+"""Finds out whether workers that start apart hear of each other, and come together.
 
 A worker has heard of another worker if its model depends on where that worker started.
 To find out, two runs that differ in the start of one worker are compared bit for bit.
@@ -17,8 +17,8 @@ from djax._mechanism.refusals import Part
 from .trial import STEPS, Trial, measured
 
 CALLS = 64
-"""Largest number of calls of the compiled program, which are 4096 steps. A correction
-such as `every` may average that rarely."""
+"""Largest number of calls of the compiled program. They are 4096 steps, which is enough
+for corrections such as `every` that average rarely."""
 
 _SPREAD = 8.0  # Models start so far apart that clipping at 1 is noticed.
 
@@ -65,8 +65,9 @@ class Meeting(NamedTuple):
 def meet(trial: Trial, parts: Sequence[Part]) -> Meeting:
     """Lets workers start apart and make steps, until it is known how they meet.
 
-    The gradients are zero. If the models do not stay finite then, since the optimizer
-    divides by the norm of the gradient, all workers have the same other gradient.
+    The gradients are zero. Some optimizers divide by the norm of the gradient, so that
+    the models do not stay finite. Then the run is repeated with one gradient for all
+    workers that is not zero.
 
     Args:
       trial: the trial of the optimizer.
@@ -78,7 +79,7 @@ def meet(trial: Trial, parts: Sequence[Part]) -> Meeting:
 
 
 def _meet(trial: Trial, parts: Sequence[Part], gradient: PyTree) -> Meeting:
-    """Runs workers that start equal or apart, each with and without changes."""
+    """Compares workers that start equal or apart with copies that have one change."""
     models, others, zeros = *_two_starts(trial, parts), trial.models(0)
     another = jax.tree.map(lambda g: 0.5 - g, gradient)
     last = np.arange(trial.size)[:, None] == trial.size - 1

@@ -109,8 +109,8 @@ class Trial:
     def gradients(self) -> PyTree:
         """Draws one gradient for all workers.
 
-        No optimizer makes steps as long as this gradient, so that a step of its length
-        shows a gradient that was added to a model as it is.
+        No optimizer makes steps as long as this gradient. If a step has its length, the
+        gradient was added to the model as it is.
         """
         rng = np.random.default_rng(1)
 
@@ -172,7 +172,7 @@ def _advance(
     state: PyTree,
     other: PyTree,
 ) -> tuple[PyTree, PyTree, Seen]:
-    """The steps of one worker in one call, and what is measured of all workers."""
+    """Makes all steps of one worker in one call, and measures all workers."""
 
     def step(carry, _):
         before, state = carry
@@ -199,7 +199,7 @@ def _advance(
 
 
 def _climbed(before: jax.Array, after: jax.Array, gradient: jax.Array) -> jax.Array:
-    """How many gradients a step has added, by its projection on the gradient."""
+    """How many gradients a step has added: its projection on the gradient."""
     before, after, gradient = map(promote, (before, after, gradient))
     along = jnp.sum(jnp.real(jnp.conj(gradient) * (after - before)))
     square = jnp.sum(jnp.square(jnp.abs(gradient)))
