@@ -1,4 +1,4 @@
-"""Mechanisms: how workers average with their neighbours; a file a paper."""
+"""Mechanisms: how workers average with their neighbours. Each paper has a file."""
 
 from ._all_reduce import AllReduceState, all_reduce
 from ._choco import ChocoState, choco_gossip

@@ -35,8 +35,9 @@ def all_reduce(communicator: Communicator, *, overlap: bool = False) -> Mechanis
 
     With `overlap` the updates are those of the step before, so that the messages do
     not depend on this step's gradients; in the first step they are zero. Inside of
-    :func:`djax.on_updates` it averages updates. First in a chain these are the
-    gradients, which is data-parallel SGD.
+    :func:`djax.on_updates`, all-reduce averages the updates in place of the models. If
+    it is the first link of a chain, the updates are the gradients, and the chain is
+    data-parallel SGD.
 
     Args:
       communicator: how messages travel.
@@ -74,8 +75,8 @@ def all_reduce(communicator: Communicator, *, overlap: bool = False) -> Mechanis
             updates = state.pending
             state = AllReduceState(optax.tree.cast_like(fresh, state.pending))
         mean = communicator.mean(optax.apply_updates(params, updates))
-        # A displacement would be added to the updates and leave rounding errors, by
-        # which the workers would differ.
+        # The mean itself becomes the new model. If a displacement were added to the
+        # updates, rounding errors would make the workers differ.
         step = jax.tree.map(lambda m, x: promote(m) - promote(x), mean, params)
         return optax.tree.cast_like(step, fresh), state
 

@@ -72,8 +72,9 @@ def choco_gossip(
        x_i &\leftarrow x_i + u_i
           + \gamma \textstyle\sum_j w_{ij} (\hat x_j - \hat x_i)
 
-    The copies start at zero, as published. Only :math:`q_i` travels, to each neighbour.
-    With `identity()` and :math:`\gamma = 1` it is :func:`djax.gossip`.
+    The copies start at zero, as published. Only :math:`q_i` is sent, to each neighbour.
+    With the code `identity()` and :math:`\gamma = 1`, the mechanism is
+    :func:`djax.gossip`.
 
     Args:
       topology: the graph and its weights.

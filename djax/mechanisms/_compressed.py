@@ -46,10 +46,11 @@ class Messages:
         """Raises an error unless the arguments fit each other.
 
         Args:
-          name: of the mechanism, for errors.
-          kind: class of its states. The first fields are the trees that the mechanism
-            remembers. Then come `compressor_state` and `step`; and last `graph`, if
-            what it remembers are sums over neighbours, which must stay the same.
+          name: the name of the mechanism, for errors.
+          kind: the class of the mechanism's states. Its first fields are the trees that
+            the mechanism remembers. Then come `compressor_state` and `step`. The last
+            field is `graph`, if the trees are sums over neighbours: the graph then must
+            not change.
           graph: the graph and its weights.
           communicator: how messages travel; it must not lose any.
           compressor: the code C.
@@ -69,10 +70,10 @@ class Messages:
         conditions: dict[str, Compressor],
         **options: Any,
     ) -> Mechanism:
-        """Makes the mechanism.
+        """Makes the mechanism that sends these messages.
 
         Args:
-          start: `params -> remembered`, the first fields of its first state.
+          start: `params -> remembered`, the first fields of the first state.
           facts: see :func:`djax._mechanism.adapter.build`.
           conditions: see :func:`djax._mechanism.adapter.build`.
           **options: other arguments of :func:`djax._mechanism.adapter.build`.
@@ -147,14 +148,16 @@ def averaging_by_a_contraction(
     consensus_rate: float,
     overlap: bool,
 ) -> Mechanism:
-    """Makes a mechanism that moves models a part of the way, which bears coarse codes.
+    """Makes a mechanism that moves models only a part of the way to the average.
+
+    The consensus rate is that part. If it is small enough, the code may be coarse.
 
     Args:
-      messages: its messages.
-      start: `params -> remembered`, the first fields of its first state.
-      mix: `(model, state, send) -> (displacement, state)`, where the displacement is
-        that of the consensus rate 1, and `send` is :meth:`Messages.send`.
-      consensus_rate: what the displacement is multiplied by.
+      messages: the messages of the mechanism.
+      start: `params -> remembered`, the first fields of the mechanism's first state.
+      mix: `(model, state, send) -> (displacement, state)`. The displacement is that of
+        the consensus rate 1, and `send` is :meth:`Messages.send`.
+      consensus_rate: the factor by which the displacement is multiplied.
       overlap: whether the parameters are averaged before this step's updates.
     """
     name, code = messages.name, messages.compressor
@@ -182,10 +185,10 @@ def averaging_by_an_unbiased_code(
     """Makes a mechanism that averages what neighbours know of each other's models.
 
     Args:
-      messages: its messages.
-      start: `params -> remembered`, the first fields of its first state.
-      step: `(params, updates, state, send) -> (params, state)`, where the new
-        parameters are in float32 or wider, and `send` is :meth:`Messages.send`.
+      messages: the messages of the mechanism.
+      start: `params -> remembered`, the first fields of the mechanism's first state.
+      step: `(params, updates, state, send) -> (params, state)`. The new parameters are
+        in float32 or wider, and `send` is :meth:`Messages.send`.
     """
     name, code = messages.name, messages.compressor
     check_unbiased(name, code)
@@ -201,9 +204,9 @@ def averaging_by_an_unbiased_code(
 
     facts = {
         "needs_every_message": True,
-        # The neighbours know the models before this step's updates.
+        # The models that neighbours know are those before this step's updates.
         "overlap": f"{name} averages older ones; use gossip",
-        "moves_mean": True,  # By what the code leaves out.
+        "moves_mean": True,  # What the code leaves out moves the mean.
     }
     return messages.mechanism(start, facts, {"unbiased": code}, update=update)
 
@@ -217,9 +220,10 @@ def follow(state: Any, own: PyTree, change: PyTree) -> Any:
     """Updates the public copy, and the displacement towards the neighbours' copies.
 
     Args:
-      state: with the fields `estimate` and `displacement`.
-      own: what the worker has sent, which is added to its own copy.
-      change: the weighted sum of what the neighbours have sent beyond that.
+      state: a state with the fields `estimate` and `displacement`.
+      own: what this worker has sent, as it was sent. It is added to the worker's copy.
+      change: the weighted sum of the differences between what the neighbours have sent
+        and what this worker has sent.
     """
     return state._replace(
         estimate=accumulate(state.estimate, own),
@@ -238,11 +242,11 @@ def copies(params: PyTree) -> PyTree:
 
 
 def first_exchange(messages: Messages, params: PyTree) -> tuple[PyTree, PyTree]:
-    r"""Sends the models that all start from to all neighbours, uncompressed.
+    r"""Sends the models that the workers start from to all neighbours, uncompressed.
 
     Returns:
-      The own model as it was sent, and :math:`\sum_j w_{ij} (x_j - x_i)`, both in
-      float32 or wider and in arrays of their own.
+      The worker's own model as it was sent, and :math:`\sum_j w_{ij} (x_j - x_i)`. Both
+      are in float32 or wider and in arrays of their own.
     """
     heard = mixing.weighted_sum(
         params, difference, messages.graph, messages.communicator, step=0

@@ -55,26 +55,27 @@ def dcd(
 ) -> Mechanism:
     r"""Averages with copies of the neighbours' models, sending compressed changes.
 
-    Placed last in a chain, it turns SGD into DCD-PSGD. With the updates :math:`u_i` of
-    the links before it, and with anything else that has changed the parameters
-    :math:`x_i` since the last average,
+    Placed last in a chain, it turns SGD into DCD-PSGD. The updates :math:`u_i` come
+    from the links before it. The model that the neighbours know is :math:`\hat x_i`. If
+    something else has changed the parameters :math:`x_i` since the last average, this
+    change is sent as well:
 
     .. math::
        z_i &= (x_i + u_i) + \textstyle\sum_j w_{ij} (\hat x_j - \hat x_i) - \hat x_i \\
        x_i = \hat x_i &\leftarrow \hat x_i + C(z_i)
 
     In `init`, and only there, the neighbours exchange their uncompressed models. With
-    `identity()` it is :func:`djax.gossip` with overlap. What a `message_dtype` leaves
-    out of a message is lost, too: on a ring of 8 the mean of the models moves by 0.05 %
-    of its norm with bfloat16.
+    the code `identity()`, the mechanism is :func:`djax.gossip` with overlap. What a
+    `message_dtype` leaves out of a message is lost, too: on a ring of 8 the mean of the
+    models moves by 0.05 % of its norm with bfloat16.
 
     Args:
       topology: the graph and its weights.
       communicator: how messages travel; it must not lose any.
-      compressor: the code C, unbiased and fine: the paper's condition is
-        :math:`\omega < (1 - \lambda)^2 / (2 \mu)^2` with the second largest modulus
-        :math:`\lambda` of the eigenvalues of W, and :math:`\mu = \max_i |\lambda_i -
-        1|`.
+      compressor: the code C, unbiased and fine. The paper's condition is
+        :math:`\omega < (1 - \lambda)^2 / (2 \mu)^2`. There :math:`\lambda` is the
+        second largest modulus of the eigenvalues :math:`\lambda_i` of W, and
+        :math:`\mu = \max_i |\lambda_i - 1|`.
 
     Returns:
       A :class:`djax.Mechanism` that needs `params`, with a

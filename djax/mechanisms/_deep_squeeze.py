@@ -64,7 +64,8 @@ def deep_squeeze(
        v_i &= y_i + \delta_i, \qquad \delta_i \leftarrow v_i - C(v_i) \\
        x_i &\leftarrow x_i + u_i + \eta \textstyle\sum_j w_{ij} (C(v_j) - C(v_i))
 
-    With `identity()` it is :func:`djax.gossip` at the consensus rate :math:`\eta`.
+    With the code `identity()`, the mechanism is :func:`djax.gossip` at the consensus
+    rate :math:`\eta`.
 
     Args:
       topology: the graph and its weights: a Topology, or a Schedule with doubly

@@ -75,9 +75,9 @@ def ecd(
 
     Anything else that has changed the parameters since the last average counts as an
     update. In `init`, and only there, the neighbours exchange their uncompressed
-    models. With `identity()` it is :func:`djax.gossip` with overlap. What a
-    `message_dtype` leaves out of a message is lost, too: on a ring of 8 the models move
-    by 0.5 % of their norm with bfloat16.
+    models. With the code `identity()`, the mechanism is :func:`djax.gossip` with
+    overlap. What a `message_dtype` leaves out of a message is lost, too: on a ring of 8
+    the models move by 0.5 % of their norm with bfloat16.
 
     Args:
       topology: the graph and its weights.

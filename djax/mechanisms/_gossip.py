@@ -6,9 +6,10 @@ neighbours',
 .. math:: x_i \leftarrow \textstyle\sum_j w_{ij} x_j
              = x_i + \textstyle\sum_j w_{ij} (x_j - x_i),
 
-with the weights of :attr:`djax.Topology.mixing_matrix`. The second form is computed.
-With it equal models stay equal to the last bit. Since :math:`w_{ij} = w_{ji}`, one end
-of an edge gains what the other end loses, so that the mean over the workers is kept.
+with the weights of :attr:`djax.Topology.mixing_matrix`. The average is computed in the
+second form, with which equal models stay equal to the last bit. Since :math:`w_{ij} =
+w_{ji}`, one end of an edge gains what the other end loses, so that the mean over the
+workers is kept.
 
 Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
 <https://arxiv.org/abs/1705.09056>`_, 2017.
@@ -70,22 +71,23 @@ def gossip(
     The literature calls this "adapt, then combine". With `overlap` it is "combine, then
     adapt": the messages do not depend on this step's gradients, and can travel while
     these are computed. In each step one model travels to each neighbour. On a complete
-    graph it is :func:`djax.all_reduce`.
+    graph, gossip has the result of :func:`djax.all_reduce`.
 
     Some optimizers derive their evaluation point or step size from the parameters, such
     as optax's `schedule_free`, `dadapt_adamw` and `prodigy`. They go wrong in front of
-    an averaging, which changes the parameters. Put the averaging inside if possible:
+    a mechanism, since averaging changes the parameters. Put the mechanism inside of
+    them if possible:
     `optax.contrib.schedule_free(optax.chain(optax.sgd(0.1), gossip), 0.1)`.
 
     If messages are dropped (`drop_probability` of the communicator), the weights of the
-    others are divided by their sum, which includes the own weight. An entry of a
-    neighbour's model that is NaN or infinite is replaced by the worker's own value, so
-    that one diverged model does not spread to all workers.
+    messages that arrived and the worker's weight for its own model are divided by their
+    sum. An entry of a neighbour's model that is NaN or infinite is replaced by the
+    worker's own value, so that one diverged model does not spread to all workers.
 
-    Every worker has to take part in every exchange. Under MPI the others would wait for
-    it for ever. So a wrapper that decides by one worker's own values, such as
-    `optax.apply_if_finite`, belongs around the optimizer in front of the mechanism,
-    never around both.
+    Every worker has to take part in every exchange. If one worker leaves an exchange
+    out, under MPI the others wait for it for ever. A wrapper that decides by one
+    worker's own values, such as `optax.apply_if_finite`, therefore belongs around the
+    optimizer in front of the mechanism, never around both.
 
     Args:
       topology: the graph and its weights: a Topology, or a Schedule with doubly

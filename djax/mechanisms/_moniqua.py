@@ -88,11 +88,12 @@ def moniqua(
         stochastic matrices, one for each step.
       communicator: how messages travel; it must not lose any.
       theta: :math:`\theta`, an upper bound of the difference between two neighbours'
-        models in any coordinate; a float or a scalar array. Larger differences are
-        mistaken for smaller ones, and numbers that are not finite for finite ones.
-        `optax.inject_hyperparams` needs `static_args="bits"`.
-      consensus_rate: :math:`\gamma`, a float or a scalar array. Published for ResNet-20
-        are :math:`\theta = 1/4` and :math:`\gamma = 0.005`.
+        models in any coordinate; a float or a scalar array. If a difference is larger,
+        the receiver mistakes it for a smaller one. It also mistakes numbers that are
+        not finite for finite ones. `optax.inject_hyperparams` needs
+        `static_args="bits"`.
+      consensus_rate: :math:`\gamma`, a float or a scalar array. The paper uses
+        :math:`\theta = 1/4` and :math:`\gamma = 0.005` for ResNet-20.
       bits: b, from 2 to 8.
       overlap: average the parameters before this step's updates.
       key: PRNG key of the rounding, the same on all workers; `jax.random.key(0)` by
@@ -144,7 +145,7 @@ def moniqua(
         mine = distances(levels, leaves)
 
         def read(theirs, own):
-            del own  # Its distances are known before it is packed.
+            del own  # Decoded, it would be `mine`.
             found = distances(_bits.unpack_leaves(theirs, bits, leaves), leaves)
             return [x - y for x, y in zip(found, mine, strict=True)]
 
@@ -157,7 +158,7 @@ def moniqua(
         return scale(consensus_rate, displacement), state
 
     def distances(levels, leaves):
-        """How far the models that are sent are from this worker's."""
+        """Returns, for each leaf, the model that was sent minus this worker's."""
         return [
             decode(level, x, theta, bits)
             for level, x in zip(levels, leaves, strict=True)
@@ -177,25 +178,25 @@ def moniqua(
 
 
 def encode(x: jax.Array, noise: jax.Array, theta: ArrayLike, bits: int) -> jax.Array:
-    r"""The level of :math:`x / B \bmod 1`, rounded up where the noise is large.
+    r"""Returns the level of :math:`x / B \bmod 1`, rounded up where noise is large.
 
     Args:
-      x: `float[...]`.
-      noise: `float[...]` in [0, 1).
-      theta: bound of the distance between neighbours.
-      bits: b.
+      x: `float[...]`, the model.
+      noise: `float[...]` in [0, 1), the noise :math:`\xi` of the rounding.
+      theta: the upper bound of the differences between neighbours' models.
+      bits: the number b of bits.
 
     Returns:
       `uint8[...]` below :math:`2^b`; the level l means :math:`q = \delta l - 1/2`.
     """
     last = 2**bits - 1
     phase = _mod(x / _modulus(x, theta, bits), 1.0) + 0.5
-    # The largest phase and noise sum up to one level more, rounded to a float.
+    # For the largest phase and noise, rounding errors may lead to one level more.
     return jnp.clip(jnp.floor(phase * last + noise), 0, last).astype(jnp.uint8)
 
 
 def decode(level: jax.Array, x: jax.Array, theta: ArrayLike, bits: int) -> jax.Array:
-    r"""How far from `x` the model is that was sent: :math:`(q B - x) \bmod B`."""
+    r"""Returns the model that was sent minus `x`: :math:`(q B - x) \bmod B`."""
     modulus = _modulus(x, theta, bits)
     q = level.astype(x.dtype) / (2**bits - 1) - 0.5
     return _mod(q * modulus - x, modulus)
@@ -206,9 +207,10 @@ def _modulus(x: jax.Array, theta: ArrayLike, bits: int) -> jax.Array:
 
 
 def _mod(x: jax.Array, modulus: ArrayLike) -> jax.Array:
-    """The remainder between minus and plus half of the modulus.
+    """Returns the remainder between minus and plus half of the modulus.
 
-    By rounding, which processors do to many numbers at once, unlike `fmod`.
+    It is computed by rounding, since processors round many numbers at once, and
+    compute `fmod` of one number after another.
     """
     modulus = jnp.asarray(modulus, x.dtype)
     return x - modulus * jnp.round(x / modulus)

@@ -11,7 +11,7 @@ factors:
    z_i \leftarrow \textstyle\sum_j a_{ij}^t z_j, \qquad
    w_i \leftarrow \textstyle\sum_j a_{ij}^t w_j, \quad w_i = 1 \text{ at first},
 
-so that :math:`z_i / w_i` converges to the mean. Gradients are taken there.
+so that :math:`z_i / w_i` converges to the mean. Gradients are taken at this point.
 
 Kempe, Dobra and Gehrke, `Gossip-Based Computation of Aggregate Information
 <https://doi.org/10.1109/SFCS.2003.1238221>`_, 2003; Assran et al., `Stochastic Gradient
@@ -82,16 +82,16 @@ def push_sum(
        \qquad\text{(with overlap: } z_i \leftarrow \textstyle\sum_j a_{ij}^t z_j + u_i
        \text{)}
 
-    If the rows of the matrices sum to one, too, as those of
-    :func:`djax.topologies.one_peer_exponential`, the weights stay 1. They then do not
-    travel, and the parameters are the models themselves.
+    If the rows of all matrices sum to one as well, as those of
+    :func:`djax.topologies.one_peer_exponential` do, the weights stay 1. The weights are
+    then not sent, and the parameters are the models themselves.
 
-    If a message is dropped (`drop_probability` of the communicator), the receiver uses
-    its own value instead. It also does so if a message is NaN or infinite.
+    If a message is dropped (`drop_probability` of the communicator), or if it is NaN or
+    infinite, the receiver uses its own value instead.
 
     Args:
-      schedule: a Schedule, with one matrix for each exchange; or a Topology, with one
-        matrix for all.
+      schedule: a Schedule, with one matrix for each exchange; or a Topology, with the
+        same matrix for all exchanges.
       communicator: how messages travel.
       rounds: the number of exchanges in each step, each with the schedule's next
         matrix.
@@ -136,7 +136,7 @@ def push_sum(
         del extra
         check_state("push_sum", state, PushSumState, start)
         model, weight, exchanges = start, state.weight, state.exchanges
-        # A state of another schedule may have weights that are not 1.
+        # This schedule needs no weights, but a state of another one may have some.
         uneven = state.uneven if balanced else ()
         for _ in range(rounds):
             if uneven is None:
@@ -163,7 +163,7 @@ def push_sum(
         r"""Returns :math:`r_i z_i + \sum_j a_{ij} (z_j - z_i)` with the row sums r.
 
         If messages are rounded, :math:`z` is the rounded value, and the worker keeps
-        what the rounding leaves out. So the sum over all workers is kept.
+        what the rounding leaves out. In this way the sum over all workers is kept.
         """
         heard = mixing.weighted_sum(
             message, read, schedule, communicator, step=exchanges, key=key
@@ -277,10 +277,10 @@ def _push_sums(state: Any) -> list[PushSumState]:
 
 
 def _shares(state: Any) -> int:
-    """Among how many mechanisms :func:`djax.interleave` deals out the coordinates.
+    """Counts the mechanisms among which :func:`djax.interleave` deals out coordinates.
 
     Returns:
-      The number; 0 if push-sum is not inside of :func:`djax.interleave`.
+      The number of mechanisms; 0 if push-sum is not inside of :func:`djax.interleave`.
     """
     nodes = jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, InterleaveState))
     for node in nodes:
@@ -291,5 +291,5 @@ def _shares(state: Any) -> int:
 
 
 def _is_place(node: Any) -> bool:
-    """Whether a node of `averaged` stands for a leaf, or for what is masked."""
+    """Whether a node of `averaged` stands for an averaged leaf or masked leaves."""
     return isinstance(node, (optax.EmptyState, optax.MaskedNode))

@@ -3,9 +3,9 @@ r"""RelaySum: exactly uniform averages along a tree, after a delay.
 Gossip only approaches the mean of the workers' models, which slows training down where
 their data differ. On a tree the mean can be computed exactly. A worker sends to each
 neighbour the sum of its own model and of everything that its *other* neighbours sent to
-it in the step before. So each model travels along the tree once, one hop a step, and
-every worker gets it with the same weight. With :math:`u_i` the model of worker i after
-its own step,
+it in the step before. In this way each model travels along the tree once, one hop a
+step, and every worker gets it with the same weight. With :math:`u_i` the model of
+worker i after its own step,
 
 .. math::
    M_{i \to j} &= u_i + \textstyle\sum_{k \ne j} M^{prev}_{k \to i}, &
@@ -14,11 +14,12 @@ its own step,
        + (n - \bar n_i) \, x^0\bigr), &
    \bar n_i &= 1 + \textstyle\sum_j c_{j \to i}.
 
-:math:`M` is a sum of models and :math:`c` their number; the models of
-:math:`n - \bar n_i` workers have not arrived yet and are replaced by the initial one.
+:math:`M` is a sum of models, and :math:`c` is the number of models in this sum. The
+models of :math:`n - \bar n_i` workers have not arrived yet; the initial model
+:math:`x^0` takes their places.
 
-What travels and is kept is the mean :math:`M / c` in place of the sum. The mean stays
-in the range of the models, which is what half precision needs. Since only differences
+A worker sends and keeps the mean :math:`M / c` in place of the sum. The mean stays in
+the range of the models, which is what half precision needs. Since only differences
 :math:`M / c - u_i` are summed up, equal models stay equal to the last bit.
 
 Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
@@ -92,11 +93,11 @@ def relay(
     Without `overlap` a neighbour's message is averaged in the step in which it is sent.
     With `overlap` it is averaged in the next step, as in the paper's analysis.
 
-    Some models may be missing. In the first steps those of distant workers have not
-    arrived. If messages are dropped (`drop_probability` of the communicator), the
-    models in them do not arrive either; to replace these by the initial model in every
-    step would hold the workers where they started. The argument `missing` says what
-    replaces a missing model:
+    Some models may be missing. In the first steps the models of distant workers have
+    not arrived. If messages are dropped (`drop_probability` of the communicator), the
+    models in them do not arrive either. If the initial model took their places in every
+    step, it would hold the workers back where they started. The argument `missing` says
+    what replaces a missing model:
 
     * `"initial"`: the model that worker 0 started from, as in the authors' training
       code. It is meant for workers that start equal;
@@ -134,7 +135,7 @@ def relay(
 
     Raises:
       TypeError: if `tree` is no topology, for example a Schedule, or `key` is no key.
-      ValueError: if it has cycles, the sizes differ, or `missing` is unknown.
+      ValueError: if the tree has cycles, the sizes differ, or `missing` is unknown.
 
     Examples:
       >>> import djax, optax
@@ -161,7 +162,8 @@ def relay(
             "communicator without rounding_seed."
         )
     label = label_of(tree, weights=False)
-    kept = ("initial",) if missing == "initial" else ()  # Models, besides messages.
+    # Fields of the state, besides messages, that are like the parameters.
+    kept = ("initial",) if missing == "initial" else ()
     has_neighbor = np.asarray(tree.rounds) != np.arange(tree.size)
 
     def common_start(params):
@@ -259,9 +261,10 @@ def _divide_and_add(
 
 
 def _add_models(total: PyTree, count: jax.Array, mean: PyTree, model: PyTree) -> PyTree:
-    """Adds the differences of `count` models with the mean `mean` to this worker's.
+    """Adds what `count` models with the mean `mean` differ from this worker's model.
 
-    A difference that is not finite counts as 0, as if the models were this worker's.
+    A difference that is not finite counts as 0, as if those models were equal to this
+    worker's model.
     """
     return jax.tree.map(
         lambda t, d: t + count.astype(t.dtype) * d,
