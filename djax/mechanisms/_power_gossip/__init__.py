@@ -1,1 +1,1 @@
-"""PowerGossip, and its linear algebra."""
+"""PowerGossip on one page, and its linear algebra in the files beside that page."""

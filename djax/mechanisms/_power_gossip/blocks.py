@@ -1,9 +1,9 @@
 """The matrices of a model in blocks, so that equal ones are computed together.
 
-XLA compiles a kernel for every shape, and a loop over many small matrices costs more
-than their numbers. So all small matrices of one shape and dtype are stacked to one
-array, a block. A large matrix is a block by itself, since a copy of it would cost a
-pass over its memory.
+XLA compiles a kernel for every shape, and a loop over many small matrices takes longer
+than their multiplications. All small matrices of one shape and dtype are therefore
+stacked to one array, a block. A large matrix is a block by itself, since a copy of it
+would cost a pass over its memory.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,13 +19,20 @@ from djax._arrays.split import is_small, split
 from djax._interfaces import PyTree
 
 Block = tuple[int, ...]
-"""Numbers of small matrices of one shape, or of one large matrix, among the leaves."""
+"""The positions, among the leaves, of the matrices of a block.
+
+They are small matrices of one shape and dtype, or a single large matrix.
+"""
 Blocks = dict[Block, jax.Array]
-"""For each block the arrays of its matrices, along a new axis if there are several."""
+"""For each block the array of its matrices, with a new axis if there are several."""
 
 
 def blocks_of(leaves: Sequence[jax.Array]) -> list[Block]:
-    """One block for all small matrices of a shape and dtype, and one a large matrix."""
+    """Forms a block of all small matrices of a shape and dtype, and of each large one.
+
+    Args:
+      leaves: the leaves of the model.
+    """
     blocks: dict[Any, list[int]] = {}
     for i, x in enumerate(leaves):
         if is_matrix(x):
@@ -37,9 +44,9 @@ def stacked(some: Any, blocks: Iterable[Block], axis: int) -> Blocks:
     """Stacks the arrays of each block.
 
     Args:
-      some: arrays, by their numbers.
-      blocks: which numbers belong together.
-      axis: the new axis of blocks of several arrays.
+      some: an array for each matrix, under the position of the matrix.
+      blocks: the blocks that are wanted.
+      axis: the position of the new axis of a block of several arrays.
     """
     return {
         block: jnp.stack([some[i] for i in block], axis)
@@ -50,7 +57,7 @@ def stacked(some: Any, blocks: Iterable[Block], axis: int) -> Blocks:
 
 
 def unstacked(blocks: Blocks, axis: int) -> dict[int, jax.Array]:
-    """Undoes :func:`stacked`: the array of each matrix, under its number."""
+    """Undoes :func:`stacked`: returns the array of each matrix, under its position."""
     found = {}
     for block, x in blocks.items():
         if len(block) == 1:
@@ -62,23 +69,23 @@ def unstacked(blocks: Blocks, axis: int) -> dict[int, jax.Array]:
 
 
 def each(fn: Callable, block: Block, in_axes: Any, out_axes: int) -> Callable:
-    """Makes a function of one matrix a function of all matrices of a block."""
+    """Makes a function of one matrix a function of a block, all of its matrices."""
     return fn if len(block) == 1 else jax.vmap(fn, in_axes, out_axes)
 
 
 def factor_shapes(
     leaves: Sequence[jax.Array], rank: int, rows_axis: int
 ) -> dict[tuple[int, int], jax.ShapeDtypeStruct]:
-    """The shapes of the factors of all matrices, of one edge.
+    """Returns the shapes of the two factors that one edge has for each matrix.
 
     Args:
-      leaves: of the model.
+      leaves: the leaves of the model.
       rank: number of columns that the user asked for.
       rows_axis: see :func:`djax.power_gossip`.
 
     Returns:
-      By number of the leaf and side, 0 for left and 1 for right: `[r, m]` or `[r, k]`,
-      in float32 or wider.
+      The shapes under the position of the leaf and the side, 0 for left and 1 for
+      right: `[r, m]` or `[r, k]`, in float32 or wider.
     """
     factors = {}
     for i, x in enumerate(leaves):
@@ -93,7 +100,14 @@ def factor_shapes(
 def check_factors(
     leaves: Sequence[jax.Array], sides: Sequence[Any], rank: int, rows_axis: int
 ) -> None:
-    """Raises ValueError unless both sides' factors are those of these leaves."""
+    """Raises ValueError unless the factors on both sides belong to these leaves.
+
+    Args:
+      leaves: the leaves of the model.
+      sides: the left and the right factors, for each leaf.
+      rank: number of columns that the user asked for.
+      rows_axis: see :func:`djax.power_gossip`.
+    """
     for (i, side), x in factor_shapes(leaves, rank, rows_axis).items():
         if np.shape(sides[side][i])[1:] != x.shape:
             raise ValueError(
@@ -103,5 +117,5 @@ def check_factors(
 
 
 def unflatten(treedef: Any, leaves: Mapping[int, jax.Array]) -> PyTree:
-    """The tree with these leaves under their numbers, None in place of all others."""
+    """Makes a tree with these leaves at their positions, and None at all others."""
     return treedef.unflatten(leaves.get(i) for i in range(treedef.num_leaves))

@@ -1,8 +1,8 @@
-"""The edges of a worker: what is kept of each, drawn for each, and sent along each.
+"""What a worker does for each of its edges: it keeps, draws and exchanges factors.
 
-PowerGossip keeps two factors for every edge, the same at both of its ends. On a graph
-that changes with time a worker meets its neighbours in different steps, so that it has
-to be known where the factors of this step's edges are.
+PowerGossip keeps two factors for every edge, which are the same at both of its ends. On
+a graph that changes with time, a worker meets its neighbours in different steps. The
+worker then has to find the factors of this step's edges among the factors of all edges.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ class Edges:
         """Finds the places.
 
         Args:
-          graph: of symmetric matrices.
+          graph: the graph; its matrices are symmetric.
           communicator: how messages travel.
           seed: the PRNG key of all draws, the same on all workers.
         """
@@ -60,11 +60,15 @@ class Edges:
         self.places = len(self._neighbors)
 
     def neighbors(self) -> jax.Array:
-        """`int32[places]`, this worker's neighbours; itself where it has none."""
+        """Returns this worker's neighbours, `int32[places]`; itself if it has none."""
         return jnp.asarray(self._neighbors)[:, self._communicator.rank()]
 
     def neighbors_at(self, step: ArrayLike) -> jax.Array:
-        """`int32[rounds]`, whom this worker meets in a step; itself where nobody."""
+        """Returns the workers that this worker meets in the rounds of a step.
+
+        Returns:
+          `int32[rounds]`; the worker itself in rounds in which it meets nobody.
+        """
         rank = self._communicator.rank()
         if self._period == 1:
             return jnp.asarray(self._met[0])[:, rank]
@@ -76,9 +80,9 @@ class Edges:
         A power iteration needs both sides of an edge in turn: if it always started from
         the same side, the factors would not change. If the sides alternate from step to
         step, and the number of steps in a period is even, an edge that occurs once in a
-        period always starts from the same side. So two orders are compared, one that
-        alternates and one that also changes after each period. The order is chosen in
-        which fewer edges repeat their side.
+        period always starts from the same side. Two orders are therefore compared: one
+        that alternates, and one that also changes after each period. The order in which
+        fewer edges repeat their side is chosen.
         """
         steps = range(2 * self._period)
         alternating = [t % 2 for t in steps]
@@ -86,7 +90,7 @@ class Edges:
         return min(alternating, changing, key=self._repetitions)
 
     def _repetitions(self, sides: list[int]) -> tuple[int, int]:
-        """Counts the edges with one side only, and all repetitions of a side."""
+        """Counts the edges that always have one side, and the repetitions of a side."""
         met: dict[tuple[int, int], list[int]] = {}
         for t, side in enumerate(sides):
             for edge in _pairs(self._met[t % self._period]):
@@ -137,7 +141,7 @@ class Edges:
     ) -> dict[Any, jax.Array]:
         """Draws normally distributed rows for each edge, the same at both of its ends.
 
-        A draw takes long to compile. So there is a single one for all factors of a
+        A draw takes long to compile, so that there is a single one for all factors of a
         dtype.
 
         Args:
@@ -164,10 +168,10 @@ class Edges:
         return drawn
 
     def random_blocks(self, like: Blocks, number: ArrayLike, step: ArrayLike) -> Blocks:
-        """Draws rows for each edge of a step, `[rounds, ...]` of each matrix.
+        """Draws new factors for each edge of a step, `[rounds, ...]` for each matrix.
 
         Args:
-          like: blocks of the shapes and dtypes that are wanted.
+          like: blocks that have the wanted shapes and dtypes.
           number: `int32[]`, the number of the iteration that draws them.
           step: `int32[]`, number of steps so far.
         """
@@ -198,8 +202,8 @@ class Edges:
           step: `int32[]`, number of steps so far.
 
         Returns:
-          The neighbours' minus this worker's products and vectors, `[rounds, ...]`; and
-          the weights of the neighbours, `float[rounds]`.
+          The products and the vectors of the neighbours minus those of this worker,
+          `[rounds, ...]`; and the weights of the neighbours, `float[rounds]`.
         """
 
         def parts(r):
@@ -222,26 +226,27 @@ class Edges:
 
 
 def _pairs(met: np.ndarray) -> list[Any]:
-    """The pairs of workers that meet, each once."""
+    """Lists the pairs of workers that meet, each pair once."""
     workers = np.broadcast_to(np.arange(met.shape[-1]), met.shape)
     ends = np.stack([workers, met], axis=-1).reshape(-1, 2)
     return np.unique(ends[ends[:, 0] < ends[:, 1]], axis=0).tolist()
 
 
 def _normal(key: jax.Array, edges: jax.Array, count: int, dtype: Any) -> jax.Array:
-    """Normally distributed numbers for each of the edges, `[edges, count]`."""
+    """Draws normally distributed numbers for each of the edges, `[edges, count]`."""
 
     def draw(edge):
         return jax.random.normal(jax.random.fold_in(key, edge), (count,), dtype)
 
     # XLA fuses an elementwise computation into everything that uses a part of it, and
-    # compiles and computes it as often. A loop of two iterations or more prevents that.
+    # compiles and computes it once for each use. A loop of two iterations or more
+    # prevents that.
     looped = jnp.repeat(edges, 2) if edges.size == 1 else edges
     return jax.lax.map(draw, looped)[: edges.size]
 
 
 def _joined(leaves: Sequence[jax.Array]) -> jax.Array:
-    """The raveled arrays one after another, in the widest of their dtypes."""
+    """Joins arrays to one vector, in the widest of their dtypes."""
     dtypes = [jnp.dtype("float32"), *(x.dtype for x in leaves)]
     dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
     flat = [jnp.zeros(0, dtype), *(x.astype(dtype).ravel() for x in leaves)]

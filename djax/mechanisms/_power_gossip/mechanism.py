@@ -1,11 +1,11 @@
 r"""PowerGossip: low-rank averaging of the differences between neighbours' models.
 
 Neighbours want to send the difference of their models, which is small and nearly of low
-rank, but neither of them knows it. A *linear* compressor can be applied to it all the
-same: each end of an edge multiplies its own model, seen as a matrix
+rank, but neither of them knows the difference. A *linear* compressor can be applied to
+it all the same: each end of an edge multiplies its own model, seen as a matrix
 :math:`M \in R^{m \times k}`, by the same few vectors, and the products are subtracted.
-With the worker h of the higher rank and l of the lower one, the odd and the even
-iterations are
+Of the two workers of an edge, let h be the one with the higher number, and l the one
+with the lower number. The odd and the even iterations are
 
 .. math::
    \text{odd: }  V &\leftarrow \mathrm{orth}(V), &
@@ -15,16 +15,16 @@ iterations are
    M_l &\leftarrow M_l + \rho w_{hl} U V^\top, &
    M_h &\leftarrow M_h - \rho w_{hl} U V^\top,
 
-of which only :math:`M V` or :math:`M^\top U` travels. :math:`U V^\top` is the
-projection of the difference on the orthonormal factor. An iteration multiplies by what
-the iteration before it has found. So the factors follow the leading singular vectors of
-the difference as it changes, in a power iteration that never starts again. Both ends
-hold the same factors. What one end gains the other loses, and the mean over the workers
-is kept.
+of which only :math:`M V` or :math:`M^\top U` is sent. :math:`U V^\top` is the
+projection of the difference on the orthonormal factor. An iteration multiplies by the
+factor that the iteration before it has found. In this way the factors follow the
+leading singular vectors of the difference as it changes, in a power iteration that
+never starts again. Both ends hold the same factors. One end gains what the other loses,
+so that the mean over the workers is kept.
 
-The factors of all edges are known before an iteration. So each matrix is multiplied
-once by all factors together, and all corrections are added as one product. These are
-two passes over the parameters, whatever the number of neighbours.
+The factors of all edges are known before an iteration. Each matrix is therefore
+multiplied once by all factors together, and all corrections are added as one product.
+These are two passes over the parameters, whatever the number of neighbours.
 
 Vogels, Karimireddy and Jaggi, `PowerGossip: Practical Low-Rank Communication
 Compression in Decentralized Deep Learning <https://arxiv.org/abs/2008.01425>`_, 2020,
@@ -125,44 +125,45 @@ def power_gossip(
 
     Placed last in a chain, it makes any optimizer decentralized. It sends few of the
     bytes of :func:`djax.gossip` (one 56th for a ResNet-20 and rank 1), stores no copies
-    of the neighbours' models, and has nothing to tune. With :math:`M_i` a matrix of
-    :math:`x_i + u_i`, where :math:`u_i` are the updates of the links before it, and
-    with :math:`V_{ij}` the factor of an edge, an odd iteration is
+    of the neighbours' models, and has nothing to tune. Let :math:`M_i` be a matrix of
+    :math:`x_i + u_i`, where :math:`u_i` are the updates of the links before it, and let
+    :math:`V_{ij}` be the factor of an edge. An odd iteration is
 
     .. math::
        V_{ij} &\leftarrow \mathrm{orth}(V_{ij}), \qquad
        U_{ij} \leftarrow M_j V_{ij} - M_i V_{ij} \\
        M_i &\leftarrow M_i + \rho \textstyle\sum_j w_{ij} U_{ij} V_{ij}^\top
 
-    In an even iteration the two factors change their parts. With overlap, as in the
-    paper's experiments, :math:`M_i` is a matrix of :math:`x_i`, and the updates are
-    added afterwards.
+    In an even iteration, U takes the part of V, and V the part of U. With overlap, as
+    in the paper's experiments, :math:`M_i` is a matrix of :math:`x_i`, and the updates
+    are added afterwards.
 
-    An iteration sends one message to each neighbour: the products of all matrices, m or
-    k numbers in turn for each column, in float32, or in float64 if a parameter is
-    float64. The message of a step's first iteration also has the leaves with fewer than
-    two dimensions, which are averaged without compression.
+    In each iteration one message is sent to each neighbour. It consists of the products
+    of all matrices. For each of the r columns, a product has m numbers in odd
+    iterations and k numbers in even ones, in float32, or in float64 if a parameter is
+    float64. In the first iteration of a step, the message also has the leaves with
+    fewer than two dimensions, which are averaged without compression.
 
-    With rank min(m, k) on square matrices it is :func:`djax.gossip`, except that
-    differences of :math:`10^{-8}` and less are hardly averaged, since the
-    orthogonalization adds this number to the norms. If the product of a column is zero,
-    since the models are equal, or not finite, since one of them has diverged, both ends
-    keep the factor that they had.
+    With rank min(m, k) on square matrices, the result is that of :func:`djax.gossip`,
+    except that differences of :math:`10^{-8}` and less are hardly averaged, since the
+    orthogonalization adds this number to the norms. The difference of two products is
+    zero if the models are equal, and not finite if one of them has diverged. In both
+    cases both ends keep the factor that they had.
 
     Args:
       topology: the graph and its weights: a Topology, or a Schedule with symmetric
         matrices, one for each step.
       communicator: how messages travel; it must not lose any.
-      rank: the number r of columns; min(m, k) for a matrix that has fewer.
+      rank: the number r of columns. For a matrix with min(m, k) < r it is min(m, k).
       iterations: the number of power iterations in each step, each with an exchange.
-      warm_start: whether an iteration multiplies by the product of the one before it.
-        Otherwise it multiplies by new random vectors.
+      warm_start: whether an iteration multiplies by the factor that the iteration
+        before it has found. Otherwise it multiplies by new random vectors.
       sign: multiply by the signs of the factor, divided by the square root of their
         number, instead of by orthonormal columns; for rank 1 only.
-      consensus_rate: :math:`\rho`; best on a fixed graph is
-        :math:`2 / ((1 - \lambda_2) + (1 - \lambda_{min}))`, 1.308 on a ring of 8. A
-        float, or a scalar array (`optax.inject_hyperparams` needs `static_args=("rank",
-        "iterations", "rows_axis")`).
+      consensus_rate: :math:`\rho`, a float or a scalar array. The best rate on a fixed
+        graph is :math:`2 / ((1 - \lambda_2) + (1 - \lambda_{min}))`, which is 1.308 on
+        a ring of 8. `optax.inject_hyperparams` needs `static_args=("rank",
+        "iterations", "rows_axis")`.
       vector_rate: the consensus rate of the leaves that are no matrices. It is 1 in the
         published code.
       rows_axis: the axis of a leaf that becomes the m rows of its matrix; all others
@@ -170,7 +171,8 @@ def power_gossip(
         kernels, and axis 0 of PyTorch's.
       overlap: average the parameters before this step's updates.
       idle_first_step: leave the matrices and their factors as they are in the first
-        step, as the published code does. Its first iteration has the number 0, not 1.
+        step, as the published code does. The published code gives its first iteration
+        the number 0 in place of 1.
       key: PRNG key of the first vectors, the same on all workers, which derive a key of
         each edge from it; `jax.random.key(0)` by default.
 
@@ -181,8 +183,8 @@ def power_gossip(
     Raises:
       TypeError: if `topology` is no graph; `init` raises it if a parameter is complex.
       ValueError: if the sizes differ, a matrix is not symmetric, a number is out of
-        range, or messages get lost; `init` raises it if a leaf has no axis `rows_axis`,
-        and inside of :func:`djax.interleave`, which cuts matrices to vectors.
+        range, or messages get lost. `init` raises it if a leaf has no axis `rows_axis`,
+        and inside of :func:`djax.interleave`, which takes matrices apart.
 
     Examples:
       >>> import djax, optax
@@ -217,7 +219,7 @@ def power_gossip(
     label = label_of(topology, weights=False)
     orthogonalize = signs if sign else orthonormal
     first = 0 if idle_first_step else 1  # The number of the first iteration.
-    # After an odd number of iterations a step starts from the other side.
+    # After an odd number of iterations, the next step starts with the other factor.
     turns = edges.sides() if iterations % 2 else [0]
     parities = [(first + turn) % 2 for turn in sorted(set(turns))]
 
@@ -241,18 +243,21 @@ def power_gossip(
           step: `int32[]`, the number of updates so far.
           odd: whether the right factor is orthogonalized, and the left one computed.
           t: the number of the iteration within the step, from 0.
-          matrices: the model's in blocks, before the first iteration of the step.
-          factors: of this step's edges, left and right, `[rounds, r, m or k]`.
-          corrections: what the step's iterations so far have added to each block.
-          vectors: what else is to be sent and averaged, a list of arrays.
+          matrices: the matrices of the model in blocks, as they were at the start of
+            the step.
+          factors: the left and the right factors of this step's edges, `[rounds, r, m]`
+            and `[rounds, r, k]` for each matrix.
+          corrections: what the iterations of this step so far have added to the blocks.
+          vectors: the arrays that are also sent and averaged: the leaves that are no
+            matrices, in the first iteration of a step.
 
         Returns:
-          What it adds to the blocks, as rows on the left and on the right, and to the
-          vectors; and the next factors.
+          What the iteration adds to the blocks, as rows on the left and on the right;
+          what it adds to the vectors; and the next factors.
         """
         given, found = (1, 0) if odd else (0, 1)
         bases = orthogonalize(factors[given])
-        # M_i V, or its transpose times U: the only arrays that travel besides vectors.
+        # M_i V, or the transpose of M_i times U. Only these and the vectors are sent.
         products = multiply_blocks(bases, matrices, given, rows_axis, corrections)
         differences, vector_differences, weights = edges.differences(
             products, vectors, step
@@ -267,10 +272,11 @@ def power_gossip(
         change = {block: (rows[0][block], rows[1][block]) for block in steps}
         parts = [weighted(x, vector_rate).sum(axis=0) for x in vector_differences]
 
-        # Both ends keep the product of the higher rank's model minus the lower one's.
+        # Both ends keep the difference of the products, the higher rank's minus the
+        # lower rank's.
         signs_of_rounds = edges.signs(step)
         new = {i: scale_rounds(signs_of_rounds, x) for i, x in differences.items()}
-        if not warm_start:  # What the next iteration multiplies by is drawn anew.
+        if not warm_start:  # The next iteration gets factors that are drawn anew.
             new = edges.random_blocks(new, first + step * iterations + t, step)
         next_factors = {given: bases, found: new}
         return change, parts, tuple(keep(next_factors[s], factors[s]) for s in (0, 1))
@@ -299,7 +305,7 @@ def power_gossip(
         leaves, treedef = jax.tree.flatten(model)
         sides = [treedef.flatten_up_to(side) for side in (state.left, state.right)]
         check_factors(leaves, sides, rank, rows_axis)
-        # Joining and splitting is compiled once, since it is outside of the branches.
+        # Joining and splitting stay outside of the branches, to be compiled only once.
         matrices = stacked(leaves, blocks_of(leaves), 0)
         factors = tuple(stacked(side, matrices, 1) for side in sides)
         now, put_back = edges.of_step(factors, state.step)
@@ -326,6 +332,6 @@ def power_gossip(
         overlap=overlap,
         skips_silent_steps=True,
         facts={"needs_every_message": True},
-        # Those of full rank. A lower rank averages less, and converges no better.
+        # These are the matrices of full rank. With a lower rank less is averaged.
         matrices=mixing_matrices(topology, consensus_rate),
     )

@@ -1,4 +1,4 @@
-"""Orthonormal rows: the factors of PowerGossip, those of many matrices at once."""
+"""Makes the factors of PowerGossip orthonormal, those of many matrices at once."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,9 @@ import numpy as np
 from djax._arrays.split import split
 
 EPSILON = 1e-8  # Added to the norms, as in the Gram-Schmidt of the published code.
-DEPENDENT = 1e-3  # A row is dependent if it keeps less than this part of its norm.
+# A row depends on the rows before it if less than this part of its norm remains when
+# they are projected out.
+DEPENDENT = 1e-3
 
 Factors = dict[Any, jax.Array]  # `[..., r, length]`, of matrices under any names.
 
@@ -36,7 +38,7 @@ def keep(new: Factors, old: Factors) -> Factors:
 
 
 def signs(factors: Factors) -> Factors:
-    """The signs of rows, over the square roots of their lengths."""
+    """Returns the signs of each row, divided by the square root of their number."""
     return {
         i: jnp.sign(x) / np.sqrt(x.shape[-1]).astype(x.dtype)
         for i, x in factors.items()
@@ -49,11 +51,11 @@ def orthonormal(factors: Factors) -> Factors:
 
 
 def _together(fn: Callable[..., jax.Array], *factors: Factors) -> Factors:
-    """Applies a function of rows, `[..., r, length]`, to many matrices' at once.
+    """Applies a function of rows, `[..., r, length]`, to many matrices at once.
 
-    To compile the function once for each shape would take long. So matrices are padded
-    to few shapes by rows of zeros, and by zeros at the ends of rows, which must not
-    change the result.
+    It would take long to compile the function once for each shape. Matrices are
+    therefore padded to few shapes: by rows of zeros, and by zeros at the ends of rows.
+    The result of the function must not depend on these zeros.
     """
     groups: dict[Any, list[Any]] = {}
     for name, x in factors[0].items():
@@ -75,7 +77,7 @@ def _together(fn: Callable[..., jax.Array], *factors: Factors) -> Factors:
 
 
 def _fill_up(x: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """`[..., r, length]` as `[:, *shape]`, with zeros at the ends of both axes."""
+    """Reshapes `[..., r, length]` to `[:, *shape]`, with zeros at the ends of axes."""
     rows, length = (m - n for m, n in zip(shape, x.shape[-2:], strict=True))
     x = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
     return jnp.pad(x, ((0, 0), (0, rows), (0, length)))

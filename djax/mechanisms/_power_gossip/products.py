@@ -35,10 +35,11 @@ def multiply_blocks(
 
     Args:
       bases: `[rounds, r, m or k]` of each matrix.
-      matrices: those of the model.
-      side: on which side the bases are, 0 for left or 1 for right.
-      rows_axis: what makes a matrix of a parameter.
-      corrections: what has been added to the matrices; empty if nothing has.
+      matrices: the matrices of the model, as parameters.
+      side: the side of the matrices on which the bases are, 0 for left or 1 for right.
+      rows_axis: the axis of a parameter that becomes the rows of its matrix.
+      corrections: what earlier iterations have added to the matrices. The matrices do
+        not contain these sums yet. Empty in the first iteration.
 
     Returns:
       `[rounds, r, k or m]` of each matrix.
@@ -58,7 +59,10 @@ def multiply_blocks(
 def added_to_matrices(
     corrections: Corrections, leaves: Sequence[jax.Array], rows_axis: int
 ) -> dict[int, jax.Array]:
-    """What corrections add to each matrix, shaped like its leaf, by its number."""
+    """Returns what corrections add to each matrix, shaped like its leaf.
+
+    The results are under the positions of the leaves.
+    """
     found = {}
     for block, rows in corrections.items():
         product = functools.partial(
@@ -80,10 +84,11 @@ def multiply(
     Args:
       basis: `[rounds, r, m or k]`.
       x: the parameter.
-      side: on which side the basis is, 0 for left or 1 for right.
-      rows_axis: what makes a matrix of it.
+      side: the side of the matrix on which the basis is, 0 for left or 1 for right.
+      rows_axis: the axis of the parameter that becomes the rows of the matrix.
       correction: rows on the left and on the right, `[iterations, rounds, r, m]` and
-        `[iterations, rounds, r, k]`, whose product is added to it; None for nothing.
+        `[iterations, rounds, r, k]`. Their product is to be added to the parameter
+        before the multiplication. None if nothing is to be added.
 
     Returns:
       `[rounds, r, k or m]`.
@@ -106,8 +111,9 @@ def _along_last(basis: jax.Array, matrix: jax.Array) -> jax.Array:
     """Multiplies `[rounds, r, b]` by `[a, b]`.
 
     If the basis has two rows or more, the library for CPUs copies the matrix to change
-    its layout. If it is given one block of the matrix at a time, the copy stays in the
-    cache. Every block needs a copy of the basis, which must be small beside the block.
+    its layout. If the library is given one block of the matrix at a time, the copy
+    stays in the cache. Every block needs a copy of the basis, so that the basis must be
+    small beside the block.
     """
     size, width = math.gcd(len(matrix), BLOCK), matrix.shape[1]
     whole = functools.partial(einsum, "rcb,ab->rca")

@@ -1,4 +1,4 @@
-"""The power iterations of one step, of which only few are compiled."""
+"""Runs the power iterations of one step, of which it compiles only a few."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,20 +18,22 @@ def repeated(
     factors: tuple[Blocks, Blocks],
     vectors: list[jax.Array],
 ) -> tuple[Corrections, list[jax.Array], tuple[Blocks, Blocks]]:
-    """Iterates on the matrices of a model, and averages its vectors once.
+    """Runs all power iterations of a step; the first one also averages the vectors.
 
-    The parameters are not written in between. An iteration is told what those before it
-    have added to the matrices, as rows whose product that is.
+    The parameters are not changed between iterations, since writing them takes long.
+    An iteration is told what the iterations before it have added to the matrices: rows
+    on the left and on the right, whose product is the sum of all that was added.
 
     Args:
       iteration: `(odd, t, matrices, factors, corrections, vectors) -> (change, vectors,
-        factors)`, the iteration number t of the step, from 0.
-      odd: whether the first one orthogonalizes the right factors, 0 or 1; they
-        alternate.
+        factors)`, the iteration with the number t in the step, from 0.
+      odd: 1 if the first iteration orthogonalizes the right factors, 0 if the left
+        ones. The iterations alternate.
       count: number of iterations.
-      matrices: the model's, before the first iteration.
-      factors: of this step's edges, left and right.
-      vectors: what the first iteration sends besides, and averages.
+      matrices: the matrices of the model in blocks, as they were at the start of the
+        step.
+      factors: the left and the right factors of this step's edges.
+      vectors: the arrays that the first iteration also sends and averages.
 
     Returns:
       What all iterations add to each block of matrices, as rows on the left and on the
@@ -51,7 +53,7 @@ def repeated(
         return t + 1, factors, corrections
 
     carry, odd = (1, factors, corrections), 1 - odd
-    if count > 2:  # Of one odd and one even iteration, which is compiled once.
+    if count > 2:  # The loop over pairs of iterations, odd and even, is compiled once.
         carry, _ = jax.lax.scan(
             lambda carry, _: (another(1 - odd, *another(odd, *carry)), None),
             carry,
