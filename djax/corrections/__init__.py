@@ -1,4 +1,4 @@
-"""Corrections: what changes when, and of what, a mechanism averages."""
+"""Corrections: they wrap a mechanism, and change when it averages, and what."""
 
 from ._d2 import D2State, d2
 from ._every import EveryState, every

@@ -26,17 +26,18 @@ def corrected(
 ) -> Mechanism:
     """Makes a mechanism that averages models with their updates and corrections.
 
-    With the updates u and the corrections c it averages x + u + c. The next correction
-    is a tracked update minus u.
+    With the updates u and the corrections c, the models x + u + c are averaged. The
+    next correction of a worker is a tracked update minus its update u.
 
     Args:
-      name: the name of the function that makes it.
-      mechanism: what averages the models.
-      kind: the class of its states. The fields are the correction, the state of
-        `mechanism`, and the state of what `track` makes.
+      name: the name of the function that makes the correction.
+      mechanism: the mechanism that averages the models.
+      kind: the class of the correction's states. The fields are the correction, the
+        state of `mechanism`, and the state of the mechanism that `track` makes, if any.
       refused: names of :data:`djax._mechanism.refusals.REASONS`.
-      track: makes a mechanism of `mechanism` which averages u + c to the tracked
-        update. Without it the tracked update is the change of the model.
+      track: makes out of `mechanism` a mechanism that averages u + c; the average is
+        the tracked update. Without `track`, the tracked update is the change of the
+        model.
 
     Raises:
       ValueError: if one of the refused facts is true of the mechanism.

@@ -1,11 +1,11 @@
 r"""D²: decentralized training over decentralized data.
 
-If the workers' data differ, their gradients lead apart, and averaging moves every model
-away from where its own gradients lead, again in each step. D-PSGD with a constant step
-size therefore does not reach the optimum. D² remembers the displacement :math:`c_i` of
-an averaging, and adds it to the model before the next one. At the optimum :math:`c_i`
-and the update cancel, so that averaging moves nothing. With the update :math:`u_i^t` of
-the links before it and any mechanism,
+If the workers' data differ, their gradients point in different directions, and each
+averaging moves every model away from where its own gradients lead. D-PSGD with a
+constant step size therefore does not reach the optimum. D² remembers the displacement
+:math:`c_i` of an averaging, and adds it to the model before the next one. At the
+optimum :math:`c_i` and the update cancel, so that averaging moves nothing. With the
+update :math:`u_i^t` of the links before it and any mechanism,
 
 .. math::
    x_i^{t+1} &= \operatorname{average}_i(x_1^t + u_1^t + c_1^t, \dots), & c_i^0 &= 0, \\
@@ -31,7 +31,7 @@ from djax.topologies import Topology
 
 from ._corrected import corrected
 
-# Below it the recursion of D² has an eigenvalue outside of the unit circle.
+# With a smaller eigenvalue, the recursion of D² has one outside of the unit circle.
 SMALLEST_EIGENVALUE = -1 / 3
 
 
@@ -56,18 +56,20 @@ def d2(mechanism: optax.GradientTransformation, *, check: bool = True) -> Mechan
        x_i &\leftarrow \operatorname{average}_i(x_1 + u_1 + c_1, \dots, x_n + u_n + c_n)
        \\ c_i &\leftarrow (\text{new } x_i) - x_i - u_i
 
-    With :func:`djax.gossip` it converges only if no eigenvalue of the mixing matrix is
-    below -1/3, which is checked. At half the consensus rate it is exact diffusion,
-    which always converges. It sends what the mechanism sends.
+    With :func:`djax.gossip`, D² converges only if no eigenvalue of the mixing matrix is
+    below -1/3, which is checked. With gossip at half the consensus rate, D² is exact
+    diffusion, which always converges. D² sends what the mechanism sends.
 
-    The mechanism has to average nearly exactly. What :func:`djax.power_gossip` of low
-    rank or :func:`djax.choco_gossip` with a coarse code leaves out is fed back, and
-    grows. With such mechanisms use :func:`djax.gradient_tracking`.
+    The mechanism has to average nearly exactly. Low ranks of :func:`djax.power_gossip`
+    and coarse codes of :func:`djax.choco_gossip` leave out much. D² would add this
+    again in each step, so that it grows. With such mechanisms use
+    :func:`djax.gradient_tracking`.
 
     Args:
       mechanism: any mechanism without `overlap` that averages nearly exactly, and loses
-        no messages. Not :func:`djax.relay`, whose averages contain older models.
-      check: whether to refuse averages with which it diverges.
+        no messages. It cannot be :func:`djax.relay`, whose averages contain older
+        models.
+      check: whether to refuse mechanisms with which D² diverges.
 
     Returns:
       A :class:`djax.Mechanism` that needs `params`, with a :class:`D2State`.
@@ -128,8 +130,8 @@ def _growth(matrices: np.ndarray) -> float:
     r"""Returns the factor by which differences between workers grow over a period.
 
     Without gradients :math:`x^{t+1} = W^t (2 x^t - x^{t-1})`. The columns of the
-    matrices sum to one. So numbers of the workers that sum to zero keep this sum, and
-    those of all workers but one suffice to describe them.
+    matrices sum to one. If the values of the workers sum to zero, they therefore keep
+    this sum, and the values of all workers but one describe them.
     """
     reduced = matrices[:, 1:, 1:] - matrices[:, 1:, :1]
     count = reduced.shape[1]
@@ -145,8 +147,8 @@ def _growth(matrices: np.ndarray) -> float:
 def check_d2(name: str, topology: Topology, consensus_rate: float = 1.0) -> None:
     r"""Raises ValueError if D² over gossip on the topology diverges.
 
-    A traced rate, which `optax.inject_hyperparams` passes, cannot be checked. It raises
-    if :math:`\lambda_{\min}` of :math:`(1 - \rho) I + \rho W` is below -1/3.
+    That is so if :math:`\lambda_{\min}` of :math:`(1 - \rho) I + \rho W` is below -1/3.
+    A traced rate, which `optax.inject_hyperparams` passes, cannot be checked.
     """
     if isinstance(consensus_rate, jax.core.Tracer):
         return

@@ -51,9 +51,10 @@ def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
       A :class:`djax.Mechanism` with an :class:`EveryState`.
 
     Raises:
-      ValueError: if `k` is not a positive integer, or the mechanism is
-        :func:`djax.d2` or :func:`djax.gradient_tracking`, which go around `every`, or
-        an optimizer such as :func:`djax.quasi_global_momentum`.
+      ValueError: if `k` is not a positive integer; or if the mechanism is
+        :func:`djax.d2` or :func:`djax.gradient_tracking`, which have to be around
+        `every` instead; or if it is an optimizer such as
+        :func:`djax.quasi_global_momentum`.
 
     Examples:
       >>> import djax, optax
@@ -107,7 +108,11 @@ def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
 
 
 def _every_kth(k: int, matrices: Callable[[], np.ndarray] | None) -> Any:
-    """The matrices of all steps: the identity in local steps; None if not known."""
+    """Makes the matrices of all steps, with the identity in local steps.
+
+    Returns:
+      A function that returns the matrices; None if the mechanism's are not known.
+    """
     if matrices is None:
         return None
 

@@ -35,11 +35,11 @@ def interleave(mechanisms: Sequence[optax.GradientTransformation]) -> Mechanism:
 
     In a tree some workers have more neighbours, and send more, than others. In the two
     trees of :func:`djax.topologies.double_binary_trees` these are different workers, so
-    that all send about the same amount. If all parameters are one vector (the leaves in
-    the order of `jax.tree.leaves`, each in row-major order), coordinate :math:`k` is
-    averaged by mechanism :math:`k \bmod T`. A mechanism is given vectors only. So what
-    compresses matrices (:func:`djax.power_gossip`, :func:`djax.compressors.low_rank`)
-    is refused.
+    that all send about the same amount. The parameters are treated as one vector: the
+    leaves in the order of `jax.tree.leaves`, each in row-major order. Coordinate
+    :math:`k` is averaged by mechanism :math:`k \bmod T`. Each mechanism is given
+    vectors only. For this reason mechanisms and codes that compress matrices
+    (:func:`djax.power_gossip`, :func:`djax.compressors.low_rank`) are refused.
 
     Args:
       mechanisms: a list of the :math:`T` mechanisms.
@@ -111,7 +111,7 @@ def interleave(mechanisms: Sequence[optax.GradientTransformation]) -> Mechanism:
 
 
 def _check_mechanisms(mechanisms: Any) -> None:
-    """Raises TypeError unless it is a list, or another sequence."""
+    """Raises TypeError unless a value is a list, or another sequence."""
     if isinstance(mechanisms, optax.GradientTransformation) or not isinstance(
         mechanisms, Sequence
     ):
@@ -119,7 +119,7 @@ def _check_mechanisms(mechanisms: Any) -> None:
 
 
 def _offsets(tree: PyTree) -> list[int]:
-    """Index of each leaf's first coordinate in the vector of all of them."""
+    """Returns the position of each leaf's first coordinate in the vector of all."""
     sizes = [leaf.size for leaf in jax.tree.leaves(tree)]
     return np.cumsum([0, *sizes])[:-1].tolist()
 

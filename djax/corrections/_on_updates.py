@@ -20,7 +20,8 @@ def on_updates(mechanism: optax.GradientTransformation) -> Mechanism:
 
     The mechanism is applied to parameters that are zero. The models themselves are not
     averaged, so that differences between them remain: workers that start equal stay
-    equal only if the averages are exact. First in a chain it averages the gradients.
+    equal only if the averages are exact. As the first link of a chain, the result
+    averages the gradients.
 
     Args:
       mechanism: any mechanism.
@@ -29,7 +30,7 @@ def on_updates(mechanism: optax.GradientTransformation) -> Mechanism:
       A :class:`djax.Mechanism` with the state of `mechanism`.
 
     Raises:
-      ValueError: if it is an optimizer such as
+      ValueError: if the mechanism is an optimizer such as
         :func:`djax.quasi_global_momentum`.
 
     Examples:

@@ -101,20 +101,21 @@ def quasi_global_momentum(
     * `"normalized"`: :math:`(\mu m_i + g_i) / (1 + \mu)`, the form of the RelaySGD
       paper's simulations.
 
-    With `overlap` the parameters are averaged first, this change updates :math:`m_i`,
-    and then the step :math:`-\gamma d_i` is taken.
+    With `overlap` the parameters are averaged first. The change of the model by this
+    averaging updates :math:`m_i`, and then the step :math:`-\gamma d_i` is taken.
 
-    A schedule may return 0. The change of the model is then due to the averaging alone,
-    and says nothing about gradients, so that the momentum stays as it is. (The authors'
-    code divides by :math:`10^{-8}` in that case.) At other small rates the differences
-    between the workers' models do enter the momentum, divided by the rate. So start a
-    warm-up from 0, or from equal models.
+    A schedule of the learning rate may return 0. The change of the model is then due to
+    the averaging alone, and says nothing about gradients, so that the momentum stays as
+    it is. (The authors' code divides by :math:`10^{-8}` in that case.) At other small
+    rates the differences between the workers' models do enter the momentum, divided by
+    the rate. Therefore start a warm-up either at a rate of 0, or from equal models.
 
     Args:
-      learning_rate: :math:`\gamma`, a number that is not negative, or a schedule.
+      learning_rate: :math:`\gamma`, a number that is not negative, or a schedule of the
+        learning rate.
       mechanism: any mechanism without `overlap`.
-      momentum: :math:`\mu`.
-      form: which direction is used.
+      momentum: :math:`\mu`, the decay of the momentum.
+      form: the form of the direction.
       overlap: average the parameters before this step's gradients.
 
     Returns:
@@ -194,15 +195,17 @@ def quasi_global_adam(
        \qquad\text{(kept where } \gamma < 10^{-8} \text{)}
 
     The norm is over all parameters of the worker. The authors' code lacks the factor
-    :math:`1 - \beta_1` of :math:`g_i`. If a schedule returns 0 the moments stay as they
-    are, since the change of the model is then due to the averaging alone.
+    :math:`1 - \beta_1` of :math:`g_i`. If a schedule of the learning rate returns 0,
+    the moments stay as they are, since the change of the model is then due to the
+    averaging alone.
 
     Args:
-      learning_rate: :math:`\gamma`, a number that is not negative, or a schedule.
+      learning_rate: :math:`\gamma`, a number that is not negative, or a schedule of the
+        learning rate.
       mechanism: any mechanism without `overlap`.
       b1: :math:`\beta_1`, decay of the first moment.
       b2: :math:`\beta_2`, decay of the second moment.
-      eps: :math:`\epsilon`.
+      eps: :math:`\epsilon`, which keeps the divisor away from 0.
 
     Returns:
       A :class:`djax.Mechanism` that takes gradients and needs `params`, with a
@@ -258,7 +261,7 @@ def quasi_global_adam(
         direction,
         fed,
         real=True,
-        moves_mean=True,  # Its steps have a length of 1.
+        moves_mean=True,  # Each worker divides its steps by a norm of its own.
     )
 
 
@@ -277,15 +280,16 @@ def _fed_by_averages(
     """Makes an optimizer whose buffers follow the changes of the averaged model.
 
     Args:
-      name: of its maker.
-      kind: class of its states: first the buffers, which are like the parameters, then
-        `step` and `mechanism_state`.
-      learning_rate: a number or a schedule.
-      mechanism: what averages.
+      name: the name of the function that makes the optimizer.
+      kind: the class of the optimizer's states. Its first fields are the buffers, which
+        are like the parameters; then come `step` and `mechanism_state`.
+      learning_rate: a number, or a schedule of the learning rate.
+      mechanism: the mechanism that averages.
       direction: `(grads, buffers, time) -> direction`, in float32 or wider; `time` is
         the number of this step, from 1.
-      fed: `(buffers, averaged, rate) -> buffers`, with the updates that the averaging
-        returned, and the learning rate, at least `SMALLEST_LEARNING_RATE`.
+      fed: `(buffers, averaged, rate) -> buffers`, the next buffers. `averaged` are the
+        updates that the averaging returned, and `rate` is the learning rate, but at
+        least `SMALLEST_LEARNING_RATE`.
       overlap: whether the parameters are averaged before this step's gradients.
       real: whether the parameters must be real numbers.
       moves_mean: whether the mean of the workers' models may move without gradients.
