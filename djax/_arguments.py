@@ -34,7 +34,7 @@ def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
 
 
 def check_topology(name: str, topology: Any, communicator: Communicator) -> None:
-    """Raises unless the value is an undirected graph of the communicator's workers."""
+    """Raises unless the value is a Topology of as many workers as the communicator."""
     check_undirected(name, topology)
     check_sizes(name, topology, communicator)
 
@@ -45,16 +45,16 @@ def check_mixing(
     """Raises unless a graph averages between the communicator's workers.
 
     Args:
-      name: of the mechanism, for errors.
-      graph: what the user passed.
-      communicator: what the user passed.
+      name: the name of the mechanism, for errors.
+      graph: the graph that the user passed.
+      communicator: the communicator that the user passed.
       **needs: what else the mechanism needs; see
         :func:`djax.topologies.checks.check_graph_kind`.
 
     Raises:
-      TypeError: if one of the two is of another type.
-      ValueError: if the graph is of another kind, the sizes differ, or messages with
-        negative weights may be lost.
+      TypeError: if the graph is no graph, or the communicator no communicator.
+      ValueError: if the graph is not of the kind that the mechanism needs, if the sizes
+        differ, or if messages may be lost and some weights are negative.
     """
     check_graph_kind(name, graph, doubly_stochastic=True, **needs)
     check_sizes(name, graph, communicator)
@@ -65,8 +65,8 @@ def check_weights(name: str, graph: Graph, communicator: Communicator) -> None:
     """Raises ValueError if messages may be lost and some weights are negative.
 
     Args:
-      name: of the mechanism, for the message.
-      graph: who is whose neighbour, and with which weight.
+      name: the name of the mechanism, for the error.
+      graph: the graph and its weights.
       communicator: how messages travel, and whether they may be lost.
     """
     if communicator.drop_probability and (graph.matrices < 0).any():
@@ -116,8 +116,8 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
 def check_rate(name: str, rate: Any, *, zero: bool = False) -> None:
     """Raises ValueError unless a step size is one real number in the right range.
 
-    Of traced values, which `optax.inject_hyperparams` and `jax.jit` pass, only the
-    shape and the dtype can be checked.
+    Some values are traced, as `optax.inject_hyperparams` and `jax.jit` pass them. Only
+    their shapes and dtypes can be checked.
 
     Args:
       name: the names of the mechanism and the argument, for the error.
@@ -146,7 +146,7 @@ def check_rate(name: str, rate: Any, *, zero: bool = False) -> None:
 
 
 def check_decay(name: str, decay: Any) -> None:
-    """Raises ValueError unless it is a number from 0 to below 1, or a traced one."""
+    """Raises ValueError unless a decay is a number in [0, 1), or a traced number."""
     check_rate(name, decay, zero=True)
     if not isinstance(decay, jax.core.Tracer) and float(decay) >= 1:
         raise ValueError(f"{name} must be below 1, got {decay}.")
@@ -155,9 +155,10 @@ def check_decay(name: str, decay: Any) -> None:
 def check_consensus_rate(name: str, rate: Any, graph: Topology | Schedule) -> None:
     r"""Raises ValueError if averaging at this rate never makes the models equal.
 
-    On a fixed graph this is so if :math:`1 - \rho (1 - \lambda_{min}) \le -1`. Some
-    differences between workers then change their sign in each step and do not shrink.
-    Traced rates, which `optax.inject_hyperparams` passes, cannot be checked.
+    On a fixed graph the models never become equal if :math:`1 - \rho (1 -
+    \lambda_{min}) \le -1`. Some differences between workers then change their sign in
+    each step and do not shrink. Traced rates, which `optax.inject_hyperparams` passes,
+    cannot be checked.
 
     Args:
       name: the names of the mechanism and the argument, for the error.
@@ -166,7 +167,7 @@ def check_consensus_rate(name: str, rate: Any, graph: Topology | Schedule) -> No
     """
     check_rate(name, rate)
     if isinstance(rate, jax.core.Tracer) or float(rate) <= 1 or graph.size == 1:
-        return  # Weights for which a rate of 1 is too large are refused as weights.
+        return  # A graph for which even a rate of 1 is too large is refused elsewhere.
     if isinstance(graph, Schedule):
         if contraction(_matrices_at(graph, float(rate))) < 1:
             return

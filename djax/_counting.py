@@ -34,8 +34,8 @@ class CommunicationCost:
       bytes_per_period: `int[n]`, bytes that each rank sends in `period` steps, without
         headers.
       messages_per_period: `int[n]`, messages that each rank sends in `period` steps.
-      by_name: the same for each communicator, by its `name`, if several communicators
-        carry the messages of one algorithm.
+      by_name: the cost of each communicator alone, by its `name`, if several
+        communicators carry the messages of one algorithm.
     """
 
     period: int
@@ -81,7 +81,7 @@ class CommunicationCost:
         return len(self.bytes_per_period)
 
     def __add__(self, other: "CommunicationCost") -> "CommunicationCost":
-        """The cost of both together, over their least common period."""
+        """The cost of sending both, over the least common multiple of the periods."""
         period = math.lcm(self.period, other.period)
         mine, theirs = period // self.period, period // other.period
 
@@ -164,8 +164,8 @@ class _Counter:
             jax.make_jaxpr(branch, return_shape=True)(*operands) for branch in branches
         ]
         costs = [cost_of(program.jaxpr, self.size) for program, _ in traces]
-        # The number of passes of the schedule after which each branch has gone through
-        # complete periods of its own.
+        # The number of passes through the schedule after which each branch has gone
+        # through whole periods of its own.
         taken = [schedule.count(index) for index in range(len(costs))]
         passes = math.lcm(
             *(
@@ -204,7 +204,7 @@ _COUNTER: contextvars.ContextVar[_Counter | None] = contextvars.ContextVar(
 
 
 def present_counter() -> _Counter | None:
-    """Returns what replaces the communicators while a cost is counted, else None."""
+    """Returns the counter while a cost is counted, and None otherwise."""
     return _COUNTER.get()
 
 
@@ -237,8 +237,8 @@ def accounted(verb: Callable) -> Callable:
 def trace(size: int, fn: Callable, *args: PyTree) -> tuple[Any, PyTree]:
     """Traces the program of a worker; returns its jaxpr and the shapes of its results.
 
-    The trace has an axis name of its own. Otherwise `jit` would reuse it for the same
-    functions in a program that really sends messages.
+    The trace has a new axis name each time. Otherwise `jit` would use the trace, which
+    sends nothing, for the same functions in a program that really sends messages.
     """
     axis_name = f"djax.accounting.{next(_TRACES)}"
     alone = jax.vmap(fn, in_axes=None, out_axes=None, axis_size=1, axis_name=axis_name)

@@ -111,9 +111,9 @@ class Communicator(Protocol):
         """Sends a tree along one of several permutations, `sources[index]`.
 
         A graph that changes with time has another permutation in each step. In
-        simulation many permutations cost no more than one. On a mesh each different
-        permutation is a branch of the program; over MPI, each pair of partners of a
-        rank.
+        simulation many permutations cost no more than one. On a mesh, each different
+        permutation is a branch of the program. Over MPI, each pair of a rank's partners
+        (the one that it sends to, and the one that it receives from) is a branch.
 
         Args:
           tree: this worker's arrays, as in `permute`.
@@ -200,7 +200,7 @@ class Communicator(Protocol):
           after: arrays of the program that are computed before the comparison.
 
         Raises:
-          ValueError: if something differs; the error names it, and on which ranks.
+          ValueError: if facts differ; the error names them, and the ranks.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Checks that a transformation of optax is given, and no asynchronous algorithm."""
+"""Checks that refuse asynchronous algorithms where all workers make the same steps."""
 
 import contextlib
 import contextvars
@@ -14,12 +14,12 @@ def as_transformation(
     """Returns an optimizer or mechanism as one that takes extra arguments.
 
     Args:
-      name: the name of the function that it was passed to, for the error.
+      name: the name of the function that was given the transformation, for the error.
       transformation: a transformation of optax, or an object with functions `init` and
         `update`.
 
     Raises:
-      TypeError: if it is an asynchronous algorithm or something else.
+      TypeError: if it is an asynchronous algorithm, or no optimizer at all.
     """
     if is_asynchronous(transformation):
         raise TypeError(asynchronous_text(name))
@@ -32,12 +32,12 @@ def as_transformation(
 
 
 def is_asynchronous(transformation: Any) -> bool:
-    """Whether workers average at events, as those of :func:`djax.acid` do."""
+    """Whether an algorithm is asynchronous, as :func:`djax.acid` is."""
     return callable(getattr(transformation, "average", None))
 
 
 def asynchronous_text(name: str) -> str:
-    """The error of using an asynchronous algorithm in synchronous steps."""
+    """The error's text for an asynchronous algorithm in synchronous steps."""
     return (
         f"{name}: djax.acid and djax.adpsgd are asynchronous. Their updates average "
         "nothing: workers meet at events. Run them by djax.asynchronous.simulate or "
@@ -55,7 +55,7 @@ _IN_LOCKSTEP: contextvars.ContextVar[bool] = contextvars.ContextVar(
 def lockstep() -> Iterator[None]:
     """Marks the trace of a program in which all workers make the same steps.
 
-    Only there is the update of an asynchronous algorithm known to be a mistake.
+    In such a program, the update of an asynchronous algorithm is a mistake.
     """
     token = _IN_LOCKSTEP.set(True)
     try:

@@ -1,6 +1,6 @@
 """Checks of single arguments, for all packages of djax: nothing here needs JAX.
 
-Errors say what was expected, what was passed instead, and where one is known, the
+Errors say what was expected, what was passed instead and, where a remedy is known, the
 remedy. :func:`describe` puts into words what was passed.
 """
 
