@@ -1,7 +1,7 @@
 """Algorithms by the names that papers use: SGD and a mechanism, in one call.
 
-Whoever looks for D-PSGD need not know that it is a chain of `optax.sgd` and
-:func:`djax.gossip`. Each function here returns such a chain.
+A reader of the papers looks for D-PSGD, and need not know that it is a chain of
+`optax.sgd` and :func:`djax.gossip`. Each function here returns such a chain.
 
 This file is longer than 300 lines because each function describes all of its arguments;
 most bodies are a single expression.
@@ -58,7 +58,7 @@ def _sgd(
     momentum: ArrayLike | None,
     nesterov: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns `optax.sgd`, and checks its numbers, which optax does not do."""
+    """Returns `optax.sgd`. Its numbers are checked here, since optax does not check."""
     if not callable(learning_rate):
         check_rate(f"{name}: learning_rate", learning_rate, zero=True)
     if momentum is not None:
@@ -68,7 +68,7 @@ def _sgd(
 
 
 def _averaged(name, averaging, learning_rate, momentum, nesterov):
-    """Returns the steps of SGD, each of which is followed by an averaging."""
+    """Returns a chain of SGD and a mechanism, which averages after each step of SGD."""
     return optax.chain(_sgd(name, learning_rate, momentum, nesterov), averaging)
 
 
@@ -126,14 +126,14 @@ def all_reduce_sgd(
 
     .. math:: x \leftarrow x - \gamma \tfrac1n \textstyle\sum_j g_j
 
-    The workers have to start equal and then stay so. It is the baseline that papers
-    call AR-SGD or centralized SGD.
+    The workers have to start with equal models; the models then stay equal. Papers call
+    this baseline AR-SGD or centralized SGD.
 
     Args:
       learning_rate: :math:`\gamma`, a number or a schedule.
       communicator: how messages travel.
-      momentum: decay of the momentum, the same on every worker.
-      nesterov: whether it is Nesterov's.
+      momentum: decay of the momentum, which is the same on every worker.
+      nesterov: whether the momentum is Nesterov's.
       overlap: step along the gradients of the step before; see
         :func:`djax.all_reduce`.
 
@@ -168,8 +168,8 @@ def relay_sgd(
 
     .. math:: x_i^{t+1} = \tfrac1n \textstyle\sum_j (x_j - \gamma g_j)^{t - \tau_{ij}}
 
-    Its fixed points are those of all-reduce, however differently the workers' data are
-    distributed. It bears a larger step size, by the factor
+    The fixed points are those of all-reduce, however differently the workers' data are
+    distributed. RelaySGD bears a larger learning rate than all-reduce, by the factor
     :func:`djax.relay_learning_rate_factor`.
 
     Args:
@@ -213,8 +213,9 @@ def relay_sgd_grad(
 
     .. math:: x_i^{t+1} = x_i^t - \tfrac\gamma n \textstyle\sum_j g_j^{t - \tau_{ij}}
 
-    Workers that start equal differ by what is under way. Updates that have not arrived
-    count as zero, and nothing draws the models together.
+    The models of workers that start equal differ only by the updates that have not
+    arrived everywhere. Updates that have not arrived count as zero, and nothing draws
+    the models together.
 
     Args:
       learning_rate: :math:`\gamma`, a number or a schedule.
@@ -236,7 +237,8 @@ def relay_sgd_grad(
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021, RelaySum/Grad
     """
-    # The latest "model" of averaged updates is zero, and need not be kept.
+    # The mechanism sees zeros in place of models. Its latest "model" is therefore zero,
+    # and the state need not keep an initial one.
     averaging = on_updates(_relay(tree, communicator, "latest", overlap))
     return _averaged("relay_sgd_grad", averaging, learning_rate, momentum, nesterov)
 
@@ -271,7 +273,7 @@ def d2_sgd(
       momentum: decay of the local momentum, which is not communicated.
       nesterov: whether that momentum is Nesterov's.
       consensus_rate: see :func:`djax.gossip`; 1/2 is exact diffusion.
-      check: whether a mixing matrix on which it diverges is refused.
+      check: whether to refuse a mixing matrix with which D² diverges.
 
     Returns:
       `chain(sgd, d2(gossip))`.
@@ -390,13 +392,13 @@ def sgp(
 
     Args:
       learning_rate: :math:`\gamma`, a number or a schedule.
-      schedule: who sends what to whom, such as
-        :func:`djax.topologies.one_peer_exponential`. On others, whose rows do not sum
-        to one, take the gradients at :func:`djax.push_sum_eval_params`.
+      schedule: the directed graph of each step, such as
+        :func:`djax.topologies.one_peer_exponential`. If the rows of the matrices do not
+        sum to one, take the gradients at :func:`djax.push_sum_eval_params`.
       communicator: how messages travel.
       momentum: decay of the local momentum, which is not communicated.
       nesterov: whether that momentum is Nesterov's.
-      rounds: exchanges in each step; the RelaySGD paper compares to 2.
+      rounds: number of exchanges in each step. The RelaySGD paper uses 2.
       overlap: see :func:`djax.push_sum`.
 
     Returns:
@@ -430,8 +432,8 @@ def power_gossip_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     r"""D-PSGD whose neighbours exchange their differences in low rank.
 
-    For about 1/50 of the bytes, with the learning rate and all else as in
-    :func:`dpsgd`.
+    It sends about 1/50 of the bytes. The learning rate and all other hyperparameters
+    can be those of :func:`dpsgd`.
 
     Args:
       learning_rate: a number or a schedule.
@@ -480,7 +482,7 @@ def choco_sgd(
     nesterov: bool = False,
     overlap: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""CHOCO-SGD: D-PSGD over compressed differences to public copies.
+    r"""CHOCO-SGD: D-PSGD with public copies of models, by compressed changes.
 
     Args:
       learning_rate: a number or a schedule.
@@ -521,7 +523,9 @@ def dcd_psgd(
     momentum: ArrayLike | None = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""DCD-PSGD: D-PSGD with exact copies of the neighbours, by compressed changes.
+    r"""DCD-PSGD: D-PSGD with exact copies of the neighbours' models.
+
+    The workers send compressed changes of their models.
 
     Args:
       learning_rate: a number or a schedule.
@@ -557,7 +561,9 @@ def ecd_psgd(
     momentum: ArrayLike | None = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""ECD-PSGD: D-PSGD with estimates of the neighbours, sending extrapolated models.
+    r"""ECD-PSGD: D-PSGD with estimates of the neighbours' models.
+
+    The workers send compressed models, extrapolated beyond the step that they made.
 
     Args:
       learning_rate: a number or a schedule.

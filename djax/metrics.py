@@ -1,8 +1,8 @@
 r"""How far the workers are from each other.
 
 The functions say what one worker does, as mechanisms do: they run inside
-:meth:`djax.Communicator.spmd`, on the parameters :math:`x_i` of one worker, and cost an
-all-reduce of these.
+:meth:`djax.Communicator.spmd`, on the parameters :math:`x_i` of one worker. Each of
+them makes one all-reduce of arrays like the parameters.
 
 Examples:
   >>> import djax, jax, jax.numpy as jnp
@@ -35,12 +35,12 @@ __dir__ = __all__.copy  # For dir() and completion.
 def mean_params(params: optax.Params, communicator: Communicator) -> optax.Params:
     r"""The averaged model :math:`\bar x = \frac1n \sum_i x_i`.
 
-    Args:
+      params: the parameters of this worker, a tree of arrays of floats.
       params: the parameters of this worker.
       communicator: connects the workers.
 
     Returns:
-      A tree like `params`, the same on every worker.
+      A tree like `params`, the same on every worker. The leaves keep their dtypes.
     """
     return communicator.mean(params)
 
@@ -53,7 +53,7 @@ def worker_distance(params: optax.Params, communicator: Communicator) -> jax.Arr
       communicator: connects the workers.
 
     Returns:
-      `float[]`, the sum over all leaves, in at least float32; 0 if there are no leaves.
+      `float[]`, the sum over all leaves, in float32 or wider; 0 if there are no leaves.
     """
     check_averageable("worker_distance", params)
     promoted = jax.tree.map(promote, params)
@@ -73,6 +73,6 @@ def consensus_distance(params: optax.Params, communicator: Communicator) -> jax.
       communicator: connects the workers.
 
     Returns:
-      `float[]`, the same on every worker, in at least float32.
+      `float[]`, the same on every worker, in float32 or wider.
     """
     return communicator.mean(worker_distance(params, communicator))

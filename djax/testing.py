@@ -1,9 +1,9 @@
 """Tests of your own mechanism against plain NumPy, on every communicator.
 
 A mechanism says what one worker does, so that mistakes in what all workers do together
-are easily overlooked. For all workers at once, with their models as the rows of a
-matrix, the same algorithm is a few lines of NumPy. :func:`assert_matches` runs both on
-a small problem, and compares the models at the end.
+are easily overlooked. In NumPy, the models of all workers are the rows of a matrix, and
+the algorithm of all workers together is a few lines. :func:`assert_matches` runs both
+on a small problem, and compares the models at the end.
 
 The problem is quadratic, and each worker has a Hessian of its own. With equal Hessians,
 the mean of the workers would follow exact gradient descent whatever they send, and the
@@ -43,7 +43,7 @@ Reference = Callable[..., np.ndarray]
 
 
 class Problem(NamedTuple):
-    """Worker i minimizes `0.5 * sum(hessian[i] * (x - target[i]) ** 2)`.
+    """The objectives: worker i has `0.5 * sum(hessian[i] * (x - target[i]) ** 2)`.
 
     Attributes:
       hessian: `float[workers, 6]`, diagonals of the Hessians.
@@ -119,7 +119,7 @@ def _program(
     steps: int,
     extra_args: Mapping[str, Any] = {},
 ) -> Callable[..., jax.Array]:
-    """The program of all steps of all workers, whose arguments are :func:`_arrays`."""
+    """Makes the program of all steps; its arguments are those of :func:`_arrays`."""
 
     def worker(hessian, target, x):
         def step(carry, _):
@@ -208,7 +208,7 @@ def _expected(
     steps: int = 20,
     learning_rate: optax.ScalarOrSchedule = 0.1,
 ) -> np.ndarray:
-    """The models of all workers at the end by the reference, `float[workers, 6]`."""
+    """Runs the reference; returns the models at the end, `float[workers, 6]`."""
     x, gradient = quadratics(graph.size).start, quadratics(graph.size).gradient
     return reference(gradient, x, learning_rate, steps, graph.matrices)
 
@@ -289,7 +289,7 @@ def _models(
 def _all_of(
     graph: Graph, communicators: Sequence[Communicator] | None
 ) -> Sequence[Communicator]:
-    """The given communicators, else all that this process can have for the graph."""
+    """The given communicators; by default, all that this process can have."""
     if communicators is not None:
         return communicators
     found = [_communicators.simulated(graph.size)]

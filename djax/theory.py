@@ -50,15 +50,16 @@ class RelayConstant(NamedTuple):
 
 
 def relay_delays(tree: Topology, *, overlap: bool = False) -> np.ndarray:
-    r"""The number of steps that the models of workers take to reach each other.
+    r"""The number of steps after which the model of one worker reaches another one.
 
     Args:
       tree: a topology without cycles.
-      overlap: as in :func:`djax.relay`.
+      overlap: whether the messages of the step before are averaged: see
+        :func:`djax.relay`.
 
     Returns:
-      `int64[n, n]`, :math:`\tau_{ij} = \max(\text{hops}_{ij} - 1, 0)`, or
-      :math:`\text{hops}_{ij}` with overlap.
+      `int64[n, n]`: the model of worker j reaches worker i after :math:`\tau_{ij} =
+      \max(\text{hops}_{ij} - 1, 0)` steps, or :math:`\text{hops}_{ij}` with overlap.
 
     Raises:
       TypeError: if `tree` is no :class:`djax.Topology`.
@@ -86,7 +87,8 @@ def relay_learning_rate_factor(tree: Topology, *, overlap: bool = False) -> floa
     Args:
       tree: a topology without cycles. The two trees of
         :func:`djax.topologies.double_binary_trees` have the same factor.
-      overlap: as in :func:`djax.relay`.
+      overlap: whether the messages of the step before are averaged: see
+        :func:`djax.relay`.
 
     Returns:
       :math:`1 + \bar\tau`.
@@ -110,15 +112,17 @@ def relay_learning_rate_factor(tree: Topology, *, overlap: bool = False) -> floa
 def relay_matrix(tree: Topology, *, overlap: bool = True) -> np.ndarray:
     r"""The mixing matrix of RelaySum on workers and their past.
 
+    The average
+
     .. math:: x_i^{t+1} = \tfrac1n \textstyle\sum_j x_j^{t - \tau_{ij}}
 
-    as :math:`y^{t+1} = W y^t`. The first block row has :math:`1/n` where the model of
-    worker j from :math:`\tau_{ij}` steps ago stands. The other block rows shift the
-    past by one step.
+    is written as :math:`y^{t+1} = W y^t`. The first block row of the matrix has
+    :math:`1/n` in the column of worker j's model from :math:`\tau_{ij}` steps ago. The
+    other block rows shift the past by one step.
 
     Args:
       tree: a topology without cycles.
-      overlap: as in :func:`djax.relay`; by default the delays of the paper's analysis.
+      overlap: see :func:`djax.relay`; True by default, as in the paper's analysis.
 
     Returns:
       `float64[n (1 + max delay), n (1 + max delay)]`, row-stochastic. A worker's model
@@ -162,8 +166,8 @@ def relay_perron_vector(tree: Topology, *, overlap: bool = True) -> np.ndarray:
       overlap: as in :func:`relay_matrix`.
 
     Returns:
-      `float64[n (1 + max delay)]`, which sums to 1. It is 0 for models so old that they
-      have reached all workers, and else positive.
+      `float64[n (1 + max delay)]`, which sums to 1. The weight of a model is 0 if the
+      model is so old that it has reached all workers, and positive otherwise.
 
     Raises:
       TypeError: if `tree` is no :class:`djax.Topology`.
@@ -188,10 +192,10 @@ def relay_constant(tree: Topology) -> RelayConstant:
     r"""The constant :math:`\rho = m / p` of a tree, searched as in the paper's figure.
 
     With :math:`r_m = \|W^m - \mathbf 1 \pi^\top\|_2^2 \,/\,
-    \|W - \mathbf 1 \pi^\top\|_2^2` and :math:`p = 1 - r_m^{1 / 2m}`, it is the
-    smallest :math:`m / p` over those :math:`m < 100` for which :math:`r_m < 1` and
-    :math:`p` is below the second largest modulus of an eigenvalue. The search ends
-    early once more than ten :math:`m` have brought no improvement.
+    \|W - \mathbf 1 \pi^\top\|_2^2` and :math:`p = 1 - r_m^{1 / 2m}`, the constant is
+    the smallest :math:`m / p` over those :math:`m < 100` for which :math:`r_m < 1` and
+    :math:`p` is below the second largest modulus of an eigenvalue of :math:`W`. The
+    search ends early once more than ten :math:`m` have brought no improvement.
 
     Args:
       tree: a topology of at least two workers without cycles.
@@ -238,6 +242,6 @@ def relay_constant(tree: Topology) -> RelayConstant:
 
 
 def _delays(name: str, tree: Topology, overlap: bool) -> np.ndarray:
-    """The :func:`relay_delays`, where errors name the function that was called."""
+    """Returns the :func:`relay_delays`; errors name the function that was called."""
     check_tree(name, tree)
     return tree.distances if overlap else np.maximum(tree.distances - 1, 0)
