@@ -52,7 +52,8 @@ def check_mixing(
         :func:`djax.topologies.checks.check_graph_kind`.
 
     Raises:
-      TypeError: if the graph is no graph, or the communicator no communicator.
+      TypeError: if the graph is neither a Topology nor a Schedule, or the communicator
+        is not a communicator.
       ValueError: if the graph is not of the kind that the mechanism needs, if the sizes
         differ, or if messages may be lost and some weights are negative.
     """

@@ -46,8 +46,8 @@ def check_integer(value: Any, what: str, minimum: int = 1) -> int:
       minimum: the smallest integer that is allowed.
 
     Raises:
-      ValueError: the value is no integer, or is below the minimum. True and False are
-        refused, although Python counts them as 1 and 0.
+      ValueError: the value is not an integer, or is below the minimum. True and False
+        are refused, although Python counts them as 1 and 0.
     """
     try:
         integer = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
@@ -68,7 +68,7 @@ def check_share(value: Any, what: str) -> float:
       what: the argument's name, for the error.
 
     Raises:
-      ValueError: the value is no number in that interval.
+      ValueError: the value is not a number in that interval.
     """
     number = isinstance(value, (int, float, np.number))
     if isinstance(value, bool) or not (number and 0 < value <= 1):

@@ -62,7 +62,7 @@ def relay_delays(tree: Topology, *, overlap: bool = False) -> np.ndarray:
       \max(\text{hops}_{ij} - 1, 0)` steps, or :math:`\text{hops}_{ij}` with overlap.
 
     Raises:
-      TypeError: if `tree` is no :class:`djax.Topology`.
+      TypeError: if `tree` is not a :class:`djax.Topology`.
       ValueError: if the topology has cycles.
 
     Examples:
@@ -94,7 +94,7 @@ def relay_learning_rate_factor(tree: Topology, *, overlap: bool = False) -> floa
       :math:`1 + \bar\tau`.
 
     Raises:
-      TypeError: if `tree` is no :class:`djax.Topology`.
+      TypeError: if `tree` is not a :class:`djax.Topology`.
       ValueError: if the topology has cycles.
 
     Examples:
@@ -129,7 +129,7 @@ def relay_matrix(tree: Topology, *, overlap: bool = True) -> np.ndarray:
       of some steps ago has the index `delay * n + worker`.
 
     Raises:
-      TypeError: if `tree` is no :class:`djax.Topology`.
+      TypeError: if `tree` is not a :class:`djax.Topology`.
       ValueError: if the topology has cycles.
 
     Examples:
@@ -158,7 +158,8 @@ def relay_perron_vector(tree: Topology, *, overlap: bool = True) -> np.ndarray:
 
     .. math:: \pi_{kj} = \frac{\#\{i : \tau_{ij} \ge k\}}{n^2 (1 + \bar\tau)}
 
-    for the model of worker j from k steps ago. The present models of all workers have
+    for the model of worker j from k steps ago, with the mean delay :math:`\bar\tau`
+    of :func:`relay_learning_rate_factor`. The present models of all workers have
     the same weight.
 
     Args:
@@ -170,7 +171,7 @@ def relay_perron_vector(tree: Topology, *, overlap: bool = True) -> np.ndarray:
       model is so old that it has reached all workers, and positive otherwise.
 
     Raises:
-      TypeError: if `tree` is no :class:`djax.Topology`.
+      TypeError: if `tree` is not a :class:`djax.Topology`.
       ValueError: if the topology has cycles.
 
     Examples:
@@ -204,7 +205,7 @@ def relay_constant(tree: Topology) -> RelayConstant:
       A :class:`RelayConstant`.
 
     Raises:
-      TypeError: if `tree` is no :class:`djax.Topology`.
+      TypeError: if `tree` is not a :class:`djax.Topology`.
       ValueError: if the topology has cycles, or only one worker.
 
     Examples:

@@ -24,7 +24,7 @@ def check_arrays(
         hold statistics and counters.
 
     Raises:
-      TypeError: if a leaf is no array.
+      TypeError: if a leaf is not an array.
       RuntimeError: if an array has been donated to a program, which has deleted it.
     """
     remedy = (
@@ -88,11 +88,11 @@ def check_params(
     Args:
       name: the name of the mechanism, for errors.
       params: the parameters.
-      remedy: what to do about an array whose numbers are no floats, for errors.
+      remedy: what to do about an array whose numbers are not floats, for errors.
 
     Raises:
       ValueError: if there are no parameters.
-      TypeError: if the numbers of a leaf are no floats.
+      TypeError: if the numbers of a leaf are not floats.
     """
     if params is None:
         raise ValueError(
@@ -135,7 +135,7 @@ def check_leading_axis(
       kwargs: its keyword arguments.
 
     Raises:
-      TypeError: if a leaf is no array.
+      TypeError: if a leaf is not an array.
       ValueError: if an array has another leading axis.
     """
     named = {**dict(enumerate(args)), **(kwargs or {})}

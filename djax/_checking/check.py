@@ -53,7 +53,7 @@ def check(
       not checked where messages get lost, nor for mechanisms that do not promise to
       keep the mean (`relay`, `dcd`, `ecd`, `quasi_global_adam`, those made by
       :func:`djax.mechanism`);
-    * a code that does not declare its class is no contraction, within `choco_gossip`
+    * a code that does not declare its class is not a contraction, within `choco_gossip`
       and `deep_squeeze`, or biased, within `dcd` and `ecd`, as measured on random
       trees.
 
@@ -70,9 +70,9 @@ def check(
       None: an optimizer with mistakes raises an error.
 
     Raises:
-      TypeError: if `optimizer` is no optax transformation, which also holds for
+      TypeError: if `optimizer` is not an optax transformation, which also holds for
         asynchronous algorithms such as :func:`djax.acid`, if `communicator` is no
-        communicator, or if a leaf is no array.
+        communicator, or if a leaf is not an array.
       ValueError: if there are mistakes. The error names all of them, each with its
         remedy. Under MPI all processes raise the same error.
 

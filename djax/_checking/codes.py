@@ -1,8 +1,8 @@
 """Finds out by measuring whether a code is a contraction, or unbiased.
 
-CHOCO and DeepSqueeze diverge with a code that is no contraction, and DCD and ECD lose
-what a biased code leaves out. The codes of djax declare their class, but those of users
-need not. :func:`djax.check` therefore lets such codes compress random models.
+CHOCO and DeepSqueeze diverge with a code that is not a contraction, and DCD and ECD
+lose what a biased code leaves out. The codes of djax declare their class, but those of
+users need not. :func:`djax.check` therefore lets such codes compress random models.
 """
 
 from collections.abc import Callable, Sequence

@@ -100,7 +100,7 @@ class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
 
 
 def parts_of(transformation: optax.GradientTransformation) -> tuple[Part, ...]:
-    """The parts of a mechanism, or one opaque part if it is no mechanism."""
+    """The parts of a mechanism, or one opaque part if it is not a mechanism."""
     if isinstance(transformation, Mechanism):
         return transformation.parts
     return (Part("a mechanism within a wrapper of optax", None, {"opaque": True}),)

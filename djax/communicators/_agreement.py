@@ -31,7 +31,8 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
       workers, and each row lies on the device of its worker.
 
     Raises:
-      TypeError: if `communicator` is no communicator, or a leaf of the tree no array.
+      TypeError: if `communicator` is not a communicator, or a leaf of the tree is not
+        an array.
 
     Examples:
       >>> import djax, jax.numpy as jnp
@@ -68,7 +69,7 @@ def check_agreement(
         arrays, PRNG keys, or other Python objects whose `repr` shows their value.
 
     Raises:
-      TypeError: if `values` is no list, or `communicator` is no communicator.
+      TypeError: if `values` is not a list, or `communicator` is not a communicator.
       ValueError: if values differ from those of rank 0. Every rank raises it, and the
         error names the leaves and the ranks. If the number of values is not the number
         of local workers, this rank alone raises it.

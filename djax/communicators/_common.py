@@ -122,7 +122,7 @@ def check_permutation(source: Sequence[int], size: int) -> None:
 
 
 def check_permutations(sources: Sequence[Sequence[int]], size: int) -> np.ndarray:
-    """Returns permutations as `int32[count, size]`; raises if one is no permutation."""
+    """Returns permutations as `int32[count, size]`, or raises if one is wrong."""
     for source in sources:
         check_permutation(source, size)
     return np.asarray(sources, np.int32)

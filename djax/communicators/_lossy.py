@@ -89,7 +89,7 @@ def lossy(
       A communicator that does everything else as the given one does.
 
     Raises:
-      TypeError: if `communicator` is no communicator.
+      TypeError: if `communicator` is not a communicator.
       ValueError: if a probability is out of range, if an array has a wrong shape, or if
         the communicator loses messages already.
 

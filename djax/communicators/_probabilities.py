@@ -44,7 +44,7 @@ def number_of(value: Any) -> float | None:
     if isinstance(value, (bool, jax.core.Tracer)):
         return None
     if isinstance(value, int):
-        return float(np.clip(value, -1, 2))  # Huge integers are no floats.
+        return float(np.clip(value, -1, 2))  # Huge integers are not floats.
     if isinstance(value, float):
         return value
     if not isinstance(value, (np.number, np.ndarray, jax.Array)) or np.ndim(value):

@@ -4,10 +4,10 @@ With the model seen as a vector x of d numbers, a code C is of one of two classe
 
 * a *contraction* has :math:`E\|C(x) - x\|^2 \le (1 - \delta) \|x\|^2` with a
   :math:`\delta \in (0, 1]`. :func:`djax.choco_gossip` and :func:`djax.deep_squeeze`
-  need no more, since they send later what was left out;
+  need a contraction only, since they send later what was left out;
 * an *unbiased* code has :math:`E[C(x)] = x` and :math:`E\|C(x) - x\|^2 \le \omega
-  \|x\|^2`. :func:`djax.dcd` and :func:`djax.ecd` need it, since they never send what
-  was left out.
+  \|x\|^2`. :func:`djax.dcd` and :func:`djax.ecd` need an unbiased code, since they
+  never send what was left out.
 
 =====================================  ===========================  ===================
 code                                   class                        sent for a leaf
@@ -24,11 +24,11 @@ code                                   class                        sent for a l
 
 A code declares its class (`contraction` and `unbiased` of :class:`djax.Compressor`),
 and mechanisms refuse codes that declare themselves to be of the wrong class.
-:func:`quantize` declares its codes to be unbiased and no contraction, whatever the
-number of bits.
+Unless `unbiased=False`, :func:`quantize` declares its codes to be unbiased and not to
+be contractions, even with so many bits that they are both.
 
-The bytes are those of float32. All codes treat each leaf by itself. Codes that pack
-bits put the bits of all leaves of a tree into one array.
+The numbers of bytes are for leaves of float32. All codes treat each leaf by itself.
+Codes that pack bits put the bits of all leaves of a tree into one array.
 """
 
 from ._identity import identity

@@ -63,7 +63,7 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
       :func:`djax.interleave`, which takes matrices apart.
 
     Raises:
-      ValueError: if `rank` is no positive integer, or `rows_axis` no integer.
+      ValueError: if `rank` is not a positive integer, or `rows_axis` is not an integer.
 
     Examples:
       >>> import djax, jax.numpy as jnp

@@ -21,7 +21,7 @@ def message_bytes(compressor: Compressor, params: PyTree) -> int:
       The exact number of bytes, as an `int`.
 
     Raises:
-      TypeError: if `compressor` is no code, but for example a function that was not
+      TypeError: if `compressor` is not a code, but for example a function that was not
         called.
 
     Examples:

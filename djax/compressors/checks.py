@@ -30,8 +30,8 @@ def check_contraction(name: str, code: Any) -> None:
       code: what the user passed as the code.
 
     Raises:
-      TypeError: if the code is no :class:`djax.Compressor`.
-      ValueError: if the code is declared to be no contraction.
+      TypeError: if the code is not a :class:`djax.Compressor`.
+      ValueError: if the code is declared not to be a contraction.
     """
     check_compressor(name, code, _CONTRACTIONS)
     if getattr(code, "contraction", None) is False:
@@ -51,7 +51,7 @@ def check_unbiased(name: str, code: Any) -> None:
       code: what the user passed as the code.
 
     Raises:
-      TypeError: if the code is no :class:`djax.Compressor`.
+      TypeError: if the code is not a :class:`djax.Compressor`.
       ValueError: if the code is declared to be biased.
     """
     check_compressor(name, code, _UNBIASED)

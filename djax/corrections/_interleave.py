@@ -49,7 +49,7 @@ def interleave(mechanisms: Sequence[optax.GradientTransformation]) -> Mechanism:
       one of the mechanisms does.
 
     Raises:
-      TypeError: if `mechanisms` is no list of mechanisms.
+      TypeError: if `mechanisms` is not a list of mechanisms.
       ValueError: if there are no mechanisms; in `init`, if one of them compresses
         matrices and the parameters have some.
 

@@ -48,7 +48,7 @@ def all_reduce(communicator: Communicator, *, overlap: bool = False) -> Mechanis
       with `overlap`, and no state otherwise.
 
     Raises:
-      TypeError: if `communicator` is no communicator, for example a Topology.
+      TypeError: if `communicator` is not a communicator, for example a Topology.
 
     Examples:
       >>> import djax, optax

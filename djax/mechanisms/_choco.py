@@ -80,8 +80,9 @@ def choco_gossip(
       topology: the graph and its weights.
       communicator: how messages travel; it must not lose any.
       compressor: the code C, a contraction; see :mod:`djax.compressors`. With a code
-        that is no contraction, such as `quantize(4)`, the models would diverge. Codes
-        that are declared to be none are refused: use `quantize(4, unbiased=False)`.
+        that is not a contraction, such as `quantize(4)`, the models would diverge.
+        Codes that are declared not to be contractions are refused: use `quantize(4,
+        unbiased=False)`.
       consensus_rate: :math:`\gamma`, a float or a scalar array. It has to be tuned: a
         coarser code needs a smaller rate.
       overlap: average the parameters before this step's updates.
@@ -91,10 +92,10 @@ def choco_gossip(
       :class:`ChocoState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is no graph, or `compressor` is no compressor, for
+      TypeError: if `topology` is not a graph, or `compressor` is not a compressor, for
         example a function that was not called.
       ValueError: if the graph changes with time, the sizes differ, the rate is not
-        positive, messages get lost, or the code is declared to be no contraction;
+        positive, messages get lost, or the code is declared not to be a contraction;
         `init` raises it for `overlap` inside of a correction such as :func:`djax.d2`.
 
     Examples:

@@ -82,7 +82,7 @@ def dcd(
       :class:`DCDState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is no graph, or `compressor` is no compressor, for
+      TypeError: if `topology` is not a graph, or `compressor` is not a compressor, for
         example a function that was not called.
       ValueError: if the graph changes with time, the sizes differ, messages get lost,
         or the code is declared to be biased. Corrections such as :func:`djax.d2` raise

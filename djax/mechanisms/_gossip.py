@@ -105,7 +105,7 @@ def gossip(
       Updates keep their dtypes; sums are in float32 or wider.
 
     Raises:
-      TypeError: if `topology` is no graph, or `key` is no key.
+      TypeError: if `topology` is not a graph, or `key` is not a key.
       ValueError: if the sizes differ, a matrix is not doubly stochastic, the rate is
         not positive, or it is so large that the models would never become equal.
 

@@ -104,7 +104,7 @@ def moniqua(
       :class:`MoniquaState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is no graph; in `init`, if a parameter is complex.
+      TypeError: if `topology` is not a graph; in `init`, if a parameter is complex.
       ValueError: if a matrix is not doubly stochastic, the sizes differ, a number is
         out of range, or messages get lost.
 

@@ -104,8 +104,8 @@ def push_sum(
       Updates keep their dtypes; sums are in float32 or wider.
 
     Raises:
-      TypeError: if `schedule` is no graph, or `key` is no key.
-      ValueError: if the sizes differ, or `rounds` is no positive integer.
+      TypeError: if `schedule` is not a graph, or `key` is not a key.
+      ValueError: if the sizes differ, or `rounds` is not a positive integer.
 
     Examples:
       >>> import djax, optax

@@ -134,7 +134,8 @@ def relay(
       one. Updates keep their dtypes; sums are in float32 or wider.
 
     Raises:
-      TypeError: if `tree` is no topology, for example a Schedule, or `key` is no key.
+      TypeError: if `tree` is not a topology, for example a Schedule, or `key` is not a
+        key.
       ValueError: if the tree has cycles, the sizes differ, or `missing` is unknown.
 
     Examples:

@@ -27,8 +27,9 @@ Schedules
 * your own: :func:`from_matrices`.
 
 Builders take the number of workers first, and most builders of topologies have the
-keyword `weights`: see :func:`from_networkx`. `BUILDERS` names the functions that make
-one topology of a number of workers, and `SCHEDULES` those that make one schedule of it.
+keyword `weights`: see :func:`from_networkx`. `BUILDERS` are the names of the functions
+that make one topology out of a number of workers. `SCHEDULES` are the names of those
+that make one schedule.
 
 Two functions help with graphs of your own: :func:`edge_coloring` splits exchanges into
 rounds, and :func:`contraction` tells how fast matrices bring workers together. The

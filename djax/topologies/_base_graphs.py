@@ -29,7 +29,7 @@ def one_peer_hypercube(size: int) -> Schedule:
       A symmetric :class:`Schedule` of period :math:`\log_2 n`, with one round per step.
 
     Raises:
-      ValueError: the size is no power of two.
+      ValueError: the size is not a power of two.
 
     Examples:
       >>> from djax import topologies
@@ -68,8 +68,8 @@ def hyper_hypercube(size: int, max_degree: int = 1) -> Schedule:
       A symmetric :class:`Schedule` whose period is the number of factors.
 
     Raises:
-      ValueError: the size or the degree is no positive integer, or the size has a prime
-        factor above `max_degree + 1`.
+      ValueError: the size or the degree is not a positive integer, or the size has a
+        prime factor above `max_degree + 1`.
 
     Examples:
       >>> from djax import topologies
@@ -117,7 +117,7 @@ def simple_base_graph(size: int, max_degree: int = 1) -> Schedule:
       :func:`base_graph` is never longer.
 
     Raises:
-      ValueError: the size or the degree is no positive integer.
+      ValueError: the size or the degree is not a positive integer.
 
     Examples:
       >>> from djax import topologies
@@ -157,7 +157,7 @@ def base_graph(size: int, max_degree: int = 1) -> Schedule:
       base :math:`k + 1`.
 
     Raises:
-      ValueError: the size or the degree is no positive integer.
+      ValueError: the size or the degree is not a positive integer.
 
     Examples:
       >>> from djax import topologies

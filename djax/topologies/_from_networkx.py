@@ -66,7 +66,7 @@ def from_networkx(
       A :class:`Topology`.
 
     Raises:
-      TypeError: the graph is no graph of networkx.
+      TypeError: the graph is not a graph of networkx.
       ValueError: the graph is directed, not connected, or has an edge from a worker to
         itself; or the weights are unknown, not doubly stochastic, or never reach a
         consensus, as those of `ring(4, weights=0.5)` do not.

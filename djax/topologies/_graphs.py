@@ -28,7 +28,7 @@ def ring(size: int, *, weights: Weights = "metropolis") -> Topology:
       A :class:`Topology` of 2 rounds, or 3 for an odd number of workers.
 
     Raises:
-      ValueError: the size is no positive integer.
+      ValueError: the size is not a positive integer.
 
     Examples:
       >>> from djax import topologies
@@ -55,7 +55,7 @@ def complete(size: int, *, weights: Weights = "metropolis") -> Topology:
       A :class:`Topology` of `size - 1` rounds, or `size` for an odd number of workers.
 
     Raises:
-      ValueError: the size is no positive integer.
+      ValueError: the size is not a positive integer.
 
     Examples:
       >>> from djax import topologies
@@ -136,7 +136,7 @@ def hypercube(size: int, *, weights: Weights = "metropolis") -> Topology:
       A :class:`Topology` of :math:`\log_2 n` rounds.
 
     Raises:
-      ValueError: the size is no power of two.
+      ValueError: the size is not a power of two.
 
     Examples:
       >>> from djax import topologies
@@ -165,7 +165,7 @@ def exponential(size: int, *, weights: Weights = "metropolis") -> Topology:
       A :class:`Topology`.
 
     Raises:
-      ValueError: the size is no positive integer.
+      ValueError: the size is not a positive integer.
 
     Examples:
       >>> from djax import topologies
@@ -204,7 +204,7 @@ def one_peer_exponential(size: int) -> Schedule:
       A :class:`Schedule` of period :math:`D`, with one round per step.
 
     Raises:
-      ValueError: the size is no positive integer.
+      ValueError: the size is not a positive integer.
 
     Examples:
       >>> from djax import topologies

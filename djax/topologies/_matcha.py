@@ -30,8 +30,9 @@ def matcha(
        \text{ subject to } \sum_{j=1}^M p_j \le M b, \; 0 \le p_j \le 1
 
     for :math:`M` rounds and the budget :math:`b`. The weight :math:`\alpha` minimises
-    :math:`\rho = \|\mathbb E[W_t^\top W_t] - J\|`: the differences between workers
-    shrink by :math:`\sqrt \rho` a step in the mean square.
+    :math:`\rho = \|\mathbb E[W_t^\top W_t] - J\|`, where all entries of :math:`J` are
+    :math:`1 / n`. The differences between workers shrink by :math:`\sqrt \rho` a step
+    in the mean square.
 
     A step may have no rounds at all. The weight is the best one on average, which is
     too large for some steps: in steps with many rounds, the weight of a worker for its
@@ -48,7 +49,7 @@ def matcha(
       A symmetric :class:`Schedule`.
 
     Raises:
-      TypeError: `topology` is no topology, but for example a graph of networkx.
+      TypeError: `topology` is not a topology, but for example a graph of networkx.
       ValueError: the budget, the period or the seed is out of its range, or the steps
         that were drawn do not bring the workers together.
 
@@ -81,7 +82,7 @@ def mixing_weight(
 ) -> tuple[float, float]:
     r"""The weight with which the workers come together fastest in the mean square.
 
-    It minimises the convex function
+    It minimises a convex function, in which all entries of :math:`J` are :math:`1 / n`:
 
     .. math:: \rho(\alpha) = \lambda_{\max}\bigl(I - J - 2 \alpha \bar L + \alpha^2
               (\bar L^2 + 2 \tilde L)\bigr), \quad \bar L = \sum_j p_j L_j, \quad

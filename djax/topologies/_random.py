@@ -34,8 +34,9 @@ def random_matchings(size: int, period: int = 64, seed: int = 0) -> Schedule:
       A symmetric :class:`Schedule` with one round per step.
 
     Raises:
-      ValueError: the size or the period is no positive integer, the seed is no integer
-        of at least 0, or the matchings that were drawn do not connect all workers.
+      ValueError: the size or the period is not a positive integer, the seed is not an
+        integer of at least 0, or the matchings that were drawn do not connect all
+        workers.
 
     Examples:
       >>> from djax import topologies
@@ -80,8 +81,9 @@ def equi_static(
     Args:
       size: number of workers.
       degree: the number of shifts, :math:`M`.
-      accuracy: given in place of the degree, the factor :math:`\varepsilon` by which a
-        step has to bring the workers together. The degree is then
+      accuracy: may be given in place of the degree. It is the factor
+        :math:`\varepsilon` by which a step has to bring the workers together. The
+        degree is then
         :math:`M = \lfloor 8 \ln(2 n / p) / (3 \varepsilon^2) \rfloor`.
       probability: the probability :math:`p` that the accuracy is missed.
       directed: whether worker :math:`i` hears :math:`i + a` without being heard by it

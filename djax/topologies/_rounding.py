@@ -1,8 +1,8 @@
 """Weights in float64, repaired where they come from numbers of lower precision.
 
 Rows of a float32 matrix sum to one only up to rounding. Taken as they are, such weights
-would change the mean of the workers a little in every step. Therefore sums that miss
-one by rounding alone are made exact, while larger deviations stay and are refused.
+would change the mean of the workers a little in every step. Therefore sums that differ
+from one by rounding alone are made exact. Larger deviations stay, and are refused.
 """
 
 from typing import Any

@@ -25,9 +25,10 @@ Derivatives = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 def fastest_weights(incidence: np.ndarray, constant: float) -> np.ndarray:
     r"""The weights of the edges that minimise :math:`s = \|W - J\|`.
 
-    With the columns :math:`b_l` of the incidence matrix and :math:`A = I - J - \sum_l
-    w_l b_l b_l^\top = W - J`, they minimise :math:`s` under the constraints :math:`s I
-    - A \succeq 0` and :math:`s I + A \succeq 0`.
+    All entries of :math:`J` are :math:`1 / n`. With the columns :math:`b_l` of the
+    incidence matrix and :math:`A = I - J - \sum_l w_l b_l b_l^\top = W - J`, the
+    weights minimise :math:`s` under the constraints :math:`s I - A \succeq 0` and
+    :math:`s I + A \succeq 0`.
 
     Args:
       incidence: `float64[n, edges]`: 1 at one end of each edge, -1 at its other end.

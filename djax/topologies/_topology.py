@@ -39,14 +39,14 @@ class Topology:
       mixing_matrix: `float64[n, n]`, symmetric and doubly stochastic. The entry
         `[i, j]` is the weight that worker `i` gives to the message of worker `j`, and 0
         where there is no edge. Weights may be negative if the spectral gap is positive.
-        Weights of lower precision, whose rows sum to one up to rounding, are converted
-        to float64 and made exact. The topology keeps a read-only copy.
+        Weights of lower precision, whose rows sum to one up to rounding, are
+        converted to float64 and made exact. The topology keeps a read-only copy.
       name: the name that pictures and `repr` show.
 
     Raises:
-      TypeError: the graph is no graph of networkx.
+      TypeError: the graph is not a graph of networkx.
       ValueError: the graph is not connected or has an edge from a worker to itself, or
-        the weights are no doubly stochastic matrix on its edges, or never reach a
+        the weights are not a doubly stochastic matrix on its edges, or never reach a
         consensus.
 
     Examples:

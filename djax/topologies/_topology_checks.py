@@ -22,7 +22,7 @@ def check_size(name: str, size: Any) -> int:
       size: the first argument of the builder, as the user passed it.
 
     Raises:
-      ValueError: the size is no positive integer.
+      ValueError: the size is not a positive integer.
     """
     try:
         return check_integer(size, f"{name}: size")
@@ -42,7 +42,7 @@ def check_power_of_two(name: str, size: int) -> int:
     """Returns the binary logarithm of a number of workers.
 
     Raises:
-      ValueError: the size is no power of two.
+      ValueError: the size is not a power of two.
     """
     dimension = size.bit_length() - 1
     if size != 2**dimension:

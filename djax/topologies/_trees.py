@@ -23,7 +23,7 @@ def chain(size: int, *, weights: Weights = "metropolis") -> Topology:
       A :class:`Topology` of 2 rounds.
 
     Raises:
-      ValueError: the size is no positive integer.
+      ValueError: the size is not a positive integer.
 
     Examples:
       >>> from djax import topologies
@@ -47,7 +47,7 @@ def star(size: int, *, weights: Weights = "metropolis") -> Topology:
       A :class:`Topology` of `size - 1` rounds: the hub talks to one worker at a time.
 
     Raises:
-      ValueError: the size is no positive integer.
+      ValueError: the size is not a positive integer.
 
     Examples:
       >>> from djax import topologies
@@ -72,7 +72,7 @@ def binary_tree(size: int, *, weights: Weights = "metropolis") -> Topology:
       A :class:`Topology` of at most 3 rounds.
 
     Raises:
-      ValueError: the size is no positive integer.
+      ValueError: the size is not a positive integer.
 
     Examples:
       >>> from djax import topologies
@@ -105,7 +105,7 @@ def double_binary_trees(
       The tree of :func:`binary_tree` and its reverse.
 
     Raises:
-      ValueError: the size is no positive integer.
+      ValueError: the size is not a positive integer.
 
     Examples:
       >>> from djax import topologies
@@ -147,7 +147,7 @@ def regular_tree(
       A :class:`Topology` of at most `degree` rounds.
 
     Raises:
-      ValueError: the size is no positive integer, or the degree is below 2.
+      ValueError: the size is not a positive integer, or the degree is below 2.
 
     Examples:
       >>> from djax import topologies
@@ -183,7 +183,7 @@ def spanning_tree(
       before.
 
     Raises:
-      TypeError: `topology` is no topology, but for example a graph of networkx.
+      TypeError: `topology` is not a topology, but for example a graph of networkx.
       ValueError: the topology has no such root.
 
     Examples:

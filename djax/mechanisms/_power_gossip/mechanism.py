@@ -164,8 +164,8 @@ def power_gossip(
         graph is :math:`2 / ((1 - \lambda_2) + (1 - \lambda_{min}))`, which is 1.308 on
         a ring of 8. `optax.inject_hyperparams` needs `static_args=("rank",
         "iterations", "rows_axis")`.
-      vector_rate: the consensus rate of the leaves that are no matrices. It is 1 in the
-        published code.
+      vector_rate: the consensus rate of the leaves that are not matrices. It is 1 in
+        the published code.
       rows_axis: the axis of a leaf that becomes the m rows of its matrix; all others
         together become the k columns. The output axis is the last one of flax's
         kernels, and axis 0 of PyTorch's.
@@ -181,7 +181,8 @@ def power_gossip(
       :class:`PowerGossipState`. Updates keep their dtypes.
 
     Raises:
-      TypeError: if `topology` is no graph; `init` raises it if a parameter is complex.
+      TypeError: if `topology` is not a graph; `init` raises it if a parameter is
+        complex.
       ValueError: if the sizes differ, a matrix is not symmetric, a number is out of
         range, or messages get lost. `init` raises it if a leaf has no axis `rows_axis`,
         and inside of :func:`djax.interleave`, which takes matrices apart.
