@@ -12,7 +12,7 @@ from ._topology_checks import check_power_of_two, check_size
 
 
 def one_peer_hypercube(size: int) -> Schedule:
-    r"""Averages exactly after a period, in pairs, for powers of two.
+    r"""Averages in pairs, and exactly after a period, if the size is a power of two.
 
     In each step, a worker averages with the worker whose binary number differs from its
     own in one digit. The digit changes from step to step:

@@ -39,8 +39,8 @@ def symmetric_weights(array: np.ndarray) -> np.ndarray:
       array: `[n, n]`, meant to be symmetric with rows that sum to one.
 
     Returns:
-      A new `float64[n, n]`. If the weights miss symmetry and sums of one by no more
-      than rounding, they are made symmetric, with rows that sum to one.
+      A new `float64[n, n]`. If only rounding errors keep the weights from being
+      symmetric with rows that sum to one, these errors are removed.
     """
     matrix, rounding = array.astype(np.float64), _rounding(array)
     is_square = matrix.shape == matrix.shape[:1] * 2 and matrix.size > 0
@@ -65,8 +65,8 @@ def column_weights(array: np.ndarray) -> np.ndarray:
       array: `[period, n, n]`, meant to have columns that sum to one.
 
     Returns:
-      A new `float64[period, n, n]`. Columns sum to one if they missed that by no more
-      than rounding, and symmetric matrices stay symmetric.
+      A new `float64[period, n, n]`. If only rounding errors keep the columns from
+      summing to one, these errors are removed. Symmetric matrices stay symmetric.
     """
     matrices, rounding = array.astype(np.float64), _rounding(array)
     if matrices.ndim != 3 or rounding == 0:

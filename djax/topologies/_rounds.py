@@ -4,9 +4,9 @@ A worker exchanges with one partner at a time. The messages of a step are theref
 split into rounds, in which each worker sends to at most one worker and hears at most
 one. That is an edge colouring: edges of one colour share no node.
 
-Every edge is coloured in turn. When its two ends miss no common colour, a *Kempe
-chain*, a maximal path whose edges alternate between two colours, is recoloured to make
-one.
+Every edge is coloured in turn. If no colour is free at both ends of the edge, a *Kempe
+chain* is recoloured to free one: a maximal path whose edges alternate between two
+colours.
 """
 
 import random

@@ -138,12 +138,12 @@ def minimize(
       cost: :math:`c`.
       barrier: :math:`\phi`, self-concordant, and infinite outside of the domain.
       derivatives: returns the gradient and the Hessian of the barrier.
-      start: any point inside.
+      start: any point inside of the domain.
       degree: :math:`\nu`, the number of logarithms in the barrier.
       accuracy: by how much the cost may exceed the smallest one.
 
     Returns:
-      A point inside.
+      A point inside of the domain.
 
     References:
       Boyd and Vandenberghe, `Convex Optimization <https://stanford.edu/~boyd/cvxbook>`_,

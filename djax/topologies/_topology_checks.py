@@ -159,7 +159,10 @@ def check_mixing_matrix(matrix: np.ndarray, graph: nx.Graph) -> None:
 
 
 def _check_entries(matrix: np.ndarray, neighbors: np.ndarray) -> None:
-    """Raises ValueError if an entry is not finite, symmetric, on an edge or allowed."""
+    """Raises ValueError unless all entries are finite, symmetric and on an edge.
+
+    Negative entries are allowed only if their rows sum to one.
+    """
     # Large graphs are sparse: only nonzero entries are looked at. NaN is one of them.
     rows, columns = np.nonzero(matrix)
     values, mirrored = matrix[rows, columns], matrix[columns, rows]
@@ -206,8 +209,8 @@ def _check_contraction(matrix: np.ndarray) -> None:
 def _check_consensus(matrix: np.ndarray, graph: nx.Graph) -> None:
     """Raises ValueError unless the powers of nonnegative weights converge to the mean.
 
-    They do if the edges of positive weight connect all workers and, in case no worker
-    gives a weight to its own value, contain an odd cycle.
+    They do if the edges of positive weight connect all workers. If no worker gives a
+    weight to its own value, these edges also have to contain an odd cycle.
     """
     weightless = [e for e in graph.edges if matrix[e] <= NEGLIGIBLE]
     own = (np.diag(matrix) > NEGLIGIBLE).any()
