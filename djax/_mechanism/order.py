@@ -4,8 +4,8 @@ If an optimizer stands behind a mechanism, it treats the displacement of the ave
 as if it were a gradient, and training ends at a wrong point without an error. This can
 be seen while a step is traced, at no cost: the updates that the mechanism returns are
 then other arrays than the updates that the whole chain returns. That is only a reason
-for suspicion, since some wrappers of optax rightly change what a chain returns. Whether
-the suspicion is right is found out by :func:`djax.check`.
+for suspicion, since some wrappers of optax rightly change what a chain returns.
+:func:`djax.check` finds out whether the suspicion is right.
 """
 
 import contextlib

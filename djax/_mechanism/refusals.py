@@ -40,10 +40,10 @@ REASONS = {
 * `needs_every_message`: the mechanism fails if a message is lost;
 * `old_models`: models of several steps are averaged;
 * `uneven_sums`: the sum of the averages over all steps is not the sum of the models;
-* `rounded_sums`: these sums differ by rounding errors that point in one direction;
+* `rounded_sums`: the two sums differ by rounding errors that point in one direction;
 * `optimizer`: the mechanism is also an optimizer;
 * `correction`: the mechanism already corrects for differences between workers' data;
-* `mechanism`: it averages, which is true of every mechanism;
+* `mechanism`: the mechanism averages, which is true of every mechanism;
 * `every_step`: the mechanism ends at a wrong point unless it sees every step.
 """
 

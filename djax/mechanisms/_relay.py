@@ -83,7 +83,7 @@ def relay(
     r"""Averages the parameters uniformly over all workers of a tree, with delay.
 
     Placed last in a chain, it turns SGD into RelaySGD and Adam into Relay-Adam. With
-    :func:`djax.on_updates` around it, it is RelaySum/Grad. With the models
+    :func:`djax.on_updates` around it, the chain is RelaySum/Grad. With the models
     :math:`u_i^t = x_i^t + (\text{update})` and the delay :math:`\tau_{ij}`,
 
     .. math:: x_i^{t+1} = \tfrac1n \textstyle\sum_j u_j^{t - \tau_{ij}}, \qquad
@@ -107,7 +107,7 @@ def relay(
     * `"renormalize"`: nothing; the sum is divided by the number of models in it.
 
     Whatever `missing` is, an entry of a message that is NaN or infinite is replaced by
-    the receiver's own, so that one diverged model does not spread to all workers.
+    the receiver's own value, so that one diverged model does not spread to all workers.
 
     With a `message_dtype` a message is rounded again at each hop, and the errors are
     not compensated. Equal models stay equal, but the averages differ from exact ones:
@@ -115,8 +115,8 @@ def relay(
     `rounding_seed` is refused, since equal models would not stay equal.
 
     In each step one model and one integer travel to each neighbour, in both directions
-    of every edge. Part of the weight stays on older models, which shortens the
-    effective step: see :func:`djax.relay_learning_rate_factor`.
+    of every edge. The averages also contain older models, which makes the effective
+    learning rate smaller: see :func:`djax.relay_learning_rate_factor`.
 
     Args:
       tree: a topology without cycles; its mixing weights play no role.

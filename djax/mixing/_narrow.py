@@ -58,8 +58,8 @@ def _at_random(x: jax.Array, noise: jax.Array, dtype: Any) -> jax.Array:
     info = jnp.finfo(dtype)
     _, exponent = jnp.frexp(x)
     # The distance between neighbouring numbers with this exponent. Below the smallest
-    # normal number of the dtype the distance stays the same. It has to be a normal
-    # number in the dtype of `x`, since processors treat others as zero.
+    # normal number of the dtype the distance stays the same. The distance has to be a
+    # normal number in the dtype of `x`, since processors treat smaller ones as zero.
     power = jnp.maximum(exponent - 1, info.minexp) - info.nmant
     power = jnp.maximum(power, jnp.finfo(x.dtype).minexp)
     distance = jnp.ldexp(jnp.ones_like(x), power)

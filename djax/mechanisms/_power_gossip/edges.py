@@ -60,7 +60,11 @@ class Edges:
         self.places = len(self._neighbors)
 
     def neighbors(self) -> jax.Array:
-        """Returns this worker's neighbours, `int32[places]`; itself if it has none."""
+        """Returns the neighbours at this worker's places.
+
+        Returns:
+          `int32[places]`; the worker itself at places without a neighbour.
+        """
         return jnp.asarray(self._neighbors)[:, self._communicator.rank()]
 
     def neighbors_at(self, step: ArrayLike) -> jax.Array:

@@ -146,9 +146,9 @@ def power_gossip(
 
     With rank min(m, k) on square matrices, the result is that of :func:`djax.gossip`,
     except that differences of :math:`10^{-8}` and less are hardly averaged, since the
-    orthogonalization adds this number to the norms. The difference of two products is
-    zero if the models are equal, and not finite if one of them has diverged. In both
-    cases both ends keep the factor that they had.
+    orthogonalization adds this number to the norms. If the models are equal, the
+    difference of their products is zero. If one of them has diverged, the difference is
+    not finite. In both cases both ends keep the factor that they had.
 
     Args:
       topology: the graph and its weights: a Topology, or a Schedule with symmetric

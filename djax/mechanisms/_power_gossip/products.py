@@ -13,7 +13,9 @@ from .blocks import Block, Blocks, each, unstacked
 from .orthonormal import einsum
 
 FEW = 16  # The largest number of outer products that are summed one by one.
-BLOCK = 128  # The number of rows that are multiplied together; half of it is allowed.
+# Number of rows of a matrix that are multiplied together. Where it does not divide the
+# number of all rows, half of it will do.
+BLOCK = 128
 
 Rows = tuple[jax.Array, jax.Array]
 """Rows on the left and on the right, `[iterations, rounds, r, m]` and `[..., k]`.
@@ -132,8 +134,8 @@ def _along_last(basis: jax.Array, matrix: jax.Array) -> jax.Array:
 def product_of(rows: Rows, like: jax.Array, rows_axis: int) -> jax.Array:
     """Multiplies rows on the left by rows on the right: a matrix shaped like `like`.
 
-    XLA fuses a sum of few outer products with the addition to the model. It would write
-    the result of a matrix product to memory, and read it again.
+    XLA fuses a sum of few outer products with the addition to the model. The result of
+    a matrix product would be written to memory, and read again for the addition.
     """
     left, right = (x.reshape(-1, x.shape[-1]) for x in rows)
     axes = layout(like, rows_axis)
