@@ -1,20 +1,19 @@
-"""A gradient in the asynchronous simulator, and the same in the synchronous one.
+"""How much longer a gradient takes in the asynchronous simulator than in the other.
 
     python -m benchmarks.async_simulator
 
 64 workers on a ring learn handwritten digits, 200 gradients each, by SGD with momentum.
-Both simulators compute the same gradients of the same batches, in turns, several times;
-compilation and the loading of data are left out, which is why the data of one epoch are
-used again and again. The synchronous one runs no mechanism: what stands against it is
-the gradient and the base optimizer alone.
+The synchronous simulator and the asynchronous one compute the same gradients of the
+same batches, in turns, several times. Compilation and the loading of data are not
+timed; for this reason every epoch has the same data. The synchronous simulator runs no
+mechanism, so that its time is that of the gradient and the base optimizer alone.
 
-Aim: at one averaging a gradient, at most 2 x the time. What the events cost comes from
-memory: a second copy of the model, a third that gradients are taken at, and two models
-in an averaging.
+Aim: at one averaging per gradient, at most 2 times the synchronous time. The extra time
+is memory traffic: a second copy of the model, a third model at which the gradient is
+taken, and two models in each averaging.
 """
 
 import dataclasses
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,25 +38,26 @@ AIM = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What is measured."""
+class Config(contest.Turns):
+    """The options of the command line."""
 
     workers: int = 64
     """Number of workers."""
     gradients: int = 200
-    """Gradients of each, on average."""
+    """Gradients of each worker, on average."""
     batch_size: int = 22
-    """Samples of a gradient: with 64 workers, all that each has."""
-    repeats: int = 7
-    """How often, after once that compiles."""
-    output: pathlib.Path = contest.RESULTS
-    """Where the JSON goes."""
+    """Samples of a gradient; with 64 workers, 22 are all that a worker has."""
 
 
 def synchronous(
     config: Config, task: tasks.Task, params: Any
 ) -> Callable[[], Callable[[], tuple[int, Any]]]:
-    """Makes a run of the synchronous simulator: the number of gradients, and models."""
+    """Makes runs of the synchronous simulator.
+
+    Returns:
+      A function without arguments that prepares a run. It returns a function that runs
+      and returns the number of gradients and the models.
+    """
     communicator = communicators.simulated(config.workers)
     base = optax.sgd(0.05, momentum=0.9)
     steps = simulation.make_steps(task.gradient_fn, base, communicator)
@@ -79,7 +79,14 @@ def synchronous(
 def asynchronously(
     config: Config, task: tasks.Task, params: Any, rate: float, accelerated: bool
 ) -> Callable[[], Callable[[], tuple[int, Any]]]:
-    """Makes a run of the asynchronous one, the second half of its time."""
+    """Makes runs of the asynchronous simulator.
+
+    The first half of the events is simulated while a run is prepared, so that
+    compilation is not timed; the second half is the run.
+
+    Returns:
+      What :func:`synchronous` returns.
+    """
     ring = topologies.ring(config.workers)
     base = optax.sgd(0.05, momentum=0.9)
     constants = djax.acid_constants(ring, rate)
@@ -89,7 +96,7 @@ def asynchronously(
     )
 
     def run():
-        moments = asynchronous.simulate(
+        snapshots = asynchronous.simulate(
             algorithm,
             events,
             params,
@@ -97,11 +104,11 @@ def asynchronously(
             lambda epoch: task.epoch(1),
             times=[events.duration / 2],
         )
-        jax.block_until_ready(next(moments).params)
+        jax.block_until_ready(next(snapshots).params)
 
         def rest():
-            moment = next(moments)
-            return len(moment.metrics["loss"]), moment.params
+            snapshot = next(snapshots)
+            return len(snapshot.metrics["loss"]), snapshot.params
 
         return rest
 
@@ -109,10 +116,10 @@ def asynchronously(
 
 
 def measure(config: Config) -> list[dict[str, Any]]:
-    """Seconds of a gradient, all contestants in turns.
+    """Measures the seconds of a gradient, all contestants in turns.
 
     Args:
-      config: what is measured.
+      config: the options of the command line.
 
     Returns:
       A record for each contestant, the synchronous simulator first.

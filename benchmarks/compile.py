@@ -1,20 +1,21 @@
-"""How long the programs of steps take to trace and to compile.
+"""How long JAX takes to trace and compile the program of a step.
 
     mpirun -n 2 python -m benchmarks.compile
 
 1. A step of 64 simulated workers against the number of rounds, from a ring's 2 to a
-   complete graph's 63, and against PowerGossip's iterations. Aim: sub-linear where the
-   same is done again: 16 iterations take at most 4 times as long as one.
-2. A step of one of two real workers with ResNet-50, on images of ImageNet's size:
-   gradient and SGD, and what the mechanism adds. Aim: at most 20 %.
+   complete graph's 63, and against the number of PowerGossip's iterations. Aim: the
+   time grows more slowly than these numbers: 16 iterations take at most 4 times as
+   long as 1.
+2. A step of ResNet-50 on one of two MPI ranks, with images of ImageNet's size: gradient
+   and SGD, and what the mechanism adds to them. Aim: at most 20 %.
 3. `init` and a step of 8 simulated workers whose model has 1,500 small leaves. Aim: at
    most twice as long as gossip.
 
-Nothing is run. The size is the number of XLA's instructions, after optimization.
+No program is run. The size of a program is the number of its instructions after XLA's
+optimization.
 """
 
 import dataclasses
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -44,19 +45,17 @@ TIMES_GOSSIP = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What is measured."""
+class Config(contest.Turns):
+    """The options of the command line."""
 
     repeats: int = 3
-    """How often, all contestants in turns."""
+    """How often each program is compiled, all programs in turns."""
     leaves: int = 1500
-    """Of the third table."""
-    output: pathlib.Path = contest.RESULTS
-    """Where the JSON goes."""
+    """Number of leaves of the model of the third table."""
 
 
 def build(fn: Callable, *args: Any) -> dict[str, float]:
-    """Traces and compiles a function of arrays' shapes."""
+    """Traces and compiles a function for arguments of the given shapes."""
     jax.clear_caches()
     start = time.perf_counter()
     lowered = jax.jit(fn).lower(*args)
@@ -71,7 +70,7 @@ def build(fn: Callable, *args: Any) -> dict[str, float]:
 
 
 def update_of(optimizer: optax.GradientTransformation, communicator, model: Any):
-    """A step without gradients, and the shapes of its arguments."""
+    """Makes a step that is given its gradients, and the shapes of its arguments."""
 
     def step(params, state, grads):
         updates, state = optimizer.update(grads, state, params)
@@ -87,7 +86,7 @@ def _of_local_workers(model: Any, n: int) -> Any:
 
 
 def rounds() -> dict[str, tuple[int, Callable]]:
-    """What grows: how many times something is done, and what makes its optimizer."""
+    """Numbers of rounds or iterations, and functions that make the mechanisms."""
     graphs = {
         name: getattr(topologies, name)(WORKERS)
         for name in ("ring", "torus", "hypercube", "exponential", "complete")
@@ -105,7 +104,7 @@ def rounds() -> dict[str, tuple[int, Callable]]:
 
 
 def simulated(config: Config) -> list[dict[str, Any]]:
-    """The records of the first table."""
+    """Compiles the programs of the first table; returns their records."""
     communicator = communicators.simulated(WORKERS)
     model = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in LAYERS]
     measured = {name: [] for name in rounds()}
@@ -120,7 +119,7 @@ def simulated(config: Config) -> list[dict[str, Any]]:
 
 
 def resnet(config: Config, communicator: Any) -> list[dict[str, Any]]:
-    """The records of the second table."""
+    """Compiles the programs of the second table; returns their records."""
     network = models.resnet50(1000, stem="imagenet")
     params, model_state = (_of_local_workers(x, 1) for x in images.shapes(network, 224))
     gradient_fn = images.make_gradient(network)
@@ -146,7 +145,7 @@ def resnet(config: Config, communicator: Any) -> list[dict[str, Any]]:
 
 
 def many_leaves(config: Config) -> list[dict[str, Any]]:
-    """The records of the third table."""
+    """Compiles the programs of the third table; returns their records."""
     communicator, ring = communicators.simulated(8), topologies.ring(8)
     model = [
         jax.ShapeDtypeStruct(SMALL_LEAVES[i % len(SMALL_LEAVES)], jnp.float32)
@@ -187,7 +186,7 @@ def many_leaves(config: Config) -> list[dict[str, Any]]:
 
 
 def table_of_leaves(records: list[dict[str, Any]]):
-    """The third table."""
+    """Title, columns and rows of the third table."""
     rows = [
         [
             record["contestant"],

@@ -1,6 +1,7 @@
-"""Contestants that run in turns, and the table and the JSON of what they took."""
+"""Times contestants in turns, and publishes their times as a table and as JSON."""
 
 import atexit
+import dataclasses
 import json
 import os
 import pathlib
@@ -23,6 +24,22 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 Name = TypeVar("Name")
 
 
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Options of every script."""
+
+    output: pathlib.Path = RESULTS
+    """Folder of the JSON file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns(Published):
+    """Options of scripts whose contestants run in turns."""
+
+    repeats: int = 7
+    """How often each contestant runs, after a first run that compiles."""
+
+
 def in_turns(
     contestants: Mapping[Name, Callable[[], Any]],
     repeats: int,
@@ -30,16 +47,18 @@ def in_turns(
 ) -> dict[Name, np.ndarray]:
     """Times contestants one after another, again and again.
 
-    What disturbs the machine for a while thus disturbs all of them, and ratios within
-    one repeat hardly.
+    A disturbance that slows the machine down for a while then slows all contestants
+    down, and hardly changes ratios of times within one repeat.
 
     Args:
-      contestants: what each does; it returns arrays, which are waited for.
-      repeats: how often, after once that compiles.
-      before: done before each, outside of its time, such as a barrier of all ranks.
+      contestants: functions, by name. Their time ends when the arrays that they return
+        are ready.
+      repeats: how often each runs, after a first run that compiles and does not count.
+      before: a function that is called before each run and is not timed, such as a
+        barrier of all ranks.
 
     Returns:
-      `float64[repeats]` seconds of each.
+      `float64[repeats]` seconds of each contestant.
     """
     seconds = {name: [] for name in contestants}
     for repeat in range(repeats + 1):
@@ -56,7 +75,7 @@ def in_turns(
 
 
 def compile_once() -> None:
-    """Keeps compiled programs, for those that are compiled again to be inspected."""
+    """Caches compiled programs, because some are compiled again to be inspected."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     jax.config.update("jax_compilation_cache_dir", folder.name)
@@ -64,13 +83,13 @@ def compile_once() -> None:
 
 
 def spread(values: Iterable[float], digits: int = 3) -> str:
-    """The median, and from where to where the values reach."""
+    """The median and the range of values as a text."""
     low, middle, high = np.percentile(np.fromiter(values, float), [0, 50, 100])
     return f"{middle:.{digits}g} ({low:.{digits}g} to {high:.{digits}g})"
 
 
 def verdict(value: float, aim: float, *, at_least: bool = False) -> str:
-    """The aim, and whether the value meets it."""
+    """The aim as a text, and whether the value meets it."""
     met = value >= aim if at_least else value <= aim
     sign = ">=" if at_least else "<="
     return f"{sign} {aim:g} {'met' if met else 'not met'}"
@@ -82,13 +101,13 @@ def publish(
     records: Sequence[Mapping[str, Any]],
     folder: pathlib.Path,
 ) -> None:
-    """Prints tables, and writes the records with what they were made by.
+    """Prints tables, and writes the records to JSON with the machine and versions.
 
     Args:
-      name: of the file, without its suffix.
-      tables: title, heads of the columns, and rows of each.
-      records: what was measured.
-      folder: where the JSON goes.
+      name: name of the file, without its suffix.
+      tables: title, column heads and rows of each table.
+      records: the measurements, one or more for each row.
+      folder: folder of the JSON file.
     """
     head = machine()
     versions = [f"{name} {head['versions'][name]}" for name in ("jax", "mpi4jax")]
@@ -103,7 +122,7 @@ def publish(
 
 
 def machine() -> dict[str, Any]:
-    """The machine and the versions of what runs on it."""
+    """The machine, the versions of packages, the commit and the devices."""
     return {
         "machine": platform.machine(),
         "processor": _processor(),

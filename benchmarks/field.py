@@ -1,4 +1,4 @@
-"""What several benchmarks run: the mechanisms between processes, and training steps."""
+"""The mechanisms that benchmarks between processes compare, and training steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from djax import (
 
 
 def mechanisms(communicator: Any) -> dict[str, optax.GradientTransformation]:
-    """Those that are compared between processes, on a ring; relay on a chain."""
+    """Mechanisms on a ring (relay: on a chain) that are compared between processes."""
     ring = topologies.ring(communicator.size)
     chain, sign = topologies.chain(communicator.size), compressors.sign()
     return {
@@ -32,7 +32,7 @@ def mechanisms(communicator: Any) -> dict[str, optax.GradientTransformation]:
 
 
 def a_pass() -> optax.GradientTransformation:
-    """Makes every parameter a little smaller: reads and writes it once."""
+    """An optimizer that reads every parameter once and writes it, a little smaller."""
     return optax.stateless(lambda _, params: jax.tree.map(lambda x: -1e-6 * x, params))
 
 
@@ -44,18 +44,19 @@ def training(
     batches: Any,
     **options: Any,
 ) -> Callable[[], Any]:
-    """What runs steps of all workers of this process, again and again.
+    """Makes a function that trains all workers of this process for some steps.
 
     Args:
-      optimizer: of each worker.
-      communicator: between the workers.
-      start: parameters and other variables of all workers of this process.
+      optimizer: the optimizer of each worker.
+      communicator: connects the workers.
+      start: initial parameters and other variables of all workers of this process.
       gradient_fn: see :func:`djax.simulation.make_steps`.
-      batches: leaves `[local workers, steps, ...]`.
-      **options: of :func:`djax.simulation.make_steps`.
+      batches: the data of every call, leaves `[local workers, steps, ...]`.
+      **options: options of :func:`djax.simulation.make_steps`.
 
     Returns:
-      A function that returns all workers' parameters.
+      A function without arguments. Each call trains on from the last one, and returns
+      the parameters of all workers of this process.
     """
     workers = simulation.init_workers(optimizer, communicator, *start)
     steps = simulation.make_steps(gradient_fn, optimizer, communicator, **options)

@@ -1,23 +1,24 @@
-"""What the mechanisms take of a GPU.
+"""How much time the mechanisms take on GPUs.
 
     mpirun -n 2 python -m benchmarks.gpu             # ranks may share one GPU
     python -m benchmarks.gpu --mesh                  # one process, a worker a GPU
     MPI4JAX_USE_CUDA_MPI=1 mpirun -n 2 python -m benchmarks.gpu --name gpu_cuda_aware
 
 1. A step of ResNet-50 that computes in bfloat16, with SGD, and with each mechanism.
-2. Each mechanism alone, and the bandwidth of memory that a program reaches which reads
-   and writes the parameters once: a pass.
+2. Each mechanism alone, in units of a pass: a program that reads and writes the
+   parameters once. The bandwidth that this pass reaches is shown, too.
 
-Messages leave from host memory unless the MPI is CUDA-aware and the third line is used;
-the two JSON files then stand side by side. `benchmarks.overlap` shows the averaging
-thread of A²CiD² beside a busy GPU, by the same command as on a CPU.
+Messages are sent from host memory, unless the MPI is CUDA-aware and the third command
+is used. That command writes a JSON file of its own, to be compared with the first.
+`benchmarks.overlap` measures the averaging thread of A²CiD² beside a busy GPU, by the
+same command as on a CPU.
 
-Without a GPU it runs as well, slowly; `--width 0.25 --image-size 64` makes it small.
+The script also runs without a GPU, but slowly; `--width 0.25 --image-size 64` makes the
+network small.
 """
 
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -33,8 +34,8 @@ from . import contest, field, images
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What is measured."""
+class Config(contest.Turns):
+    """The options of the command line."""
 
     mesh: bool = False
     """Workers are the devices of this process, in place of MPI's ranks."""
@@ -43,19 +44,15 @@ class Config:
     image_size: int = 224
     """Height and width of the images."""
     width: float = 1.0
-    """Factor of ResNet-50's channels."""
+    """Factor by which ResNet-50's numbers of channels are multiplied."""
     steps: int = 5
-    """Of one run."""
-    repeats: int = 7
-    """How often, all contestants in turns."""
+    """Steps of one run."""
     name: str = "gpu"
-    """Of the JSON file."""
-    output: pathlib.Path = contest.RESULTS
-    """Where it goes."""
+    """Name of the JSON file, without its suffix."""
 
 
 def prepare(config: Config, communicator: Any, mechanism: Any, train: bool):
-    """What runs some steps of all workers of this process."""
+    """Makes a function that runs some steps of all workers of this process."""
     network = models.resnet50(
         1000, stem="imagenet", width=config.width, dtype=jnp.bfloat16
     )
@@ -82,7 +79,7 @@ def prepare(config: Config, communicator: Any, mechanism: Any, train: bool):
 
 
 def measure(config: Config, communicator: Any) -> list[dict[str, Any]]:
-    """A record for each mechanism, in a step of training and alone."""
+    """Times each mechanism in a training step and alone; returns a record for each."""
     ranks = getattr(communicator, "host_comm", None)
     barrier = ranks.Barrier if ranks else lambda: None
     records = []

@@ -1,4 +1,4 @@
-"""What the benchmarks train: networks of the papers' sizes, on random images."""
+"""Networks of the papers' sizes and random images, which the benchmarks train on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +13,8 @@ def shapes(network: nn.Module, size: int) -> tuple[Any, Any]:
     """Shapes of a network's parameters, and of its other variables.
 
     Args:
-      network: of :mod:`experiments.lib.models`.
-      size: height and width of the images.
+      network: a network of :mod:`experiments.lib.models`.
+      size: height and width of the images, in pixels.
     """
 
     def init(key):

@@ -1,12 +1,13 @@
-"""Whether jobs end when one of their processes is killed, whenever that is.
+"""Whether jobs end when one of their processes is killed at any moment.
 
     python -m benchmarks.kills --runs 200
 
 Starts small trainings of 2 to 4 processes, kills one of them (SIGKILL) at a random
-moment of a phase, and waits for the job's end. Over MPI the launcher ends all. Over
-sockets (`--transport zmq` and `djax.guard`) the others train to their end.
+moment of a phase, and waits for the end of the job. Over MPI the launcher ends all
+processes. Over sockets (`--transport zmq` and `djax.guard`) the other processes finish
+their training.
 
-Aim: every job ends within `--bound` seconds, and none of its processes outlives it.
+Aim: every job ends within `--bound` seconds, and no process outlives its job.
 
 Linux only. About 40 minutes for 200 runs on two cores.
 """
@@ -45,37 +46,35 @@ KINDS = {
 }
 TASK = "--task quadratics --epochs 4 --steps-per-epoch 250 --evaluations 2".split()
 TOKEN = "DJAX_KILLS_JOB"  # Environment variable by which a job's processes are known.
-STARTS = 4.0  # Seconds in which `start` kills.
-GIVE_UP = 180.0  # Seconds after which a phase has not come.
-ORPHANS = 2.0  # Seconds that processes may live after their launcher.
+STARTS = 4.0  # Seconds after the start within which the phase `start` kills.
+GIVE_UP = 180.0  # Seconds after which a phase counts as not reached.
+ORPHANS = 2.0  # Seconds for which processes may outlive their launcher.
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """How often, and what counts as an end in time."""
+class Config(contest.Published):
+    """The options of the command line."""
 
     runs: int = 200
     """Number of jobs."""
     seed: int = 0
-    """Of their kinds, sizes, victims and moments."""
+    """Seed of the jobs' kinds, sizes, killed processes and moments."""
     jobs: int = 2
-    """How many run at once."""
+    """Number of jobs that run at once."""
     bound: float = 60.0
-    """Seconds after the kill in which a job has to end."""
-    output: pathlib.Path = contest.RESULTS
-    """Where the JSON goes."""
+    """Seconds after the kill within which a job has to end."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One job, and its kill.
+    """One job, and how one of its processes is killed.
 
     Attributes:
-      kind: how its processes speak with each other.
-      phase: in which one is killed.
-      ranks: how many there are.
-      victim: who is killed.
-      moment: when in the phase, from 0 to 1.
+      kind: how its processes communicate, a key of `KINDS`.
+      phase: the phase in which a process is killed, a key of `PHASES`.
+      ranks: number of processes.
+      victim: rank of the process that is killed.
+      moment: place of the kill within its phase, from 0 (its begin) to 1.
     """
 
     kind: str
@@ -86,7 +85,7 @@ class Plan:
 
 
 def draw(config: Config) -> list[Plan]:
-    """All phases and kinds in turns, the rest at random."""
+    """Draws plans: phases and kinds alternate, everything else is random."""
     rng = np.random.default_rng(config.seed)
     plans = []
     for number in range(config.runs):
@@ -102,12 +101,12 @@ class Job:
     """A training that runs.
 
     Args:
-      plan: what is started.
-      folder: for its files.
+      plan: what is started, and what is killed.
+      folder: folder of the training's files.
     """
 
     def __init__(self, plan: Plan, folder: pathlib.Path):
-        """Starts it."""
+        """Starts the training."""
         self._plan, self._folder = plan, folder
         self._token, self.began = uuid.uuid4().hex, time.monotonic()
         guarded = plan.kind == "zmq"
@@ -134,7 +133,7 @@ class Job:
             )
 
     def processes(self) -> list[tuple[int, dict[str, str], str]]:
-        """Its living processes: ids, environments and command lines."""
+        """Ids, environments and command lines of its living processes."""
         found = []
         for entry in pathlib.Path("/proc").iterdir():
             try:
@@ -142,7 +141,7 @@ class Job:
                 if self._token not in pairs:
                     continue
                 command = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:  # It is no process, has ended, or is another user's.
+            except OSError:  # No process, an ended one, or another user's.
                 continue
             parts = (pair.partition("=") for pair in pairs.split("\0"))
             values = {name: value for name, _, value in parts}
@@ -150,12 +149,12 @@ class Job:
         return found
 
     def share(self) -> int | None:
-        """What the bar shows, in %; None before there is one."""
+        """The progress that the bar shows, in %; None before there is a bar."""
         shown = re.findall(rb"(\d+)%\|", self._log.read_bytes())
         return int(shown[-1]) if shown else None
 
     def tail(self) -> str:
-        """The last of what it has said."""
+        """The last lines of its output."""
         return self._log.read_text(errors="replace")[-2000:]
 
     def _has_come(self) -> bool:
@@ -175,7 +174,7 @@ class Job:
                 return share == 100
 
     def kill(self) -> bool:
-        """Waits for the moment, and kills; returns whether the job was still there."""
+        """Waits for the moment, and kills; returns whether the job still ran then."""
         while not self._has_come():
             late = time.monotonic() - self.began > GIVE_UP
             if late or self.process.poll() is not None:
@@ -194,7 +193,7 @@ class Job:
 
 
 def run(plan: Plan, bound: float) -> dict[str, Any]:
-    """Starts a job, kills one of its processes, and looks at what follows."""
+    """Starts a job, kills one of its processes, and records how the job ends."""
     with tempfile.TemporaryDirectory() as name:
         job = Job(plan, pathlib.Path(name))
         struck = job.kill()
@@ -227,7 +226,7 @@ def run(plan: Plan, bound: float) -> dict[str, Any]:
 
 
 def leftovers() -> set[str]:
-    """MPICH's shared memory."""
+    """Files of MPICH's shared memory that exist now."""
     return {path.name for path in pathlib.Path("/dev/shm").glob("mpich_shm_*")}
 
 
@@ -271,7 +270,8 @@ def main() -> None:
             print(f"not as it should be: {record}", file=sys.stderr)
     columns = ["", "phase", "killed", "ended in time", "longest, s"]
     columns += ["exit codes", "orphans", "tables"]
-    struck = [r for r in records if r["struck"]]  # The others were too slow to kill.
+    # The other jobs ended before their kill.
+    struck = [r for r in records if r["struck"]]
     bad = sum(not r["in_time"] or r["orphans"] > 0 for r in struck)
     title = f"{len(struck)} kills, {config.bound:g} s allowed, {bad} bad, "
     title += f"{len(leftovers() - before)} pieces of shared memory left"

@@ -1,26 +1,27 @@
-"""A step of every mechanism between real processes, with parameters of real networks.
+"""Time of every mechanism between processes, with the parameters of real networks.
 
     mpirun -n 2 python -m benchmarks.mpi_step
     mpirun -n 2 python -m benchmarks.mpi_step --torch   # with the extra torch
 
-No gradients are computed. A mechanism runs alone, then behind SGD, whose own time is
-measured, too. What stands beside it:
+No gradients are computed. Each mechanism runs alone, and then behind SGD, whose own
+time is measured, too. Mechanisms are compared with the following:
 
-* *bare*: one `Sendrecv` of mpi4py for each neighbour, of all parameters in one array,
-  into a buffer that is used again and again, and an axpy of BLAS; behind SGD an axpy
-  more. Aim: gossip takes at most 1.1 times as long.
-* *a pass*: a program that reads the parameters and writes them. Aim: PowerGossip of
-  rank 1, 2 and 4 takes at most 3 passes. Behind SGD are shown those beyond SGD's own.
-* *memory*: XLA's account of the program: what it is given, what it returns, and what it
-  needs in between. Aim: at most the parameters, what the README says that the algorithm
-  keeps, and one more model.
+* *bare*: the least that the messages cost. mpi4py's `Sendrecv` exchanges all parameters
+  as one array with each neighbour, into a buffer that is used again, and an axpy of
+  BLAS adds them. Behind SGD there is one axpy more. Aim: gossip takes at most 1.1 times
+  as long.
+* *a pass*: a program that reads the parameters and writes them once. Aim: PowerGossip
+  of rank 1, 2 and 4 takes at most 3 passes. Behind SGD, the passes of SGD itself are
+  subtracted.
+* *memory*: the arguments, results and temporary arrays of the program, as XLA reports
+  them. Aim: at most the parameters, what the README says that the algorithm keeps, and
+  one more model.
 
-With `--torch`: the same over gloo, in the manner of the algorithms' published code.
-Aim: gossip 3 times, PowerGossip 4 times as fast.
+With `--torch` they are compared with PyTorch over gloo, written in the manner of the
+algorithms' published code. Aim: gossip is 3 times and PowerGossip 4 times as fast.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -44,23 +45,21 @@ PASSES = 3.0
 FASTER_THAN_TORCH = {"gossip": 3.0, "power_gossip": 4.0}
 SENDRECV, ALLREDUCE = "bare Sendrecv + axpy", "bare Allreduce + axpy"
 BARE = {"gossip": SENDRECV, "all_reduce": ALLREDUCE}
-RATE = 1e-6  # Of all updates: the numbers shall stay small.
+RATE = 1e-6  # Learning rate; so small that no number grows large.
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What is measured."""
+class Config(contest.Turns):
+    """The options of the command line."""
 
     models: tuple[Literal["resnet18", "resnet50"], ...] = ("resnet18", "resnet50")
-    """Whose parameters, with the stem and classes of ImageNet."""
+    """Networks with the stem and classes of ImageNet whose parameters are sent."""
     torch: bool = False
-    """Race against PyTorch and gloo, in place of all else."""
+    """Compare with PyTorch and gloo only."""
     steps: int = 10
-    """Of one run."""
+    """Steps of one run."""
     repeats: int = 9
-    """How often, all contestants in turns."""
-    output: pathlib.Path = contest.RESULTS
-    """Where the JSON goes."""
+    """How often each contestant runs, after a first run that compiles."""
 
 
 def parameters(model: str) -> Any:
@@ -70,13 +69,13 @@ def parameters(model: str) -> Any:
 
 
 class Program:
-    """Some steps of one transformation as one program, on parameters of their own.
+    """Some steps of one optimizer as one program, on parameters of its own.
 
     Args:
-      optimizer: of each worker.
-      communicator: between the ranks.
-      params: to start from.
-      steps: of one run.
+      optimizer: the optimizer of each worker.
+      communicator: connects the ranks.
+      params: initial parameters; they are copied.
+      steps: number of steps of one run.
     """
 
     def __init__(self, optimizer, communicator, params, steps: int):
@@ -101,7 +100,7 @@ class Program:
         return self.params
 
     def memory(self) -> float:
-        """What it takes at its peak, in models."""
+        """Its largest memory, in units of the parameters' size."""
         lowered = self.program.lower(self.params, self.state, self.grads)
         memory = lowered.compile().memory_analysis()
         assert memory is not None, "this backend does not say what memory it takes"
@@ -115,14 +114,14 @@ class Program:
 
 
 class Bare:
-    """What bare messages and BLAS take.
+    """Some steps of bare messages and BLAS, without djax.
 
     Args:
-      communicator: between the ranks.
-      params: to start from.
-      steps: of one run.
-      sgd: whether an axpy stands for SGD before.
-      all_reduce: all-reduce in place of messages along the ring.
+      communicator: connects the ranks.
+      params: initial parameters.
+      steps: number of steps of one run.
+      sgd: whether each step begins with an axpy that stands for SGD.
+      all_reduce: whether an all-reduce replaces the messages along the ring.
     """
 
     def __init__(self, communicator, params, steps: int, sgd: bool, all_reduce: bool):
@@ -137,7 +136,7 @@ class Bare:
         self.axpy = scipy.linalg.get_blas_funcs("axpy", (self.x,))
 
     def __call__(self):
-        """Some steps."""
+        """Runs the steps."""
         for _ in range(self.steps):
             if self.sgd:
                 self._add(self.update)
@@ -160,20 +159,21 @@ def kept(name: str, size: int) -> int:
 
 
 def contestants(config: Config, communicator, params) -> Iterator[tuple[Any, Any]]:
-    """All contestants: their name, whether alone or behind SGD, and what runs."""
+    """Yields each contestant's name, whether it is behind SGD, and its function."""
     given = communicator, params, config.steps
     for behind, base in (("alone", optax.set_to_zero()), ("SGD", optax.sgd(RATE))):
         for name, mechanism in field.mechanisms(communicator).items():
             if (name, behind) != ("none", "alone"):
                 yield (name, behind), Program(optax.chain(base, mechanism), *given)
-            if bare := BARE.get(name):  # Next to each other: a machine has its moods.
+            # Bare messages run next to their mechanism, as memory changes its speed.
+            if bare := BARE.get(name):
                 yield (bare, behind), Bare(*given, behind == "SGD", bare == ALLREDUCE)
         if behind == "alone":
             yield ("a pass", behind), Program(field.a_pass(), *given)
 
 
 def measure(config: Config, communicator, model: str) -> list[dict[str, Any]]:
-    """A record for each contestant, of one model."""
+    """Times all contestants with one model; returns a record for each."""
     params = parameters(model)
     runs = dict(contestants(config, communicator, params))
     barrier = communicator.host_comm.Barrier
@@ -196,8 +196,8 @@ def measure(config: Config, communicator, model: str) -> list[dict[str, Any]]:
 
 
 def against_torch(config: Config, communicator, model: str) -> list[dict[str, Any]]:
-    """The same of what PyTorch competes in."""
-    from . import torch_step  # PyTorch is an extra.
+    """Times gossip and PowerGossip against PyTorch; returns a record for each."""
+    from . import torch_step  # PyTorch is an optional dependency.
 
     given = communicator, parameters(model), config.steps
     torch_step.start(communicator)
@@ -228,7 +228,7 @@ def against_torch(config: Config, communicator, model: str) -> list[dict[str, An
 
 
 def table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of what :func:`measure` found."""
+    """Columns and rows of the records of :func:`measure`."""
     rows = []
     for record in records:
         name, alone = record["contestant"], record["behind"] == "alone"
@@ -254,7 +254,7 @@ def table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
 
 
 def table_of_torch(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of what :func:`against_torch` found."""
+    """Columns and rows of the records of :func:`against_torch`."""
     rows = []
     for record in records:
         aim = FASTER_THAN_TORCH[record["contestant"].partition(",")[0]]
@@ -270,7 +270,7 @@ def main() -> None:
     communicator = communicators.mpi()
     if communicator.size < 2:
         raise SystemExit("mpi_step: mpirun -n 2 python -m benchmarks.mpi_step")
-    threadpoolctl.threadpool_limits(1)  # Of BLAS: a rank has one core.
+    threadpoolctl.threadpool_limits(1)  # For BLAS, since a rank has one core.
     contest.compile_once()
     run, show, name = measure, table, "mpi_step"
     if config.torch:

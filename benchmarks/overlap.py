@@ -1,21 +1,21 @@
-"""What averaging in the background costs the gradients, and what it costs in between.
+"""How much averaging slows gradients down, in a second thread and between gradients.
 
     mpirun -n 2 python -m benchmarks.overlap
 
 Two ranks with a network of 10 million parameters compute gradients as fast as they can,
-with SGD with momentum: without averaging, with one averaging per gradient in the
-background (`djax.asynchronous.run`), and with the same exchange between two gradients,
-during which nothing else happens. A gradient is either a wait of 50 ms, which stands
-for a GPU that leaves the CPU alone, or really computed, in about 100 ms on one core.
+by SGD with momentum. They do so in three ways: without averaging; with one averaging
+per gradient in a second thread (`djax.asynchronous.run`); and with the same exchange
+between two gradients, during which nothing is computed. A gradient either waits for
+50 ms, which stands for a GPU that leaves the CPU free, or is really computed, in about
+100 ms on one core.
 
-Aim: with averagings in the background, at least 0.95 of the gradients per second for a
-gradient that waits, and 0.9 for one that computes, where an averaging takes its memory
-passes from the only core.
+Aim: averaging in the second thread leaves at least 0.95 of the gradients per second if
+gradients wait, and 0.9 if they compute. In the latter case averaging and gradient share
+one core.
 """
 
 import dataclasses
 import functools
-import pathlib
 import statistics
 import time
 from typing import Any
@@ -40,19 +40,17 @@ LAYERS = (784, 2048, 2048, 2048, 10)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What is measured."""
+class Config(contest.Turns):
+    """The options of the command line."""
 
     seconds: float = 6.0
-    """Of each run."""
+    """Seconds of each run."""
     repeats: int = 5
-    """How often, all contestants in turns."""
+    """How often each contestant runs, after a first run that compiles."""
     wait: float = 0.05
     """Seconds of a gradient that waits."""
     batch_size: int = 304
     """Samples of a gradient that computes."""
-    output: pathlib.Path = contest.RESULTS
-    """Where the JSON goes."""
 
 
 def init() -> list[dict[str, jax.Array]]:
@@ -74,13 +72,13 @@ def loss(params, images, labels):
 
 
 def compute(params, model_state, batch):
-    """A gradient that is computed."""
+    """Computes the gradient of :func:`loss`."""
     value, grads = jax.value_and_grad(loss)(params, *batch)
     return grads, model_state, {"loss": value}
 
 
 def waiting(params, seconds: float):
-    """A gradient that waits, and is always the same."""
+    """Makes a gradient function that only waits, and always returns the same values."""
     grads = jax.tree.map(lambda x: 1e-6 * x[0], params)
 
     def wait(params, model_state, batch):
@@ -91,10 +89,10 @@ def waiting(params, seconds: float):
 
 
 class Contest:
-    """The contestants, with what they have in common.
+    """The contestants, with the model and the data that they share.
 
     Args:
-      config: what is measured.
+      config: the options of the command line.
     """
 
     def __init__(self, config: Config):
@@ -118,7 +116,7 @@ class Contest:
         }
 
     def behind(self, gradient: str, algorithm: str, rate: float) -> dict[str, float]:
-        """Averages in the background; gradients a second, and averagings of each."""
+        """Averages in a second thread; returns gradients per second, and averagings."""
         outcome = asynchronous.run(
             self.algorithms[algorithm],
             self.gradients[gradient],
@@ -140,7 +138,7 @@ class Contest:
         }
 
     def between(self, gradient: str, algorithm: str) -> dict[str, float]:
-        """Averages between the gradients."""
+        """Averages between gradients; returns gradients per second, and averagings."""
         events, peer = self.algorithms[algorithm], 1 - self.communicator.rank()
         params = jax.tree.map(lambda x: x[0], self.params)
         batch = jax.tree.map(lambda x: x[0, 0], self.data)
@@ -185,7 +183,7 @@ class Contest:
         }
 
     def contestants(self) -> dict[tuple[str, str, str], Any]:
-        """By gradient, algorithm and name: what measures it."""
+        """The functions that measure, by gradient, algorithm and name."""
         found = {}
         for gradient in self.gradients:
             for algorithm in self.algorithms:
@@ -201,7 +199,7 @@ class Contest:
 
 
 def measure(field: Contest) -> list[dict[str, Any]]:
-    """All contestants in turns; a record for each."""
+    """Measures all contestants in turns; returns a record for each."""
     found = field.contestants()
     results = {key: [] for key in found}
     for _ in range(field.config.repeats):

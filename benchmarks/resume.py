@@ -1,14 +1,15 @@
-"""Runs that are killed while they save, and go on as if they had not been.
+"""Whether runs that are killed while they save can be resumed bit for bit.
 
     python -m benchmarks.resume
 
-A run of D-PSGD on handwritten digits saves as often as it can, two workers simulated in
-one process and, in turns, two MPI ranks. At a random moment after its first save all of
-its processes are killed by SIGKILL, some of them while they write, commit or remove a
-checkpoint. The same command line with `--resume` then goes on to the end.
+A run of D-PSGD on handwritten digits saves as often as it can. Its two workers are
+simulated in one process or, in every second run, are two MPI ranks. At a random moment
+after the first save all processes of the run are killed by SIGKILL, some of them while
+they write, commit or remove a checkpoint. The same command line with `--resume` then
+continues to the end.
 
-Aim: every resumed run ends with the very parameters, bit for bit, of a run that nothing
-disturbed, and starts from zero only if no step had been saved by all processes.
+Aim: every resumed run ends with the same parameters, bit for bit, as an undisturbed
+run. It starts from the beginning only if no step had been saved by all processes.
 """
 
 import dataclasses
@@ -46,28 +47,26 @@ FINISH = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What is killed, and how often."""
+class Config(contest.Published):
+    """The options of the command line."""
 
     runs: int = 50
-    """How many runs are killed."""
+    """Number of runs that are killed."""
     seed: int = 0
-    """Of the moments."""
+    """Seed of the moments at which runs are killed."""
     epochs: int = 60
-    """Of each run; an epoch is a save."""
+    """Epochs of each run; a run saves after every epoch."""
     keep: int = 1
-    """How many checkpoints are kept."""
-    output: pathlib.Path = contest.RESULTS
-    """Where the JSON goes."""
+    """Number of checkpoints that are kept."""
 
 
 def command(config: Config, kind: str, folder: pathlib.Path) -> list[str]:
-    """The command line of a run, the same for its start and for going on.
+    """The command line of a run, which both starts and resumes it.
 
     Args:
-      config: from the command line.
+      config: the options of the command line.
       kind: `"simulated"` or `"mpi"`.
-      folder: of the run.
+      folder: the run's folder.
     """
     launch = ["mpirun", "-n", "2"] if kind == "mpi" else []
     line = (
@@ -82,9 +81,9 @@ def command(config: Config, kind: str, folder: pathlib.Path) -> list[str]:
 
 
 def start(config: Config, kind: str, folder: pathlib.Path) -> subprocess.Popen:
-    """Starts a run in a session of its own.
+    """Starts or resumes a run, in a session of its own.
 
-    The programs of all runs are the same, and compiled once.
+    All runs use the same programs, which a cache keeps, so that they compile once.
     """
     environment = {
         **os.environ,
@@ -117,7 +116,7 @@ def processes(folder: pathlib.Path) -> list[int]:
 
 
 def kill(folder: pathlib.Path) -> None:
-    """Kills all processes of a run, the launcher's too."""
+    """Kills all processes of a run and its launcher."""
     for number in processes(folder):
         try:
             os.kill(number, signal.SIGKILL)
@@ -126,7 +125,7 @@ def kill(folder: pathlib.Path) -> None:
 
 
 def steps_of(folder: pathlib.Path) -> list[set[int]]:
-    """The steps that each process has completely saved."""
+    """The steps that each process has saved completely."""
     return [
         {int(path.name) for path in own.iterdir() if path.name.isdigit()}
         for own in sorted((folder / "saved").glob("workers_*"))
@@ -137,7 +136,7 @@ def common(folder: pathlib.Path, kind: str) -> int:
     """The last step that all processes have saved, or 0."""
     try:
         everyones = steps_of(folder)
-    except OSError:  # One was removed meanwhile.
+    except OSError:  # The run has removed a checkpoint in the meantime.
         return 0
     if len(everyones) < (2 if kind == "mpi" else 1):
         return 0
@@ -145,10 +144,10 @@ def common(folder: pathlib.Path, kind: str) -> int:
 
 
 def finish(config: Config, kind: str, folder: pathlib.Path) -> list[Any] | None:
-    """Lets a run go on to its end.
+    """Starts or resumes a run, and waits until it ends.
 
     Returns:
-      Of each process its parameters, and the step it began at; None if it failed.
+      The parameters of each process and the step at which it began; None if it failed.
     """
     process = start(config, kind, folder)
     try:
@@ -179,16 +178,16 @@ def attempt(
     seconds: float,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Kills a run while it saves, and lets it go on.
+    """Kills a run while it saves, resumes it, and compares it with an undisturbed run.
 
     Args:
-      config: from the command line.
-      kind: where its workers live.
-      folder: of the run.
-      whole: what the undisturbed run ended with.
-      last: step that the undisturbed run saved last.
-      seconds: from one save of it to the next.
-      rng: draws the moment.
+      config: the options of the command line.
+      kind: `"simulated"` or `"mpi"`.
+      folder: the run's folder.
+      whole: the results of the undisturbed run.
+      last: the step that the undisturbed run saved last.
+      seconds: time between two saves of the undisturbed run.
+      rng: draws the moment of the kill.
     """
     process, began = start(config, kind, folder), time.monotonic()
     least = rng.uniform(0, 0.9) * last
@@ -223,9 +222,10 @@ def attempt(
 def undisturbed(
     config: Config, kind: str, folder: pathlib.Path
 ) -> tuple[list[Any], int, float]:
-    """What a run ends with, its last saved step, and the seconds between two saves.
+    """Results of an undisturbed run, its last saved step, and seconds between saves.
 
-    It is run twice, so that the second one compiles as little as those to come.
+    The run is made twice: the second one, like the later runs, finds its programs
+    compiled.
     """
     for name in ("first", "second"):
         own = folder / name
@@ -244,7 +244,7 @@ def undisturbed(
 
 
 def measure(config: Config) -> list[dict[str, Any]]:
-    """Kills the runs, in turns of their kinds."""
+    """Kills runs of both kinds in turns; returns their records."""
     rng, records = np.random.default_rng(config.seed), []
     kinds = "simulated", "mpi"
     with tempfile.TemporaryDirectory() as name:

@@ -1,25 +1,26 @@
-r"""Predicted steps of up to 4,096 workers on fast networks.
+r"""Predicts the time of a step for up to 4,096 workers on fast networks.
 
-    python -m benchmarks.scale_model                    # a gradient as long as here
-    python -m benchmarks.scale_model --gradient-ms 100  # or as it takes elsewhere
+    python -m benchmarks.scale_model                    # measures a gradient here
+    python -m benchmarks.scale_model --gradient-ms 100  # or takes a given time
 
-A worker computes a gradient in :math:`t` seconds and then sends messages, each of which
-takes a latency :math:`\alpha` and its bytes over the bandwidth :math:`\beta` of its own
-link, both ways at once:
+A worker computes a gradient in :math:`t` seconds and then sends messages. Each message
+takes a latency :math:`\alpha`, and its bytes divided by the bandwidth :math:`\beta` of
+the worker's own link. Links carry messages in both directions at once:
 
 .. math:: T = t + m \alpha + b / \beta.
 
-The bytes b and messages m are those of the worker that sends most, counted by
-`djax.communication_cost`. An all-reduce is taken for a ring's, :math:`m = 2 (n - 1)`
-and :math:`b = 2 M (n - 1) / n`. A²CiD² averages once a gradient while it computes:
-:math:`T = \max(t, m \alpha + b / \beta)`. The mechanism's own passes over memory are
-left out. Efficiency is :math:`t / T`: how much of the time is spent on gradients, not
-how much they are worth.
+The bytes b and messages m are those of the worker that sends most, as counted by
+`djax.communication_cost`. An all-reduce is assumed to go around a ring, with
+:math:`m = 2 (n - 1)` and :math:`b = 2 M (n - 1) / n`. A²CiD² averages once per gradient
+while it computes: :math:`T = \max(t, m \alpha + b / \beta)`. The mechanism's own passes
+over memory are left out. Efficiency is :math:`t / T`, the share of the time that is
+spent on gradients; it does not say how much these gradients are worth.
 
-The model is held against what :mod:`benchmarks.slow_network` has measured. Its ranks
-share one line, and two cores: while some compute, others' messages pass. A step takes
-the larger of two times, the bytes of all over the bandwidth, and what it took at the
-largest bandwidth beyond that. The error is that at the other bandwidths.
+The model is compared with the measurements of :mod:`benchmarks.slow_network`. There all
+ranks share one link and two cores, so that some ranks compute while messages of others
+pass. The predicted time of a step is therefore the larger of two times: the bytes of
+all ranks over the bandwidth, and the time that the step took at the largest bandwidth,
+less the time of its bytes there. The error is taken at the other bandwidths.
 """
 
 import dataclasses
@@ -45,33 +46,31 @@ from . import contest, images
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What is predicted."""
+class Config(contest.Published):
+    """The options of the command line. `output` also has `slow_network.json`."""
 
     model: Literal["resnet18", "resnet50"] = "resnet50"
-    """What is trained, on images of ImageNet's size."""
+    """Network that is trained, on images of ImageNet's size."""
     gradient_ms: float | None = None
     """Milliseconds of a gradient; by default it is measured here."""
     batch_size: int = 32
     """Samples of a gradient that is measured."""
     latency_us: float = 5.0
-    """Microseconds of a message."""
+    """Latency of a message in microseconds."""
     gigabits: tuple[float, ...] = (10.0, 100.0, 400.0)
-    """Of each worker's link, a second."""
+    """Bandwidths of each worker's link, in Gbit/s."""
     workers: tuple[int, ...] = (8, 64, 512, 4096)
     """Numbers of workers."""
-    output: pathlib.Path = contest.RESULTS
-    """Where `slow_network.json` is, and this one's goes."""
 
 
 class Load(NamedTuple):
-    """What a step asks of one worker.
+    """What one worker sends and keeps in a step.
 
     Attributes:
-      bytes: that it sends.
-      messages: that it sends.
+      bytes: number of bytes that it sends.
+      messages: number of messages that it sends.
       memory: bytes of parameters, gradients, momentum and what the mechanism keeps.
-      hidden: whether messages travel while it computes.
+      hidden: whether messages are sent while the worker computes.
     """
 
     bytes: float
@@ -99,7 +98,7 @@ FIELD: dict[str, tuple[str, Mechanism]] = {
 
 
 def loads(model: Any, n: int) -> dict[str, Load]:
-    """What each mechanism asks of the busiest of n workers."""
+    """The load of the busiest of n workers, for each mechanism."""
     communicator = communicators.simulated(n)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model))
     rounds = 2 * (n - 1)
@@ -117,26 +116,26 @@ def loads(model: Any, n: int) -> dict[str, Load]:
     messages = djax.communication_cost(
         djax.gossip(graphs["ring"], communicator), model, graphs["ring"]
     ).max_messages
-    # One averaging a gradient: one neighbour's messages, and a second model.
+    # A²CiD² sends to one neighbour per gradient, and keeps a second model.
     found["A²CiD², any graph"] = Load(size, messages / 2, 4 * size, hidden=True)
     return found
 
 
 def step_seconds(load: Load, gradient: float, latency: float, bandwidth: float):
-    """Seconds of a step.
+    """Predicts the seconds of a step.
 
     Args:
-      load: of the busiest worker.
-      gradient: seconds.
-      latency: seconds of a message.
-      bandwidth: bytes a second.
+      load: load of the busiest worker.
+      gradient: seconds of a gradient.
+      latency: seconds of a message, besides those of its bytes.
+      bandwidth: bytes per second.
     """
     sending = load.messages * latency + load.bytes / bandwidth
     return max(gradient, sending) if load.hidden else gradient + sending
 
 
 def measure_gradient(config: Config) -> float:
-    """Seconds of a gradient here, with random images."""
+    """Measures the seconds of a gradient on this machine, with random images."""
     network = getattr(models, config.model)(1000, stem="imagenet")
     params, model_state = images.start(network, 224)
     gradient = jax.jit(images.make_gradient(network))
@@ -146,7 +145,7 @@ def measure_gradient(config: Config) -> float:
 
 
 def errors(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The model against what was measured on slow networks."""
+    """Compares the model with the times that were measured on slow networks."""
     if not path.exists():
         raise SystemExit(
             f"{path} is missing: run benchmarks.slow_network with this --output, or "
@@ -156,7 +155,7 @@ def errors(path: pathlib.Path) -> list[dict[str, Any]]:
     fastest = max(point["megabits"] for point in points)
 
     def on_the_line(point):
-        """Seconds that a step's bytes take."""
+        """Seconds that the bytes of a step take on the shared link."""
         ranks = point["ranks"]
         passed = 2 * (ranks - 1) / ranks if point["mechanism"] == "all_reduce" else 1
         return 8 * passed * point["bytes"] / (1e6 * point["megabits"])
@@ -186,7 +185,7 @@ def errors(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def predict(config: Config, gradient: float) -> list[dict[str, Any]]:
-    """A record for each mechanism, network and number of workers."""
+    """Predicts a record for each mechanism, bandwidth and number of workers."""
     network = getattr(models, config.model)(1000, stem="imagenet")
     model, _ = images.shapes(network, 224)
     latency, records = config.latency_us / 1e6, []
@@ -209,7 +208,7 @@ def predict(config: Config, gradient: float) -> list[dict[str, Any]]:
 
 
 def table(config: Config, gigabits: float, records: list[dict[str, Any]]):
-    """Title, columns and rows of one network's predictions."""
+    """Title, columns and rows of the predictions for one bandwidth."""
     rows = []
     for name in dict.fromkeys(record["mechanism"] for record in records):
         mine = [r for r in records if r["mechanism"] == name]

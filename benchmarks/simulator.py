@@ -1,80 +1,72 @@
-"""Steps of simulated workers: what every mechanism adds to the gradients.
+"""How much every mechanism adds to a step of simulated workers.
 
-    python -m benchmarks.simulator               # all that follows but the reference
-    python -m benchmarks.simulator --reference   # against a loop in NumPy
+    python -m benchmarks.simulator               # the first three tables
+    python -m benchmarks.simulator --reference   # the fourth: against a loop in NumPy
 
-1. An MLP of 101,770 parameters learned by 32 workers, each with its own batches of 32
-   or 128, all workers under one `vmap` and all steps under one `lax.scan`: the time of
-   a step with each mechanism on a ring (relay: on a chain), over that of a step without
-   any. Aim: at most 1.5.
-2. Steps of 8 to 1,024 workers on sparse graphs: of the random quadratics with 10
-   parameters, and of a small MLP. Aim: a worker's share of a step of 1,024 takes at
-   most 1.5 times that of 128; with fewer, starting the operations takes longest.
-3. The MLP of 1., where workers average only after every 20th step. Aim: at most 1.3
-   times a step without averaging plus a twentieth of what averaging adds to a step.
+1. 32 workers learn an MLP of 101,770 parameters, each with its own batches of 32 or
+   128; all workers are under one `vmap` and all steps under one `lax.scan`. The table
+   has the time of a step with each mechanism on a ring (relay: on a chain), over that
+   of a step without a mechanism. Aim: at most 1.5.
+2. Steps of 8 to 1,024 workers on sparse graphs, of the random quadratics with 10
+   parameters and of a small MLP. Aim: with 1,024 workers, a step takes at most 1.5
+   times as long per worker as with 128. (With fewer workers, most of the time is spent
+   on starting operations.)
+3. The MLP of the first table, with averaging after every 20th step only. Aim: at most
+   1.3 times a step without averaging plus a twentieth of what averaging adds to a step.
 4. With `--reference`, relay for 64 workers on the quadratics against a loop over
-   workers and edges in NumPy, which finds the same trajectory. Aim: at least 200 times
-   as fast.
+   workers and edges in NumPy, which finds the same trajectory. Aim: djax is at least
+   200 times as fast.
 """
 
 import dataclasses
 import functools
-import itertools
-import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
 
 import djax
 from djax import (
-    communicators,
     compressors,
     topologies,
 )
-from experiments.lib.quadratics import random_quadratics
 
-from . import contest, field
+from . import contest, simulator_reference
+from .small_tasks import Problem, mlp, prepare, quadratics
 
-DIM = 10  # Of the quadratics.
 LAYERS = (784, 128, 10)  # 101,770 parameters.
 SMALL = (32, 16, 10)
 RATIO = 1.5
 FLAT = 1.5
-FLAT_FROM = 128  # Workers; for fewer, starting an operation takes longest.
-FASTER = 200.0
+FLAT_FROM = 128  # With fewer workers, starting operations takes most of the time.
 SELDOM = 1.3
 PERIOD = 20
 
+Makers = dict[str, Callable[[Any], optax.GradientTransformation]]
+
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What is measured."""
+class Config(contest.Turns):
+    """The options of the command line."""
 
     reference: bool = False
-    """Measure the loop in NumPy in place of everything else."""
+    """Measure the fourth table only."""
     workers: int = 32
-    """Of the first table."""
+    """Number of workers of the first and third table."""
     batch_sizes: tuple[int, ...] = (32, 128)
-    """Samples of a gradient there."""
+    """Samples of a gradient in these tables."""
     sizes: tuple[int, ...] = (8, 32, 128, 512, 1024)
-    """Numbers of workers of the second."""
+    """Numbers of workers of the second table."""
     steps: int = 20
-    """Of one run, a multiple of 20; of the quadratics 10 times as many."""
-    repeats: int = 7
-    """How often, all contestants in turns."""
-    output: pathlib.Path = contest.RESULTS
-    """Where the JSON goes."""
+    """Steps of one run, a multiple of 20. On the quadratics, 10 times as many."""
 
 
-def mechanisms(n: int) -> dict[str, Callable[[Any], optax.GradientTransformation]]:
-    """What makes each mechanism of a communicator of `n` workers, by name.
+def mechanisms(n: int) -> Makers:
+    """Functions that make each mechanism on a communicator of `n` workers, by name.
 
-    Those that averages go around are on a ring, relay on a chain.
+    Graphs are rings, but relay is on a chain, and push-sum on an exponential graph.
     """
     ring, chain = topologies.ring(n), topologies.chain(n)
     fine, bits = compressors.top_k(0.01), compressors.quantize(8)
@@ -101,12 +93,11 @@ def mechanisms(n: int) -> dict[str, Callable[[Any], optax.GradientTransformation
     }
 
 
-def sparse(n: int) -> dict[str, Callable[[Any], optax.GradientTransformation]]:
-    """The mechanisms whose cost has to be flat in `n`, by their graphs."""
+def sparse(n: int) -> Makers:
+    """Functions that make mechanisms on sparse graphs of `n` workers, by name."""
     ring, torus = topologies.ring(n), topologies.torus(n)
     chain, tree = topologies.chain(n), topologies.binary_tree(n)
-    made: dict[str, Callable[[Any], optax.GradientTransformation]]
-    made = {"none": lambda c: optax.identity()}
+    made: Makers = {"none": lambda c: optax.identity()}
     for name, graph in {"ring": ring, "torus": torus, "binary tree": tree}.items():
         made[f"gossip, {name}"] = functools.partial(djax.gossip, graph)
     for name, graph in {"chain": chain, "binary tree": tree}.items():
@@ -116,8 +107,8 @@ def sparse(n: int) -> dict[str, Callable[[Any], optax.GradientTransformation]]:
     return made
 
 
-def seldom(n: int) -> dict[str, Callable[[Any], optax.GradientTransformation]]:
-    """The mechanisms that average after every 20th step, by name."""
+def seldom(n: int) -> Makers:
+    """Functions that make the mechanisms of the third table, by name."""
     ring, coarse = topologies.ring(n), compressors.top_k(0.1)
     return {
         "gossip": functools.partial(djax.gossip, ring),
@@ -127,78 +118,18 @@ def seldom(n: int) -> dict[str, Callable[[Any], optax.GradientTransformation]]:
     }
 
 
-class Problem(NamedTuple):
-    """What n workers learn.
-
-    Attributes:
-      params: initial parameters of one worker.
-      gradient_fn: see :func:`djax.simulation.make_steps`.
-      batches: leaves `[n, steps, ...]`.
-      model_state: leaves `[n, ...]`.
-    """
-
-    params: Any
-    gradient_fn: Callable
-    batches: Any
-    model_state: Any = ()
-
-
-def mlp(layers: Sequence[int], n: int, steps: int, batch_size: int) -> Problem:
-    """An MLP, on random images."""
-    keys = jax.random.split(jax.random.key(0), len(layers) + 1)
-    params = [
-        {"w": jax.random.normal(key, shape) / shape[0] ** 0.5, "b": jnp.zeros(shape[1])}
-        for key, shape in zip(keys, itertools.pairwise(layers), strict=False)
-    ]
-    lead = (n, steps, batch_size)
-    images = jax.random.normal(keys[-2], (*lead, layers[0]))
-    labels = jax.random.randint(keys[-1], lead, 0, layers[-1])
-
-    def loss(params, images, labels):
-        hidden = jax.nn.relu(images @ params[0]["w"] + params[0]["b"])
-        logits = hidden @ params[1]["w"] + params[1]["b"]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean()
-
-    def gradient(params, model_state, batch):
-        value, grads = jax.value_and_grad(loss)(params, *batch)
-        return grads, model_state, {"loss": value}
-
-    return Problem(params, gradient, (images, labels))
-
-
-def quadratics(n: int, steps: int) -> Problem:
-    """The random quadratics, which the workers carry along instead of batches."""
-    problem = random_quadratics(n, DIM, 1.0)
-    own = tuple(jnp.asarray(x, "f4") for x in (problem.matrices, problem.offsets))
-
-    def gradient(x, own, batch):
-        matrix, offset = own
-        return matrix.T @ (matrix @ x - offset), own, ()
-
-    return Problem(jnp.zeros(DIM), gradient, jnp.zeros((n, steps)), own)
-
-
-def prepare(problem: Problem, make: Callable, n: int) -> Callable[[], Any]:
-    """What runs the steps of a mechanism and returns the models."""
-    communicator = communicators.simulated(n)
-    params = communicators.replicate(communicator, problem.params)
-    return field.training(
-        optax.chain(optax.sgd(0.01), make(communicator)),
-        communicator,
-        (params, problem.model_state),
-        problem.gradient_fn,
-        problem.batches,
-    )
+def timed(config: Config, problem: Problem, mechanisms: Makers, n: int):
+    """Times runs with each mechanism in turns; returns their seconds, by name."""
+    runs = {name: prepare(problem, make, n) for name, make in mechanisms.items()}
+    return contest.in_turns(runs, config.repeats)
 
 
 def against_gradients(config: Config) -> list[dict[str, Any]]:
-    """The records of the first table."""
+    """Times the steps of the first table; returns their records."""
     n, records = config.workers, []
     for batch_size in config.batch_sizes:
         problem = mlp(LAYERS, n, config.steps, batch_size)
-        runs = {name: prepare(problem, make, n) for name, make in mechanisms(n).items()}
-        seconds = contest.in_turns(runs, config.repeats)
+        seconds = timed(config, problem, mechanisms(n), n)
         records += [
             {
                 "table": "mechanisms",
@@ -213,7 +144,7 @@ def against_gradients(config: Config) -> list[dict[str, Any]]:
 
 
 def against_period(config: Config) -> list[dict[str, Any]]:
-    """The records of the third table."""
+    """Times the steps of the third table; returns their records."""
     n, records = config.workers, []
     for batch_size in config.batch_sizes:
         problem = mlp(LAYERS, n, config.steps, batch_size)
@@ -243,7 +174,7 @@ def against_period(config: Config) -> list[dict[str, Any]]:
 
 
 def against_size(config: Config) -> list[dict[str, Any]]:
-    """The records of the second table."""
+    """Times the steps of the second table; returns their records."""
     records = []
     for kind, steps in (("quadratics", 10 * config.steps), ("small MLP", config.steps)):
         for n in config.sizes:
@@ -252,8 +183,7 @@ def against_size(config: Config) -> list[dict[str, Any]]:
                 if kind == "quadratics"
                 else mlp(SMALL, n, steps, 8)
             )
-            runs = {name: prepare(problem, make, n) for name, make in sparse(n).items()}
-            seconds = contest.in_turns(runs, config.repeats)
+            seconds = timed(config, problem, sparse(n), n)
             records += [
                 {
                     "table": "sizes",
@@ -268,61 +198,8 @@ def against_size(config: Config) -> list[dict[str, Any]]:
     return records
 
 
-def loop(problem: Any, tree: topologies.Topology, steps: int, rate: float):
-    """RelaySGD by a loop over steps, workers and edges; the models of all workers."""
-    n = tree.size
-    neighbours = [list(tree.graph.neighbors(i)) for i in range(n)]
-    x = [np.zeros(DIM) for _ in range(n)]
-    messages = {(j, i): np.zeros(DIM) for i in range(n) for j in neighbours[i]}
-    counts = dict.fromkeys(messages, 0)
-    for _ in range(steps):
-        u = []
-        for i in range(n):
-            matrix, offset = problem.matrices[i], problem.offsets[i]
-            u.append(x[i] - rate * matrix.T @ (matrix @ x[i] - offset))
-        sent, numbers = {}, {}
-        for i in range(n):
-            for j in neighbours[i]:
-                others = [k for k in neighbours[i] if k != j]
-                sent[i, j] = u[i] + sum(messages[k, i] for k in others)
-                numbers[i, j] = 1 + sum(counts[k, i] for k in others)
-        messages, counts = sent, numbers
-        for i in range(n):  # The initial model, zero, stands for all that is missing.
-            x[i] = (u[i] + sum(messages[j, i] for j in neighbours[i])) / n
-    return np.array(x)
-
-
-def against_loop(config: Config) -> list[dict[str, Any]]:
-    """The records with `--reference`."""
-    n, rate = 64, 0.01
-    short, steps = config.steps, 100 * config.steps
-    problem, records = random_quadratics(n, DIM, 1.0), []
-    for name in ("chain", "binary_tree"):
-        tree = getattr(topologies, name)(n)
-        relay = functools.partial(djax.relay, tree)
-        ours = prepare(quadratics(n, short), relay, n)()
-        theirs = loop(problem, tree, short, rate)
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-        runs = {
-            "djax": prepare(quadratics(n, steps), relay, n),
-            "loop": lambda tree=tree: loop(problem, tree, short, rate),
-        }
-        seconds = contest.in_turns(runs, config.repeats)
-        ours, theirs = seconds["djax"] / steps, seconds["loop"] / short
-        records.append(
-            {
-                "table": "reference",
-                "tree": name,
-                "djax, microseconds": (1e6 * ours).tolist(),
-                "loop, microseconds": (1e6 * theirs).tolist(),
-                "ratio": (theirs / ours).tolist(),
-            }
-        )
-    return records
-
-
 def table_of_mechanisms(config: Config, records: list[dict[str, Any]]):
-    """The first table."""
+    """Title, columns and rows of the first table."""
     rows = []
     for name in mechanisms(config.workers):
         cells = []
@@ -340,7 +217,7 @@ def table_of_mechanisms(config: Config, records: list[dict[str, Any]]):
 
 
 def table_of_periods(records: list[dict[str, Any]]):
-    """The third table."""
+    """Title, columns and rows of the third table."""
     rows = []
     for record in records:
         times = "none, milliseconds", "always, milliseconds", "milliseconds", "ratio"
@@ -358,7 +235,7 @@ def table_of_periods(records: list[dict[str, Any]]):
 
 
 def tables_of_sizes(config: Config, records: list[dict[str, Any]]):
-    """The second table, of each problem."""
+    """Yields title, columns and rows of the second table, for each problem."""
     for kind in ("quadratics", "small MLP"):
         mine = [record for record in records if record["problem"] == kind]
         rows = []
@@ -380,20 +257,7 @@ def main() -> None:
     """The command line."""
     config = tyro.cli(Config, description=__doc__)
     if config.reference:
-        records = against_loop(config)
-        rows = [
-            [
-                record["tree"],
-                contest.spread(record["loop, microseconds"]),
-                contest.spread(record["djax, microseconds"]),
-                contest.spread(record["ratio"]),
-                contest.verdict(np.median(record["ratio"]), FASTER, at_least=True),
-            ]
-            for record in records
-        ]
-        columns = ["", "loop, µs a step", "djax, µs a step", "times as fast", "aim"]
-        tables = [("RelaySGD, 64 workers, quadratics", columns, rows)]
-        contest.publish("simulator_reference", tables, records, config.output)
+        simulator_reference.compare(config.steps, config.repeats, config.output)
         return
     if config.steps % PERIOD:
         raise SystemExit(f"simulator: --steps must be a multiple of {PERIOD}.")

@@ -1,11 +1,11 @@
-"""Training steps over slow networks, which are made on one machine.
+"""Time of training steps over slow networks, which are emulated on one machine.
 
     sudo env "PATH=$PATH" python -m benchmarks.slow_network
 
-Four ranks train a ResNet-20 of twice its width over TCP, through a loopback device that
-lets 100 Mbit, 1 Gbit or 10 Gbit pass in a second, in a network namespace of its own.
-All ranks share this one line. Shown is a whole step, gradient and SGD included, and the
-mechanism's part, measured alone.
+Four ranks train a ResNet-20 of twice its usual width over TCP. The loopback device of a
+separate network namespace lets 100 Mbit, 1 Gbit or 10 Gbit pass in a second, and all
+ranks share it as one link. The table shows the time of a whole step, gradient and SGD
+included, and the time of the mechanism alone.
 
 Aim: at 100 Mbit, PowerGossip of rank 1 takes at most 1/20 of gossip's own time.
 
@@ -38,10 +38,12 @@ from experiments.lib import models
 from . import contest, field, images
 
 SHARE_OF_GOSSIP = 1 / 20
-TICKS = 250  # A second; a token bucket holds at least what passes between two.
-LARGEST_PACKET = 1 << 16  # Bytes, of the loopback device.
+# Ticks of the kernel's clock in a second. The token bucket has to hold at least the
+# bytes that pass between two ticks.
+TICKS = 250
+LARGEST_PACKET = 1 << 16  # Bytes of a packet on the loopback device.
 NETWORK = models.resnet(10, depth=20, width=2.0)
-BATCH_SIZE, SIZE = 16, 32  # Of a rank's images.
+BATCH_SIZE, SIZE = 16, 32  # Images of a rank in a step, and their width.
 CONTESTANTS = (
     "none",
     "all_reduce",
@@ -51,38 +53,36 @@ CONTESTANTS = (
     "power_gossip, rank 1",
 )
 COMMUNICATION = {
-    "MPIR_CVAR_NOLOCAL": "1",  # No shared memory.
+    "MPIR_CVAR_NOLOCAL": "1",  # Messages are not passed through shared memory.
     "MPIR_CVAR_CH4_NETMOD": "ofi",
     "FI_PROVIDER": "tcp",
     "FI_TCP_IFACE": "lo",
-    "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",  # The ranks outnumber the cores.
+    "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",  # There may be more ranks than cores.
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What is measured."""
+class Config(contest.Turns):
+    """The options of the command line."""
 
     workers: int = 4
     """Number of ranks."""
     megabits: tuple[int, ...] = (100, 1000, 10000)
-    """What passes in a second."""
+    """Bandwidths of the link, in Mbit/s."""
     seconds: float = 2.0
-    """About how long a run takes; it has at least 2 steps."""
+    """Approximate seconds of a run; a run has at least 2 steps."""
     repeats: int = 3
-    """How often, all contestants in turns."""
-    output: pathlib.Path = contest.RESULTS
-    """Where the JSON and the figure go."""
+    """How often each contestant runs, after a first run that compiles."""
     measure_into: pathlib.Path | None = None
-    """Be one of the ranks; for the script itself."""
+    """File for the records of a rank. The script starts its ranks with this option."""
 
 
 class Program:
-    """Steps of one mechanism; `steps` of them in a run.
+    """Runs of one mechanism; the attribute `steps` is the number of steps of a run.
 
     Args:
-      mechanism: averages.
-      communicator: between the ranks.
+      mechanism: the mechanism that is timed.
+      communicator: connects the ranks.
       train: whether a step has a gradient and SGD, too.
     """
 
@@ -115,7 +115,7 @@ class Program:
 
 
 def measure(config: Config) -> list[dict[str, Any]]:
-    """Be one rank: a record for each mechanism."""
+    """Times every mechanism on one of the ranks; returns a record for each."""
     communicator: Any = communicators.mpi()
     barrier = communicator.host_comm.Barrier
     known = field.mechanisms(communicator)
@@ -156,9 +156,9 @@ def run(config: Config, megabits: int, programs: str) -> list[dict[str, Any]]:
     """Starts the ranks behind a slow device; returns their records.
 
     Args:
-      config: what is measured.
-      megabits: what passes in a second.
-      programs: folder of compiled programs, the same at every bandwidth.
+      config: the options of the command line.
+      megabits: bandwidth of the device, in Mbit/s.
+      programs: folder of compiled programs, which all bandwidths share.
     """
     burst = max(2 * LARGEST_PACKET, 1_200_000 * megabits // 8 // TICKS)
     with tempfile.TemporaryDirectory() as folder:
@@ -182,7 +182,7 @@ def run(config: Config, megabits: int, programs: str) -> list[dict[str, Any]]:
 
 
 def obstacle() -> str | None:
-    """Why the network cannot be slowed down here."""
+    """Says why the network cannot be slowed down on this machine, or nothing."""
     missing = [name for name in ("unshare", "ip", "tc") if shutil.which(name) is None]
     if missing:
         return f"needs {', '.join(missing)}; Debian has them in util-linux, iproute2."
@@ -194,7 +194,7 @@ def obstacle() -> str | None:
 
 
 def draw(records: list[dict[str, Any]]) -> Figure:
-    """The time of a step against the bandwidth."""
+    """Draws the time of a step against the bandwidth."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(record["mechanism"] for record in records):

@@ -1,8 +1,9 @@
 """Gossip and PowerGossip in PyTorch over gloo, in the manner of their published code.
 
-Models are lists of tensors. Messages are packed into one buffer, sent to each neighbour
-by `isend`, received one after another, and unpacked; matrices are multiplied one by one
-for each neighbour.
+These are the opponents of `benchmarks.mpi_step --torch`. Models are lists of tensors.
+Tensors are packed into one buffer, which is sent to each neighbour by `isend`; messages
+are received one after another, and unpacked. Matrices are multiplied one by one for
+each neighbour.
 """
 
 import socket
@@ -17,7 +18,7 @@ from djax import topologies
 
 
 def start(communicator: Any) -> None:
-    """Makes PyTorch's process group of the ranks."""
+    """Makes the ranks a process group of PyTorch."""
     with socket.socket() as free:
         free.bind(("", 0))
         address = (socket.gethostname(), free.getsockname()[1])
@@ -36,7 +37,7 @@ def stop() -> None:
 
 
 def tensors(params: Any) -> list[torch.Tensor]:
-    """The parameters with the layout of PyTorch: outputs first."""
+    """Converts the parameters to tensors in PyTorch's layout, with outputs first."""
     leaves = [np.array(x) for x in jax.tree.leaves(params)]
     return [torch.from_numpy(np.ascontiguousarray(x.T)) for x in leaves]
 
@@ -45,9 +46,9 @@ class Gossip:
     """D-PSGD's averaging on a ring.
 
     Args:
-      communicator: between the ranks.
-      params: to start from.
-      steps: of one run.
+      communicator: connects the ranks.
+      params: initial parameters.
+      steps: number of steps of one run.
     """
 
     def __init__(self, communicator, params, steps: int):
@@ -59,7 +60,7 @@ class Gossip:
         self.weights = topology.mixing_matrix[self.rank]
 
     def __call__(self):
-        """Some steps."""
+        """Runs the steps."""
         for _ in range(self.steps):
             self.step()
         return ()
@@ -82,10 +83,10 @@ class PowerGossip(Gossip):
     """PowerGossip's averaging on a ring, by one iteration.
 
     Args:
-      communicator: between the ranks.
-      params: to start from.
-      steps: of one run.
-      rank: number of columns.
+      communicator: connects the ranks.
+      params: initial parameters.
+      steps: number of steps of one run.
+      rank: number of columns of each message.
     """
 
     def __init__(self, communicator, params, steps: int, rank: int):
@@ -153,7 +154,7 @@ def _exchange(message: torch.Tensor, peers: list[int]) -> list[torch.Tensor]:
 
 
 def _orthogonalize(columns: torch.Tensor) -> None:
-    """Gram and Schmidt's, in place."""
+    """Orthogonalizes the columns by Gram-Schmidt, in place."""
     for i in range(columns.shape[1]):
         column = columns[:, i : i + 1]
         column /= column.norm() + 1e-8
