@@ -22,7 +22,7 @@ from djax._interfaces import (
     Communicator,
     PyTree,
 )
-from djax.mixing._alternate import alternate
+from djax.mixing import alternate
 from djax.topologies import Graph
 
 from .agreement import (

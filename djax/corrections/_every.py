@@ -18,7 +18,7 @@ from djax._mechanism.states import check_state
 from djax._mechanism.value import Mechanism, parts_of
 from djax._transformations import as_transformation
 from djax._values import check_integer
-from djax.mixing._alternate import alternate
+from djax.mixing import alternate
 
 
 class EveryState(NamedTuple):

@@ -10,6 +10,9 @@ message. There are three functions, each built on the next:
 * :func:`weighted_sum` adds up anything that can be read out of messages;
 * :func:`exchange` sends the messages and returns them one after the other.
 
+:func:`alternate` is for mechanisms whose steps take turns, such as sending in every
+tenth step only.
+
 A communicator may round messages to a smaller dtype (its `message_dtype`). A worker
 then calculates with its own message *as it was sent*, that is, rounded like the
 messages of its neighbours. What one end of an edge loses, the other end gains, and the
@@ -49,6 +52,7 @@ from ._narrow import narrow
 __all__ = [
     "Heard",
     "Sum",
+    "alternate",
     "as_sent",
     "check_weights",
     "difference",

@@ -66,7 +66,7 @@ from djax._mechanism.adapter import build
 from djax._mechanism.states import check_state, label_of
 from djax._mechanism.value import Mechanism
 from djax._values import check_integer
-from djax.mixing._alternate import alternate
+from djax.mixing import alternate
 from djax.topologies import Graph
 
 from .blocks import (
