@@ -3,15 +3,15 @@
     mpirun -disable-auto-cleanup -n 4 python -m djax.guard train.py ...
     mpirun -disable-auto-cleanup -n 4 python -m djax.guard -m experiments.train ...
 
-MPICH's launcher ends the whole job when one of its processes dies of a signal, whatever
-its options say: of SIGSEGV, or of SIGKILL, which a system that is out of memory sends
-too. It does not end the job when a process exits. Therefore each rank runs as the child
-of a guard, a process that does nothing but wait, and exits with code 1 when its child
-has died. The child does not outlive its guard, and the guard tells it when another rank
-has died.
+MPICH's launcher ends the whole job when a signal kills one of its processes, whatever
+its options say. Examples are SIGSEGV, and SIGKILL, which the system sends when it runs
+out of memory. The launcher does not end the job when a process exits by itself.
+Therefore each rank runs as the child of a guard, a process that only waits. When a
+signal has killed the child, the guard exits with code 1. When the guard is killed, its
+child is killed too. When another rank has died, the guard tells its child.
 
-Jobs have to be able to go on without a rank, as :func:`djax.asynchronous.run` with
-`transport="zmq"` is.
+The job itself has to be able to continue without a rank. A job of
+:func:`djax.asynchronous.run` with `transport="zmq"` is able to.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-_PIPE = "DJAX_GUARD_PIPE"  # As :mod:`djax.transport._end` reads it.
+_PIPE = "DJAX_GUARD_PIPE"  # The child reads it in :mod:`djax.transport._end`.
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
       arguments: a script, or `-m` and a module, followed by its own arguments.
 
     Returns:
-      The exit code of the child; 1 if a signal ended it, and 2 without arguments.
+      The exit code of the child, 1 if a signal killed the child, or 2 if there are no
+      arguments.
     """
     if not arguments:
         print("usage: python -m djax.guard (SCRIPT | -m MODULE) ...", file=sys.stderr)
@@ -69,12 +70,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _start(arguments: Sequence[str], heard: int) -> subprocess.Popen[bytes]:
-    """Starts Python with these arguments, as a child that hears through a pipe."""
+    """Starts Python with these arguments as a child, which reads the pipe `heard`."""
     guard = os.getpid()
 
     def prepare():
         if sys.platform == "linux":
-            # The launcher sends its signals to the process group of the guard.
+            # The launcher signals the process group of the guard; the child leaves it.
             os.setpgid(0, 0)
         _die_with(guard)
 

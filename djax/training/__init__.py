@@ -1,11 +1,11 @@
 """Training: loops over many steps, and the checkpoints of long runs.
 
 :func:`init_workers` and :func:`make_steps` train all local workers for many steps at a
-time. A :class:`Checkpointer` saves them, so that a run that was killed goes on.
-:mod:`djax.simulation` has the loops under their first name.
+time. A :class:`Checkpointer` saves the workers, so that a run that was killed can be
+resumed. :mod:`djax.simulation` offers the same two functions under an earlier name.
 """
 
-# `as` marks what other packages of djax need, and users do not.
+# Names that are imported with `as` are for other packages of djax, not for users.
 from ._checkpoint_files import CheckpointError
 from ._checkpoint_files import from_numpy as from_numpy
 from ._checkpoint_files import to_numpy as to_numpy

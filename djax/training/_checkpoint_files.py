@@ -1,8 +1,10 @@
-"""The checkpoints of one process: files that a kill at any moment leaves readable.
+"""Writes the checkpoints of one process so that they survive a kill at any moment.
 
-Each step is a folder with one file, a zip archive, whose checksums are verified
-whenever it is read. Steps appear and disappear by renaming, which a kill cannot cut in
-two. A thread writes them, so that the training need not wait for the disk.
+What a process saves at one training step becomes a folder with one zip archive. The
+checksums of the archive are verified whenever it is read. A folder is written under a
+temporary name and gets its final name when it is complete; a kill cannot interrupt a
+renaming halfway. A separate thread writes the folders, so that the training does not
+wait for the disk.
 """
 
 import contextlib
@@ -22,21 +24,21 @@ import jax
 import numpy as np
 
 PART = ".part"
-"""Names that end so are of files and folders that are not complete."""
+"""Suffix of the names of files and folders that are not complete."""
 _FILE = "checkpoint.zip"
 
 
 class CheckpointError(ValueError):
-    """Checkpoints that cannot be used; raised on all processes, with one line."""
+    """The checkpoints cannot be used; raised on all processes, with a one-line text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """One step of one process, as it was read.
+    """What one process saved at one step, as read from the disk.
 
     Attributes:
       arrays: the bytes of each array.
-      kinds: dtype and shape of each array, as texts.
+      kinds: dtype and shape of each array as a text, such as `float32[2, 3]`.
       content: the JSON value that was saved with the arrays.
     """
 
@@ -47,14 +49,14 @@ class Saved:
     def restore(
         self, like: Sequence[np.ndarray], where: pathlib.Path
     ) -> list[np.ndarray]:
-        """Returns the arrays.
+        """Turns the saved bytes into arrays of the expected shapes and dtypes.
 
         Args:
-          like: arrays of the shapes and dtypes that are expected.
-          where: the folder, for the error.
+          like: arrays that have the expected shapes and dtypes.
+          where: the folder of the checkpoints, which the error names.
 
         Raises:
-          CheckpointError: if the step has arrays of other shapes or dtypes.
+          CheckpointError: if arrays of other shapes or dtypes were saved.
         """
         wanted = [_kind(array) for array in like]
         if self.kinds != wanted:
@@ -76,23 +78,24 @@ def _kind(array: np.ndarray) -> str:
 
 
 class Steps:
-    """Reads, writes and removes the steps of one process.
+    """Reads, writes and removes the saved steps of one process.
 
-    The thread that writes does not keep the process alive: what is not written when
-    the process ends without `close` is lost.
+    A thread of its own writes and removes. This thread does not keep the process alive:
+    if the process ends without calling `close`, steps that are not yet written are
+    lost.
 
     Args:
-      folder: where the steps are.
+      folder: the folder of this process, in which each saved step is a folder.
 
     Attributes:
-      folder: as given.
-      held: the steps that are completely written. Once the thread has begun, it alone
-        changes them; any thread may read them.
-      failures: one line for each step that could not be written.
+      folder: the same folder.
+      held: the steps that are completely written. Any thread may read this set. Once
+        the writing thread has started, no other thread may change it.
+      failures: one line of text for each step that could not be written.
     """
 
     def __init__(self, folder: pathlib.Path):
-        """Touches nothing on the disk."""
+        """Makes the object without touching the disk."""
         self.folder = folder
         self.held: frozenset[int] = frozenset()
         self.failures: list[str] = []
@@ -107,10 +110,12 @@ class Steps:
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
 
     def prepare(self) -> None:
-        """Makes the folder, clears away what a kill left, and writes a first file.
+        """Makes the folder, and removes incomplete folders that a kill left in it.
+
+        If the folder has no complete step, a step 0 without arrays is written.
 
         Raises:
-          OSError: if that is impossible.
+          OSError: if the folder cannot be made or changed.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(f"*{PART}"):
@@ -137,27 +142,27 @@ class Steps:
             ) from None
 
     def write(self, step: int, arrays: Sequence[np.ndarray], content: Any) -> None:
-        """Lets the thread write a step, once the step before it is written.
+        """Hands a step to the writing thread, after earlier requests are finished.
 
         Args:
-          step: its number. A step of this number that is there already is replaced.
-          arrays: what to write; nobody may change them afterwards.
-          content: a value that JSON can hold.
+          step: number of the step. If this step was saved before, it is replaced.
+          arrays: the arrays to write. The caller must not change them afterwards.
+          content: a value to write with the arrays; it has to be valid JSON.
         """
         self.wait_until_written()
         self._do(lambda: self._write(step, arrays, content))
 
     def remove(self, steps: Iterable[int]) -> None:
-        """Lets the thread remove steps, after everything that was asked for before."""
+        """Asks the thread to remove steps, after all earlier requests."""
         for step in sorted(steps):
             self._do(lambda step=step: self._remove(step))
 
     def wait_until_written(self) -> None:
-        """Waits until the thread has done everything that it was asked for."""
+        """Waits until the thread has finished all requests."""
         self._jobs.join()
 
     def complain(self) -> None:
-        """Says on stderr, once for each step, why it could not be written."""
+        """Reports each failure to write a step on stderr, once."""
         for text in self.failures[self._said :]:
             self._said += 1
             last = f"the last one is of step {max(self.held, default=0)}"
@@ -201,9 +206,9 @@ class Steps:
                 (self.folder / str(step) / (_FILE + PART)).unlink(missing_ok=True)
 
     def _write_files(self, step: int, arrays: Sequence[np.ndarray], content) -> None:
-        """Writes a step under another name, and renames it when all is on the disk."""
+        """Writes a step under a temporary name, and renames it when it is complete."""
         final = self.folder / str(step)
-        if final.is_dir():  # A folder cannot be replaced in one move, but its file can.
+        if final.is_dir():  # A rename cannot replace a full folder, but can its file.
             _write_archive(final / (_FILE + PART), arrays, content)
             (final / (_FILE + PART)).replace(final / _FILE)
             _sync(final)
@@ -220,7 +225,7 @@ class Steps:
     def _remove(self, step: int) -> None:
         self.held -= {step}
         path, part = self.folder / str(step), self.folder / f"{step}.old{PART}"
-        with contextlib.suppress(OSError):  # What stays takes up room, and no more.
+        with contextlib.suppress(OSError):  # A step that stays only takes up space.
             path.rename(part)
             shutil.rmtree(part)
 
@@ -239,7 +244,7 @@ def _write_archive(path: pathlib.Path, arrays: Sequence[np.ndarray], content) ->
 
 
 def _sync(folder: pathlib.Path) -> None:
-    """Makes what was renamed in a folder survive a sudden stop of the machine."""
+    """Writes a folder's entries to disk, so that renames survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -254,14 +259,19 @@ def one_line(error: BaseException) -> str:
 
 
 def to_numpy(leaf: Any) -> np.ndarray:
-    """Returns a copy of an array in the host's memory; of random keys, their data."""
+    """Copies an array to the host's memory; for random keys, copies their key data."""
     if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.array(leaf)
 
 
 def from_numpy(array: Any, like: jax.Array) -> jax.Array:
-    """Returns an array of JAX where `like` lies; random keys, if `like` has such."""
+    """Undoes :func:`to_numpy`: returns an array like `like`, and on its devices.
+
+    Args:
+      array: the array of NumPy, or the key data if `like` is an array of random keys.
+      like: an array of JAX, with any numbers.
+    """
     if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
         array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
     return jax.device_put(array, like.sharding)

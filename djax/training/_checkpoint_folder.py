@@ -1,9 +1,10 @@
-"""A folder that the processes of one job share, and no other job may use meanwhile.
+"""The folder of checkpoints that all processes of one job share.
 
-A checkpoint is of use only if every process of the job has its part, if it is of the
-same run, and if nobody else writes to the folder. Each process has a folder of its own
-in the shared one. Step 0 has no arrays and says that a process has begun: where others
-have checkpoints and one has not even its step 0, something was lost.
+A checkpoint can be used only if every process of the job still has its part, if all
+parts belong to the same run, and if no other job writes to the folder meanwhile. This
+file ensures all three. Each process has a folder of its own in the shared folder, and
+saves a step 0 without arrays there when it begins. So if other processes have
+checkpoints and one process has no step at all, not even step 0, its files were lost.
 """
 
 import errno
@@ -21,25 +22,26 @@ from typing import Any, NoReturn
 from ._checkpoint_files import PART, CheckpointError, Saved, Steps, one_line
 
 PATIENCE = 5.0
-"""Seconds in which the processes of a killed job may still let go of the folder."""
+"""Seconds to wait for the lock, which processes of a killed job may still hold."""
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 class Folder:
-    """What the processes of a job have in common: lock, identity, and steps.
+    """Locks the shared folder, checks its identity, and compares the processes' steps.
 
-    All processes call each method together, except for `close`; where a method raises,
-    it raises on all of them.
+    All processes have to call each method together, except for `close`. If a method
+    raises an error, it raises the error on all processes.
 
     Args:
       path: the shared folder.
-      own: the name of this process's folder in it.
-      gather: returns the list of the objects that the processes pass to it.
-      leads: whether this is the one process that locks the folder.
+      own: name of the folder of this process in the shared folder.
+      gather: collects an object from each process, and returns the list of all of them
+        to each process.
+      leads: whether this process is the one that locks the folder.
 
     Attributes:
-      path: as given.
-      steps: this process's steps.
+      path: the shared folder.
+      steps: the saved steps of this process.
       everyones: the complete steps of each process, by the name of its folder.
     """
 
@@ -50,10 +52,10 @@ class Folder:
         gather: Callable[[Any], list[Any]],
         leads: bool,
     ):
-        """Locks the folder, and looks what is there.
+        """Locks the folder, and finds the steps of all processes.
 
         Raises:
-          CheckpointError: if another job uses it, or nothing can be written there.
+          CheckpointError: if another job uses the folder, or it cannot be written to.
         """
         self.path, self.steps = path, Steps(path / own)
         self._gather, self._leads = gather, leads
@@ -66,7 +68,7 @@ class Folder:
 
     @property
     def used(self) -> bool:
-        """Whether any process has saved a step."""
+        """Whether any process has saved a step after step 0."""
         return any(max(steps, default=0) > 0 for steps in self.everyones.values())
 
     def others(self) -> list[str]:
@@ -76,12 +78,12 @@ class Folder:
         return sorted(seen - self.everyones.keys())
 
     def refuse(self, why: str) -> NoReturn:
-        """Raises CheckpointError, and lets go of the folder."""
+        """Unlocks the folder, and raises CheckpointError with the text `why`."""
         self.close()
         raise CheckpointError(why)
 
     def check_complete(self) -> None:
-        """Raises CheckpointError unless every process has the steps it once had."""
+        """Raises CheckpointError if only some of the processes still have steps."""
         lost = self._missing or [n for n, steps in self.everyones.items() if not steps]
         if self.used and lost:
             what = "is missing" if self._missing else "is empty"
@@ -92,28 +94,28 @@ class Folder:
             )
 
     def compare(self, identity: Mapping[str, str]) -> None:
-        """Raises CheckpointError unless the folder is of a run of this identity."""
+        """Raises CheckpointError if the folder belongs to a run of another identity."""
         self._together(lambda: self._compare(identity) if self._leads else None)
 
     def begin(self, identity: Mapping[str, str]) -> None:
-        """Makes the folder ready for checkpoints of a run of this identity.
+        """Prepares the folder for the checkpoints of a run with this identity.
 
         Raises:
-          CheckpointError: if a process cannot write.
+          CheckpointError: if a process cannot write to its folder.
         """
         self._together(lambda: self._begin(identity))
 
     def find_intact(self, common: bool) -> tuple[int, Saved]:
-        """Finds the newest step that is intact, and says on stderr which are damaged.
+        """Finds the newest intact step, and reports damaged newer ones on stderr.
 
         Args:
-          common: whether all processes have to go on from the same step.
+          common: whether all processes have to continue from the same step.
 
         Returns:
-          The step, and this process's part of it; step 0 has no arrays.
+          The number of the step, and what this process saved at it.
 
         Raises:
-          CheckpointError: if there is none; nothing has been removed.
+          CheckpointError: if a process has no intact step. Nothing is removed then.
         """
         candidates = set(self.everyones[self.steps.folder.name])
         if common:
@@ -128,7 +130,7 @@ class Folder:
                 found = step, saved
                 break
         if damage and found is not None and found[0] == 0:
-            found = None  # Nothing was saved in step 0 that would be worth resuming.
+            found = None  # Step 0 has no arrays, so there is nothing to resume from.
         everyones = self._gather((found is None, damage))
         damage = list(dict.fromkeys(text for _, texts in everyones for text in texts))
         if found is None or any(nothing for nothing, _ in everyones):
@@ -161,14 +163,14 @@ class Folder:
             self._lock = None
 
     def _describe(self) -> str:
-        """Says which process has which steps."""
+        """Lists the steps of each process, for an error's text."""
         return ", ".join(
             f"{name}: {' '.join(map(str, steps)) or 'none'}"
             for name, steps in self.everyones.items()
         )
 
     def _together(self, act: Callable[[], str | None]) -> None:
-        """Acts, and raises what goes wrong on any process on all of them."""
+        """Calls `act`; an error of any process is raised on all of them."""
         try:
             why = act() or ""
         except OSError as error:
@@ -178,7 +180,7 @@ class Folder:
             self.refuse(mistakes[0])
 
     def _try_to_read(self, step: int) -> tuple[Saved | None, str]:
-        """Returns what a step has, or else what is wrong with it."""
+        """Reads a step; returns it and "", or None and a text on what is damaged."""
         try:
             return self.steps.read(step), ""
         except CheckpointError as error:
@@ -193,7 +195,7 @@ class Folder:
     def _take_lock(self) -> str | None:
         path, end = self.path / "lock", time.monotonic() + PATIENCE
         self._lock = path.open("a+")
-        # A caller that fails before it trains may never call `close`.
+        # Unlocks the folder even if the caller fails and never calls `close`.
         weakref.finalize(self, self._lock.close)
         while True:
             try:

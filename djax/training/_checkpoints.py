@@ -1,8 +1,9 @@
-"""Checkpoints, by which a run that was cut off goes on as if it had not been.
+"""Checkpoints, from which an interrupted run continues as if nothing had happened.
 
-:class:`Checkpoints` says where and when to save, and a :class:`Checkpointer` saves and
-restores the workers of one process. A loop over steps uses it directly; an asynchronous
-run, :func:`djax.asynchronous.run`, makes one of the :class:`Checkpoints` it is given.
+:class:`Checkpoints` says where and when to save. A :class:`Checkpointer` saves and
+restores the workers of one process. A loop over steps uses a :class:`Checkpointer`
+directly. The user of :func:`djax.asynchronous.run` passes :class:`Checkpoints`, from
+which it makes a :class:`Checkpointer` itself.
 """
 
 import dataclasses
@@ -32,26 +33,27 @@ _SETTINGS = (
 class Checkpoints:
     """Where and when the workers of a run are saved.
 
-    In a run in steps all workers save the same step, so that they go on as if nothing
-    had happened.
+    In a synchronous run all workers save the same step, so that a resumed run continues
+    as if it had not been interrupted.
 
-    In an asynchronous run each worker saves by itself, between two of its gradients:
-    its model, its states of algorithm and optimizer, its model state, and the number of
-    its gradients, which is its place in the data. Since the workers do not save at the
-    same moment, an averaging may be in the checkpoint of one worker and not in its
-    neighbour's; this moves the mean of the models by as much as the averaging has moved
-    one of them. A worker that the others have lost goes on from the state of the worker
-    with the most gradients instead of its own old state.
+    In an asynchronous run each worker saves on its own, between two of its gradients.
+    It saves its model, the states of its algorithm and optimizer, its model state, and
+    the number of its gradients, which is its position in the data. The workers do not
+    save at the same moment. So an averaging may be contained in the checkpoint of one
+    worker and not in that of its neighbour. In the resumed run the neighbour's
+    displacement is missing, and the sum of all models differs by this displacement. A
+    worker that the others gave up as lost does not continue from its own old
+    checkpoint, but from the state of the remaining worker with the most gradients.
 
     Attributes:
-      directory: shared by all processes; each has a folder of its own in it.
+      directory: folder that all processes share. Each has a folder of its own in it.
       every: seconds between two checkpoints.
-      keep: how many checkpoints are kept, the last ones.
-      resume: whether to go on from the last checkpoints, where there are any.
-      identity: values by name, such as the name of the data, that a run must have in
-        common with the run that it goes on with. The precision of JAX is always
-        compared; :func:`djax.asynchronous.run` also compares graph, rates, pairing,
-        seed, kind of algorithm and shapes of the parameters.
+      keep: number of checkpoints that are kept; older ones are removed.
+      resume: whether to continue from the last checkpoints, if there are any.
+      identity: values by name, such as the name of the data, that have to be equal in
+        the interrupted and the resumed run. The precision of JAX is always compared.
+        :func:`djax.asynchronous.run` also compares graph, rates, pairing, seed, kind of
+        algorithm and shapes of the parameters.
 
     Raises:
       ValueError: if `every` or `keep` is not positive.
@@ -74,32 +76,32 @@ class Checkpoints:
 class Checkpointer:
     """Saves and restores the workers of this process.
 
-    A job may be killed at any moment: a step that all processes have saved is removed
-    only when all of them have enough newer ones. A step that cannot be written does not
-    end the run, but is reported on stderr, and by :meth:`finish`.
+    Since a job may be killed at any moment, a step that all processes have saved is
+    removed only when all of them have saved `keep` newer ones. If a step cannot be
+    written, the run continues. The failure is reported on stderr and by :meth:`finish`.
 
-    The constructor, :meth:`agree` and :meth:`finish` are called by all processes
-    together; unless `together` is False, so are the calls of :meth:`save` for a step.
+    All processes have to call the constructor, :meth:`agree` and :meth:`finish`
+    together. If `together` is True, they also have to save the same steps.
 
     Args:
       options: where and when to save.
       communicator: where the workers live.
-      identity: values by name, in addition to those of the options, that a run must
-        have in common with the run that it goes on with.
-      together: whether all processes go on from the same step. If not, as in
-        asynchronous runs, each process counts its own steps, and goes on from its own
+      identity: further values by name, in addition to those of the options, that have
+        to be equal in the interrupted and the resumed run.
+      together: whether all processes continue from the same step. If False, as in
+        asynchronous runs, each process counts its own steps and continues from its own
         last one.
-      lazy: whether the folder is made only by the first call of :meth:`save`, for runs
-        that save nothing unless they are told to end. They never resume.
+      lazy: whether the folder is made only by the first call of :meth:`save`. This is
+        for runs that save nothing unless they are told to end. They never resume.
 
     Attributes:
       directory: the folder, as an absolute path.
-      latest: the step to go on from; None if there is none.
+      latest: the step from which the run continues; None if there is none.
 
     Raises:
-      CheckpointError: on all processes alike, if the folder belongs to another run, is
-        in use by another job or cannot be written to, if it has checkpoints and
-        `resume` is False, or if a process's checkpoints are missing or all damaged.
+      CheckpointError: on all processes, if the folder belongs to another run, is in use
+        by another job or cannot be written to; if it has checkpoints although `resume`
+        is False; or if the checkpoints of a process are missing or all damaged.
 
     Examples:
       >>> import djax, jax.numpy as jnp, tempfile
@@ -126,7 +128,7 @@ class Checkpointer:
         together: bool = True,
         lazy: bool = False,
     ):
-        """Opens the folder, and finds the step to go on from."""
+        """Opens the folder, and finds the step from which to continue."""
         self._options, self._communicator = options, communicator
         settings = {name: str(getattr(jax.config, name)) for name in _SETTINGS}
         self._identity = {**(identity or {}), **options.identity, **settings}
@@ -141,18 +143,19 @@ class Checkpointer:
 
     @property
     def due(self) -> bool:
-        """Whether this process finds that it is time to save."""
+        """Whether this process has not saved for `every` seconds."""
         return time.monotonic() - self._saved >= self._options.every
 
     def agree(self, word: Any = None) -> tuple[bool, list[Any]]:
-        """Lets the processes agree whether to save, and removes what is outdated.
+        """Lets the processes agree whether to save now, and removes outdated steps.
 
         Args:
-          word: anything that the other processes should know, such as a signal.
+          word: a value for all processes to know, such as a signal that this process
+            has received.
 
         Returns:
-          Whether any process finds that it is time to save; and the words, at least one
-          from each process.
+          Whether :attr:`due` holds on any process, and the words of all processes, once
+          for each of their local workers.
         """
         everyone = self._gather((self.due, word, self._held))
         self._tidy([held for _, _, held in everyone])
@@ -161,13 +164,13 @@ class Checkpointer:
     def save(
         self, step: int, tree: PyTree, content: Any = None, *, wait: bool = False
     ) -> None:
-        """Copies a tree of arrays, and writes the copy while the caller goes on.
+        """Copies a tree of arrays, and writes the copy in the background.
 
         Args:
-          step: its number, by which it replaces an older one. No run goes on from
-            step 0, which is where it starts anyway.
-          tree: arrays, JAX's random keys among them.
-          content: what else to save, a value that JSON can hold.
+          step: number of the step. If this step was saved before, it is replaced. A run
+            never continues from step 0, since it starts there anyway.
+          tree: the arrays, which may be random keys of JAX.
+          content: a further value to save, which has to be valid JSON.
           wait: whether to return only when the step is written.
         """
         self._saved = time.monotonic()
@@ -180,15 +183,15 @@ class Checkpointer:
             self._tidy([self._held])
 
     def restore(self, like: PyTree) -> tuple[PyTree, Any]:
-        """Returns the tree and the content of the latest step, once.
+        """Returns the tree and the content of the latest step; can be called once.
 
         Args:
-          like: a tree of the same structure, shapes and dtypes; what is restored lies
-            on the same devices.
+          like: a tree of the same structure, shapes and dtypes. The restored arrays
+            are put on the devices of its arrays.
 
         Raises:
           CheckpointError: if the step has arrays of other shapes or dtypes.
-          RuntimeError: if there is none, or if it was returned before.
+          RuntimeError: if there is no checkpoint, or it was restored before.
         """
         if self._found is None:
             raise RuntimeError(
@@ -204,8 +207,8 @@ class Checkpointer:
         """Waits until everything is written.
 
         Returns:
-          One line for each step that could not be written, by any process if they save
-          together, and else by this process.
+          One line of text for each step that could not be written: by any process if
+          `together` is True, and else by this process.
         """
         if self._folder is None:
             return ()
@@ -218,7 +221,7 @@ class Checkpointer:
         return tuple(dict.fromkeys(text for _, texts in everyone for text in texts))
 
     def close(self, *, wait: bool = True) -> None:
-        """Lets other jobs use the folder.
+        """Unlocks the folder, so that other jobs can use it.
 
         Args:
           wait: whether to wait until this process has written everything.
@@ -231,12 +234,12 @@ class Checkpointer:
         return frozenset() if self._folder is None else self._folder.steps.held
 
     def _gather(self, value: Any) -> list[Any]:
-        """Returns what each process passes, several times if it has several workers."""
+        """Collects a value from each process, once for each of its local workers."""
         local = len(self._communicator.local_ranks)
         return self._communicator.gather([value] * local)
 
     def _open(self) -> Folder:
-        """Locks the folder, and finds the step to go on from."""
+        """Locks the folder, and finds the step from which to continue."""
         local, size = self._communicator.local_ranks, self._communicator.size
         own = f"workers_{local[0]}-{local[-1]}_of_{size}"
         folder = Folder(self.directory, own, self._gather, 0 in local)
@@ -261,10 +264,11 @@ class Checkpointer:
         return folder
 
     def _sort_out(self, folder: Folder) -> None:
-        """Decides what becomes of steps that are newer than the one to go on from.
+        """Decides what happens to steps that are newer than `latest`.
 
-        A step that some process was killed before saving is removed at once. A damaged
-        step stays until something newer than `latest` is saved.
+        If a process was killed before it saved such a step, the others remove the step
+        at once. If all processes have saved the step, it is damaged on one of them. It
+        stays until a step newer than `latest` is saved.
         """
         own, latest = set(folder.steps.find()), self.latest or 0
         folder.steps.held = frozenset(step for step in own if step <= latest)
@@ -274,7 +278,7 @@ class Checkpointer:
         folder.steps.remove(newer - self._stale)
 
     def _tidy(self, everyones: Sequence[frozenset[int]]) -> None:
-        """Removes steps that nobody needs, and says which could not be saved.
+        """Removes outdated steps, and reports steps that could not be written.
 
         Args:
           everyones: the steps that each process has completely written.

@@ -1,7 +1,7 @@
-"""Checks what a gradient function takes and returns.
+"""Checks the arguments and the results of a user's gradient function.
 
-A mistake there would otherwise be reported by JAX or optax, from deep inside of a
-compiled loop and without the name of the user's function.
+Without these checks, JAX or optax would report a mistake from deep inside a compiled
+loop, without the name of the user's function.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ GradientFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
 def check_gradient_fn(
     name: str, gradient_fn: Any, params: PyTree, model_state: PyTree, batch: PyTree
 ) -> None:
-    """Checks what a gradient function would return, without computing anything.
+    """Checks a gradient function by tracing it, without computing anything.
 
     Args:
       name: the function of djax that was given `gradient_fn`, for the error.
@@ -30,7 +30,8 @@ def check_gradient_fn(
       batch: one worker's batch, or its shapes.
 
     Raises:
-      TypeError: unless it takes these and returns gradients, model state and metrics.
+      TypeError: unless `gradient_fn` takes three arguments, and returns gradients like
+        `params`, a model state like `model_state`, and metrics.
     """
     arguments = params, model_state, batch
     check_signature(name, gradient_fn)
@@ -51,7 +52,14 @@ def check_signature(name: str, gradient_fn: Any) -> None:
 
 
 def check_gradients(name: str, made: Any, params: PyTree, model_state: PyTree) -> None:
-    """Raises TypeError unless `made` is gradients, model state and metrics."""
+    """Raises TypeError unless `made` is (gradients, model state, metrics), as expected.
+
+    Args:
+      name: the function of djax that was given the gradient function, for the error.
+      made: the result of the gradient function, or its shapes.
+      params: one worker's parameters, whose shapes the gradients need.
+      model_state: one worker's model state, whose shapes and dtypes the new one needs.
+    """
     if not isinstance(made, tuple) or len(made) != 3:
         raise TypeError(
             f"{name}: gradient_fn must return gradients, model_state and metrics, got "
@@ -71,7 +79,7 @@ def check_gradients(name: str, made: Any, params: PyTree, model_state: PyTree) -
 
 
 def check_unchanged(name: str, before: PyTree, after: PyTree) -> None:
-    """Raises TypeError if an optimizer's state or the parameters change their types.
+    """Raises TypeError if a step changes the type of the state or of the parameters.
 
     A loop on the device needs arrays of the same structure, shapes and dtypes after
     every step. JAX's own error would name none of the user's functions.
@@ -79,7 +87,7 @@ def check_unchanged(name: str, before: PyTree, after: PyTree) -> None:
     Args:
       name: the function of djax that makes the loop, for the error.
       before: parameters and optimizer state before a step.
-      after: parameters and optimizer state after it.
+      after: parameters and optimizer state after the step.
     """
     remedy = (
         "let gradient_fn return gradients in the dtypes of the parameters, or give the "
@@ -94,7 +102,7 @@ def check_unchanged(name: str, before: PyTree, after: PyTree) -> None:
         jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
     )
     for (path, old), new in pairs:
-        weak = getattr(old, "weak_type", False)  # It takes the dtype of the result.
+        weak = getattr(old, "weak_type", False)  # Such a value may change its dtype.
         same_dtype = weak or jnp.result_type(old) == jnp.result_type(new)
         if jnp.shape(old) != jnp.shape(new) or not same_dtype:
             raise TypeError(
@@ -104,7 +112,7 @@ def check_unchanged(name: str, before: PyTree, after: PyTree) -> None:
 
 
 def _check_number_kinds(name: str, params: PyTree, grads: PyTree) -> None:
-    """Raises TypeError for complex gradients of real parameters, and for integers."""
+    """Raises TypeError if a gradient is an integer, or complex for a real parameter."""
     gradients = jax.tree.leaves(grads)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for (path, param), grad in zip(leaves, gradients, strict=True):

@@ -1,8 +1,8 @@
 """Finds gradients and models that are infinite or not a number.
 
 One such number is enough to lose a run: averaging spreads it to the neighbours, and
-after as many steps as the diameter of the graph every model is lost. What happens to
-such a gradient is the choice of `nonfinite` in :func:`djax.training.make_steps`.
+after as many steps as the diameter of the graph every model is lost. The argument
+`nonfinite` of :func:`djax.training.make_steps` decides what happens to such a gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from djax._interfaces import Communicator, PyTree
 NonFinite = Literal["raise", "skip", "isolate"]
 
 _FINE, _GRADIENT, _PARAMS = range(3)
-"""What was not finite in one step of one worker: nothing, its gradient, or only its
+"""What was not finite in one step of one worker: nothing, its own gradient, or only its
 parameters after the step."""
 
 
@@ -26,13 +26,13 @@ class NonFiniteError(FloatingPointError):
     """A worker's gradient or model has become infinite or not a number.
 
     Attributes:
-      ranks: the workers in which this began, without the workers to which averaging
-        has spread it since.
-      step: index of the first such step in the call, or None if the parameters were
-        not finite before the call. In asynchronous training, the index of the worker's
-        own gradient.
-      workers: all local workers after the call, as it would have returned them; None
-        in asynchronous training.
+      ranks: the workers in which such a number appeared first. Workers to which
+        averaging spread it later are not included.
+      step: index, within the call, of the step in which it appeared, or None if the
+        parameters were not finite before the call. In asynchronous training, the index
+        among the worker's own gradients.
+      workers: all local workers after the call, which the call would have returned;
+        None in asynchronous training.
       metrics: the metrics that the call would have returned; None in asynchronous
         training.
     """
@@ -54,12 +54,12 @@ class NonFiniteError(FloatingPointError):
 def flaw(grads: PyTree, params: PyTree) -> jax.Array:
     """Returns what is not finite in one step of one worker, `uint8[]`.
 
-    A gradient that is not finite makes the parameters after the step so too; then the
-    gradient is what is returned.
+    If the gradient is not finite, the parameters after the step are not finite either.
+    The gradient is their cause, and is what is returned then.
 
     Args:
       grads: the worker's own gradient.
-      params: its parameters after the step.
+      params: the worker's parameters after the step.
     """
     after = jnp.where(all_finite(params), _FINE, _PARAMS)
     return jnp.where(all_finite(grads), after, _GRADIENT).astype(jnp.uint8)
@@ -68,16 +68,16 @@ def flaw(grads: PyTree, params: PyTree) -> jax.Array:
 def without_step(
     finite: jax.Array, grads: PyTree, new: PyTree, old: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """Replaces a gradient that is not finite by zeros, so that no step is made.
+    """Replaces a gradient that is not finite by zeros, and keeps the old model state.
 
     Args:
       finite: `bool[]`, whether the gradient is finite.
       grads: the gradient.
-      new: the model state that was computed with it.
-      old: the model state before.
+      new: the model state that was computed with the gradient.
+      old: the model state before the step.
 
     Returns:
-      The gradient and the new model state, or zeros and the old model state.
+      `grads` and `new` if the gradient is finite, otherwise zeros and `old`.
     """
     zero = jax.tree.map(
         lambda g: jnp.where(finite, g, jnp.zeros_like(g)) if is_float(g) else g, grads
@@ -89,15 +89,19 @@ def make_check(communicator: Communicator) -> Callable[..., None]:
     """Makes a function that raises the same :class:`NonFiniteError` on all processes.
 
     Returns:
-      `(started, flaws, workers, metrics) -> None`. `started` is `bool[local]`, whether
-      the parameters of each local worker were finite before the first step; `flaws` is
-      `uint8[local, steps]` from :func:`flaw`; `workers` and `metrics` go into the
-      error. The function waits for the end of their computation.
+      `(started, flaws, workers, metrics) -> None`. `started` is `bool[local]`: whether
+      the parameters of each local worker were finite before the first step. `flaws` is
+      `uint8[local, steps]` from :func:`flaw`. `workers` and `metrics` become attributes
+      of the error. The function waits until `started` and `flaws` are computed.
     """
     size = communicator.size
 
     def worker(started, flaws):
-        """Returns the first flaw of every worker, `float32[size]`, on each of them."""
+        """Returns the first flaws of all workers as codes, `float32[size]`.
+
+        The code of a flaw is `2 * step + flaw`. It is 0 if the parameters were not
+        finite before the first step, and -1 if there was no flaw.
+        """
         flaws = flaws.astype(jnp.int32)
         step = jnp.argmax(flaws != _FINE).astype(jnp.int32)
         first = jnp.where(flaws[step] == _FINE, -1, 2 * step + flaws[step])

@@ -1,10 +1,14 @@
-"""The compiled programs of many steps of all local workers: three ways to cut them.
+"""Compiles many training steps of all local workers, in one of three ways.
 
-Models made of matrix products train fastest as one program: the gradients of all
-workers under one `vmap`, the steps under one `lax.scan`. Convolutions do not: `vmap`
-turns a convolution with different weights for each worker into a grouped convolution,
-and inside a loop XLA's CPU backend takes a slow path. On two cores eight small ResNets
-took 5 times as long in one program as one after another.
+Models made of matrix products train fastest as one program (:func:`scanned`), with the
+gradients of all workers under one `vmap` and the steps under one `lax.scan`.
+
+For models with convolutions a program for each worker's gradient is faster
+(:func:`dispatched`, or :func:`stepwise` if each worker has a device of its own). The
+reason is that `vmap` turns a convolution with different weights for each worker into a
+grouped convolution, and that XLA's CPU backend is slow for convolutions inside a loop.
+On two cores, eight small ResNets took 5 times as long in one program as one after
+another.
 """
 
 import dataclasses
@@ -31,10 +35,11 @@ class Workers(NamedTuple):
     """All local workers of a run; every leaf has a leading axis of local workers.
 
     Attributes:
-      params: their models.
-      opt_state: their states of the optimizer.
-      model_state: what the gradient function carries from step to step and no mechanism
-        averages, such as the statistics of batch normalization; `()` if nothing.
+      params: the models.
+      opt_state: the states of the optimizer.
+      model_state: values that the gradient function passes on from step to step and no
+        mechanism averages, such as the statistics of batch normalization; `()` if there
+        are none.
     """
 
     params: PyTree
@@ -47,12 +52,12 @@ class OneWorker:
     """What one worker does in a step.
 
     Attributes:
-      gradient_fn: computes its gradient.
-      optimizer: the chain with the mechanism.
-      nonfinite: what happens to a gradient that is not finite, see
+      gradient_fn: computes the worker's gradient.
+      optimizer: the optimizer, a chain that contains the mechanism.
+      nonfinite: what happens to a gradient that is not finite; see
         :func:`djax.training.make_steps`.
-      suspicions: for each time that a step was traced, whether the optimizer changes
-        what a mechanism has averaged, which may be a mistake.
+      suspicions: one entry each time a step is traced: whether the optimizer changes
+        values that a mechanism has averaged, which may be a mistake.
     """
 
     gradient_fn: GradientFn
@@ -61,17 +66,17 @@ class OneWorker:
     suspicions: list[bool] = dataclasses.field(default_factory=list)
 
     def gradient(self, params: PyTree, model_state: PyTree, batch: PyTree) -> Any:
-        """Returns what the gradient function returns; checks it while it is traced."""
+        """Calls the gradient function, and checks its result while it is traced."""
         made = self.gradient_fn(params, model_state, batch)
         check_gradients("make_steps", made, params, model_state)
         return made
 
     def apply(self, workers: Workers, made: Any) -> tuple[Workers, tuple[PyTree, Any]]:
-        """Returns the worker after a step, and its metrics and flaws.
+        """Returns the worker after a step, and the metrics and flaws of the step.
 
         Args:
-          workers: this worker.
-          made: what the gradient function has returned.
+          workers: this worker before the step, without an axis of workers.
+          made: the result of the gradient function.
         """
         grads, model_state, metrics = made
         if self.nonfinite == "skip":
@@ -89,13 +94,13 @@ class OneWorker:
         return Workers(params, opt_state, model_state), (metrics, flaws)
 
     def step(self, workers: Workers, batch: PyTree) -> tuple[Workers, Any]:
-        """Computes a gradient, and applies it."""
+        """Computes a gradient and applies it."""
         made = self.gradient(workers.params, workers.model_state, batch)
         return self.apply(workers, made)
 
 
 def scanned(worker: OneWorker, communicator: Communicator) -> StepsFn:
-    """Makes one program of all steps of all workers."""
+    """Makes one program for all steps of all workers."""
 
     def step(before, batch):
         after, measured = worker.step(before, batch)
@@ -109,7 +114,7 @@ def scanned(worker: OneWorker, communicator: Communicator) -> StepsFn:
 
 
 def stepwise(worker: OneWorker, communicator: Communicator) -> StepsFn:
-    """Makes a program of one step, for devices that have one worker each."""
+    """Makes a program for one step, for devices that have one worker each."""
 
     def one_step(state, batches, t):
         return worker.step(state, jax.tree.map(lambda x: x[t], batches))
@@ -119,7 +124,7 @@ def stepwise(worker: OneWorker, communicator: Communicator) -> StepsFn:
 
 
 def dispatched(worker: OneWorker, communicator: Communicator) -> StepsFn:
-    """Makes a program of one worker's gradient, and one of the update of all."""
+    """Makes a program for one worker's gradient, and one for the updates of all."""
 
     @jax.jit
     def gradient(workers, batches, i, t):
@@ -142,7 +147,7 @@ def dispatched(worker: OneWorker, communicator: Communicator) -> StepsFn:
 
 
 def _loop(one_step: Callable[..., tuple[Workers, Any]]) -> StepsFn:
-    """Makes a loop in Python over programs of one step, `(workers, batches, t)`."""
+    """Makes a loop in Python that calls `one_step(workers, batches, t)` each step."""
 
     def steps(workers, batches):
         history = []

@@ -1,9 +1,9 @@
 """Loops over many training steps of all local workers.
 
-The loop is a compiled program, because starting a program for every step of small
-models would take longer than the step. The same functions run one worker for each
-process under MPI and for each device on a mesh, so that a script written for the
-simulator is launched by `mpirun` unchanged.
+The loop is a compiled program: for small models, starting a program at every step would
+take longer than the step itself. The same functions also run one worker in each process
+under MPI, and one worker on each device of a mesh. So a script written for the
+simulator can be launched by `mpirun` unchanged.
 """
 
 import warnings
@@ -35,14 +35,15 @@ def init_workers(
     params: PyTree,
     model_state: PyTree = (),
 ) -> Workers:
-    """Makes the local workers, as they are before the first step.
+    """Makes the local workers as they are before the first step.
 
     Args:
-      optimizer: what every worker runs.
+      optimizer: the optimizer of every worker, a chain that contains the mechanism.
       communicator: where the workers live.
-      params: the initial models, arrays `[local workers, ...]` as
-        :func:`djax.communicators.replicate` makes them.
-      model_state: what the gradients carry along, arrays `[local workers, ...]`.
+      params: the initial models, arrays `[local workers, ...]`, which
+        :func:`djax.communicators.replicate` makes of one model.
+      model_state: values that the gradient function passes on from step to step, arrays
+        `[local workers, ...]`.
 
     Returns:
       The workers. Their arrays are copies, so that the programs of :func:`make_steps`
@@ -74,9 +75,9 @@ def make_steps(
     """Makes a function that trains all local workers for several steps.
 
     Args:
-      gradient_fn: what ONE worker computes,
+      gradient_fn: the function by which ONE worker computes its gradient,
         `(params, model_state, batch) -> (grads, model_state, metrics)`.
-      optimizer: the chain with the mechanism.
+      optimizer: the optimizer, a chain that contains the mechanism.
       communicator: where the workers live.
       dispatch: whether the gradients are computed one worker after another, each by a
         program of its own, and only the optimizer runs for all workers at once. This
@@ -84,30 +85,33 @@ def make_steps(
       nonfinite: what happens to a gradient that is infinite or not a number. Averaging
         would spread such numbers to all other workers.
 
-        * "raise": after the steps of a call, :class:`NonFiniteError` is raised on all
-          processes alike if a gradient, or the parameters after a step, were not
-          finite. It names the step, and the workers in which this began. To find out,
-          each call waits for the end of its computation.
-        * "skip": the worker makes no step of its own. Its gradient counts as zero
-          (momentum and weight decay of the optimizer still act), its `model_state`
-          stays as it was, and it goes on averaging. The metrics are those of the
-          gradient that was left out. Parameters that are not finite are not noticed.
-        * "isolate": the worker keeps its model, and the other workers go on without
-          it: its messages count as lost. Only mechanisms that can do without a message
+        * "raise": if a gradient, or the parameters after a step, were not finite,
+          :class:`NonFiniteError` is raised on all processes after the last step of the
+          call. The error names the first such step and the workers in which it
+          happened. For this check each call waits until its computation has ended.
+        * "skip": the gradient counts as zero, so that only momentum and weight decay
+          of the optimizer act. The worker's `model_state` stays as it was, and the
+          worker still averages. The returned metrics are those of the gradient that
+          was left out. Parameters that are not finite are not noticed.
+        * "isolate": the worker keeps its model, and the other workers continue without
+          it: its messages count as lost. Only mechanisms that tolerate lost messages
           are accepted.
 
     Returns:
       A function `(workers, batches) -> (workers, metrics)`, where the leaves of
-      `batches` and `metrics` are arrays `[local workers, steps, ...]`. It reuses the
-      memory of `workers`: afterwards only the workers that it has returned can be used.
-      Unless `nonfinite="raise"`, it returns before the computation ends.
+      `batches` and `metrics` are arrays `[local workers, steps, ...]`. The function
+      reuses the memory of `workers`: afterwards only the workers that it has returned
+      can be used. Unless `nonfinite="raise"`, it returns before the computation ends.
 
-      It raises ValueError if the leading axes do not fit, if `nonfinite="isolate"` and
-      a mechanism needs every message, or if a compressor is not of the class that its
-      mechanism needs, in each case before anything is computed; RuntimeError if the
-      memory of `workers` was reused before; TypeError if `gradient_fn` does not return
-      gradients like the parameters, the model state and metrics; and
-      :class:`NonFiniteError`, which is a `FloatingPointError`.
+      The function raises the following errors:
+
+      * ValueError, before anything is computed, if the leading axes do not fit, if
+        `nonfinite="isolate"` and a mechanism needs every message, or if a compressor is
+        not of the class that its mechanism needs.
+      * RuntimeError, if the memory of `workers` was reused before.
+      * TypeError, if `gradient_fn` does not return gradients like the parameters, the
+        model state and metrics.
+      * :class:`NonFiniteError`, which is a `FloatingPointError`.
 
     Raises:
       TypeError: if `optimizer` is not an optax transformation (an asynchronous
@@ -174,7 +178,7 @@ def make_steps(
 
 
 def _check_workers(workers: Any) -> None:
-    """Raises TypeError unless they are workers, RuntimeError if they were used up."""
+    """Raises TypeError unless given workers, RuntimeError if their memory is reused."""
     if not isinstance(workers, Workers):
         raise TypeError(
             f"steps needs the workers that init_workers returns, got {type(workers)}."
@@ -203,10 +207,10 @@ def _check_mechanisms(
 def _warn_of_order(
     worker: OneWorker, communicator: Communicator, params: PyTree
 ) -> None:
-    """Warns of what :func:`djax.check` finds, if tracing a step raised a suspicion.
+    """Warns of mistakes that :func:`djax.check` finds, if tracing raised a suspicion.
 
     Args:
-      worker: what was traced.
+      worker: the worker whose step was traced.
       communicator: where the workers live.
       params: one worker's parameters, or their shapes.
     """
