@@ -4,12 +4,13 @@ An asynchronous algorithm is a set of pure functions, one for each kind of event
 (:class:`EventTransformation`, made by :func:`djax.acid` and :func:`djax.adpsgd`). It
 runs in two ways:
 
-* In real time, :func:`run` is called by every process of an MPI job. One thread of the
-  process computes gradients while another one averages. The result is an
-  :class:`Outcome`, whose :class:`Report` says what all workers did. With
-  :class:`Checkpoints` a run can be resumed.
+* In real time, every process of an MPI job calls :func:`run`. One thread of the process
+  computes gradients while another one averages. The result is an :class:`Outcome`,
+  whose :class:`Report` says what all workers did. With :class:`Checkpoints` a run can
+  be resumed.
 * On virtual clocks, :func:`draw_events` draws when every gradient and averaging
-  happens, and :func:`simulate` computes exactly what comes out, on one device.
+  happens. From these times :func:`simulate` computes the models of all workers exactly,
+  on one device.
 """
 
 from djax.training import Checkpoints, NonFiniteError

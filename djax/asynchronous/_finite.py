@@ -2,7 +2,7 @@
 
 A single NaN that is averaged into a neighbour's model reaches all workers within a few
 averagings. So every gradient is checked by the program that applies it, and every model
-by the program that packs it for a neighbour.
+is checked before a neighbour averages with it.
 """
 
 from typing import Any
@@ -28,8 +28,9 @@ def applied(
     """Applies one gradient of one worker, and checks whether its numbers are finite.
 
     Args:
-      algorithm: what one worker does.
-      skip: whether an update that is not finite is left out; only time passes then.
+      algorithm: the asynchronous algorithm.
+      skip: whether an update that is not finite is left out. The worker then only mixes
+        for the elapsed time.
       grads: the gradient.
       state: the state of the algorithm.
       params: the model.
@@ -37,7 +38,7 @@ def applied(
 
     Returns:
       The new model, the new state, and `bool[2]`: whether the gradient is finite, and
-      whether the model is finite to which it leads, or would lead.
+      whether the model with the gradient applied is finite.
     """
     updates, new_state = algorithm.update(grads, state, params, **options)
     moved = optax.apply_updates(params, updates)
@@ -52,7 +53,7 @@ def choose(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
     """Selects between two trees; a leaf that both share is returned as it is.
 
     Args:
-      condition: `bool[...]`, whose axes are the first axes of all leaves.
+      condition: `bool[...]`. Its axes are the leading axes of all leaves.
       yes: the result where the condition holds.
       no: the result where it does not hold.
     """

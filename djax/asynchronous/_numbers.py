@@ -1,6 +1,7 @@
-"""What counts as a number in an argument: a number of Python or NumPy, but no boolean.
+"""Tells numbers from booleans in arguments.
 
-A boolean is an integer for Python, but in an argument it is a mistake.
+Python counts a boolean as an integer, but a boolean in place of a number is a mistake.
+Numbers of NumPy are numbers, too.
 """
 
 from typing import Any
@@ -9,10 +10,10 @@ import numpy as np
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is an integer."""
+    """Whether a value is an integer and no boolean."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is an integer or a float."""
+    """Whether a value is an integer or a float, and no boolean."""
     return is_whole(value) or isinstance(value, (float, np.floating))

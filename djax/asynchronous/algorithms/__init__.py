@@ -1,4 +1,4 @@
-"""Asynchronous algorithms, as what ONE worker does at each kind of event."""
+"""Asynchronous algorithms. Each defines what ONE worker does at each kind of event."""
 
 from ._acid import AcidState as AcidState
 from ._acid import acid as acid

@@ -2,8 +2,8 @@ r"""A²CiD²: pairwise averaging at random times, accelerated by a continuous mo
 
 Pairwise averaging spreads information slowly over large sparse graphs. A momentum
 accelerates it: every worker has a second copy of its model, :math:`\tilde x_i`. Between
-events the two copies flow towards each other, a gradient moves both alike, and an
-averaging with a neighbour moves them differently:
+events the two copies flow towards each other. A gradient changes both copies by the
+same vector. An averaging with a neighbour changes them by different steps:
 
 .. math::
    dx_i &= \eta (\tilde x_i - x_i)\, dt - \gamma g_i\, dN_i
@@ -13,23 +13,23 @@ averaging with a neighbour moves them differently:
 
 where :math:`N_i` counts the worker's gradients and :math:`M_{ij}` the averagings of a
 pair of neighbours. The update of any optimizer may take the place of
-:math:`-\gamma g_i`.
-For a time :math:`\Delta` without events the flow has the closed form
+:math:`-\gamma g_i`. Mixing, the flow during a time :math:`\Delta` without events, has
+the closed form
 
 .. math::
    h = \tfrac12 (1 - e^{-2 \eta \Delta}), \qquad
    x \leftarrow x + h (\tilde x - x), \qquad
    \tilde x \leftarrow \tilde x - h (\tilde x - x).
 
-Hence mixing keeps :math:`x_i + \tilde x_i`, and mixing and averaging keep
-:math:`\sum_i x_i + \tilde x_i`. Whenever all workers are mixed up to the same time,
-:math:`\sum_i x_i = \sum_i \tilde x_i`; between such times :math:`\sum_i x_i` alone is
-not kept.
+Hence mixing does not change :math:`x_i + \tilde x_i`, and neither mixing nor averaging
+changes :math:`\sum_i x_i + \tilde x_i`. Whenever all workers are mixed up to the same
+time, :math:`\sum_i x_i = \sum_i \tilde x_i`. Between such times mixing changes
+:math:`\sum_i x_i` alone.
 
 Nabli, Belilovsky and Oyallon, `A²CiD²: Accelerating Asynchronous Communication in
 Decentralized Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023. The authors'
 code exchanges models before it mixes them, which lets the mean drift and loses most of
-the acceleration. Here both ends mix first, as in the paper.
+the acceleration. Here both workers of a pair mix first, as in the paper.
 """
 
 import functools
@@ -84,25 +84,27 @@ def acid(
        \text{average:} \quad & x_i \leftarrow x_i - \alpha (x_i - x_j),
            & \tilde x_i &\leftarrow \tilde x_i - \tilde\alpha (x_i - x_j)
 
-    An averaging takes the difference of the models as they were exchanged, and moves
-    the models as they are by then. So a gradient that is applied while messages travel
-    is kept, and what one end gains the other end loses. Only :math:`x_i` is sent. The
-    unit of time is the time in which a worker computes one gradient.
+    An averaging computes the difference of the two models that were exchanged, and adds
+    displacements to the two copies that the worker has by then. So a gradient that is
+    applied while messages travel is not lost, and the displacements of the two workers
+    add up to zero. Only :math:`x_i` is sent. The unit of time is the time in which a
+    worker computes one gradient.
 
     Args:
-      base: the optimizer of a worker, which sees the mixed parameters.
+      base: the optimizer of a worker. It receives the parameters after mixing.
       constants: the constants of the graph, from :func:`djax.acid_constants`. With
-        `eta=0` the algorithm is :func:`adpsgd`, with a useless second copy.
+        `eta=0` the algorithm is :func:`adpsgd`; the second copy then has no effect.
 
     Returns:
       An :class:`djax.asynchronous.EventTransformation` with an :class:`AcidState`.
-      Parameters and :math:`\tilde x` keep their dtypes; sums are computed in float32 or
-      wider and then rounded. In 16 bits a flow of less than half a unit in the last
-      place is lost.
+      Parameters and :math:`\tilde x` keep their dtypes; sums are computed in at least
+      float32 and then rounded. In 16-bit dtypes this rounding removes a flow of less
+      than half a unit in the last place.
 
     Raises:
-      TypeError: if `base` is no optimizer, or `constants` are no constants.
-      ValueError: if a constant is negative, not finite, or an array of several.
+      TypeError: if `base` is no optimizer, or `constants` is no :class:`AcidConstants`.
+      ValueError: if a constant is negative or not finite, or is an array of several
+        numbers.
 
     Examples:
       >>> import djax, jax.numpy as jnp, optax
@@ -138,10 +140,10 @@ def _make_acid(
     alpha_tilde: Any,
     asked: Asked | None,
 ) -> EventTransformation:
-    """Makes what :func:`acid` returns, one object for equal arguments.
+    """Makes the algorithm; equal arguments give the same object.
 
-    Compiled programs are kept by algorithm. Since algorithms with equal constants
-    around one optimizer are one object, they share their programs.
+    Compiled programs are cached for each algorithm object. Algorithms that have equal
+    constants and the same optimizer are one object, so that they share their programs.
     """
     base = optax.with_extra_args_support(base)
 

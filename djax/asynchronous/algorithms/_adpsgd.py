@@ -34,8 +34,9 @@ def adpsgd(base: optax.GradientTransformation) -> EventTransformation:
        \text{update:} \quad x_i \leftarrow x_i + u_i, \qquad
        \text{average:} \quad x_i \leftarrow x_i - \tfrac12 (x_i - x_j)
 
-    This is the baseline of A²CiD²: :func:`acid` with :math:`\eta = 0`, and without the
-    second copy of the model. Every averaging keeps the mean over the workers.
+    This is the baseline of A²CiD²: it is :func:`acid` with :math:`\eta = 0` and without
+    the second copy of the model. An averaging does not change the mean over the
+    workers.
 
     Args:
       base: the optimizer of a worker.
@@ -64,7 +65,7 @@ def adpsgd(base: optax.GradientTransformation) -> EventTransformation:
 
 @functools.lru_cache(maxsize=8)
 def _make_adpsgd(base: optax.GradientTransformation) -> EventTransformation:
-    """Makes what :func:`adpsgd` returns, one object for one optimizer."""
+    """Makes the algorithm; the same optimizer gives the same object."""
     base = optax.with_extra_args_support(base)
 
     def init_fn(params):

@@ -2,19 +2,20 @@ r"""How often neighbours average, and which constants of A²CiD² follow from it
 
 The momentum of A²CiD² has to fit how fast averaging alone spreads information over the
 graph. Neighbours :math:`i, j` average at the times of a Poisson process of rate
-:math:`\lambda_{ij}`, counted per unit of time, in which a worker computes one gradient.
-In the mean over all events, differences decay by the Laplacian
+:math:`\lambda_{ij}`. The unit of time is the time in which a worker computes one
+gradient. In expectation over these random times, the differences between the models
+decay at rates that are proportional to the eigenvalues of the graph's Laplacian
 
 .. math:: \mathcal L = \textstyle\sum_{\{i,j\} \in E} \lambda_{ij}
-                       (e_i - e_j)(e_i - e_j)^\top
+                       (e_i - e_j)(e_i - e_j)^\top.
 
-of the graph. Two numbers tell how well the graph is connected:
+Two numbers tell how well the graph is connected:
 
 .. math::
    \chi_1 = \frac{1}{\lambda_2(\mathcal L)}, \qquad
    \chi_2 = \tfrac12 \max_{\{i,j\} \in E} (e_i - e_j)^\top \mathcal L^+ (e_i - e_j),
 
-the inverse of its algebraic connectivity, and half of the largest effective resistance
+the inverse of the algebraic connectivity, and half of the largest effective resistance
 of an edge. Always :math:`\chi_2 \le \chi_1`.
 
 Nabli, Belilovsky and Oyallon, `A²CiD²: Accelerating Asynchronous Communication in
@@ -37,12 +38,13 @@ class AcidConstants(NamedTuple):
     Attributes:
       chi1: :math:`\chi_1`, in units of time.
       chi2: :math:`\chi_2`, in units of time.
-      eta: :math:`\eta = 1 / (2 \sqrt{\chi_1 \chi_2})`, per unit of time, the rate
-        at which :math:`x` and :math:`\tilde x` mix.
-      alpha: :math:`\alpha = \frac12`, by which an averaging replaces two models by
-        their mean.
+      eta: :math:`\eta = 1 / (2 \sqrt{\chi_1 \chi_2})`, the rate at which :math:`x` and
+        :math:`\tilde x` mix, per unit of time.
+      alpha: :math:`\alpha = \frac12`, the step of :math:`x` in an averaging, which
+        replaces two models by their mean.
       alpha_tilde: :math:`\tilde\alpha = \frac12 \sqrt{\chi_1 / \chi_2}`, the step of
-        :math:`\tilde x` in an averaging. The larger it is, the more is gained.
+        :math:`\tilde x` in an averaging. The larger it is, the more the momentum
+        accelerates consensus.
     """
 
     chi1: float
@@ -53,17 +55,18 @@ class AcidConstants(NamedTuple):
 
 
 class Asked:
-    """The rates of averagings for which something was made; comparable with `==`.
+    """The rates of averagings for which constants or events were made.
 
-    Rates that differ only by rounding are equal.
+    Two such objects can be compared with `==`, which finds constants that do not fit to
+    the events. Rates that differ only by rounding are equal.
 
     Args:
       topology: which workers are neighbours.
-      rate: as in :func:`edge_rates`, of a worker or of each pair.
+      rate: the averagings of a worker, or of each pair, as in :func:`edge_rates`.
 
     Raises:
-      TypeError: as :func:`edge_rates` does.
-      ValueError: as :func:`edge_rates` does.
+      TypeError: if :func:`edge_rates` raises it.
+      ValueError: if :func:`edge_rates` raises it.
     """
 
     def __init__(self, topology: Topology, rate: ArrayLike):
@@ -87,10 +90,11 @@ class Asked:
 
 
 class _MadeConstants(AcidConstants):
-    """Constants that know for which rates they were made.
+    """Constants that remember the rates for which they were made.
 
-    This is a subclass, instead of one more field, so that constants stay five numbers,
-    and constants that are made or changed by hand know no rates.
+    The rates are an attribute of this subclass in place of a sixth field. So constants
+    remain a tuple of five numbers, and constants that a user makes or changes by hand
+    have no rates.
 
     Attributes:
       asked: the rates.
@@ -103,7 +107,7 @@ class _MadeConstants(AcidConstants):
 
 
 def asked_of(constants: AcidConstants) -> Asked | None:
-    """Returns the rates that constants are for, or None if they were made by hand."""
+    """Returns the rates that constants were made for, or None if made by hand."""
     return getattr(constants, "asked", None)
 
 
@@ -112,14 +116,16 @@ def edge_rates(topology: Topology, rate: ArrayLike = 1.0) -> np.ndarray:
 
     Args:
       topology: which workers are neighbours. Its mixing weights play no role.
-      rate: averagings of a worker per unit of time, in which it computes one gradient:
+      rate: averagings of a worker per unit of time, in which it computes one gradient.
+        A pair then averages at the rate
 
         .. math:: \lambda_{ij} = \text{rate} \cdot m_{ij} / \max(\deg_i, \deg_j)
 
-        with the edge's multiplicity :math:`m_{ij}`, which degrees count, too. On an
-        irregular graph, workers of smaller degree average less often. The
-        :math:`\lambda_{ij}` themselves may be given instead, as a symmetric
-        `float[n, n]` that is zero where the graph has no edge.
+        where :math:`m_{ij}` is the multiplicity of the edge, and a degree is the sum of
+        the multiplicities of a worker's edges. On an irregular graph, workers of
+        smaller degree average less often. Alternatively, the :math:`\lambda_{ij}`
+        themselves are given, as a symmetric `float[n, n]` that is zero where the graph
+        has no edge.
 
     Returns:
       `float64[n, n]`, symmetric, zero where there is no edge.
@@ -163,7 +169,8 @@ def acid_constants(topology: Topology, rate: ArrayLike = 1.0) -> AcidConstants:
     the momentum it takes :math:`\sqrt{\chi_1 \chi_2}`, which on a ring is proportional
     to the number of workers instead of its square. On the complete graph there is
     nothing to gain, since :math:`\chi_1 = \chi_2` and :math:`\tilde\alpha = \frac12`.
-    If the rate is multiplied by `c`, so is :math:`\eta`; :math:`\tilde\alpha` stays.
+    If the rate is multiplied by `c`, then :math:`\eta` is multiplied by `c`, and
+    :math:`\tilde\alpha` does not change.
 
     Args:
       topology: which workers are neighbours. Its mixing weights play no role.
@@ -173,8 +180,8 @@ def acid_constants(topology: Topology, rate: ArrayLike = 1.0) -> AcidConstants:
 
     Returns:
       The constants. They remember the graph and the rate, so that
-      :func:`djax.asynchronous.simulate` can refuse events of others. Constants that are
-      made by hand, or by `_replace`, are not checked.
+      :func:`djax.asynchronous.simulate` can refuse events of another graph or rate.
+      Constants that are made by hand, or by `_replace`, are not checked.
 
     Raises:
       TypeError: if `topology` is no Topology but a Schedule, for example, or `rate` is

@@ -1,4 +1,4 @@
-"""What all asynchronous algorithms are: pure functions, one for each kind of event."""
+"""The interface of asynchronous algorithms: a pure function for each kind of event."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from ._constants import Asked
 class EventTransformation(NamedTuple):
     """An asynchronous algorithm: what ONE worker does at each kind of event.
 
-    The attributes are pure functions, to be compiled and composed; see
+    The attributes are pure functions, which can be compiled and composed. See
     :func:`djax.acid` for an example.
 
     Attributes:
@@ -28,13 +28,14 @@ class EventTransformation(NamedTuple):
       mix: `(params, state, elapsed) -> (params, state)` lets the time since the
         worker's previous event pass.
       update: `(grads, state, params, *, elapsed=0, **extra_args) -> (updates, state)`
-        applies a gradient, after a time in which nothing happened. `grads` may have
-        been taken at an earlier model. The updates are for `optax.apply_updates`.
+        lets the time `elapsed` pass, and then applies a gradient, which may have been
+        computed from an earlier model. The updates are for `optax.apply_updates`.
       average: `(peer, state, params, *, sent=None) -> (updates, state)` averages with a
         neighbour that sent the model `peer` and received the model `sent`, by default
         `params`. Both models have to be mixed up to the time when they were sent. The
         updates are for `optax.apply_updates`.
-      asked: the rates of averagings that the algorithm is made for, if they are known.
+      asked: the rates of averagings for which the algorithm was made; None if they are
+        not known.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -45,10 +46,10 @@ class EventTransformation(NamedTuple):
 
 
 def other_rates(algorithm: EventTransformation, asked: Asked | None) -> str | None:
-    """Explains that an algorithm is made for other rates, or returns None.
+    """Returns an error's text if an algorithm was made for other rates, else None.
 
     Args:
-      algorithm: :func:`djax.acid` or :func:`djax.adpsgd`.
+      algorithm: made by :func:`djax.acid` or :func:`djax.adpsgd`.
       asked: the rates at which workers average, or None if they are not known.
     """
     if algorithm.asked is None or asked is None or algorithm.asked == asked:
@@ -62,7 +63,9 @@ def other_rates(algorithm: EventTransformation, asked: Asked | None) -> str | No
 
 
 def difference(sent: PyTree, peer: PyTree) -> PyTree:
-    """Returns `sent - peer` in float32 or wider, equal at both ends but for the sign.
+    """Returns `sent - peer` in at least float32.
+
+    The two workers of a pair get the same numbers with opposite signs.
 
     Raises:
       ValueError: if the shapes differ.
@@ -82,10 +85,17 @@ def displacement(sent_minus_peer: PyTree, alpha: Any, params: PyTree) -> PyTree:
 
 
 def known_elapsed(name: str, elapsed: Any) -> Any:
-    """Returns the time that has passed, by default 0; refuses synchronous steps.
+    """Returns the elapsed time, which is 0 by default; refuses synchronous training.
 
-    A program of synchronous steps gives no time, since it takes the algorithm for an
-    optimizer.
+    Synchronous training would call an asynchronous algorithm like an optimizer, that is
+    without an elapsed time.
+
+    Args:
+      name: the algorithm, for the error.
+      elapsed: the time, or None if the caller gives none.
+
+    Raises:
+      TypeError: if no time is given, and the caller is a synchronous step.
     """
     if elapsed is not None:
         return elapsed
@@ -102,13 +112,13 @@ def init_alone(name: str, base: Any, params: PyTree) -> optax.OptState:
 
 
 def check_model(name: str, params: PyTree) -> PyTree:
-    """Returns the parameters, or raises unless all of them can be averaged."""
+    """Returns the parameters; raises an error unless all of them can be averaged."""
     remedy = "keep it in the model_state, which gradient_fn carries along unaveraged"
     return check_params(name, params, remedy)
 
 
 def check_elapsed(elapsed: Any) -> None:
-    """Raises ValueError unless it is a time, finite and at least 0, or traced."""
+    """Raises ValueError unless `elapsed` is traced, or finite and at least 0."""
     if not isinstance(elapsed, jax.Array) and not 0 <= elapsed < float("inf"):
         raise ValueError(
             f"elapsed is the time since the worker's previous event; got {elapsed}."

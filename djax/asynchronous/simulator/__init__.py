@@ -1,9 +1,9 @@
 """Asynchronous algorithms on virtual clocks, simulated exactly on one device.
 
 Reading order: the times of all gradients and averagings are drawn first (`_clocks`,
-`_rounds`, `_durations`). They are a list of events (`_events`), which is divided into
-waves (`_waves`). A simulation (`_simulate`) runs the waves as compiled programs
-(`_programs`, `_rows`).
+`_rounds`, `_durations`). They make up a list of events (`_events`). The list is divided
+into waves (`_waves`), sets of events that can be computed at the same time. A
+simulation (`_simulate`) runs the waves as compiled programs (`_programs`, `_rows`).
 """
 
 from ._batches import OwnBatches as OwnBatches

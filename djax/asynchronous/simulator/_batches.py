@@ -1,4 +1,4 @@
-"""Finds the batch that each gradient takes."""
+"""Selects the batch from which each gradient is computed."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,13 @@ from ._events import Events
 class Batches:
     """The batches of all workers' gradients, in the order of the events.
 
-    A worker takes its own batches one after another, epoch by epoch. Since workers are
-    in different epochs at the same time, an epoch is kept until the slowest worker has
-    passed it.
+    A worker uses its own batches one after another, epoch by epoch. Since workers may
+    be in different epochs at the same time, an epoch stays in memory until the slowest
+    worker has passed it.
 
     Args:
       batches: `epoch -> tree` with leaves `[workers, steps, ...]`.
-      events: of the simulation.
+      events: the events of the simulation.
 
     Attributes:
       example: the first batch of the first worker.
@@ -86,7 +86,7 @@ class Batches:
 
 
 class OwnBatches:
-    """One worker's batches, in their order.
+    """The batches of one worker's gradients, in their order.
 
     Args:
       batches: `epoch -> tree` with leaves `[1, steps, ...]`.
@@ -110,7 +110,14 @@ class OwnBatches:
         return _load("run", self._batches, epoch, 1, self._steps)
 
     def locate(self, turn: int) -> tuple[PyTree, int]:
-        """Returns the epoch and the step in it whose batch a gradient takes."""
+        """Returns where the batch of the worker's gradient number `turn` is.
+
+        Args:
+          turn: number of the gradient, from 0 on.
+
+        Returns:
+          The epoch's batches, leaves `[1, steps, ...]`, and the index of the step.
+        """
         epoch, step = divmod(turn, self._steps)
         if epoch != self._epoch:
             self._epoch, self._data = epoch, self._load(epoch)
@@ -123,8 +130,8 @@ def _load(
     """Loads an epoch, and checks it.
 
     Args:
-      name: of the function that was given the batches, for errors.
-      batches: returns an epoch.
+      name: the function of djax that was given `batches`, for the error.
+      batches: the function that returns an epoch.
       epoch: number of the epoch.
       size: number of workers.
       steps: number of steps of the first epoch, or 0 if it is not known yet.
@@ -155,7 +162,7 @@ def _load(
 
 
 def _turns(workers: np.ndarray) -> np.ndarray:
-    """Returns how often each entry occurs before itself, `int64[len(workers)]`."""
+    """Counts the earlier occurrences of each entry's worker, `int64[len(workers)]`."""
     order = np.argsort(workers, kind="stable")
     _, counts = np.unique(workers, return_counts=True)
     turns = np.empty(len(workers), np.int64)

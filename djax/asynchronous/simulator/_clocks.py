@@ -3,8 +3,8 @@ r"""Virtual clocks: when asynchronous workers compute and average.
 The unit of time is the time in which a worker of speed 1 computes one gradient. Worker
 :math:`i` computes gradients back to back, each of which takes a random time of mean
 :math:`1 / \text{speed}_i`. Each pair of neighbours averages at the times of a Poisson
-process of its own, whatever the two are computing. No time depends on the models. So
-all events are drawn first, and the list can be inspected, stored, and simulated with
+process of its own, whether or not the two are computing. No time depends on the models.
+So all events are drawn first, and the list can be inspected, stored, and simulated with
 any algorithm by :func:`djax.asynchronous.simulate`.
 """
 
@@ -28,7 +28,7 @@ from ._durations import (
 )
 from ._events import NOBODY, Events
 
-# Names a stream of random numbers; see `_durations`.
+# Identifies the stream of random numbers for averagings; see `_durations`.
 _MEETINGS = 0x617665726167696E
 
 
@@ -46,21 +46,22 @@ def draw_events(
 
     Args:
       topology: which workers are neighbours. Its mixing weights play no role.
-      rate: averagings of a worker per unit of time, or `float[n, n]` of each pair, as
-        in :func:`djax.asynchronous.edge_rates`. A rate below 1 is local SGD with random
-        numbers of local steps; at 0 nobody averages.
-      gradients: the run ends when all workers together have computed this many, to
-        which fast workers contribute more.
-      duration: the run ends at this time. One of the two has to be given.
+      rate: averagings of a worker per unit of time, or of each pair, `float[n, n]`, as
+        in :func:`djax.asynchronous.edge_rates`. A rate below 1 gives local SGD with
+        random numbers of local steps; at rate 0 there are no averagings.
+      gradients: the run ends when all workers together have computed this number of
+        gradients. Fast workers compute more of them than slow workers.
+      duration: the run ends at this time. Either `gradients` or `duration` has to be
+        given.
       speeds: gradients of each worker per unit of time, `float[n]` or one number for
-        all. A worker of speed 0 computes none.
+        all. A worker of speed 0 computes no gradients.
       variation: standard deviation of the duration of a gradient, in units of its mean.
-        With 1 durations are exponentially distributed, so that gradients are a Poisson
-        process, as in the paper's analysis. With 0 they are constant, and otherwise
-        gamma distributed. At most 10, where one gradient in a hundred takes three
-        quarters of all the time.
-      seed: seed of all times. The durations of a worker's gradients depend neither on
-        the topology nor on the rate nor on the end.
+        With 1, durations are exponentially distributed, so that gradients are a Poisson
+        process, as in the paper's analysis. With 0, durations are constant. With other
+        values they are gamma distributed. The largest value is 10, with which one
+        gradient in a hundred takes three quarters of all the time.
+      seed: seed of all random times. The durations of a worker's gradients depend on
+        neither the topology nor the rate nor the end of the run.
 
     Returns:
       The events. The run ends with the last gradient, or at `duration`.
@@ -112,13 +113,13 @@ def draw_events(
     worker = np.concatenate([np.repeat(np.arange(size), [*map(len, finish)]), i[which]])
     peer = np.concatenate([np.full(len(worker) - len(which), NOBODY), j[which]])
     order = np.argsort(time, kind="stable")
-    if gradients is not None:  # Several events may happen at the last one's time.
+    if gradients is not None:  # More gradients may end at the same time as the last.
         order = order[np.cumsum(peer[order] == NOBODY) <= gradients]
     return Events(size, time[order], worker[order], peer[order], end, asked)
 
 
 def _expected_time(gradients: Any, duration: Any, speeds: np.ndarray) -> float:
-    """Returns about how long a run is; raises unless its end is a positive number."""
+    """Estimates the duration of a run; raises an error if it would not be positive."""
     if gradients is None:
         if not is_number(duration):
             raise TypeError(
@@ -140,7 +141,7 @@ def _expected_time(gradients: Any, duration: Any, speeds: np.ndarray) -> float:
 def _time_of(
     gradients: int, until: float, speeds: np.ndarray, variation: float, seed: int
 ) -> float:
-    """Returns when the workers have computed so many gradients; a guess is `until`."""
+    """Returns when the workers have computed `gradients`; `until` is a first guess."""
     while True:
         finish = np.concatenate(
             [

@@ -1,8 +1,8 @@
 """How long gradients take on virtual clocks.
 
 Simulations of different algorithms can be compared only if each worker is equally fast
-in all of them. So the durations of a worker's gradients depend on the seed and the
-worker alone.
+in all of them. So the random durations of a worker's gradients depend only on the seed
+and the worker, not on what else is drawn.
 """
 
 import math
@@ -13,24 +13,28 @@ from numpy.typing import ArrayLike
 
 from .._numbers import is_number, is_whole
 
-# Names a stream of random numbers. NumPy takes (seed, 0) for (seed,), so that with a
-# small number the durations would equal numbers that are drawn elsewhere.
+# Identifies the stream of random numbers for durations. It is a large number, since
+# NumPy draws the same numbers for the seeds (seed, 0) and (seed,): with a small number,
+# the durations could equal random numbers that are drawn elsewhere.
 _STREAM = 0x6772616469656E74
 
-# Largest coefficient of variation. With a larger one nearly all durations of a gamma
-# distribution are next to zero, and their mean is that of a few huge ones that are
+# Largest coefficient of variation. With a larger one, nearly all durations of a gamma
+# distribution are close to zero, and their mean comes from a few huge ones that are
 # never drawn: at 10 the median is 1e-28 of the mean.
 _MOST_VARIATION = 10.0
-# Smaller coefficients of variation are lost in rounding.
+# Smallest coefficient of variation except 0. Smaller ones are lost in rounding.
 _LEAST_VARIATION = 1e-6
-# Number of events of one run; more would not fit into memory.
+# Largest number of events of one run; more would not fit into memory.
 MOST_EVENTS = 10**8
 
 
 def draw_durations(
     worker: int, count: int, speed: float, variation: float, seed: int
 ) -> np.ndarray:
-    """Returns `float64[count]`; a larger count gives the same numbers and more."""
+    """Draws how long each of a worker's first gradients takes, `float64[count]`.
+
+    With a larger `count`, the first durations are the same, and others follow.
+    """
     if variation == 0:
         return np.full(count, 1 / speed)
     rng = np.random.default_rng((seed, _STREAM, worker))
@@ -41,12 +45,12 @@ def draw_durations(
 def draw_finish_times(
     worker: int, speed: float, until: float, variation: float, seed: int
 ) -> np.ndarray:
-    """Returns when a worker's gradients are finished, `float64[...]`, up to a time."""
+    """Draws when a worker finishes its gradients, `float64[...]`, up to `until`."""
     if speed == 0:
         return np.zeros(0)
     count = 1 + math.ceil(until * speed)
     while True:
-        if variation == 0:  # Multiples, since the rounding of sums would add up.
+        if variation == 0:  # Not a sum of durations, since its rounding would add up.
             finish = np.arange(1, count + 1) / speed
         else:
             finish = np.cumsum(draw_durations(worker, count, speed, variation, seed))
@@ -56,7 +60,7 @@ def draw_finish_times(
 
 
 def check_speeds(name: str, speeds: ArrayLike, size: int) -> np.ndarray:
-    """Returns `float64[n]`; raises TypeError or ValueError if they are no speeds."""
+    """Returns `float64[size]`; raises TypeError or ValueError unless given speeds."""
     given = np.asarray(speeds)
     if given.dtype.kind not in "iuf":  # Booleans, for example.
         raise TypeError(f"{name}: speeds must be numbers, got {speeds!r}.")
@@ -79,7 +83,7 @@ def check_speeds(name: str, speeds: ArrayLike, size: int) -> np.ndarray:
 
 
 def check_variation(name: str, variation: float) -> None:
-    """Raises TypeError or ValueError unless it is a coefficient of variation."""
+    """Raises TypeError or ValueError unless `variation` can be that of a duration."""
     if not is_number(variation):
         raise TypeError(f"{name}: variation must be a number, got {variation!r}.")
     if variation > 0 and not _LEAST_VARIATION <= variation <= _MOST_VARIATION:
@@ -96,7 +100,7 @@ def check_variation(name: str, variation: float) -> None:
 
 
 def check_seed(name: str, seed: Any) -> None:
-    """Raises TypeError or ValueError unless it is a whole number, at least 0."""
+    """Raises TypeError or ValueError unless `seed` is a whole number, at least 0."""
     if not is_whole(seed):
         raise TypeError(f"{name}: seed must be a whole number, got {seed!r}.")
     if seed < 0:

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOBODY = -1
-"""Takes the place of the peer in the event of a gradient."""
+"""The `peer` of an event that is a gradient."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Events:
-    """All gradients and averagings of a run, in their order, as an immutable value.
+    """All gradients and averagings of a run, in order of time, as an immutable value.
 
-    A worker's gradient is computed from its model at the time of its previous gradient,
+    A gradient is computed from the worker's model at the time of its previous gradient,
     or at the start, and is applied at the time of the event. Events at the same time
     happen in the order of the list.
 
@@ -31,7 +31,8 @@ class Events:
       worker: `int32[events]`, the worker of a gradient, or one end of an averaging.
       peer: `int32[events]`, the other end of an averaging, or -1 for a gradient.
       duration: the end of the run, not before the last event.
-      asked: the rates of averagings for which the events were drawn, if any.
+      asked: the rates of averagings for which the events were drawn; None if they were
+        not drawn.
 
     Raises:
       ValueError: if a time is out of order, a worker does not exist, or a worker
@@ -94,8 +95,8 @@ class Events:
     def staleness(self) -> np.ndarray:
         """`int64[gradients]`: number of averagings during each gradient.
 
-        These are the averagings of the worker between the time at whose model the
-        gradient is taken and the time when it is applied.
+        Counted are the averagings of the worker between the start of a gradient, with
+        whose model it is computed, and the time when the gradient is applied.
         """
         since = np.zeros(self.size, np.int64)
         result = []
@@ -126,7 +127,7 @@ class Events:
         return _frozen(result)
 
     def last_times(self, time: float) -> np.ndarray:
-        """Returns `float64[n]`, when each worker's last event until then was, or 0."""
+        """Returns each worker's last event time up to `time`, or 0, `float64[n]`."""
         last = np.zeros(self.size)
         past = slice(np.searchsorted(self.time, time, side="right"))
         meets = ~self.is_gradient[past]

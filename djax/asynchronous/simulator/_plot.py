@@ -41,9 +41,9 @@ def plot_timeline(
     """Draws a bar for each gradient, and a line between the two ends of an averaging.
 
     Args:
-      finished: for each worker when its gradients end, `float[gradients]`.
+      finished: for each worker the times when its gradients end, `float[gradients]`.
       meetings: `float[3, averagings]`, the times of averagings and their two workers.
-      duration: the end of the run, at which unfinished gradients end, too.
+      duration: the end of the run, where the bars of unfinished gradients end.
       ax: where to draw; by default new axes.
       until: end of the picture.
     """
@@ -69,9 +69,9 @@ def plot_rounds(
     Workers wait where there is no bar.
 
     Args:
-      start: `float[steps]`, when the gradients begin.
-      finish: `float[steps, n]`, when they end.
-      end: `float[steps]`, when the all-reduces end.
+      start: `float[steps]`, the times when the gradients begin.
+      finish: `float[steps, n]`, the times when the gradients end.
+      end: `float[steps]`, the times when the all-reduces end.
       ax: where to draw; by default new axes.
       until: end of the picture.
     """

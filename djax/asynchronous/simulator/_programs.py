@@ -1,4 +1,4 @@
-"""Compiled programs that run waves of events, and keep all workers on one device."""
+"""Compiled programs that run waves of events, with all workers on one device."""
 
 import functools
 from collections.abc import Callable
@@ -26,10 +26,10 @@ class Run(NamedTuple):
     """All workers during a simulation; every leaf has a leading axis of workers.
 
     Attributes:
-      params: the model of each worker at its last event.
-      state: the state of the algorithm at its last event.
-      started: the models at which the gradients in progress are taken.
-      model_state: what the gradients carry along.
+      params: the model of each worker after its last event.
+      state: the state of each worker's algorithm after its last event.
+      started: the models from which the gradients in progress are computed.
+      model_state: values that each worker's gradients pass on to the next one.
     """
 
     params: PyTree
@@ -39,20 +39,21 @@ class Run(NamedTuple):
 
 
 class Wave(NamedTuple):
-    """What a program has to know of a wave, or with one more axis of many waves.
+    """The arrays from which a program runs a wave, or many waves with one more axis.
 
-    Empty slots come last. Their workers do not exist: what such a slot reads is
-    clipped to an existing worker, and nothing that it computes is written.
+    A wave has a fixed number of slots for events. Empty slots come last. The worker of
+    an empty slot does not exist: its index is clipped to an existing worker when rows
+    are read, and the result of the slot is not written.
 
     Attributes:
       ends: `int32[2, averagings]`, the two workers of each averaging.
-      since: `float[2, averagings]`, the time since each one's previous event.
-      averaging: `int32[]`, number of averagings.
+      since: `float[2, averagings]`, the time since the previous event of each of them.
+      averaging: `int32[]`, number of averagings, empty slots not counted.
       workers: `int32[gradients]`, the worker of each gradient.
       elapsed: `float[gradients]`, the time since the worker's previous event.
-      steps: `int32[gradients]`, number of gradients of all workers before.
-      slots: `int32[gradients]`, the place of each gradient's batch and metrics.
-      computing: `int32[]`, number of gradients.
+      steps: `int32[gradients]`, number of earlier gradients of all workers.
+      slots: `int32[gradients]`, the row of each gradient's batch and metrics.
+      computing: `int32[]`, number of gradients, empty slots not counted.
     """
 
     ends: Any
@@ -66,7 +67,7 @@ class Wave(NamedTuple):
 
 
 def describe(events: Events, waves: Waves) -> Wave:
-    """Returns what a program has to know of the events of these waves."""
+    """Returns the arrays from which a program runs these waves."""
     averagings, gradients = waves
     ends = np.stack([events.worker[averagings], events.peer[averagings]], 1)
     empty = gradients < 0
@@ -95,11 +96,11 @@ class Programs(NamedTuple):
       init: `params -> state` makes the states of all workers.
       looped: `(run, waves, batches, count) -> (run, (metrics, finite))` runs all waves
         in one program, and returns `(run, ())` if there are no gradients. `finite` is
-        `bool[gradients, 2]`, of :func:`djax.asynchronous._finite.applied`.
+        `bool[gradients, 2]`, from :func:`djax.asynchronous._finite.applied`.
       dispatched: does the same with a program for each gradient, and two programs for
         the rest of a wave.
-      snapshot: `(run, since) -> dict` returns the fields of a snapshot at a time after
-        each worker's last event.
+      snapshot: `(run, since) -> dict` returns the fields of a snapshot, where `since`
+        is the time since each worker's last event, `float[n]`.
     """
 
     init: Callable[..., PyTree]
@@ -112,15 +113,15 @@ class Programs(NamedTuple):
 def make_programs(
     algorithm: EventTransformation, gradient_fn: GradientFn | None, skip: bool
 ) -> Programs:
-    """Makes programs that later simulations of the same functions use again.
+    """Makes the programs of a simulation, or returns them if they were made before.
 
     JAX keeps a compiled program as long as its function is alive. The functions are
     therefore made here and held by a small cache. Otherwise the programs of a user who
     makes new algorithms again and again would pile up in memory.
 
     Args:
-      algorithm: what every worker does.
-      gradient_fn: computes one gradient.
+      algorithm: the asynchronous algorithm of every worker.
+      gradient_fn: computes one gradient; None if there are no gradients.
       skip: whether updates that are not finite are left out.
     """
     average = functools.partial(_average, algorithm)
@@ -211,7 +212,7 @@ def _dispatched(average, gradient, apply, run: Run, waves: Wave, batches, count)
 
 
 def _no_metrics(gradient, run: Run, batches: PyTree) -> PyTree:
-    """Returns zeros for the metrics and flags of all gradients of a stretch."""
+    """Returns zeros in the shapes of the metrics and flags of all gradients."""
     like = jax.eval_shape(gradient, run, 0, batches, 0)[2]
     total = len(jax.tree.leaves(batches)[0])
     zeros = jax.tree.map(lambda x: jnp.zeros((total, *x.shape), x.dtype), like)
@@ -247,7 +248,7 @@ def _average(algorithm, run: Run, wave: Wave) -> Run:
 
 
 def _compute(gradient_fn, run: Run, wave: Wave, batches: PyTree):
-    """Computes gradients at the models at which they were started."""
+    """Computes gradients from the models with which they were started."""
     return jax.vmap(gradient_fn)(
         take(run.started, wave.workers),
         take(run.model_state, wave.workers),

@@ -1,4 +1,4 @@
-"""Virtual clocks of synchronous workers, with which asynchronous ones are compared."""
+"""Virtual clocks of synchronous workers, to compare asynchronous workers with them."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,7 +38,7 @@ class Rounds(NamedTuple):
 
     @property
     def idle_share(self) -> float:
-        """Share of their time that the workers spend waiting."""
+        """Share of all workers' time that is spent waiting."""
         return float(
             1
             - np.sum(self.finish - self.start[:, None])
@@ -64,19 +64,21 @@ def draw_rounds(
 ) -> Rounds:
     """Draws when workers compute if they wait for each other, as in all-reduce SGD.
 
-    All workers begin a gradient when the slowest one has finished the one before. The
-    all-reduce itself takes no time. The durations of each worker's gradients are those
-    of :func:`draw_events` with the same seed, so that both can be compared.
+    All workers begin a gradient when the slowest worker has finished the previous one.
+    The all-reduce itself takes no time. Each worker's gradients have the same durations
+    as in :func:`draw_events` with the same seed, so that both can be compared.
 
     Args:
       size: number of workers.
       steps: number of gradients of each worker.
-      speeds: as in :func:`draw_events`, but positive.
-      variation: as in :func:`draw_events`.
-      seed: as in :func:`draw_events`.
+      speeds: gradients of each worker per unit of time, `float[n]` or one number for
+        all. Unlike in :func:`draw_events`, all have to be positive.
+      variation: standard deviation of the duration of a gradient, in units of its mean;
+        see :func:`draw_events`.
+      seed: seed of the durations.
 
     Returns:
-      The rounds.
+      The times at which all gradients begin and end.
 
     Raises:
       TypeError: if an argument is no number.

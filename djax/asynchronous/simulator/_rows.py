@@ -17,7 +17,7 @@ def stack(trees: list[PyTree]) -> PyTree:
 
 
 def take(tree: PyTree, index: jax.Array) -> PyTree:
-    """Returns the rows with these numbers; numbers out of range are clipped."""
+    """Returns the rows with these indices; indices out of range are clipped."""
     return jax.tree.map(lambda x: x.at[index].get(mode="clip"), tree)
 
 
@@ -26,9 +26,10 @@ def put(tree: PyTree, count: jax.Array, *writes: tuple) -> PyTree:
 
     Args:
       tree: the arrays.
-      count: how many of the rows are written; they come first.
-      *writes: triples of the numbers of the rows, the new rows and the old rows, or
-        None. A leaf whose new rows are the same object as its old rows is not written.
+      count: number of rows that are written, from the first row of `index` on.
+      *writes: triples `(index, rows, before)`: the indices of the rows, the new rows,
+        and the old rows or None. If a leaf of `rows` is the same object as that of
+        `before`, it is not written.
     """
     targets, structure = jax.tree.flatten(tree)
     changed: dict[int, list] = {i: [] for i in range(len(targets))}

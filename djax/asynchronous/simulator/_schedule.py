@@ -1,4 +1,4 @@
-"""Schedules that count the gradients of all workers."""
+"""Learning-rate schedules that count the gradients of all workers."""
 
 from typing import Any
 
@@ -8,19 +8,21 @@ from jax.typing import ArrayLike
 
 
 def in_global_steps(schedule: optax.Schedule) -> "GlobalSchedule":
-    """Makes a schedule follow the gradients of all workers instead of one worker's own.
+    """Lets a schedule of the learning rate count the gradients of all workers.
 
-    In an asynchronous run, fast workers compute more gradients than slow ones. This
-    schedule gives all of them the same learning rate at the same time. It is for
-    optimizers within :func:`simulate`, and is passed through
-    `optax.inject_hyperparams`, whose `static_args` may name the optimizer's other
-    arguments.
+    In an asynchronous run, fast workers compute more gradients than slow ones. With a
+    schedule of its own gradients, a fast worker would decay its learning rate earlier.
+    The returned schedule gives all workers the same learning rate at the same time. It
+    works within :func:`simulate` only, and has to be passed to the optimizer through
+    `optax.inject_hyperparams`. The `static_args` of `inject_hyperparams` may name other
+    arguments of the optimizer.
 
     Args:
       schedule: a function of the number of gradients that all workers have computed.
 
     Returns:
-      A stateful schedule, which reads the extra argument `global_step` of `update`.
+      A stateful schedule of optax. It reads the extra argument `global_step`, which
+      :func:`simulate` passes to the `update` of the optimizer.
 
     Examples:
       >>> import djax, optax
@@ -34,15 +36,15 @@ class GlobalSchedule:
     """A stateful schedule of optax, made by :func:`in_global_steps`."""
 
     def __init__(self, schedule: optax.Schedule):
-        """Takes a schedule of the number of all workers' gradients."""
+        """Takes a function of the number of all workers' gradients."""
         self._schedule = schedule
 
     def init(self) -> tuple[()]:
-        """Returns no state."""
+        """Returns the empty state."""
         return ()
 
     def update(self, state: tuple[()], **extra_args: Any) -> tuple[()]:
-        """Returns no state; raises ValueError without `global_step`."""
+        """Returns the empty state; raises ValueError if `global_step` is missing."""
         if "global_step" not in extra_args:
             raise ValueError(
                 "in_global_steps: update needs the extra argument global_step, the "
@@ -51,7 +53,7 @@ class GlobalSchedule:
         return state
 
     def __call__(self, state: tuple[()], **extra_args: Any) -> ArrayLike:
-        """Returns the schedule's value at the global step, at first 0."""
+        """Returns the schedule's value at `global_step`, by default 0."""
         if not isinstance(state, tuple):  # Called with a counter, as a plain schedule.
             raise TypeError(
                 "in_global_steps: use optax.inject_hyperparams(optax.sgd)(schedule), "

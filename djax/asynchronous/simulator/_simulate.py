@@ -1,10 +1,10 @@
-"""Simulates asynchronous workers exactly, and fast, on one device.
+"""Simulates asynchronous workers exactly and fast, on one device.
 
 One program for each event would take too long. The events are therefore put into waves
-(:mod:`djax.asynchronous.simulator._waves`), each of which is one batch of averagings
-and then one batch of gradients. All waves up to the next snapshot are one program. The
-results are those of the events one after another, up to the rounding of batched matrix
-products.
+(:mod:`djax.asynchronous.simulator._waves`). A wave is one batch of averagings, followed
+by one batch of gradients. All waves up to the next snapshot are run by one program. The
+results are the same as if the events were run one after another, up to the rounding of
+batched matrix products.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,14 +29,16 @@ from ._waves import capacities, level
 
 
 class Snapshot(NamedTuple):
-    """All workers at one moment of a simulated run.
+    """All workers at one time of a simulated run.
 
     Attributes:
-      time: the moment, in units in which a worker computes one gradient.
+      time: the time. Its unit is the time in which a worker computes one gradient.
       params: the models, mixed up to this time, with a leading axis of workers.
-      state: the states of the algorithm, mixed alike, with a leading axis of workers.
-      model_state: what the gradients carry along, with a leading axis of workers.
-      metrics: metrics of the gradients since the previous snapshot, `[gradients, ...]`
+      state: the states of the algorithm, mixed up to this time, with a leading axis of
+        workers.
+      model_state: values that a worker's gradients pass on to the next one, with a
+        leading axis of workers.
+      metrics: metrics of the gradients since the previous snapshot, `[gradients, ...]`,
         in the order of the events.
       consensus_distance: `float[]`, the variance of the models that are finite, as in
         :func:`djax.metrics.consensus_distance`.
@@ -65,47 +67,55 @@ def simulate(
     """Runs an asynchronous algorithm through a list of events.
 
     A gradient is computed from the worker's model at the time of its previous gradient,
-    and applied when it is due. Averagings change the model meanwhile. The base
-    optimizer counts the worker's own steps. It also receives the number of gradients
-    that all workers have computed before, as the extra argument `global_step`
-    (:func:`djax.asynchronous.in_global_steps`). An optimizer that draws noise draws the
-    same noise on every worker, since all workers start from one state.
+    and applied at the time of its event. Meanwhile averagings may change the model. The
+    base optimizer counts the worker's own steps. It also receives the number of
+    gradients that all workers have computed before, as the extra argument
+    `global_step`; see :func:`djax.asynchronous.in_global_steps`. An optimizer that
+    draws noise draws the same noise on every worker, since all workers start from the
+    same state.
 
     Args:
-      algorithm: :func:`djax.acid` or :func:`djax.adpsgd`.
+      algorithm: the algorithm, made by :func:`djax.acid` or :func:`djax.adpsgd`.
       events: gradients and averagings, made by :func:`djax.asynchronous.draw_events`.
       params: the workers' first models, with a leading axis of workers
         (:func:`djax.communicators.replicate`).
-      gradient_fn: what ONE worker computes, as in :func:`djax.simulation.make_steps`:
-        `(params, model_state, batch) -> (grads, model_state, metrics)`. It is not
-        needed, like the batches, if there are no gradients.
+      gradient_fn: the function by which ONE worker computes its gradient,
+        `(params, model_state, batch) -> (grads, model_state, metrics)`, as in
+        :func:`djax.simulation.make_steps`. It is not needed if the events have no
+        gradients.
       batches: `epoch -> tree` with leaves `[workers, steps, ...]`. A worker's gradients
-        take one step after another, in the epochs 0, 1, ... All epochs have the same
-        number of steps.
-      times: when snapshots are taken, ascending; the last one is always taken at the
-        end of the events. Snapshots change nothing. Between two of them, the batches
-        of all gradients are in the device's memory at once.
-      model_state: what the gradients carry along, with a leading axis of workers.
-      dispatch: whether gradients are computed one by one, which is faster for models
-        with convolutions, instead of in one program with everything else.
+        use its steps one after another, in the epochs 0, 1, ... All epochs need the
+        same number of steps. Not needed if the events have no gradients.
+      times: the times of the snapshots, ascending. A last snapshot is always taken at
+        the end of the events. Snapshots do not change the results. But the batches of
+        all gradients between two snapshots are in the device's memory at once.
+      model_state: values that a worker's gradients pass on to the next one, with a
+        leading axis of workers.
+      dispatch: whether gradients are computed one by one, instead of in one program
+        with everything else. This is faster for models with convolutions.
       nonfinite: what happens if a gradient is not finite, or leads to a model that is
-        not. `"raise"`: an error is raised before the next snapshot. `"skip"`: the
-        gradient is not applied and the model state stays as it was before, although the
-        gradient counts as computed. `"isolate"`: the worker goes on like that. In each
-        case a model that is not finite is not averaged with others: the averaging
-        counts as not made, at both ends.
+        not finite.
+
+        * "raise": an error is raised before the next snapshot.
+        * "skip": the gradient is not applied and the model state stays as it was
+          before, although the gradient counts as computed.
+        * "isolate": the gradient is applied, and the worker continues with the result.
+
+        In each case a model that is not finite is not averaged with others: such an
+        averaging changes neither of the two workers' models except for mixing.
 
     Returns:
-      An iterator over :class:`Snapshot` values, which computes as it goes.
+      An iterator over :class:`Snapshot` values. Each is computed when it is asked for.
 
     Raises:
-      TypeError: if the algorithm or the events have a wrong type, or what `gradient_fn`
-        returns does not fit.
-      ValueError: if arguments do not fit together, such as constants of
-        :func:`djax.acid_constants` for another graph or rate than the events', or if
-        `times` do not ascend in [0, `events.duration`]; before anything is computed.
-      djax.asynchronous.NonFiniteError: a `FloatingPointError`, from the iterator,
-        unless `nonfinite` says otherwise. It names the worker and its gradient.
+      TypeError: if the algorithm or the events have a wrong type, or if `gradient_fn`
+        does not return gradients like the parameters, the model state and metrics.
+      ValueError: before anything is computed, if arguments do not fit together (such as
+        constants of :func:`djax.acid_constants` for another graph or rate than that of
+        the events), or if `times` do not ascend in [0, `events.duration`].
+      djax.asynchronous.NonFiniteError: from the iterator, if a gradient or model is not
+        finite and `nonfinite` is "raise". It names the worker and its gradient, and is
+        a `FloatingPointError`.
 
     Examples:
       >>> import djax, jax.numpy as jnp, optax
@@ -175,8 +185,9 @@ def _snapshots(
     stretches = [level(events, *span, *sizes) for span in spans]
     counts = [len(waves.gradients) for waves in stretches]
     gradients = [int(events.is_gradient[i:j].sum()) for i, j in spans]
-    # All stretches are padded to one shape, which similar events have, too, so that one
-    # compiled program serves them all.
+    # A stretch is the list of events between two snapshots. All stretches are padded to
+    # one shape, so that one compiled program runs them all. The shape is rounded up, so
+    # that similar events have it too.
     longest = 2 ** (max(counts) - 1).bit_length() if max(counts) else 1
     most = -(-max(gradients) // events.size) * events.size
     before = 0
@@ -199,12 +210,13 @@ def _snapshots(
 
 
 def _check_finite(events: Events, before: int, finite: np.ndarray) -> None:
-    """Raises NonFiniteError if a gradient is not finite, or leads to such a model.
+    """Raises NonFiniteError if a gradient, or the model after it, is not finite.
 
     Args:
       events: all events of the simulation.
       before: number of gradients of earlier stretches.
-      finite: `bool[gradients, 2]`, of the gradients and of the models.
+      finite: `bool[gradients, 2]`: whether each gradient, and the model after it, are
+        finite.
     """
     if finite.all():
         return
@@ -227,7 +239,7 @@ def _check_times(times: Sequence[float], duration: float) -> np.ndarray:
     given = np.asarray(times, np.float64)
     end = np.isclose(
         given, duration, rtol=1e-12, atol=0
-    )  # A multiple of a step may be larger by rounding.
+    )  # A time that is computed as a multiple may be larger by rounding.
     given = np.where(end, duration, given)
     if given.ndim != 1 or not (np.diff(given, prepend=0.0, append=duration) >= 0).all():
         raise ValueError(

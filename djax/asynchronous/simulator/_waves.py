@@ -1,10 +1,10 @@
 """Puts events that can be computed at the same time into waves.
 
-Events of different workers commute, so that many of them can run in one program. A wave
-is a set of disjoint pairs of workers that average, followed by a set of workers each of
-which computes a gradient. The events are put into waves in their order, each as early
-as the earlier events of its workers allow. So the waves give the same results as the
-events one after another.
+Events of different workers can be computed in any order, so that many of them can run
+in one program. A wave is a set of disjoint pairs of workers that average, followed by a
+set of workers each of which computes a gradient. The events are put into waves in their
+order, each into the earliest wave that the earlier events of its workers allow. So the
+waves give the same results as the events one after another.
 """
 
 import math
@@ -14,9 +14,9 @@ import numpy as np
 
 from ._events import NOBODY, Events
 
-# Without a limit, waves differ in size. If all had as many slots as the mean, many of
-# the slots of small waves would stay empty. With four fifths of the mean, 90 to 100 %
-# of all slots are filled.
+# All waves have the same number of slots for events. Without such a limit waves differ
+# in size. If the number of slots were their mean size, many slots of small waves would
+# stay empty. With four fifths of the mean, 90 to 100 % of all slots are filled.
 _SHARE_OF_MEAN = 0.8
 
 
@@ -47,9 +47,17 @@ def capacities(events: Events) -> tuple[int, int]:
 def level(
     events: Events, first: int, last: int, averagings: int, gradients: int
 ) -> Waves:
-    """Puts events `first` to `last - 1` into waves with room for so many events."""
+    """Puts events into waves.
+
+    Args:
+      events: all events of the simulation.
+      first: index of the first event.
+      last: index after the last event.
+      averagings: largest number of averagings in a wave.
+      gradients: largest number of gradients in a wave.
+    """
     meetings, computations = _Slots(averagings), _Slots(gradients)
-    # The first waves in which each worker may average, and compute.
+    # For each worker, the first wave in which it may average, and may compute.
     meets, computes = [0] * events.size, [0] * events.size
     workers, peers = events.worker.tolist(), events.peer.tolist()
     for e in range(first, last):
@@ -71,7 +79,7 @@ class _Slots:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.waves: list[list[int]] = []
-        # For each wave itself, or a later one if it is full.
+        # For each wave its own index, or that of a later wave if it is full.
         self._next: list[int] = []
 
     def place(self, event: int, earliest: int) -> int:
