@@ -1,4 +1,4 @@
-"""Data sets, and which samples each step of each worker takes."""
+"""Loads the data sets, and decides which samples each worker uses in each step."""
 
 from collections.abc import Callable
 

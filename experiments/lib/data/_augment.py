@@ -1,4 +1,4 @@
-"""Images are normalized, moved and mirrored on the device."""
+"""Normalizes, shifts and mirrors images on the device, in the compiled step."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,11 +9,14 @@ import jax.numpy as jnp
 def normalizer(
     mean: Sequence[float], deviation: Sequence[float]
 ) -> Callable[[jax.Array], jax.Array]:
-    """Makes a function from `uint8[..., channels]` to `float32[..., channels]`.
+    """Makes a function that normalizes each channel to mean 0 and deviation 1.
 
     Args:
-      mean: of each channel, in units of the largest value.
-      deviation: standard deviation of each channel, in the same units.
+      mean: mean of each channel, as a fraction of the largest value, 255.
+      deviation: standard deviation of each channel, as a fraction of 255.
+
+    Returns:
+      A function from `uint8[..., channels]` to `float32[..., channels]`.
     """
 
     def normalize(images):
@@ -25,12 +28,12 @@ def normalizer(
 
 
 def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
-    """Moves each image by up to `padding` pixels, and mirrors half of the images.
+    """Shifts each image at random by up to `padding` pixels, and mirrors about half.
 
     Args:
-      key: source of randomness.
+      key: random key.
       images: `[batch, height, width, channels]`.
-      padding: number of zeros that are put on each side.
+      padding: number of zeros that are added on each side before the crop.
 
     Returns:
       Images of the same shape.

@@ -1,4 +1,4 @@
-"""Data sets: what they consist of, and where they lie."""
+"""Defines what a data set consists of, and where its files are looked for."""
 
 import dataclasses
 import os
@@ -14,50 +14,50 @@ from ..errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """Where data sets come from."""
+    """Says from which folder data sets are read, and whether they may be downloaded."""
 
     data_dir: pathlib.Path | None = None
-    """Where data sets lie: by default $DJAX_DATA, or ~/tensorflow_datasets."""
+    """Folder of the data sets; by default $DJAX_DATA, or ~/tensorflow_datasets."""
     download: bool = False
-    """Get what is missing from the internet."""
+    """Download data sets that are missing."""
     mock: bool = False
-    """Random data of the same shapes: shows that it runs."""
+    """Use random data of the same shapes, to try whether the program runs."""
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where data sets lie."""
+        """Folder of the data sets, after defaults and `~` are resolved."""
         default = os.environ.get("DJAX_DATA", "~/tensorflow_datasets")
         return pathlib.Path(self.data_dir or default).expanduser()
 
 
 class Source(Protocol):
-    """Samples by their numbers.
+    """Gives access to labelled samples by their indices.
 
     Attributes:
-      labels: `int32[samples]`.
+      labels: `int32[samples]`, the class of each sample.
     """
 
     labels: np.ndarray
 
     def read(self, indices: np.ndarray, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """Reads samples.
+        """Reads the samples with the given indices.
 
         Args:
-          indices: of any shape.
-          seed: of the random cuts of images, if there are some.
+          indices: integer array of any shape.
+          seed: seed of the random crops of images; unused where nothing is cropped.
 
         Returns:
-          Leaves `[*indices.shape, ...]`: `label`, int32, and `image`, uint8 with axes
-          height, width and channel, or `tokens`, int32.
+          A dictionary of arrays `[*indices.shape, ...]`: `label`, int32, and either
+          `image`, uint8 with axes height, width and channel, or `tokens`, int32.
         """
         ...
 
 
 class Arrays:
-    """A source of arrays in memory.
+    """A :class:`Source` whose samples are all in memory.
 
     Args:
-      **fields: `[samples, ...]`. One of them is called `label`.
+      **fields: arrays `[samples, ...]`. One of them must be called `label`.
     """
 
     def __init__(self, **fields: np.ndarray):
@@ -65,22 +65,23 @@ class Arrays:
         self._fields, self.labels = fields, fields["label"]
 
     def read(self, indices: np.ndarray, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """Reads samples; nothing is random."""
+        """Reads the samples with the given indices; the seed is not used."""
         del seed
         return {name: values[indices] for name, values in self._fields.items()}
 
 
 class Dataset(NamedTuple):
-    """Samples of classes.
+    """A data set for classification.
 
     Attributes:
       train: samples to learn from.
       test: held-out samples.
-      classes: how many.
-      augment: `(key, uint8[batch, ...]) -> float32[batch, ...]`, for training, on the
-        device.
-      normalize: `uint8[batch, ...] -> float32[batch, ...]`, for the evaluation.
-      vocabulary: how many different tokens texts have.
+      classes: number of classes.
+      augment: `(key, uint8[batch, ...]) -> float32[batch, ...]`, which is applied on
+        the device to the images of a training step.
+      normalize: `uint8[batch, ...] -> float32[batch, ...]`, which is applied to images
+        in the evaluation.
+      vocabulary: number of different tokens; 0 for images.
     """
 
     train: Source
@@ -92,13 +93,14 @@ class Dataset(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """A text.
+    """A text for language modelling, as token numbers.
 
     Attributes:
       train: `int32[tokens]`, the text to learn from.
       valid: `int32[tokens]`, the held-out text.
-      documents: `int64[documents + 1]`, where those of `train` begin, and its length.
-      vocabulary: the tokens.
+      documents: `int64[documents + 1]`, the position in `train` at which each document
+        begins, and at the end the length of `train`.
+      vocabulary: the token that belongs to each number.
     """
 
     train: np.ndarray
@@ -108,11 +110,14 @@ class Corpus(NamedTuple):
 
 
 def missing(name: str, looked: object, remedy: str) -> UsageError:
-    """The error that data are not there.
+    """Makes the error that says that a data set is missing, and how to get it.
 
     Args:
-      name: of the data set.
-      looked: where it was looked for.
-      remedy: what gets it.
+      name: name of the data set.
+      looked: the places where the data set was looked for.
+      remedy: the command or action that provides the data set.
+
+    Returns:
+      The error, which the caller raises.
     """
     return UsageError(f"no {name} in {looked}: {remedy}")

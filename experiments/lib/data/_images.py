@@ -1,4 +1,4 @@
-"""Images: handwritten digits, Fashion-MNIST, CIFAR-10 and ImageNet."""
+"""Loads the image data sets: handwritten digits, Fashion-MNIST, CIFAR-10, ImageNet."""
 
 import gzip
 import hashlib
@@ -17,18 +17,21 @@ from ._mock import mock_images
 
 DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
 DIGITS_ORDER = pathlib.Path(__file__).parent / "digits_order.npy"
-"""Numbers of the digits in the order in which scikit-learn's `train_test_split` draws
-them, stratified and with the seed 0. The last 360 are held out."""
+"""File with the indices of the digits in the order of scikit-learn's stratified
+`train_test_split` with seed 0. The last 360 are held out."""
 
 
 def digits(options: DataOptions) -> Dataset:
-    """Handwritten digits: 1,797 images of 8 x 8, a fifth of each class held out.
+    """Loads handwritten digits: 1,797 images of 8 x 8; a fifth of each class held out.
 
     Args:
-      options: unused, since the digits come with scikit-learn.
+      options: unused, since scikit-learn contains the digits.
+
+    Raises:
+      UsageError: if scikit-learn is not installed.
     """
     del options
-    # Without importing scikit-learn, which would take longer than to learn the digits.
+    # The file is read directly: importing scikit-learn takes longer than the training.
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
         raise UsageError("the digits come with scikit-learn: pip install scikit-learn")
@@ -52,15 +55,18 @@ def digits(options: DataOptions) -> Dataset:
 def fashion_mnist(
     options: DataOptions, augment: bool = False, pool: int = 1
 ) -> Dataset:
-    """Fashion-MNIST: 70,000 grey images of 28 x 28, ten kinds of clothes.
+    """Loads Fashion-MNIST: 70,000 grey images of 28 x 28, ten kinds of clothes.
 
     Args:
-      options: its files may also be those of Debian's package dataset-fashion-mnist.
-      augment: move and mirror the images.
-      pool: side of squares of pixels that are replaced by their mean.
+      options: where the data set is. The files of Debian's package
+        dataset-fashion-mnist are found too.
+      augment: whether training images are shifted and mirrored at random.
+      pool: side of the squares of pixels that are replaced by their mean, so that
+        images are `pool` times smaller. It must divide 28.
 
     Raises:
-      UsageError: if the files are missing, or not what they should be.
+      UsageError: if the files are missing or damaged.
+      ValueError: if `pool` does not divide 28.
     """
     if pool < 1 or 28 % pool:
         raise ValueError(f"pool={pool} must divide 28.")
@@ -76,14 +82,14 @@ def fashion_mnist(
 
 
 def cifar10(options: DataOptions, augment: bool = True) -> Dataset:
-    """CIFAR-10: 60,000 colour images of 32 x 32, ten classes.
+    """Loads CIFAR-10: 60,000 colour images of 32 x 32, ten classes.
 
     Args:
-      options: where tensorflow-datasets has prepared it.
-      augment: move and mirror the images.
+      options: where tensorflow-datasets has prepared the data set.
+      augment: whether training images are shifted and mirrored at random.
 
     Raises:
-      UsageError: if it is not there.
+      UsageError: if the data set is missing.
     """
     if options.mock:
         train, test = mock_images((32, 32, 3), 10)
@@ -94,14 +100,15 @@ def cifar10(options: DataOptions, augment: bool = True) -> Dataset:
 
 
 def imagenet2012(options: DataOptions, size: int = 224) -> Dataset:
-    """ImageNet: 1.28 million images of a thousand classes.
+    """Opens ImageNet: 1.28 million training images of a thousand classes.
 
     Args:
-      options: where tensorflow-datasets has prepared it.
-      size: side of the images in pixels, after a part has been cut out and scaled.
+      options: where tensorflow-datasets has prepared the data set.
+      size: side of the images in pixels, after they have been cropped and scaled.
 
     Raises:
-      UsageError: if it is not there.
+      UsageError: if the data set is missing.
+      ValueError: if `size` is not positive.
     """
     if size < 1:
         raise ValueError(f"size={size} must be positive.")
@@ -116,7 +123,11 @@ def imagenet2012(options: DataOptions, size: int = 224) -> Dataset:
 def _dataset(
     train: Source, test: Source, classes: int, normalize: Callable, padding: int | None
 ) -> Dataset:
-    """Moves training images by up to `padding` pixels and mirrors them, if not None."""
+    """Makes a data set of images.
+
+    Training images are shifted by up to `padding` pixels and mirrored at random; if
+    `padding` is None, they are only normalized.
+    """
 
     def augment(key, images):
         if padding is not None:
@@ -127,7 +138,10 @@ def _dataset(
 
 
 def _pool(images: np.ndarray, side: int) -> np.ndarray:
-    """`uint8[samples, size, size, 1]`: means of squares of pixels."""
+    """Replaces squares of `side` pixels by their rounded mean, and adds a channel axis.
+
+    Maps `uint8[samples, size, size]` to `uint8[samples, size / side, size / side, 1]`.
+    """
     if side == 1:
         return images[..., None]
     count, size, _ = images.shape
@@ -141,11 +155,11 @@ _CHECKSUMS = {
     "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
     "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
 }
-"""MD5 of the unpacked files."""
+"""MD5 sums of the unpacked files of Fashion-MNIST."""
 
 
 def _read_fashion(options: DataOptions):
-    """Images and labels, those to train with and those held out."""
+    """Returns `(images, labels)` of the training split and of the held-out split."""
     folders = (options.folder / "fashion-mnist", options.folder, DEBIAN)
     for folder in folders:
         if any((folder / f"{name}.gz").exists() for name in _CHECKSUMS):
@@ -168,7 +182,7 @@ def _read_fashion(options: DataOptions):
 
 
 def _read_idx(path: pathlib.Path) -> np.ndarray:
-    """Reads a file of the format of MNIST, and checks what is in it."""
+    """Reads a file in the format of MNIST, and compares its checksum."""
     try:
         content = gzip.decompress(path.read_bytes())
         dimensions = content[3]

@@ -1,4 +1,4 @@
-"""Random data of the shapes of real ones."""
+"""Makes random data with the shapes of the real data sets, to try programs quickly."""
 
 import numpy as np
 
@@ -8,12 +8,14 @@ from ._base import Arrays, Corpus
 def mock_images(
     shape: tuple[int, int, int], classes: int, samples: int = 1024
 ) -> tuple[Arrays, Arrays]:
-    """Images of random colours, one for each class, and noise.
+    """Makes images that a model can learn to classify.
+
+    Each class has a random colour, and each image is its class's colour plus noise.
 
     Args:
-      shape: of an image.
-      classes: how many.
-      samples: how many to train with; a quarter as many are held out.
+      shape: height, width and channels of an image.
+      classes: number of classes.
+      samples: number of training images; a quarter as many are held out.
     """
     rng = np.random.default_rng(0)
     colors = rng.integers(64, 192, (classes, 1, 1, shape[-1]))
@@ -28,12 +30,12 @@ def mock_images(
 
 
 def mock_texts(length: int, vocabulary: int, classes: int) -> tuple[Arrays, Arrays]:
-    """Random texts of different lengths: 512 to train with, 128 held out.
+    """Makes random texts of different lengths: 512 to train with, 128 held out.
 
     Args:
-      length: of the longest.
-      vocabulary: how many different tokens.
-      classes: how many.
+      length: number of tokens of the longest text.
+      vocabulary: number of different tokens.
+      classes: number of classes.
     """
     rng = np.random.default_rng(0)
 
@@ -48,7 +50,7 @@ def mock_texts(length: int, vocabulary: int, classes: int) -> tuple[Arrays, Arra
 
 
 def mock_corpus(vocabulary: int) -> Corpus:
-    """A random text of so many different tokens, in ten documents."""
+    """Makes a random text of ten documents with `vocabulary` different tokens."""
     rng, tokens = np.random.default_rng(0), 20_000
     text = rng.zipf(1.3, tokens + tokens // 10).astype(np.int64) % vocabulary
     return Corpus(

@@ -1,4 +1,4 @@
-"""Loads data while the data before them are computed with."""
+"""Loads the next piece of data in a thread while the device works on the last one."""
 
 import threading
 from collections.abc import Callable
@@ -9,14 +9,14 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """Loads the piece after the one that was asked for, in a thread.
+    """Returns pieces by number, and loads the following piece in a thread meanwhile.
 
-    It is a context manager; when the context is left, no thread goes on. The thread
-    never keeps a process alive, as one of an executor would.
+    Use it as a context manager: leaving the context waits for the thread. The thread is
+    a daemon, so it never keeps a process alive as a thread of an executor would.
 
     Args:
-      load: `number -> piece`. What it raises for a piece is raised when that piece is
-        asked for.
+      load: `number -> piece`. An error that `load` raises for a piece is raised again
+        when that piece is requested.
 
     Examples:
       >>> with Prefetch(lambda i: 10 * i) as pieces:
@@ -25,17 +25,20 @@ class Prefetch(Generic[T]):
     """
 
     def __init__(self, load: Callable[[int], T]):
-        """Loads nothing yet."""
+        """Keeps the function; nothing is loaded yet."""
         self._load = load
         self._ahead: tuple[int, Future[T]] | None = None
 
     def __call__(self, number: int) -> T:
-        """Returns a piece; any number may be asked for."""
+        """Returns the piece with this number, and begins to load the next one.
+
+        Numbers may come in any order, but only consecutive ones profit.
+        """
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == number:
             piece = ahead[1].result()
         else:
-            if ahead is not None:  # A source need not bear two readers at a time.
+            if ahead is not None:  # `load` may not be safe to run in two threads.
                 wait([ahead[1]])
             piece = self._load(number)
         result: Future[T] = Future()
@@ -52,11 +55,11 @@ class Prefetch(Generic[T]):
             result.set_exception(error)
 
     def __enter__(self) -> "Prefetch[T]":
-        """Does nothing."""
+        """Enters the context; nothing is loaded yet."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Waits for what is being loaded, and drops it."""
+        """Waits until the thread has loaded its piece, and discards that piece."""
         if self._ahead is not None:
             wait([self._ahead[1]])
             self._ahead = None

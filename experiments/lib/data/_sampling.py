@@ -1,9 +1,9 @@
-"""Which samples each step of each worker takes.
+"""Decides which samples each worker uses in each step.
 
-Orders are functions of seed, epoch and worker alone, so that a run can be resumed at
-any step, and all processes agree without talking. The grain library is not used for
-this, since it shuffles by a hash of its own, which would change all committed results,
-and takes three seconds to import, as long as some of the trainings here.
+The order of samples depends on nothing but seed, epoch and worker. Therefore a run can
+be resumed at any step, and all processes agree without communication. The grain library
+is not used here for two reasons: it shuffles by its own hash, which would change all
+committed results, and importing it takes three seconds, as long as some trainings here.
 """
 
 import functools
@@ -16,27 +16,30 @@ from ._base import Corpus
 
 
 class Sampler:
-    """The samples of all steps.
+    """Divides labelled samples among workers, and orders them into batches.
+
+    There are three kinds of `split`:
+
+    * any split of :func:`experiments.lib.partition.split`: each worker keeps its share,
+      and shuffles it before each pass;
+    * `reshuffled`: all samples are dealt out again in each epoch;
+    * `whole`: each worker has all samples, in an order of its own. An epoch ends when
+      the workers together have used as many samples as the data set has.
 
     Args:
-      labels: `int[samples]`, their classes.
-      workers: how many.
-      split: which samples each holds: any of
-        :func:`experiments.lib.partition.split`, each worker's own in an order that
-        is new in every pass over them; `reshuffled`, where all samples are dealt out
-        anew in each epoch; or `whole`, where each worker has all of them, in an order
-        of its own, and an epoch is over when the workers together have seen as many as
-        there are.
-      batch_size: samples of a worker's step; incomplete batches are left out.
-      seed: of the split and the orders.
+      labels: `int[samples]`, the class of each sample.
+      workers: number of workers.
+      split: which samples each worker holds, see above.
+      batch_size: samples of one step of one worker; incomplete batches are left out.
+      seed: seed of the split and of the orders.
 
     Attributes:
-      steps_per_epoch: how many steps an epoch has.
-      class_counts: `int[workers, classes]`, samples that each worker holds; those of
-        `reshuffled` in the first epoch.
+      steps_per_epoch: number of steps in an epoch.
+      class_counts: `int[workers, classes]`, samples of each class that a worker holds;
+        with `reshuffled`, those of the first epoch.
 
     Raises:
-      UsageError: if the split is unknown, or a worker has no whole batch.
+      UsageError: if the split is unknown, or a worker's share is less than one batch.
     """
 
     def __init__(
@@ -62,14 +65,14 @@ class Sampler:
         whole = split == "whole"
         self.steps_per_epoch = max(1, self._pass // workers) if whole else self._pass
         self.class_counts = partition.count_classes(labels, shares)
-        # A pass of each worker, and the next.
+        # Keeps the current pass of each worker and the next one.
         self._kept_batches = functools.lru_cache(2 * workers)(self._batches)
 
     def indices(self, rank: int, start: int, stop: int) -> np.ndarray:
-        """The samples of some steps.
+        """Returns the indices of a worker's samples in consecutive steps.
 
         Args:
-          rank: the worker.
+          rank: rank of the worker.
           start: the first step, counted from 0 over the whole training.
           stop: the step after the last one.
 
@@ -86,14 +89,15 @@ class Sampler:
         )
 
     def passes(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Cuts steps where passes over the samples end.
+        """Divides a range of steps at the ends of passes over the samples.
 
         Args:
           start: the first step.
           stop: the step after the last one.
 
         Returns:
-          `(number, start, stop)` of each pass.
+          `(number, start, stop)` for each pass: its number, counted from 0, and the
+          steps of the range that belong to it.
         """
         numbers = range(start // self._pass, (stop - 1) // self._pass + 1)
         return [
@@ -102,13 +106,13 @@ class Sampler:
         ]
 
     def _batches(self, number: int, rank: int) -> np.ndarray:
-        """A worker's batches in a pass, `int[steps, batch_size]`."""
+        """Returns a worker's batches in a pass, `int[steps, batch_size]`."""
         used = self._order(number, rank)[: self._pass * self._batch_size]
         return used.reshape(self._pass, self._batch_size)
 
     def _order(self, number: int, rank: int) -> np.ndarray:
-        """The samples of a worker in a pass, counted from 1, in their order."""
-        if self._shares is None:  # Dealt out anew, by one permutation for all.
+        """Returns a worker's samples in their order in a pass; passes count from 1."""
+        if self._shares is None:  # One permutation deals the samples to all workers.
             rng = np.random.default_rng((self._seed, number))
             return np.array_split(rng.permutation(self._samples), self._workers)[rank]
         rng = np.random.default_rng((self._seed, number, rank))
@@ -116,25 +120,26 @@ class Sampler:
 
 
 class TextSampler:
-    """The parts of a text that all steps take.
+    """Divides a text among workers, and cuts each worker's part into batches.
 
-    A worker's part of the text is laid out in rows of consecutive tokens, which its
-    steps go along together, so that the state of a recurrent network can be carried on.
+    A worker's part of the text is laid out in `batch_size` rows of consecutive tokens.
+    Each step reads the next tokens of all rows, so that the state of a recurrent
+    network can be carried from step to step.
 
     Args:
       corpus: the text.
-      workers: how many.
-      split: `contiguous`, consecutive parts of the text; or `iid`, its documents dealt
-        out at random.
-      batch_size: rows.
-      length: tokens of a row in a step.
-      seed: of the split.
+      workers: number of workers.
+      split: `contiguous` gives each worker a consecutive part of the text; `iid` deals
+        out the documents at random.
+      batch_size: number of rows of a worker.
+      length: number of tokens that a step reads from each row.
+      seed: seed of the split.
 
     Attributes:
-      steps_per_epoch: how many steps an epoch has.
+      steps_per_epoch: number of steps in an epoch.
 
     Raises:
-      UsageError: if the split is unknown, or the text too short.
+      UsageError: if the split is unknown, or the text is too short.
     """
 
     def __init__(
@@ -172,17 +177,17 @@ class TextSampler:
         self._rows = used.reshape(workers, batch_size, row)
 
     def read(self, rank: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """The tokens of some steps.
+        """Returns a worker's tokens in consecutive steps.
 
         Args:
-          rank: the worker.
+          rank: rank of the worker.
           start: the first step, counted from 0 over the whole training.
           stop: the step after the last one.
 
         Returns:
-          `tokens`, `int32[stop - start, batch_size, length + 1]`, whose last are the
-          next step's first; and `first`, `bool[stop - start]`, whether a step is the
-          first of a pass over the text.
+          `tokens`, `int32[stop - start, batch_size, length + 1]`, where the last token
+          of a row is again the first one of the next step; and `first`,
+          `bool[stop - start]`, whether a step begins a pass over the text.
         """
         steps = np.arange(start, stop) % self.steps_per_epoch
         columns = steps[:, None] * self._length + np.arange(self._length + 1)

