@@ -1,4 +1,4 @@
-"""Models, in flax, by their names on the command line."""
+"""Finds the flax model that belongs to a name on the command line."""
 
 import functools
 from collections.abc import Callable
@@ -23,8 +23,10 @@ IMAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
     "resnet18_evonorm": resnet18_evonorm,
 }
-"""`(outputs, *, width, dtype, ...) -> module`, of `(images, train)`."""
+"""Functions `(outputs, *, width, dtype, ...) -> module`; modules take `(x, train)`."""
 TEXT_MODELS: dict[str, Callable[..., nn.Module]] = {"distilbert": distilbert}
-"""`(vocabulary, outputs, *, width, dtype, ...) -> module`, of tokens and mask."""
+"""Functions `(vocabulary, outputs, *, width, dtype, ...) -> module`; modules take
+`(tokens, mask, train)`."""
 LANGUAGE_MODELS: dict[str, Callable[..., nn.Module]] = {"lstm": lstm}
-"""`(vocabulary, *, width, dtype, ...) -> module`, of `(tokens, carry, train)`."""
+"""Functions `(vocabulary, *, width, dtype, ...) -> module`; modules take
+`(tokens, carry, train)`."""

@@ -1,4 +1,6 @@
-"""A text classifier of the architecture of DistilBERT, and its weights from a file.
+"""A text classifier with the architecture of DistilBERT, for fine-tuning.
+
+Pretrained weights are read from a file of the transformers library.
 
 Sanh et al., DistilBERT, a distilled version of BERT, 2019,
 https://arxiv.org/abs/1910.01108.
@@ -17,19 +19,19 @@ _NORMAL = nn.initializers.normal(0.02)
 
 
 class DistilBERT(nn.Module):
-    """Transformer layers, and a classifier of the first token's output.
+    """A transformer whose output at the first token is classified.
 
     Attributes:
-      vocabulary: number of tokens.
+      vocabulary: number of different tokens.
       outputs: number of classes.
       hidden: width of the layers.
-      heads: of the attention.
+      heads: number of attention heads.
       inner: width between the two dense parts of a layer.
-      layers: how many.
-      positions: length of the longest text.
-      dropout: in the layers.
-      head_dropout: before the classifier.
-      dtype: in which it computes.
+      layers: number of layers.
+      positions: number of tokens of the longest text.
+      dropout: dropout probability in the layers.
+      head_dropout: dropout probability before the classifier.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     vocabulary: int
@@ -49,14 +51,14 @@ class DistilBERT(nn.Module):
 
         Args:
           tokens: `int32[batch, length]`.
-          mask: `bool[batch, length]`, which of them are of the text.
-          train: whether there is dropout.
+          mask: `bool[batch, length]`, false where a text is filled up.
+          train: whether dropout is applied.
 
         Returns:
           Logits, `float32[batch, outputs]`.
 
         Raises:
-          ValueError: if texts are longer than there are positions.
+          ValueError: if `length` is larger than `positions`.
         """
         length = tokens.shape[1]
         if length > self.positions:
@@ -113,15 +115,18 @@ def distilbert(
     width: float = 1.0,
     dtype: Any = jnp.float32,
 ) -> DistilBERT:
-    """DistilBERT, of 66,362,880 parameters for 30,522 tokens, and a classifier.
+    """Makes DistilBERT with a classifier.
+
+    DistilBERT has 66,362,880 parameters for 30,522 tokens, the classifier not counted.
 
     Args:
-      vocabulary: number of tokens.
+      vocabulary: number of different tokens.
       outputs: number of classes.
-      layers: how many.
-      heads: of the attention.
-      width: factor of the width 768, which is made a multiple of the heads.
-      dtype: in which it computes.
+      layers: number of layers.
+      heads: number of attention heads.
+      width: factor by which the width of 768 is multiplied; the product is rounded to a
+        multiple of `heads`.
+      dtype: dtype of the computation; parameters are float32.
     """
     hidden = heads * max(1, round(768 * width / heads))
     return DistilBERT(
@@ -148,17 +153,18 @@ _HEAD = ("pre_classifier", "classifier")
 
 
 def load_distilbert(params: Mapping[str, Any], path: str | pathlib.Path) -> dict:
-    """Replaces parameters by those of a file of the transformers library.
+    """Replaces the parameters of a model by pretrained ones.
 
     Args:
-      params: of a :class:`DistilBERT`.
-      path: a `model.safetensors`.
+      params: parameters of a :class:`DistilBERT`.
+      path: path of a `model.safetensors` of the transformers library.
 
     Returns:
-      Parameters of the same shapes; the classifier's are kept if the file has none.
+      Parameters of the same shapes. The classifier keeps its parameters if the file has
+      none for it.
 
     Raises:
-      ValueError: if a tensor is missing or has another shape, or there is no such file.
+      ValueError: if the file or a tensor is missing, or a tensor has another shape.
     """
     from safetensors import safe_open
 
@@ -186,7 +192,8 @@ _LEAVES = {
     "scale": ("weight", False),
     "bias": ("bias", False),
 }
-"""Their name, and whether it is transposed."""
+"""From the name of a parameter in flax to its name in the file, and whether the file
+has it transposed."""
 
 
 def _their_name(module: str) -> str:

@@ -1,4 +1,4 @@
-"""Layers as PyTorch initializes them."""
+"""Layers with the initialization of PyTorch, which the papers' experiments used."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""Normal, of variance 2 / (kernel area * channels out)."""
+"""Draws normal numbers of variance 2 / (kernel area * output channels)."""
 
 
 def uniform(bound: float) -> nn.initializers.Initializer:
-    """Uniform on +-bound.
+    """Makes an initializer that draws uniform numbers between -bound and bound.
 
     Args:
-      bound: the largest value.
+      bound: the largest absolute value.
     """
 
     def init(key, shape, dtype=jnp.float32):
@@ -24,12 +24,17 @@ def uniform(bound: float) -> nn.initializers.Initializer:
 
 
 def dense(x: jax.Array, width: int, dtype: Any) -> jax.Array:
-    """A dense layer, kernel and bias uniform on +-1 / sqrt(inputs).
+    """Applies a dense layer, initialized as in PyTorch.
+
+    Kernel and bias are uniform between -1 / sqrt(inputs) and 1 / sqrt(inputs).
 
     Args:
       x: `[batch, inputs]`.
-      width: of the layer.
-      dtype: in which it computes.
+      width: number of outputs.
+      dtype: dtype of the computation; parameters are float32.
+
+    Returns:
+      `[batch, width]`.
     """
     init = uniform(x.shape[-1] ** -0.5)
     return nn.Dense(width, kernel_init=init, bias_init=init, dtype=dtype)(x)

@@ -1,7 +1,7 @@
-"""A recurrent language model whose decoder is its embedding.
+"""The recurrent language model that the PowerGossip paper trains on WikiText-2.
 
-Hochreiter and Schmidhuber, Long Short-Term Memory, 1997; in the form of PyTorch's
-word-level example, which the PowerGossip paper trains on WikiText-2.
+It is the LSTM of PyTorch's word-level example, whose decoder shares its weights with
+the embedding. Hochreiter and Schmidhuber, Long Short-Term Memory, 1997.
 """
 
 from typing import Any
@@ -13,23 +13,24 @@ import jax.numpy as jnp
 from ._layers import uniform
 
 Carry = tuple[jax.Array, jax.Array]
-"""Outputs and cells of all layers, `float32[batch, layers, hidden]` each."""
+"""Outputs and cells of all layers; each of the two is `float32[batch, layers, hidden]`.
+"""
 
 
 class LSTM(nn.Module):
-    r"""Layers of long short-term memory between an embedding and its transpose.
+    r"""LSTM layers between an embedding and a decoder, which is its transpose.
 
     .. math::
         i, f, g, o &= W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh} \\
         c_t &= \sigma(f) c_{t-1} + \sigma(i) \tanh(g), \quad h_t = \sigma(o) \tanh(c_t)
 
     Attributes:
-      vocabulary: number of tokens.
-      hidden: width of embedding and layers.
-      layers: how many.
-      dropout: of embeddings and of what each layer gives.
-      bound: embeddings, and all else, are uniform on +-bound at first.
-      dtype: in which it computes; cells are float32.
+      vocabulary: number of different tokens.
+      hidden: width of the embedding and of the layers.
+      layers: number of layers.
+      dropout: dropout probability of embeddings and of the output of each layer.
+      bound: weights are initialized uniformly between -bound and bound.
+      dtype: dtype of the matrix products; cells and parameters are float32.
     """
 
     vocabulary: int
@@ -40,7 +41,7 @@ class LSTM(nn.Module):
     dtype: Any = jnp.float32
 
     def initial_carry(self, batch: int) -> Carry:
-        """What the first step of a text starts from: zeros."""
+        """Returns the zeros with which the first step of a text starts."""
         zeros = jnp.zeros((batch, self.layers, self.hidden), jnp.float32)
         return zeros, zeros
 
@@ -48,15 +49,16 @@ class LSTM(nn.Module):
     def __call__(
         self, tokens: jax.Array, carry: Carry, *, train: bool
     ) -> tuple[jax.Array, Carry]:
-        """Predicts the tokens that follow.
+        """Predicts for each token the token that follows it.
 
         Args:
           tokens: `int32[batch, time]`.
-          carry: what the tokens before have left.
-          train: whether there is dropout.
+          carry: state of the layers after the previous tokens.
+          train: whether dropout is applied.
 
         Returns:
-          Logits, `float32[batch, time, vocabulary]`, and the next carry.
+          Logits, `float32[batch, time, vocabulary]`, and the state of the layers after
+          the last token.
         """
         init = uniform(self.bound)
         embedding = self.param(
@@ -80,13 +82,13 @@ class LSTM(nn.Module):
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
     def _layer(self, layer, x, carry):
-        """All steps of a layer; `[batch, time, hidden]`."""
+        """Computes a layer's `[batch, time, hidden]` outputs, and its last state."""
         shape, init = (self.hidden, 4 * self.hidden), uniform(self.bound)
         weight_ih = self.param(f"weight_ih_{layer}", init, shape, jnp.float32)
         weight_hh = self.param(f"weight_hh_{layer}", init, shape, jnp.float32)
         bias_ih = self.param(f"bias_ih_{layer}", init, shape[1:], jnp.float32)
         bias_hh = self.param(f"bias_hh_{layer}", init, shape[1:], jnp.float32)
-        # What does not depend on the steps before is one matrix product.
+        # The inputs of all steps are known, so one matrix product serves them all.
         inputs = x @ weight_ih.astype(self.dtype)
         inputs = inputs.astype(jnp.float32) + (bias_ih + bias_hh)
         recurrent = weight_hh.astype(self.dtype)
@@ -112,15 +114,15 @@ def lstm(
     width: float = 1.0,
     dtype: Any = jnp.float32,
 ) -> LSTM:
-    """An LSTM whose decoder is its embedding.
+    """Makes the LSTM language model of the PowerGossip paper.
 
     Args:
-      vocabulary: number of tokens.
-      hidden: width of embedding and layers.
-      layers: how many.
-      dropout: of embeddings and of what each layer gives.
-      width: factor of `hidden`.
-      dtype: in which it computes.
+      vocabulary: number of different tokens.
+      hidden: width of the embedding and of the layers.
+      layers: number of layers.
+      dropout: dropout probability of embeddings and of the output of each layer.
+      width: factor by which `hidden` is multiplied.
+      dtype: dtype of the matrix products; cells and parameters are float32.
     """
     hidden = max(1, round(hidden * width))
     return LSTM(vocabulary, hidden, layers, dropout, dtype=dtype)

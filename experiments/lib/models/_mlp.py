@@ -1,4 +1,4 @@
-"""Multilayer perceptrons."""
+"""Multilayer perceptrons, the smallest models of images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,8 @@ class MLP(nn.Module):
     """A multilayer perceptron with ReLU.
 
     Attributes:
-      features: widths of the layers, the last being the number of outputs.
-      dtype: in which it computes.
+      features: widths of the layers; the last one is the number of outputs.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     features: Sequence[int]
@@ -36,12 +36,12 @@ def mlp(
     width: float = 1.0,
     dtype: Any = jnp.float32,
 ) -> MLP:
-    """A multilayer perceptron.
+    """Makes a multilayer perceptron.
 
     Args:
-      outputs: how many.
+      outputs: number of outputs.
       hidden: widths of the hidden layers.
-      width: factor of them.
-      dtype: in which it computes.
+      width: factor by which the widths of the hidden layers are multiplied.
+      dtype: dtype of the computation; parameters are float32.
     """
     return MLP((*(max(1, round(h * width)) for h in hidden), outputs), dtype)

@@ -1,4 +1,4 @@
-"""Normalizations that the papers use and flax has not, or not in PyTorch's form."""
+"""Normalizations of the papers that flax lacks, or defines otherwise than PyTorch."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 
 BATCH_NORM_MOMENTUM = 0.9
-"""Weight of the past in running statistics, 1 - PyTorch's."""
+"""Weight of the past in running statistics. (PyTorch's `momentum` is 1 minus this.)"""
 
 
 class BatchNorm(nn.Module):
     """Batch normalization, with or without running statistics.
 
     Attributes:
-      running: whether an evaluation uses statistics of the training; if not, it uses
-        the statistics of its batch, as training does.
-      dtype: of the result.
+      running: whether an evaluation uses running statistics of the training. If not, it
+        uses the statistics of its own batch, as a training step does.
+      dtype: dtype of the result.
     """
 
     running: bool = True
@@ -54,7 +54,10 @@ class BatchNorm(nn.Module):
 
 
 class EvoNormS0(nn.Module):
-    r"""A normalization and a nonlinearity in one, of each image by itself.
+    r"""A normalization with a nonlinearity that treats each image by itself.
+
+    Its result for an image does not depend on the other images of the batch, so it
+    needs no running statistics.
 
     .. math::
         y = \frac{x \, \sigma(v x)}{\sqrt{s^2_{w,h,c/g}(x) + \epsilon}} \gamma + \beta
@@ -65,8 +68,8 @@ class EvoNormS0(nn.Module):
     https://arxiv.org/abs/2004.02967, Table 1.
 
     Attributes:
-      groups: number of groups of channels; with fewer channels, each is a group.
-      dtype: of the result.
+      groups: number of groups of channels. Fewer channels are a group each.
+      dtype: dtype of the result.
     """
 
     groups: int = 32

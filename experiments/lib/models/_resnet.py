@@ -1,8 +1,9 @@
 """Residual networks for small and large images.
 
 He et al., Deep Residual Learning for Image Recognition, 2016,
-https://arxiv.org/abs/1512.03385. Those for CIFAR of depth 6 k + 2 change their width by
-convolutions of 1 x 1, as in the PowerGossip paper; 18 and 50 are torchvision's.
+https://arxiv.org/abs/1512.03385. The networks for CIFAR have the depth 6 k + 2, and
+change their width by convolutions of 1 x 1, as in the PowerGossip paper. ResNet-18 and
+ResNet-50 are those of torchvision.
 """
 
 import functools
@@ -24,13 +25,15 @@ class ResNet(nn.Module):
 
     Attributes:
       outputs: number of classes.
-      blocks: how many in each stage; all stages but the first halve the image.
-      widths: channels of the stages. The first is also the stem's.
-      bottleneck: whether blocks have three convolutions, the last of 4 x the width.
-      stem: of small or of large images, which it makes a quarter as large.
-      evonorm: normalize the stem and the first convolution of each block by EvoNorm-S0,
-        and the rest by batch normalization without running statistics.
-      dtype: in which it computes.
+      blocks: number of blocks in each stage; all stages but the first halve the image.
+      widths: channels of each stage. The stem has as many as the first stage.
+      bottleneck: whether blocks have three convolutions, the last one with 4 times the
+        width, in place of two.
+      stem: `cifar` keeps the size of small images; `imagenet` divides both sides of
+        large images by 4.
+      evonorm: whether EvoNorm-S0 normalizes the stem and the first convolution of each
+        block, and batch normalization without running statistics the rest.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     outputs: int
@@ -98,13 +101,15 @@ class ResNet(nn.Module):
 def resnet(
     outputs: int, *, depth: int = 20, width: float = 1.0, dtype: Any = jnp.float32
 ) -> ResNet:
-    """A residual network for images of 32 x 32; of 272,474 parameters at depth 20.
+    """Makes a residual network for images of 32 x 32.
+
+    It has 272,474 parameters at depth 20 with ten classes.
 
     Args:
       outputs: number of classes.
-      depth: 6 k + 2.
-      width: factor of 16, 32 and 64 channels.
-      dtype: in which it computes.
+      depth: number of layers, 6 k + 2 with k at least 1.
+      width: factor by which the 16, 32 and 64 channels of the stages are multiplied.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: if there is no network of that depth.
@@ -123,14 +128,18 @@ def resnet18(
     width: float = 1.0,
     dtype: Any = jnp.float32,
 ) -> ResNet:
-    """ResNet-18, of 11,173,962 parameters; with ImageNet's stem and classes 11,689,512.
+    """Makes a ResNet-18.
+
+    It has 11,173,962 parameters for ten classes of small images, and 11,689,512 for the
+    1,000 classes of ImageNet.
 
     Args:
       outputs: number of classes.
-      stem: `cifar`, for small images, or `imagenet`.
-      evonorm: normalize by EvoNorm-S0, as the RelaySGD paper does on ImageNet.
-      width: factor of 64 to 512 channels.
-      dtype: in which it computes.
+      stem: `cifar` for small images, or `imagenet` for large ones.
+      evonorm: whether to normalize by EvoNorm-S0, as the RelaySGD paper does on
+        ImageNet.
+      width: factor by which the 64 to 512 channels of the stages are multiplied.
+      dtype: dtype of the computation; parameters are float32.
     """
     widths = _scale((64, 128, 256, 512), width)
     blocks = (2, 2, 2, 2)
@@ -145,17 +154,20 @@ def resnet50(
     blocks: Sequence[int] = (3, 4, 6, 3),
     dtype: Any = jnp.float32,
 ) -> ResNet:
-    """ResNet-50, of 23,520,842 parameters; with ImageNet's stem and classes 25,557,032.
+    """Makes a ResNet-50.
+
+    It has 23,520,842 parameters for ten classes of small images, and 25,557,032 for the
+    1,000 classes of ImageNet.
 
     Args:
       outputs: number of classes.
-      stem: `cifar`, for small images, or `imagenet`.
-      width: factor of 64 to 512 channels.
-      blocks: of the four stages; with 3, 4, 23, 3 it is ResNet-101.
-      dtype: in which it computes.
+      stem: `cifar` for small images, or `imagenet` for large ones.
+      width: factor by which the 64 to 512 channels of the stages are multiplied.
+      blocks: number of blocks in each of the four stages; 3, 4, 23, 3 is ResNet-101.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
-      ValueError: if the stages are not four of at least one block.
+      ValueError: if `blocks` is not four numbers of at least 1.
     """
     if len(blocks) != 4 or min(blocks) < 1:
         raise ValueError(f"blocks={blocks} must be four, of at least 1.")

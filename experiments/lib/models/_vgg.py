@@ -1,8 +1,7 @@
-"""VGG-11 without batch normalization.
+"""VGG-11 without batch normalization, which the RelaySGD paper trains on CIFAR-10.
 
 Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image
-Recognition, 2015, https://arxiv.org/abs/1409.1556; as the RelaySGD paper has it for
-CIFAR-10.
+Recognition, 2015, https://arxiv.org/abs/1409.1556.
 """
 
 from collections.abc import Sequence
@@ -15,18 +14,19 @@ import jax.numpy as jnp
 from ._layers import dense, he_normal
 
 LAYERS = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
-"""Channels of the convolutions of VGG-11; M halves the image."""
+"""Output channels of the convolutions of VGG-11; M is pooling, which halves the image.
+"""
 
 
 class VGG(nn.Module):
-    """Convolutions of 3 x 3, and three dense layers with dropout between them.
+    """A network of 3 x 3 convolutions, followed by three dense layers with dropout.
 
     Attributes:
       outputs: number of classes.
-      layers: channels of the convolutions; M halves the image.
-      hidden: width of the dense layers.
-      dropout: before each hidden one.
-      dtype: in which it computes.
+      layers: output channels of the convolutions; M is pooling, which halves the image.
+      hidden: width of the two hidden dense layers.
+      dropout: dropout probability before each hidden dense layer.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     outputs: int
@@ -55,13 +55,13 @@ class VGG(nn.Module):
 def vgg11(
     outputs: int, *, dropout: float = 0.5, width: float = 1.0, dtype: Any = jnp.float32
 ) -> VGG:
-    """VGG-11, of 9,750,922 parameters for ten classes.
+    """Makes VGG-11, which has 9,750,922 parameters for ten classes.
 
     Args:
       outputs: number of classes.
-      dropout: before each hidden dense layer.
-      width: factor of all channels.
-      dtype: in which it computes.
+      dropout: dropout probability before each hidden dense layer.
+      width: factor by which all channels and the hidden width are multiplied.
+      dtype: dtype of the computation; parameters are float32.
     """
     layers = tuple(
         x if isinstance(x, str) else max(1, round(x * width)) for x in LAYERS
