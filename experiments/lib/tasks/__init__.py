@@ -1,4 +1,4 @@
-"""Learning problems: data, model, loss and score."""
+"""Makes learning problems, each with its data, model, loss and score."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ from ._quadratics import quadratics as quadratics
 
 
 class _Default(NamedTuple):
-    """How a task is learned unless the command line says otherwise.
+    """What a task uses unless the command line says otherwise.
 
     Attributes:
-      model: its name.
-      options: the model's.
-      epochs: how many.
-      length: of a row of a text.
+      model: name of the model.
+      options: arguments of the model.
+      epochs: number of epochs.
+      length: for texts, number of tokens that a step reads from each row.
     """
 
     model: str
@@ -45,24 +45,25 @@ CORPORA = {
     "wikitext2": _Default("lstm", epochs=90),
     "sotu": _Default("lstm", {"layers": 1, "hidden": 128, "dropout": 0.0}, epochs=3),
 }
-"""Texts of which the next word or character is learned."""
+"""Texts whose next word or character is predicted."""
 TASKS = ("quadratics", *_IMAGES, *_TEXTS, *CORPORA)
 _QUADRATICS = {
     **dict.fromkeys(("dim", "steps_per_epoch"), AT_LEAST_ONE),
     **dict.fromkeys(("heterogeneity", "noise", "distance"), NOT_NEGATIVE),
     "smallest": Range(0, 1, open_below=True),
 }
-"""Which numbers the options of quadratics may have."""
+"""Allowed values of the options of quadratics."""
 PRECISIONS = ("float32", "bfloat16")
 
 
 def digits(setting: Setting, hidden: Sequence[int] = (128,)) -> Task:
-    """Handwritten digits (1,797 images of 8 x 8, ten classes), and an MLP.
+    """Makes the task of classifying handwritten digits with a small MLP.
 
-    A fifth of each class is held out for the evaluation.
+    There are 1,797 images of 8 x 8 in ten classes. A fifth of each class is held out
+    for the evaluation.
 
     Args:
-      setting: who learns.
+      setting: which workers learn, and how.
       hidden: widths of the hidden layers.
     """
     options = {"hidden": tuple(hidden)}
@@ -74,8 +75,8 @@ def make_task(name: str, setting: Setting, options: Mapping[str, Any]) -> Task:
 
     Args:
       name: one of `TASKS`.
-      setting: who learns.
-      options: the task's own arguments.
+      setting: which workers learn, and how.
+      options: arguments of the task, given by `--task-options`.
 
     Raises:
       UsageError: if a name or an option is unknown, a value is refused, or the data
@@ -157,7 +158,7 @@ def _load(name, load, setting, options):
 
 
 def _make_model(known: Mapping[str, Callable], default: _Default, setting, *given):
-    """The model that the setting names, or the task's own."""
+    """Makes the model that the setting names, or the default model of the task."""
     name = lookup("--model", setting.model or default.model, known)
     options = dict(default.options) if name == default.model else {}
     what = f"--model-options of {name}"
@@ -167,7 +168,7 @@ def _make_model(known: Mapping[str, Callable], default: _Default, setting, *give
 
 
 def _check_size(task: str, model: str, side: int) -> None:
-    """Refuses images that a model would halve until nothing is left."""
+    """Refuses images so small that the model's poolings would leave no pixel."""
     if model == "vgg11" and side < 32:
         raise UsageError(
             f"--model vgg11 halves images five times and needs 32 pixels a side, but "

@@ -1,4 +1,4 @@
-"""A task: the data, the model and the loss, as the trainer needs to know them."""
+"""Defines a task: data, model and loss in the form in which trainings use them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -18,16 +18,17 @@ class Setting(NamedTuple):
 
     Attributes:
       workers: number of workers.
-      local_ranks: the workers of this process; data are made for them alone.
-      split: which samples each holds, see :mod:`experiments.lib.data`; None for the
-        task's own.
-      batch_size: samples of a worker's step.
-      seed: of the split, the batches and the noise.
+      local_ranks: ranks of the workers of this process; only their data are read.
+      split: which samples each worker holds, see :mod:`experiments.lib.data`; None for
+        the default of the task.
+      batch_size: samples of one step of one worker.
+      seed: seed of the split, of the batches and of the noise.
       data: where data sets are.
-      model: name of the model; None for the task's own.
-      model_options: its arguments.
+      model: name of the model; None for the default of the task.
+      model_options: arguments of the model.
       precision: dtype in which models compute; parameters are float32.
-      accumulation: parts of a batch whose gradients are computed one after another.
+      accumulation: number of parts of a batch. Their gradients are computed one after
+        another, which needs less memory, and averaged.
     """
 
     workers: int
@@ -43,32 +44,35 @@ class Setting(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Data, model and loss.
+    """Everything that a training must know about its learning problem.
 
     Attributes:
-      init: `key -> params`, one model's parameters.
-      gradient_fn: as :func:`djax.simulation.make_steps` takes it; its metrics have a
-        `loss`.
-      evaluate: `(params, model_state, batch) -> sums` of one model over a batch of
-        held-out samples: `samples`, how many there are, and measures summed over them.
-      held_out: makes these batches.
-      score: which measure counts.
-      higher_is_better: whether a good score is a high one.
-      batches: `(start, stop) -> tree`, of the steps from `start` to `stop - 1`, counted
-        from the start of the training; for the local workers, leaves
+      init: `key -> params`, makes the parameters of one model.
+      gradient_fn: the gradient, in the form that :func:`djax.simulation.make_steps`
+        takes; its metrics contain the `loss`.
+      evaluate: `(params, model_state, batch) -> sums`, evaluates one model on a batch
+        of held-out samples. The sums have `samples`, the number of samples, and each
+        measure, summed over the samples.
+      held_out: returns the batches of all held-out samples.
+      score: name of the measure by which models are compared.
+      higher_is_better: whether a higher score is better.
+      batches: `(start, stop) -> tree`, the batches of the local workers in the steps
+        from `start` to `stop - 1`, counted from the start of the training. Leaves are
         `[local, stop - start, ...]`.
       steps_per_epoch: number of steps in one epoch.
-      model_state: of the local workers, leaves `[local, ...]`; `()` if there is none.
-      statistics: `(params, batch) -> model state` of the batch alone. An averaged model
-        gets its model state from these. None if it needs none.
+      model_state: initial state of the local workers' models, such as running
+        statistics; leaves are `[local, ...]`. `()` if models have no state.
+      statistics: `(params, batch) -> model_state`, the model state for one batch alone.
+        An averaged model gets its model state from these. None if an averaged model
+        needs no statistics.
       pooled_statistics: whether the variances of an averaged model are those of all
-        batches together, the mean of the batches' variances plus the variance of the
-        batches' means; otherwise the variance of the means is left out.
-      derive: adds to the means of all measures what follows from them.
-      dispatch: as :func:`djax.simulation.make_steps` takes it.
+        batches together: the mean of the batches' variances plus the variance of the
+        batches' means. Otherwise the variance of the means is left out.
+      derive: takes the means of all measures, and adds measures that follow from them.
+      dispatch: argument of :func:`djax.simulation.make_steps`.
       class_counts: `int[workers, classes]`, how many samples of each class a worker
         holds; None without classes.
-      epochs: how many are enough, unless the command line says otherwise.
+      epochs: default number of epochs.
     """
 
     init: Callable[[jax.Array], Any]
@@ -88,24 +92,32 @@ class Task(NamedTuple):
     epochs: int = 40
 
     def epoch(self, number: int) -> Any:
-        """The batches of an epoch, counted from 1."""
+        """Returns the batches of an epoch; epochs are counted from 1."""
         return self.batches(
             (number - 1) * self.steps_per_epoch, number * self.steps_per_epoch
         )
 
     def assess(self, params: Any, model_state: Any = ()) -> dict[str, jax.Array]:
-        """Means of the measures of one model over all that is held out; jittable."""
+        """Evaluates one model on all held-out samples; may be compiled by `jax.jit`.
+
+        Returns:
+          The mean of each measure.
+        """
         sums = [self.evaluate(params, model_state, batch) for batch in self.held_out()]
         return self.average(jax.tree.map(lambda *xs: sum(xs), *sums))
 
     def average(self, sums: dict[str, Any]) -> dict[str, Any]:
-        """Means of the measures, from their sums over all batches."""
+        """Divides the sums of the measures by the number of samples."""
         means = {k: v / sums["samples"] for k, v in sums.items() if k != "samples"}
         return self.derive(means)
 
 
 def make_keys(local_ranks: Sequence[int], start: int, stop: int) -> np.ndarray:
-    """`uint32[local, stop - start, 3]`: worker, step, and part of the batch, 0."""
+    """Makes the numbers that :func:`random_key` turns into random keys.
+
+    Returns:
+      `uint32[local, stop - start, 3]`: rank, step, and 0 for the part of the batch.
+    """
     steps = np.arange(start, stop)
     keys = np.zeros((len(local_ranks), len(steps), 3), np.uint32)
     keys[..., 0] = np.asarray(local_ranks)[:, None]
@@ -114,7 +126,12 @@ def make_keys(local_ranks: Sequence[int], start: int, stop: int) -> np.ndarray:
 
 
 def random_key(seed: int, numbers: jax.Array) -> jax.Array:
-    """The key of a part of a worker's step, of `uint32[3]` from :func:`make_keys`."""
+    """Makes the random key of one worker's step from its numbers.
+
+    Args:
+      seed: seed of the training.
+      numbers: `uint32[3]`, an element of the result of :func:`make_keys`.
+    """
     key = jax.random.key(seed)
     for i in range(3):
         key = jax.random.fold_in(key, numbers[i])
@@ -124,18 +141,19 @@ def random_key(seed: int, numbers: jax.Array) -> jax.Array:
 def make_gradient_fn(
     loss_fn: Callable[[Any, Any, Any], tuple[jax.Array, Any]], parts: int, *, rows: bool
 ) -> GradientFn:
-    """Makes a gradient function of a loss, which may go through a batch in parts.
+    """Makes the gradient function of a loss; a batch may be computed in parts.
 
     Args:
       loss_fn: `(params, model_state, batch) -> (loss, model_state)`.
-      parts: how many parts of a batch are computed one after another, to need less
-        memory. It divides the number of samples. With several, batches are
-        dictionaries, with leaves `[samples, ...]` but for `key`.
-      rows: whether the model state has a row for each sample, as that of a recurrent
-        network. If not, each part starts with what the last one has left.
+      parts: number of parts of a batch that are computed one after another, which needs
+        less memory. It must divide the number of samples. With more than one part,
+        batches are dictionaries whose leaves are `[samples, ...]`, except `key`.
+      rows: whether the model state has a row for each sample, as the state of a
+        recurrent network has. If not, each part starts with the model state that the
+        part before has returned.
 
     Returns:
-      As `gradient_fn` of a :class:`Task`; the loss is the mean over the parts.
+      A `gradient_fn` of a :class:`Task`; its loss is the mean over the parts.
     """
 
     def gradient_fn(params, model_state, batch):

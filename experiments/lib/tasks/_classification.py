@@ -1,4 +1,4 @@
-"""Classes of images or texts."""
+"""Makes tasks in which images or texts are classified."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -14,11 +14,12 @@ from ..models import BATCH_NORM_MOMENTUM
 from ._base import Setting, Task, make_gradient_fn, make_keys, random_key
 
 SPLIT = "dirichlet:0.1"
-"""Where the setting has none."""
+"""The default split of the samples among workers."""
 EVALUATION_BATCH = 1000
-"""Samples that are evaluated at once."""
+"""Number of samples that are evaluated at once."""
 RESIDENT = 512 * 2**20
-"""Bytes of held-out samples that stay on the device from one evaluation to the next."""
+"""Held-out samples of at most this many bytes stay on the device between evaluations.
+"""
 
 
 def classification(
@@ -30,15 +31,16 @@ def classification(
     convolutions: bool,
     load: Callable[[Any], Any] | None = None,
 ) -> Task:
-    """Learns the classes of a data set.
+    """Makes the task of classifying the samples of a data set.
 
     Args:
       setting: which workers learn, and how.
       dataset: the samples.
-      model: of :mod:`experiments.lib.models`.
-      epochs: how many are enough.
+      model: a module of :mod:`experiments.lib.models`.
+      epochs: default number of epochs.
       convolutions: whether the model has convolutions.
-      load: replaces the initial parameters, by those of a file for example.
+      load: `params -> params`, replaces the initial parameters, for example by
+        pretrained ones from a file.
     """
     sampler = Sampler(
         dataset.train.labels,
@@ -122,7 +124,10 @@ def _but_params(variables):
 
 
 def _held_out(source: Source) -> Callable[[], Iterable[Any]]:
-    """Makes the function that makes an evaluation's batches, the last one filled up."""
+    """Makes the function that returns the batches of all held-out samples.
+
+    All batches have the same size. The last one is filled up with samples of weight 0.
+    """
     count = len(source.labels)
     size = min(EVALUATION_BATCH, count)
     starts = range(0, count, size)

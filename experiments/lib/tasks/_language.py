@@ -1,4 +1,4 @@
-"""The next word, or character, of a text."""
+"""Makes tasks in which the next word or character of a text is predicted."""
 
 import jax
 import jax.numpy as jnp
@@ -9,25 +9,26 @@ from ..data import Corpus, TextSampler
 from ._base import Setting, Task, make_gradient_fn, make_keys, random_key
 
 SPLIT = "contiguous"
-"""Where the setting has none."""
+"""The default split of the text among workers."""
 STREAMS = 8
-"""Parts of the held-out text that are read at once."""
+"""Number of parts of the held-out text that are evaluated side by side."""
 
 
 def language(
     setting: Setting, corpus: Corpus, model, length: int, *, epochs: int
 ) -> Task:
-    """Learns to predict a text.
+    """Makes the task of predicting each next token of a text.
 
-    The network's state is carried from one batch to the next through a worker's part of
-    the text, and gradients go back `length` tokens.
+    The network's state is carried from each batch to the next one through a worker's
+    part of the text, while gradients go back only through the `length` tokens of a
+    batch.
 
     Args:
       setting: which workers learn, and how.
       corpus: the text.
-      model: recurrent, of :mod:`experiments.lib.models`.
-      length: tokens of a row of a batch.
-      epochs: how many are enough.
+      model: a recurrent module of :mod:`experiments.lib.models`.
+      length: number of tokens that a step reads from each row.
+      epochs: default number of epochs.
     """
     sampler = TextSampler(
         corpus,
@@ -63,7 +64,7 @@ def language(
         return losses.mean(), carry
 
     def evaluate(params, model_state, batch):
-        del model_state  # The held-out text has a beginning of its own.
+        del model_state  # The held-out text is read from its own beginning.
 
         def chunk(carry, tokens):
             logits, carry = model.apply(
@@ -101,7 +102,10 @@ def language(
 
 
 def _cut(text: np.ndarray, length: int) -> np.ndarray:
-    """`int32[chunks, STREAMS, length + 1]`, whose last tokens are the next's first."""
+    """Cuts a text into `int32[chunks, STREAMS, length + 1]`.
+
+    The last token of each row is again the first token of that row in the next chunk.
+    """
     chunks = (len(text) // STREAMS - 1) // length
     rows = text[: len(text) // STREAMS * STREAMS].reshape(STREAMS, -1)
     starts = np.arange(chunks)[:, None] * length

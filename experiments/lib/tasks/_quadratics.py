@@ -1,4 +1,4 @@
-"""Random quadratics, whose optimum is known."""
+"""Makes tasks in which random quadratics are minimized, whose optimum is known."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,20 +16,22 @@ def quadratics(
     smallest: float | None = 0.5,
     steps_per_epoch: int = 10,
 ) -> Task:
-    r"""Random quadratics: each worker follows :math:`A_i^\top (A_i x - b_i)` + noise.
+    r"""Makes the task of minimizing the mean of the workers' random quadratics.
 
-    The score is the suboptimality of a model under the mean objective. The split and
-    the batch size play no role.
+    The gradient of worker i is :math:`A_i^\top (A_i x - b_i)` plus noise. The score is
+    the suboptimality of a model under the mean of all workers' objectives. Split and
+    batch size of the setting are not used.
 
     Args:
       setting: which workers learn.
       dim: number of parameters.
       heterogeneity: mean squared norm of the workers' gradients at the optimum.
-      noise: standard deviation of a gradient, over all coordinates together.
-      distance: of the optimum from the start.
-      smallest: smallest singular value of each matrix (the largest is 1), or None for
-        those of a Gaussian matrix.
-      steps_per_epoch: how many steps are called an epoch.
+      noise: standard deviation of a gradient's noise: the root of its expected squared
+        norm.
+      distance: distance of the optimum from the start.
+      smallest: smallest singular value of each matrix, whose largest is 1; None for the
+        singular values of a Gaussian matrix.
+      steps_per_epoch: number of steps that count as an epoch.
     """
     problem = random_quadratics(
         setting.workers,
@@ -50,7 +52,8 @@ def quadratics(
 
     def evaluate(params, model_state, batch):
         del model_state, batch
-        # f(x) - f* is the mean of |A_i (x - x*)|^2: no cancellation near the optimum.
+        # f(x) - f* equals the mean of |A_i (x - x*)|^2. In this form no digits are lost
+        # near the optimum, where f(x) and f* are almost equal.
         matrices = jnp.asarray(problem.matrices, params.dtype)
         offset = params - jnp.asarray(problem.optimum, params.dtype)
         suboptimality = jnp.sum((matrices @ offset) ** 2) / setting.workers
