@@ -1,1 +1,1 @@
-"""Reproductions of Nabli et al., A²CiD²: Asynchronous Communication, 2023."""
+"""Reproduces figures and tables of Nabli et al., A²CiD², 2023."""

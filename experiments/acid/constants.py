@@ -1,4 +1,4 @@
-r"""Constants of A²CiD² on seven graphs: what the momentum gains, and where.
+r"""Constants of A²CiD² on seven graphs, and how much its momentum helps on each.
 
 Nabli et al., A²CiD²: Accelerating Asynchronous Communication in Decentralized Deep
 Learning, 2023, https://arxiv.org/abs/2306.08289.
@@ -6,15 +6,17 @@ Learning, 2023, https://arxiv.org/abs/2306.08289.
     python -m experiments.acid.constants           # n up to 64
     python -m experiments.acid.constants --smoke   # n up to 8
 
-By :func:`djax.acid_constants`, every worker averaging once per gradient (on stars and
-at the ends of chains less often). Consensus takes a time proportional to chi1 without
-the momentum and to sqrt(chi1 chi2) with it: sqrt(chi1 / chi2) = 2 alpha_tilde times
-less. Nothing is trained.
+:func:`djax.acid_constants` computes the constants for workers that average once per
+gradient; on stars and at the ends of chains they average less often. The time to
+consensus is proportional to chi1 without the momentum, and to sqrt(chi1 chi2) with the
+momentum. So the momentum makes it sqrt(chi1 / chi2) = 2 alpha_tilde times shorter.
+Nothing is trained.
 
-Expect the published code's chi1 and chi2 on rings and exponential graphs, up to the
-rounding of what is copied here. Rings and chains gain most, 15 and 29 times at n = 64,
-since n takes the place of n²; exponential graphs and hypercubes 1.7 times; stars
-sqrt(2) times whatever n is; complete graphs nothing. 5 seconds.
+Expect chi1 and chi2 of the published code on rings and exponential graphs; the copies
+here are rounded to four decimals. Rings and chains gain most, 15 and 29 times at
+n = 64, since their time grows with n in place of n². Exponential graphs and hypercubes
+gain 1.7 times at n = 64, stars sqrt(2) times for any n, and complete graphs nothing.
+The run takes 5 seconds.
 """
 
 import itertools
@@ -39,7 +41,7 @@ GRAPHS = {
     topologies.hypercube: "v--",
     topologies.complete: "p-",
 }
-"""From what makes a graph to the style of its line."""
+"""From the function that builds a graph to the style of its line."""
 REFERENCE = {
     "ring": {
         "chi1": (1.0, 3.4142, 13.1371, 52.0434, 207.6725),
@@ -50,7 +52,7 @@ REFERENCE = {
         "chi2": (0.8333, 0.9637, 1.0097, 1.0229, 1.0241),
     },
 }
-"""Of the published code, one value for each of `SIZES`."""
+"""Constants that the published code computes, one value for each of `SIZES`."""
 
 
 def compute(sizes: Sequence[int]) -> list[Record]:
@@ -74,7 +76,7 @@ def compute(sizes: Sequence[int]) -> list[Record]:
 
 
 def make_tables(records: list[Record]):
-    """All constants, with the published chi1 and chi2 beside ours."""
+    """Shows all constants, with the published chi1 and chi2 beside ours."""
     rows = []
     for r in records:
         row = [f"{r['topology']}, {r['n']}"]
@@ -93,7 +95,7 @@ def make_tables(records: list[Record]):
 
 
 def draw(records: list[Record]) -> Figure:
-    """What consensus time is proportional to, without and with the momentum."""
+    """Draws the time to consensus, up to a factor, without and with the momentum."""
     figure, ((left, right),) = figures.panels((8, 3.4), 1, 2, sharex=True, sharey=True)
     for axes, key, title in (
         (left, "chi1", r"without momentum: $\chi_1$"),

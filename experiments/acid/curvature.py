@@ -1,4 +1,4 @@
-r"""What the momentum gains against noise of gradients, by the loss's curvature.
+r"""For which curvature of the loss the momentum reduces the noise between workers.
 
 Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
 Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
@@ -6,18 +6,21 @@ Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
     python -m experiments.acid.curvature           # half a minute
     python -m experiments.acid.curvature --smoke   # seconds
 
-All workers of a ring have the same quadratic loss, a sum of :math:`h x^2 / 2` of
-different curvatures :math:`h`, and gradients :math:`h x + \xi` with standard normal
-noise, so that only noise keeps them apart: where SGD of step size :math:`\gamma` and
-momentum :math:`\beta` has settled, their variance around their mean is measured. A
-gradient descent forgets at the rate :math:`\gamma h / (1 - \beta)`, A²CiD²'s momentum
-mixes at the rate :math:`\eta`, both per gradient.
+All workers of a ring have the same quadratic loss, so that only the noise of their
+gradients keeps them apart. The loss is a sum of terms :math:`h x^2 / 2` with different
+curvatures :math:`h`, and gradients are :math:`h x + \xi` with standard normal noise.
+SGD has the step size :math:`\gamma` and the momentum :math:`\beta`. When it has
+settled, the variance of the workers around their mean is measured. Two rates per
+gradient decide about it: gradient descent forgets old noise at the rate
+:math:`\gamma h / (1 - \beta)`, and the momentum of A²CiD² mixes at the rate
+:math:`\eta`.
 
-With momentum 0.9, expect A²CiD² at rate 1 below the baseline at rate 2 where the
-curvature is small, and above the baseline at rate 1 where gradients forget faster than
-three times :math:`\eta`. Without, expect it at most 7 % below the baseline, and above
-where they forget faster than a thirtieth of :math:`\eta`. A loss weights the variance
-by the curvature, so that there is little to gain from flat directions.
+With SGD's momentum 0.9, expect the variance of A²CiD² at rate 1 to be below that of the
+baseline at rate 2 for small curvatures, and above that of the baseline at rate 1 where
+gradient descent forgets faster than three times :math:`\eta`. With SGD's momentum 0,
+expect it at most 7 % below the baseline at rate 1, and above the baseline where
+gradient descent forgets faster than a thirtieth of :math:`\eta`. A loss weights the
+variance by the curvature, so the gain in flat directions matters little.
 """
 
 import itertools
@@ -45,17 +48,18 @@ SIZE, STEPS_PER_EPOCH = 64, 100
 def variances(
     method: str, momentum: float, size: int, gradients: int, copies: int
 ) -> np.ndarray:
-    """The stationary variances of the workers around their mean.
+    """Measures the stationary variances of the workers around their mean.
 
     Args:
       method: a key of `METHODS`.
-      momentum: of SGD.
+      momentum: momentum of SGD.
       size: number of workers.
-      gradients: of a worker, on average; the first half is to settle.
-      copies: independent coordinates of each curvature.
+      gradients: mean number of gradients of a worker. The first half is not measured,
+        so that the variances can settle.
+      copies: number of independent coordinates of each curvature.
 
     Returns:
-      `float[len(CURVATURES)]`.
+      The variance for each of `CURVATURES`, `float[len(CURVATURES)]`.
     """
     shape = (len(CURVATURES), copies)
     curvatures = jnp.asarray(CURVATURES)[:, None]
@@ -77,7 +81,12 @@ def variances(
 
 
 def compute(size: int, gradients: int, copies: int) -> list[Record]:
-    """Measures the variances, see :func:`variances`.
+    """Measures the variances of all methods, with and without momentum of SGD.
+
+    Args:
+      size: see :func:`variances`.
+      gradients: see :func:`variances`.
+      copies: see :func:`variances`.
 
     Returns:
       A record for each momentum, method and curvature.
@@ -100,7 +109,7 @@ def compute(size: int, gradients: int, copies: int) -> list[Record]:
 
 
 def make_tables(records: list[Record]):
-    """The variances."""
+    """Shows the variances of all methods and curvatures."""
     rows = []
     for momentum, h in itertools.product(MOMENTA, CURVATURES):
         mine = figures.select(records, momentum=momentum, curvature=h)
@@ -112,7 +121,7 @@ def make_tables(records: list[Record]):
 
 
 def draw(records: list[Record]) -> Figure:
-    """Variances in those of the baseline, against how fast gradients forget."""
+    """Draws variances relative to the baseline at rate 1, by the forgetting rate."""
     eta = djax.acid_constants(topologies.ring(SIZE)).eta
     figure, (panels,) = figures.panels((9, 4), 1, len(MOMENTA), sharey=True)
     for axes, momentum in zip(panels, MOMENTA, strict=True):

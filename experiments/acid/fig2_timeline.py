@@ -1,4 +1,4 @@
-r"""Figure 2: a timeline of synchronous and of asynchronous workers.
+r"""Figure 2: timelines of synchronous and of asynchronous workers.
 
 Nabli et al., A²CiD²: Accelerating Asynchronous Communication in Decentralized Deep
 Learning, 2023, https://arxiv.org/abs/2306.08289.
@@ -6,14 +6,16 @@ Learning, 2023, https://arxiv.org/abs/2306.08289.
     python -m experiments.acid.fig2_timeline           # 8 units of time
     python -m experiments.acid.fig2_timeline --smoke   # 3
 
-A ring of 4 workers, the last at half speed; a gradient's time varies by 30 %.
-Above they wait for each other after every gradient; below nobody waits, and neighbours
-average at random times, once per unit of time in expectation. A worker's gradients take
-the same times in both. Nothing is trained, and messages take no time.
+Four workers form a ring. The last one has half the speed of the others, and the time of
+a gradient varies by 30 %. In the upper timeline, all workers wait for each other after
+every gradient. In the lower one no worker waits, and neighbours average at random
+times, each worker once per unit of time in expectation. A worker's gradients take the
+same times in both timelines. Nothing is trained, and messages take no time.
 
-Expect the fast workers to wait about half of the time above, and to compute about twice
-as many gradients below, where the slow one computes as many as before. The seed is
-chosen for its number of averagings, near the 16 that are expected. 5 seconds.
+Expect the fast workers to wait about half of the time in the upper timeline, and to
+compute about twice as many gradients in the lower one, where the slow worker computes
+as many as before. The seed is one whose number of averagings is near the expected 16.
+The run takes 5 seconds.
 """
 
 import math
@@ -34,14 +36,14 @@ CLOCKS = {"speeds": SPEEDS, "variation": 0.3, "seed": 1}
 
 
 def draw_clocks(until: float) -> tuple[Rounds, Events]:
-    """What synchronous and what asynchronous workers do, until then at least."""
-    # As many as units of time are enough: the slow worker needs two for each.
+    """Draws at least `until` units of time of synchronous and asynchronous workers."""
+    # One round per unit of time is enough: the slow worker needs two units for each.
     rounds = draw_rounds(RING.size, math.ceil(until), **CLOCKS)
     return rounds, draw_events(RING, duration=until, **CLOCKS)
 
 
 def compute(until: float) -> list[Record]:
-    """Counts for each worker what is done until then."""
+    """Counts for each worker what it has done until that time."""
     rounds, events = draw_clocks(until)
     finished = (rounds.finish <= until).sum(0)
     busy = np.minimum(rounds.finish, until) - np.minimum(rounds.start, until)[:, None]
@@ -61,10 +63,10 @@ def compute(until: float) -> list[Record]:
 
 
 def make_tables(records: list[Record]):
-    """Gradients and idle shares, for each worker and for all."""
+    """Shows gradients and idle shares, for each worker and for all workers."""
     counts = [key for key in records[0] if key.endswith(("gradients", "averagings"))]
     total: Record = {key: sum(figures.column(records, key)) for key in counts}
-    total["averagings"] //= 2  # Each has two ends.
+    total["averagings"] //= 2  # Each averaging is counted by two workers.
     for key in ("synchronous_idle", "asynchronous_idle"):
         total[key] = np.mean(figures.column(records, key))
     rows = []
@@ -80,7 +82,7 @@ def make_tables(records: list[Record]):
 
 
 def draw(records: list[Record]) -> Figure:
-    """The two timelines, one above the other."""
+    """Draws the two timelines, one above the other."""
     rounds, events = draw_clocks(records[0]["until"])
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     labels = [f"{i}, slow" if s < 1 else str(i) for i, s in enumerate(SPEEDS)]

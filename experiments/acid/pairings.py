@@ -1,18 +1,20 @@
-r"""Who averaged with whom: a heat map of the pairs, and how even they are.
+r"""Heat map of how often each pair of workers averages.
 
 Nabli et al., A²CiD²: Accelerating Asynchronous Communication in Decentralized Deep
-Learning, 2023, https://arxiv.org/abs/2306.08289, show one for 32 workers of a real run.
+Learning, 2023, https://arxiv.org/abs/2306.08289, show such a map for 32 workers of a
+real run.
 
     python -m experiments.acid.pairings           # 200 gradients a worker
     python -m experiments.acid.pairings --smoke   # 10
 
-The events of :func:`djax.asynchronous.draw_events`, one averaging per gradient in
-expectation. Nothing is trained.
+The averagings are drawn by :func:`djax.asynchronous.draw_events`, for each worker one
+per gradient in expectation. Nothing is trained.
 
-Expect no pair that is not an edge, and even colours along the edges; on the exponential
-graph antipodes, whose edge counts twice, meet twice as often. Workers' rates scatter
-around 1 by 1 / sqrt(200) = 0.07. A count differs from what is expected by one standard
-deviation in the root mean square; the largest of many differs by 2 to 4. 5 seconds.
+Expect only pairs that are edges of the graph, with even colours along the edges. On the
+exponential graph, opposite workers meet twice as often, because their edge counts
+twice. The rates of workers scatter around 1 by 1 / sqrt(200) = 0.07. The counts differ
+from their expectations by one standard deviation in the root mean square, and at most
+by 2 to 4. The run takes 5 seconds.
 """
 
 import functools
@@ -35,12 +37,12 @@ GRAPHS = tuple(
 
 @functools.cache
 def draw_averagings(gradients: int) -> list[Events]:
-    """The events of so many gradients of all workers, for each graph."""
+    """Draws for each graph the events of `gradients` gradients of all workers."""
     return [draw_events(graph, gradients=gradients) for graph in GRAPHS]
 
 
 def compute(gradients: int) -> list[Record]:
-    """Compares averagings with what is expected; makes a record for each graph."""
+    """Compares the numbers of averagings with their expectations, for each graph."""
     return list(map(_measure, GRAPHS, draw_averagings(gradients)))
 
 
@@ -66,7 +68,7 @@ def _measure(graph: Topology, events: Events) -> Record:
 
 
 def make_tables(records: list[Record]):
-    """Realised rates, and deviations from the expected counts."""
+    """Shows realised rates, and deviations from the expected counts."""
     rows = []
     for r in records:
         row = [r["topology"], str(r["gradients"]), str(r["averagings"])]
@@ -84,7 +86,7 @@ def make_tables(records: list[Record]):
 
 
 def draw(records: list[Record]) -> Figure:
-    """A heat map for each graph."""
+    """Draws a heat map for each graph."""
     runs = draw_averagings(records[0]["gradients"])
     figure = Figure(figsize=(11.5, 3), layout="constrained")
     for axes, graph, events in zip(figure.subplots(1, 3), GRAPHS, runs, strict=True):

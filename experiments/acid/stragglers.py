@@ -1,21 +1,23 @@
-r"""Time to an accuracy with one worker four times as slow: AR-SGD against asynchronous.
+r"""How much longer training takes if one worker is four times as slow.
 
-Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
-Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289, where it is an
-advantage that fast workers compute more gradients.
+AR-SGD is compared with asynchronous methods, whose fast workers need not wait and
+compute more gradients. Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous
+Communication in Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
 
     python -m experiments.acid.stragglers           # 5 seeds
     python -m experiments.acid.stragglers --smoke   # seconds
 
-16 workers on a ring learn handwritten digits, split evenly, by SGD with momentum. In
-AR-SGD (synchronous all-reduce) everyone waits for the slowest; its all-reduce takes no
-time here, which favours it. AD-PSGD and A²CiD² never wait. A gradient takes the same
-time in all methods, drawn from the same virtual clocks (standard deviation 0.3 of its
-mean), with and without one worker of a quarter of the speed.
+16 workers on a ring learn handwritten digits by SGD with momentum; the samples are
+split evenly. In AR-SGD (synchronous all-reduce) all workers wait for the slowest one.
+Its all-reduce takes no time here, which favours AR-SGD. In AD-PSGD and A²CiD² no worker
+waits. All methods draw the times of gradients from the same virtual clocks, with a
+standard deviation of 0.3 of the mean. All workers have the same speed, or one of them
+has a quarter of it.
 
-Expect AR-SGD to take two and a half times as long with the slow worker (it waits for
-the slowest of 16 also among equals), and the asynchronous methods hardly longer than
-without it. 2 minutes on 2 cores.
+Expect AR-SGD to take two and a half times as long with the slow worker. (It is not four
+times, because workers of equal speed also wait for the slowest of 16 random times.)
+Expect the asynchronous methods to take hardly longer. The run takes 2 minutes on 2
+cores.
 """
 
 from collections.abc import Iterator
@@ -36,16 +38,16 @@ from ..lib.figures import Record
 
 METHODS = {"AR-SGD": "tab:gray", "AD-PSGD": "black", "A²CiD²": "tab:blue"}
 SLOWEST = (1.0, 0.25)
-"""Speeds of the slowest worker, in those of the others."""
+"""Speeds of the slowest worker, relative to the others."""
 VARIATION, BATCH_SIZE, GOAL = 0.3, 16, 0.9
 BASE = optax.sgd(0.05, momentum=0.9)
 
 Snapshots = Iterator[tuple[float, Any]]
-"""Times, and the parameters of all workers at these times."""
+"""Pairs of a time and the parameters of all workers at that time."""
 
 
 def all_reduce(task: tasks.Task, params: Any, rounds: asynchronous.Rounds) -> Snapshots:
-    """Trains synchronously, and shows the models after each epoch."""
+    """Trains synchronously, and yields the models after each epoch."""
     communicator = communicators.simulated(rounds.finish.shape[1])
     optimizer = optax.chain(djax.on_updates(djax.all_reduce(communicator)), BASE)
     workers = simulation.init_workers(optimizer, communicator, params)
@@ -58,7 +60,7 @@ def all_reduce(task: tasks.Task, params: Any, rounds: asynchronous.Rounds) -> Sn
 def without_waiting(
     task: tasks.Task, method: str, params: Any, events: asynchronous.Events, count: int
 ) -> Snapshots:
-    """Trains asynchronously, and shows the models at `count` evenly spaced times."""
+    """Trains asynchronously, and yields the models at `count` evenly spaced times."""
     constants = djax.acid_constants(topologies.ring(events.size))
     acid = method == "A²CiD²"
     for snapshot in asynchronous.simulate(
@@ -76,14 +78,18 @@ def without_waiting(
 def train(
     task: tasks.Task, method: str, speeds: np.ndarray, gradients: int, seed: int
 ) -> Record:
-    """One run: the mean accuracy of the workers at several times, and the idle share.
+    """Trains once, and records the workers' mean accuracy at several times.
 
     Args:
       task: what is learned.
       method: a key of `METHODS`.
       speeds: gradients of each worker per unit of time, `float[workers]`.
-      gradients: of a worker, on average.
-      seed: of the clocks and the start.
+      gradients: mean number of gradients of a worker.
+      seed: seed of the virtual clocks and of the initial parameters.
+
+    Returns:
+      The `times`, the `accuracy` at each of them, and the `idle_share`: the part of
+      their time in which workers wait.
     """
     size = len(speeds)
     communicator = communicators.simulated(size)
@@ -104,7 +110,11 @@ def train(
 
 
 def time_to_goal(record: Record) -> float:
-    """When the accuracy reaches the goal, interpolated; NaN if it does not."""
+    """Finds the time at which the accuracy reaches the goal, by interpolation.
+
+    Returns:
+      The time; NaN if the goal is not reached.
+    """
     times, accuracy = np.array(record["times"]), np.array(record["accuracy"])
     if not (accuracy >= GOAL).any():
         return float("nan")
@@ -113,15 +123,15 @@ def time_to_goal(record: Record) -> float:
 
 
 def compute(size: int, gradients: int, seeds: int) -> list[Record]:
-    """Makes all runs.
+    """Trains with every method and seed, without and with a slow worker.
 
     Args:
       size: number of workers.
-      gradients: of a worker, on average.
-      seeds: how many.
+      gradients: mean number of gradients of a worker.
+      seeds: number of seeds.
 
     Returns:
-      A record for each slowest worker's speed, method and seed.
+      A record for each speed of the slowest worker, method and seed.
     """
     records = []
     todo = [(slowest, seed) for slowest in SLOWEST for seed in range(seeds)]
@@ -136,7 +146,7 @@ def compute(size: int, gradients: int, seeds: int) -> list[Record]:
 
 
 def make_tables(records: list[Record]):
-    """Times to the goal, idle shares and final accuracies."""
+    """Shows times to the goal, idle shares and final accuracies."""
     rows = []
     for method in METHODS:
         row: list[Any] = [method]
@@ -154,7 +164,7 @@ def make_tables(records: list[Record]):
 
 
 def draw(records: list[Record]) -> Figure:
-    """Accuracy against time, without and with the slow worker."""
+    """Draws accuracy against time, without and with the slow worker."""
     figure, (panels,) = figures.panels((11, 4), 1, 2, sharex=True, sharey=True)
     end = max(r["times"][-1] for r in records if r["method"] != "AR-SGD")
     for axes, slowest in zip(panels, SLOWEST, strict=True):

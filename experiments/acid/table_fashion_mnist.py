@@ -1,4 +1,4 @@
-"""The command of :mod:`experiments.configs.acid.table_fashion_mnist`."""
+"""Runs and draws :mod:`experiments.configs.acid.table_fashion_mnist`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ CURVES = {
 
 
 def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracy against the number of workers, and curves on the largest ring."""
+    """Draws accuracy against the number of workers, and curves on the largest ring."""
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     panels = figure.subplots(2, 3)
     for axes, graph in zip(panels[0], ("ring", "exponential", "complete"), strict=True):
@@ -60,7 +60,7 @@ def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _runs(shown, records, method: str, setting: str) -> list[dict[str, Any]]:
-    """The chosen runs of a row that have a score."""
+    """Returns the chosen runs of a row that have a score."""
     rows = [
         row
         for row in shown.table.rows

@@ -1,4 +1,4 @@
-"""The command of :mod:`experiments.configs.acid.table_imagenet`."""
+"""Runs the table of :mod:`experiments.configs.acid.table_imagenet`."""
 
 from ..configs.acid import table_imagenet
 from ..lib import papers

@@ -1,22 +1,24 @@
-r"""Training curves on the ring of 64: A²CiD² at rate 1, the baseline at rates 1 and 2.
+r"""Tests on a ring of 64 whether A²CiD² acts like doubling the communication rate.
 
-Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
-Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289: "A²CiD² acts like
-doubling the communication rate", there on ImageNet.
+A²CiD² at rate 1 is compared with the baseline at rates 1 and 2. Nabli, Belilovsky and
+Oyallon, A²CiD²: Accelerating Asynchronous Communication in Decentralized Deep Learning,
+2023, https://arxiv.org/abs/2306.08289, write that "A²CiD² acts like doubling the
+communication rate" for ImageNet.
 
     python -m experiments.acid.training           # 5 seeds, 3 step sizes
     python -m experiments.acid.training --smoke   # seconds
 
-Here an MLP learns handwritten digits, whose classes a Dirichlet distribution of alpha
-0.1 splits among the workers, and random quadratics of heterogeneity 1 are minimized
-with noisy gradients; by SGD without momentum or decay. Within a seed all methods
-compute the same gradients at the same times, 100 a worker on average. The loss is that
-on all workers' data together, of each worker's own model, averaged over workers: on its
-own data alone a worker looks the better the less it averages.
+There are two problems, both trained by SGD without momentum or weight decay. In the
+first an MLP learns handwritten digits, whose classes are split among the workers by a
+Dirichlet distribution with alpha 0.1. In the second, random quadratics of heterogeneity
+1 are minimized with noisy gradients. For a given seed all methods compute gradients of
+the same samples at the same times, 100 for each worker on average. Each worker's model
+is evaluated on the data of all workers together, and these losses are averaged. (On its
+own data alone, a worker would look better the less it averages.)
 
-Expect A²CiD² at rate 1 at or below the baseline at rate 2, except where the step is so
-large that noise, not disagreement, is what the momentum spreads: on the quadratics at
-the largest step. 4 minutes on 2 cores.
+Expect the loss of A²CiD² at rate 1 to be at or below that of the baseline at rate 2.
+The exception is the largest step size on the quadratics, where the workers differ by
+noise, which the momentum spreads. The run takes 4 minutes on 2 cores.
 """
 
 import functools
@@ -42,7 +44,8 @@ METHODS = {
     "baseline, rate 2": (2.0, False),
     "A²CiD², rate 1": (1.0, True),
 }
-"""Averagings of a worker per gradient, and whether with the momentum of A²CiD²."""
+"""For each method, the averagings of a worker per gradient, and whether A²CiD²'s
+momentum is used."""
 COLORS = dict(zip(METHODS, ("tab:gray", "black", "tab:blue"), strict=True))
 PROBLEMS = {
     "digits": ("dirichlet:0.1", tasks.digits),
@@ -51,7 +54,7 @@ PROBLEMS = {
         functools.partial(tasks.quadratics, heterogeneity=1.0, noise=1.0),
     ),
 }
-"""Who holds which samples, and what makes the task."""
+"""For each problem, the split of the samples and the function that makes the task."""
 STEP_SIZES = (0.05, 0.1, 0.2)
 BATCH_SIZE, POINTS = 8, 20
 
@@ -63,14 +66,14 @@ def set_up(
     gradients: int,
     seed: int,
 ) -> tuple[asynchronous.EventTransformation, asynchronous.Events]:
-    """Makes one of the methods on a ring, and its events on virtual clocks.
+    """Makes one of the methods on a ring, and draws its events on virtual clocks.
 
     Args:
       method: a key of `METHODS`.
-      base: what is done with a gradient.
+      base: optimizer that each worker applies to its gradients.
       size: number of workers.
-      gradients: of a worker, on average.
-      seed: of the clocks.
+      gradients: mean number of gradients of a worker.
+      seed: seed of the virtual clocks.
     """
     rate, accelerated = METHODS[method]
     ring = topologies.ring(size)
@@ -81,14 +84,16 @@ def set_up(
 
 
 def total_loss(task: tasks.Task) -> Callable[[Any], jax.Array]:
-    """Makes the loss of all workers' models on everybody's data.
+    """Makes the function that evaluates each worker's model on all workers' data.
+
+    Its loss is the mean over all workers' batches in the first step of the first epoch.
+    For quadratics it is the suboptimality.
 
     Args:
-      task: what is learned; the first step of its first epoch stands for the data. Of
-        quadratics it is what the loss has above its least value.
+      task: what is learned.
 
     Returns:
-      A function of `params` with a leading axis of workers, to `float[workers]`.
+      A function from `params` with a leading axis of workers to `float[workers]`.
     """
     data = jax.tree.map(lambda x: jnp.asarray(x[:, 0]), task.epoch(1))
 
@@ -109,15 +114,15 @@ def train(
     gradients: int,
     seed: int,
 ) -> Record:
-    """One run: its losses and consensus distances at `POINTS` times.
+    """Trains once, and records losses and consensus distances at `POINTS` times.
 
     Args:
       task: what is learned.
       size: number of workers.
       method: a key of `METHODS`.
-      step_size: of SGD.
-      gradients: of a worker, on average.
-      seed: of the clocks and the start.
+      step_size: step size of SGD.
+      gradients: mean number of gradients of a worker.
+      seed: seed of the virtual clocks and of the initial parameters.
     """
     communicator = communicators.simulated(size)
     params = communicators.replicate(communicator, task.init(jax.random.key(seed)))
@@ -147,13 +152,13 @@ def train(
 def compute(
     size: int, step_sizes: Sequence[float], gradients: int, seeds: int
 ) -> list[Record]:
-    """Makes all runs.
+    """Trains with every method on all problems.
 
     Args:
       size: number of workers.
-      step_sizes: of SGD.
-      gradients: of a worker, on average.
-      seeds: how many.
+      step_sizes: step sizes of SGD.
+      gradients: mean number of gradients of a worker.
+      seeds: number of seeds.
 
     Returns:
       A record for each problem, step size, seed and method.
@@ -171,7 +176,7 @@ def compute(
 
 
 def make_tables(records: list[Record]):
-    """The final losses."""
+    """Shows the final losses."""
     rows = []
     step_sizes = sorted(set(figures.column(records, "step_size")))
     for problem, step_size in itertools.product(PROBLEMS, step_sizes):
@@ -193,7 +198,7 @@ def make_tables(records: list[Record]):
 
 
 def draw(records: list[Record]) -> Figure:
-    """Loss and consensus distance against time, at the step size in the middle."""
+    """Draws loss and consensus distance against time, at the middle step size."""
     step_sizes = sorted(set(figures.column(records, "step_size")))
     shown = step_sizes[len(step_sizes) // 2]
     figure, panels = figures.panels((12, 6.4), 2, len(PROBLEMS), sharex="col")

@@ -1,20 +1,22 @@
-r"""Throughput, and loss against real time, with one worker of four 4 x as slow.
+r"""Throughput, and loss against real time, with one of four workers 4 x as slow.
 
-Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
-Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289: what its Section
-3.3 promises, workers that never wait, in seconds instead of virtual time.
+Section 3.3 of the paper promises that workers never wait. Here this is measured in
+seconds instead of virtual time. Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating
+Asynchronous Communication in Decentralized Deep Learning, 2023,
+https://arxiv.org/abs/2306.08289.
 
     mpirun -n 4 python -m experiments.acid.wall_clock           # 3 seeds
     mpirun -n 4 python -m experiments.acid.wall_clock --smoke   # seconds
 
-Four processes on a ring learn handwritten digits, split evenly, by SGD with momentum. A
-gradient waits for 20 ms before it is computed, in place of a GPU that leaves the
-processor free; the slow worker's waits for 80 ms. AR-SGD is a blocking all-reduce
-between two gradients; AD-PSGD and A²CiD² average once per gradient, in the background;
-"solo" never averages.
+Four processes on a ring learn handwritten digits by SGD with momentum; the samples are
+split evenly. Before each gradient a process sleeps for 20 ms, the slow one for 80 ms.
+The sleep stands for a GPU that computes while the processor is free. AR-SGD makes a
+blocking all-reduce after each gradient. AD-PSGD and A²CiD² average once per gradient in
+the background. The method called "solo" never averages.
 
 Expect the three fast workers of the asynchronous methods to compute as many gradients
-as solo, and all four of AR-SGD as few as the slow one. 5 minutes on 2 cores.
+as with solo, and all four workers of AR-SGD as few as the slow one. The run takes 5
+minutes on 2 cores.
 """
 
 import itertools
@@ -45,12 +47,12 @@ METHODS = {
 
 
 def make_task(communicator: djax.Communicator, wait: float, seed: int) -> tasks.Task:
-    """The digits, with a gradient that takes its time.
+    """Makes the task of the digits, with a pause before each gradient.
 
     Args:
-      communicator: of MPI.
-      wait: seconds, of this process's gradients.
-      seed: of the split and the batches.
+      communicator: the communicator over MPI.
+      wait: length of this process's pause in seconds.
+      seed: seed of the split and of the batches.
     """
     local = communicator.local_ranks
     task = tasks.digits(tasks.Setting(WORKERS, local, "iid", BATCH_SIZE, seed))
@@ -73,15 +75,17 @@ def all_reduce(
     steps: int,
     evaluations: int,
 ) -> Record:
-    """Trains synchronously; models are evaluated at the end, off the clock.
+    """Trains synchronously, with an all-reduce of the gradients in each step.
+
+    Models are evaluated at the end, so that evaluations do not count in the time.
 
     Args:
       task: what is learned.
-      base: what is done with the mean of the gradients.
-      communicator: of MPI.
-      params: the first model, with a leading axis of 1.
-      steps: how many.
-      evaluations: how many.
+      base: optimizer that is applied to the mean of the gradients.
+      communicator: the communicator over MPI.
+      params: initial parameters, with a leading axis of 1.
+      steps: number of steps.
+      evaluations: number of evaluations.
     """
     optimizer = optax.chain(djax.on_updates(djax.all_reduce(communicator)), base)
 
@@ -128,16 +132,16 @@ def without_waiting(
     seconds: float,
     evaluations: int,
 ) -> Record:
-    """Trains asynchronously, or everybody alone.
+    """Trains asynchronously; at rate 0, each worker trains alone.
 
     Args:
       task: what is learned.
-      algorithm: what every worker does.
-      rate: averagings per gradient.
-      communicator: of MPI.
-      params: the first model, with a leading axis of 1.
-      seconds: after which it ends.
-      evaluations: how many.
+      algorithm: what each worker does at gradients and averagings.
+      rate: averagings of a worker per gradient.
+      communicator: the communicator over MPI.
+      params: initial parameters, with a leading axis of 1.
+      seconds: length of the training in seconds.
+      evaluations: number of evaluations.
     """
     job = runtime.Live(
         task,
@@ -164,13 +168,13 @@ def without_waiting(
 def compute(
     communicator: djax.Communicator, seconds: float, evaluations: int, seeds: int
 ) -> list[Record]:
-    """Makes all runs.
+    """Trains with every method, without and with a slow worker.
 
     Args:
-      communicator: of MPI, with four ranks.
-      seconds: of each run.
-      evaluations: in each run.
-      seeds: how many.
+      communicator: the communicator over MPI, with four ranks.
+      seconds: length of each training in seconds.
+      evaluations: number of evaluations in each training.
+      seeds: number of seeds.
 
     Returns:
       A record for each seed, speed of the last worker, and method.
@@ -197,7 +201,7 @@ def compute(
 
 
 def make_table(records: list[Record]):
-    """Throughputs, the mean over the seeds."""
+    """Shows throughputs, averaged over the seeds."""
     rows = []
     for slower in (1, SLOWER):
         alone = None
@@ -226,7 +230,7 @@ def make_table(records: list[Record]):
 
 
 def draw(records: list[Record]) -> Figure:
-    """Throughputs, and loss against time without and with the slow worker."""
+    """Draws throughputs, and loss against time without and with the slow worker."""
     figure, ((bars, *panels),) = figures.panels((13, 4), 1, 3)
     bars.grid(False)
     for k, (method, color) in enumerate(METHODS.items()):
@@ -251,10 +255,10 @@ def draw(records: list[Record]) -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: all ranks compute, the first one writes.
+    """Runs the command line; all ranks compute, and rank 0 writes the results.
 
     Args:
-      arguments: by default those of the process.
+      arguments: arguments of the command line; by default those of the process.
     """
     with errors.heard_once():
         config = figures.configure(__file__, __doc__, arguments)
