@@ -1,8 +1,9 @@
-"""What figures 7, 8 and 10 share: tune methods, run them, draw errors against steps.
+"""Figures 7, 8 and 10 share this module, which tunes methods, runs and draws them.
 
-Learning rates are tuned by the paper's search, without noise, for an error of 1e-6. Its
-code writes down half of the rate that reached it fastest, and then runs with what it
-wrote down; so do the curves here.
+Learning rates are tuned by the paper's search, without noise, for an error of 1e-6. The
+search finds the rate that reaches this error in the fewest steps, but the paper's code
+records half of that rate, and makes its curves with the recorded rate. The curves here
+use the recorded rate too.
 """
 
 import functools
@@ -21,29 +22,32 @@ from .methods import ALIASES, COLORS, graph, over
 
 WORKERS, DIM, SMALLEST, GOAL = 32, 10, 0.5, 1e-6
 FLOOR = 1e-12
-"""Curves end below this error."""
+"""A curve ends where its error first falls below this value."""
 POINTS = 500
-"""About how many points a recorded curve has."""
+"""Approximate number of points of a recorded curve."""
 NONE = (None, None, None)
 
 
 class Method(NamedTuple):
-    """A colour of the figure; tuples have an element for each heterogeneity.
+    """A method of a figure, with the paper's results.
+
+    Tuples have one element for each heterogeneity.
 
     Attributes:
-      name: of the method.
-      topology: name of the graph it runs on.
-      errors: the paper's last error of each curve.
-      steps: the paper's number of steps until the tuned run reached the goal, or
-        settled below it.
-      rates: the learning rates that the paper's code wrote down.
+      name: name of the method, a key of :data:`methods.ALIASES`.
+      topology: name of the graph on which the method runs.
+      errors: the last error of each of the paper's curves.
+      steps: number of steps in which the paper's tuned run reached the goal, or settled
+        below it.
+      rates: learning rates that the paper's code recorded.
       every: number of steps between two evaluations in the paper.
-      plateau: whether the rate is the one whose error settles at the goal; else it is
-        the fastest.
-      max_steps: when a run is given up.
-      cap: upper bound of the curve's learning rate.
-      weights: of the graph's edges, for the curve only.
-      seed: of the problem.
+      plateau: whether the learning rate is tuned so that the error settles at the goal;
+        otherwise it is tuned to reach the goal in the fewest steps.
+      max_steps: number of steps after which a run of the search is given up.
+      cap: upper bound of the learning rate of the curve.
+      weights: weight of the graph's edges for the curve; None for the default. The
+        search always uses the default.
+      seed: seed of the random problem.
     """
 
     name: str
@@ -59,21 +63,22 @@ class Method(NamedTuple):
     seed: int = 0
 
     def make(self, n: int, **options: Any) -> sweep.MakeOptimizer:
-        """What n workers run, on a graph with options."""
+        """Makes the optimizer of n workers; `options` are those of the graph."""
         return over(ALIASES[self.name], graph(self.topology, n, **options))
 
 
 class Study(NamedTuple):
-    """A figure.
+    """What one of the figures compares.
 
     Attributes:
-      number: the paper's.
-      methods: what the figure compares.
-      zetas: the heterogeneities, a panel each.
+      number: number of the figure in the paper.
+      methods: methods that are compared.
+      zetas: heterogeneities; each has a panel.
       steps: number of steps of the curves in each panel.
       bottom: smallest error that the panels show.
-      noise: standard deviation of the gradients, for the curves only.
-      caption: what there is to say below the table besides.
+      noise: standard deviation of the gradients' noise in the curves; the search has no
+        noise.
+      caption: text that is added to the caption of the table.
     """
 
     number: int
@@ -85,9 +90,10 @@ class Study(NamedTuple):
     caption: str = ""
 
     def script(self, name: str) -> Callable[..., list[Record]]:
-        """Makes the figure's command line, see :func:`experiments.lib.figures.script`.
+        """Makes the command line of the figure.
 
-        A smoke test has 4 workers and the second heterogeneity, and few steps.
+        With `--smoke` there are 4 workers, only the second heterogeneity, and few
+        steps. See :func:`experiments.lib.figures.script`.
         """
         parts = types.SimpleNamespace(
             compute=compute,
@@ -100,16 +106,16 @@ class Study(NamedTuple):
 
 
 def compute(study: Study, workers: int, max_steps: int) -> list[Record]:
-    """Tunes every method on every problem, and runs it.
+    """Tunes every method on every problem, and runs it with the recorded rate.
 
     Args:
       study: the figure.
-      workers: how many.
-      max_steps: when a run is given up at the latest.
+      workers: number of workers.
+      max_steps: upper bound of each method's `max_steps`.
 
     Returns:
-      A record for each method and heterogeneity. Without a `learning_rate` there is no
-      curve either.
+      A record for each method and heterogeneity. If no learning rate reaches the goal,
+      `learning_rate` is None and the record has no curve.
     """
     records = []
     for method in tqdm(study.methods, desc=f"figure {study.number}", unit="method"):
@@ -141,7 +147,7 @@ def compute(study: Study, workers: int, max_steps: int) -> list[Record]:
 def _run(
     study: Study, method: Method, i: int, problem: Quadratics, rate: float
 ) -> Record:
-    """The curve of a method on the i-th problem, with its tuned rate."""
+    """Computes the curve of a method on the i-th problem; `rate` is the tuned rate."""
     recorded = rate if method.plateau else rate / 2
     run_with, steps = min(recorded, method.cap), study.steps[i]
     workers, options = len(problem.matrices), {}
@@ -164,9 +170,10 @@ def _run(
 
 
 def _end(errors: np.ndarray, every: int) -> int:
-    """The step of the paper's last evaluation.
+    """Finds the step of the paper's last evaluation.
 
-    The last step is one only where every step is. A curve ends below the floor.
+    The paper evaluates every `every` steps, and ends a curve when its error is below
+    the floor. The last step of a run is evaluated only if every step is.
     """
     steps = np.arange(0, len(errors) - (every > 1), every)
     low = errors[steps] < FLOOR
@@ -174,7 +181,7 @@ def _end(errors: np.ndarray, every: int) -> int:
 
 
 def _published(study: Study, record: Record) -> tuple[Any, Any, Any]:
-    """The paper's error, steps and rate, None where it has none."""
+    """Returns the paper's error, steps and rate, or None where it gives none."""
     if record["n"] != WORKERS:
         return NONE
     (method,) = (m for m in study.methods if m.name == record["method"])
@@ -183,7 +190,7 @@ def _published(study: Study, record: Record) -> tuple[Any, Any, Any]:
 
 
 def make_tables(study: Study, records: list[Record]):
-    """The paper's values, ours and deviations."""
+    """Shows the paper's values, ours, and the deviations."""
     rows = []
     for record in records:
         paper_error, paper_steps, paper_rate = _published(study, record)
@@ -214,7 +221,7 @@ def make_tables(study: Study, records: list[Record]):
 
 
 def draw(study: Study, records: list[Record]) -> Figure:
-    """Errors against steps, a panel for each heterogeneity."""
+    """Draws errors against steps, in a panel for each heterogeneity."""
     limits = dict(zip(study.zetas, study.steps, strict=True))
     zetas = list(dict.fromkeys(figures.column(records, "zeta2")))
     figure, (panels,) = figures.panels((10, 3), 1, len(zetas), sharey=True)

@@ -1,4 +1,4 @@
-r"""Figure 10: RelaySGD relays models, RelaySum/Grad updates; D-PSGD for comparison.
+r"""Figure 10: RelaySGD relays models, and its variant RelaySum/Grad relays updates.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175, appendix.
@@ -6,18 +6,20 @@ https://arxiv.org/abs/2110.04175, appendix.
     python -m experiments.relaysgd.fig10_gradient_variant           # 32 workers
     python -m experiments.relaysgd.fig10_gradient_variant --smoke   # seconds
 
-Random quadratics in 10 dimensions, the paper's draw, with heterogeneity 0, 0.01 and 1,
-without noise. For RelaySGD the paper's code writes down half of the fastest rate:
-"recorded".
+The problems are the paper's random quadratics in 10 dimensions, draw by draw, with
+heterogeneity 0, 0.01 and 1 and without noise. D-PSGD is shown for comparison. For
+RelaySGD the paper's code records half of the fastest learning rate, and so does this
+script.
 
-Expect the paper's tuned steps and rates, and its last errors to three digits. Both
-variants mind heterogeneity much less than D-PSGD does, but only RelaySGD converges to
-the optimum: RelaySum/Grad stops where its workers differ. About a minute on 2 cores.
+Expect the paper's tuned steps and rates, and its last errors to three digits.
+Heterogeneity harms both variants much less than D-PSGD. Only RelaySGD converges to the
+optimum if workers differ; RelaySum/Grad stops at a distance from it. The run takes
+about a minute on 2 cores.
 """
 
 from .curves import Method, Study
 
-# The paper's last error of each curve.
+# The last error of each of the paper's curves.
 DPSGD = 5.027452e-13, 8.776454e-7, 1.445627e-3
 GRAD = 7.337736e-11, 2.026518e-8, 8.653164e-7
 RELAY = 5.317039e-10, 9.848754e-13, 9.590106e-13

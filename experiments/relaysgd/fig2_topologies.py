@@ -1,4 +1,4 @@
-r"""Figure 2: steps to an error of 1e-6 against the number of workers, rates tuned.
+r"""Figure 2: how the steps to an error of 1e-6 grow with the number of workers.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175.
@@ -6,14 +6,16 @@ https://arxiv.org/abs/2110.04175.
     python -m experiments.relaysgd.fig2_topologies           # 10 seeds, n up to 96
     python -m experiments.relaysgd.fig2_topologies --smoke   # seconds
 
-Random quadratics in 10 dimensions, 100 away from the optimum, heterogeneity 0.01 and 1,
-without noise. Each method's learning rate is tuned for each problem, so that the error
-of the workers' mean gets below 1e-6 first without ever growing on the way. All rates,
-seeds and heterogeneities of a method advance in one program.
+The problems are random quadratics in 10 dimensions, without noise. Workers start at a
+distance of 100 from the optimum, and the heterogeneity is 0.01 or 1. Each method's
+learning rate is tuned for each problem: it is the rate with which the error of the
+workers' mean falls below 1e-6 in the fewest steps and never grows on the way. All
+rates, seeds and heterogeneities of a method are computed in one program.
 
-The problems are the paper's, draw by draw, and "ours" is tuned by the paper's search:
-then all numbers agree to rounding. "finer" is tuned by a finer one, of grids: RelaySGD
-gains nothing, D² and all-reduce up to 29 %. About 10 minutes on 2 cores.
+The problems are the paper's, draw by draw. In the column "ours" rates are tuned by the
+paper's search; expect all numbers to agree with the paper to rounding. In the column
+"finer" rates are tuned on finer grids; expect no gain for RelaySGD, and up to 29 % for
+D² and all-reduce. The run takes about 10 minutes on 2 cores.
 """
 
 import itertools
@@ -43,15 +45,15 @@ SGP = (
 
 
 class Line(NamedTuple):
-    """A line of the figure.
+    """A line of the figure: a method on a kind of graph.
 
     Attributes:
-      method: its name.
+      method: name of the method.
       topology: name of the graph.
-      style: of the line.
-      paper: the paper's mean steps for each number of workers, one tuple for both
-        heterogeneities or one for each.
-      sizes: the numbers of workers.
+      style: matplotlib's style of the line.
+      paper: the paper's mean steps for each number of workers; one tuple for each
+        heterogeneity, or one for both.
+      sizes: numbers of workers.
     """
 
     method: str
@@ -61,14 +63,14 @@ class Line(NamedTuple):
     sizes: tuple[int, ...] = SIZES
 
     def make(self, n: int) -> MakeOptimizer:
-        """What n workers run."""
+        """Makes the optimizer of n workers."""
         if self.method == "All-reduce":
             return over(djax.all_reduce_sgd)
         options = {"rounds": 2} if self.method == "SGP" else {}
         return over(ALIASES[self.method], graph(self.topology, n), **options)
 
     def published(self, zeta2: float) -> dict[int, float]:
-        """The paper's mean steps by number of workers."""
+        """Returns the paper's mean steps by number of workers."""
         steps = self.paper[0 if zeta2 == ZETAS[0] else -1]
         return dict(zip(self.sizes, steps, strict=True))
 
@@ -85,12 +87,12 @@ LINES = (
 
 
 def compute(sizes: Sequence[int], seeds: int, max_steps: int) -> list[Record]:
-    """Tunes every method on every problem, both ways.
+    """Tunes every method on every problem, by the paper's search and by the finer one.
 
     Args:
-      sizes: numbers of workers; a line leaves out those that the paper's has not.
-      seeds: problems of each heterogeneity.
-      max_steps: when a run is given up.
+      sizes: numbers of workers; a line skips those that the paper does not show for it.
+      seeds: number of problems for each heterogeneity.
+      max_steps: number of steps after which a run is given up.
 
     Returns:
       A record for each line, size, heterogeneity and seed.
@@ -126,7 +128,7 @@ def compute(sizes: Sequence[int], seeds: int, max_steps: int) -> list[Record]:
 
 
 def mean_steps(records: list[Record], line: Line, n: int, zeta2: float, key="steps"):
-    """The mean over the seeds; None where the line was not computed."""
+    """Averages steps over the seeds; returns None if the line was not computed."""
     mine = figures.select(
         records, method=line.method, topology=line.topology, n=n, zeta2=zeta2
     )
@@ -134,7 +136,7 @@ def mean_steps(records: list[Record], line: Line, n: int, zeta2: float, key="ste
 
 
 def make_tables(records: list[Record]):
-    """Paper, ours and deviation, for both heterogeneities."""
+    """Shows the paper's steps, ours, and the deviation, for both heterogeneities."""
     rows = []
     for line, n in ((x, n) for x in LINES for n in x.sizes):
         row: list[Any] = [f"{line.method}, {line.topology}", str(n)]
@@ -158,7 +160,7 @@ def make_tables(records: list[Record]):
 
 
 def draw(records: list[Record]) -> Figure:
-    """Steps against workers, a panel for each heterogeneity."""
+    """Draws steps against workers, in a panel for each heterogeneity."""
     figure, (panels,) = figures.panels((8, 3.4), 1, 2, sharey=True)
     for axes, zeta2 in zip(panels, ZETAS, strict=True):
         for line in LINES:

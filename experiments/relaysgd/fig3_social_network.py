@@ -1,4 +1,4 @@
-r"""Figure 3: RelaySGD on spanning trees of a social network, others on all of it.
+r"""Figure 3: RelaySGD on trees of a social network, D-PSGD and D² on all its edges.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175.
@@ -6,13 +6,15 @@ https://arxiv.org/abs/2110.04175.
     python -m experiments.relaysgd.fig3_social_network           # all 32 trees
     python -m experiments.relaysgd.fig3_social_network --smoke   # seconds
 
-Random quadratics in 10 dimensions, the paper's draw, with heterogeneity 0.1 and
-gradient noise 0.1. D-PSGD and D² (as exact diffusion) use all 89 edges of Davis'
-Southern Women; RelaySGD runs once on the shortest paths from each of the 32 workers.
+The problem is the paper's random quadratic in 10 dimensions, with heterogeneity 0.1 and
+gradient noise 0.1. D-PSGD and D² (as exact diffusion) use all 89 edges of the network,
+Davis' Southern Women. RelaySGD runs once for each of the 32 workers, on the tree of
+shortest paths from that worker.
 
-Expect all trees to be alike, and as good as D² on the whole graph, step by step. A step
-costs a third of the vectors, so that RelaySGD needs the fewest for any error.
-About 80 seconds on 2 cores, most of them to compile a program a tree.
+Expect the same errors from all trees, and after each step errors as small as those of
+D² on the whole graph. A step on a tree sends only a third as many vectors, so that
+RelaySGD needs the fewest vectors for any error. The run takes about 80 seconds on 2
+cores, most of them to compile a program for each tree.
 """
 
 from collections.abc import Sequence
@@ -36,7 +38,7 @@ STEPS, VECTORS = 500, 80_000
 WINDOW = 100
 """Number of steps over which errors under noise are averaged."""
 EVERY = 5
-"""Number of steps between two errors of a record."""
+"""Number of steps between two errors in a record."""
 GOAL = 1e-4
 
 LABELS = {
@@ -49,13 +51,13 @@ LABELS = {
 def compute(
     graph: Topology, roots: Sequence[int], steps: int, goal: float
 ) -> list[Record]:
-    """Runs every method, RelaySGD three times as long and once for each tree.
+    """Runs every method; RelaySGD runs on each tree, for three times as many steps.
 
     Args:
       graph: the whole graph.
-      roots: of its spanning trees.
-      steps: how many.
-      goal: the error that D-PSGD's learning rate is tuned to settle below.
+      roots: roots of its spanning trees.
+      steps: number of steps of D-PSGD and D².
+      goal: error below which D-PSGD must settle; its learning rate is tuned for this.
 
     Returns:
       A record for each run.
@@ -74,7 +76,7 @@ def compute(
 
     records = []
     for method, root, topology, make, rate in tqdm(jobs, desc="figure 3", unit="run"):
-        vectors = 2 * len(topology.edges)  # One along each edge, both ways.
+        vectors = 2 * len(topology.edges)  # Both ends of each edge send a vector.
         length = 3 * steps if method == "RelaySGD" else steps
         errors = sweep.curves(make, problem, rate, length, noise=NOISE)
         degrees = [len(topology.neighbors(i)) for i in range(topology.size)]
@@ -99,13 +101,17 @@ def compute(
 
 
 def _mean_before(errors: np.ndarray, step: int) -> float | None:
-    """The mean error of a window that ends with this step, None if it was not run."""
+    """Averages errors over the window that ends with `step`.
+
+    Returns:
+      The mean; None if the run has fewer steps.
+    """
     window = errors[max(1, step - WINDOW + 1) : step + 1]
     return float(window.mean()) if step < len(errors) else None
 
 
 def make_tables(records: list[Record]) -> list:
-    """The graph and its trees beside what is known of them, and the errors."""
+    """Shows the shape of graph and trees beside the paper's, and the errors."""
     graph, trees = records[0], figures.select(records, method="RelaySGD")
 
     def span(key):
@@ -144,7 +150,7 @@ def make_tables(records: list[Record]) -> list:
 
 
 def _row(records: list[Record], q: float = 0.5) -> list[Any]:
-    """Rate, errors, steps and vectors, a quantile over the records of each."""
+    """Makes the cells of a row: rate, and the quantile `q` of each other column."""
 
     def quantile(key):
         values = figures.column(records, key)
@@ -161,7 +167,7 @@ def _row(records: list[Record], q: float = 0.5) -> list[Any]:
 
 
 def draw(records: list[Record]) -> Figure:
-    """Errors against steps, and against vectors."""
+    """Draws errors against steps, and against vectors."""
     figure, (panels,) = figures.panels((8, 3.4), 1, 2, sharey=True)
     for record in records:
         style: dict[str, Any] = {"lw": 1.5, "ls": "--", "zorder": 3}

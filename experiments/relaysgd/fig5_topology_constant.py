@@ -6,13 +6,13 @@ https://arxiv.org/abs/2110.04175.
     python -m experiments.relaysgd.fig5_topology_constant           # n up to 32
     python -m experiments.relaysgd.fig5_topology_constant --smoke   # seconds
 
-The figure shows the smallest rho = m / p that the search of
-:func:`djax.theory.relay_constant` finds: in m steps the workers' disagreement shrinks
-by (1 - p)^m. Nothing is trained.
+In m steps the workers' disagreement shrinks by the factor (1 - p)^m. The figure shows
+the smallest rho = m / p that the search of :func:`djax.theory.relay_constant` finds.
+Nothing is trained.
 
-Expect the printed digits of the reference, which is the same search. Chains have the
-largest constants, stars the smallest. From 8 workers on, a chain's minimum is at m = 2,
-hence the kink of its line. 10 seconds on 2 cores.
+Expect the printed digits of the reference, which the published search has computed.
+Chains have the largest constants, stars the smallest. The line of chains has a kink
+because from 8 workers on the minimum is at m = 2. The run takes 10 seconds on 2 cores.
 """
 
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ REFERENCE = {
     "binary tree": (9.35, 19.9, 23.2, 39.8, 58.5, 88.4, 114.7, 165.5, 205.6),
     "star": (9.35, 19.9, 23.2, 29.8, 36.5, 49.0, 60.1, 79.3, 95.9),
 }
-"""Values of the published search, one for each of `SIZES`."""
+"""Constants that the published search finds, one for each of `SIZES`."""
 STYLES = {"chain": "-", "binary tree": "--", "star": ":"}
 
 
 def compute(sizes: Sequence[int]) -> list[Record]:
-    """Searches the constants of all trees with these numbers of workers."""
+    """Finds the constants of all trees with these numbers of workers."""
     return [
         {"topology": name, "n": n, **theory.relay_constant(graph(name, n))._asdict()}
         for n in tqdm(sizes, desc="figure 5", unit="size")
@@ -46,7 +46,7 @@ def compute(sizes: Sequence[int]) -> list[Record]:
 
 
 def make_tables(records: list[Record]):
-    """Reference, ours and deviation, for each kind of tree."""
+    """Shows the reference, ours, and the deviation, for each tree."""
     rows = []
     for name, references in REFERENCE.items():
         for r in figures.select(records, topology=name):
@@ -61,7 +61,7 @@ def make_tables(records: list[Record]):
 
 
 def draw(records: list[Record]) -> Figure:
-    """The constants against the number of workers."""
+    """Draws the constants against the number of workers."""
     figure, ((axes,),) = figures.panels((4.5, 3.4))
     color = COLORS["RelaySGD"]
     for name, references in REFERENCE.items():

@@ -1,4 +1,4 @@
-r"""Figure 6 (appendix): by how much larger a step RelaySGD takes, measured.
+r"""Figure 6 (appendix): the factor by which RelaySGD needs a larger learning rate.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175.
@@ -6,14 +6,15 @@ https://arxiv.org/abs/2110.04175.
     python -m experiments.relaysgd.fig6_learning_rate_factor           # n up to 80
     python -m experiments.relaysgd.fig6_learning_rate_factor --smoke   # seconds
 
-All workers start at 0 and make one update of 1. All-reduce would leave them at 1. With
-:func:`djax.relay`, whose averages still hold older models, they agree on less. The
-factor is by how much less, once their standard deviation is below 1e-4.
+All workers start at 0 and make one update of 1. With all-reduce, their models would
+then be 1. With :func:`djax.relay` they agree on a smaller value, because its averages
+contain older models. The factor is 1 divided by this value, which is measured once the
+standard deviation of the workers' models is below 1e-4.
 
-Expect all digits of the reference. Expect the theory,
-:func:`djax.relay_learning_rate_factor`, within 0.1 %, since the workers still differ a
-little. The paper's rule of thumb, tau_max / 2, is half as much again for long chains
-and too little for large binary trees. 10 seconds on 2 cores.
+Expect all digits of the reference. Expect a difference of at most 0.1 % from the
+theory, :func:`djax.relay_learning_rate_factor`, since the workers still differ a
+little. The paper's rule of thumb, tau_max / 2, is half as much again for long chains,
+and too small for large binary trees. The run takes 10 seconds on 2 cores.
 """
 
 import itertools
@@ -38,7 +39,7 @@ REFERENCE = {
     "chain": (1.0, 1.79994, 3.39944, 6.70242, 10.02279, 13.34148),
     "binary tree": (1.0, 1.63996, 2.52021, 3.77514, 4.66607, 5.30639),
 }
-"""Measured with the published code, for the first of `SIZES`."""
+"""Factors measured with the published code, for the first six of `SIZES`."""
 STYLES = {"chain": "-", "binary tree": "--"}
 AGREEMENT = 1e-4
 MAX_STEPS = 10_000
@@ -48,10 +49,10 @@ def measure(tree: Topology) -> tuple[float, int]:
     """Lets all workers make one update of 1, and averages until they agree.
 
     Args:
-      tree: who relays to whom.
+      tree: tree along which workers relay.
 
     Returns:
-      The factor, and after how many steps they agreed.
+      The factor, and the number of steps after which the workers agreed.
     """
     communicator = djax.communicators.simulated(tree.size)
     relay = djax.relay(tree, communicator)
@@ -101,7 +102,7 @@ def compute(sizes: Sequence[int]) -> list[Record]:
 
 
 def make_tables(records: list[Record]):
-    """Reference, measured, theory and rule of thumb, for every tree."""
+    """Shows the reference, our factor, theory and rule of thumb, for every tree."""
     rows = []
     for name, factors in REFERENCE.items():
         reference = dict(zip(SIZES, factors, strict=False))
@@ -118,7 +119,7 @@ def make_tables(records: list[Record]):
 
 
 def draw(records: list[Record]) -> Figure:
-    """The factors against the number of workers."""
+    """Draws the factors against the number of workers."""
     figure, ((axes,),) = figures.panels((6.4, 3.4))
     color, handles = COLORS["RelaySGD"], []
     for key, label, shade in (

@@ -6,15 +6,16 @@ https://arxiv.org/abs/2110.04175.
     python -m experiments.relaysgd.fig9_mean_estimation           # n up to 128
     python -m experiments.relaysgd.fig9_mean_estimation --smoke   # seconds
 
-In each of T steps each of n workers draws a number from N(1, 1); all of them estimate
-the mean. On a chain :func:`djax.relay` sums up samples and their number, whose ratio is
-the estimate; on a ring :func:`djax.gossip` averages running means. Whoever has all
-samples at once has the mean squared error 1 / (n T).
+In each of T steps each of n workers draws a number from N(1, 1), and all workers
+estimate the mean. On a chain :func:`djax.relay` sums the samples and counts them, and
+the estimate is their ratio. On a ring :func:`djax.gossip` averages running means. With
+all samples at once, the mean squared error would be 1 / (n T).
 
-Expect the errors that delays and eigenvalues predict, but for the scatter of 40 runs,
-about 20 %. RelaySum's comes to 1 / (n T), short of the samples under way, as soon as
-all workers have been heard; gossip's is several times that on large rings, where
-samples spread slowly. 15 seconds on 2 cores.
+Expect the errors that delays and eigenvalues predict, up to the scatter of 40 runs,
+about 20 %. The error of RelaySum comes close to 1 / (n T) as soon as samples from all
+workers have arrived; only the samples on their way are missing. The error of gossip is
+several times 1 / (n T) on large rings, where samples spread slowly. The run takes 15
+seconds on 2 cores.
 """
 
 import itertools
@@ -44,10 +45,11 @@ class Method(NamedTuple):
 
     Attributes:
       topology: name of the graph.
-      make: from a number of workers to the graph.
-      estimate: from a worker's samples `[T]`, the graph and the communicator to its
-        estimates after each step, `[T]`.
-      predict: from the graph and T to the mean squared error after each step, `[T]`.
+      make: builds the graph from the number of workers.
+      estimate: computes a worker's estimates after each step, `[T]`, from its samples
+        `[T]`, the graph and the communicator.
+      predict: computes the expected mean squared error after each step, `[T]`, from the
+        graph and T.
     """
 
     topology: str
@@ -59,7 +61,7 @@ class Method(NamedTuple):
 def relay_estimates(
     samples: jax.Array, tree: Topology, communicator: Communicator
 ) -> jax.Array:
-    """Sums of all samples that have arrived, divided by their number."""
+    """Divides the sum of all samples that have arrived by their number."""
     relay = djax.on_updates(djax.relay(tree, communicator))
 
     def step(carry, sample):
@@ -76,7 +78,7 @@ def relay_estimates(
 def gossip_estimates(
     samples: jax.Array, topology: Topology, communicator: Communicator
 ) -> jax.Array:
-    """Running means, averaged over the neighbourhood in each step."""
+    """Averages running means over the neighbourhood in each step."""
     gossip = djax.gossip(topology, communicator)
 
     def step(carry, sample):
@@ -91,17 +93,18 @@ def gossip_estimates(
 
 
 def predict_relay(tree: Topology, steps: int) -> np.ndarray:
-    """The mean over the workers of 1 / (number of samples that have arrived)."""
+    """Predicts the error: the mean over workers of 1 / (number of arrived samples)."""
     elapsed = np.arange(1, steps + 1)[:, None, None]
     counts = np.maximum(elapsed - theory.relay_delays(tree), 0).sum(-1)
     return (1 / counts).mean(-1)
 
 
 def predict_gossip(topology: Topology, steps: int) -> np.ndarray:
-    r"""The mean over the workers of the variance of :math:`\frac1T \sum_k W^k s^{T-k}`.
+    r"""Predicts the error: the mean over workers of the variance of their estimates.
 
-    It is :math:`\frac1{n T^2} \sum_{k=1}^T \sum_l \lambda_l^{2k}`, with the eigenvalues
-    of W.
+    The estimates are :math:`\frac1T \sum_k W^k s^{T-k}`. The mean of their variances is
+    :math:`\frac1{n T^2} \sum_{k=1}^T \sum_l \lambda_l^{2k}`, with the eigenvalues
+    :math:`\lambda_l` of W.
     """
     elapsed = np.arange(1, steps + 1)
     eigenvalues = np.linalg.eigvalsh(topology.mixing_matrix)
@@ -116,13 +119,15 @@ METHODS = {
 
 
 def measure(method: Method, topology: Topology, steps: int, runs: int) -> np.ndarray:
-    """The mean squared error over all workers and runs.
+    """Measures the mean squared error over all workers and runs.
+
+    Samples depend on the number of workers only, so that all methods see the same.
 
     Args:
       method: how the mean is estimated.
-      topology: on which graph.
-      steps: T.
-      runs: how many; methods on as many workers see the same samples.
+      topology: the graph.
+      steps: number of steps T.
+      runs: number of runs.
 
     Returns:
       The error after each step, `[T]`.
@@ -143,12 +148,12 @@ def measure(method: Method, topology: Topology, steps: int, runs: int) -> np.nda
 
 
 def compute(sizes: Sequence[int], steps: int, runs: int) -> list[Record]:
-    """Measures every method.
+    """Measures every method, and predicts its error.
 
     Args:
       sizes: numbers of workers.
-      steps: how many.
-      runs: over how many the squared errors are averaged.
+      steps: number of steps.
+      runs: number of runs over which the squared errors are averaged.
 
     Returns:
       A record for each method and size.
@@ -171,7 +176,7 @@ def compute(sizes: Sequence[int], steps: int, runs: int) -> list[Record]:
 
 
 def make_tables(records: list[Record]):
-    """The last errors, theirs in theory, and those of all samples together."""
+    """Shows the last errors, their predictions, and the error with all samples."""
     rows = []
     for r in records:
         mse, predicted, steps = r["mse"][-1], r["predicted"][-1], len(r["mse"])
@@ -190,7 +195,7 @@ def make_tables(records: list[Record]):
 
 
 def draw(records: list[Record]) -> Figure:
-    """Errors against steps, a panel for each method and one for the ideal."""
+    """Draws errors against steps, in a panel for each method and one for 1 / (n T)."""
     figure, (panels,) = figures.panels((8, 3.2), 1, 3, sharex=True, sharey=True)
     sizes = sorted(set(figures.column(records, "n")))
     shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0, len(sizes)))

@@ -1,4 +1,4 @@
-"""The paper's methods, as functions of a learning rate and a communicator."""
+"""Makes the paper's methods as functions of a learning rate and a communicator."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ COLORS = {
     "All-reduce": "black",
     "D-PSGD": "tab:purple",
 }
-"""One colour a method in all figures."""
+"""The colour of each method in all figures."""
 ALIASES = {
     "RelaySGD": djax.relay_sgd,
     "RelaySum/Grad": djax.relay_sgd_grad,
@@ -26,21 +26,30 @@ ALIASES = {
     "SGP": djax.sgp,
     "D-PSGD": djax.dpsgd,
 }
-"""What a method is called in djax, for those that have a graph."""
+"""From the paper's name of a method to djax's, for methods that take a graph."""
 
 
 def over(alias: Callable, *args, **options) -> MakeOptimizer:
-    """Fills in what comes between the learning rate and the options of an alias.
+    """Fixes all arguments of an alias except the learning rate and the communicator.
 
     Args:
-      alias: such as `djax.relay_sgd`.
-      *args: the topology, or nothing.
-      **options: its keyword arguments.
+      alias: function of djax, such as `djax.relay_sgd`.
+      *args: the topology, or nothing for algorithms without one.
+      **options: keyword arguments of the alias.
+
+    Returns:
+      A function from the learning rate and the communicator to the optimizer.
     """
     return lambda rate, communicator: alias(rate, *args, communicator, **options)
 
 
 def graph(name: str, n: int, **options: Any) -> Any:
-    """The graph of a name in the figures, such as "binary tree", with n workers."""
+    """Builds a graph by its name in the figures, such as "binary tree".
+
+    Args:
+      name: name of the graph.
+      n: number of workers.
+      **options: options of the function that builds the graph.
+    """
     build = getattr(topologies, name.replace(" ", "_").replace("-", "_"))
     return build(n, **options)

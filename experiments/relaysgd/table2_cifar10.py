@@ -1,4 +1,4 @@
-"""The command of :mod:`experiments.configs.relaysgd.table2_cifar10`."""
+"""Runs the table of :mod:`experiments.configs.relaysgd.table2_cifar10`."""
 
 from ..configs.relaysgd import table2_cifar10
 from ..lib import papers

@@ -1,4 +1,4 @@
-"""The command of :mod:`experiments.configs.relaysgd.table2_fashion_mnist`."""
+"""Runs and draws :mod:`experiments.configs.relaysgd.table2_fashion_mnist`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ COLORS = {
 
 
 def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracy against alpha, and of each worker against epochs at the smallest."""
+    """Draws the worst worker's accuracy, against alpha and against epochs."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     positions = np.arange(len(ALPHAS))

@@ -1,4 +1,4 @@
-"""The command of :mod:`experiments.configs.relaysgd.table3_imagenet`."""
+"""Runs the table of :mod:`experiments.configs.relaysgd.table3_imagenet`."""
 
 from ..configs.relaysgd import table3_imagenet
 from ..lib import papers

@@ -1,4 +1,4 @@
-"""The command of :mod:`experiments.configs.relaysgd.table4_ag_news`."""
+"""Runs the table of :mod:`experiments.configs.relaysgd.table4_ag_news`."""
 
 from ..configs.relaysgd import table4_ag_news
 from ..lib import papers

@@ -1,4 +1,4 @@
-r"""Table 5, on handwritten digits: who bears it when messages get lost.
+r"""Table 5, on handwritten digits: which methods tolerate lost messages.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175.
@@ -6,17 +6,19 @@ https://arxiv.org/abs/2110.04175.
     python -m experiments.relaysgd.table5_message_loss           # 3 seeds
     python -m experiments.relaysgd.table5_message_loss --smoke   # seconds
 
-The paper's protocol: 16 workers, classes split by a Dirichlet distribution with alpha
-0.01, Nesterov momentum 0.9, weight decay 1e-4, warm-up over a fortieth of the training
-and decays after 75 and 90 % of it; 0, 1 and 10 % of the messages are lost. The score is
-the accuracy of the worst worker, of its mean over the last two evaluations. Scaled
-down: digits of 8 x 8 pixels and a small MLP in place of CIFAR-10 and VGG-11, 40 epochs
-in place of 200. Each method keeps the learning rate that is best for it without losses.
-All learning rates and seeds of a method advance in one program. 4 minutes on 2 cores.
+The protocol is the paper's: 16 workers, classes split by a Dirichlet distribution with
+alpha 0.01, Nesterov momentum 0.9, weight decay 1e-4, warm-up over a fortieth of the
+training, and decays after 75 and 90 % of it. 0, 1 and 10 % of the messages are lost.
+Each worker's accuracy is averaged over the last two evaluations, and the score is that
+of the worst worker. The task is scaled down: digits of 8 x 8 pixels and a small MLP
+replace CIFAR-10 and VGG-11, and 40 epochs replace 200. Each method keeps the learning
+rate that is best for it when no message is lost. All learning rates and seeds of a
+method are computed in one program. The run takes 4 minutes on 2 cores.
 
-Expect D² to break down, and the others to lose a point at most. Where gossip misses a
-message it divides by the weight of those that came. The paper's code was mended to do
-so after the submission; here quasi-global momentum does not diverge, D² still does.
+Expect D² to diverge, and the other methods to lose a point at most. If messages are
+lost, gossip divides by the total weight of the messages that arrived. The paper's code
+does so only since a correction after the submission. Quasi-global momentum, which
+diverges in the paper, does not diverge here; D² does.
 """
 
 from collections.abc import Sequence
@@ -50,11 +52,11 @@ PAPER = {
     "D²": {0.0: "87.4", 0.01: "diverges", 0.1: "diverges"},
     "SGP": {0.0: "88.5", 0.01: "88.6", 0.1: "88.1"},
 }
-"""Test accuracies on CIFAR-10, by the share of lost messages."""
+"""The paper's test accuracies on CIFAR-10, by the share of lost messages."""
 
 
 def make_optimizer(method: str, rate: optax.Schedule, communicator: djax.Communicator):
-    """The paper's method under its name in the table."""
+    """Makes the optimizer of a method by its name in the table."""
     ring = topologies.ring(communicator.size)
     decay = optax.add_decayed_weights(1e-4)
     if method == "RelaySGD":
@@ -73,10 +75,11 @@ def make_optimizer(method: str, rate: optax.Schedule, communicator: djax.Communi
 
 
 def _losing_gossip(ring: djax.Topology, communicator: djax.Communicator):
-    """Gossip that D² takes for one without losses.
+    """Makes gossip that hides its communicator from D².
 
-    With losses :func:`djax.d2` ends at a wrong point, and refuses them. What happens
-    then is what this table shows: so this mechanism says nothing of its communicator.
+    If messages are lost, :func:`djax.d2` converges to a wrong point, so it refuses such
+    communicators. This table shows what would happen, so the mechanism does not tell
+    :func:`djax.d2` its communicator.
     """
     gossip = djax.gossip(ring, communicator)
     return djax.Mechanism(gossip.init, gossip.update)
@@ -93,16 +96,17 @@ def train(
     """Trains with all learning rates and seeds in one program.
 
     Args:
-      method: of :data:`PAPER`.
+      method: a key of :data:`PAPER`.
       loss: probability with which a message is lost.
       rates: peak learning rates.
-      seeds: of split, start, batches.
-      epochs: passes over the data, at least two.
-      workers: how many.
+      seeds: number of seeds of split, initial parameters and batches.
+      epochs: number of passes over the data, at least two.
+      workers: number of workers.
 
     Returns:
-      The accuracy of each worker in the mean of the last two epochs,
-      `[rates, seeds, workers]`, and the mean training loss, `[rates, seeds, epochs]`.
+      The accuracy of each worker, averaged over the last two epochs,
+      `[rates, seeds, workers]`, and the training loss, averaged over the workers,
+      `[rates, seeds, epochs]`.
     """
     communicator = communicators.simulated(workers, drop_probability=loss)
     settings = [
@@ -161,12 +165,13 @@ def train(
 def compute(
     losses: Sequence[float], rates: Sequence[float], *size: int
 ) -> list[dict[str, Any]]:
-    """Trains all methods at all loss rates.
+    """Trains every method with every share of lost messages.
 
     Args:
       losses: shares of lost messages.
-      rates: learning rates among which each method's is chosen, at the first of them.
-      *size: seeds, epochs and, if not 16, workers, as :func:`train` takes them.
+      rates: learning rates that are tried with the first of `losses`. The best one is
+        used with the others.
+      *size: the arguments `seeds`, `epochs` and perhaps `workers` of :func:`train`.
 
     Returns:
       A record for each method and share of lost messages.
@@ -196,7 +201,7 @@ def compute(
 
 
 def make_tables(records: list[dict]) -> list[Table]:
-    """Worst workers' accuracies beside those of the paper."""
+    """Shows the accuracy of the worst worker beside the paper's."""
     rows = []
     for method, paper in PAPER.items():
         mine = figures.select(records, method=method)
@@ -220,7 +225,7 @@ def _losses(records: list[dict]) -> list[float]:
 
 
 def draw(records: list[dict]) -> Figure:
-    """Training loss against epochs, a panel for each share of lost messages."""
+    """Draws training loss by epoch, in a panel for each share of lost messages."""
     losses = _losses(records)
     size = 3 * len(losses), 3
     figure, (panels,) = figures.panels(size, columns=len(losses), sharey=True)
