@@ -1,1 +1,1 @@
-"""Reproductions of Vogels et al., PowerGossip: Low-Rank Communication, 2020."""
+"""Reproduces figures and tables of Vogels et al., PowerGossip, 2020."""

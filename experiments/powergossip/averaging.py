@@ -1,4 +1,4 @@
-"""The compressed averagings of the consensus figure, and how they are run and tuned."""
+"""Runs and tunes the compressed averaging methods of the consensus figure."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,13 +25,17 @@ class Method(NamedTuple):
     """A way to average.
 
     Attributes:
-      color: of its curves.
-      make: from a rate, and where there are two parameters, the second one.
-      grid: settings to choose from, `float64[settings, parameters]`.
-      untuned: a setting that asks for no tuning; None if there is nothing to tune.
-      shorter: what the number of steps is divided by.
-      screening: steps in which the settings of the grid are compared.
-      sends_start: whether each worker sends its start uncompressed, once.
+      color: colour of its curves.
+      make: makes the mechanism from a setting: nothing, the consensus rate, or the
+        consensus rate and a second parameter.
+      grid: settings among which the best one is chosen, `float64[settings,
+        parameters]`.
+      untuned: the setting that is used without tuning; None if there is nothing to
+        tune.
+      shorter: divisor of the number of steps, larger than 1 for methods that converge
+        or stop early, or are slow to compute.
+      screening: number of steps after which the settings of the grid are compared.
+      sends_start: whether each worker first sends its start uncompressed.
     """
 
     color: str
@@ -76,7 +80,7 @@ METHODS = {
     "PowerGossip, random signs": _power("gold", sign=True, warm_start=False),
     "CHOCO, sign": _tuned("tab:blue", djax.choco_gossip, compressors.sign()),
     "CHOCO, top-k": _tuned("tab:cyan", djax.choco_gossip, compressors.top_k(rank=1)),
-    # A decomposition of each difference costs seconds.
+    # Fewer steps, because a decomposition of each difference costs seconds.
     "CHOCO, SVD": _tuned(
         "navy", djax.choco_gossip, compressors.low_rank(1), screening=400, shorter=4
     ),
@@ -104,16 +108,17 @@ METHODS = {
 def errors(
     method: Method, start: jax.Array, settings: np.ndarray, steps: int
 ) -> np.ndarray:
-    r"""Averages with all settings in one program.
+    r"""Averages with all settings in one program, and measures the errors.
 
     Args:
-      method: how.
-      start: `[workers, ...]`, the matrices.
-      settings: of the method, `[settings, parameters]`.
-      steps: how many.
+      method: the way to average.
+      start: initial matrices of the workers, `[workers, ...]`.
+      settings: settings of the method, `[settings, parameters]`.
+      steps: number of steps.
 
     Returns:
-      `float64[settings, 1 + steps]`, the error relative to the initial one.
+      The error before the first step and after each step, relative to the initial
+      error, `float64[settings, 1 + steps]`.
     """
     target = start.mean(0)
 
@@ -140,19 +145,31 @@ def errors(
 
 
 def first_below(curve: np.ndarray) -> float:
-    """The first step with an error below the goal, infinite if there is none."""
+    """Finds the first step with an error below the goal; infinite if there is none."""
     below = np.flatnonzero(curve < GOAL)
     return float(below[0]) if len(below) else np.inf
 
 
 def _best(curves: np.ndarray) -> int:
-    """The curve of the fewest steps to the goal, or else of the smallest last error."""
+    """Finds the curve that reaches the goal first, or else has the least last error."""
     last = np.nan_to_num(curves[:, -1], nan=np.inf)
     return int(np.lexsort((last, np.array(list(map(first_below, curves)))))[0])
 
 
 def tune(method: Method, start: jax.Array, steps: int) -> tuple[Any, np.ndarray]:
-    """Returns the best setting of the grid, and its curve over all steps."""
+    """Finds the best setting of the grid.
+
+    All settings are compared over `method.screening` steps. The best one and its
+    neighbours in the grid are then compared over all steps.
+
+    Args:
+      method: the way to average.
+      start: initial matrices of the workers, `[workers, ...]`.
+      steps: number of steps.
+
+    Returns:
+      The best setting, and its curve of errors over all steps.
+    """
     grid = method.grid
     if len(grid) > 1:
         screened = errors(method, start, grid, min(method.screening, steps))
@@ -163,6 +180,10 @@ def tune(method: Method, start: jax.Array, steps: int) -> tuple[Any, np.ndarray]
 
 
 def _neighbours(grid: np.ndarray, best: int) -> np.ndarray:
-    """`bool[settings]`: at most one value of each parameter away from the best."""
+    """Tells which settings are equal or next to the best one in every parameter.
+
+    Returns:
+      `bool[settings]`.
+    """
     places = np.stack([np.unique(x, return_inverse=True)[1] for x in grid.T], axis=1)
     return (np.abs(places - places[best]) <= 1).all(1)

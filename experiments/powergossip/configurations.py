@@ -1,4 +1,4 @@
-r"""The paper's CIFAR-10 and WikiText-2 configurations, and the bytes that they send.
+r"""Counts the bytes that the paper's CIFAR-10 and WikiText-2 configurations send.
 
 Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Compression
 in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
@@ -6,13 +6,11 @@ in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
     python -m experiments.powergossip.configurations           # every method
     python -m experiments.powergossip.configurations --smoke   # one a mechanism
 
-Shows all settings of :mod:`experiments.configs.powergossip`. This script does not
-train a ResNet-20 on CIFAR-10, nor an LSTM on WikiText-2. It counts what each method
-would send for the shapes of those models, and has each optimizer learn handwritten
-digits for three steps on the configured number of workers, which shows that it can be
-made and runs. 1 minute on 2 cores.
-
-Expect the published numbers of bytes exactly, but for top-k and half a byte of Moniqua.
+The script shows all settings of :mod:`experiments.configs.powergossip`. It does not
+train a ResNet-20 on CIFAR-10, nor an LSTM on WikiText-2: it counts what each method
+would send for the shapes of those models. To show that each optimizer runs, it learns
+handwritten digits for three steps on the configured number of workers. 1 minute on 2
+cores. Expect the published numbers of bytes, but for top-k and half a byte of Moniqua.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,9 +34,9 @@ from ..lib.tables import Row, one_of_each_algorithm
 from .published import CIFAR10, PUBLISHED, SHAPES, WIKITEXT2, Published
 
 STEPS = 49
-"""Of an epoch of CIFAR-10 among 8 workers, with batches of 128."""
+"""Number of steps in an epoch of CIFAR-10 with 8 workers and batches of 128."""
 NEIGHBORS = 2
-"""Of each worker, on a ring."""
+"""Number of neighbours of each worker on a ring."""
 
 
 TABLES = {CIFAR10: table_cifar10, WIKITEXT2: table_wikitext2}
@@ -47,7 +45,7 @@ TABLES = {CIFAR10: table_cifar10, WIKITEXT2: table_wikitext2}
 def make_optimizer(
     config: Config, communicator: djax.Communicator
 ) -> optax.GradientTransformation:
-    """The optimizer of a row, with epochs of `STEPS` steps."""
+    """Makes the optimizer of a row, with epochs of `STEPS` steps."""
     assert config.epochs is not None
     ring = topologies.ring(communicator.size)
     steps = config.epochs * STEPS
@@ -57,11 +55,11 @@ def make_optimizer(
 
 
 def try_out(config: Config, steps: int = 3) -> list[float]:
-    """Trains a linear model of handwritten digits, just long enough to see it run.
+    """Trains a linear model of handwritten digits briefly, to see that it runs.
 
     Args:
-      config: how many workers learn, and how.
-      steps: how many.
+      config: configuration of the workers and their optimizer.
+      steps: number of steps.
 
     Returns:
       The mean loss of the workers in each step.
@@ -93,7 +91,7 @@ def compute(choose: Callable[[Sequence[Row]], list[Row]]) -> list[dict[str, Any]
     """Counts what the rows of both tables send, and tries their optimizers out.
 
     Args:
-      choose: those of a table's rows that are wanted, D-PSGD included.
+      choose: selects the rows of a table that are wanted; it must keep D-PSGD.
 
     Returns:
       A record for each row.
@@ -123,7 +121,7 @@ def compute(choose: Callable[[Sequence[Row]], list[Row]]) -> list[dict[str, Any]
 
 
 def _options(row: Row) -> dict[str, Any]:
-    """How the workers average, besides the name of the algorithm and the code."""
+    """Returns the options of averaging that the method's name does not tell."""
     options, defaults = (flatten(x) for x in (row.config.averaging, Algorithm()))
     unnamed = options.keys() - {"algorithm", "compressor", "compressor_options"}
     return {
@@ -134,7 +132,7 @@ def _options(row: Row) -> dict[str, Any]:
 
 
 def make_settings():
-    """What the rows of a configuration have in common."""
+    """Shows the settings that all rows of a configuration have in common."""
     commons = [flatten(module.COMMON) for module in TABLES.values()]
     defaults = flatten(Config())
     rows = [
@@ -168,7 +166,7 @@ def _text(value: Any) -> str:
 
 
 def make_methods(name: str, records: list[dict]):
-    """The rows' own settings, and the losses of their three steps."""
+    """Shows the rows' own settings, and the losses in their three steps."""
     rows = {row.method: row for row in TABLES[name].TABLE.rows}
     lines = []
     for record in records:
@@ -206,7 +204,7 @@ def _published(record: dict) -> Published:
 
 
 def make_table(records: list[dict]):
-    """What is sent, beside what the published code sends."""
+    """Shows what each method sends here, and in the published code."""
     rows = []
     for record in records:
         name, sent = record["configuration"], record["bytes_per_step"]
@@ -255,13 +253,13 @@ def _compare(ours: float | None, published: float | None) -> str | None:
 
 
 def make_tables(records: list[dict]) -> list[Table]:
-    """The settings, what the methods do with them, and what is sent."""
+    """Makes the tables of settings, methods and bytes."""
     methods = [make_methods(name, records) for name in TABLES]
     return [make_settings(), *methods, make_table(records)]
 
 
 def draw(records: list[dict]) -> Figure:
-    """Bytes of a worker in a step, a panel for each configuration."""
+    """Draws the bytes of a worker in a step, in a panel for each configuration."""
     figure, (panels,) = figures.panels((11, 4.2), 1, len(TABLES))
     for axes, name in zip(panels, TABLES, strict=True):
         mine = figures.select(records, configuration=name)

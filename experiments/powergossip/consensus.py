@@ -5,24 +5,28 @@ Vogels, Karimireddy and Jaggi, PowerGossip, 2020, https://arxiv.org/abs/2008.014
     python -m experiments.powergossip.consensus           # 20 minutes on 2 cores
     python -m experiments.powergossip.consensus --smoke   # seconds
 
-Eight workers on a ring average a matrix each, without gradients: 100 x 100 independent
-normal entries, where no low rank helps; or 64 x 64 pieces of two photographs (which
-scikit-learn brings), in place of the paper's faces. The error is
-:math:`\frac1n \sum_i \|M_i - \bar M\|_F^2`, the bits are those that one worker sends.
+Eight workers on a ring average one matrix each, without gradients. The matrices are of
+two kinds: 100 x 100 independent normal entries, which no matrix of low rank
+approximates well; or 64 x 64 pieces of two photographs of scikit-learn, in place of the
+paper's faces. The error is :math:`\frac1n \sum_i \|M_i - \bar M\|_F^2`, and the bits
+are those that one worker sends.
 
-Uncompressed gossip and PowerGossip take the consensus rate 1.308 that is best on this
-ring whatever the data. All others are tuned, as in the paper, on a grid of 20 rates
-from 1e-4 to 1.308, Moniqua on 10 rates x 10 bounds: every setting runs a screening,
-all at once in one program, then the best one and its neighbours in the grid the whole
-length. "Untuned" is again 1.308. DeepSqueeze, random-k, QSGD, DCD and ECD are not in
-the paper's figure; DCD and ECD have no rate, and send their start uncompressed first.
+Uncompressed gossip and PowerGossip use the consensus rate 1.308, which is the best one
+on this ring for any data. The other methods are tuned as in the paper, on a grid of 20
+rates from 1e-4 to 1.308, or for Moniqua of 10 rates x 10 bounds. All settings are first
+compared in short runs, in one program; then the best one and its neighbours in the grid
+are compared in full. "Untuned" means the rate 1.308. DeepSqueeze, random-k, QSGD, DCD
+and ECD are not in the paper's figure. DCD and ECD have no rate, and each of their
+workers sends its start uncompressed first.
 
-Expect PowerGossip to need fewer bits than every untuned method to bring the error to
-1e-4 of the initial one: uncompressed gossip needs 1.1 times as many on the normal
-matrices and twice as many on the photographs, CHOCO with signs 1.8 times as many there,
-and none of the others arrives. Tuned, CHOCO with a quantizer of 4 bits needs half as
-many on normal matrices, CHOCO with signs two thirds on photographs: not the same code,
-and not at the same rate. DCD and ECD lose the mean, and stop early.
+Expect PowerGossip to need fewer bits than every untuned method until the error is 1e-4
+of the initial one. Uncompressed gossip needs 1.1 times as many bits on the normal
+matrices, and twice as many on the photographs. Untuned CHOCO with signs needs 1.8 times
+as many on the photographs, and no other untuned method reaches the goal. Of the tuned
+methods, CHOCO with a 4-bit quantizer needs half as many bits as PowerGossip on the
+normal matrices, and CHOCO with signs two thirds on the photographs; so the best code
+and its rate depend on the data. DCD and ECD do not keep the mean, and their error stops
+falling early.
 """
 
 from collections.abc import Mapping
@@ -42,7 +46,7 @@ from .averaging import GOAL, METHODS, RING, SIZE, Method, errors, first_below, t
 
 
 def normal_matrices(side: int) -> jax.Array:
-    """`float32[workers, side, side]`, independent normal entries."""
+    """Draws matrices of independent normal entries, `float32[workers, side, side]`."""
     draws = [
         np.random.default_rng(42 + i).standard_normal((side, side)) for i in range(SIZE)
     ]
@@ -50,10 +54,13 @@ def normal_matrices(side: int) -> jax.Array:
 
 
 def photographs(side: int) -> jax.Array:
-    """`float32[workers, side, side]`, grey pieces of two photographs, a third in size.
+    """Cuts grey pieces out of two photographs, which are first shrunk to a third.
 
     Args:
-      side: at most 71, so that a photograph has six pieces.
+      side: side of a piece in pixels, at most 71, so that a photograph has six pieces.
+
+    Returns:
+      `float32[workers, side, side]`.
     """
     grey = np.mean(datasets.load_sample_images().images, -1)[:, :426, :639] / 255
     small = grey.reshape(2, 142, 3, 213, 3).mean((2, 4))
@@ -73,14 +80,15 @@ PROBLEMS = {"normal matrices": normal_matrices, "photographs": photographs}
 def compute(
     sizes: Mapping[str, tuple[int, int]], methods: Mapping[str, Method]
 ) -> list[Record]:
-    """Runs all methods on all data.
+    """Runs all methods on all data sets.
 
     Args:
-      sizes: of each data set, the side of the matrices and the number of steps.
-      methods: how they are averaged.
+      sizes: the side of the matrices and the number of steps for each data set.
+      methods: the ways to average, by name.
 
     Returns:
-      A record for each data set, method, and whether it was tuned.
+      A record for each data set and method. A method that can be tuned has two, one
+      with tuning and one without.
     """
     records = []
     for data, (side, all_steps) in sizes.items():
@@ -115,20 +123,27 @@ def _finite(value: float) -> float | None:
 
 
 def logged(count: int) -> list[int]:
-    """The steps that the paper logs: the first ten, then every tenth, hundredth."""
+    """Lists the steps that the paper logs among the first `count`.
+
+    They are the first ten steps, every tenth up to 100, every hundredth, and the last.
+    """
     steps = {*range(10), *range(0, 100, 10), *range(0, count, 100), count - 1}
     return sorted(t for t in steps if t < count)
 
 
 def bits_to_goal(record: Record) -> float | None:
-    """Bits that a worker has sent when the error is 1e-4 of the initial one."""
+    """Computes how many bits a worker sends until the error is 1e-4 of the initial one.
+
+    Returns:
+      The bits; None if the goal was not reached.
+    """
     if record["steps_to_goal"] is None:
         return None
     return record["bits_before"] + record["bits_per_step"] * record["steps_to_goal"]
 
 
 def make_tables(records: list[Record]) -> list:
-    """A table for each data set."""
+    """Makes a table for each data set."""
     return [_table(data, records) for data in _data(records)]
 
 
@@ -137,7 +152,7 @@ def _data(records: list[Record]) -> list[str]:
 
 
 def _table(data: str, records: list[Record]):
-    """Bits to the goal on one data set, and how many times PowerGossip's."""
+    """Shows the bits to the goal on one data set, and their ratio to PowerGossip's."""
     mine = figures.select(records, data=data)
     (power,) = map(bits_to_goal, figures.select(mine, method="PowerGossip"))
     rows = []
@@ -166,7 +181,7 @@ def _table(data: str, records: list[Record]):
 
 
 def draw(records: list[Record]) -> Figure:
-    """Error against bits, a panel for each data set."""
+    """Draws error against bits, in a panel for each data set."""
     names = _data(records)
     size = 5.5 * len(names) + 2, 4.2
     figure, (panels,) = figures.panels(size, 1, len(names))

@@ -1,4 +1,4 @@
-"""What the published code of PowerGossip sends, and of which models."""
+"""Holds the bytes that PowerGossip's published code sends, and the paper's models."""
 
 import functools
 from typing import Any, NamedTuple
@@ -11,15 +11,15 @@ from ..lib import models
 
 
 def resnet20_shapes() -> Any:
-    """The parameters of ResNet-20 with batch normalization, 272,474 numbers."""
+    """Returns the shapes of ResNet-20's parameters, which are 272,474 numbers."""
     return _shapes(models.IMAGE_MODELS["resnet20"](10), jnp.zeros((1, 32, 32, 3)))
 
 
 def lstm_shapes(vocabulary: int = 28_869) -> Any:
-    """The parameters of the three-layer LSTM whose decoder is its embedding.
+    """Returns the shapes of the parameters of the paper's three-layer LSTM.
 
     Args:
-      vocabulary: words; how many depends on the tokenizer.
+      vocabulary: number of different words, which depends on the tokenizer.
     """
     model = models.lstm(vocabulary)
     return _shapes(model, jnp.zeros((1, 1), jnp.int32), model.initial_carry(1))
@@ -35,12 +35,12 @@ SHAPES = {CIFAR10: resnet20_shapes, WIKITEXT2: lstm_shapes}
 
 
 class Published(NamedTuple):
-    """What follows from the definitions in the published code.
+    """What a method sends according to the definitions in the published code.
 
     Attributes:
-      bytes: to each neighbour in each step.
-      ratio: those of gossip over these; for the LSTM a rounded one.
-      mib: per worker and epoch.
+      bytes: bytes to each neighbour in each step.
+      ratio: bytes of uncompressed gossip over `bytes`; for the LSTM it is rounded.
+      mib: MiB that a worker sends in an epoch.
     """
 
     bytes: float | None = None
@@ -78,4 +78,4 @@ PUBLISHED = {
         },
     },
 }
-"""By configuration and method; there is nothing to compare to of the others."""
+"""Published numbers by configuration and method. For other methods there are none."""

@@ -1,4 +1,4 @@
-r"""The spectrum figure, on handwritten digits: how neighbours' models differ.
+r"""The spectrum figure, on handwritten digits: of which rank neighbours' models differ.
 
 Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Compression
 in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
@@ -6,24 +6,27 @@ in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
     python -m experiments.powergossip.spectrum           # 16 workers, 90 epochs
     python -m experiments.powergossip.spectrum --smoke   # seconds
 
-The paper's protocol: 16 workers on a ring with weights 1/3 and data of their own,
-PowerGossip of rank 1 with 32 iterations a step, averaging what was before the step;
-plain SGD with warm-up over 5 of 90 epochs and decays after 60 and 80. After epochs 1,
-50, 65 and 89 it records the singular values of :math:`x_i - x_j` for three pairs of
-neighbours. Scaled down: digits of 8 x 8 pixels, classes split by a Dirichlet
-distribution with alpha 0.1, and an MLP of 128 and 128 units in place of WikiText-2 and
-an LSTM. Besides, the same with 1 iteration, and with gossip without compression, all at
-one learning rate. 1 minute on 2 cores.
+The protocol is the paper's: 16 workers with data of their own on a ring with weights
+1/3; PowerGossip of rank 1 with 32 iterations in each step, which averages the models
+before the step's update; plain SGD with warm-up over 5 of 90 epochs, and decays after
+epochs 60 and 80. After epochs 1, 50, 65 and 89 the singular values of :math:`x_i - x_j`
+are recorded for three pairs of neighbours. The task is scaled down: digits of 8 x 8
+pixels, whose classes are split by a Dirichlet distribution with alpha 0.1, and an MLP
+with layers of 128 and 128 units replace WikiText-2 and an LSTM. PowerGossip with 1
+iteration and gossip without compression are shown too. All methods have the same
+learning rate. The run takes 1 minute on 2 cores.
 
-Expect the differences under gossip to be of low rank at all times, which is what makes
-low rank a good code: of a 128 x 128 matrix one direction holds 70 to 90 % of the
-squared norm and eight hold 98 %, where independent entries would give them 3 and 21 %.
-After one epoch the same is true under PowerGossip. Later it has averaged the leading
-directions away, 32 times a step, and what it leaves is small but spread: a flat tail
-above gossip's, with a third to a half of its norm while the learning rate is large and
-about as much at the end. With 1 iteration, for a 47th of gossip's bytes, the
-differences stay large in all directions. The last singular value of the last layer is
-zero, since a softmax does not see what all classes have in common.
+Expect the differences under gossip to be of low rank at all times, which makes
+compression by low rank effective. Of a 128 x 128 matrix, the first direction holds 70
+to 90 % of the squared norm and the first eight hold 98 %; with independent entries they
+would hold 3 and 21 %. After one epoch the same holds under PowerGossip. Later
+PowerGossip, which averages 32 directions in each step, has removed the leading
+directions. The differences that remain are small but spread over all directions: their
+singular values are flat, and the smallest are above those of gossip. Their norm is a
+third to a half of gossip's while the learning rate is large, and about the same at the
+end. With 1 iteration PowerGossip sends a 47th of gossip's bytes, and the differences
+stay large in all directions. The last singular value of the last layer is zero, since
+the softmax ignores a change that is common to all classes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +46,7 @@ from ..lib.figures import Record
 from ..lib.optimizers import BaseOptimizer, learning_rate_schedule
 
 PAIRS = ((0, 1), (4, 5), (8, 9))
-"""Neighbours on the ring, the paper's."""
+"""The pairs of neighbours that the paper shows."""
 EPOCHS, RECORDED = 90, (1, 50, 65, 89)
 RANKS = (1, 2, 4, 8)
 """Numbers of singular values whose share of the squared norm is shown."""
@@ -56,8 +59,8 @@ class Method(NamedTuple):
     """A way to average.
 
     Attributes:
-      color: of its lines.
-      make: from the topology and the communicator to the mechanism.
+      color: colour of its lines.
+      make: makes the mechanism from the topology and the communicator.
     """
 
     color: str
@@ -78,15 +81,17 @@ METHODS = {
 def difference_spectra(
     params: Any, pairs: Sequence[tuple[int, int]]
 ) -> dict[str, np.ndarray]:
-    """Singular values of the differences between workers' matrices.
+    """Computes the singular values of the differences between workers' matrices.
 
     Args:
-      params: of all workers, leaves `[workers, ...]`. What has two more dimensions at
-        least is a matrix, whose columns are the last of them.
-      pairs: of workers.
+      params: parameters of all workers, leaves `[workers, ...]`. A leaf with at least
+        two more dimensions is a matrix `[m, k]`: its last dimension is k, and all
+        others together are m.
+      pairs: pairs of workers.
 
     Returns:
-      Under each matrix's path in the tree, `[pairs, min(m, k)]`, the largest first.
+      For the path of each matrix in the tree, its singular values,
+      `[pairs, min(m, k)]`, the largest first.
     """
     one, other = np.asarray(pairs).T
     return {
@@ -96,7 +101,7 @@ def difference_spectra(
 
 
 def _matrices(params: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The path of each matrix in the tree, and all workers' `[workers, m, k]`."""
+    """Yields the path of each matrix in the tree, and its values `[workers, m, k]`."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if leaf.ndim > 2:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -105,13 +110,13 @@ def _matrices(params: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _shares(values: np.ndarray) -> str:
-    """What part of the squared norm the first singular values carry, in percent.
+    """Computes which part of the squared norm the first singular values hold.
 
     Args:
-      values: `[pairs, r]`, from :func:`difference_spectra`.
+      values: singular values, `[pairs, r]`, from :func:`difference_spectra`.
 
     Returns:
-      A number for each of :data:`RANKS`, the mean over the pairs.
+      Text with a number in percent for each of :data:`RANKS`, the mean over the pairs.
     """
     squares = np.square(values)
     carried = squares.cumsum(1) / squares.sum(1, keepdims=True)
@@ -121,15 +126,16 @@ def _shares(values: np.ndarray) -> str:
 
 
 def train(name: str, hidden: Sequence[int], epochs: int) -> list[Record]:
-    """Trains all workers, and looks at their differences now and then.
+    """Trains all workers, and records the spectra of their differences.
 
     Args:
-      name: of the method by which they average.
+      name: name of the method by which workers average.
       hidden: widths of the hidden layers.
-      epochs: how long; epochs that are recorded are at the same shares of them.
+      epochs: number of epochs of the training. The recorded epochs are scaled by
+        `epochs` / :data:`EPOCHS`.
 
     Returns:
-      A record for each of those epochs.
+      A record for each recorded epoch.
     """
     split = f"dirichlet:{ALPHA}"
     setting = tasks.Setting(WORKERS, range(WORKERS), split, BATCH_SIZE, seed=0)
@@ -175,18 +181,18 @@ def train(name: str, hidden: Sequence[int], epochs: int) -> list[Record]:
 
 
 def compute(hidden: Sequence[int], epochs: int) -> list[Record]:
-    """Trains with every method, see :func:`train`."""
+    """Trains with every method; the arguments are those of :func:`train`."""
     methods = tqdm(METHODS, desc="spectrum", unit="method")
     return [record for name in methods for record in train(name, hidden, epochs)]
 
 
 def make_tables(records: list[Record]) -> list:
-    """Spectra and scores."""
+    """Makes the tables of spectra and of scores."""
     return [_make_spectra(records), _make_scores(records)]
 
 
 def _make_spectra(records: list[Record]):
-    """How long the differences are, and in how few directions."""
+    """Shows the norms of the differences, and how few directions hold them."""
     rows = []
     for name, shape in records[0]["shapes"].items():
         for epoch in _epochs(records):
@@ -216,7 +222,7 @@ def _make_spectra(records: list[Record]):
 
 
 def _make_scores(records: list[Record]):
-    """What the methods send, and how well their workers do."""
+    """Shows the bytes that the methods send, and the accuracies of their workers."""
     rows = []
     for method in METHODS:
         mine = figures.select(records, method=method)
@@ -238,7 +244,7 @@ def _epochs(records: list[Record]) -> list[int]:
 
 
 def draw(records: list[Record]) -> Figure:
-    """Singular values against their number, a row a matrix and a column an epoch."""
+    """Draws the singular values; each matrix has a row, and each epoch a column."""
     shapes, epochs = records[0]["shapes"], _epochs(records)
     size = 1.5 + 2.4 * len(epochs), 2.2 * len(shapes)
     figure, panels = figures.panels(

@@ -1,4 +1,4 @@
-"""The command of :mod:`experiments.configs.powergossip.table_cifar10`."""
+"""Runs the table of :mod:`experiments.configs.powergossip.table_cifar10`."""
 
 from ..configs.powergossip import table_cifar10
 from ..lib import papers

@@ -1,4 +1,4 @@
-"""The command of :mod:`experiments.configs.powergossip.table_fashion_mnist`."""
+"""Runs and draws :mod:`experiments.configs.powergossip.table_fashion_mnist`."""
 
 from ..configs.powergossip import table_fashion_mnist
 from ..lib import study

@@ -1,4 +1,4 @@
-"""The command of :mod:`experiments.configs.powergossip.table_sotu`."""
+"""Runs and draws :mod:`experiments.configs.powergossip.table_sotu`."""
 
 from ..configs.powergossip import table_sotu
 from ..lib import study

@@ -1,4 +1,4 @@
-"""The command of :mod:`experiments.configs.powergossip.table_wikitext2`."""
+"""Runs the table of :mod:`experiments.configs.powergossip.table_wikitext2`."""
 
 from ..configs.powergossip import table_wikitext2
 from ..lib import papers

@@ -1,4 +1,4 @@
-"""Quality against bytes, as both studies here show it."""
+"""Draws quality against bytes for the studies on Fashion-MNIST and on speeches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,15 +19,15 @@ COLORS = {
     "DeepSqueeze": "tab:purple",
     "Moniqua": "tab:gray",
 }
-"""By the first words of a method's name."""
+"""The colour of each method, by the first words of its name."""
 
 
 def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
-    """The score against what a worker sent.
+    """Draws the score of each method against the megabytes that a worker sent.
 
     Args:
-      shown: what was run.
-      records: of it.
+      shown: the study.
+      records: its records.
     """
     figure, ((axes,),) = figures.panels((9, 4.5))
     _, _, label = shown.table.title.partition(": ")
@@ -35,7 +35,7 @@ def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
     for row in shown.table.rows:
         runs = study.chosen(shown, records, row)
         runs = [run for run in runs if run["score"] is not None]
-        if not runs:  # All have diverged, or none was made.
+        if not runs:  # All runs of the row diverged, or none was made yet.
             continue
         scores = figures.column(runs, "score")
         color = next(c for name, c in COLORS.items() if row.method.startswith(name))
@@ -52,13 +52,14 @@ def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _label(axes: Axes, points: Sequence[tuple[str, float, float, str]]) -> None:
-    """Names the points in a column beside the axes, from the highest to the lowest.
+    """Writes the names of the points in a column beside the axes, the highest first.
 
-    Beside their points the names would cover each other where methods are as good.
+    Names that stood beside their points would cover each other, since the scores of
+    many methods are almost equal.
 
     Args:
-      axes: with the points.
-      points: name, x, y and colour of each.
+      axes: the axes with the points.
+      points: name, x, y and colour of each point.
     """
     ordered = sorted(points, key=lambda point: -point[2])
     heights = np.linspace(0.97, 0.03, max(2, len(ordered)))

@@ -1,1 +1,1 @@
-"""Reproductions of Vogels et al., RelaySum for Decentralized Deep Learning, 2021."""
+"""Reproduces figures and tables of Vogels et al., RelaySum, 2021."""
