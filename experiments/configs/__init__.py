@@ -1,1 +1,1 @@
-"""Tables of papers as values: a complete configuration for each row."""
+"""Describes the tables of the papers as values, with a configuration for each row."""

@@ -1,1 +1,1 @@
-"""The tables of the A²CiD² paper."""
+"""Describes the tables of the A²CiD² paper."""

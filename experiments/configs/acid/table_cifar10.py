@@ -3,17 +3,18 @@
 Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
 Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
 
-Under mpirun workers do not wait for each other; without, the same is simulated on
-virtual clocks. Settings are those of the published program. Every worker has all the
-data, in an order of its own; together they see it 300 times. The learning rate of 0.1
-is for batches of 256 samples in all, and grows to that for the true number during the
-first 5 epochs; it is decayed after half and three quarters of the training. The norm of
-a gradient is clipped at 1. The score is the test accuracy of the averaged model, whose
-statistics of the normalizations are recomputed; the program took those of worker 0. It
-holds no result that could be put beside.
+Under mpirun, workers compute in real time and do not wait for each other. Without
+mpirun, they are simulated on virtual clocks. Settings are those of the published
+program. Each worker has all the data, in an order of its own, and all workers together
+see the data 300 times. The learning rate 0.1 is meant for 256 samples in a step of all
+workers together. It grows to the rate for the true number of samples during the first 5
+epochs, and is decayed after half and three quarters of the training. The norm of a
+gradient is clipped at 1. The score is the test accuracy of the averaged model. Its
+batch normalization statistics are recomputed; the published program took those of
+worker 0. The published program contains no results to compare with.
 
-Expect all methods alike where there are few workers or the graph is complete, and on
-large rings A²CiD² at rate 1 at or above its baseline at rate 2.
+Expect equal accuracies for all methods if there are few workers or the graph is
+complete. On large rings, expect A²CiD² at rate 1 at or above its baseline at rate 2.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,18 +46,20 @@ def make_rows(
     seeds: tuple[int, ...] = (1, 2, 3),
     methods: Sequence[str] = tuple(METHODS),
 ) -> Iterator[Row]:
-    """All methods on all graphs of all sizes.
+    """Makes the rows of all methods, graphs and numbers of workers.
+
+    AR-SGD has one row for each number of workers, since it averages all workers. A²CiD²
+    has no row on complete graphs, where it equals its baseline.
 
     Args:
-      common: what all rows have in common.
+      common: options that all rows have in common.
       sizes: numbers of workers.
       graphs: names of topologies.
-      seeds: of the runs.
-      methods: of `METHODS`.
+      seeds: seeds of the runs.
+      methods: keys of `METHODS`.
 
     Yields:
-      The rows. AR-SGD averages all workers, as on a complete graph, where A²CiD² is
-      its baseline.
+      The rows.
     """
     for size in sizes:
         for method in methods:

@@ -6,18 +6,20 @@ Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
     python -m experiments.acid.table_fashion_mnist           # 30 minutes
     python -m experiments.acid.table_fashion_mnist --smoke   # a minute
 
-The paper's protocol, on virtual clocks: every worker has all the data, in an order of
-its own; together they see it 20 times, however many they are; heavy-ball momentum 0.9,
-weight decay 5e-4 without biases, gradients clipped at norm 1, a linear warm-up over a
-sixtieth of the training, decays after 50 and 75 % of it; 3 seeds. Scaled down: an MLP
-in place of ResNet-18, images of clothes in place of CIFAR-10, batches of 32 in place of
-128, 20 epochs in place of 300. Every method is tuned on the same grid of learning
-rates, for each graph and number of workers, with the first seed.
+The protocol is the paper's, on virtual clocks. Each worker has all the data, in an
+order of its own, and all workers together see the data 20 times for any number of
+workers. Momentum is heavy-ball with 0.9, weight decay is 5e-4 except for biases, and
+gradients are clipped at norm 1. The learning rate has a linear warm-up over a sixtieth
+of the training, and decays after 50 and 75 % of it. There are 3 seeds. The task is
+scaled down: an MLP replaces ResNet-18, images of clothes replace CIFAR-10, batches have
+32 samples instead of 128, and there are 20 epochs instead of 300. For each graph and
+number of workers, every method is tuned on the same grid of learning rates with the
+first seed.
 
-The data are those of Debian's package dataset-fashion-mnist. Expect the consensus
-distance of A²CiD² on the ring of 64 to end at a hundredth of the baseline's at twice
-the rate, and its accuracy to be the baseline's: it is noise of gradients that holds
-these runs back, see :mod:`experiments.acid.curvature`.
+The data are those of Debian's package dataset-fashion-mnist. On the ring of 64, expect
+the final consensus distance of A²CiD² at rate 1 to be a hundredth of the baseline's at
+rate 2, but the same accuracy: these runs are limited by the noise of gradients, see
+:mod:`experiments.acid.curvature`.
 """
 
 from ...lib.config import Config

@@ -1,15 +1,16 @@
-"""ImageNet and ResNet-50: the ring of 16, 32 and 64 workers, at rates 1 and 2.
+"""ImageNet and ResNet-50: accuracy on rings of 16, 32 and 64 workers, at rates 1 and 2.
 
 Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
 Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
 
-As :mod:`experiments.configs.acid.table_cifar10`, but for the decays, after 30, 60 and
-80 % of the training, as the published program has them. It does not say how long
-ImageNet was trained and with which weight decay: 90 epochs of all workers together and
-5e-5 are from memory of the paper.
+The protocol is that of :mod:`experiments.configs.acid.table_cifar10`, except that the
+learning rate decays after 30, 60 and 80 % of the training, as in the published program.
+The published program does not contain the number of epochs and the weight decay for
+ImageNet. The values here, 90 epochs of all workers together and 5e-5, are from memory
+of the paper.
 
-Expect A²CiD² at rate 1 at or above its baseline at rate 2 on the ring of 64, and all of
-them close to AR-SGD on that of 16.
+On the ring of 64, expect A²CiD² at rate 1 at or above its baseline at rate 2. On the
+ring of 16, expect all methods close to AR-SGD.
 """
 
 from ...lib.tables import Choice, Table

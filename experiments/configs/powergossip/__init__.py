@@ -1,1 +1,1 @@
-"""The tables of the PowerGossip paper."""
+"""Describes the tables of the PowerGossip paper."""

@@ -3,22 +3,25 @@
 Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Compression
 in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
 
-The settings are those of the published code, the grids that it searched among them;
-:mod:`experiments.powergossip.configurations` counts the bytes. All data are dealt out
-anew in each epoch, in 48 full batches of each worker; the published code has a 49th
-that is not full. The score is the mean test accuracy of the workers; that of the
-averaged model, whose statistics of the normalizations are recomputed, is in the
-metrics. No result of the paper could be read.
+Settings, including the grids that were searched, are those of the published code;
+:mod:`experiments.powergossip.configurations` counts the bytes. In each epoch all data
+are dealt out again, in 48 full batches for each worker; the published code has a 49th
+batch that is not full. The score is the mean test accuracy of the workers. The metrics
+also have the accuracy of the averaged model, with recomputed batch normalization
+statistics. No result of the paper could be read.
 
-Where the optimizers differ from the published code: weight decay sees a worker's model
-before it is averaged, there after; it spares all of the normalization's parameters,
-there not those of the first layer and of the downsampling (224 numbers); PowerGossip
-iterates in the first step too, where all models are equal, there not; Moniqua's noise
-is shared by the workers, as in its paper, there not; top-k sends indices of 32 bits,
-there of 64; all-reduce averages gradients, there models, which is the same but for the
-clipping of gradients in WikiText-2's runs.
+The optimizers differ from the published code in these points:
 
-Expect PowerGossip, untuned, to be as good as D-PSGD for a fiftieth of the bytes.
+* Weight decay uses a worker's model before the averaging; in the published code, after.
+* No parameter of a normalization decays; in the published code those of the first layer
+  and of the downsampling (224 numbers) do.
+* PowerGossip also iterates in the first step, where all models are equal.
+* All workers share Moniqua's noise, as in its paper; in the published code they do not.
+* top-k sends indices of 32 bits; in the published code they have 64.
+* all-reduce averages gradients; in the published code it averages models. This makes a
+  difference only if gradients are clipped, as in the runs on WikiText-2.
+
+Expect untuned PowerGossip to be as good as D-PSGD, for a fiftieth of the bytes.
 """
 
 import functools
@@ -50,7 +53,7 @@ CHOCO_TOP = CHOCO_SIGN | {
 DEEP_SQUEEZE = DPSGD | {"algorithm": "deep_squeeze", "compressor": "sign"}
 MONIQUA = DPSGD | {"algorithm": "moniqua"}
 RATE = 1.308
-"""The best consensus rate on a ring of 8, for all methods that need not tune it."""
+"""The best consensus rate on a ring of 8, for all methods whose rate is not tuned."""
 
 
 def row(
@@ -62,15 +65,17 @@ def row(
     seeds: tuple[int, ...] = SEEDS,
     **more: Any,
 ) -> Row:
-    """A row whose learning rates are told as in the published code.
+    """Makes a row from learning rates in the form in which the published code has them.
+
+    The published code gives the peak as a multiple of the rate before the warm-up.
 
     Args:
-      common: the options of all rows.
-      method: who averages.
-      options: how.
-      peak: of the learning rate, as a factor of where its warm-up starts.
-      tried: the factors that were searched, if any.
-      seeds: of the published runs.
+      common: options that all rows have in common.
+      method: name of the method.
+      options: options of the method.
+      peak: peak of the learning rate, as a multiple of the rate before the warm-up.
+      tried: multiples that the published code searched, if any.
+      seeds: seeds of the published runs.
       **more: further options.
     """
     first = common.base.warmup_from
@@ -94,7 +99,7 @@ TABLE = Table(
         _row("CHOCO, top 1 %", CHOCO_TOP, 11.3, consensus_rate=0.0375),
         _row("DeepSqueeze, sign", DEEP_SQUEEZE, 4.8, consensus_rate=0.01),
         _row("Moniqua, 2 bits", MONIQUA, 4, theta=0.25, consensus_rate=0.005),
-        # Nothing was searched for PowerGossip: it has what D-PSGD has.
+        # PowerGossip was not tuned: it has the learning rate of D-PSGD.
         *(
             _row(f"PowerGossip, {name}", POWER, 11.3, iterations=n, consensus_rate=RATE)
             for name, n in (("1 iteration", 1), ("2 iterations", 2))

@@ -6,18 +6,20 @@ in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
     python -m experiments.powergossip.table_fashion_mnist           # 45 minutes
     python -m experiments.powergossip.table_fashion_mnist --smoke   # a minute
 
-The paper's protocol: 8 workers on a ring, data dealt out anew in each epoch, ResNet
-with batch normalization, Nesterov momentum 0.9, weight decay 1e-4, linear warm-up,
-decays after 50 and 75 % of the training, averaging before the step's update; 3 seeds.
-Scaled down: ResNet-8 in place of ResNet-20, clothes of 14 x 14 pixels in place of
-CIFAR-10, 3 epochs of batches of 32 in place of 300 of 128. Every method is tuned on the
-same grid of learning rates, and those that need a consensus rate on a grid of these,
-too, with the first seed; PowerGossip is not tuned: it takes D-PSGD's learning rate.
-Both are shown with averaging after the update, too.
+The protocol is the paper's: 8 workers on a ring, data that are dealt out again in each
+epoch, a ResNet with batch normalization, Nesterov momentum 0.9, weight decay 1e-4,
+linear warm-up, decays after 50 and 75 % of the training, and averaging before the
+step's update. There are 3 seeds. The task is scaled down: ResNet-8 replaces ResNet-20,
+images of clothes of 14 x 14 pixels replace CIFAR-10, and 3 epochs of batches of 32
+replace 300 epochs of batches of 128. Every method is tuned on the same grid of learning
+rates with the first seed. Methods that need a consensus rate are also tuned on a grid
+of consensus rates. PowerGossip is not tuned: it uses the learning rate of D-PSGD. Both
+PowerGossip and D-PSGD are also shown with averaging after the update.
 
-The data are those of Debian's package dataset-fashion-mnist. Expect PowerGossip with 2
-iterations 0.6 points behind D-PSGD for 1/28 of the bytes, and with averaging after the
-update, where D-PSGD is a point better, with 3 a point behind for 1/21.
+The data are those of Debian's package dataset-fashion-mnist. With averaging before the
+update, expect PowerGossip with 2 iterations 0.6 points behind D-PSGD, for 1/28 of the
+bytes. With averaging after the update D-PSGD is a point better; expect PowerGossip with
+3 iterations a point behind it, for 1/21 of the bytes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -45,18 +47,18 @@ COMMON = (
     .replace(weight_decay=1e-4, decayed="all_but_norms")
 )
 AFTER = ", after the step"
-"""Ends the names of methods that average after a step's update, not before."""
+"""The end of the names of methods that average after a step's update."""
 
 
 def make_methods(
     before: Iterable[int], after: Iterable[int], **options: Any
 ) -> dict[str, dict[str, Any]]:
-    """All methods of a study, by their names.
+    """Makes the options of all methods of a study, by their names.
 
     Args:
-      before: iterations of PowerGossip where averaging comes before the update.
-      after: likewise where it comes after.
-      **options: of D-PSGD and PowerGossip, where averaging comes before the update.
+      before: numbers of iterations of PowerGossip that averages before the update.
+      after: numbers of iterations of PowerGossip that averages after the update.
+      **options: options of D-PSGD and PowerGossip that average before the update.
     """
     power = {n: f"PowerGossip, {n} iteration{'s' * (n > 1)}" for n in (*before, *after)}
     late = {"overlap": False}
@@ -81,16 +83,18 @@ def make_study(
     variants: Mapping[str, tuple[Mapping[str, Any], ...]],
     accuracy: bool = True,
 ) -> Study:
-    """A study in which PowerGossip is not tuned.
+    """Makes a study in which PowerGossip is not tuned.
+
+    PowerGossip uses the learning rate of the D-PSGD that averages at the same time,
+    before or after the update.
 
     Args:
-      title: of the table.
-      common: the options of all rows.
-      methods: how each averages.
-      rates: learning rates that all but PowerGossip are tried with. It takes that of
-        D-PSGD where this averages when it does, before or after the update.
-      variants: consensus rates and what else a method is tried with.
-      accuracy: whether the score is one.
+      title: title of the table.
+      common: options that all rows have in common.
+      methods: options of each method.
+      rates: learning rates that are tried with all other methods.
+      variants: further options, such as consensus rates, that are tried with a method.
+      accuracy: whether the score is an accuracy.
     """
     rows = [Row(method, common.replace(**own)) for method, own in methods.items()]
     return Study(
@@ -106,7 +110,7 @@ def make_study(
 
 
 def consensus_rates(*rates: float) -> tuple[dict[str, Any], ...]:
-    """Variants that differ in the consensus rate alone."""
+    """Makes variants that differ only in the consensus rate."""
     return tuple({"consensus_rate": rate} for rate in rates)
 
 

@@ -6,24 +6,26 @@ in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
     python -m experiments.powergossip.table_sotu           # an hour
     python -m experiments.powergossip.table_sotu --smoke   # a minute
 
-The paper's protocol: a ring, every worker with its consecutive part of the text, here
-an era of its own; an LSTM whose decoder is its embedding, gradients through 30 words,
-clipped at norm 0.4, SGD without momentum, linear warm-up, decays after two thirds and
-eight ninths of the training, averaging before the step's update; 3 seeds. Scaled down:
-8 workers in place of 16, presidents' speeches in place of WikiText-2, the 1,000 most
-frequent words, one layer of 64 in place of three of 650, 3 epochs of batches of 16 rows
-in place of 90 of 64. Every method is tuned on the same grid of learning rates, and
-those that need a consensus rate on a grid of these, too, with the first seed;
-PowerGossip is not tuned: it takes D-PSGD's learning rate. Both are shown with averaging
-after the update, too.
+The protocol is the paper's: a ring whose workers have consecutive parts of the text
+(here each part is an era), an LSTM whose decoder is the transpose of its embedding,
+gradients through 30 words that are clipped at norm 0.4, SGD without momentum, linear
+warm-up, decays after two thirds and eight ninths of the training, and averaging before
+the step's update. There are 3 seeds. The task is scaled down: 8 workers replace 16,
+presidents' speeches with the 1,000 most frequent words replace WikiText-2, one layer of
+64 units replaces three of 650, and 3 epochs of batches of 16 rows replace 90 epochs of
+64 rows. Every method is tuned on the same grid of learning rates with the first seed.
+Methods that need a consensus rate are also tuned on a grid of consensus rates.
+PowerGossip is not tuned: it uses the learning rate of D-PSGD. Both PowerGossip and
+D-PSGD are also shown with averaging after the update.
 
 The texts are those of the package sotu. Expect PowerGossip within 2 % of D-PSGD's
-perplexity: with 1 iteration, for 1/42 of the bytes, where averaging comes before the
-update, with 2, for 1/31, where it comes after. And expect the order to matter more than
-the method: where the mixing matrix has an eigenvalue :math:`\lambda` and the loss a
-curvature :math:`h`, the step :math:`x \gets W x - \gamma H x` is stable for
-:math:`\gamma h < 1 + \lambda`, 2/3 with this ring's smallest eigenvalue -1/3;
-:math:`x \gets W (x - \gamma H x)` is for all :math:`\gamma h < 2`.
+perplexity: with 1 iteration, for 1/42 of the bytes, if averaging comes before the
+update; with 2 iterations, for 1/31 of the bytes, if it comes after. Expect this order
+to matter more than the method, for the following reason. Let the mixing matrix have an
+eigenvalue :math:`\lambda` and the loss a curvature :math:`h`. The step
+:math:`x \gets W x - \gamma H x` is stable for :math:`\gamma h < 1 + \lambda`, which is
+2/3 for this ring's smallest eigenvalue -1/3. The step
+:math:`x \gets W (x - \gamma H x)` is stable for all :math:`\gamma h < 2`.
 """
 
 from ...lib.config import Config

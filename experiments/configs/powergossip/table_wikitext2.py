@@ -3,14 +3,14 @@
 Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Compression
 in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
 
-The settings are those of the published code, the grids that it searched among them;
-see :mod:`experiments.configs.powergossip.table_cifar10`. Every worker has a sixteenth
-of the text, always the same. Words are lower-cased and split at blanks, there by spaCy.
-The score is the mean held-out perplexity of the workers' models. No result of the paper
-could be read.
+Settings, including the grids that were searched, are those of the published code;
+:mod:`experiments.configs.powergossip.table_cifar10` lists the differences. Each worker
+keeps the same sixteenth of the text throughout the training. Words are lower-cased and
+split at blanks; the published code splits them by spaCy. The score is the mean held-out
+perplexity of the workers' models. No result of the paper could be read.
 
-Expect PowerGossip, untuned, to be within some percent of D-PSGD for 1/35 to 1/120 of
-the bytes.
+Expect the perplexity of untuned PowerGossip to be within a few percent of D-PSGD's, for
+1/35 to 1/120 of the bytes.
 """
 
 import functools
@@ -46,11 +46,12 @@ TABLE = Table(
     rows=(
         _row("all-reduce", ALL_REDUCE, 38, tried=(28, 38)),
         _row("D-PSGD", DPSGD, 38, tried=(28, 38)),
-        # The consensus rates 0.01 and 0.1 were tried.
+        # The published code tried the consensus rates 0.01 and 0.1.
         _row("CHOCO, top 1 %", CHOCO_TOP, 38, consensus_rate=0.01),
-        # Likewise 0.4, 0.6, 0.8 and 1.
+        # The published code tried the consensus rates 0.4, 0.6, 0.8 and 1.
         _row("CHOCO, sign", CHOCO_SIGN, 38, consensus_rate=0.8),
-        # Likewise 0.1, 0.2, 0.4 and 0.8; the code does not say which it was to be.
+        # The published code tried the consensus rates 0.1, 0.2, 0.4 and 0.8. It does
+        # not say which one was chosen.
         _row(
             "DeepSqueeze, sign",
             DEEP_SQUEEZE,

@@ -1,1 +1,1 @@
-"""The tables of the RelaySGD paper."""
+"""Describes the tables of the RelaySGD paper."""

@@ -1,15 +1,15 @@
-"""Table 2: CIFAR-10 and VGG-11, 16 workers, whose data differ more or less.
+"""Table 2: CIFAR-10 and VGG-11 with 16 workers, by the heterogeneity of their data.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175.
 
-The score is the test accuracy of the worst worker, of each worker's mean over epochs
-196 and 200; the paper's is the mean of seeds 1, 2 and 3. Learning rates were tuned with
-seed 1 (`--tune` repeats it) on the grids that are listed. D²'s learning rate that is
-written as 0.0126 is taken for the grid's 0.0125. A run is given up if no worker has
-11 % at epoch 20.
+Each worker's test accuracy is averaged over epochs 196 and 200, and the score is that
+of the worst worker. The paper's score is the mean over the seeds 1, 2 and 3. The paper
+tuned learning rates with seed 1 on the listed grids; `--tune` repeats the tuning. The
+paper gives a learning rate of D² as 0.0126, which is taken to be 0.0125 of its grid. A
+run is given up if no worker has an accuracy of 11 % at epoch 20.
 
-Expect RelaySGD to keep its accuracy from alpha 1 to 0.01, and D-PSGD to lose it.
+Expect RelaySGD to keep its accuracy from alpha 1 to alpha 0.01, and D-PSGD to lose it.
 """
 
 from ...lib.config import Config
@@ -93,7 +93,7 @@ GRIDS_OF_EVEN_DATA = {
     "SGP + momentum, one-peer exponential": (0.05, 0.1, 0.2, 0.4),
     "RelaySum/Grad + momentum, chain": (0.05, 0.1),
 }
-"""The learning rates that it tried in their place at alpha 1."""
+"""The learning rates that the paper tried at alpha 1 instead of those in `GRIDS`."""
 EXPECTED = {
     "all-reduce": ("87.0 (87.3 86.9 86.9)",) * 3,
     "all-reduce + momentum": ("90.2 (90.4 89.8 90.3)",) * 3,
@@ -114,11 +114,12 @@ EXPECTED = {
     "RelaySum/Grad, chain": ("88.8", "88.5", "83.5"),
     "RelaySum/Grad + momentum, chain": ("86.9", "87.8", "68.6"),
 }
-"""The paper's accuracies, for each of `ALPHAS`, and those of the three seeds."""
+"""The paper's accuracies for each of `ALPHAS`, with those of the three seeds in
+brackets."""
 
 
 def _row(method: str, i: int) -> Row:
-    """A method's row for the i-th of `ALPHAS`."""
+    """Makes a method's row for the i-th of `ALPHAS`."""
     config, alpha = METHODS[method], ALPHAS[i]
     split, grids = config.split or f"dirichlet:{alpha}", GRIDS
     if alpha == 1:

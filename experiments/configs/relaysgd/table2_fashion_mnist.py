@@ -1,4 +1,4 @@
-r"""Table 2, on Fashion-MNIST: 16 workers, whose data differ more or less.
+r"""Table 2, on Fashion-MNIST: 16 workers, by the heterogeneity of their data.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175.
@@ -6,16 +6,16 @@ https://arxiv.org/abs/2110.04175.
     python -m experiments.relaysgd.table2_fashion_mnist           # 90 minutes
     python -m experiments.relaysgd.table2_fashion_mnist --smoke   # a minute
 
-The paper's protocol: 16 workers, batches of 32, classes split by Dirichlet
-distributions of alpha 1, 0.1 and 0.01, Nesterov momentum 0.9, weight decay 1e-4,
-warm-up over a fortieth of the training, decays after 75 and 90 % of it, 3 seeds. The
-score is the accuracy of the worst worker, of each worker's mean over the last two
-evaluations. Scaled down: an MLP in place of VGG-11, images of clothes in place of
-CIFAR-10, 20 epochs in place of 200. Every method is tuned on the same grid of learning
-rates, for each alpha, with the first seed.
+The protocol is the paper's: 16 workers, batches of 32, classes split by Dirichlet
+distributions with alpha 1, 0.1 and 0.01, Nesterov momentum 0.9, weight decay 1e-4,
+warm-up over a fortieth of the training, decays after 75 and 90 % of it, and 3 seeds.
+Each worker's accuracy is averaged over the last two evaluations, and the score is that
+of the worst worker. The task is scaled down: an MLP replaces VGG-11, images of clothes
+replace CIFAR-10, and 20 epochs replace 200. For each alpha, every method is tuned on
+the same grid of learning rates with the first seed.
 
-The data are those of Debian's package dataset-fashion-mnist. Expect RelaySGD as good as
-all-reduce at every alpha, and D-PSGD to lose 12 points at 0.01.
+The data are those of Debian's package dataset-fashion-mnist. Expect RelaySGD to be as
+good as all-reduce at every alpha, and D-PSGD to lose 12 points at alpha 0.01.
 """
 
 from ...lib.config import Config
@@ -49,8 +49,8 @@ METHODS = {
     "gradient tracking, ring": (TRACKING, ("–", "–", "–")),
     "SGP, one-peer exponential": (SGP, ("89.5", "89.2", "87.5")),
 }
-"""How each averages, and the paper's accuracies on CIFAR-10, with momentum, for each of
-`ALPHAS`."""
+"""The options of each method, and the paper's accuracies on CIFAR-10 with momentum for
+each of `ALPHAS`."""
 
 STUDY = Study(
     Table(

@@ -1,13 +1,13 @@
-"""Table 3: ImageNet and ResNet-18 with EvoNorm, 16 workers, alpha 0.1.
+"""Table 3: ImageNet and ResNet-18 with EvoNorm, for 16 workers at alpha 0.1.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175.
 
 The score is the mean top-1 accuracy of the workers over the last 5 evaluations. The
-paper's code tells neither the number of workers, nor epochs, batch sizes or learning
-rates: 16 workers of 32 images, 90 epochs, decays after 30, 60 and 80, weight decay 1e-4
-and the learning rates below are ours, of the size of Table 2's; `--tune` tries the
-grids.
+paper's code contains neither the number of workers, nor epochs, batch sizes or learning
+rates. Our choices are 16 workers with batches of 32 images, 90 epochs, decays after
+epochs 30, 60 and 80, and weight decay 1e-4. The learning rates below are similar to
+those of Table 2; `--tune` tries the grids.
 
 Expect RelaySGD above D-PSGD, and D² to diverge, as in Table 2 at alpha 0.1.
 """
@@ -35,7 +35,7 @@ LINES = {
     "D² + momentum, ring": (D2, DIVERGES, 0.05, (0.025, 0.05, 0.1)),
     "SGP + momentum, one-peer exponential": (SGP, "58.5", 0.1, GRID),
 }
-"""How each method averages, its accuracy, and its learning rate with the grid."""
+"""The options of each method, the paper's accuracy, its learning rate, and the grid."""
 
 TABLE = Table(
     "Table 3: ImageNet, mean test accuracy of the workers in %",

@@ -1,13 +1,15 @@
-"""Table 5: CIFAR-10 and VGG-11, 16 workers, where messages get lost.
+"""Table 5: CIFAR-10 and VGG-11, for 16 workers whose messages may be lost.
 
 Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
 https://arxiv.org/abs/2110.04175.
 
 The protocol is that of :mod:`experiments.configs.relaysgd.table2_cifar10`, with alpha
-0.01, momentum 0.9 and the seed 1. RelaySGD takes for what is lost the model that
-it had last. Where D-PSGD misses a message it divides by the weight of those that came;
-the paper's code did so only after the submission, so that its "diverges" need not come
-back. :mod:`experiments.relaysgd.table5_message_loss` is the same on digits, in minutes.
+0.01, momentum 0.9 and the seed 1. If a message of RelaySGD is lost, the receiver puts
+its own latest average in its place. If a message of D-PSGD is lost, the receiver
+divides by the total weight of the messages that arrived. The paper's code does so only
+since a correction after the submission, so D-PSGD may converge here where the paper has
+"diverges". :mod:`experiments.relaysgd.table5_message_loss` makes the table on digits in
+minutes.
 """
 
 from ...lib.tables import Choice, Row, Table
@@ -34,7 +36,8 @@ LINES = {
         ("88.5", "88.6", "88.1"),
     ),
 }
-"""How each method averages; its learning rate and accuracy for each of `LOSSES`."""
+"""The options of each method, and its learning rate and the paper's accuracy for each
+of `LOSSES`."""
 
 TABLE = Table(
     "Table 5: CIFAR-10, test accuracy of the worst worker in %, messages lost",
