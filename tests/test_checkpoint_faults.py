@@ -424,54 +424,15 @@ def test_a_signal_shows_what_there_is_and_how_to_go_on(
 @pytest.mark.xdist_group("mpi")
 @pytest.mark.parametrize("algorithm", ["dpsgd", "a2cid2"])
 def test_ctrl_c_on_one_rank_ends_all_alike(algorithm, tmp_path):
-    program = LIVE if algorithm == "a2cid2" else INTERRUPTED_AT_ONE
+    epochs = "2" if algorithm == "a2cid2" else "4"
     line = f"--algorithm {algorithm} --epochs 60 --evaluations 60 --runs {tmp_path}/r"
     line += f" --checkpoints {tmp_path}/saved"
-    result = mpirun(2, "-c", program, "SIGINT", "2", *line.split())
+    how = "SIGINT", "1", epochs
+    result = mpirun(2, "-m", "tests.interrupted", *how, *line.split())
     assert result.returncode == 130, result.stderr
     assert result.stderr.count("stopped by Ctrl-C") == 1
     assert "--resume" in result.stderr and "Traceback" not in result.stderr
     assert "cut off" in result.stdout
-
-
-INTERRUPTED_AT_ONE = """
-import os, signal, sys
-from experiments import train
-from experiments.lib.config import identify
-name, after, *arguments = sys.argv[1:]
-class Told(train.Run):
-    def records(self, advance):
-        passed = 0.0
-        def show(epochs):
-            nonlocal passed
-            advance(epochs)
-            passed += epochs
-            if passed == 2 * int(after) and os.environ["PMI_RANK"] == "1":
-                os.kill(os.getpid(), getattr(signal, name))
-        return super().records(show)
-train.Run = Told
-train.main(arguments)
-"""
-LIVE = """
-import os, signal, sys
-from experiments import train
-from experiments.lib.config import identify
-from experiments.lib import runtime
-name, after, *arguments = sys.argv[1:]
-class Told(runtime.Live):
-    def train(self, evaluations, advance):
-        passed = 0.0
-        def show(epochs):
-            nonlocal passed
-            advance(epochs)
-            passed += epochs
-            if passed > 2 and os.environ["PMI_RANK"] == "1":
-                os.kill(os.getpid(), getattr(signal, name))
-                passed = -1e9
-        return super().train(evaluations, show)
-runtime.Live = Told
-train.main(arguments)
-"""
 
 
 def test_a_second_ctrl_c_ends_at_once():

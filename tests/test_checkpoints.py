@@ -63,29 +63,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(options, tmp_path, monkeypatch
         np.testing.assert_array_equal(ours, theirs)
 
 
-KILLED = """
-import os, signal, sys
-from djax.training import Checkpointer
-from experiments import train
-
-save, (name, rank, epoch) = Checkpointer.save, sys.argv[1:4]
-
-class Mortal(train.Run):
-    def records(self, advance):
-        passed = 0.0
-        def show(epochs):
-            nonlocal passed
-            advance(epochs)
-            passed += epochs
-            if passed == int(epoch) and os.environ.get("PMI_RANK", "0") == rank:
-                os.kill(os.getpid(), getattr(signal, name))
-        return super().records(show)
-
-train.Run = Mortal
-if name == "SIGKILL":  # What it saved before would still be being written.
-    Checkpointer.save = lambda *args: save(*args, wait=True)
-train.main(sys.argv[4:])
-"""
+INTERRUPTED = "-m", "tests.interrupted"
 OPTIONS = ("--algorithm", "relay_sgd", "--topology", "chain", "--batch-size", "16")
 OPTIONS += ("--epochs", "3", "--evaluations", "3", "--drop-probability", "0.1")
 
@@ -101,8 +79,8 @@ def test_a_killed_simulation_is_resumed(tmp_path):
     train.main([*OPTIONS, "--runs", f"{tmp_path}/whole"])
     options = (*OPTIONS, "--runs", f"{tmp_path}/cut", "--resume")
     options += ("--checkpoints", f"{tmp_path}/saved", "--checkpoint-every", "0.001")
-    assert python("-c", KILLED, "SIGKILL", "0", "2", *options).returncode != 0
-    stopped = python("-c", KILLED, "SIGTERM", "0", "2", *options)
+    assert python(*INTERRUPTED, "SIGKILL", "0", "2", *options).returncode != 0
+    stopped = python(*INTERRUPTED, "SIGTERM", "0", "2", *options)
     assert stopped.returncode == 0, stopped.stderr
     assert stopped.stderr.count("stopped by SIGTERM after step 44") == 1
     train.main(options)
@@ -118,9 +96,9 @@ def test_a_killed_job_is_resumed(tmp_path):
     assert whole.returncode == 0, whole.stderr
     options = (*OPTIONS, "--runs", f"{tmp_path}/cut", "--resume")
     options += ("--checkpoints", f"{tmp_path}/saved", "--checkpoint-every", "0.001")
-    killed = mpirun(4, "-c", KILLED, "SIGKILL", "0", "2", *options)
+    killed = mpirun(4, *INTERRUPTED, "SIGKILL", "0", "2", *options)
     assert killed.returncode != 0
-    stopped = mpirun(4, "-c", KILLED, "SIGTERM", "0", "2", *options)
+    stopped = mpirun(4, *INTERRUPTED, "SIGTERM", "0", "2", *options)
     assert stopped.returncode == 0, stopped.stderr
     assert stopped.stderr.count("stopped by SIGTERM after step 44") == 1
     ended = mpirun(4, "-m", "experiments.train", *options)
@@ -128,32 +106,11 @@ def test_a_killed_job_is_resumed(tmp_path):
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
-TOLD = """
-import os, signal, sys
-from experiments import train
-from experiments.lib import runtime
-
-class Told(runtime.Live):
-    def train(self, evaluations, advance):
-        passed = 0.0
-        def show(epochs):
-            nonlocal passed
-            advance(epochs)
-            passed += epochs
-            if passed > 2 and os.environ["PMI_RANK"] == "1":
-                os.kill(os.getpid(), signal.SIGTERM)
-        return super().train(evaluations, show)
-
-runtime.Live = Told
-train.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.xdist_group("mpi")
 def test_workers_that_do_not_wait_end_and_go_on_together(tmp_path):
     options = ("--algorithm", "a2cid2", "--epochs", "5", "--runs", f"{tmp_path}/runs")
     options += ("--checkpoints", f"{tmp_path}/saved", "--resume")
-    stopped = mpirun(2, "-c", TOLD, *options)
+    stopped = mpirun(2, *INTERRUPTED, "SIGTERM", "1", "2", *options)
     assert stopped.returncode == 0, stopped.stderr
     assert stopped.stderr.count("stopped by SIGTERM; to go on") == 1
     ended = mpirun(2, "-m", "experiments.train", *options)
