@@ -20,6 +20,7 @@ import references
 
 import djax
 from djax import (
+    communicators,
     compressors,
     testing,
 )
@@ -292,6 +293,18 @@ def make(name: str, topology: djax.Topology, communicator: djax.Communicator):
 each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
 
+each_way = pytest.mark.parametrize(
+    ("make", "dispatch"),
+    [
+        (communicators.simulated, False),
+        (communicators.simulated, True),
+        (communicators.mesh, False),
+        (communicators.mesh, True),
+    ],
+)
+"""Workers in one process, with both ways in which they compute their gradients."""
+
+
 def quadratics(size: int):
     """Hessians and targets, `[size, DIM]`, and the optimum `[DIM]` of their mean."""
     problem = testing.quadratics(size)
@@ -338,6 +351,34 @@ def assert_close_in(dtype, actual, expected):
         rtol=tolerance,
         atol=tolerance,
     )
+
+
+def average(mechanism, communicator, params, steps, read=lambda params, state: params):
+    """Averages models without gradients.
+
+    Args:
+      mechanism: the mechanism, or an optimizer that contains it.
+      communicator: connects the workers.
+      params: initial models, leaves `[local workers, ...]`.
+      steps: number of averaging steps.
+      read: makes what is returned of a worker's model and state after a step.
+
+    Returns:
+      What `read` returns of each worker and step, leaves `[local workers, steps, ...]`.
+    """
+
+    def worker(params):
+        def step(carry, _):
+            params, state = carry
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            updates, state = mechanism.update(zeros, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), read(params, state)
+
+        carry = params, mechanism.init(params)
+        return jax.lax.scan(step, carry, length=steps)[1]
+
+    return jax.jit(communicator.spmd(worker))(params)
 
 
 def train(mechanism, communicator, *, trace=False, **options):

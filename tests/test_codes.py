@@ -2,7 +2,7 @@
 
 import inspect
 
-import jax
+import conformance
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -92,15 +92,7 @@ def test_choco_with_the_right_form_of_quantize_stays_finite_on_matrices():
     mechanism = djax.choco_gossip(RING, COMMUNICATOR, code, 0.1)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 30, 20)))
 
-    def worker(x):
-        def step(carry, _):
-            x, state = carry
-            updates, state = mechanism.update(jnp.zeros_like(x), state, x)
-            return (x + updates, state), None
-
-        return jax.lax.scan(step, (x, mechanism.init(x)), length=500)[0][0]
-
-    end = COMMUNICATOR.spmd(worker)(x)
+    end = conformance.average(mechanism, COMMUNICATOR, x, 500)[:, -1]
     before, after = (np.linalg.norm(m - np.mean(m, 0, keepdims=True)) for m in (x, end))
     assert after < 0.5 * before
 

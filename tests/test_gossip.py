@@ -18,22 +18,14 @@ from djax import (
 
 
 def average(topology, x, *, steps=1, drop_probability=0.0, **options):
-    """Gossips `x [n, ...]` without gradients."""
+    """Gossips `x [n, ...]` without gradients; returns `[steps, n, ...]`."""
     communicator = communicators.simulated(
         topology.size, drop_probability=drop_probability
     )
     gossip = djax.gossip(topology, communicator, **options)
 
-    def worker(x):
-        def step(carry, _):
-            x, state = carry
-            updates, state = gossip.update(jnp.zeros_like(x), state, x)
-            return (x + updates, state), x + updates
-
-        (x, _), xs = jax.lax.scan(step, (x, gossip.init(x)), length=steps)
-        return xs
-
-    return np.asarray(jax.jit(communicator.spmd(worker))(x)).swapaxes(0, 1)
+    models = conformance.average(gossip, communicator, x, steps)
+    return np.asarray(models).swapaxes(0, 1)
 
 
 def random_graph(size, seed):

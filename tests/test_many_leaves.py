@@ -3,10 +3,10 @@
 A random draw is the slowest thing to compile of all that a mechanism does.
 """
 
+import conformance
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import djax
@@ -111,18 +111,9 @@ def mixed():
 def test_leaves_of_all_dtypes_and_sizes_have_a_part_of_the_draw(name):
     with jax.enable_x64(True):
         mechanism, params = DRAWING[name](WORKERS), mixed()
-
-        def worker(x):
-            def step(_, carry):
-                x, state = carry
-                zeros = jax.tree.map(jnp.zeros_like, x)
-                updates, state = mechanism.update(zeros, state, x)
-                return optax.apply_updates(x, updates), state
-
-            return jax.lax.fori_loop(0, 5, step, (x, mechanism.init(x)))[0]
-
-        models = jax.jit(WORKERS.spmd(worker))(params)
-        for x, before in zip(models, params, strict=True):
+        models = conformance.average(mechanism, WORKERS, params, 5)
+        for steps, before in zip(models, params, strict=True):
+            x = steps[:, -1]
             assert x.dtype == before.dtype and x.shape == before.shape
             assert jnp.isfinite(x).all()
             assert x.size == 0 or (x != before).any()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conformance import each_way
 from launch import mpirun
 
 import djax
@@ -19,16 +20,6 @@ from djax import (
 from experiments.lib import synchronous, trainer
 
 SIZE, STEPS, CULPRIT, WHEN = 8, 6, 3, 2
-
-each_way = pytest.mark.parametrize(
-    ("make", "dispatch"),
-    [
-        (communicators.simulated, False),
-        (communicators.simulated, True),
-        (communicators.mesh, False),
-        (communicators.mesh, True),
-    ],
-)
 
 
 def gradient_fn(x, model_state, target):

@@ -23,16 +23,10 @@ def average(schedule, x, steps, *, drop_probability=0.0, **options):
     )
     mechanism = djax.push_sum(schedule, communicator, **options)
 
-    def worker(x):
-        def step(carry, _):
-            z, state = carry
-            updates, state = mechanism.update(jnp.zeros_like(z), state, z)
-            z += updates
-            return (z, state), (z, state.weight, djax.push_sum_eval_params(state, z))
+    def read(z, state):
+        return z, state.weight, djax.push_sum_eval_params(state, z)
 
-        return jax.lax.scan(step, (x, mechanism.init(x)), length=steps)[1]
-
-    results = jax.jit(communicator.spmd(worker))(x)
+    results = conformance.average(mechanism, communicator, x, steps, read)
     return [np.asarray(r).swapaxes(0, 1) for r in results]
 
 

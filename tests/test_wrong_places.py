@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conformance import each_way
 from launch import mpirun, python
 
 import djax
@@ -29,15 +30,6 @@ each_algorithm = pytest.mark.parametrize(
     [
         djax.adpsgd(optax.sgd(0.1)),
         djax.acid(optax.sgd(0.1), djax.acid_constants(RING)),
-    ],
-)
-each_way = pytest.mark.parametrize(
-    ("make", "dispatch"),
-    [
-        (communicators.simulated, False),
-        (communicators.simulated, True),
-        (communicators.mesh, False),
-        (communicators.mesh, True),
     ],
 )
 
