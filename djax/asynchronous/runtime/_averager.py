@@ -30,13 +30,13 @@ from ._sketch import sketch
 
 
 class WorkerSnapshot(NamedTuple):
-    """One worker at a moment of a run in real time.
+    """One worker at one time of a run in real time.
 
     It holds one worker, unlike a :class:`djax.asynchronous.Snapshot`: since no worker
     waits for another, workers take their snapshots at slightly different times.
 
     Attributes:
-      number: which of the requested snapshots it is, from 1 on.
+      number: number of the snapshot among those requested, from 1 on.
       time: seconds since the run began.
       params: the worker's model, with a leading axis of 1.
     """
@@ -47,18 +47,18 @@ class WorkerSnapshot(NamedTuple):
 
 
 class Averager:
-    """The averaging thread, and what the main thread may ask of it.
+    """Runs the averaging thread, through which the main thread talks to other workers.
 
     Args:
-      model: of this worker.
-      members: all workers.
+      model: the model of this worker.
+      members: this worker's view of all workers.
       transport: carries the messages; the thread closes it in the end.
       record: where this worker notes what happens.
-      settings: of the run.
+      settings: the settings of the run.
 
     Attributes:
-      record: as given.
-      error: why the run cannot go on, or None.
+      record: the same record.
+      error: the error that has ended the averaging thread, or None.
       waits: whether a gradient has to wait when too many averagings are due.
       snapshots: the snapshots of this worker, if they are kept.
     """
@@ -82,11 +82,11 @@ class Averager:
         self._averagings = Averagings(model, members, transport, record, pairing)
         self._clocks = settings.make_clocks(members.rank, model.time(), rng)
         self._ending = Ending(members, self._result, model.packing)
-        # What the threads tell each other.
+        # What the two threads tell each other.
         self._phase, self._since = "starting", time.monotonic()
         self._started, self._over = threading.Event(), threading.Event()
         self._finishing = False
-        self._failure: tuple[Any, ...] | None = None  # What the others are told.
+        self._failure: tuple[Any, ...] | None = None  # The message for the others.
         self._served, self._served_until = threading.Condition(), -math.inf
         self._noticed = threading.Event()
         self._snapshots_taken = 0  # Number of the latest snapshot.
@@ -95,10 +95,10 @@ class Averager:
         )
         self._thread.start()
 
-    # What the main thread calls.
+    # Methods for the main thread.
 
     def begin(self, phase: str) -> None:
-        """This worker begins something new, which others report if it is lost."""
+        """Notes what this worker does next; others report it if the worker is lost."""
         self._phase, self._since = phase, time.monotonic()
 
     def check(self) -> None:
@@ -108,7 +108,7 @@ class Averager:
             raise self.error
 
     def start(self) -> None:
-        """This worker is ready; waits until all workers are."""
+        """Tells the others that this worker is ready; waits until all workers are."""
         self.begin("ready, waiting for others to start")
         self._members.own.ready = True
         self._transport.wake()
@@ -130,7 +130,7 @@ class Averager:
         return self._settings.share(self._members.gradients, self.record.now())
 
     def step(self) -> None:
-        """A gradient has been applied; waits if too many averagings are due."""
+        """Notes that a gradient was applied; waits if too many averagings are due."""
         finished = self._model.time.finished
         self._members.own.gradients = finished
         self._transport.wake()
@@ -142,7 +142,7 @@ class Averager:
         self.check()
 
     def finish(self) -> Result:
-        """Averages with those that ask until all are done; returns the result."""
+        """Averages on request until all workers are done; returns the result."""
         self.begin("serving others, done")
         self._finishing = True
         self._transport.wake()
@@ -153,7 +153,7 @@ class Averager:
         return self._ending.result
 
     def fail(self, error: BaseException) -> None:
-        """This worker cannot go on; tells the others, and ends the thread."""
+        """Tells the others that this worker has failed, and ends the thread."""
         self._noticed.set()
         error.add_note(f"Worker {self._members.rank} was {self._phase}.")
         if isinstance(error, NonFiniteError):
@@ -166,7 +166,7 @@ class Averager:
             self._transport.wake()
             self._over.wait(10.0)
 
-    # What the averaging thread does.
+    # Methods for the averaging thread.
 
     def _run(self) -> None:
         try:
@@ -260,7 +260,7 @@ class Averager:
                 self._served.notify_all()
 
     def _lose(self, peer: int, reason: str) -> None:
-        """Goes on without a worker, or raises WorkerLost if that is impossible."""
+        """Continues without a worker, or raises WorkerLost if that is impossible."""
         members = self._members
         if peer == members.rank:
             raise WorkerLost(f"the others go on without this worker: it {reason}.")
@@ -276,7 +276,7 @@ class Averager:
         self._averagings.lose(peer)
 
     def _take_snapshot(self) -> None:
-        """Takes a snapshot whenever one more share of the run is over."""
+        """Takes the next snapshot if its share of the run is over."""
         if not self._started.is_set():
             return
         number = int(min(1.0, self._share()) * self._settings.snapshots)

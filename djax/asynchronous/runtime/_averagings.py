@@ -12,21 +12,22 @@ from ._record import Record
 
 
 class Averagings:
-    """Carries out what the pairing decides, for the averaging thread.
+    """Carries out the averagings that the pairing decides on.
 
-    Models of both ends have to be exchanged before either end applies the averaging. A
-    model that is not finite is not sent. Both ends know this, and both go on as if they
-    had not met; if only one end averaged, sums over the workers would change.
+    Two workers exchange their models before either of them applies the averaging. In
+    place of a model that is not finite, a worker only sends the news that it is not.
+    Both workers then leave the averaging out: if only one of them averaged, sums over
+    the workers would change.
 
     Args:
-      model: of this worker.
-      members: all workers.
+      model: the model of this worker.
+      members: this worker's view of all workers.
       transport: carries the messages.
       record: where the averagings are noted.
-      pairing: decides with whom this worker averages.
+      pairing: decides with which neighbour this worker averages.
 
     Attributes:
-      pairing: as given.
+      pairing: the same pairing.
     """
 
     def __init__(
@@ -47,24 +48,24 @@ class Averagings:
         self._in_use: list[np.ndarray] = []  # The last model that was received.
 
     def demand(self, peer: int | None) -> None:
-        """This worker wants one more averaging, with a certain neighbour or any."""
+        """Demands one more averaging, with one neighbour, or with any if it is None."""
         self._speak(self.pairing.demand(peer))
 
     def finish(self) -> None:
-        """This worker wants no more averagings."""
+        """Ends this worker's demands for averagings."""
         if not self.pairing.done:
             self._speak(self.pairing.finish())
 
     def hear(self, sender: int, kind: Kind) -> None:
-        """A message of the pairing has arrived."""
+        """Takes in a message of the pairing protocol."""
         self._speak(self.pairing.receive(sender, kind))
 
     def hear_model(self, sender: int, buffers: list[np.ndarray] | None) -> None:
-        """A neighbour's model has arrived, or the news that it is not finite (None)."""
+        """Takes in a neighbour's model, or None if the model is not finite."""
         self._models[sender] = buffers
 
     def lose(self, peer: int) -> None:
-        """A worker is lost, maybe in the middle of an averaging."""
+        """Removes a lost worker, even in the middle of an averaging with it."""
         self._models.pop(peer, None)
         met = self.pairing.partner == peer
         self._speak(self.pairing.forget(peer))
@@ -73,7 +74,7 @@ class Averagings:
             self._speak(self.pairing.ended())
 
     def advance(self) -> None:
-        """Exchanges models with the partner, and then with the next one, if any."""
+        """Exchanges models with the current partner, and then with the next ones."""
         while (peer := self.pairing.partner) is not None:
             if self._sent is None:
                 self._send(peer)
@@ -93,7 +94,7 @@ class Averagings:
     def _send(self, peer: int) -> None:
         self._met_at = self._record.now()
         self._sent = self._model.send()
-        # Once it is computed, nothing reads the last model that was received any more.
+        # When this is computed, no program reads the last received model any more.
         jax.block_until_ready(self._sent)
         self._transport.recycle(self._in_use)
         self._in_use = []

@@ -1,9 +1,9 @@
-"""The end of an asynchronous run, from which all workers take the same result.
+"""The end of an asynchronous run, after which all workers have the same result.
 
-When all workers are done, the one with the lowest rank, the root, collects all models
-and records, and sends the mean of the models and all records to every worker. No worker
-leaves before all workers have them. If the root is lost meanwhile, the worker with the
-next rank becomes the root and starts over.
+When all workers are done, the worker with the lowest rank, the root, collects all
+models and records. It sends the mean of the models and all records to every worker. No
+worker leaves before all workers have this result. If the root is lost meanwhile, the
+worker with the next rank becomes the root and collects anew.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _PARTS = len(Record.NAMES)
 
 
 class Result(NamedTuple):
-    """What all workers end with.
+    """The result of a run, which is the same on all workers.
 
     Attributes:
       mean: the packed mean of the finite models, or of all models if none is finite.
@@ -32,10 +32,10 @@ class Result(NamedTuple):
 
 
 class Ending:
-    """One worker's part in the end.
+    """One worker's part in the end of a run.
 
     Args:
-      members: all workers.
+      members: this worker's view of all workers.
       own: returns this worker's packed model and packed record, as arrays of bytes.
       packing: how models are packed into messages.
     """
@@ -63,7 +63,7 @@ class Ending:
     def hear(
         self, sender: int, kind: Say, content: list, buffers: list[np.ndarray]
     ) -> None:
-        """Takes a message of the ending in; its content starts with the root's rank."""
+        """Takes in a message of the ending; its content starts with the root's rank."""
         root = content[0]
         if kind == Say.RESULT:
             self._collected[sender] = root, buffers
@@ -79,7 +79,7 @@ class Ending:
             self._byes[sender] = root
 
     def advance(self) -> bool:
-        """Does what can be done; returns whether all workers have the result."""
+        """Takes the steps that are possible; returns whether all have the result."""
         members, root = self._members, self._members.alive[0]
         if self._own is None:
             self._own = self._make_own()
@@ -93,8 +93,8 @@ class Ending:
             self._collect(root)
         if self._result is None:
             return False
-        # The result may come from a root that has been lost since. It counts if all
-        # workers have that result.
+        # The result may come from a root that was lost afterwards. It is valid if all
+        # workers have the result of that root.
         source = self._result[0]
         if source == root and self._byes.get(members.rank) != root:
             self._byes[members.rank] = root

@@ -17,7 +17,7 @@ class Gradient:
     """Computes one worker's gradients, each from its own batch.
 
     Args:
-      gradient_fn: computes one gradient.
+      gradient_fn: the user's function, which computes one gradient.
       stream: this worker's batches.
       jit: whether `gradient_fn` is compiled.
     """
@@ -40,7 +40,7 @@ class Gradient:
         return lowered.out_info[0]
 
     def batch(self, turn: int) -> tuple[PyTree, np.int32]:
-        """Returns the epoch, on the device, and the step of a gradient's batch."""
+        """Returns a gradient's batch as an epoch, on the device, and a step in it."""
         epoch, step = self._stream.locate(turn)
         if epoch is not self._epoch:
             put = jnp.asarray if self._jit else lambda x: x
@@ -53,7 +53,7 @@ class Gradient:
         """Computes a gradient, the next model state, and metrics.
 
         Raises:
-          TypeError: if a `gradient_fn` that is not compiled returns something else.
+          TypeError: if `gradient_fn`, when it is not compiled, does not return these.
         """
         if self._program is not None:
             results = self._program(params, model_state, epoch, step)
@@ -68,7 +68,7 @@ class Gradient:
 
 @functools.lru_cache(maxsize=8)
 def _make_program(gradient_fn: GradientFn):
-    """Makes a program that is kept, so that another run does not compile it again."""
+    """Makes a program that is cached, so that another run does not compile it again."""
 
     @jax.jit
     def at(params, model_state, epoch, step):

@@ -1,4 +1,4 @@
-"""What a run has in common with the one whose checkpoints it resumes."""
+"""Describes a run, so that checkpoints of another run are not resumed by mistake."""
 
 import zlib
 
@@ -17,11 +17,11 @@ def identify(
     params: PyTree,
     model_state: PyTree,
 ) -> dict[str, str]:
-    """Returns, by name, what must not differ between a run and one that resumes it.
+    """Returns values by name that have to be equal in a run and in its resumption.
 
     Args:
-      algorithm: what one worker does.
-      settings: of the run.
+      algorithm: the asynchronous algorithm.
+      settings: the settings of the run.
       params: one worker's model.
       model_state: one worker's model state.
     """
@@ -44,7 +44,7 @@ def describe_arrays(tree: PyTree) -> str:
 
 
 def _probe(algorithm: EventTransformation, params: PyTree) -> str:
-    """Returns what an averaging and a pause do, which depends on all constants."""
+    """Returns results of averaging and mixing, which differ if any constant does."""
 
     @jax.jit
     def act(params):

@@ -1,4 +1,4 @@
-"""Who takes part in an asynchronous run, how far all are, and who is lost."""
+"""Keeps track of all workers of a run: how far each of them is, and which are lost."""
 
 import dataclasses
 import enum
@@ -71,20 +71,20 @@ class Members:
     """One worker's view of all workers.
 
     Every worker sends its status to all others several times in a `timeout`, as a sign
-    of life. It also sends it when its number of gradients changes what the others know
-    about the end: the fewer gradients are left in the budget, the more often. So all
-    workers can stop when all together have computed enough.
+    of life. It also sends its status after a number of gradients, which becomes smaller
+    when fewer gradients are left in the budget. So all workers learn in time that all
+    together have computed enough.
 
     Args:
       rank: rank of this worker.
       size: number of workers.
-      settings: of the run.
+      settings: the settings of the run.
       transport: carries the messages.
 
     Attributes:
-      own: this worker's status, which the caller keeps up to date.
+      own: the status of this worker, which the caller keeps up to date.
       others: the statuses of the other workers that are not lost, by rank.
-      lost: why workers were lost, by rank.
+      lost: for each lost worker the reason, by rank.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class Members:
 
     @property
     def gradients(self) -> int:
-        """Number of gradients of all workers together, as far as this one knows."""
+        """Number of gradients of all workers together, as far as this worker knows."""
         return self._gone + sum(status.gradients for status in self.everyone)
 
     @property
     def stopping(self) -> bool:
-        """Whether any worker asks all to end now."""
+        """Whether any worker asks all workers to end now."""
         return any(status.stopping for status in self.everyone)
 
     def say(
@@ -139,7 +139,7 @@ class Members:
             self._transport.send(receiver, encode(kind, *content), buffers)
 
     def hear(self, sender: int, kind: Say, content: list) -> None:
-        """Notes a sign of life, and the status if the message is one."""
+        """Notes a sign of life of the sender, and its status if the message is one."""
         signs, now = self._signs[sender], time.monotonic()
         signs.heard = now
         if kind == Say.STATUS and sender in self.others:
@@ -149,7 +149,7 @@ class Members:
             self.others[sender] = status
 
     def tell(self) -> None:
-        """Sends this worker's status to all others, if it is time to."""
+        """Sends this worker's status to all others, if it is time to do so."""
         # A copy, since the main thread may change the status meanwhile.
         now, own = time.monotonic(), dataclasses.replace(self.own)
         left = (self._budget or 0) - self.gradients
@@ -206,7 +206,7 @@ class Members:
         return math.inf
 
     def lose(self, peer: int, reason: str) -> None:
-        """Gives a worker up; tells the others and, in case it lives, the worker."""
+        """Gives a worker up, and tells all others and, if it still runs, the worker."""
         self._gone += self.others.pop(peer).gradients
         self.lost[peer] = reason
         for receiver in (None, peer):

@@ -1,9 +1,9 @@
 """One worker's model, which gradients and averagings change at the same time.
 
-Each pass over the parameters of a large model delays the next gradient. So the
-programs below read the parameters once for each event: an averaging is only noted when
-the neighbour's model arrives, and the program that reads the parameters next applies
-it on the way.
+Each pass over the parameters of a large model delays the next gradient. So the programs
+below read the parameters only once for each event. When a neighbour's model arrives, it
+is stored, and the model stays as it is. The next program that reads the parameters
+anyway then applies the averaging, too.
 """
 
 import functools
@@ -27,12 +27,12 @@ Buffers = list[Any]
 
 
 class Arrival(NamedTuple):
-    """An averaging that the model does not contain yet.
+    """An averaging that is not applied to the model yet.
 
     Attributes:
       peer: the model that this worker received.
-      sent: the model that this worker sent, or None if it is the model as it is now,
-        mixed up to `time`.
+      sent: the model that this worker sent, or None if the present model, mixed up to
+        `time`, is equal to it.
       time: when the averaging was made, in the worker's own time.
     """
 
@@ -44,23 +44,23 @@ class Arrival(NamedTuple):
 class Model:
     """A worker's model and its state of the algorithm, shared by two threads.
 
-    Arrays are never written in place, so that a thread which has read the model keeps
-    it as it was.
+    Arrays are never overwritten. So a thread can still use a model that it has read
+    when the other thread has changed the model.
 
     Args:
-      algorithm: what one worker does.
+      algorithm: the asynchronous algorithm.
       params: the first model.
       state: the first state of the algorithm.
-      finished: number of gradients that the model has seen.
+      finished: number of gradients that were applied to the first model before.
       skip: whether updates that are not finite are left out.
 
     Attributes:
       lock: protects the model, the state and their times.
       time: the worker's own time.
       averagings: number of averagings so far.
-      updated: `bool[2]`, whether the latest gradient was finite, and whether the model
-        was finite that it led to.
-      packing: turns the model into the arrays that travel, and back.
+      updated: `bool[2]`: whether the latest gradient was finite, and whether the model
+        with this gradient applied was finite.
+      packing: turns the model into the arrays that are sent, and back.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Model:
         finished: int = 0,
         skip: bool = False,
     ):
-        """Takes the first model; `compile` does what takes long."""
+        """Takes the first model; compiling, which takes long, is left to `compile`."""
         self.lock = threading.RLock()
         self.time = OwnTime(finished)
         self.params, self.state = params, state
@@ -107,8 +107,8 @@ class Model:
         """Returns the model for a gradient, and the number of averagings in it.
 
         Args:
-          settled: whether an averaging that has just been made is applied first. This
-            costs a pass over the parameters; the next update would apply it for free.
+          settled: whether an averaging that has arrived is applied first. This costs a
+            pass over the parameters, which the next update would make anyway.
         """
         with self.lock:
             if settled and self._arrival is not None:
@@ -155,12 +155,12 @@ class Model:
         return bool(self._sent_finite)
 
     def keep(self) -> None:
-        """Makes no averaging of the model that `send` returned."""
+        """Leaves out the averaging for which `send` was called."""
         with self.lock:
             self._sent = []
 
     def receive(self, peer: Buffers) -> None:
-        """Averages the model that `send` returned with a neighbour's model.
+        """Averages the model that `send` has returned with a neighbour's model.
 
         Args:
           peer: the neighbour's model. It must not change before the results of the next
@@ -168,7 +168,7 @@ class Model:
         """
         with self.lock:
             assert self._arrival is None
-            if self._sent_at is not None:  # What was sent can be computed again.
+            if self._sent_at is not None:  # No event since: it can be computed again.
                 self._arrival = Arrival(peer, None, self._sent_at)
             else:
                 self._arrival = Arrival(peer, self._sent, self._last)
@@ -176,7 +176,7 @@ class Model:
             self.averagings += 1
 
     def settle(self) -> tuple[PyTree, PyTree]:
-        """Applies what has arrived, mixes up to now, and returns model and state."""
+        """Applies an arrived averaging, mixes up to now; returns model and state."""
         with self.lock:
             arrival, *times = self._take_arrival(self._now())
             self.params, self.state = self._programs.settle(
@@ -185,7 +185,10 @@ class Model:
             return self.params, self.state
 
     def _take_arrival(self, now: float) -> tuple[Any, np.float32, np.float32]:
-        """Returns what has arrived, and the times from the last event to it to now."""
+        """Returns the arrived averaging, if any, and two times.
+
+        These are the time from the last event to the averaging, and from there to now.
+        """
         arrival = self._arrival
         middle = self._last if arrival is None else arrival.time
         before, after = np.float32(middle - self._last), np.float32(now - middle)
@@ -217,7 +220,7 @@ def _make_programs(
 ) -> tuple[_Programs, Packing]:
     """Makes the programs of all events, each of which reads the parameters once.
 
-    They are kept, so that another run in the same process compiles nothing.
+    They are cached, so that another run in the same process compiles nothing.
     """
     like = structure.unflatten([jax.ShapeDtypeStruct(*kind) for kind in kinds])
     packing = Packing(like)
@@ -255,9 +258,9 @@ def _make_programs(
 
 
 def _jit(function):
-    """Compiles a function; results that are arguments are returned without a copy.
+    """Compiles a function so that results that are arguments are not copied.
 
-    Which results these are may depend on the structure of the arguments only.
+    Which results are arguments may depend on the structure of the arguments only.
     """
     kept: dict[Any, list[int | None]] = {}
     structures: dict[Any, Any] = {}

@@ -1,4 +1,4 @@
-"""A worker's own time, which A²CiD²'s mixing and the clocks of averagings go by."""
+"""A worker's own time, in which A²CiD² mixes and in which averagings become due."""
 
 import time
 
@@ -6,14 +6,14 @@ import time
 class OwnTime:
     """Counts time in gradients of this worker: a slow worker ages more slowly.
 
-    The time is the number of gradients that are finished plus the fraction of the
-    current one that has passed. This fraction is estimated from the durations of
-    earlier gradients, where the latest one weighs one half, the one before a quarter,
-    and so on. It is never more than 1, however long a gradient takes. During the very
-    first gradient no time passes, since nothing is known of its duration.
+    The time is the number of finished gradients plus the fraction of the current
+    gradient that has passed. This fraction is estimated from the durations of earlier
+    gradients, where the latest gradient has weight 1/2, the one before 1/4, and so on.
+    It is at most 1, however long a gradient takes. During the very first gradient no
+    time passes, since nothing is known about its duration.
 
     Args:
-      finished: number of gradients that are finished already.
+      finished: number of gradients that are finished at the start.
 
     Attributes:
       finished: number of finished gradients.
@@ -28,11 +28,11 @@ class OwnTime:
         self._began: float | None = None
 
     def begin(self) -> None:
-        """A gradient begins."""
+        """Notes that a gradient begins."""
         self._began = time.perf_counter()
 
     def end(self) -> None:
-        """The current gradient has finished."""
+        """Notes that the current gradient has finished."""
         assert self._began is not None
         latest = time.perf_counter() - self._began
         self.duration = (latest + (self.duration or latest)) / 2
@@ -40,9 +40,9 @@ class OwnTime:
         self.finished += 1
 
     def __call__(self) -> float:
-        """Returns the time in gradients; may be called by another thread."""
-        # The other thread may end the gradient between these two reads. The time is
-        # then that of its beginning or of its end, and both are right.
+        """Returns the time in gradients; may be called by any thread."""
+        # Another thread may end the gradient between these two reads. The result is
+        # then the time of its beginning or of its end, and both are right.
         finished, began = self.finished, self._began
         if began is None or not self.duration:
             return float(finished)
@@ -50,5 +50,5 @@ class OwnTime:
         return finished + min(share, 1.0)
 
     def until(self, moment: float) -> float:
-        """Returns the seconds until a time in gradients, estimated in the same way."""
+        """Estimates the seconds until the worker's own time is `moment`."""
         return (moment - self()) * (self.duration or 1.0)

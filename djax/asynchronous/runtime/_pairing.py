@@ -11,8 +11,8 @@ A worker is free, waits for one neighbour's answer, or averages with one neighbo
 * A free worker that receives a request answers `ACCEPT`, and both average. If two
   workers have sent each other a request, they average without an answer.
 * A worker that is averaging answers `DECLINE`. It then owes the requester a request in
-  return. A policy that has to know whose demand a request serves sends this one as
-  `RETURN`.
+  return. If a policy has to know whose demand a request serves, it sends a request in
+  return as `RETURN`.
 * A worker that is waiting for an answer may itself receive a request. If the requester
   has a higher rank, the worker holds its reply back until its own request is answered.
   If the requester has a lower rank, the worker declines, and later sends that neighbour
@@ -20,9 +20,9 @@ A worker is free, waits for one neighbour's answer, or averages with one neighbo
 
 Workers never wait for each other in a circle: a worker holds a reply back only from a
 worker of higher rank, and only while it waits for an answer itself. No request is
-repeated for ever: a declined requester waits for the request in return, and a worker
-that waits for an answer never declines a request from a higher rank. The channel
-between two workers has to be reliable and to keep the order of messages.
+repeated for ever: a worker whose request was declined waits for the request in return,
+and a worker that waits for an answer never declines a request from a higher rank. The
+channel between two workers has to be reliable and to keep the order of messages.
 
 The three policies in :mod:`djax.asynchronous.runtime._policies` decide with which
 neighbour a worker wants to average.
@@ -33,7 +33,7 @@ from collections import deque
 from collections.abc import Iterable
 
 Messages = list[tuple[int, "Kind"]]
-"""The receivers' ranks, and what each is sent."""
+"""Messages to be sent, each as the rank of its receiver and its kind."""
 
 
 class Kind(enum.IntEnum):
@@ -49,8 +49,8 @@ class Kind(enum.IntEnum):
 class Pairing:
     """One worker's part of the protocol, which a policy completes.
 
-    Each public method takes in one event, and returns the messages to be sent, in their
-    order.
+    Each public method stands for one event, which its docstring states. It returns the
+    messages to be sent, in their order.
 
     Args:
       rank: rank of this worker.
@@ -88,7 +88,8 @@ class Pairing:
         """This worker wants one more averaging.
 
         Args:
-          peer: with whom, for policies that leave the choice to the caller.
+          peer: the neighbour to average with, for policies that leave this choice to
+            the caller.
         """
         if self.neighbors and not self._finishing:
             self._demand(peer)
@@ -176,7 +177,7 @@ class Pairing:
         self.partner = peer
         self._met(peer)
 
-    # Every policy answers these questions.
+    # Every policy defines the following methods.
 
     def _demand(self, peer: int | None) -> None:
         """Notes one more demand."""
@@ -187,7 +188,7 @@ class Pairing:
         raise NotImplementedError
 
     def _demanded(self) -> int:
-        """Number of this worker's demands whose averaging has not begun."""
+        """Returns the number of this worker's demands whose averaging has not begun."""
         raise NotImplementedError
 
     def _drop_demands(self) -> None:
@@ -195,14 +196,14 @@ class Pairing:
         raise NotImplementedError
 
     def _willing(self) -> bool:
-        """Whether a free worker accepts a request."""
+        """Returns whether a free worker accepts a request."""
         return True
 
     def _kind(self) -> Kind:
-        """The kind of the request that `_wanted` asks for."""
+        """Returns the kind of the request that is sent to the neighbour `_wanted`."""
         return Kind.REQUEST
 
-    # What has happened between this worker and a neighbour.
+    # A policy may note the following events between this worker and a neighbour.
 
     def _owe(self, peer: int) -> None:
         """This worker has declined a request of the neighbour."""
@@ -214,7 +215,7 @@ class Pairing:
         """The neighbour has declined, and will send a request in return."""
 
     def _crossed(self, peer: int) -> None:
-        """Both have sent each other a request."""
+        """This worker and the neighbour have sent each other a request."""
 
     def _met(self, peer: int) -> None:
         """An averaging with the neighbour begins."""

@@ -1,4 +1,4 @@
-"""With which neighbour a worker wants to average: three policies of the protocol.
+"""Three policies, which decide with which neighbour a worker wants to average.
 
 :class:`EdgeClocks` lets pairs average at the times that the analysis of A²CiD² assumes,
 :class:`FirstFree` lets a worker average with whichever neighbour is ready first, and
@@ -14,9 +14,10 @@ from ._pairing import Kind, Messages, Pairing
 class EdgeClocks(Pairing):
     """Each demand names a neighbour, because the clock of this pair has ticked.
 
-    Every pair averages exactly as often as its clock ticks, in whatever order. For this
-    a neighbour that declines a request takes the demand over. The demand stays in the
-    backlog of the worker whose clock has ticked.
+    Every pair averages exactly as often as its clock ticks, in whatever order. To make
+    sure of this, a neighbour that declines a request takes over the demand, and later
+    sends a request for it. Meanwhile the demand still counts in the backlog of the
+    worker whose clock has ticked.
 
     Args:
       rank: rank of this worker.
@@ -26,13 +27,13 @@ class EdgeClocks(Pairing):
     def __init__(self, rank: int, neighbors: Iterable[int]):
         """Starts as a free worker without demands."""
         super().__init__(rank, neighbors)
-        # The neighbours to send requests to, and whether for a demand of this worker.
+        # Requests to be sent: to which neighbour, and whether for an own demand.
         self._owed: deque[tuple[int, bool]] = deque()
         # Whether the request that awaits its answer is for a demand of this worker.
         self._own = False
         # This worker's demands that neighbours have taken over.
         self._handed: Counter[int] = Counter()
-        # The neighbours that have sent a request for one of these.
+        # The neighbours that have sent a request for a demand that they took over.
         self._returning: set[int] = set()
 
     def receive(self, sender: int, kind: Kind) -> Messages:
@@ -82,14 +83,15 @@ class EdgeClocks(Pairing):
         self._take_back(peer)
 
     def _take_back(self, peer: int) -> bool:
-        """Takes a demand back that the neighbour had, and asks for; returns if any."""
+        """Takes a demand back if the neighbour sent a request for it; says whether."""
         own = peer in self._returning
         self._returning.discard(peer)
         self._handed[peer] -= own and not self._finishing
         return own
 
     def _served_by(self, peer):
-        # It has dropped the demands that it had taken over, but accepts requests.
+        # The neighbour has dropped demands that it had taken over, but now accepts all
+        # requests. So this worker sends requests for these demands.
         self._owed.extend([(peer, True)] * self._handed.pop(peer, 0))
 
     def _drop(self, peer):
@@ -103,12 +105,13 @@ class FirstFree(Pairing):
 
     A worker with a demand sends requests to its neighbours one after another, in random
     order. A neighbour without a demand declines, and remembers the requester. As soon
-    as it has a demand, it sends its first requests to those that it remembers.
+    as the neighbour has a demand, it sends its first requests to the workers that it
+    remembers.
 
     Args:
       rank: rank of this worker.
       neighbors: ranks of the workers that it may average with.
-      choose: picks one of several ranks.
+      choose: a function that picks one of several ranks.
     """
 
     def __init__(
@@ -161,7 +164,7 @@ class FirstFree(Pairing):
         self._told.discard(peer)
 
     def _served_by(self, peer):
-        self._told.discard(peer)  # It sends no requests any more.
+        self._told.discard(peer)  # The neighbour will send no request in return.
 
     def _drop(self, peer):
         self._noted.discard(peer)
@@ -171,14 +174,15 @@ class FirstFree(Pairing):
 class FixedOrder(Pairing):
     """Each demand is for the next neighbour of a cycle, as in the schedule of AD-PSGD.
 
-    Both ends of a pair send each other a request when it is their turn, and the earlier
-    one waits. If the cycles of all workers go through one list of matchings of the
-    graph, the earliest averaging in that list that has not been made can always be
-    made, so that no worker waits for ever.
+    A worker sends a request to the next neighbour of its cycle, and waits until this
+    neighbour has sent a request to it. No worker waits for ever if the cycles of all
+    workers follow one list of matchings of the graph. Of all averagings that are not
+    made yet, the earliest in this list can then always be made.
 
     Args:
       rank: rank of this worker.
-      cycle: ranks of the neighbours in their order, one for every matching.
+      cycle: ranks of the neighbours with which the worker averages, in this order
+        again and again.
     """
 
     def __init__(self, rank: int, cycle: Sequence[int]):

@@ -21,7 +21,7 @@ class Record:
     * `snapshot_numbers`: `int32[snapshots]`, their numbers among those requested.
     * `sketches`: `float32[snapshots, k]`, the sketches of the models.
     * `nonfinite`: `int32[...]`, numbers, from 1 on, of the gradients that were not
-      finite or led to a model that was not.
+      finite or led to a model that was not finite.
     * `finite`: `int32[1]`, whether the model is finite in the end.
 
     Args:
@@ -60,7 +60,7 @@ class Record:
         return time.perf_counter() - self.origin
 
     def gradient(self, begin: float, staleness: int) -> None:
-        """Notes a gradient that began then and ends now, and its staleness."""
+        """Notes a gradient that began at `begin` and ends now, and its staleness."""
         self._parts["gradients"].extend((begin, self.now()))
         self._parts["staleness"].append(staleness)
 
@@ -73,12 +73,12 @@ class Record:
         self._parts["finite"][0] = finite
 
     def averaging(self, peer: int, begin: float) -> None:
-        """Notes an averaging that began then and ends now."""
+        """Notes an averaging that began at `begin` and ends now."""
         self._parts["averagings"].extend((begin, self.now()))
         self._parts["peers"].append(peer)
 
     def snapshot(self, number: int, sketch: np.ndarray) -> None:
-        """Notes a snapshot, by its number and the model's sketch."""
+        """Notes the time, the number and the model's sketch of a snapshot."""
         self._parts["snapshots"].append(self.now())
         self._parts["snapshot_numbers"].append(number)
         self._parts["sketches"].extend(sketch.tolist())
@@ -92,7 +92,7 @@ class Record:
 
     @classmethod
     def unpack(cls, buffers: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the arrays of a record, by name, from what `pack` has returned."""
+        """Inverts `pack`: returns the arrays of a record by name."""
         arrays = {
             name: np.array(buffer).view(dtype)
             for (name, dtype), buffer in zip(cls._TYPES.items(), buffers, strict=True)

@@ -15,29 +15,30 @@ from ._settings import Settings
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Report:
-    """Telemetry of an asynchronous run, of all workers that came to its end.
+    """What all workers did in an asynchronous run, with the times of all events.
 
-    Of runs that this one has resumed it only has `gradients_before`. Entries of lost
-    workers are zero or empty.
+    Earlier runs that this run resumes are only counted, in `gradients_before`. Lost
+    workers have no records; their entries in arrays are zero or empty.
 
     Attributes:
       size: number of workers.
-      rate: `float64[n]`, number of averagings per gradient that were asked for.
-      lost: why workers were lost, by rank.
+      rate: `float64[n]`, the requested number of averagings of each worker per
+        gradient.
+      lost: for each lost worker the reason, by rank.
       records: what each worker noted, by rank and then by name. Times are seconds since
         the run began.
 
         * `before`: `int32[1]`, number of gradients of earlier runs.
-        * `gradients`: `float64[gradients, 2]`, when each began and ended.
+        * `gradients`: `float64[gradients, 2]`, when each gradient began and ended.
         * `staleness`: `int32[gradients]`, number of averagings between these times.
-        * `averagings`: `float64[averagings, 2]`, when each began and ended.
+        * `averagings`: `float64[averagings, 2]`, when each averaging began and ended.
         * `peers`: `int32[averagings]`, the neighbours of the averagings.
         * `snapshots`: `float64[snapshots]`, when snapshots were taken.
-        * `snapshot_numbers`: `int32[snapshots]`, which of the requested snapshots.
+        * `snapshot_numbers`: `int32[snapshots]`, their numbers among those requested.
         * `sketches`: `float32[snapshots, k]`, random projections of the models, or
           the models themselves if they are small.
         * `nonfinite`: `int32[...]`, numbers of the gradients that were not finite or
-          led to a model that was not.
+          led to a model that was not finite.
         * `finite`: `int32[1]`, whether the model is finite in the end.
     """
 
@@ -73,7 +74,7 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """For how many seconds gradients were computed."""
+        """Seconds from the beginning of the run until the last gradient was applied."""
         return float(self.ends.max(initial=0.0))
 
     @cached_property
@@ -88,7 +89,7 @@ class Report:
 
     @cached_property
     def nonfinite_counts(self) -> np.ndarray:
-        """`int64[n]`: gradients that were not finite, or led to such a model."""
+        """`int64[n]`: how many gradients were not finite, or led to such a model."""
         return self._each(lambda r: len(r.get("nonfinite", ()))).astype(np.int64)
 
     @property
@@ -107,7 +108,7 @@ class Report:
         counts = np.zeros((self.size, self.size), np.int64)
         for rank, record in self.records.items():
             counts[rank] = np.bincount(record["peers"], minlength=self.size)
-        # The averagings of a lost worker are known from the other end.
+        # The averagings of a lost worker are known from its neighbours' records.
         return np.maximum(counts, counts.T)
 
     @property
@@ -119,8 +120,8 @@ class Report:
     def realized_rate(self) -> np.ndarray:
         """`float64[n]`: averagings of each worker per gradient, while it computed.
 
-        Averagings after a worker's last gradient, for the sake of other workers, do not
-        count.
+        After its last gradient, a worker averages only because others request it. These
+        averagings are not counted.
         """
 
         def rate(record):
@@ -133,7 +134,7 @@ class Report:
 
     @property
     def mean_rate(self) -> float:
-        """Averagings of a worker per gradient, over all workers while they computed."""
+        """Averagings of a worker per gradient, as a mean over all gradients."""
         total = (self.realized_rate * self.gradient_counts).sum()
         return float(total / max(1, self.gradient_counts.sum()))
 
@@ -151,8 +152,8 @@ class Report:
     def idle_share(self) -> np.ndarray:
         """`float64[n]`: share of its time in which each worker computed no gradient.
 
-        The worker may have loaded data. With a `max_backlog` it may have waited for
-        averagings.
+        In this time the worker has loaded data or, with a `max_backlog`, may have
+        waited for averagings.
         """
         busy = self._each(lambda r: np.diff(r["gradients"], axis=1).sum())
         return np.where(self.ends > 0, 1 - busy / np.maximum(self.ends, 1e-9), 0.0)
@@ -167,23 +168,25 @@ class Report:
     def snapshot_numbers(self) -> np.ndarray:
         """`int64[snapshots]`: numbers of the snapshots that all workers took.
 
-        If a run was resumed, only the last one is there of those that were due before.
+        If a run was resumed, the snapshots that were due before the resumption are
+        missing, except for the last of them.
         """
         found = [set(r["snapshot_numbers"].tolist()) for r in self.records.values()]
         return np.array(sorted(set.intersection(*found)), np.int64)
 
     @cached_property
     def snapshot_times(self) -> np.ndarray:
-        """`float64[snapshots]`: the times of these, each the mean over the workers."""
+        """`float64[snapshots]`: times of the snapshots, means over the workers."""
         return self._of_snapshots("snapshots").mean(0)
 
     @cached_property
     def consensus_distance(self) -> np.ndarray:
-        r"""`float64[snapshots]`: the variance of the models at these times.
+        r"""`float64[snapshots]`: the variance of the models at the snapshots.
 
         For models of more than 1,024 coordinates it is estimated to a few percent. The
         workers take a snapshot at slightly different times, since no worker is stopped
-        for it. Models that are not finite are left out; the result is NaN if all are.
+        for it. Models that are not finite are left out; if no model is finite, the
+        result is NaN.
         """
         sketches = self._of_snapshots("sketches").astype(np.float64)
         finite = np.asarray(np.isfinite(sketches).all(2))
@@ -204,7 +207,7 @@ class Report:
 
     @cached_property
     def events(self) -> Events:
-        """All gradients and averagings, at the times of their ends in seconds."""
+        """All gradients and averagings, at the times when they ended, in seconds."""
         rows = []
         for rank, record in self.records.items():
             rows += [(end, rank, NOBODY) for end in record["gradients"][:, 1]]

@@ -1,9 +1,10 @@
-"""What a worker begins with: rank 0's model, its own checkpoint, or another worker's.
+"""Decides from which state a worker starts or resumes a run.
 
-When a worker is lost, the others go on without it, and its last checkpoint grows old.
-If the run were resumed from this old model, averaging would undo much of what the
-others have learned since. Therefore the checkpoints of the surviving workers name the
-lost workers, and a lost worker goes on from the state of a surviving one.
+A new run starts from rank 0's model, a resumed run from the checkpoints. When a worker
+is lost, the others continue without it, and its last checkpoint becomes outdated. If
+the run were resumed from this old model, averaging would undo much of what the others
+have learned since. Therefore the checkpoints of the surviving workers name the lost
+workers, and a lost worker resumes from the state of a surviving one.
 """
 
 import functools
@@ -22,13 +23,13 @@ from ..algorithms import EventTransformation
 
 
 class Start(NamedTuple):
-    """What a worker begins with.
+    """The state from which a worker starts.
 
     Attributes:
-      params: its model.
-      state: its state of the algorithm.
-      model_state: what its gradients carry along.
-      finished: the number of gradients that it has computed.
+      params: the model.
+      state: the state of the algorithm.
+      model_state: values that a gradient passes on to the next one.
+      finished: number of gradients that the worker has computed before.
     """
 
     params: PyTree
@@ -45,14 +46,16 @@ def begin(
     saver: Checkpointer | None,
     budget: int | None,
 ) -> Start:
-    """Finds out what this worker begins with; all workers call it together.
+    """Returns the state from which this worker starts.
+
+    All workers have to call this function together.
 
     Args:
-      algorithm: what every worker does.
-      communicator: of MPI.
+      algorithm: the asynchronous algorithm.
+      communicator: the communicator, made by :func:`djax.communicators.mpi`.
       params: the initial model; all workers take that of rank 0.
       model_state: the initial model state of this worker.
-      saver: restores this worker; None if nothing is saved.
+      saver: restores this worker; None if the run has no checkpoints.
       budget: number of gradients of all workers together, or None.
     """
     if communicator.size > 1:
@@ -75,12 +78,12 @@ def begin(
 
 @functools.lru_cache(maxsize=8)
 def _make_share(communicator: Communicator):
-    """Returns a program that is kept, so that a second run compiles nothing."""
+    """Makes the program that shares rank 0's model; cached for later runs."""
     return jax.jit(communicator.spmd(communicator.broadcast))
 
 
 def find_lost(counts: Sequence[int], named: Sequence[Collection[int]]) -> list[int]:
-    """Returns the ranks of the workers that must not go on from their own checkpoints.
+    """Returns the ranks of the workers that must not resume from their own checkpoints.
 
     Args:
       counts: the number of gradients in each worker's checkpoint.
@@ -92,7 +95,7 @@ def find_lost(counts: Sequence[int], named: Sequence[Collection[int]]) -> list[i
     lost = set().union(*named)
     if len(lost) == len(counts):
         # The network was cut into parts that took each other for lost, so that every
-        # worker is named. The part with the most advanced worker is believed.
+        # worker is named. Then the most advanced worker decides which are lost.
         lost = set(named[int(np.argmax(counts))])
     return sorted(lost)
 
@@ -102,19 +105,19 @@ def _catch_up(
 ) -> Start:
     """Gives the lost workers the state of the survivor with the most gradients.
 
-    All workers save what they begin with, the lost workers first. From then on no
-    checkpoint names them as lost any more.
+    All workers save the state from which they start, the lost workers first. From then
+    on no checkpoint names them as lost any more.
 
     Args:
       comm: the MPI communicator for messages between processes.
-      start: what this worker would begin with by its own checkpoint.
-      counts: the number of gradients of each worker.
+      start: the state in this worker's own checkpoint.
+      counts: the number of gradients in each worker's checkpoint.
       lost: the ranks of the lost workers.
       saver: saves this worker.
 
     Returns:
-      What this worker begins with. It keeps the number of its own gradients, which is
-      its place in the data.
+      The state from which this worker starts. A lost worker keeps the number of its own
+      gradients, which is its position in the data.
     """
     survivors = [rank for rank in range(comm.size) if rank not in lost]
     donor = max(survivors, key=counts.__getitem__)

@@ -3,9 +3,9 @@
 Every process has two threads, so that gradients never wait for messages. The main
 thread computes gradients (:mod:`djax.asynchronous.runtime._worker`). The averaging
 thread (:mod:`djax.asynchronous.runtime._averager`) exchanges models meanwhile. Both
-change one model (:mod:`djax.asynchronous.runtime._model`), and both can run at the same
-time, since JAX releases the interpreter's lock while it computes, as MPI and ZeroMQ do
-while they wait.
+change one model (:mod:`djax.asynchronous.runtime._model`). They can run at the same
+time, since JAX releases the interpreter's lock while it computes, and MPI and ZeroMQ
+release the lock while they wait.
 """
 
 import time
@@ -43,12 +43,13 @@ from ._resume import begin
 from ._settings import Settings, check_participants
 from ._worker import Worker
 
-# Seconds in which a worker that has failed may tell why before other ranks end the job.
+# Seconds that a rank waits, so that a failed worker can report its error before the job
+# ends.
 _LAST_WORDS = 2.0
 
 
 class Outcome(NamedTuple):
-    """What a worker has when a run has ended.
+    """The results of a run on one worker.
 
     Attributes:
       params: the mean of all workers' models, equal on all workers, with a leading axis
@@ -57,7 +58,7 @@ class Outcome(NamedTuple):
       metrics: metrics of this worker's gradients, `[1, gradients, ...]`.
       snapshots: this worker's snapshots during the run, if they were kept.
       report: what all workers did, equal on all workers.
-      unsaved: why checkpoints of this worker could not be written.
+      unsaved: one line for each checkpoint of this worker that could not be written.
     """
 
     params: PyTree
@@ -108,9 +109,10 @@ def run(
     (`report.lost`), do not communicate any more, since MPI would wait for that worker.
 
     Args:
-      algorithm: :func:`djax.acid` or :func:`djax.adpsgd`.
-      gradient_fn: what ONE worker computes, as in :func:`djax.simulation.make_steps`:
-        `(params, model_state, batch) -> (grads, model_state, metrics)`.
+      algorithm: the algorithm, made by :func:`djax.acid` or :func:`djax.adpsgd`.
+      gradient_fn: the function by which ONE worker computes its gradient,
+        `(params, model_state, batch) -> (grads, model_state, metrics)`, as in
+        :func:`djax.simulation.make_steps`.
       batches: `epoch -> tree` with leaves `[1, steps, ...]`, this worker's data of the
         epochs 0, 1, ... All epochs have the same number of steps.
       communicator: made by :func:`djax.communicators.mpi`.
@@ -121,10 +123,11 @@ def run(
         gradients. Gradients that are being computed then are still applied.
       seconds: the run ends after this time. If `gradients` is given too, the run ends
         at whatever comes first.
-      rate: number of averagings of a worker per gradient of its own, or `float[n, n]`
-        of each pair, as in :func:`djax.asynchronous.edge_rates`. A rate below 1 is
-        local SGD; at 0 nobody averages. The constants of :func:`djax.acid` should be
-        for the same rate. Rank 0 warns if they are known to be for another one.
+      rate: averagings of a worker per gradient of its own, or of each pair,
+        `float[n, n]`, as in :func:`djax.asynchronous.edge_rates`. A rate below 1 gives
+        local SGD; at rate 0 there are no averagings. The constants of :func:`djax.acid`
+        should be made for the same rate. Rank 0 warns if they are known to be made for
+        another rate.
       pairing: how neighbours find each other. With `"edge_clocks"` each pair averages
         at the times of a Poisson process of its own, as in the papers' analysis. With
         `"first_free"` a worker averages with the first of its neighbours, in random
@@ -133,41 +136,50 @@ def run(
         schedule of AD-PSGD.
       random_times: whether a worker wants its averagings at the times of a Poisson
         process, or in constant intervals. `"edge_clocks"` are always random.
-      max_backlog: a gradient begins only if at most this many averagings are due and
-        not made. With 0 the run works like the paper's program. By default gradients
-        never wait, and averagings that the network cannot keep up with are dropped at
-        the end of the run.
-      model_state: what the gradients carry along, with a leading axis of 1.
+      max_backlog: largest number of averagings that may be due and not made when a
+        gradient begins. Otherwise the gradient waits. With 0 the run works like the
+        paper's program. By default gradients never wait. If the network is too slow for
+        the rate, averagings that are not made yet are dropped at the end of the run.
+      model_state: values that a gradient passes on to the next one, with a leading axis
+        of 1.
       snapshots: number of snapshots, spread over the run, at which the consensus
         distance is estimated.
       keep_snapshots: whether the models of snapshots are kept, in the device's memory.
-      progress: called with the number of all workers' gradients after each own one.
-      stop: asked after each own gradient. Once it returns True on any rank, the run
-        ends for all workers, as if its budget were used up.
+      progress: a function that is called after each gradient of this worker, with the
+        number of gradients of all workers together.
+      stop: a function that is called after each gradient of this worker. Once it
+        returns True on any rank, the run ends for all workers.
       checkpoints: where to save and resume; by default nothing is saved.
-      transport: `"mpi"`, or `"zmq"`, with which the others go on when a worker is lost.
-        Launch with `mpirun -disable-auto-cleanup` and :mod:`djax.guard` then.
+      transport: what carries the messages, `"mpi"` or `"zmq"`. With `"zmq"` the other
+        workers continue when a worker is lost. For this the job has to be launched with
+        `mpirun -disable-auto-cleanup` and :mod:`djax.guard`.
       timeout: seconds without a sign of life after which a worker is lost.
       jit: whether `gradient_fn` is compiled; False for a plain Python function.
-      seed: decides the times of averagings, and the choices among neighbours.
+      seed: seed of the times of averagings, and of the choices among neighbours.
       nonfinite: what happens if a gradient is not finite, or leads to a model that is
-        not. `"raise"`: the run ends on all ranks. `"skip"`: the gradient is not
-        applied and the model state stays as it was before, although the gradient counts
-        as computed. `"isolate"`: the worker goes on like that. In each case models that
-        are not finite are neither averaged with others nor part of the mean in the end;
-        `report.nonfinite_counts` and `report.left_out` tell of them.
+        not finite.
+
+        * "raise": the run ends on all ranks.
+        * "skip": the gradient is not applied and the model state stays as it was
+          before, although the gradient counts as computed.
+        * "isolate": the gradient is applied, and the worker continues with the result.
+
+        In each case models that are not finite are neither averaged with others nor
+        part of the mean in the end. `report.nonfinite_counts` and `report.left_out`
+        show in which workers this happened.
 
     Returns:
       The :class:`Outcome`.
 
     Raises:
       TypeError: if an argument has a wrong type.
-      ValueError: if an argument is out of range; before anything is computed.
+      ValueError: before anything is computed, if an argument is out of range.
       RuntimeError: if MPI does not allow two threads to communicate, if a rank does not
         take part, or if a worker is lost and the others cannot go on without it. The
         message names the worker and what it was doing.
-      djax.asynchronous.NonFiniteError: a `FloatingPointError`, if a gradient or model
-        is not finite, unless `nonfinite` says otherwise. It names worker and gradient.
+      djax.asynchronous.NonFiniteError: if a gradient or model is not finite and
+        `nonfinite` is "raise". It names the worker and its gradient, and is a
+        `FloatingPointError`.
 
     Examples:
       In a file that is started by `mpirun -n 4 python`::

@@ -18,10 +18,11 @@ from ..algorithms import EventTransformation, edge_rates
 from ._pairing import Pairing
 from ._policies import EdgeClocks, FirstFree, FixedOrder
 
-# Averagings of a worker per gradient; their times are drawn one by one.
+# Largest number of averagings of a worker per gradient; their times are drawn one by
+# one.
 _MOST_RATE = 1e5
-# Seconds. Operating systems cannot wait much longer, and would fail in the middle of
-# the run.
+# Longest timeout in seconds. Operating systems cannot wait much longer, and would fail
+# in the middle of the run.
 _LONGEST = 1e6
 
 PAIRINGS = ("edge_clocks", "first_free", "fixed_order")
@@ -87,7 +88,10 @@ class Settings:
             self._check(name, getattr(self, name), least)
 
     def _check(self, name: str, value: Any, least: int | None) -> None:
-        """Checks a whole number from `least` on, or a positive number if it is None."""
+        """Checks that a value is a whole number, at least `least`.
+
+        If `least` is None, the value only has to be a positive number.
+        """
         if value is None and name in ("gradients", "max_backlog", "seconds"):
             return
         fits = is_number if least is None else is_whole
@@ -103,7 +107,10 @@ class Settings:
 
     @property
     def common(self) -> dict[str, str]:
-        """What must be equal on all ranks, by name; the graph is given by its rates."""
+        """The settings, which must be equal on all ranks, as texts by name.
+
+        The rates take the place of the graph.
+        """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del fields["topology"], fields["rate"]
         fields["rates"] = fields["rates"].tolist()
@@ -131,7 +138,11 @@ class Settings:
     def make_clocks(
         self, rank: int, start: float, rng: np.random.Generator
     ) -> "Clocks":
-        """Makes one worker's clocks; each end of a pair has half of the pair's rate."""
+        """Makes one worker's clocks.
+
+        Each worker of a pair has a clock for the other one, with half of the pair's
+        rate.
+        """
         if self.pairing == "edge_clocks":
             rates = {peer: r / 2 for peer, r in enumerate(self.rates[rank].tolist())}
         else:
@@ -143,11 +154,12 @@ class Clocks:
     """Draws, in a worker's own time, when the worker wants to average.
 
     Args:
-      rates: number of ticks per gradient, for one clock a neighbour, or for a single
-        clock with the key None.
+      rates: number of ticks of each clock per gradient. Either there is a clock for
+        each neighbour, whose key is the neighbour's rank, or one clock with the key
+        None.
       start: the worker's own time now.
-      random: whether intervals are exponentially distributed, or constant.
-      rng: draws the intervals.
+      random: whether intervals are exponentially distributed; otherwise constant.
+      rng: generator of the random intervals.
     """
 
     def __init__(
@@ -157,7 +169,7 @@ class Clocks:
         random: bool,
         rng: np.random.Generator,
     ):
-        """Draws when each clock ticks first."""
+        """Draws the first tick of each clock."""
         self._rates = {key: rate for key, rate in rates.items() if rate > 0}
         self._random, self._rng = random, rng
         self._next = {key: start + self._interval(key) for key in self._rates}
@@ -172,7 +184,7 @@ class Clocks:
         return min(self._next.values(), default=math.inf)
 
     def ticks(self, now: float) -> list[Any]:
-        """Returns the keys of the clocks that have ticked since, in their order."""
+        """Returns the key of the clock of each new tick up to `now`, in order."""
         due = []
         for key in self._next:
             while self._next[key] <= now:
@@ -182,7 +194,7 @@ class Clocks:
 
 
 def check_participants(algorithm: Any, communicator: Any, topology: Any) -> Any:
-    """Checks what takes part in a run; returns MPI's communicator of the processes.
+    """Checks the parts of a run; returns MPI's communicator of the processes.
 
     Raises:
       TypeError: if an argument is of a kind that a run cannot use.

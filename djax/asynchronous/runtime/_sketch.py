@@ -1,8 +1,8 @@
 """Estimates how far the models of different workers are apart, from short sketches.
 
-The exact consensus distance needs the models of all workers at the same moment. Since
-no worker may wait for it, each worker keeps a short random projection of its model
-instead, and the distances are computed at the end of the run.
+The exact consensus distance needs the models of all workers at the same moment, for
+which the workers would have to wait for each other. Instead, each worker keeps a short
+random projection of its model, and the distances are computed at the end of the run.
 """
 
 import jax
@@ -16,7 +16,7 @@ _LENGTH = 1024
 
 @jax.jit
 def sketch(params: PyTree) -> jax.Array:
-    r"""Projects a model onto 1,024 numbers, so that distances between models are kept.
+    r"""Projects a model onto 1,024 numbers that keep the distances between models.
 
     Each coordinate is added, with a random sign, to one of 1,024 sums (a tensor sketch
     without its products). The expected squared norm of the sketch is that of the model,

@@ -21,13 +21,15 @@ class Worker:
 
     Args:
       compute: computes one gradient.
-      model: of this worker.
-      averager: the other thread.
-      members: all workers.
-      settings: of the run.
-      saver: saves this worker, or None.
-      progress: called with the number of all workers' gradients after each own one.
-      stop: asked after each own gradient whether the run ends now.
+      model: the model of this worker.
+      averager: the averaging thread of this worker.
+      members: this worker's view of all workers.
+      settings: the settings of the run.
+      saver: saves this worker; None if the run has no checkpoints.
+      progress: a function that is called after each gradient of this worker, with the
+        number of gradients of all workers.
+      stop: a function that is called after each gradient of this worker, and returns
+        whether the run has to end now.
     """
 
     def __init__(
@@ -48,11 +50,15 @@ class Worker:
         self._measured = History()
 
     def train(self, model_state: PyTree) -> tuple[PyTree, PyTree]:
-        """Computes gradients; returns the last model state, and metrics `[1, ...]`.
+        """Computes gradients until the run is over.
+
+        Returns:
+          The last model state, and the metrics of all gradients, leaves
+          `[1, gradients, ...]`.
 
         Raises:
           djax.asynchronous.NonFiniteError: if a gradient or model is not finite, and
-            the run is to end then.
+            `nonfinite` is "raise".
         """
         while not self._averager.enough():
             model_state = self._step(model_state)
@@ -96,7 +102,7 @@ class Worker:
             raise NonFiniteError(f"asynchronous.run: {text}", (rank,), number - 1)
 
     def save(self, model_state: PyTree) -> None:
-        """Starts to write a checkpoint, if there is a checkpointer."""
+        """Starts to write a checkpoint, unless the run has no checkpoints."""
         if self._saver is None:
             return
         with self._model.lock:
