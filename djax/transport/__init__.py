@@ -1,14 +1,14 @@
 """How processes find each other, exchange bytes, and end.
 
-:mod:`djax.communicators` and :mod:`djax.asynchronous` are built on it. The parts are
+:mod:`djax.communicators` and :mod:`djax.asynchronous` are built on this package. It has
+four parts:
 
-* the start and the end of a process in an MPI job, both in bounded time
-  (:func:`start_mpi`, :func:`meet`, :func:`end_together`, :func:`leave_alone`,
-  :func:`end_now`),
-* the share of a node that each of its ranks gets (:func:`share_node`),
-* the packing of trees of arrays into messages (:class:`Packing`, :func:`exchange`),
-* messages between any two workers of an asynchronous run (:class:`Transport`), over MPI
-  or over sockets.
+* A process starts in an MPI job, and leaves it, in bounded time (:func:`start_mpi`,
+  :func:`meet`, :func:`end_together`, :func:`leave_alone`, :func:`end_now`).
+* Each rank gets its share of the node on which it runs (:func:`share_node`).
+* Trees of arrays are packed into messages (:class:`Packing`, :func:`exchange`).
+* Any two workers of an asynchronous run exchange messages (:class:`Transport`), over
+  MPI or over sockets.
 """
 
 from ._end import GUARD, end_now, end_on_exceptions, end_together, leave_alone

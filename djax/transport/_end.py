@@ -1,9 +1,10 @@
 """Lets a process leave an MPI job in bounded time.
 
-MPI's end waits for all ranks, and so does every message between ranks. If a rank leaves
-early, with or without an exit code, the other ranks would wait for it for ever. So each
-rank tells all others when its program has ended. A rank that still waits for one that
-has left ends the job. No rank enters MPI's end before all ranks have come to theirs.
+The end of MPI (`MPI_Finalize`) waits for all ranks, and a receiver of a message waits
+for its sender. If a rank left early, by an error or not, the others would wait for it
+for ever. So each rank tells all others when its program has ended. A rank that then
+still waits for this rank ends the job. No rank enters the end of MPI before the
+programs of all ranks have ended.
 
 This file is longer than others, since what a rank does while its program runs and what
 it does afterwards are two halves of one conversation, which has to be read as a whole.
@@ -28,18 +29,18 @@ from ._start import seconds_of, watch
 from ._watch import name, say
 
 EXIT_TIMEOUT = "DJAX_EXIT_TIMEOUT", 60.0
-"""Environment variable, and default: seconds in which a rank has to make progress once
-another rank has ended."""
+"""Environment variable, and its default: seconds in which a rank has to make progress
+after another rank has ended."""
 GUARD = "DJAX_GUARD_PIPE"
-"""Environment variable: a pipe into which :mod:`djax.guard` writes when another rank
-has died. Where it is set, the ranks do not end each other."""
+"""Environment variable: the number of a pipe into which :mod:`djax.guard` writes when
+another rank has died. If the variable is set, ranks do not end each other."""
 
-_POLL = 1.0  # Seconds between two looks for messages while the program runs.
-_QUICK_POLL = 0.01  # Seconds between two looks when the program has ended.
+_POLL = 1.0  # Seconds between two polls for messages while the program runs.
+_QUICK_POLL = 0.01  # Seconds between two polls when the program has ended.
 _ALIVE, _ENDED, _LEFT = range(3)  # Tags of MPI messages.
-_AFTER_A_DEATH = 5.0  # Seconds in which a rank must give a sign once another has died.
-_FIRST_WORD = 1.0  # Seconds in which other ranks may exit, too, before one ends them.
-_LAST_WORDS = 0.5  # Seconds in which the launcher passes output on.
+_AFTER_A_DEATH = 5.0  # Seconds in which ranks must give a sign of life after a death.
+_FIRST_WORD = 1.0  # Seconds in which others may exit before a failed rank ends them.
+_LAST_WORDS = 0.5  # Seconds that the launcher gets to pass output on.
 _PENDING = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
 
@@ -60,10 +61,11 @@ def end_now(reason: str, code: int, world: Any = None) -> None:
 
 
 def end_on_exceptions(world: Any) -> None:
-    """Makes an uncaught exception on one rank end all ranks, which would wait for it.
+    """Makes an uncaught exception on one rank end all ranks.
 
-    The other ranks let rank 0 speak first, so that an exception that all ranks raise is
-    mostly reported once. A second call does nothing.
+    Otherwise the other ranks would wait for this rank for ever. If all ranks raise the
+    same exception, it is mostly reported once, since the others let rank 0 report
+    first. A second call does nothing.
 
     Args:
       world: `mpi4py.MPI.COMM_WORLD`.
@@ -73,11 +75,11 @@ def end_on_exceptions(world: Any) -> None:
 
 
 def end_together(world: Any) -> None:
-    """Makes this process end with all others of its job, however it ends.
+    """Makes this process end together with all others of its job, however it ends.
 
-    All ranks have to call it. An exit code other than 0 ends all of them at once. If
-    MPI does not allow several threads to communicate, only exit codes are heeded. A
-    second call does nothing.
+    All ranks have to call this function. If one rank exits with a code other than 0,
+    all ranks are ended at once. If MPI does not allow several threads to communicate,
+    nothing but this is done. A second call does nothing.
 
     Args:
       world: `mpi4py.MPI.COMM_WORLD`.
@@ -88,12 +90,12 @@ def end_together(world: Any) -> None:
 
 
 def leave_alone(rank: int) -> None:
-    """Lets this process end without waiting for others, some of which are lost.
+    """Lets this process end without waiting for other ranks, since some are lost.
 
     After an uncaught exception the process ends with exit code 1.
 
     Args:
-      rank: of this worker, which an exception's report names.
+      rank: rank of this worker, which the report of an exception names.
     """
     sys.excepthook = _Excepthook(f"rank {rank}", None)
     if _end is not None:
@@ -119,18 +121,18 @@ class _Excepthook:
 
 
 class _End:
-    """What is known of the ends of this process's program and of the other ranks'.
+    """Tells other ranks when this process's program ends, and listens for their ends.
 
     Args:
       world: an MPI communicator of all ranks.
 
     Attributes:
       alone: whether this process ends without the others.
-      failed: whether this process, alone, ends by an exception.
+      failed: whether a process that ends without the others ends by an exception.
     """
 
     def __init__(self, world: Any):
-        """Starts to listen."""
+        """Starts the thread that listens."""
         from mpi4py import MPI
 
         self.alone = self.failed = False
@@ -145,8 +147,8 @@ class _End:
         self._heard = dict.fromkeys(self._others, time.monotonic())
         self._sent: list[Any] = []
         self._guard = _guard()
-        self._death = False  # Whether the guard has told of another rank's death.
-        self._apart = False  # Whether another rank ends without the others.
+        self._death = False  # Whether the guard has reported another rank's death.
+        self._apart = False  # Whether another rank ends without waiting for others.
         self._moved, self._asked = True, 0.0
         self._move = _PENDING(self._note_move)
         self._over = threading.Event()
@@ -157,10 +159,10 @@ class _End:
             self._thread.start()
         atexit.register(self._leave)
 
-    # While the program runs, in a thread that sleeps most of the time.
+    # Methods that run beside the program, in a thread that sleeps most of the time.
 
     def _listen(self) -> None:
-        """Ends the job if this rank waits for one that has ended or died."""
+        """Ends the job if this rank waits for a rank that has ended or died."""
         told = 0.0
         while not self._over.wait(_POLL):
             self._hear()
@@ -168,8 +170,8 @@ class _End:
                 continue
             now = time.monotonic()
             if self._moved:
-                # The main thread runs this between two steps of its Python program, so
-                # that it shows whether the program makes progress.
+                # The main thread runs this call between two instructions of Python. So
+                # the call shows whether the program makes progress.
                 self._moved, self._asked = False, now
                 ctypes.pythonapi.Py_AddPendingCall(self._move, None)
             elif now - self._asked > self._limit:
@@ -202,7 +204,7 @@ class _End:
         self._sent.append(self._comm.Isend([b"!", self._mpi.BYTE], rank, tag))
 
     def _give_up(self, seconds: float) -> None:
-        """Ends this rank, and all others: it will never come to its end."""
+        """Ends this rank and all others, since it would wait for ever."""
         gone = "another rank has died"
         if self._ended:
             gone = f"{name(self._ended)} ended before"
@@ -217,15 +219,15 @@ class _End:
         )
 
     def _stop(self, reason: str, code: int) -> None:
-        """Ends this process, and all ranks with it if no guard lets them live on."""
+        """Ends this process and, unless guards keep them alive, all other ranks."""
         end_now(reason, code, None if self._guard is not None else self._world)
 
-    # When the program has ended.
+    # Methods that run after the program has ended.
 
     def _leave(self) -> None:
-        """Waits until all other programs have ended, too; MPI's own end is then short.
+        """Waits until the programs of all ranks have ended, so that MPI can end.
 
-        Nothing is to be done in a fork, nor by a program that has ended MPI itself.
+        This does nothing in a forked process, or if the program itself has ended MPI.
         """
         if os.getpid() != self._process or self._mpi.Is_finalized():
             return
@@ -239,7 +241,7 @@ class _End:
         for rank in self._others:
             self._say(rank, _LEFT if self.alone else _ENDED)
         if not self.alone:
-            # Guarded ranks go on without one that has failed.
+            # Ranks with guards continue without a rank that has failed.
             if code and self._guard is None and self._silent(_FIRST_WORD):
                 self._end_all(code)
             self._wait()
@@ -270,7 +272,7 @@ class _End:
         """Waits until all other ranks have ended.
 
         Args:
-          seconds: how long to wait at most.
+          seconds: the longest time to wait.
 
         Returns:
           The ranks that give no sign of life, or, when the time is over, those that

@@ -1,7 +1,8 @@
-"""The exit code with which this process's program is about to end.
+"""Finds out the exit code with which this process is about to end.
 
-Python tells nobody: functions registered with `atexit` run before the code is known to
-the system, and an exit may have been caught by the program meanwhile.
+Python does not tell the exit code to functions that are registered with `atexit`. The
+argument of `sys.exit` alone is not enough, since the program may have caught this exit
+and ended regularly afterwards.
 """
 
 import dis
@@ -12,10 +13,10 @@ from typing import Any, NoReturn
 
 
 class ExitCode:
-    """Finds out with which code the interpreter ends."""
+    """Remembers the argument of `sys.exit`, and finds out whether it takes effect."""
 
     def __init__(self):
-        """Stands in for `sys.exit`, and remembers the program's outermost frame."""
+        """Replaces `sys.exit`, and remembers the program's outermost frame."""
         self._frame = frame = main_frame()
         while frame is not None:
             self._frame, frame = frame, frame.f_back
@@ -28,15 +29,15 @@ class ExitCode:
         self._exit(status)
 
     def __call__(self) -> int:
-        """Returns the code, as far as is known; to be called by `atexit`."""
+        """Returns the exit code; to be called from a function that `atexit` runs."""
         if self._code is None or not self._left_by_exception():
             return 0
         return int(self._code) if isinstance(self._code, int) else 1
 
     def _left_by_exception(self) -> bool:
-        """Whether the outermost frame was left by an exception, such as an exit.
+        """Whether the outermost frame was left by an exception, such as `SystemExit`.
 
-        If not, an exit was caught, and the program came to its regular end.
+        Otherwise an exit was caught, and the program came to its regular end.
         """
         if self._frame is None:
             return True

@@ -1,9 +1,9 @@
-"""What an asynchronous run needs from a transport, whatever carries the bytes.
+"""The interface of a transport, which carries the messages of an asynchronous run.
 
 The averaging thread of a worker talks to all other workers at once and must never block
-on one of them. A transport therefore delivers the messages of each pair of workers in
-order, never blocks, and lets its thread sleep while nothing happens. A message is a
-small header and any number of arrays.
+on one of them. A transport therefore never waits for a delivery, and lets its thread
+sleep while no message arrives. It delivers the messages of each pair of workers in
+order. A message consists of a small header and any number of arrays.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Array = Any
 
 
 class Message(NamedTuple):
-    """What a worker received.
+    """A message that a worker received.
 
     Attributes:
       sender: rank of the worker that sent the message.
@@ -31,10 +31,10 @@ class Message(NamedTuple):
 class Transport(Protocol):
     """Carries messages between any two workers.
 
-    Only one thread may use a transport; `wake` alone may be called by another one.
+    Only one thread may use a transport, except for `wake`, which any thread may call.
 
     Attributes:
-      survives: whether messages still pass between the other workers when the process
+      survives: whether the other workers can still exchange messages when the process
         of one worker has died.
     """
 
@@ -68,7 +68,7 @@ class Transport(Protocol):
         """Drops messages that a lost worker has not received."""
 
     def close(self) -> None:
-        """Delivers what has been sent, and frees the connections."""
+        """Delivers all messages that have been sent, and closes the connections."""
 
     def abort(self, reason: str) -> None:
         """Writes the reason to stderr, and ends this process, with all its threads."""

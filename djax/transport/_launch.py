@@ -1,7 +1,7 @@
 """Shares a node's cores, GPUs and memory among the MPI ranks that run on it.
 
-XLA decides on its threads, its device and its memory once, before the first
-computation, and as if no other process ran on the node. So a rank settles them first.
+XLA chooses its threads, its device and its memory once, before the first computation,
+and as if no other process ran on the node. So each rank limits XLA to its share before.
 Importing this module starts neither MPI nor JAX's devices.
 """
 
@@ -67,7 +67,7 @@ def check_launcher(world: Any) -> None:
 def share_node(world: Any) -> None:
     """Gives this rank its share of the node's GPUs, cores and memory.
 
-    All ranks have to call it, before JAX's first computation.
+    All ranks have to call this function before JAX's first computation.
 
     Args:
       world: `mpi4py.MPI.COMM_WORLD`.
@@ -91,8 +91,8 @@ def _share_cores(node: Any) -> None:
     """Limits XLA's CPU threads to this rank's share of the cores that it may run on.
 
     MPI ranks poll while they wait. If there were more threads than cores, they would
-    take time from each other. Where the launcher has bound each rank to cores of its
-    own, these are the rank's share.
+    take time from each other. If the launcher has bound each rank to cores of its own,
+    these cores are the rank's share.
     """
     if hasattr(os, "sched_getaffinity"):
         mine = frozenset(os.sched_getaffinity(0))
@@ -149,7 +149,7 @@ def _keep_memory(sharing: int) -> None:
 
 
 def _addresses_are_free() -> bool:
-    """Whether a process may allocate memory that it never touches without a cost."""
+    """Whether memory that a process allocates and never touches costs it nothing."""
     limits = resource.RLIMIT_AS, resource.RLIMIT_DATA
     if any(resource.getrlimit(x)[0] != resource.RLIM_INFINITY for x in limits):
         return False

@@ -1,4 +1,4 @@
-"""Messages of an asynchronous run over MPI."""
+"""Carries the messages of an asynchronous run over MPI."""
 
 import os
 import struct
@@ -15,7 +15,7 @@ from ._interface import Array, Message
 from ._packing import aligned, as_bytes
 
 _HEADER, _BUFFER = 1, 2  # Tags of MPI messages.
-# Seconds between two looks for messages: the shortest pause, and the longest.
+# Shortest and longest pause between two polls for messages, in seconds.
 _SHORT, _LONG = 50e-6, 1e-3
 
 
@@ -24,12 +24,12 @@ class MPITransport:
 
     MPI copies a large array once, from the sender's memory to the receiver's. The
     arrays of a message may arrive later than the headers of messages that were sent
-    after it. Arrays of JAX stay on their devices if the MPI is CUDA-aware and the
-    environment says so, by the variable of mpi4jax: `MPI4JAX_USE_CUDA_MPI=1`.
+    after it. If MPI is CUDA-aware, arrays of JAX can stay on their devices. For this
+    the environment variable of mpi4jax has to be set, `MPI4JAX_USE_CUDA_MPI=1`.
 
     Args:
-      comm: an MPI communicator of all workers, of which a duplicate is made. All ranks
-        have to take part.
+      comm: an MPI communicator of all workers, which is duplicated. All ranks have to
+        make their transports together.
 
     Raises:
       RuntimeError: if MPI does not allow several threads to call it.
@@ -71,9 +71,9 @@ class MPITransport:
         self._sending.append((request, data))
 
     def _memory(self, data: Any) -> Any:
-        """Returns what MPI can read or write; an array of JAX is given by its address.
+        """Returns an object that MPI can read from or write to.
 
-        The address may be in the memory of a device.
+        An array of JAX is passed by its address, which may be in a device's memory.
         """
         if not isinstance(data, jax.Array):
             return data
@@ -122,7 +122,7 @@ class MPITransport:
         self._receiving.append((requests, message))
 
     def _buffer(self, size: int, direct: bool) -> Array:
-        """Returns an array to receive into, a recycled one where there is one."""
+        """Returns an array to receive into, which is a recycled one if possible."""
         if self._free.get((size, direct)):
             return self._free[size, direct].pop()
         if direct:

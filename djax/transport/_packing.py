@@ -17,7 +17,7 @@ from djax._interfaces import PyTree
 
 from ._interface import Array
 
-# Bytes. Copying a larger leaf into a packed buffer takes longer than a message.
+# Copying a leaf of this size in bytes into a joined array takes longer than a message.
 LARGE_LEAF_BYTES = 1 << 20
 
 # MPI counts elements with a C int.
@@ -27,11 +27,12 @@ MAX_COUNT = np.iinfo(np.int32).max
 class Packing:
     """Turns trees of one structure into few arrays, and back.
 
-    A leaf of 1 MiB or more becomes an array of its own. Smaller leaves are joined, all
-    of one dtype in one array. Empty leaves are left out.
+    A leaf of 1 MiB or more becomes an array of its own. All smaller leaves of one dtype
+    are joined in one array. Empty leaves are left out.
 
     Args:
-      like: a tree of arrays, or of shapes and dtypes. PRNG keys have to be raw.
+      like: a tree of arrays, or of shapes and dtypes. Random keys have to be raw
+        arrays, not typed keys.
     """
 
     def __init__(self, like: PyTree):
@@ -46,7 +47,7 @@ class Packing:
         return [(x.shape, x.dtype) for x in packed]
 
     def pack(self, tree: PyTree) -> list[Array]:
-        """Returns few arrays; a leaf that is not joined is returned as it is."""
+        """Returns the packed arrays; a leaf that is not joined is not copied."""
         leaves = self._structure.flatten_up_to(tree)
         return [
             jnp.concatenate([leaves[i].ravel() for i in group])
@@ -65,7 +66,7 @@ class Packing:
         return self._structure.unflatten(leaves)
 
     def view(self, buffers: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Returns received bytes as the packed arrays that they are, without a copy."""
+        """Views received bytes as packed arrays, without a copy."""
         return [
             buffer.view(dtype).reshape(shape)
             for buffer, (shape, dtype) in zip(buffers, self.layout, strict=True)
@@ -99,11 +100,12 @@ def exchange(tree: PyTree, transfer: Callable[[jax.Array], jax.Array]) -> PyTree
 
     Args:
       tree: arrays of any dtype of 8 bits and more, typed PRNG keys excepted.
-      transfer: sends a one-dimensional array of at most `MAX_COUNT` elements, of a
-        dtype that MPI has, and returns one of the same shape and dtype.
+      transfer: a function that sends a one-dimensional array and returns the received
+        one, of the same shape and dtype. The array has at most `MAX_COUNT` elements,
+        of a dtype that MPI knows.
 
     Returns:
-      What was received, a tree of the same structure, shapes and dtypes.
+      The received tree, with the same structure, shapes and dtypes.
     """
     tree = jax.tree.map(jnp.asarray, tree)
     packing = Packing(tree)
@@ -111,7 +113,7 @@ def exchange(tree: PyTree, transfer: Callable[[jax.Array], jax.Array]) -> PyTree
 
 
 def _send(flat: jax.Array, transfer: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Sends an array; a dtype that MPI does not know, such as bfloat16, as integers."""
+    """Sends an array; bfloat16 and other dtypes unknown to MPI are sent as integers."""
     dtype = flat.dtype
     if jnp.issubdtype(dtype, np.inexact) and dtype.itemsize <= 2:
         flat = jax.lax.bitcast_convert_type(flat, f"uint{8 * dtype.itemsize}")
@@ -130,7 +132,7 @@ def as_bytes(array: Array) -> np.ndarray:
     """Returns an array as `uint8[bytes]` in the host's memory, on a CPU without a copy.
 
     Args:
-      array: of any shape and dtype.
+      array: an array of JAX or NumPy, of any shape and dtype.
     """
     if isinstance(array, jax.Array) and next(iter(array.devices())).platform != "cpu":
         pinned = array.sharding.with_memory_kind("pinned_host")

@@ -1,8 +1,9 @@
 """Lets a process join the other ranks of an MPI job in bounded time.
 
-Starting MPI, like its first collective calls, waits for every rank of the job. If one
-rank has died, or does something else, all others would wait for ever without a word. So
-each step has a time limit, after which the process names the missing ranks and ends.
+Starting MPI waits for every rank of the job, and so do the first collective calls. If
+one rank has died, or does something else, all others would wait for ever without a
+word. So each step has a time limit, after which the process names the missing ranks and
+ends.
 """
 
 import contextlib
@@ -21,15 +22,15 @@ from . import _watch
 from ._launch import launcher_size
 
 START_TIMEOUT = "DJAX_START_TIMEOUT", 600.0
-"""Environment variable, and default: seconds that a rank waits for all to start."""
+"""Environment variable, and its default: seconds that a rank waits for all to start."""
 
-_PATIENCE = 30.0  # Seconds after which a rank says that it waits for others to start.
-_TAG = 32003  # Of the messages of `meet`; no other message has it.
+_PATIENCE = 30.0  # Seconds after which a rank reports that it waits for others.
+_TAG = 32003  # Tag of the messages of `meet`; no other message has it.
 _ROUND_TRIP = 5.0  # Seconds in which rank 0 has to answer after its own time limit.
 
 
 class Absent(RuntimeError):
-    """Some ranks have not called, in time, what all ranks have to call.
+    """Some ranks did not call, in time, a function that all ranks have to call.
 
     Attributes:
       ranks: the missing ranks.
@@ -68,8 +69,8 @@ def start_mpi() -> Any:
     """Starts MPI, and ends the process if that takes too long.
 
     The start waits for all ranks of the job, for at most :data:`START_TIMEOUT`. The
-    kernel is told to end this process when its launcher dies. If MPI has been started
-    already, nothing happens.
+    kernel is asked to end this process when its launcher dies. If MPI has been started
+    already, this function does nothing.
 
     Returns:
       The module `mpi4py.MPI`.
@@ -92,9 +93,9 @@ def watched(doing: str, seconds: float, patience: float) -> Iterator[None]:
     """Ends this process, with one line, if the body of the `with` takes too long.
 
     Args:
-      doing: what the body does, for the line.
+      doing: what the body does, for the lines that are written.
       seconds: the time limit.
-      patience: seconds after which a first line says that this takes long.
+      patience: seconds after which a first line says that the body takes long.
     """
     watcher = watch(doing, seconds, patience)
     try:
@@ -108,24 +109,25 @@ def watched(doing: str, seconds: float, patience: float) -> Iterator[None]:
 def watch(
     doing: str, seconds: float, patience: float = math.inf
 ) -> subprocess.Popen[bytes] | None:
-    """Starts a second process, which ends this one when a time limit is over.
+    """Starts a second process, which ends this process when a time limit is over.
 
-    Some calls of MPI hold the interpreter's lock, so that no thread could do this.
-    Without a launcher this process waits for no other, and nothing is started.
+    Some calls of MPI hold the interpreter's lock, so that no thread could do this. If
+    no launcher has started this process, it waits for no other process, and no second
+    process is started.
 
     Args:
-      doing: what this process does meanwhile, for the line that is written.
+      doing: what this process does meanwhile, for the lines that are written.
       seconds: the time limit.
       patience: seconds after which a first line says that this takes long.
 
     Returns:
-      The second process, or None. It ends by itself when this one does.
+      The second process, or None. It ends by itself when this process ends.
     """
     if (launcher_size() or 1) == 1:
         return None
     numbers = map(str, (patience, seconds, os.getpid()))
     command = [sys.executable, "-I", "-S", _watch.__file__, doing, *numbers]
-    # The launcher's signals to this rank would end it, too, if it had no own session.
+    # In a session of its own, it does not get the launcher's signals to this rank.
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
@@ -141,19 +143,19 @@ def _die_with_launcher() -> None:
 
 
 def meet(comm: Any, what: str, seconds: float | None = None) -> None:
-    """Waits until all ranks have called it, so that what follows cannot hang.
+    """Waits until all ranks have called it, so that collective calls can follow safely.
 
     Every rank reports to rank 0, which answers. After 30 seconds, or half of the time
-    limit, rank 0 names those that are late. Nobody waits for ranks that are known to
-    have died.
+    limit, rank 0 writes which ranks are late. It does not wait for ranks that are known
+    to have died, and no other rank waits for rank 0 if rank 0 has died.
 
     Args:
       comm: an MPI communicator.
-      what: what all ranks have to call, for the messages.
+      what: name of the function that all ranks have to call, for the messages.
       seconds: the time limit; by default :data:`START_TIMEOUT`.
 
     Raises:
-      Absent: if some ranks have not called it in time; the error names them.
+      Absent: if some ranks have not called this function in time; the error names them.
     """
     seconds = seconds_of(START_TIMEOUT) if seconds is None else seconds
     begin = time.monotonic()
@@ -166,7 +168,7 @@ class _Deaths:
     """Looks up, at most once a second, which ranks have died."""
 
     def __init__(self):
-        """No rank is known to have died."""
+        """Starts without knowing of any death."""
         self._looked, self._before = time.monotonic(), set()
 
     def include(self, ranks: set[int]) -> bool:
@@ -180,7 +182,7 @@ class _Deaths:
 
 
 def _gather(comm: Any, what: str, seconds: float) -> list[int]:
-    """Waits for the reports of all other ranks, and tells them who is missing."""
+    """Waits for the reports of all other ranks, and tells them which are missing."""
     from mpi4py import MPI
 
     begin, said, deaths = time.monotonic(), False, _Deaths()

@@ -2,8 +2,8 @@
 
 MPI's start and its end hold Python's interpreter lock, so that no thread of the waiting
 process could write a word. So :mod:`djax.transport._start` runs this file as a program
-of its own, which needs nothing but Python's library. It reads from a pipe, which closes
-when the call has returned or the process has died.
+of its own, which needs nothing but Python's library. The program reads from a pipe. The
+pipe closes when the call has returned or the process has died, and the program ends.
 """
 
 import os
@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 
-_POLL = 0.5  # Seconds between two looks.
+_POLL = 0.5  # Seconds between two searches for missing ranks.
 
 
 def main(doing: str, patience: float, limit: float, parent: int) -> None:
@@ -31,8 +31,8 @@ def main(doing: str, patience: float, limit: float, parent: int) -> None:
     while not select.select([0], [], [], _POLL)[0]:
         waited = time.monotonic() - begin
         dead, late = missing(parent)
-        # Processes do not all start or end at the same moment, so a rank has to be
-        # missing at two looks.
+        # Processes do not all start or end at the same moment. So a rank counts as dead
+        # only if two searches in a row find it dead.
         if dead & dead_before:
             say(f"{who} ends {doing}: {name(dead)} died before.")
         elif waited > limit:
@@ -43,7 +43,7 @@ def main(doing: str, patience: float, limit: float, parent: int) -> None:
                 say(f"{who} is {doing} since {waited:.0f} s: {blame(late)}.")
             dead_before = dead
             continue
-        time.sleep(0.5)  # In which the launcher passes the line on.
+        time.sleep(0.5)  # The launcher needs this time to pass the line on.
         if os.getppid() == parent:
             os.kill(parent, signal.SIGKILL)
         return
@@ -56,12 +56,12 @@ def say(text: str) -> None:
 
 
 def name(ranks: set[int]) -> str:
-    """Returns the ranks as a sentence names them."""
+    """Returns the ranks in words, such as "ranks 1, 2"."""
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, sorted(ranks)))}"
 
 
 def blame(late: set[int]) -> str:
-    """Returns whom the caller waits for, as a clause."""
+    """Returns a clause that names the ranks for which the caller waits."""
     if not late:
         return "not all ranks have come"
     return f"{name(late)} {'have' if len(late) > 1 else 'has'} not come"
@@ -70,15 +70,15 @@ def blame(late: set[int]) -> str:
 def missing(caller: int) -> tuple[set[int], set[int]]:
     """Finds the ranks of this node that have died, and those that are late.
 
-    They are known under MPICH's launcher on Linux only. If the job runs on several
-    nodes, dead ranks are not known.
+    These ranks are known under MPICH's launcher on Linux only. If the job runs on
+    several nodes, dead ranks are not known.
 
     Args:
       caller: process id of a rank that waits for the others.
 
     Returns:
-      The ranks that have died, and the living ranks that do not wait like the caller.
-      Both are empty where they are not known.
+      The ranks that have died, and the living ranks that do not wait as the caller
+      does. Both sets are empty if the ranks are not known.
     """
     try:
         size, local = (int(os.environ[x]) for x in ("PMI_SIZE", "MPI_LOCALNRANKS"))
@@ -118,7 +118,7 @@ def _ancestors(process: int, parents: dict[int, int]) -> list[int]:
 
 
 def _read(process: int, file: str) -> bytes:
-    """Returns what the kernel says of a process; nothing if it has ended."""
+    """Reads a process's file in `/proc`; returns nothing if the process has ended."""
     try:
         return pathlib.Path(f"/proc/{process}/{file}").read_bytes()
     except OSError:

@@ -1,4 +1,7 @@
-"""Messages of an asynchronous run over TCP sockets."""
+"""Carries the messages of an asynchronous run over TCP sockets.
+
+A stranger, in this file, is a peer that connects without knowing the password.
+"""
 
 import contextlib
 import math
@@ -18,12 +21,12 @@ from ._interface import Array, Message
 from ._packing import aligned, as_bytes
 
 _USER = "worker"
-# Largest size of a frame in bytes: the most that a stranger can make a worker keep.
+# Largest size of a frame in bytes. A stranger can make a worker keep one frame.
 _FRAME = 1 << 18
-# Milliseconds after which a connection without the password is closed. A worker that is
-# slower than that, on a very busy machine, connects again.
+# Milliseconds after which a connection without the password is closed. A worker that
+# takes longer, on a very busy machine, connects again.
 _HANDSHAKE = 10_000
-# Number of connections of strangers that are open at the same time.
+# Largest number of strangers that are connected at the same time.
 _STRANGERS = 64
 # Milliseconds for which `close` waits until sent messages are delivered.
 _LINGER = 2_000
@@ -36,20 +39,20 @@ class ZMQTransport:
     its loopback interface. Workers on different machines connect to the host name that
     MPI reports, and a worker listens on these addresses only.
 
-    Anybody who reaches a port may connect. Before ZeroMQ knows who a peer is, it keeps
-    one frame of what the peer sends. Frames are therefore limited to 256 KiB, and
-    larger arrays travel in several frames. A peer that does not know the worker's
-    password is disconnected after ten seconds, and a peer that connects while 64
-    strangers are connected is disconnected at once. In a measurement, 200 simultaneous
-    strangers that sent 100 kB each cost less than 32 MB in all. The password keeps
-    strangers out; nothing is encrypted.
+    Any program that reaches a port can connect to it. Before ZeroMQ knows who a peer
+    is, it keeps one frame of what the peer sends. Frames are therefore limited to
+    256 KiB, and larger arrays are sent in several frames. A stranger is disconnected
+    after ten seconds. While 64 strangers are connected, further peers are disconnected
+    at once. In a measurement, 200 simultaneous strangers that sent 100 kB each cost
+    less than 32 MB in all. The password keeps strangers out; nothing is encrypted.
 
     Limiting frames costs time. Two processes on two cores that sent each other messages
     of 40 MB, in one array or in 19, needed about twice as long as with a single frame
     for each array (1.8 to 2.6 times in six measurements).
 
     Args:
-      comm: an MPI communicator of all workers. All ranks have to take part.
+      comm: an MPI communicator of all workers. All ranks have to make their transports
+        together.
 
     Raises:
       ModuleNotFoundError: if pyzmq is missing.
@@ -72,7 +75,7 @@ class ZMQTransport:
         password = secrets.token_hex(16)
         self._open_inbox(password, comm.size + _STRANGERS)
         ports = self._connections.ports = self._bind(reached_at)
-        # The name of a worker is a secret, too: a message of another name is dropped.
+        # Workers' names are secret, too: a message from any other name is dropped.
         workers = comm.allgather((ports, password, secrets.token_bytes(16)))
         self._ranks = {name: rank for rank, (_, _, name) in enumerate(workers)}
         name, self._outbox = workers[comm.rank][2], {}
@@ -85,14 +88,14 @@ class ZMQTransport:
         os.set_blocking(self._woken, False)
         os.set_blocking(self._wake, False)
         self._closing = threading.Lock()
-        # Arrays are used again, since the system maps new memory page by page.
+        # Arrays are reused, since getting new memory from the system takes time.
         self._free: dict[int, list[Array]] = {}
         self._poller = zmq.Poller()
         for source in (self._inbox, self._woken, self._connections.monitor):
             self._poller.register(source, zmq.POLLIN)
 
     def _open_inbox(self, password: str, most: int) -> None:
-        """Makes the socket for received messages, with limits for strangers."""
+        """Makes the socket for received messages, with limits on strangers."""
         from zmq.auth.thread import ThreadAuthenticator
 
         zmq = self._zmq
@@ -109,8 +112,8 @@ class ZMQTransport:
     def _bind(self, addresses: set[str]) -> dict[str, int]:
         """Listens on the addresses that other workers connect to.
 
-        If an address is not this machine's, because a router translates addresses for
-        example, it listens on all addresses.
+        If an address does not belong to this machine, for example because a router
+        translates addresses, the worker listens on all addresses.
 
         Returns:
           The ports by address, with the key `"*"` for all addresses.
@@ -175,7 +178,7 @@ class ZMQTransport:
                 complete.append(Message(sender, header.bytes, buffers))
 
     def _join(self, sizes: Any, frames: Iterable[Any]) -> list[np.ndarray]:
-        """Puts frames together to arrays of the given sizes, packed as `uint64`."""
+        """Joins frames to arrays, whose sizes are given as packed `uint64` numbers."""
         arrays, waiting = [], iter(frames)
         for (size,) in struct.iter_unpack("<Q", sizes):
             count = -(-size // _FRAME)
@@ -193,7 +196,7 @@ class ZMQTransport:
         return arrays
 
     def recycle(self, buffers: list[Array]) -> None:
-        """See :class:`Transport`; an array of a single frame is ZeroMQ's memory."""
+        """See :class:`Transport`; arrays of one frame are ZeroMQ's memory."""
         for buffer in buffers:
             if buffer.size > _FRAME:
                 self._free.setdefault(buffer.size, []).append(buffer)
@@ -225,12 +228,12 @@ class ZMQTransport:
             self._wake = -1
 
     def abort(self, reason: str) -> None:
-        """See :class:`Transport`; the other processes live on."""
+        """See :class:`Transport`; the other processes continue."""
         end_now(reason, 1)
 
 
 def _addresses(comm: Any) -> list[str]:
-    """Returns the addresses by which this worker reaches each worker's machine."""
+    """Returns, for each worker, the address by which this worker reaches it."""
     from mpi4py import MPI
 
     hosts = comm.allgather(MPI.Get_processor_name())
@@ -243,8 +246,8 @@ def _addresses(comm: Any) -> list[str]:
 class _Connections:
     """Limits how many peers are connected to a socket at the same time.
 
-    Without a limit, strangers could exhaust the memory that ZeroMQ keeps for
-    connections that have not said the password yet.
+    Without a limit, strangers could exhaust the memory: ZeroMQ keeps a frame of each
+    connection that has not sent the password yet.
 
     Args:
       inbox: the socket, before it listens.
@@ -256,7 +259,7 @@ class _Connections:
     """
 
     def __init__(self, inbox: Any, most: int):
-        """Nobody is connected."""
+        """Starts without connections."""
         import zmq
         from zmq.utils.monitor import parse_monitor_message
 
@@ -272,7 +275,7 @@ class _Connections:
         return len(self._open)
 
     def limit(self) -> None:
-        """Counts the connections, and closes those that are too many."""
+        """Counts the connections, and closes new ones above the limit."""
         while self.monitor.poll(0):
             event = self._parse(self.monitor.recv_multipart())
             if event["event"] != self._accepted:
@@ -284,7 +287,7 @@ class _Connections:
 
     def _hang_up(self, descriptor: int) -> None:
         """Shuts a connection down that ZeroMQ has accepted; ZeroMQ then frees it."""
-        # The peer may have left by itself, and its descriptor may be another file's.
+        # The peer may have left meanwhile, and its descriptor may be another file's.
         with contextlib.suppress(OSError, IndexError):
             with socket.socket(fileno=os.dup(descriptor)) as connection:
                 if connection.getsockname()[1] in self.ports.values():
