@@ -172,7 +172,7 @@ class _Deaths:
         self._looked, self._before = time.monotonic(), set()
 
     def include(self, ranks: set[int]) -> bool:
-        """Whether all of these ranks were dead at the last two looks."""
+        """Returns whether the last two searches found all of these ranks dead."""
         if time.monotonic() < self._looked + 1:
             return False
         dead, _ = _watch.missing(os.getpid())

@@ -71,7 +71,7 @@ class AcidState(NamedTuple):
 def acid(
     base: optax.GradientTransformation, constants: AcidConstants
 ) -> EventTransformation:
-    r"""A²CiD², around any optimizer.
+    r"""A²CiD²: pairwise averaging accelerated by a momentum, around any optimizer.
 
     With :math:`h = \frac12 (1 - e^{-2 \eta \Delta})`, the optimizer's update
     :math:`u_i` and the models :math:`x_i, x_j` that an averaging exchanged:

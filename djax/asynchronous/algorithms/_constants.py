@@ -57,8 +57,8 @@ class AcidConstants(NamedTuple):
 class Asked:
     """The rates of averagings for which constants or events were made.
 
-    Two such objects can be compared with `==`, which finds constants that do not fit to
-    the events. Rates that differ only by rounding are equal.
+    Constants that do not fit the events are found by comparing two such objects with
+    `==`. Rates that differ only by rounding are equal.
 
     Args:
       topology: which workers are neighbours.

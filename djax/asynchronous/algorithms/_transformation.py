@@ -80,7 +80,7 @@ def difference(sent: PyTree, peer: PyTree) -> PyTree:
 
 
 def displacement(sent_minus_peer: PyTree, alpha: Any, params: PyTree) -> PyTree:
-    """Returns what an averaging adds to a model, in the model's dtypes."""
+    """Returns the displacement that an averaging adds to a model, in its dtypes."""
     return optax.tree.cast_like(optax.tree.scale(-alpha, sent_minus_peer), params)
 
 

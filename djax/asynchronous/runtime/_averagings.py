@@ -48,7 +48,7 @@ class Averagings:
         self._in_use: list[np.ndarray] = []  # The last model that was received.
 
     def demand(self, peer: int | None) -> None:
-        """Demands one more averaging, with one neighbour, or with any if it is None."""
+        """Demands one more averaging, with any neighbour if `peer` is None."""
         self._speak(self.pairing.demand(peer))
 
     def finish(self) -> None:

@@ -4,7 +4,7 @@ import time
 
 
 class OwnTime:
-    """Counts time in gradients of this worker: a slow worker ages more slowly.
+    """Counts time in gradients of this worker, so that slow workers average less often.
 
     The time is the number of finished gradients plus the fraction of the current
     gradient that has passed. This fraction is estimated from the durations of earlier

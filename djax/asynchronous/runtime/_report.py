@@ -152,8 +152,8 @@ class Report:
     def idle_share(self) -> np.ndarray:
         """`float64[n]`: share of its time in which each worker computed no gradient.
 
-        In this time the worker has loaded data or, with a `max_backlog`, may have
-        waited for averagings.
+        In this time the worker may have loaded data or, with a `max_backlog`, waited
+        for averagings.
         """
         busy = self._each(lambda r: np.diff(r["gradients"], axis=1).sum())
         return np.where(self.ends > 0, 1 - busy / np.maximum(self.ends, 1e-9), 0.0)

@@ -99,9 +99,9 @@ def run(
 
     All ranks of an MPI job call this function. Each rank computes gradients back to
     back, while a second thread averages with neighbours. The displacement of an
-    averaging is added to the model as it is by then, so that no gradient is lost. A
-    worker counts time in its own gradients: a slow worker averages less often, and its
-    model ages more slowly. The fraction of the current gradient that has passed is
+    averaging is added to the model that the worker has by then, so that no gradient is
+    lost. A worker counts time in its own gradients: a slow worker averages less often,
+    and mixes more slowly. The fraction of the current gradient that has passed is
     estimated from the durations of earlier gradients.
 
     The arguments from `topology` on have to be equal on all ranks, except `params`,
@@ -115,7 +115,7 @@ def run(
         :func:`djax.simulation.make_steps`.
       batches: `epoch -> tree` with leaves `[1, steps, ...]`, this worker's data of the
         epochs 0, 1, ... All epochs have the same number of steps.
-      communicator: made by :func:`djax.communicators.mpi`.
+      communicator: the communicator, made by :func:`djax.communicators.mpi`.
       topology: which workers are neighbours.
       params: the first model, with a leading axis of 1. All workers start from the
         model of rank 0.

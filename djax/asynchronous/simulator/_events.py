@@ -127,7 +127,7 @@ class Events:
         return _frozen(result)
 
     def last_times(self, time: float) -> np.ndarray:
-        """Returns each worker's last event time up to `time`, or 0, `float64[n]`."""
+        """Returns `float64[n]`: each worker's last event time up to `time`, or 0."""
         last = np.zeros(self.size)
         past = slice(np.searchsorted(self.time, time, side="right"))
         meets = ~self.is_gradient[past]
