@@ -1,1 +1,1 @@
-"""What the experiments share."""
+"""Contains everything that several experiments use."""

@@ -1,4 +1,4 @@
-"""Algorithms as the command line names them: how workers average, around what."""
+"""Makes optimizers from the names and options of algorithms on the command line."""
 
 import dataclasses
 import functools
@@ -30,14 +30,14 @@ class Algorithm:
     with little communication power_gossip, choco_sgd, deep_squeeze, moniqua, dcd_psgd
     and ecd_psgd; without waiting, on virtual clocks, a2cid2 and adpsgd."""
     consensus_rate: float | None = None
-    """Step size of the averaging: 1 by default, but choco_sgd, deep_squeeze and moniqua
-    need one, the smaller the coarser their messages are."""
+    """Step size of the averaging; 1 by default. It has no default for choco_sgd,
+    deep_squeeze and moniqua: they need a small one if their messages are coarse."""
     overlap: bool = False
     """Send messages that do not depend on this step's gradients."""
     local_steps: int = 1
     """Number of local steps between two averaging steps."""
     missing: Literal["initial", "latest", "self", "renormalize"] | None = None
-    """What stands for the models that have not reached a worker of relay_sgd."""
+    """What relay_sgd puts in place of models that have not reached a worker."""
     rounds: int = 1
     """Exchanges in each step of sgp; each takes the next step of its graph."""
     rank: int = 1
@@ -45,23 +45,24 @@ class Algorithm:
     iterations: int = 1
     """Power iterations of power_gossip in each step."""
     warm_start: bool = True
-    """Multiply by what power_gossip's last iteration found, not by random vectors."""
+    """Start a power iteration of power_gossip at the result of the last one, instead of
+    at random vectors."""
     compressor: str | None = None
     """Code of the messages of choco_sgd, deep_squeeze, dcd_psgd and ecd_psgd: identity,
-    top_k, random_k, sign, low_rank or quantize. By default top_k, for dcd_psgd and
-    ecd_psgd, which need a fine and unbiased one (identity, random_k or quantize),
-    quantize."""
+    top_k, random_k, sign, low_rank or quantize; top_k by default. dcd_psgd and ecd_psgd
+    need a fine and unbiased code (identity, random_k or quantize): quantize by default.
+    """
     compressor_options: Options = dataclasses.field(default_factory=dict)
-    """Its arguments, as in `fraction 0.01`, `rank 2` or `bits 4`; by default `fraction
-    0.1`, `rank 1`, `bits 8`. Random ones are unbiased for dcd_psgd and ecd_psgd, and
-    contractions for choco_sgd and deep_squeeze."""
+    """Arguments of the code, as in `fraction 0.01`, `rank 2` or `bits 4`; by default
+    `fraction 0.1`, `rank 1`, `bits 8`. Random codes are unbiased for dcd_psgd and
+    ecd_psgd, and contractions for choco_sgd and deep_squeeze."""
     theta: float = 1.0
-    """How far apart neighbours of moniqua may be in a coordinate."""
+    """Largest difference between neighbours of moniqua in a coordinate."""
     bits: int = 2
     """Bits of each coordinate in moniqua's messages."""
     check: bool = True
-    """Refuse graphs on which d2_sgd diverges: fixed ones whose mixing weights have an
-    eigenvalue below -1/3, and many of those that change with time."""
+    """Refuse graphs on which d2_sgd diverges: fixed graphs whose mixing matrix has an
+    eigenvalue below -1/3, and many of the graphs that change with time."""
 
 
 class Recipe(NamedTuple):
@@ -71,14 +72,15 @@ class Recipe(NamedTuple):
       mechanism: makes a mechanism of a graph and a communicator. The options of the
         algorithm are those fields of :class:`Algorithm` that are arguments of this
         function, of `around` or of `optimizer`.
-      graphs: refuses graphs with which the algorithm does not work. It returns the
-        graphs that are used, which are others where the algorithm has its own.
+      graphs: refuses graphs with which the algorithm does not work, and returns the
+        graphs that are used. These may be others, if the algorithm has a default graph.
       around: wraps the mechanism, as a correction does.
       gradients: whether gradients are averaged in place of models. With local steps
         between two averaging steps models are averaged all the same.
-      base: the name of the only base optimizer that `optimizer` can stand for.
-      optimizer: makes one optimizer of base optimizer and averaging. It takes the
-        mechanism, and returns a function like optax's of the name `base`.
+      base: the name of the only base optimizer that `optimizer` can replace.
+      optimizer: for algorithms that combine base optimizer and averaging into one
+        optimizer: takes the mechanism, and returns a function with the arguments of
+        optax's function called `base`.
       unbiased: whether compressed messages have to be unbiased.
       local_steps: whether there may be local steps between two averaging steps.
     """
@@ -94,7 +96,7 @@ class Recipe(NamedTuple):
 
     @property
     def options(self) -> set[str]:
-        """Names of the fields of :class:`Algorithm` that mean something to it."""
+        """Names of the fields of :class:`Algorithm` that the algorithm uses."""
         parts = filter(None, (self.mechanism, self.around, self.optimizer))
         found = set[str]().union(*map(_arguments, parts))
         found |= {"compressor_options"} if "compressor" in found else set()
@@ -102,15 +104,15 @@ class Recipe(NamedTuple):
 
     @property
     def tuned(self) -> bool:
-        """Whether the consensus rate has no default."""
+        """Whether the user must choose the consensus rate, since it has no default."""
         rate = _arguments(self.mechanism).get("consensus_rate")
         return rate is not None and rate.default is inspect.Parameter.empty
 
 
 def _arguments(make: Callable) -> dict[str, inspect.Parameter]:
-    """The arguments of a function that are fields of :class:`Algorithm`."""
+    """Returns the arguments of a function that are fields of :class:`Algorithm`."""
     fields = {field.name for field in dataclasses.fields(Algorithm)}
-    bound = getattr(make, "keywords", {})  # Of a partial.
+    bound = getattr(make, "keywords", {})  # `make` may be a functools.partial.
     parameters = inspect.signature(make).parameters
     return {
         name: parameter
@@ -125,9 +127,9 @@ def _gossip_for_d2(
     consensus_rate: float = 1.0,
     check: bool = True,
 ) -> djax.Mechanism:
-    """Gossip between fixed neighbours only if D² converges with it.
+    """Makes gossip for D², and refuses a fixed graph on which D² diverges.
 
-    The error of :func:`djax.d2_sgd` names weights with which it does.
+    The check is that of :func:`djax.d2_sgd`, whose error names weights that work.
     """
     if check and isinstance(graph, djax.Topology):
         djax.d2_sgd(1.0, graph, communicator, consensus_rate=consensus_rate)
@@ -160,13 +162,13 @@ def _quasi_global_adam(mechanism: djax.Mechanism) -> Callable:
 
 
 _gossip = functools.partial(djax.gossip, overlap=False)
-"""Corrections and quasi-global optimizers decide themselves what is overlapped."""
+"""Gossip without overlap; corrections and quasi-global optimizers choose overlap."""
 
 ALGORITHMS = {
     "all_reduce_sgd": Recipe(djax.all_reduce, gradients=True),
     "dpsgd": Recipe(djax.gossip),
     "relay_sgd": Recipe(djax.relay, needs.take_trees),
-    # Updates of local steps would reach nobody, ever.
+    # No local steps: their updates would never be sent to any neighbour.
     "relay_sgd_grad": Recipe(
         functools.partial(djax.relay, missing=None),
         needs.take_trees,
@@ -191,11 +193,11 @@ ALGORITHMS = {
     "dcd_psgd": Recipe(djax.dcd, needs.take_fixed, unbiased=True),
     "ecd_psgd": Recipe(djax.ecd, needs.take_fixed, unbiased=True),
 }
-"""Those in which workers wait for each other."""
+"""The algorithms in which workers wait for each other, by their names."""
 
 
 def _call_with(config: Algorithm, recipe: Recipe, make: Callable, *args: Any) -> Any:
-    """Calls a function, whose keyword arguments are the configuration's."""
+    """Calls `make` with those options of the configuration that are its arguments."""
     values: dict[str, Any] = {name: getattr(config, name) for name in _arguments(make)}
     if "compressor" in values:
         values["compressor"] = make_compressor(
@@ -221,20 +223,22 @@ def make_optimizer(
     graphs: Sequence[Graph],
     communicator: djax.Communicator,
 ) -> optax.GradientTransformation:
-    """Makes the base optimizer decentralized.
+    """Makes the optimizer of a decentralized algorithm around a base optimizer.
 
     Args:
       config: how the workers average.
-      base: what every worker does with its gradients.
-      steps: of the whole training.
-      graphs: who talks to whom; the coordinates are dealt out among several.
+      base: the optimizer that every worker applies to its gradients.
+      steps: number of steps of the whole training.
+      graphs: the graphs between whose neighbours messages are sent. With several, each
+        graph averages a part of the coordinates.
       communicator: how messages travel.
 
     Returns:
-      What djax's function of the algorithm's name returns, of any base optimizer.
+      The optimizer that djax's function of that name makes for SGD, but with any base
+      optimizer.
 
     Raises:
-      UsageError: if the algorithm has no use for one of the options.
+      UsageError: if the algorithm does not use one of the options.
     """
     recipe = ALGORITHMS[config.algorithm]
     check_options(config, recipe.options)
@@ -263,7 +267,7 @@ def make_optimizer(
 
 
 def may_be_too_fast(config: Algorithm) -> bool:
-    """Whether a smaller consensus rate may keep a training from diverging.
+    """Tells whether a smaller consensus rate may keep a training from diverging.
 
     Args:
       config: how the workers average.
@@ -280,7 +284,7 @@ def check_options(config: Algorithm, known: set[str]) -> None:
 
     Args:
       config: how the workers average.
-      known: names of the options that mean something to it.
+      known: names of the options that the algorithm uses.
     """
     defaults = Algorithm()
     for field in dataclasses.fields(config):

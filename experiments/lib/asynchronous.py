@@ -1,4 +1,4 @@
-"""Training without waiting, on virtual clocks."""
+"""Trains asynchronous workers on virtual clocks."""
 
 import dataclasses
 import functools
@@ -25,34 +25,34 @@ from .signals import Termination, stopped_unsaved
 from .trainer import Records, Rows, chunk_steps
 
 ALGORITHMS = ("a2cid2", "adpsgd")
-"""The algorithms without waiting, by their names on the command line."""
+"""Names of the asynchronous algorithms on the command line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Clocks:
-    """Clocks of a2cid2 and adpsgd; virtual ones also, for comparison, of
-    all_reduce_sgd."""
+    """Clocks of a2cid2 and adpsgd. On virtual clocks, --speeds and --variation also
+    apply to all_reduce_sgd, for comparison."""
 
     rate: float = 1.0
     """Averagings of a worker of a2cid2 or adpsgd per unit of time, in which a worker of
     speed 1 computes one gradient; below 1 it is local SGD."""
     speeds: tuple[float, ...] = ()
-    """Gradients per unit of time, one for all workers or one for each, as in `1 1 1
-    0.25`; 1 by default."""
+    """Gradients per unit of time: one number for all workers, or one for each worker,
+    as in `1 1 1 0.25`; 1 by default."""
     variation: float = 1.0
-    """Standard deviation of the time that a gradient takes, in units of its mean: 0 is
-    constant, 1 exponentially distributed."""
+    """Standard deviation of the time that a gradient takes, in units of its mean. 0
+    makes the time constant, 1 exponentially distributed."""
     global_steps: bool = False
-    """Let a2cid2 and adpsgd decay the step size by the gradients of all workers, not by
-    each worker's own."""
+    """Let the step size of a2cid2 and adpsgd decay by the number of gradients of all
+    workers, instead of each worker's own number."""
 
 
 def check_clocks(clocks: Clocks, algorithm: str, live: bool) -> None:
     """Raises UsageError if the algorithm would ignore one of the options.
 
     Args:
-      clocks: from the command line.
-      algorithm: its name on the command line.
+      clocks: options from the command line.
+      algorithm: name of the algorithm on the command line.
       live: whether the workers compute in real time.
     """
     known = {"speeds", "variation"} if algorithm == "all_reduce_sgd" else set()
@@ -70,7 +70,7 @@ def check_clocks(clocks: Clocks, algorithm: str, live: bool) -> None:
 
 
 def changed(options: Any) -> set[str]:
-    """Returns the flags of the options, fields of a dataclass, that were changed."""
+    """Returns the flags of those fields of a dataclass that differ from defaults."""
     return {
         flag(field.name)
         for field in dataclasses.fields(options)
@@ -89,10 +89,10 @@ def make_events(
     """Draws when the workers compute their gradients, and when they average.
 
     Args:
-      clocks: from the command line.
-      topology: which workers average with each other.
-      steps: gradients of a worker in the whole training, on average.
-      seed: of the clocks.
+      clocks: options from the command line.
+      topology: graph whose neighbours average with each other.
+      steps: mean number of gradients of a worker in the whole training.
+      seed: seed of the virtual clocks.
     """
     return asynchronous.draw_events(
         topology,
@@ -108,10 +108,10 @@ def make_rounds(
     """Draws when the steps of synchronous workers end; None for the default clocks.
 
     Args:
-      clocks: from the command line.
+      clocks: options from the command line.
       size: number of workers.
-      steps: of the whole training.
-      seed: of the clocks.
+      steps: number of steps of the whole training.
+      seed: seed of the virtual clocks.
     """
     if clocks == Clocks():
         return None
@@ -125,14 +125,14 @@ def make_algorithm(
     steps: int,
     topology: djax.Topology,
 ) -> asynchronous.EventTransformation:
-    """Makes an algorithm without waiting.
+    """Makes an asynchronous algorithm.
 
     Args:
       name: one of `ALGORITHMS`.
-      clocks: from the command line.
+      clocks: options from the command line.
       base: the optimizer that every worker applies to its gradients.
-      steps: gradients of a worker in the whole training, on average.
-      topology: which workers average with each other.
+      steps: mean number of gradients of a worker in the whole training.
+      topology: graph whose neighbours average with each other.
     """
     if clocks.global_steps:
         make = _in_global_steps(getattr(optax, base.optimizer, None))
@@ -160,11 +160,11 @@ def _in_global_steps(make):
 
 @dataclasses.dataclass
 class Virtual(EventJob):
-    """A training on virtual clocks.
+    """A training of asynchronous workers on virtual clocks.
 
     Attributes:
       drawn: the gradients and averagings of all workers.
-      rate: averagings per worker and unit of time that were asked for.
+      rate: requested averagings of a worker per unit of time.
     """
 
     drawn: asynchronous.Events
@@ -177,7 +177,7 @@ class Virtual(EventJob):
 
     @property
     def ranks(self) -> Sequence[int]:
-        """All workers."""
+        """The ranks of all workers."""
         return range(self.communicator.size)
 
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
@@ -211,7 +211,7 @@ class Virtual(EventJob):
         )
 
     def describe(self) -> Rows:
-        """Returns how long and how often the workers did what."""
+        """Returns rows of the final table: duration, and numbers of events."""
         events = self.events
         realized = events.averaging_counts.mean() / events.duration
         return [
@@ -225,6 +225,6 @@ class Virtual(EventJob):
 
 
 def _stop(number: int) -> NoReturn:
-    """Ends the run in the middle of a step: nothing is worth waiting for."""
+    """Ends the run at once: nothing is saved, so it need not finish a step."""
     why = "virtual clocks have no checkpoints, and the same seed repeats a run: "
     raise stopped_unsaved(number, f"{why}start it anew")

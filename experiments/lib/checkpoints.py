@@ -1,4 +1,4 @@
-"""Options of checkpoints on the command line."""
+"""Defines the options of checkpoints on the command line."""
 
 import dataclasses
 import pathlib
@@ -11,24 +11,24 @@ from .errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-    """Where and when the workers are saved."""
+    """Says where and when the workers are saved."""
 
     checkpoints: pathlib.Path | None = None
-    """Folder for checkpoints of every worker. Without it they are saved, in the run's
-    own folder, only when SIGTERM or Ctrl-C ends the run, and those of a2cid2 and adpsgd
-    not at all."""
+    """Folder for checkpoints of every worker. Without it workers are saved only when
+    SIGTERM or Ctrl-C ends the run, in the run's own folder, and workers of a2cid2 and
+    adpsgd are not saved at all."""
     checkpoint_every: float = 600.0
-    """Seconds between them."""
+    """Seconds between two checkpoints."""
     keep_checkpoints: int = 2
-    """How many are kept, the last ones."""
+    """Number of checkpoints that are kept; older ones are deleted."""
     resume: bool = False
-    """Go on from the last one, if there is one."""
+    """Continue from the last checkpoint, if there is one."""
 
     def make(self, identity: Mapping[str, str]) -> Checkpoints | None:
-        """Returns what djax needs to know; None if there is no folder.
+        """Makes djax's description of the checkpoints; None if no folder is given.
 
         Args:
-          identity: what a run must have in common with the run that it goes on with.
+          identity: options in which a run must agree with the run that it continues.
         """
         if self.checkpoints is None:
             return None

@@ -1,4 +1,4 @@
-"""Lossy codes of messages as the command line names them."""
+"""Makes lossy codes of messages from their names and options on the command line."""
 
 import inspect
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ COMPRESSORS: dict[str, dict[str, Any]] = {
     "low_rank": {"rank": 1},
     "quantize": {"bits": 8},
 }
-"""The codes of :mod:`djax.compressors`, and their options by default."""
+"""The codes of :mod:`djax.compressors`, with their default options."""
 
 
 def make_compressor(
@@ -26,20 +26,21 @@ def make_compressor(
     """Makes the code of an algorithm's messages.
 
     Args:
-      algorithm: its name on the command line.
-      name: the name of the code; by default a fine one that suits.
-      given: its options; by default those of `COMPRESSORS`.
-      unbiased: whether the algorithm needs an unbiased code, not a contraction.
+      algorithm: name of the algorithm on the command line.
+      name: name of the code; by default quantize if it must be unbiased, else top_k.
+      given: options of the code; by default those of `COMPRESSORS`.
+      unbiased: whether the algorithm needs an unbiased code; otherwise it needs a
+        contraction.
 
     Raises:
-      UsageError: if there is no such code, or it is of the other kind.
+      UsageError: if there is no such code, or it is of the wrong kind.
     """
     name = name or ("quantize" if unbiased else "top_k")
     lookup("--compressor", name, COMPRESSORS)
     make = getattr(djax.compressors, name)
     parameters = inspect.signature(make).parameters
     known = COMPRESSORS[name]
-    if given:  # It cannot do without some of the others.
+    if given:  # Keep only the defaults of arguments that the code cannot do without.
         missing = inspect.Parameter.empty
         known = {k: v for k, v in known.items() if parameters[k].default is missing}
     if "unbiased" in parameters:

@@ -1,4 +1,4 @@
-"""A training as the command line describes it."""
+"""Describes a training by its options, which are those of the command line."""
 
 import dataclasses
 import pathlib
@@ -35,38 +35,39 @@ class Config:
     """What is learned: digits, fashion_mnist, cifar10, imagenet2012 (images), ag_news
     (classes of texts), sotu, wikitext2 (the next word or character), or quadratics."""
     task_options: Options = dataclasses.field(default_factory=dict)
-    """Its own arguments, as in `dim 20 noise 0.1` or `level character`."""
+    """Arguments of the task, as in `dim 20 noise 0.1` or `level character`."""
     model: str | None = None
-    """The model, of images mlp, vgg11, resnet8, resnet20, resnet18, resnet50 or
-    resnet18_evonorm; by default the task's own."""
+    """The model. For images: mlp, vgg11, resnet8, resnet20, resnet18, resnet50 or
+    resnet18_evonorm. Each task has a default."""
     model_options: Options = dataclasses.field(default_factory=dict)
-    """Its arguments, as in `hidden "(64,)"` or `width 0.5`."""
+    """Arguments of the model, as in `hidden "(64,)"` or `width 0.5`."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """In which models compute. Parameters are float32, and messages too, unless there
-    is a --message-dtype."""
+    """Dtype in which models compute. Parameters are float32, and messages too, unless
+    there is a --message-dtype."""
     topology: str = "ring"
-    """Who talks to whom. Fixed graphs are ring, chain, star, complete, torus,
-    hypercube, exponential, binary_tree, regular_tree, social_network, equi_static and
-    double_binary_trees (two, for half of the coordinates each). With base_graph,
-    simple_base_graph, hyper_hypercube, one_peer_hypercube, one_peer_exponential,
-    equi_dyn, random_matchings and matcha the neighbours change from step to step, so
-    that workers come together fast although each of them sends few messages. Relays
-    need trees; choco_sgd, dcd_psgd, ecd_psgd, a2cid2 and adpsgd a fixed graph;
-    power_gossip one whose messages go both ways. sgp has the one_peer_exponential
-    unless another graph that changes is named, and all_reduce_sgd needs none."""
+    """Graph of the workers; neighbours communicate. Fixed graphs are ring, chain, star,
+    complete, torus, hypercube, exponential, binary_tree, regular_tree, social_network,
+    equi_static and double_binary_trees (two trees, each for half of the coordinates).
+    With base_graph, simple_base_graph, hyper_hypercube, one_peer_hypercube,
+    one_peer_exponential, equi_dyn, random_matchings and matcha the neighbours change
+    from step to step, so that models come together fast although each worker sends few
+    messages. relay_sgd and relay_sgd_grad need trees; choco_sgd, dcd_psgd, ecd_psgd,
+    a2cid2 and adpsgd need a fixed graph; power_gossip needs a graph whose messages go
+    both ways. sgp uses one_peer_exponential unless another changing graph is named, and
+    all_reduce_sgd needs no graph."""
     topology_options: Options = dataclasses.field(default_factory=dict)
-    """Arguments of the graph, as in `rows 2` of a torus, `degree 3` of equi_static
-    (which needs it), `max_degree 2` of a base_graph, `period 100 seed 1` of
-    random_matchings, or `base torus budget 0.3` of matcha."""
+    """Arguments of the graph, as in `rows 2` for a torus, `degree 3` for equi_static
+    (which needs it), `max_degree 2` for a base_graph, `period 100 seed 1` for
+    random_matchings, or `base torus budget 0.3` for matcha."""
     weights: str = "metropolis"
-    """Mixing weights of a fixed graph: metropolis, uniform, lazy, best_constant or
-    fastest (which bring the workers together fastest, of equal weights or of any), or a
-    number for every edge. Graphs that change, and equi_static, have weights of their
-    own."""
+    """Mixing weights of a fixed graph: metropolis, uniform, lazy, best_constant (the
+    fastest equal weights), fastest (the fastest weights of all), or a number, which is
+    the weight of every edge. Changing graphs and equi_static have weights of their own.
+    """
     split: str | None = None
-    """Who holds which samples: iid, dirichlet:ALPHA, shards:K, reshuffled (iid, anew in
-    each epoch) or whole (each worker has all of them); of texts contiguous or iid. By
-    default dirichlet:0.1, of texts contiguous."""
+    """Which samples each worker holds: iid, dirichlet:ALPHA, shards:K, reshuffled (iid,
+    drawn again in each epoch) or whole (each worker has all samples). For texts:
+    contiguous or iid. By default dirichlet:0.1, for texts contiguous."""
     workers: int | None = None
     """Number of workers: 4 by default; under mpirun, the number of ranks."""
     communicator: Literal["auto", "simulated", "mesh", "mpi"] = "auto"
@@ -74,44 +75,46 @@ class Config:
     message_dtype: (
         Literal["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"] | None
     ) = None
-    """To what the numbers are rounded that workers send to their neighbours, to save a
-    half or three quarters of the bytes; by default they are sent as they are."""
+    """Dtype to which numbers are rounded before they are sent, which saves a half or
+    three quarters of the bytes; by default numbers are not rounded."""
     rounding_seed: int | None = None
-    """Round to --message-dtype up or down at random, by draws of this seed, so that
-    small differences between models are not always rounded away."""
+    """Seed of random rounding to --message-dtype. Numbers are rounded up or down at
+    random, so that small differences between models are not always rounded away."""
     drop_probability: float = 0.0
     """Probability with which a message is lost."""
     drop_bursts: float | None = None
-    """Lose messages in bursts: how many steps on average a link between two workers
-    loses all messages, once it has begun to. --drop-probability is then the share of
-    messages that are lost in the long run."""
+    """Lose messages in bursts, during which a link between two workers loses all its
+    messages. This is the mean length of a burst in steps; --drop-probability is then
+    the share of messages that are lost in the long run."""
     batch_size: int = 32
-    """Samples of one worker's step; rows of a text."""
+    """Samples of one step of one worker; for texts, rows."""
     accumulation: int = 1
-    """Parts of a batch whose gradients are computed one after another."""
+    """Number of parts of a batch, whose gradients are computed one after another."""
     epochs: int | None = None
-    """Passes over the data; by default the task's own, 40 of the digits."""
+    """Passes over the data. Each task has a default, which is 40 for the digits."""
     steps_per_epoch: int | None = None
-    """Steps that are called an epoch, if not as many as one pass over the data has."""
+    """Number of steps that count as an epoch; by default those of a pass over the data.
+    """
     evaluations: int = 20
-    """How often the models are evaluated, spread over the training."""
+    """Number of evaluations of the models, spread over the training."""
     pooled_statistics: bool = False
-    """Give the averaged model the variances of all workers' batches together, for its
-    batch normalizations. By default it gets the mean of the batches' variances, as is
-    common; that leaves out how far the means of workers' data are apart."""
+    """Give the batch normalizations of the averaged model the variance of all workers'
+    batches together. By default they get the mean of the batches' variances, as is
+    common, which leaves out that workers' data have different means."""
     collapse: tuple[float, float] | None = None
-    """An epoch and a score: end there if no worker is better."""
+    """An epoch and a score: the run ends at that epoch if no worker's score is better.
+    """
     seed: int = 0
-    """Of the split, the start, the batches and the losses of messages."""
+    """Seed of the split, the initial parameters, the batches and the lost messages."""
     name: str | None = None
     """Name of the run's folder; by default task, algorithm and topology."""
     runs: pathlib.Path = pathlib.Path("runs")
-    """Where the run's folder is made."""
+    """Folder in which the run's folder is made."""
     tensorboard: bool = False
-    """Write the metrics for TensorBoard, too."""
+    """Also write the metrics for TensorBoard."""
 
     def replace(self, **options: Any) -> "Config":
-        """Returns a configuration with other options, of whichever part they are.
+        """Returns a copy with other options, which may be fields of any part.
 
         Examples:
           >>> Config().replace(topology="chain", algorithm="relay_sgd").topology
@@ -127,7 +130,7 @@ class Config:
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """The values of all options by their names, those of the parts included."""
+    """Returns the values of all options of a configuration and its parts, by name."""
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -138,14 +141,14 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def command_line(config: Config) -> str:
-    """The arguments for :mod:`experiments.train` that make a configuration."""
+    """Returns the arguments of :mod:`experiments.train` that make a configuration."""
     defaults = flatten(Config())
     changed = {k: v for k, v in flatten(config).items() if v != defaults[k]}
     return shlex.join(write_flags(changed))
 
 
 def check(config: Config) -> None:
-    """Raises UsageError for numbers out of range, and options that do not fit."""
+    """Raises UsageError for numbers out of range, and for options that conflict."""
     ranges.check(config)
     if config.name is not None and pathlib.Path(config.name).name != config.name:
         raise UsageError(f"--name {config.name!r} must be a plain folder name.")
@@ -161,7 +164,7 @@ def check(config: Config) -> None:
 
 
 def _check_messages(config: Config) -> None:
-    """Raises UsageError for options of messages that mean nothing here."""
+    """Raises UsageError for options of messages that the algorithm does not use."""
     name = config.averaging.algorithm
     refused, reason = (), ""
     if name in asynchronous.ALGORITHMS:
@@ -186,13 +189,13 @@ def _check_messages(config: Config) -> None:
 
 
 def _check_bursts(steps: float, lost: float) -> None:
-    """Raises UsageError if no link can lose messages in this way."""
+    """Raises UsageError if there are no bursts of this length with this share lost."""
     if lost == 0:
         raise UsageError(
             f"--drop-bursts {steps:g} needs a --drop-probability, the share of the "
             "messages that are lost."
         )
-    # With shorter ones to_bad + to_good would be above 1, which djax refuses.
+    # With shorter bursts, to_bad + to_good would be above 1, which djax refuses.
     if steps < (shortest := 1 / (1 - lost)):
         raise UsageError(
             f"--drop-bursts {steps:g} is too short for --drop-probability {lost:g}: it "
@@ -202,27 +205,28 @@ def _check_bursts(steps: float, lost: float) -> None:
 
 
 def _is_unbounded(task: str) -> bool:
-    """Whether the score of a task, by its name, may be above 1."""
+    """Tells whether the score of the task with this name may be above 1."""
     return task in ("quadratics", *tasks.CORPORA)
 
 
 UNESSENTIAL = {"runs", "name", "tensorboard", "data_dir", "download"} | {
     field.name for field in dataclasses.fields(Saving)
 }
-"""What may differ between a run and the one that goes on with its checkpoints."""
+"""Options that may differ between a run and the run that continues it."""
 BUDGET = {"epochs", "evaluations", "seconds", "transport", "timeout"}
-"""What may differ besides where workers never wait: how long, and over what network."""
+"""Further options that may differ for asynchronous workers: duration and network."""
 
 
 def identify(
     config: Config, between: Sequence[Graph], ignored: Collection[str] = ()
 ) -> dict[str, str]:
-    """What two runs have in common of which one goes on with the other's workers.
+    """Returns the options in which a run must agree with the run that it continues.
 
     Args:
-      config: of a run.
-      between: the graphs that it names; a name may come to mean another graph.
-      ignored: further options that may differ.
+      config: configuration of a run.
+      between: the graphs of the run, since another version of djax may give a name to
+        another graph.
+      ignored: options that may differ besides `UNESSENTIAL`.
     """
     found = {"the graph": "; ".join(map(graphs.digest, between))}
     for name, value in flatten(config).items():
@@ -234,7 +238,7 @@ def identify(
 
 
 def make_communicator(config: Config) -> djax.Communicator:
-    """Chooses where the workers live."""
+    """Makes the communicator that the options ask for."""
     kind, ranks = config.communicator, communicators.launcher_size()
     if kind == "auto":
         kind = "simulated" if ranks is None else "mpi"
@@ -262,15 +266,15 @@ def make_communicator(config: Config) -> djax.Communicator:
 
 
 def _lossy(config: Config, communicator: djax.Communicator) -> djax.Communicator:
-    """Lets messages between neighbours get lost, as the options say."""
+    """Wraps a communicator so that it loses messages as the options say."""
     lost = config.drop_probability
     if lost == 0:
         return communicator
     model = lost
     if config.drop_bursts is not None:
         to_good = 1 / config.drop_bursts
-        # In the long run a link is bad for the share to_bad / (to_bad + to_good). Both
-        # are at most 1 together, but for rounding.
+        # In the long run a link is bad for the share to_bad / (to_bad + to_good) of the
+        # steps. The minimum keeps to_bad + to_good at 1 or less in spite of rounding.
         to_bad = min(lost * to_good / (1 - lost), 1 - to_good)
         model = communicators.GilbertElliott(to_bad, to_good)
     return communicators.lossy(communicator, model, seed=config.seed)

@@ -1,8 +1,8 @@
 """Recognizes trainings that get worse instead of better.
 
-A divergence often ends in a loss that is not finite, but not always: where a step has
-silenced all units of a network, the loss stays at that of guessing for the rest of the
-run. Without the checks below, all that the user saw would be an accuracy of 10 %.
+A divergence often ends in a loss that is not finite, but not always. If a step has made
+all units of a network output zero, the loss stays at that of guessing for the rest of
+the run. Without the checks below, the user would only see an accuracy of 10 %.
 """
 
 import contextlib
@@ -17,31 +17,31 @@ from djax import asynchronous
 from .errors import UsageError
 
 TAIL = 0.2
-"""Share of the training, its end, in which the loss has to be better than at its
-start."""
+"""The last part of the training, as a share, whose losses are compared with the first.
+"""
 EXPLODED = 5.0
-"""A loss that is so many times the first loss is far above the start. Runs with
-learning rates at the edge of divergence, which still learn, were seen to reach 3.6."""
+"""A loss has exploded if it is more than this many times the first loss. Runs at the
+edge of divergence that still learn were seen to reach 3.6 times."""
 RECOVERED = 0.8
-"""After that the loss has to fall below this share of the first loss. Guessing among
-the classes that a worker holds has 0.9 times the loss of guessing among all."""
+"""After an explosion the loss has to fall to this share of the first loss. (Guessing
+among a worker's own classes has 0.9 times the loss of guessing among all classes.)"""
 GROWN = 2.0
-"""A loss that is so many times the first loss at the end is never a success, even if it
-has grown slowly."""
+"""If the last losses are more than this many times the first loss, the training has
+diverged, even if the loss has grown slowly."""
 SHORT, GROWN_IN_SHORT = 20, 20.0
-"""The first steps of a sound run may look as bad. Where there are fewer steps than the
-first number, only a loss of so many times the first loss counts."""
+"""The first steps of a sound run may look like a divergence. With fewer than `SHORT`
+steps, only losses above `GROWN_IN_SHORT` times the first loss count as grown."""
 
 
 class Diverged(UsageError):
-    """The loss is not finite any more, or has grown and not come back."""
+    """Raised if the loss is not finite, or has grown and not come back."""
 
 
 @contextlib.contextmanager
 def in_own_words() -> Iterator[None]:
     """Raises Diverged in place of :class:`djax.asynchronous.NonFiniteError`.
 
-    The library's advice names arguments that the command line does not have.
+    The advice of the library's error names arguments that the command line lacks.
     """
     try:
         yield
@@ -60,10 +60,10 @@ class Watch:
 
     Attributes:
       steps: the number of steps of the whole training.
-      first: mean loss of the workers in the first step; None if it was not seen.
+      first: mean loss of the workers in the first step; None if that step is unknown.
       largest: the largest mean loss of a step.
-      tail: medians of the losses in the last fifth of the training, one for each call
-        of :meth:`take` with losses from there.
+      tail: medians of losses in the last fifth of the training, one for each call of
+        :meth:`take` whose losses reach into it.
     """
 
     steps: int = 0
@@ -72,10 +72,10 @@ class Watch:
     tail: list[float] = dataclasses.field(default_factory=list)
 
     def take(self, before: int, losses: Sequence[float] | np.ndarray) -> None:
-        """Notes the losses of steps.
+        """Notes the losses of consecutive steps.
 
         Args:
-          before: the number of steps that were done before these.
+          before: number of steps before these.
           losses: `float[steps]`, means over the workers.
         """
         if len(losses) == 0:
@@ -94,8 +94,8 @@ class Watch:
     def check(self) -> None:
         """Raises Diverged if the loss has grown and not come back.
 
-        It raises nothing before the end, if the first step was not seen, or if the
-        first loss is not positive, so that nothing can be compared with it.
+        Nothing is raised before the end of the training, if the first step is unknown,
+        or if the first loss is not positive, since losses cannot be compared with it.
         """
         if self.first is None or not self.first > 0 or not self.tail:
             return
@@ -117,8 +117,8 @@ def watch_all(losses: np.ndarray, workers: int) -> None:
     """Raises Diverged if the losses of a whole training have grown and not come back.
 
     Args:
-      losses: `float[gradients]`, of all workers, in the order of time.
-      workers: number of workers; as many gradients count as a step.
+      losses: `float[gradients]`, losses of all workers in the order of time.
+      workers: number of workers; this many gradients count as a step.
     """
     steps = len(losses) // workers
     watch = Watch(steps)
@@ -131,8 +131,8 @@ def check_losses(losses: np.ndarray, workers: np.ndarray, when: str) -> None:
 
     Args:
       losses: `float[gradients]`.
-      workers: `int[gradients]`, the worker of each; more entries do no harm.
-      when: the losses were computed, for the error.
+      workers: `int[gradients]`, the worker of each loss; further entries are ignored.
+      when: text for the error that says when the losses were computed.
     """
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:

@@ -1,4 +1,4 @@
-"""Mistakes that the person at the command line can mend."""
+"""Reports mistakes that the user of the command line can correct."""
 
 import contextlib
 import difflib
@@ -16,11 +16,11 @@ USAGE_EXIT_CODE = 2
 
 
 class UsageError(Exception):
-    """A mistake that every process sees, and that one line explains."""
+    """A mistake of the user that all processes find, and that one line explains."""
 
 
 def lookup(kind: str, name: str, choices: Iterable[str]) -> str:
-    """Returns `name`, or raises UsageError with the choices, the likeliest apart."""
+    """Returns `name` if it is a choice, else raises UsageError with suggestions."""
     choices = sorted(choices)
     if name not in choices:
         near = difflib.get_close_matches(name, choices, 1)
@@ -33,13 +33,13 @@ def lookup(kind: str, name: str, choices: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Ends all processes with one line on stderr where a mistake is found.
+    """Ends all processes with one line on stderr if a mistake is found.
 
-    Rank 0 says what all ranks find; what a single rank finds, it says itself. Under
-    `python -X dev` the traceback is shown instead.
+    If all ranks find the mistake, rank 0 prints the line; otherwise the ranks that find
+    it do. Under `python -X dev` the traceback is shown instead.
 
     Args:
-      *kinds: the exceptions that speak of mistakes.
+      *kinds: types of exceptions that are mistakes of the user.
     """
     try:
         yield
@@ -52,10 +52,10 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard_once() -> Iterator[None]:
-    """Silences all ranks but the first, and lets them exit together.
+    """Silences all ranks but rank 0 while a command line is parsed.
 
-    For command-line parsers, which print and exit by themselves. What rank 0 does not
-    find, the rank that has found it says.
+    Parsers print and exit by themselves, so every rank would print the same text. If
+    only other ranks find a mistake, they print it. All ranks exit together.
     """
     said = io.StringIO()
     try:
@@ -71,9 +71,9 @@ def heard_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def readers_may_leave() -> Iterator[None]:
-    """Ends the process quietly when nobody reads its output any more, as in `| head`.
+    """Ends the process quietly if the reader of its output has gone, as with `| head`.
 
-    The exit code is the one of a program that the system ends for this.
+    The exit code is that of a program which the system ends for this reason.
     """
     try:
         try:
@@ -81,7 +81,7 @@ def readers_may_leave() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # What is still in the buffer would fail again at the end.
+        # Writing the rest of the buffer at the exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 
@@ -89,15 +89,16 @@ def readers_may_leave() -> Iterator[None]:
 def exit_together(
     code: int | str | None, message: str = "", patience: float = 10.0
 ) -> None:
-    """Exits when every rank has come here, or ends them all after `patience` seconds.
+    """Exits once all ranks have called this, or ends them after `patience` seconds.
 
-    A launcher kills the others as soon as one rank has failed, possibly before rank 0
-    has said why.
+    Ranks wait for each other because a launcher kills all ranks as soon as one has
+    failed, possibly before rank 0 has printed the reason.
 
     Args:
       code: exit code.
-      message: for stderr; said by rank 0 if all ranks come here, else by those who do.
-      patience: how long to wait for the others.
+      message: line for stderr. Rank 0 prints it if all ranks call this; otherwise the
+        ranks that do print it.
+      patience: seconds to wait for the other ranks.
     """
     rank = communicators.launcher_rank()
     if rank == 0 and message:
@@ -110,12 +111,12 @@ def exit_together(
 
 
 def all_come(patience: float) -> bool:
-    """Returns whether all ranks come here within `patience` seconds; waits for them."""
+    """Waits for all ranks, and tells whether they come within `patience` seconds."""
     if (communicators.launcher_size() or 1) == 1:
         return True
     try:
         world = start_mpi().COMM_WORLD
-    except ImportError:  # The mistake that all have to hear of.
+    except ImportError:  # MPI is missing on all ranks, so all find the same mistake.
         return True
     arrived, deadline = world.Ibarrier(), time.monotonic() + patience
     while not arrived.Test():
@@ -126,5 +127,5 @@ def all_come(patience: float) -> bool:
 
 
 def _abort() -> None:
-    time.sleep(0.5)  # The launcher drops what it has not passed on by the end.
+    time.sleep(0.5)  # The launcher drops output that it has not passed on by the end.
     start_mpi().COMM_WORLD.Abort(USAGE_EXIT_CODE)

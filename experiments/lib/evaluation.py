@@ -1,4 +1,4 @@
-"""Evaluates the workers' models, and the mean of their models."""
+"""Evaluates each worker's model, and the mean of all models."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from djax import metrics
 from .tasks import Task
 
 STATISTICS_STEPS = 10
-"""Number of steps from whose batches an averaged model gets its statistics."""
+"""An averaged model gets its statistics from the batches of this many steps."""
 
 Assess = Callable[..., dict[str, Any]]
 
@@ -22,19 +22,21 @@ Assess = Callable[..., dict[str, Any]]
 def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
     """Makes a function that evaluates the local workers' models and the averaged model.
 
-    Where models have batch normalizations, the averaged model takes their statistics
-    from training data: the mean over the batches of all workers' first steps or, if the
-    task's statistics are pooled, the statistics of all these batches together.
+    If models have batch normalizations, the averaged model gets their statistics from
+    training data, the batches of all workers' first steps. The statistics are the mean
+    over these batches or, if the task's statistics are pooled, those of all the batches
+    together.
 
     Args:
       task: what is learned.
-      communicator: where the workers live.
+      communicator: the communicator of the workers.
 
     Returns:
-      `(params, model_state=None) -> record`, with the `scores` of the workers, their
-      `mean` and `worst`, the score of the `averaged` model, `mean_loss`,
-      `averaged_loss` and `consensus_distance`. Without a model state each worker's
-      model gets statistics from its own data, in the way of the averaged model.
+      `(params, model_state=None) -> record`. The record has the `scores` of the
+      workers, their `mean` and `worst`, the score of the `averaged` model, `mean_loss`,
+      `averaged_loss` and `consensus_distance`. Without a model state, each worker's
+      model gets statistics from the worker's own data, as the averaged model gets them
+      from all data.
     """
     local = communicator.local_ranks
     alone = len(local) < communicator.size  # Other processes have the other workers.
@@ -79,11 +81,13 @@ def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
 
 
 def assess_one(task: Task, params: Any) -> dict[str, float]:
-    """Evaluates one model in one process, with statistics from the process's own data.
+    """Evaluates one model in this process, without any communication.
+
+    The statistics of batch normalizations are those of the process's own data.
 
     Args:
       task: what is learned.
-      params: the model.
+      params: parameters of the model.
 
     Returns:
       The means of the task's measures, by name.
@@ -100,7 +104,7 @@ def assess_one(task: Task, params: Any) -> dict[str, float]:
 
 @jax.jit
 def _take(tree: Any, *index: int) -> Any:
-    """Indexes all leaves in one program: one call a leaf would take longer."""
+    """Indexes all leaves in one program, faster than by one call for each leaf."""
     return jax.tree.map(lambda x: x[index], tree)
 
 
@@ -111,7 +115,11 @@ def _measure(params: Any, communicator: djax.Communicator) -> tuple[Any, jax.Arr
 
 
 def _make_evaluate(task, communicator, evaluate_one) -> Callable:
-    """Makes `(params, model_state, batch) -> sums`; all else is `[local, ...]`."""
+    """Makes a function that evaluates the models of all local workers on one batch.
+
+    The function is `(params, model_state, batch) -> sums`. Leaves of all but the batch
+    are `[local, ...]`.
+    """
     if not (task.dispatch and len(communicator.local_ranks) > 1):
 
         def evaluate(params, model_state, batch):
@@ -133,9 +141,9 @@ def _make_evaluate(task, communicator, evaluate_one) -> Callable:
 def _find_moments(task: Task, params: Any) -> Any:
     """Returns the statistics of each local worker's model on the worker's own data.
 
-    They are means over batches. Where the task's statistics are pooled, they have
-    second moments in place of variances: unlike variances, moments of several batches
-    or workers can be averaged.
+    The statistics are means over batches. If the task's statistics are pooled, second
+    moments take the place of variances: unlike variances, moments of several batches or
+    workers can be averaged.
     """
     assert task.statistics is not None
     program = jax.jit(task.statistics)
@@ -152,7 +160,7 @@ def _find_moments(task: Task, params: Any) -> Any:
 
 
 def _as_statistics(task: Task, moments: Any) -> Any:
-    """Turns averaged moments into statistics."""
+    """Turns averaged moments into means and variances."""
     return _add_squared_means(moments, -1) if task.pooled_statistics else moments
 
 

@@ -1,4 +1,4 @@
-"""What workers that never wait have in common, on virtual clocks and in real time."""
+"""Shares code between asynchronous trainings on virtual clocks and in real time."""
 
 import dataclasses
 import math
@@ -17,13 +17,15 @@ from .trainer import Outcome, Record, Rows
 
 @dataclasses.dataclass
 class EventJob:
-    """A :class:`experiments.lib.trainer.Job` but for `train`, of events.
+    """The base class of asynchronous trainings, whose workers make events.
+
+    A subclass that adds `train` is a :class:`experiments.lib.trainer.Job`.
 
     Attributes:
       task: what is learned.
-      algorithm: what every worker does.
-      communicator: where the workers live.
-      params: the initial models, with a leading axis of local workers.
+      algorithm: what each worker does at gradients and averagings.
+      communicator: the communicator of the workers.
+      params: initial parameters, with a leading axis of local workers.
       outcome: see :class:`experiments.lib.trainer.Job`.
     """
 
@@ -49,11 +51,12 @@ class EventJob:
         """Adds a record to the history, and returns it.
 
         Args:
-          time: when the models were like this.
-          losses: `float[gradients]`, of all gradients up to then.
-          assessed: what was measured of the models.
-          seconds: since the start.
-          before: the number of gradients of all workers that are not in `losses`.
+          time: time of the models that were evaluated.
+          losses: `float[gradients]`, losses of all gradients up to that time.
+          assessed: result of the evaluation.
+          seconds: seconds since the start of the training.
+          before: number of gradients of all workers that `losses` does not have, since
+            an earlier part of the run computed them.
         """
         size = self.communicator.size
         step = (before + len(losses)) / size
@@ -71,7 +74,7 @@ class EventJob:
         return record
 
     def _megabytes(self, until: float = math.inf) -> np.ndarray:
-        """Returns what each worker has sent up to a time, `float[workers]`."""
+        """Returns the megabytes that each worker sent until then, `float[workers]`."""
         events = self.events
         model_bytes = sum(x.nbytes // len(x) for x in jax.tree.leaves(self.params))
         met = ~events.is_gradient & (events.time <= until)
@@ -89,7 +92,7 @@ class EventJob:
         }
 
     def describe(self) -> Rows:
-        """Returns how much the workers did, and how often a gradient is late."""
+        """Returns rows of the final table about events, and about stale gradients."""
         counts, staleness = self.events.gradient_counts, self.events.staleness
         sent = self._megabytes()
         return [
@@ -108,11 +111,11 @@ class EventJob:
         ]
 
     def save(self, folder: RunFolder, title: str) -> None:
-        """Draws who averaged with whom, about ten gradients of a worker, and staleness.
+        """Draws pairs of workers, a timeline of about ten gradients, and staleness.
 
         Args:
-          folder: where the pictures go.
-          title: of the figures.
+          folder: folder of the run, where the pictures are written.
+          title: title of the figures.
         """
         if not folder.active:
             return

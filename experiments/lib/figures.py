@@ -1,9 +1,10 @@
-"""What the scripts of papers' figures share, so that each has only what is its own.
+"""Makes command lines, tables and pictures for the scripts of papers' figures.
 
 A script `figN_topic.py` reproduces one figure of a paper. Its function `compute` makes
-records, dictionaries that JSON can hold; `make_tables` shows them beside the paper's
-values; `draw` plots them. :func:`script` makes a command line of the three. It writes
-`figN_topic.jsonl` and `figN_topic.png`, by default into `results/` beside the script.
+records, which are dictionaries that JSON can hold. Its function `make_tables` shows
+them beside the paper's values, and `draw` plots them. :func:`script` makes a command
+line from the three functions. It writes `figN_topic.jsonl` and `figN_topic.png`, by
+default into `results/` beside the script.
 """
 
 import contextlib
@@ -34,9 +35,10 @@ class Config:
     """How a figure is made."""
 
     smoke: bool = False
-    """Tiny sizes, in seconds: shows that it runs, not what the paper shows."""
+    """Use tiny sizes, to see in seconds that the script runs; results mean nothing."""
     output: pathlib.Path | None = None
-    """Where the files go: by default results/ beside the script; --smoke: runs/."""
+    """Folder of the files; by default results/ beside the script, runs/ with --smoke.
+    """
 
 
 C = TypeVar("C", bound=Config)
@@ -48,17 +50,17 @@ def script(
     """Makes the command line of a figure's script.
 
     Args:
-      name: the script's `__name__`. Its docstring is what `--help` shows.
-      parts: what has the functions `compute`, `make_tables` and `draw`; by default the
-        script. `compute` makes the records. The others take the records, and make
-        tables for people to read and the matplotlib figure.
+      name: the script's `__name__`. `--help` shows the script's docstring.
+      parts: object with the functions `compute`, `make_tables` and `draw`; by default
+        the script. `compute` makes the records. `make_tables` makes tables from the
+        records, and `draw` the matplotlib figure.
       full: arguments of `compute`.
-      smoke: arguments of `compute` in a smoke test, with tiny sizes.
-      x64: whether `compute` has 64 bits a number.
+      smoke: arguments of `compute` with `--smoke`, of tiny sizes.
+      x64: whether numbers have 64 bits in `compute`.
 
     Returns:
-      A function that reads its arguments or, by default, those of the process, writes
-      the files, shows the tables and returns the records.
+      A function that takes arguments of the command line, by default those of the
+      process. It writes the files, shows the tables and returns the records.
     """
     module: Any = sys.modules[name]
 
@@ -83,10 +85,10 @@ def configure(
     """Reads the command line of a figure's script.
 
     Args:
-      script: its `__file__`.
-      doc: its docstring, the help text.
-      arguments: by default those of the process.
-      kind: with further options.
+      script: the script's `__file__`.
+      doc: the script's docstring, which is the help text.
+      arguments: arguments of the command line; by default those of the process.
+      kind: class of the configuration, which may add options.
 
     Returns:
       The configuration, with an output folder that exists.
@@ -114,12 +116,12 @@ def publish(
     """Writes `<script>.jsonl` and `<script>.png`, and shows the tables.
 
     Args:
-      script: its `__file__`.
-      config: from :func:`configure`.
-      records: what was computed. Each becomes a line of the file. The first line says
-        which versions and which machine computed them.
-      tables: for people to read.
-      figure: for papers to show.
+      script: the script's `__file__`.
+      config: configuration from :func:`configure`.
+      records: results of the script. Each becomes a line of the file, whose first line
+        says which versions and which machine computed them.
+      tables: tables that are printed.
+      figure: figure that is saved.
     """
     assert config.output is not None
     path = config.output / pathlib.Path(script).stem
@@ -138,14 +140,14 @@ SMOKE = "smoke test: tiny sizes, no results"
 
 
 def mark_table(table: rich.table.Table, smoke: bool) -> rich.table.Table:
-    """Says in the title of a table that it is from a smoke test, if it is."""
+    """Adds to the title of a table that it is from a smoke test, if `smoke` is true."""
     if smoke:
         table.title = f"{table.title} ({SMOKE})"
     return table
 
 
 def mark_figure(figure: "Figure", smoke: bool) -> None:
-    """Says across a figure that it is from a smoke test, if it is."""
+    """Writes across a figure that it is from a smoke test, if `smoke` is true."""
     if smoke:
         style = {"size": 24, "color": "tab:red", "alpha": 0.4}
         figure.text(0.5, 0.5, SMOKE, ha="center", va="center", rotation=20, **style)
@@ -160,12 +162,12 @@ def panels(
       size: width and height, in inches.
       rows: number of rows of panels.
       columns: number of columns of panels.
-      **options: such as `sharey`, for matplotlib's `Figure.subplots`.
+      **options: arguments of matplotlib's `Figure.subplots`, such as `sharey`.
 
     Returns:
       The figure, and its axes, `object[rows, columns]`.
     """
-    import matplotlib  # Slow to import, and of no use to whoever only wants tables.
+    import matplotlib  # Imported here, since it is slow and tables do not need it.
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
@@ -174,7 +176,7 @@ def panels(
 
 
 def handle(label: str, **style: Any) -> "Line2D":
-    """An entry of a legend: a line, or a marker where `style` has one."""
+    """Makes an entry of a legend: a line, or a marker if `style` has one."""
     from matplotlib.lines import Line2D
 
     defaults: dict[str, Any] = {"ls": ""} if "marker" in style else {}
@@ -182,22 +184,22 @@ def handle(label: str, **style: Any) -> "Line2D":
 
 
 def circle(label: str, color: str = "gray", size: float = 4) -> "Line2D":
-    """The entry of a legend for open circles, which show published values."""
+    """Makes the entry of a legend for open circles, which show published values."""
     return handle(label, marker="o", mfc="none", color=color, ms=size)
 
 
 def select(records: Iterable[Record], **values: Any) -> list[Record]:
-    """The records that have all of these values."""
+    """Returns the records that have all of these values."""
     return [r for r in records if all(r[key] == value for key, value in values.items())]
 
 
 def column(records: Iterable[Mapping[str, Any]], key: str) -> list[Any]:
-    """The values that the records have under a key."""
+    """Returns the value of each record under a key."""
     return [record[key] for record in records]
 
 
 def rounded(values: Iterable[float], digits: int = 4) -> list[float]:
-    """Rounds to significant digits, for records that would be long otherwise."""
+    """Rounds to significant digits, which makes the lines of records shorter."""
     return [float(f"{value:.{digits}g}") for value in values]
 
 
@@ -207,16 +209,17 @@ def table(
     rows: Iterable[Sequence[Any]],
     caption: str | None = None,
 ) -> rich.table.Table:
-    """A table of texts and numbers.
+    """Makes a table of texts and numbers.
 
     Args:
-      title: above it.
-      columns: their heads.
-      rows: texts, numbers (shown with four digits), or None (shown as a dash).
-      caption: below it.
+      title: text above the table.
+      columns: heads of the columns.
+      rows: cells of each row: texts, numbers (shown with four digits), or None (shown
+        as a dash).
+      caption: text below the table.
 
     Returns:
-      What :func:`publish` shows.
+      A table for :func:`publish`.
     """
     result = rich.table.Table(
         title=title, title_justify="left", caption=caption, caption_justify="left"
@@ -229,7 +232,11 @@ def table(
 
 
 def deviation(ours: float, paper: float | None) -> str | None:
-    """By how many percent a value is above the paper's, None if there is none."""
+    """Returns by how many percent a value is above the paper's.
+
+    Returns:
+      A text such as "+1.2 %"; None if the paper has no value.
+    """
     return None if paper is None else f"{100 * (ours / paper - 1):+.1f} %"
 
 

@@ -1,4 +1,4 @@
-"""Graphs as the command line names them: who talks to whom, and when."""
+"""Builds graphs by their names on the command line, and checks what algorithms need."""
 
 import contextlib
 import inspect
@@ -22,25 +22,25 @@ NAMES = (
     *topologies.SCHEDULES,
     "matcha",
 )
-"""What `--topology` may be."""
+"""The names that `--topology` accepts."""
 
 FIXED = "ring, torus, exponential or complete"
-"""Some that suit all algorithms but relays, and take all --weights."""
+"""Suggestions for errors: graphs for all algorithms but relays, with any --weights."""
 
 
 def make_graphs(
     name: str, size: int, options: Mapping[str, Any], weights: str = "metropolis"
 ) -> tuple[Graph, ...]:
-    """Builds the graph of a name, or its pair of trees.
+    """Builds the graph with a name, or the two trees of `double_binary_trees`.
 
     Args:
       name: one of `NAMES`.
       size: number of workers.
-      options: arguments of its builder.
-      weights: a rule, or a number.
+      options: arguments of the function that builds the graph.
+      weights: name of a rule for the mixing weights, or a number.
 
     Raises:
-      UsageError: if a name or an option is unknown, or there is no such graph.
+      UsageError: if a name or an option is unknown, or no such graph exists.
     """
     lookup("--topology", name, NAMES)
     if name == "social_network" and size != 32:
@@ -78,14 +78,16 @@ def matcha(
     period: int = 1000,
     seed: int = 0,
 ) -> djax.Schedule:
-    """Uses the edges of another graph in some of the steps only.
+    """Makes a schedule that uses each edge of another graph in some steps only.
+
+    See :func:`djax.topologies.matcha`.
 
     Args:
       size: number of workers.
       base: name of the other graph.
-      budget: see :func:`djax.topologies.matcha`, like all that follow.
-      period: how many steps are drawn.
-      seed: of the draws.
+      budget: the argument `budget` of :func:`djax.topologies.matcha`.
+      period: number of steps that are drawn.
+      seed: seed of the draws.
     """
     lookup("--topology-options of matcha, base", base, topologies.BUILDERS)
     (graph,) = make_graphs(base, size, {})
@@ -94,7 +96,7 @@ def matcha(
 
 
 def take_any(algorithm: str, graphs: Sequence[Graph]) -> Sequence[Graph]:
-    """Returns the graphs, whatever they are."""
+    """Returns the graphs, since the algorithm works with any."""
     del algorithm
     return graphs
 
@@ -135,7 +137,7 @@ def take_changing(algorithm: str, graphs: Sequence[Graph]) -> Sequence[Graph]:
 
 
 def take_one_with_both_ways(algorithm: str, graphs: Sequence[Graph]) -> Sequence[Graph]:
-    """Returns the graph, or raises UsageError for several, or messages of one way."""
+    """Returns the graph, or raises UsageError for two graphs or one-way messages."""
     check_whole(f"--algorithm {algorithm}", graphs)
     if not graphs[0].symmetric:
         raise UsageError(
@@ -147,16 +149,19 @@ def take_one_with_both_ways(algorithm: str, graphs: Sequence[Graph]) -> Sequence
 
 
 def check_whole(what: str, graphs: Sequence[Graph]) -> None:
-    """Raises UsageError for several graphs, which deal out single coordinates."""
+    """Raises UsageError for two graphs, since each averages only some coordinates."""
     if len(graphs) > 1:
         raise UsageError(f"{what} needs whole matrices: choose one --topology.")
 
 
 def digest(graph: Graph) -> str:
-    """A name of a graph with its weights, to what is more than rounding."""
+    """Makes a short name from a graph and its weights, equal for equal graphs.
+
+    Weights are rounded first, so that rounding errors do not change the name.
+    """
     edges = []
     if isinstance(graph, djax.Topology):
         edges = [(i, j, graph.multiplicity(i, j)) for i, j in graph.edges]
-    weights = np.round(graph.matrices, 9) + 0.0  # No -0.0, whose bytes are others.
+    weights = np.round(graph.matrices, 9) + 0.0  # Gives -0.0 the bytes of 0.0.
     of = repr((edges, weights.shape)).encode() + weights.tobytes()
     return f"{zlib.crc32(of):08x}"

@@ -1,4 +1,4 @@
-"""The runs of a study in a file, from which a study goes on and its figure is drawn."""
+"""Keeps the runs of a study in a file, so that the study can be continued and drawn."""
 
 import json
 import pathlib
@@ -10,21 +10,23 @@ from .tables import Table, score
 
 
 class Ledger:
-    """The runs of a study, a line each, behind one that says by what they were made.
+    """A file with a line for each run of a study.
+
+    The first line says which versions and which machine computed the runs.
 
     Args:
-      path: the file.
-      smoke: whether they are tiny; those start anew each time.
+      path: path of the file.
+      smoke: whether runs are tiny. The file of tiny runs is always begun again.
 
     Attributes:
-      path: as given.
-      name: of the study.
-      smoke: whether what is there is tiny.
-      records: what is there.
+      path: path of the file.
+      name: name of the study.
+      smoke: whether the runs in the file are tiny.
+      records: the runs in the file.
     """
 
     def __init__(self, path: pathlib.Path, smoke: bool):
-        """Reads it, or begins it."""
+        """Reads the file if there is one, and else begins it."""
         self.path, self.name = path, path.stem
         if smoke or not path.exists():
             head = {"smoke": smoke, **report.provenance()}
@@ -33,18 +35,18 @@ class Ledger:
         self.smoke = bool(head.get("smoke"))
 
     def find(self, **values: Any) -> dict[str, Any] | None:
-        """The record that has these values, if there is one."""
+        """Returns the record that has these values, or None."""
         return next(iter(select(self.records, **values)), None)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Keeps a record."""
+        """Adds a record to the file."""
         self.records.append(record)
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
 
 def select(records: Iterable[dict], **values: Any) -> list[dict[str, Any]]:
-    """The records that have these values."""
+    """Returns the records that have these values."""
     return [r for r in records if all(r[key] == value for key, value in values.items())]
 
 
@@ -52,11 +54,12 @@ _CURVES = ("epoch", "time", "loss", "worst", "mean", "averaged", "consensus_dist
 
 
 def digest(table: Table, result: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a run: its score, and how it came about.
+    """Makes the record of a run: its score, and the curves of its training.
 
     Args:
-      table: says what the score is.
-      result: `history`, `megabytes`, and the `error` of a training that diverged.
+      table: table of the run, which defines the score.
+      result: the `history` of the run, the `megabytes` that a worker sent, and the
+        `error` of a training that diverged, else None.
     """
     history = result["history"]
     curves = {

@@ -1,4 +1,4 @@
-"""Optimizers as the command line names them: what every worker does by itself."""
+"""Makes the base optimizer, which every worker applies to its own gradients."""
 
 import collections
 import dataclasses
@@ -21,55 +21,59 @@ _RANGES = {
     **dict.fromkeys(("momentum", "b1", "b2", "b3", "decay", "rho"), _FORGETTING),
     "eps": ranges.POSITIVE,
 }
-"""Of the options of optax's optimizers, by their names."""
+"""Allowed values of the options of optax's optimizers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseOptimizer:
-    """What every worker does with its gradients."""
+    """Options of the optimizer that every worker applies to its own gradients."""
 
     optimizer: str = "sgd"
     """Any optimizer of optax that takes a learning rate."""
     optimizer_options: Options = dataclasses.field(default_factory=dict)
-    """Its other arguments, as in `momentum 0.9 nesterov True`, the default of sgd."""
+    """Other arguments of the optimizer; by default, sgd has `momentum 0.9 nesterov
+    True`."""
     learning_rate: float = 0.1
-    """Its peak step size."""
+    """Largest step size, which is reached at the end of the warm-up."""
     weight_decay: float = 0.0
-    """Added to the gradients, times the parameters."""
+    """Factor of the parameters that are added to the gradients."""
     decayed: Literal["all", "all_but_norms", "matrices"] = "all"
-    """Which of them decay: all, all but those of normalizations, or those with more
-    than one axis, which leaves biases out, too."""
+    """Parameters with weight decay: all; all but those of normalizations; or matrices,
+    which have more than one axis, so that biases have no weight decay either."""
     clip_norm: float | None = None
-    """Largest norm of a gradient; longer ones are scaled down before anything else."""
+    """Largest norm of a gradient; a longer gradient is first scaled down to this norm.
+    """
     linear_scaling: int | None = None
-    """Batch size, of all workers together, that the learning rate is for; its peak is
-    scaled with the true one."""
+    """Batch size of all workers together for which --learning-rate is meant. The
+    learning rate is multiplied by the true batch size over this one."""
     warmup_from: float = 0.0
-    """Step size at which the growth begins."""
+    """Step size at the beginning of the warm-up."""
     warmup: float = 0.1
-    """Share of the training during which the step size grows linearly."""
+    """Share of the training that is warm-up, in which the step size grows linearly."""
     decay_at: tuple[float, ...] = (0.5, 0.75)
     """Shares of the training after which the step size is decayed."""
     decay_factor: float = 0.1
-    """Factor of each decay."""
+    """Factor by which each decay multiplies the step size."""
     decay_over: float = 0.0
-    """Share of the training over which each decay is spread, geometrically; 0 is at
-    once. RelaySGD needs it where workers' data differ: models on their way through the
-    tree still carry the larger step size, and a sudden decay throws the workers off."""
+    """Share of the training over which each decay is spread, geometrically; 0 decays at
+    once. RelaySGD needs a spread if workers' data differ: models on their way through
+    the tree still have the larger step size, so a sudden decay throws workers off."""
     rate_at_end: bool = False
-    """Give a step the step size of the time when it is over, not of its beginning, as
-    the published code of PowerGossip does."""
+    """Use in each step the step size of its end instead of its beginning, as the
+    published code of PowerGossip does."""
 
 
 def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
-    """Linear warm-up, then a staircase, or slopes that join its steps.
+    """Makes the schedule of the learning rate: a linear warm-up, and then decays.
+
+    Decays are sudden, or geometric slopes if `decay_over` is not 0.
 
     Args:
-      config: its options.
-      steps: of the whole training.
+      config: options of the optimizer.
+      steps: number of steps of the whole training.
 
     Raises:
-      UsageError: if a number is out of range; it names the option.
+      UsageError: if a number is out of range; the error names the option.
     """
     ranges.check(config)
     _check_decays(config)
@@ -89,14 +93,14 @@ def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
 
 
 def _check_decays(config: BaseOptimizer) -> None:
-    """Raises UsageError unless the decays follow each other."""
+    """Raises UsageError if decays are not in order, or overlap."""
     shares = " ".join(map(str, config.decay_at))
     for first, second in itertools.pairwise(config.decay_at):
         if first >= second:
             raise UsageError(
                 f"--decay-at {shares} must be in ascending order, no share twice."
             )
-        if config.decay_over > second - first + 1e-9:  # But for rounding.
+        if config.decay_over > second - first + 1e-9:  # Tolerates rounding errors.
             raise UsageError(
                 f"--decay-over {config.decay_over} makes the decays of --decay-at "
                 f"{shares} overlap: it must be at most {second - first:.4g}."
@@ -104,7 +108,7 @@ def _check_decays(config: BaseOptimizer) -> None:
 
 
 def _decays(config: BaseOptimizer, steps: int) -> optax.Schedule:
-    """The schedule without the warm-up."""
+    """Makes the schedule of the learning rate without the warm-up."""
     starts = [round(share * steps) for share in config.decay_at]
     if (length := round(config.decay_over * steps)) == 0:
         factors = collections.Counter(starts)
@@ -125,12 +129,12 @@ def make_base(
     steps: int,
     make: Callable[..., optax.GradientTransformation] | None = None,
 ) -> optax.GradientTransformation:
-    """What every worker does with its gradients.
+    """Makes the optimizer that every worker applies to its own gradients.
 
     Args:
-      config: its options.
-      steps: of the whole training.
-      make: takes the place of optax's function of that name.
+      config: options of the optimizer.
+      steps: number of steps of the whole training.
+      make: replaces optax's function called `config.optimizer`.
 
     Raises:
       UsageError: if the optimizer or one of its options is unknown, or a number is
@@ -158,7 +162,7 @@ def make_base(
 
 
 def _ranges_of(make: Callable) -> dict[str, ranges.Range]:
-    """Which numbers the options of an optimizer may have."""
+    """Returns the allowed values of the options of an optimizer."""
     found = dict(_RANGES)
     eps = inspect.signature(make).parameters.get("eps")
     if eps is not None and eps.default == 0:  # As that of LARS.
@@ -167,11 +171,11 @@ def _ranges_of(make: Callable) -> dict[str, ranges.Range]:
 
 
 def scale_linearly(config: BaseOptimizer, samples: int) -> BaseOptimizer:
-    """Replaces the learning rate by that for the true batch size.
+    """Scales the learning rate to the true batch size, if `linear_scaling` asks for it.
 
     Args:
-      config: its options.
-      samples: of all workers' batches together.
+      config: options of the optimizer.
+      samples: number of samples in the batches of all workers together.
     """
     if config.linear_scaling is None:
         return config
@@ -180,7 +184,9 @@ def scale_linearly(config: BaseOptimizer, samples: int) -> BaseOptimizer:
 
 
 def all_but_norms(params: Any) -> Any:
-    """Which parameters are not of a normalization: its name has "norm" in it.
+    """Tells which parameters do not belong to a normalization.
+
+    A normalization is a module with "norm" in its name.
 
     Args:
       params: a tree of dictionaries.
@@ -197,7 +203,7 @@ def all_but_norms(params: Any) -> Any:
 
 
 def matrices(params: Any) -> Any:
-    """Which parameters have more than one axis.
+    """Tells which parameters have more than one axis.
 
     Args:
       params: any tree.
@@ -216,7 +222,7 @@ _MASKS: dict[str, Callable[[Any], Any] | None] = {
 
 
 def _optimizers() -> list[str]:
-    """Names of optax's functions whose first argument is a learning rate.
+    """Lists the names of optax's functions whose first argument is a learning rate.
 
     L-BFGS is left out: its line search needs the objective.
     """

@@ -1,4 +1,4 @@
-"""Options of functions at the command line: how they are read, checked and named."""
+"""Reads, checks and writes keyword arguments of functions on the command line."""
 
 import ast
 import contextlib
@@ -15,7 +15,10 @@ from .ranges import Range, flag
 
 
 def _read(words: Sequence[str]) -> dict[str, Any]:
-    """Reads `momentum 0.9 nesterov True`: what is no literal of Python is a text."""
+    """Reads words such as `momentum 0.9 nesterov True`.
+
+    A value that is not a literal of Python is a text.
+    """
     if len(words) % 2:
         raise ValueError("each name needs a value behind it")
     return dict(zip(words[::2], map(_literal, words[1::2]), strict=True))
@@ -29,12 +32,12 @@ def _literal(word: str) -> Any:
 
 
 def write_options(options: Mapping[str, Any]) -> list[str]:
-    """The words by which options are given at the command line."""
+    """Returns the words of the command line that `_read` turns into these options."""
     return [_word(word) for pair in options.items() for word in pair]
 
 
 def write_flags(options: Mapping[str, Any]) -> list[str]:
-    """The words by which options of all kinds are given at the command line."""
+    """Returns the words of the command line that set fields of a configuration."""
     words = []
     for name, value in options.items():
         if isinstance(value, bool):
@@ -48,7 +51,7 @@ def write_flags(options: Mapping[str, Any]) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    """The shortest word from which a value is read again."""
+    """Returns the shortest word that is read as this value."""
     if isinstance(value, float) and float(short := f"{value:g}") == value:
         return short
     return str(value)
@@ -64,7 +67,8 @@ Options = Annotated[
         str_from_instance=write_options,
     ),
 ]
-"""Keyword arguments of a function that another option names."""
+"""The type of an option that holds the arguments of a function, such as the optimizer.
+"""
 
 _SAID = {
     r"make it without drop_probability, or use [^.]*": "leave --drop-probability away, "
@@ -86,12 +90,12 @@ _SAID = {
     r"\2 \3",
     r"\bring\(\d+\)": "--topology ring",
 }
-"""What djax advises, by patterns, and how that is said at the command line."""
+"""From patterns of djax's advice to the same advice in options of the command line."""
 
 
 @contextlib.contextmanager
 def said_as_options() -> Iterator[None]:
-    """Advises options where an error of djax advises arguments of its functions."""
+    """Replaces arguments of functions by options in the advice of djax's errors."""
     try:
         yield
     except Exception as error:
@@ -109,9 +113,9 @@ def check_ranges(
     """Raises UsageError for an option of a function that is out of range.
 
     Args:
-      what: the options are, for errors.
-      values: the options; None is in every range.
-      ranges: by the names of options.
+      what: text for errors that says whose options these are.
+      values: values of the options by name; None is in every range.
+      ranges: allowed values of options by name.
     """
     for name, value in values.items():
         if name not in ranges or value is None:
@@ -130,14 +134,14 @@ def check_options(
     given: int = 1,
     without: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Returns options for a function, or raises UsageError where it would not fit them.
+    """Returns the options, or raises UsageError if the function does not take them.
 
     Args:
-      what: the options are, for errors.
+      what: text for errors that says whose options these are.
       make: the function.
-      options: keyword arguments for it.
-      given: how many of its first arguments are not the user's.
-      without: names of arguments that have options of their own.
+      options: keyword arguments for the function.
+      given: number of first arguments of the function that the user does not choose.
+      without: names of arguments that have command line options of their own.
     """
     parameters = list(inspect.signature(make).parameters.values())[given:]
     known = {p.name: p.default for p in parameters if p.name not in without}
@@ -150,15 +154,15 @@ def check_options(
 
 _KINDS = (
     (bool, bool, "True or False"),
-    (int, (int, float), "an integer"),  # The function itself refuses fractions.
+    (int, (int, float), "an integer"),  # The function will refuse fractions.
     (float, (int, float), "a number"),
     (str, str, "a text"),
 )
-"""Types of defaults, types of values that can stand for them, and their names."""
+"""For the type of a default: the types of values that are accepted, and their name."""
 
 
 def _check_type(what: str, name: str, value: Any, default: Any) -> None:
-    """Raises UsageError for a value that cannot stand for the default's type."""
+    """Raises UsageError for a value whose type differs from that of the default."""
     if isinstance(value, str) and not isinstance(default, str):
         raise UsageError(
             f"{what}: cannot read {name}={value}; write a number, a tuple, True, "

@@ -1,8 +1,8 @@
-"""Tables of papers: every row is a configuration of :mod:`experiments.train`.
+"""Runs the tables of papers, whose rows are configurations of :mod:`experiments.train`.
 
 A table is a value of :mod:`experiments.configs`. Its script lists the rows with the
-paper's results, and runs those that are chosen: in a simulation or, under mpirun or
-srun, with one process a worker.
+paper's results, and runs the chosen ones: in simulation or, under mpirun or srun, with
+one process for each worker.
 """
 
 import pathlib
@@ -48,7 +48,7 @@ Without mpirun the workers of a row are simulated on one device. With Slurm, on 
 
 
 def describe(script: str, table: Table) -> str:
-    """How the script of a table is started, on one machine and on a cluster."""
+    """Explains how the script of a table is started, here and on a cluster."""
     example = table.example
     (row, *_) = select(table, example)
     chosen = {"method": example.method, "setting": example.setting}
@@ -68,11 +68,11 @@ def script(described: types.ModuleType) -> Callable[..., list[dict[str, Any]]]:
     """Makes the command line of a table.
 
     Args:
-      described: has the `TABLE`, and a docstring that is the help text.
+      described: module with the `TABLE`, whose docstring is the help text.
 
     Returns:
-      A function that reads its arguments or, by default, those of the process, and
-      returns a record for each run.
+      A function that takes arguments of the command line, by default those of the
+      process, and returns a record for each run.
     """
     name = described.__name__.replace(".configs", "")
 
@@ -90,7 +90,14 @@ def script(described: types.ModuleType) -> Callable[..., list[dict[str, Any]]]:
 
 
 def run(table: Table, choice: Choice) -> list[dict[str, Any]]:
-    """Runs what is chosen of a table, or lists all, and returns a record for each run.
+    """Runs the chosen rows of a table, or lists all rows if none is chosen.
+
+    Args:
+      table: the table.
+      choice: which rows are run, and how.
+
+    Returns:
+      A record for each run.
 
     Raises:
       SystemExit: if there is no such row.
@@ -123,12 +130,12 @@ def run(table: Table, choice: Choice) -> list[dict[str, Any]]:
 def run_row(table: Table, config: Config, *, smoke: bool) -> float | None:
     """Trains, and returns the score; None if the training diverges.
 
-    A learning rate of a grid that is too large must not end the search.
+    A divergence raises no error, so that a search among learning rates goes on.
 
     Args:
-      table: says what the score is.
-      config: of the training.
-      smoke: whether it is tiny.
+      table: table of the row, which defines the score.
+      config: configuration of the training.
+      smoke: whether the training is tiny.
     """
     start = try_out if smoke else train.run_once
     try:
@@ -140,12 +147,12 @@ def run_row(table: Table, config: Config, *, smoke: bool) -> float | None:
 
 
 def try_out(config: Config) -> trainer.Outcome:
-    """Trains, and neither times the steps nor draws.
+    """Trains for a smoke test, which does not time steps or draw pictures.
 
-    Programs that differ in nothing are compiled once, and not for each row.
+    Equal programs of several rows are compiled only once.
 
     Args:
-      config: of the training.
+      config: configuration of the training.
     """
     with tempfile.TemporaryDirectory() as folder, processes.compiled_once():
         with errors.one_line_errors(Exception):
@@ -154,7 +161,11 @@ def try_out(config: Config) -> trainer.Outcome:
 
 
 def plan(row: Row, choice: Choice) -> list[dict[str, Any]]:
-    """Learning rates and seeds with which a row is run, as options by their names."""
+    """Lists the learning rates and seeds with which a row is run.
+
+    Returns:
+      The options of each run, by name.
+    """
     rates, seeds = (row.learning_rate,), choice.seeds or row.seeds
     if choice.smoke or choice.tune:
         seeds = seeds[:1]
@@ -164,7 +175,7 @@ def plan(row: Row, choice: Choice) -> list[dict[str, Any]]:
 
 
 def show(table: Table) -> None:
-    """Lists the rows and their command lines, without time spent."""
+    """Prints the rows with their command lines, without running any."""
     columns = ("method", "setting", "paper", "learning rate", "of", "seeds")
     rows = [
         (
@@ -185,7 +196,7 @@ def show(table: Table) -> None:
 
 
 def results(table: Table, records: Sequence[dict[str, Any]]) -> rich.table.Table:
-    """Scores beside those of the paper, seeds together."""
+    """Makes the table of mean scores over the seeds, beside the paper's."""
     rows = []
     for row in table.rows:
         own = [
