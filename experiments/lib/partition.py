@@ -1,9 +1,9 @@
-"""Which samples each worker holds.
+"""Splits the samples of a data set among workers.
 
-A split is named on the command line: `iid`, `dirichlet:ALPHA` (the smaller, the more
-the workers' classes differ) or `shards:K` (each worker holds about K classes). The
-function of each takes the samples' classes, `int[samples]`, the number of workers, a
-source of randomness, and the number behind the colon.
+The command line names a split: `iid`, `dirichlet:ALPHA` (the smaller ALPHA, the more
+the workers' classes differ) or `shards:K` (each worker holds about K classes). Each
+split is a function of the samples' classes, `int[samples]`, the number of workers, a
+source of randomness, and the number after the colon.
 """
 
 import math
@@ -17,13 +17,13 @@ Shares = list[np.ndarray]
 """Indices of the samples of each worker. They are disjoint and cover all samples."""
 MAX_DRAWS = 10_000
 MAX_ALPHA = 1e12
-"""From here on the proportions of a class are equal up to rounding."""
+"""Largest alpha; with a larger one all proportions would be equal up to rounding."""
 WRITTEN = "iid, dirichlet:0.1, shards:2, reshuffled or whole"
-"""How splits are written."""
+"""Examples of splits for errors."""
 
 
 def iid(labels: np.ndarray, workers: int, rng: np.random.Generator) -> Shares:
-    """Deals shuffled samples out evenly: sizes are equal up to one."""
+    """Shuffles the samples and deals them out evenly; sizes differ by at most one."""
     return np.array_split(rng.permutation(len(labels)), workers)
 
 
@@ -32,15 +32,16 @@ def dirichlet(
 ) -> Shares:
     r"""Draws each class's division among the workers from :math:`Dir(\alpha)`.
 
-    The protocol of the RelaySGD experiments. Workers are treated in groups of ten.
-    In a group, the proportions of a class are zero for workers that already hold
-    their fair share, and all are drawn again until everyone holds at least half of
-    it. In the end the workers' lists are put one after the other and cut into equal
-    parts, which makes sizes equal up to one and blurs :math:`\alpha` a little. The
-    smaller :math:`\alpha`, the fewer classes a worker holds.
+    This is the protocol of the RelaySGD experiments. The smaller :math:`\alpha`, the
+    fewer classes a worker holds. Workers are treated in groups of ten. In a group, the
+    proportions of a class are set to zero for workers that already hold their fair
+    share of samples. All proportions are drawn again until each worker holds at least
+    half of its fair share. In the end the workers' lists are joined and cut into equal
+    parts, so that sizes differ by at most one. Cutting makes the classes of workers
+    slightly less different than :math:`\alpha` says.
 
     Raises:
-      UsageError: if no draw gives everyone half of a fair share.
+      UsageError: if no draw gives each worker half of its fair share.
 
     References:
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
@@ -72,7 +73,7 @@ def _dirichlet_group(labels, part, workers, rng, alpha) -> Shares:
         for members in classes:
             held = np.asarray([sum(map(len, share)) for share in shares])
             proportions = rng.dirichlet(np.full(workers, alpha)) * (held < fair)
-            if not proportions.sum() > 0:  # All of the class went to those with enough.
+            if not proportions.sum() > 0:  # All the class went to workers with enough.
                 break
             ends = np.cumsum(proportions / proportions.sum()) * len(members)
             pieces = np.split(members, ends[:-1].astype(int))
@@ -91,9 +92,9 @@ def _dirichlet_group(labels, part, workers, rng, alpha) -> Shares:
 def shards(
     labels: np.ndarray, workers: int, rng: np.random.Generator, per_worker: int
 ) -> Shares:
-    """Sorts by class, cuts into shards and gives each worker `per_worker` of them.
+    """Sorts samples by class, cuts them into shards, and deals out the shards.
 
-    Sizes are equal up to `per_worker`.
+    Each worker gets `per_worker` shards. Sizes differ by at most `per_worker`.
 
     Raises:
       UsageError: if there are more shards than samples.
@@ -119,23 +120,23 @@ _SPLITS: dict[str, tuple[Callable[..., Shares], type | None]] = {
     "dirichlet": (dirichlet, float),
     "shards": (shards, int),
 }
-"""Each with the type of the number behind its colon, if it has one."""
+"""The function of each split, and the type of the number after the colon, if any."""
 
 
 def split(labels: np.ndarray, workers: int, spec: str, seed: int) -> Shares:
     """Splits samples among workers as the command line says.
 
     Args:
-      labels: `int[samples]`.
+      labels: `int[samples]`, the class of each sample.
       workers: number of workers.
       spec: `iid`, `dirichlet:ALPHA` or `shards:K`.
-      seed: of the draw; the same on every process.
+      seed: seed of the draw; it must be equal on all processes.
 
     Returns:
-      Indices into `labels` for each worker, disjoint and covering.
+      The indices of each worker's samples. They are disjoint and cover all samples.
 
     Raises:
-      UsageError: if the spec cannot be read, or there are more workers than samples.
+      UsageError: if `spec` cannot be read, or there are more workers than samples.
 
     Examples:
       >>> labels = np.arange(1000) % 10
@@ -167,7 +168,12 @@ def count_classes(labels: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarra
 
 
 def plot_classes(counts: np.ndarray, title: str):
-    """Draws which workers hold which classes, from :func:`count_classes`."""
+    """Plots which workers hold which classes.
+
+    Args:
+      counts: result of :func:`count_classes`.
+      title: title of the figure.
+    """
     from matplotlib.figure import Figure
 
     workers, classes = counts.shape

@@ -1,7 +1,7 @@
-"""Where the runs of tables are computed: in this process or in several, compiled once.
+"""Computes the runs of a table in this process or in several.
 
-Several processes of one thread each finish a table sooner than one process of many
-threads, since small models leave most threads without work.
+Small models leave most threads of a process without work. Therefore several processes
+with one thread each finish a table sooner than one process with many threads.
 """
 
 import concurrent.futures
@@ -19,7 +19,10 @@ import jax
 
 @contextlib.contextmanager
 def compiled_once() -> Iterator[None]:
-    """Keeps compiled programs in a folder that lasts as long as this process."""
+    """Keeps compiled programs in a folder until this process ends.
+
+    A later run with the same program then need not compile it again.
+    """
     options = {
         "jax_compilation_cache_dir": _keep_folder().name,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -41,16 +44,19 @@ def _keep_folder() -> tempfile.TemporaryDirectory:
 
 
 def discard_compiled() -> None:
-    """Removes that folder before the end, for a process that ends without clean-up."""
+    """Removes the folder of compiled programs, for a process that exits abruptly."""
     _keep_folder().cleanup()
 
 
 @contextlib.contextmanager
 def pool(jobs: int) -> Iterator[concurrent.futures.Executor]:
-    """Processes of one thread each, so that runs do not wait for each other.
+    """Starts processes with one thread each, which compute several runs at once.
 
-    For one job at a time there is none besides this one. After Ctrl-C runs that have
-    begun are not waited for.
+    With `jobs=1` a thread of this process computes the runs instead. After Ctrl-C the
+    context is left without waiting for runs that have begun.
+
+    Args:
+      jobs: number of runs that are computed at the same time.
     """
     if jobs == 1:
         with compiled_once():
@@ -83,10 +89,10 @@ def pool(jobs: int) -> Iterator[concurrent.futures.Executor]:
 
 @contextlib.contextmanager
 def interrupts_withheld() -> Iterator[None]:
-    """Lets processes start that never hear of Ctrl-C, which they inherit.
+    """Ignores Ctrl-C while child processes are started, which inherit this.
 
-    A terminal tells all of them, and each would show a traceback. This process still
-    hears of it afterwards.
+    A terminal sends Ctrl-C to all processes, and each child would print a traceback.
+    After the context, this process reacts to Ctrl-C again.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -96,7 +102,7 @@ def interrupts_withheld() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """Leaves no process behind when a study is killed."""
+    """Makes a child process end when its parent is killed."""
 
     def end():
         parent = multiprocessing.parent_process()

@@ -2,7 +2,7 @@ r"""Random quadratics with a known optimum and a chosen heterogeneity.
 
 .. math:: f(x) = \tfrac1n \textstyle\sum_i \|A_i x - b_i\|^2
 
-The generator of the RelaySGD paper's simulations: Vogels et al., `RelaySum for
+These are the problems of the RelaySGD paper's simulations: Vogels et al., `RelaySum for
 Decentralized Deep Learning on Heterogeneous Data <https://arxiv.org/abs/2110.04175>`_,
 2021, Appendix. A seed gives the same problem here as in the paper's code.
 """
@@ -27,11 +27,14 @@ class Quadratics(NamedTuple):
     optimum: np.ndarray
 
     def value(self, x):
-        r"""The mean objective :math:`f(x)` at `x [d]`."""
+        r"""Computes the mean objective :math:`f(x)` at `x`, `[d]`."""
         return ((self.matrices @ x - self.offsets) ** 2).sum() / len(self.matrices)
 
     def heterogeneity(self) -> float:
-        r""":math:`\zeta^2 = \frac1n \sum_i \|A_i^\top (A_i x^* - b_i)\|^2`."""
+        r"""Computes the mean squared norm of the workers' gradients at the optimum.
+
+        It is :math:`\zeta^2 = \frac1n \sum_i \|A_i^\top (A_i x^* - b_i)\|^2`.
+        """
         residuals = self.matrices @ self.optimum - self.offsets
         gradients = np.einsum("nab,na->nb", self.matrices, residuals)
         return float((gradients**2).sum() / len(self.matrices))
@@ -49,16 +52,17 @@ def random_quadratics(
     r"""Draws quadratics for all workers.
 
     Args:
-      workers: :math:`n`.
-      dim: :math:`d`.
+      workers: number of workers :math:`n`.
+      dim: number of dimensions :math:`d`.
       heterogeneity: :math:`\zeta^2` at the optimum.
-      distance: of the optimum from zero, where training starts.
-      smallest: smallest singular value of each :math:`A_i`, the largest being 1 and all
-        evenly spaced; by default the values of a Gaussian matrix, rescaled.
-      seed: of the draw.
+      distance: distance of the optimum from zero, where training starts.
+      smallest: smallest singular value of each :math:`A_i`. The singular values are
+        evenly spaced from `smallest` to 1. By default they are the rescaled singular
+        values of a Gaussian matrix.
+      seed: seed of the draw.
 
     Raises:
-      ValueError: if one worker alone is to be heterogeneous.
+      ValueError: if there is one worker, but heterogeneity is not 0.
     """
     if workers == 1 and heterogeneity:
         raise ValueError("one worker alone has heterogeneity 0.")
@@ -66,12 +70,12 @@ def random_quadratics(
     left, values, right = np.linalg.svd(normals.draw(workers, dim, dim))
     if smallest is None:
         values = values * (1 / values.max(axis=1, keepdims=True))
-    else:  # Ascending, as there: the Gaussian's largest becomes the smallest.
+    else:  # As in the paper's code, the direction of the largest gets the smallest.
         values = np.broadcast_to(np.linspace(smallest, 1, dim), values.shape)
     matrices = (left * values[:, None, :]) @ right
 
     def centered(offsets):
-        """Moves the common optimum to zero."""
+        """Changes the offsets so that the optimum of the mean objective is zero."""
         optimum = _least_squares(matrices, offsets)
         return Quadratics(matrices, offsets - matrices @ optimum, np.zeros(dim))
 
@@ -91,10 +95,11 @@ def _least_squares(matrices: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 class _Normals:
-    """Standard normal variates in float64, as PyTorch draws them on a CPU.
+    """Draws the standard normal numbers that PyTorch draws on a CPU, in float64.
 
-    A Mersenne Twister and the transform of Box and Muller. Draws of 16 and more are
-    transformed in blocks, whose first half become cosines and whose second half sines.
+    PyTorch uses a Mersenne Twister and the transform of Box and Muller. Draws of 16 and
+    more numbers are transformed in blocks of 16, whose first half become cosines and
+    whose second half sines.
     """
 
     def __init__(self, seed: int):
@@ -106,7 +111,7 @@ class _Normals:
             angle, radius = self._uniform(count + count % 2).reshape(-1, 2).T
             return _box_muller(radius, angle).ravel()[:count].reshape(shape)
         normal = self._blocks(self._uniform(count)[: count // 16 * 16])
-        if count % 16:  # The last block overlaps the one before it, drawn anew.
+        if count % 16:  # The last 16 numbers are drawn again, as one block.
             last = self._blocks(self._uniform(16))
             normal = np.concatenate([normal[: count - 16], last])
         return normal.reshape(shape)
@@ -123,6 +128,6 @@ class _Normals:
 
 
 def _box_muller(radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """Pairs of normal variates, `[..., 2]`, of uniform ones in [0, 1)."""
+    """Makes pairs of normal numbers, `[..., 2]`, from uniform numbers in [0, 1)."""
     radius, angle = np.sqrt(-2 * np.log1p(-radius)), 2 * np.pi * angle
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)

@@ -1,8 +1,8 @@
-"""Which numbers each option of the command line may have.
+"""Defines which numbers each option of the command line may have.
 
-Every numeric option is checked before anything is computed, so that a mistake is blamed
-on the option in which it was made. Otherwise nan and infinity would travel as far as
-the first loss, and its error would speak of the learning rate.
+Every numeric option is checked before anything is computed, so that an error names the
+option with the mistake. Otherwise nan and infinity would only be noticed at the first
+loss, and the error would blame the learning rate.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ class Range(NamedTuple):
     """Numbers that an option may have; infinity and nan are in no range.
 
     Attributes:
-      least: the smallest.
-      most: the largest.
+      least: the smallest number.
+      most: the largest number.
       open_below: whether `least` itself is too small.
       open_above: whether `most` itself is too large.
     """
@@ -28,7 +28,7 @@ class Range(NamedTuple):
     open_above: bool = False
 
     def has(self, value: float) -> bool:
-        """Whether a number is allowed."""
+        """Tells whether a number is in the range."""
         if isinstance(value, float) and not math.isfinite(value):
             return False
         above = value > self.least if self.open_below else value >= self.least
@@ -36,7 +36,7 @@ class Range(NamedTuple):
         return above and below
 
     def describe(self, whole: bool) -> str:
-        """What follows "must be".
+        """Returns the text that follows "must be" in an error.
 
         Args:
           whole: whether the option is an integer.
@@ -97,18 +97,18 @@ RANGES = {
     "collapse": Range(),
     "seed": Range(0, 2**32, open_above=True),
 }
-"""By the names of the fields of :class:`experiments.lib.config.Config` and of its
-parts."""
+"""Allowed values of the fields of :class:`experiments.lib.config.Config` and its parts.
+"""
 
 ARGUMENTS = {
     *("consensus_rate", "local_steps", "rounds", "rank", "iterations", "theta", "bits"),
     *("rate", "speeds", "variation", "drop_probability"),
 }
-"""Options that are arguments of djax's functions, and are called as there."""
+"""Options that have the same names as arguments of djax's functions."""
 
 
 def flag(name: str) -> str:
-    """How a field is called on the command line."""
+    """Returns the name of a field on the command line."""
     return f"--{name}".replace("_", "-")
 
 
@@ -116,7 +116,7 @@ def check(options: Any) -> None:
     """Raises UsageError, which names the option, for a number that is out of range.
 
     Args:
-      options: a dataclass; those among its fields are checked, too.
+      options: a dataclass; fields that are dataclasses are checked too.
     """
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -136,7 +136,7 @@ def _check_numbers(name: str, value: Any, whole: bool) -> None:
             if name == "collapse":
                 what += " two finite numbers"
             else:
-                # As djax says it of its arguments.
+                # These are the words of djax's errors about its arguments.
                 if whole and name in ARGUMENTS and allowed.most == math.inf:
                     what += " an integer of"
                 what += f" {allowed.describe(whole)}"

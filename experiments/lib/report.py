@@ -1,4 +1,4 @@
-"""What a run shows and writes: a folder of its own, a table, pictures."""
+"""Shows the results of a run, and writes them into a folder of its own."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RunFolder:
-    """The files of one run; does nothing on processes other than rank 0's.
+    """Writes the files of one run; only the process of rank 0 writes.
 
     Attributes:
       path: the folder.
@@ -40,12 +40,14 @@ class RunFolder:
         *,
         tensorboard: bool = False,
     ):
-        """Makes `parent/<time>-<name>/`, with a number behind it if that exists.
+        """Makes the folder `parent/<time>-<name>/`.
+
+        A number is added to the name if the folder exists.
 
         Args:
-          parent: where.
-          name: of the run.
-          communicator: where the workers live.
+          parent: folder in which the run's folder is made.
+          name: name of the run.
+          communicator: the communicator of the workers.
           tensorboard: whether the metrics are also written for TensorBoard.
 
         Raises:
@@ -61,7 +63,7 @@ class RunFolder:
             self._writer = make_writer(str(self.path), flush_secs=10)
 
     def write_config(self, config: Any) -> None:
-        """Writes `config.json`: the configuration and what it ran on."""
+        """Writes `config.json`: the configuration, versions and devices."""
         content = {"config": dataclasses.asdict(config), **provenance()}
         self._write("config.json", content)
 
@@ -75,10 +77,10 @@ class RunFolder:
         """Writes `summary.json`: the final table, and what was sent.
 
         Args:
-          title: of the table.
-          rows: of the table, names and values as they are shown.
-          sent: numbers, as a job's `traffic` returns them.
-          diverged: what is said of a training that diverged.
+          title: title of the table.
+          rows: rows of the table, names and values as they are shown.
+          sent: what was sent, the result of a job's `traffic`.
+          diverged: message of a training that diverged, else None.
         """
         content = {
             "title": title,
@@ -102,7 +104,7 @@ class RunFolder:
                 _write_scalars(self._writer, record)
 
     def close(self) -> None:
-        """Writes what TensorBoard's writer has not written yet."""
+        """Writes what TensorBoard's writer still has in memory."""
         if self._writer is not None:
             self._writer.close()
 
@@ -143,7 +145,7 @@ def _make_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, commit and devices: what a result was made by."""
+    """Returns the versions, commit and devices with which a result was made."""
     versions: dict[str, str | None] = {}
     for package in "djax-gossip jax jaxlib optax flax mpi4jax numpy".split():
         versions[package] = None
@@ -167,10 +169,10 @@ def provenance() -> dict[str, Any]:
 
 
 def summarize(score: str, last: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Rows of the final table: what was learned.
+    """Returns the rows of the final table about the last evaluation.
 
     Args:
-      score: what the score is called.
+      score: name of the score.
       last: the last record of the history.
     """
 
@@ -193,7 +195,7 @@ def summarize(score: str, last: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Prints names and values."""
+    """Prints a table of names and values."""
     table = rich.table.Table(title=title, show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
@@ -208,11 +210,11 @@ def plot_history(
     """Draws loss, score and consensus distance against epochs, or time if it is known.
 
     Args:
-      history: of :class:`experiments.lib.trainer.Outcome`.
-      score: what the score is called.
-      title: of the figure.
+      history: records of :class:`experiments.lib.trainer.Outcome`.
+      score: name of the score.
+      title: title of the figure.
     """
-    from matplotlib.figure import Figure  # Slow to import; one rank needs it.
+    from matplotlib.figure import Figure  # Slow to import, and only rank 0 needs it.
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -220,7 +222,7 @@ def plot_history(
     positions = [record[against] for record in history]
 
     def draw(axes, key, **style):
-        # Matplotlib cannot scale an axis to what is close to the largest float.
+        # Matplotlib cannot scale an axis to numbers close to the largest float.
         values = np.asarray([record[key] for record in history], np.float64)
         axes.plot(positions, np.where(np.abs(values) < 1e100, values, np.nan), **style)
 

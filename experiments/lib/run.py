@@ -1,4 +1,4 @@
-"""What a configuration means: graphs, communicator, task, optimizer, and a job."""
+"""Makes graphs, communicator, task, optimizer and job from a configuration."""
 
 import contextlib
 import dataclasses
@@ -29,15 +29,15 @@ from .errors import UsageError
 
 
 class Run:
-    """Everything that a configuration determines, checked before any time is spent."""
+    """Everything that a configuration determines, checked before training begins."""
 
     def __init__(self, config: Config):
-        """Raises for what the user can mend, on all ranks alike."""
+        """Raises UsageError for mistakes of the user, on all ranks alike."""
         check(config)
         self.communicator = make_communicator(config)
         local = self.communicator.local_ranks
         agreed = dataclasses.asdict(config) | {"jax": jax.__version__}
-        del agreed["runs"]  # Rank 0's is where the folder is made.
+        del agreed["runs"]  # Ranks may differ here: only rank 0 makes the folder.
         communicators.check_agreement(
             self.communicator, "the configurations", [agreed] * len(local)
         )
@@ -88,12 +88,12 @@ class Run:
         """Trains all local workers, and yields the records of the history.
 
         Args:
-          advance: called with the number of epochs that have passed since its last
+          advance: function that is called with the number of epochs since its last
             call.
 
         Raises:
           Diverged: if a loss is not finite, or has grown and not come back.
-          Stopped: after SIGTERM or Ctrl-C, when all is saved.
+          Stopped: after SIGTERM or Ctrl-C, once all workers are saved.
           CheckpointError: if checkpoints cannot be used.
         """
         evaluations = min(self.config.evaluations, self.epochs)
@@ -104,13 +104,13 @@ class Run:
             raise trainer.Diverged(f"{error} {self._remedy()}") from error
 
     def train(self) -> trainer.Outcome:
-        """Trains all local workers in silence, and raises what `records` does."""
+        """Trains all local workers without output; raises the errors of `records`."""
         for _ in self.records(lambda epochs: None):
             pass
         return self.job.outcome
 
     def _count_steps(self, size: int) -> int:
-        """Of a worker; raises UsageError if integers of 32 bits do not hold all's."""
+        """Returns the steps of a worker; raises UsageError if 2^31 or more in all."""
         steps = self.epochs * self.task.steps_per_epoch
         if size * steps >= 2**31:
             raise UsageError(
@@ -121,7 +121,7 @@ class Run:
         return steps
 
     def _remedy(self) -> str:
-        """What to try after a divergence, of the options that the algorithm has."""
+        """Says which options of the algorithm to change after a divergence."""
         averaging, base = self.config.averaging, self.config.base
         steps = ["lower --learning-rate"]
         if base.warmup < 1:
@@ -211,7 +211,7 @@ class Run:
 
 
 def _make_task(config: Config, size: int, local_ranks: Sequence[int]) -> tasks.Task:
-    """What is learned, by the local ones of `size` workers."""
+    """Makes the task for the workers of this process, out of `size` workers."""
     setting = tasks.Setting(
         size,
         local_ranks,

@@ -1,4 +1,4 @@
-"""Training without waiting, in real time, one process a worker."""
+"""Trains asynchronous workers in real time, with one process for each worker."""
 
 import dataclasses
 import sys
@@ -26,31 +26,32 @@ from .trainer import Record, Records, Rows, chunk_steps
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """Real time, of a2cid2 and adpsgd under mpirun."""
+    """Options of a2cid2 and adpsgd in real time, under mpirun."""
 
     pairing: Literal["edge_clocks", "first_free", "fixed_order"] = "edge_clocks"
-    """How neighbours find each other: by Poisson clocks of the pairs, whoever is free
-    first, or one after another in the order of the graph's matchings."""
+    """How neighbours find each other: by a Poisson clock for each pair, with the first
+    neighbour that is free, or in the order of the graph's matchings."""
     random_times: bool = True
-    """Poisson times; if not, constant gaps, which edge_clocks do not have."""
+    """Average at Poisson times. Otherwise averagings are equally spaced, which is not
+    possible with edge_clocks."""
     max_backlog: int | None = 1
-    """Begin a gradient only if at most so many averagings are due; None never waits,
-    and leaves out averagings that the network or the processor cannot keep up with."""
+    """Begin a gradient only if at most this many averagings are due. None never waits,
+    and drops averagings that the network or the processor cannot keep up with."""
     seconds: float | None = None
-    """End after so long, if --epochs are not over before."""
+    """End after this many seconds, even if --epochs are not completed."""
     transport: Literal["mpi", "zmq"] = "mpi"
-    """How messages travel; with zmq the others go on when a worker is lost, under
+    """How messages travel. With zmq the others continue when a worker is lost, under
     mpirun -disable-auto-cleanup -n ... python -m djax.guard -m experiments.train."""
     timeout: float = 60.0
-    """Seconds without a sign of life after which a worker is lost."""
+    """Seconds without any message after which a worker counts as lost."""
 
 
 def check_runtime(options: Runtime, algorithm: str, live: bool) -> None:
-    """Raises UsageError for options that do not fit together, or would be ignored.
+    """Raises UsageError for options that conflict or would be ignored.
 
     Args:
-      options: from the command line.
-      algorithm: its name on the command line.
+      options: options from the command line.
+      algorithm: name of the algorithm on the command line.
       live: whether the workers compute in real time.
     """
     for flag in sorted(changed(options)) if not live else ():
@@ -68,17 +69,17 @@ def check_runtime(options: Runtime, algorithm: str, live: bool) -> None:
 
 @dataclasses.dataclass
 class Live(EventJob):
-    """A training in real time, one process a worker.
+    """A training in real time, with one process for each worker.
 
-    The models are kept as they were at several times, and evaluated in the end, so that
-    no worker is stopped for it.
+    Copies of the models are kept at several times and evaluated at the end, so that no
+    worker is stopped by an evaluation.
 
     Attributes:
-      topology: which workers average with each other.
-      options: from the command line.
+      topology: graph whose neighbours average with each other.
+      options: options from the command line.
       rate: averagings of a worker per gradient.
-      steps: gradients of a worker, on average.
-      seed: of the averagings.
+      steps: mean number of gradients of a worker.
+      seed: seed of the averagings.
       checkpoints: where the workers are saved; None if they are not.
       jit: whether the task's gradient is compiled; False for a plain Python function.
     """
@@ -95,7 +96,7 @@ class Live(EventJob):
 
     @property
     def _gradients(self) -> int:
-        """How many gradients all workers compute together."""
+        """Number of gradients that all workers compute together."""
         return self.topology.size * self.steps
 
     @property
@@ -111,14 +112,14 @@ class Live(EventJob):
 
     @property
     def ranks(self) -> Sequence[int]:
-        """The workers that have come to the end; known once the run is over."""
+        """The ranks that were not lost; known once the run is over."""
         return sorted(set(self.report.records) - set(self._absent))
 
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
         """See :class:`experiments.lib.trainer.Job`.
 
-        After a run that was resumed the losses' start is not known, so that only losses
-        that are not finite count as a divergence.
+        The first losses of a resumed run are unknown, so that only losses that are not
+        finite count as a divergence there.
         """
         termination = Termination()
         found = self._run(evaluations, advance, termination)
@@ -157,7 +158,7 @@ class Live(EventJob):
             termination,
             Prefetch(lambda i: task.batches(i * chunk, (i + 1) * chunk)) as batches,
         ):
-            # Said by `_say_what_is_left`, in the words of the command line.
+            # `_say_what_is_left` prints this warning in terms of the command line.
             warnings.filterwarnings("ignore", ".* none is left to compute")
             return asynchronous.run(
                 self.algorithm,
@@ -185,7 +186,7 @@ class Live(EventJob):
             )
 
     def _say_what_is_left(self) -> None:
-        """Says so if the checkpoints already had all gradients."""
+        """Prints a message if the checkpoints already contained all gradients."""
         done = int(self.report.gradients_before.sum())
         if done >= self._gradients and self.communicator.local_ranks[0] == 0:
             print(
@@ -197,7 +198,7 @@ class Live(EventJob):
             )
 
     def _look_around(self) -> None:
-        """Notes which workers have died since the run; the others evaluate alone."""
+        """Notes which workers died after the run; if any did, others evaluate alone."""
         try:
             comm = getattr(self.communicator, "host_comm")  # noqa: B009
             meet(comm, "the evaluation", self.options.timeout)
@@ -206,20 +207,20 @@ class Live(EventJob):
 
     @property
     def _alone(self) -> bool:
-        """Whether workers are lost, so that no communication may wait for all."""
+        """Tells whether workers are lost, so that nothing may wait for all workers."""
         return bool(self.report.lost or self._absent)
 
     def _gather(
         self, number: int, unsaved: Sequence[str]
     ) -> tuple[list[int], list[str]]:
-        """Returns the signals that any worker has heard, and failed checkpoints."""
+        """Collects all workers' signals, and why their checkpoints failed."""
         own = number, list(unsaved)
         everyone = [own] if self._alone else self.communicator.gather([own])
         told = [number for number, _ in everyone if number]
         return told, [text for _, texts in everyone for text in texts]
 
     def _survey(self, found: asynchronous.Outcome) -> Iterator[Record]:
-        """Evaluates the models that were kept, and the last, on all workers."""
+        """Evaluates the kept models and the last one, together with all workers."""
         told, events = self.report, self.events
         own = found.metrics["loss"][0].tolist() if found.metrics else []
         everyones = self.communicator.gather([own])
@@ -246,7 +247,7 @@ class Live(EventJob):
             watch_all(losses, told.size)
 
     def _survey_survivors(self, found: asynchronous.Outcome) -> Iterator[Record]:
-        """Evaluates the mean of the models that are left, in this process alone."""
+        """Evaluates the mean model of the remaining workers, in this process alone."""
         task, told = self.task, self.report
         own = np.asarray(found.metrics["loss"][0] if found.metrics else [])
         workers = np.full(len(own), self.communicator.local_ranks[0])
@@ -266,7 +267,7 @@ class Live(EventJob):
         yield record
 
     def describe(self) -> Rows:
-        """Returns how fast the workers were, how often they averaged, who was lost."""
+        """Returns rows of the final table: speeds, averagings, and lost workers."""
         told, alive = self.report, self.ranks
         speed, idle = told.gradients_per_second[alive], told.idle_share[alive]
         return [

@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C, by which a run is told to end.
+"""Handles SIGTERM and Ctrl-C, the signals that tell a run to end.
 
-Schedulers announce by SIGTERM that a job's time is over; Ctrl-C is SIGINT. A run should
-not end in the middle of a step then, but save what it has, and say how to go on.
+Schedulers send SIGTERM before a job's time is over; Ctrl-C is SIGINT. The run should
+then finish its step, save the workers, and say how it can be continued.
 """
 
 import os
@@ -13,22 +13,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, the same as that of shells."""
 _TWICE = 0.5
-"""Seconds after which a second Ctrl-C is meant as one: a terminal and a launcher may
-both pass on the same one."""
+"""Seconds within which a second Ctrl-C is ignored, since a terminal and a launcher may
+both pass on the same key press."""
 
 
 class Termination:
-    """Notes the signals that tell a run to end, while its context is entered.
+    """A context manager that notes signals which tell a run to end.
 
-    Outside of the context, and in threads other than the main one, the signals do what
-    they did before. A second Ctrl-C ends the process at once.
+    Outside of the context, and in threads other than the main one, signals keep their
+    usual effect. A second Ctrl-C ends the process at once.
 
     Args:
       listen: False for a context that notes nothing.
-      raises: called with the signal as soon as it comes, by code that saves nothing
-        and may therefore be ended in the middle of a step.
+      raises: function that is called with the signal as soon as it comes, and raises.
+        It is for code that saves nothing and may stop in the middle of a step.
 
     Attributes:
       number: the first signal that came; 0 if none did.
@@ -62,22 +62,22 @@ class Termination:
             self.number, self._heard = int(number), now
 
     def __exit__(self, *error: object) -> None:
-        """Puts the handlers back that were there before."""
+        """Restores the previous handlers."""
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before = {}
 
 
 class Stopped(Exception):
-    """A run was told to end; its message says where what it has is saved.
+    """Raised if a signal ends a run; the message says where the workers are saved.
 
     Args:
-      message: why it ended, and how to go on.
+      message: why the run ended, and how it can be continued.
       code: exit code of the process.
     """
 
     def __init__(self, message: str, code: int = 0):
-        """Takes the message and the code."""
+        """Keeps the message and the code."""
         super().__init__(message)
         self.code = code
 
@@ -85,13 +85,13 @@ class Stopped(Exception):
 def stopped_and_saved(
     number: int, directory: pathlib.Path | str, unsaved: Sequence[str], when: str = ""
 ) -> Stopped:
-    """Makes the exception of a run whose workers are saved.
+    """Makes the exception for a run whose workers are saved.
 
     Args:
-      number: the signal.
-      directory: where the checkpoints are.
-      unsaved: why some could not be written.
-      when: " after step 22", if all workers have come to the same step.
+      number: number of the signal.
+      directory: folder of the checkpoints.
+      unsaved: reasons why some checkpoints could not be written.
+      when: text such as " after step 22", if all workers stopped at the same step.
     """
     how, code = _name(number), INTERRUPTED if number == signal.SIGINT else 0
     rest = f"start the same with --checkpoints {directory} --resume"
@@ -105,11 +105,11 @@ def stopped_and_saved(
 
 
 def stopped_unsaved(number: int, why: str) -> Stopped:
-    """Makes the exception of a run that a signal ends and that saves nothing.
+    """Makes the exception for a run that saves nothing when a signal ends it.
 
     Args:
-      number: the signal.
-      why: nothing is saved.
+      number: number of the signal.
+      why: reason why nothing is saved.
     """
     return Stopped(f"stopped by {_name(number)}; {why}", 128 + number)
 

@@ -1,4 +1,4 @@
-"""The program of a step that all workers take together, and how long it takes."""
+"""Compiles the step that all workers take together, and measures its time."""
 
 import functools
 import time
@@ -17,7 +17,7 @@ from .tasks import Task
 from .trainer import Rows
 
 TIMED_SECONDS = 1.0
-"""About how long the steps last that are timed together."""
+"""Approximate duration in seconds of the steps that are timed together."""
 
 
 def make_steps(
@@ -25,12 +25,14 @@ def make_steps(
     optimizer: optax.GradientTransformation,
     communicator: djax.Communicator,
 ) -> simulation.StepsFn:
-    """Makes the function that trains; keeps the last one, which is compiled already.
+    """Makes the function that trains.
+
+    The last function is kept, so that equal arguments need not compile it again.
 
     Args:
       task: what is learned.
       optimizer: the chain with the mechanism.
-      communicator: where the workers live.
+      communicator: the communicator of the workers.
     """
     return _make_steps(task.gradient_fn, optimizer, communicator, task.dispatch)
 
@@ -54,14 +56,15 @@ def time_steps(
 
     Args:
       task: what is learned; its first steps are repeated.
-      optimizers: what is compared.
-      communicator: where the workers live.
-      params: the initial models, with a leading axis of local workers.
-      steps: how many are timed together.
-      repeats: how often each optimizer is timed, after a first time that compiles.
+      optimizers: the optimizers that are compared.
+      communicator: the communicator of the workers.
+      params: initial parameters, with a leading axis of local workers.
+      steps: number of steps that are timed together.
+      repeats: how often each optimizer is timed, after a first run that compiles.
 
     Returns:
-      `float[repeats, optimizers]`, without compilation and loading of data.
+      Seconds of a step without compiling and loading data,
+      `float[repeats, optimizers]`.
     """
     model_state = jax.tree.map(jnp.asarray, task.model_state)
     batches = jax.tree.map(jnp.asarray, task.batches(0, steps))
@@ -82,12 +85,12 @@ def time_steps(
 def describe_times(seconds: np.ndarray) -> Rows:
     """Returns rows of the final table: a step's time, and its share of communication.
 
-    Steps with and without communication are timed in turns, so that each turn gives a
-    difference. Where these differences have both signs, their median says nothing: it
-    is smaller than what changes from one turn to the next.
+    Steps with and without communication are timed in turns, and each turn gives a
+    difference. If some differences are positive and others negative, their median means
+    nothing: it is smaller than the variation between turns.
 
     Args:
-      seconds: `float[repeats, 2]`, of a step with and without communication.
+      seconds: seconds of a step with and without communication, `float[repeats, 2]`.
     """
     total, gradient = np.median(seconds, axis=0) * 1e3
     differences = (seconds[:, 0] - seconds[:, 1]) * 1e3

@@ -1,8 +1,8 @@
-"""Tables of papers at the size of one machine: tuned, really run, and kept.
+"""Tunes and runs tables of papers that are scaled down to one machine.
 
-A study is a value of :mod:`experiments.configs` whose rows are small enough. Every run
-is added to `results/<script>.jsonl` as soon as it is over, so that a study can be
-stopped at any time, as by Ctrl-C, and goes on where it was.
+A study is a value of :mod:`experiments.configs` with small rows. Every run is added to
+`results/<script>.jsonl` as soon as it is over. Therefore a study can be stopped at any
+time, for example by Ctrl-C, and then continues where it was stopped.
 """
 
 import concurrent.futures
@@ -38,28 +38,29 @@ class Config(figures.Config):
     """How a study is made."""
 
     jobs: int = os.cpu_count() or 1
-    """Runs at the same time, each a process of one thread; a single one has all."""
+    """Number of runs at the same time. Each is a process with one thread; a single one
+    uses all threads."""
     draw: bool = False
-    """Only draw and show what has been run."""
+    """Only draw and show the runs that are in the file."""
 
 
 _CHOICES = ("learning_rate", "variant")
 
 
 def _merit(table: Table, record: Mapping[str, Any]) -> float:
-    """The more the better; nothing is worse than to diverge."""
+    """Rates a run: the larger, the better; a run that diverged is the worst."""
     if record["score"] is None:
         return -math.inf
     return record["score"] if table.accuracy else -record["score"]
 
 
 def chosen(study: Study, records: Sequence[dict], row: Row) -> list[dict[str, Any]]:
-    """The runs of a row with its best learning rate and variant, one for each seed.
+    """Returns the runs of a row with its best learning rate and variant, for all seeds.
 
     Args:
-      study: what was run.
-      records: of it.
-      row: of its table.
+      study: the study.
+      records: its records.
+      row: a row of its table.
     """
     own = select(records, method=row.method, setting=row.setting)
     first = select(own, seed=study.seeds[0])
@@ -71,12 +72,12 @@ def chosen(study: Study, records: Sequence[dict], row: Row) -> list[dict[str, An
 
 
 def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
-    """Runs what is not in the ledger yet: first all learning rates, then all seeds.
+    """Makes the runs that are missing in the ledger: first learning rates, then seeds.
 
     Args:
-      study: what is run.
-      config: from the command line.
-      ledger: where the records are.
+      study: the study.
+      config: options from the command line.
+      ledger: file of the records.
 
     Returns:
       All records.
@@ -110,12 +111,12 @@ def script(
 
     Args:
       file: the script's `__file__`.
-      described: has the `STUDY`, and a docstring that is the help text.
-      draw: makes the figure of all records.
+      described: module with the `STUDY`, whose docstring is the help text.
+      draw: function that makes the figure from the study and all records.
 
     Returns:
-      A function that reads its arguments or, by default, those of the process, and
-      returns the records: what was run, the score, and how it came about.
+      A function that takes arguments of the command line, by default those of the
+      process, and returns the records of all runs.
     """
 
     def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -164,9 +165,9 @@ def _stop(ledger: Ledger) -> NoReturn:
 
 
 def _check_drawable(path: pathlib.Path, config: Config) -> None:
-    """Raises UsageError where there is nothing to draw."""
+    """Raises UsageError if the file has no run to draw."""
     lines = path.read_text().splitlines() if path.exists() else []
-    if len(lines) < 2:  # The first says by what the others were made.
+    if len(lines) < 2:  # The first line is not a run: it says what made the runs.
         raise UsageError(
             f"--draw: there are no runs in {path}; run it without --draw first, or "
             f"choose another --output than {config.output}."
@@ -174,7 +175,7 @@ def _check_drawable(path: pathlib.Path, config: Config) -> None:
 
 
 def _small(study: Study) -> Study:
-    """A row of each algorithm, one learning rate, one seed and one variant."""
+    """Reduces a study to one row of each algorithm, one rate, seed and variant."""
     rows = tuple(one_of_each_algorithm(study.table.rows))
     return dataclasses.replace(
         study,
@@ -186,7 +187,7 @@ def _small(study: Study) -> Study:
 
 
 def results(study: Study, records: Sequence[dict]) -> rich.table.Table:
-    """The best of each row, mean and deviation of the seeds, beside the paper's."""
+    """Makes the table of each row's best score over the seeds, beside the paper's."""
     rows = []
     for row in study.table.rows:
         runs = chosen(study, records, row)
@@ -222,7 +223,7 @@ class _Job(NamedTuple):
 
     @property
     def key(self) -> dict[str, Any]:
-        """What a record is found by."""
+        """Returns the values by which the record of the run is found."""
         return {
             "method": self.row.method,
             "setting": self.row.setting,
@@ -232,7 +233,7 @@ class _Job(NamedTuple):
         }
 
     def configure(self, study: Study, smoke: bool) -> train.Config:
-        """What is trained."""
+        """Makes the configuration of the run."""
         return configure(
             study.table,
             self.row,
@@ -244,7 +245,7 @@ class _Job(NamedTuple):
 
 
 def _tuning(study: Study, ledger: Ledger) -> Iterator[_Job]:
-    """All learning rates and variants of those that are tuned, with the first seed."""
+    """Lists the runs that tune: all rates and variants, with the first seed."""
     for row in study.table.rows:
         rates = () if row.method in study.borrowed else study.rates
         for rate in rates:
@@ -253,7 +254,7 @@ def _tuning(study: Study, ledger: Ledger) -> Iterator[_Job]:
 
 
 def _borrowing(study: Study, ledger: Ledger) -> Iterator[_Job]:
-    """Those that take over a learning rate, with the first seed."""
+    """Lists the runs that use another method's learning rate, with the first seed."""
     for row in study.table.rows:
         if row.method in study.borrowed:
             owner = dataclasses.replace(row, method=study.borrowed[row.method])
@@ -263,7 +264,7 @@ def _borrowing(study: Study, ledger: Ledger) -> Iterator[_Job]:
 
 
 def _repeating(study: Study, ledger: Ledger) -> Iterator[_Job]:
-    """The best of all, with the other seeds."""
+    """Lists the runs with each row's best rate and variant, and the other seeds."""
     for row in study.table.rows:
         best = chosen(study, ledger.records, row)[0]
         for seed in study.seeds[1:]:
@@ -271,15 +272,15 @@ def _repeating(study: Study, ledger: Ledger) -> Iterator[_Job]:
 
 
 def _execute(config: train.Config, folder: str | None = None) -> dict[str, Any]:
-    """Trains in silence.
+    """Trains without output.
 
     Args:
-      config: of the training.
-      folder: for files that are of no use afterwards; by default the system's.
+      config: configuration of the training.
+      folder: folder for temporary files; by default that of the system.
 
     Returns:
-      The history; what each worker sent, in MB, unless it diverged; and how it
-      diverged, if it did.
+      The `history`; the `megabytes` that each worker sent, None if the training
+      diverged; and the `error` of a training that diverged, else None.
     """
     with tempfile.TemporaryDirectory(dir=folder) as runs:
         run = train.Run(config.replace(runs=pathlib.Path(runs)))

@@ -1,9 +1,9 @@
-"""Runs with many learning rates on many problems, together in one program.
+"""Runs an algorithm with many learning rates on many problems in one program.
 
-Random quadratics are so small that one run leaves a machine idle. Here all runs of a
-grid of learning rates on several problems advance together, with all their workers, in
-one jitted program. A search of :mod:`experiments.lib.tuning` consists of a few such
-grids.
+Random quadratics are so small that a single run leaves most of a machine idle.
+Therefore all runs of a grid of learning rates on several problems are computed
+together, with all their workers, in one compiled program. A search of
+:mod:`experiments.lib.tuning` consists of a few such grids.
 
 The rules by which a run counts as failed, successful or settled, and the steps at
 which this is tested, are those of the RelaySGD paper's figures: Vogels et al.,
@@ -24,20 +24,24 @@ import djax
 from .quadratics import Quadratics
 
 MakeOptimizer = Callable[[jax.Array, djax.Communicator], optax.GradientTransformation]
-"""From a learning rate, a tracer, and a communicator, to what every worker runs."""
+"""Makes the optimizer of every worker from a learning rate, which is traced by JAX, and
+a communicator."""
 
 TEST_POINTS = 1000
-"""About how often a run is tested, at steps that grow geometrically."""
+"""Approximate number of tests of a run, at steps that grow geometrically."""
 NEVER = np.iinfo(np.int32).max
 
 
 class _Problems(NamedTuple):
-    """Stacked problems, as :math:`H_i x - c_i` and :math:`(x - x^*)^T H (x - x^*)`.
+    """Several problems as arrays.
+
+    Gradients are :math:`H_i x - c_i`, and errors :math:`(x - x^*)^T H (x - x^*)`, where
+    H is the mean of the :math:`H_i`.
 
     Attributes:
       hessians: :math:`H_i = A_i^T A_i`, `[problems, n, d, d]`.
       linear: :math:`c_i = A_i^T b_i`, `[problems, n, d]`.
-      optima: `[problems, d]`.
+      optima: :math:`x^*`, `[problems, d]`.
     """
 
     hessians: jax.Array
@@ -46,15 +50,15 @@ class _Problems(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """What is known of the runs, arrays `[rates, problems]`.
+    """What the tests have found of the runs; arrays are `[rates, problems]`.
 
     Attributes:
-      test: number of tests so far, the same for all.
+      test: number of tests so far, which is the same for all runs.
       first: error at the first test.
       last: errors at the last two tests, `[2, rates, problems]`.
       failed: whether the error was NaN, grew, or settled, while it was above the goal.
       reached: step of the first test at which the goal was reached, or `NEVER`.
-      level: mean error of the last three tests up to that one.
+      level: mean error of the three tests that end with that one.
     """
 
     test: jax.Array
@@ -74,18 +78,19 @@ def curves(
     noise: float = 0.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """The error of one run after each step.
+    """Computes the error of one run before the first step and after each step.
 
     Args:
-      make_optimizer: the algorithm.
+      make_optimizer: makes the optimizer of every worker.
       problem: the objectives of the workers.
       learning_rate: the step size.
-      steps: how many.
-      noise: standard deviation of a gradient, over all coordinates together.
-      seed: of the noise.
+      steps: number of steps.
+      noise: standard deviation of a gradient's noise: the root of its expected squared
+        norm.
+      seed: seed of the noise.
 
     Returns:
-      `float[steps + 1]`, suboptimality of the workers' mean, at first that of zero.
+      Suboptimality of the workers' mean, `float[steps + 1]`. All workers start at zero.
     """
     stacked = _stack([problem])
     size, dim = stacked.linear.shape[1:]
@@ -96,7 +101,7 @@ def curves(
         def step(carry, key):
             x, state = carry
             gradient = hessian @ x - linear
-            if noise:  # Random numbers take longer to compile than all the rest.
+            if noise:  # Random numbers take longer to compile than everything else.
                 key = jax.random.fold_in(key, communicator.rank())
                 gradient += jax.random.normal(key, (dim,)) * (noise / np.sqrt(dim))
             updates, state = optimizer.update(gradient, state, x)
@@ -117,11 +122,11 @@ def curves(
 class Sweep:
     """Runs grids of learning rates on the same problems in one program.
 
-    A run succeeds where its error is below the goal; with `plateau`, where it has also
-    settled. It fails where its error is above the goal and grows, settles, or is NaN.
+    A run succeeds if its error falls below the goal; with `plateau`, if it also settles
+    there. A run fails if its error is NaN, or grows or settles above the goal.
 
     Attributes:
-      problems: how many.
+      problems: number of problems.
     """
 
     def __init__(
@@ -132,14 +137,14 @@ class Sweep:
         max_steps: int,
         plateau: bool = False,
     ):
-        """Only keeps what it is given; :meth:`run` compiles.
+        """Keeps the arguments; :meth:`run` compiles the program.
 
         Args:
-          make_optimizer: the algorithm.
-          problems: all have the same number of workers.
-          goal: the error, suboptimality of the workers' mean, to get below.
-          max_steps: when a run is given up.
-          plateau: whether the error has to settle.
+          make_optimizer: makes the optimizer of every worker.
+          problems: the problems, which must have the same number of workers.
+          goal: error to reach, as suboptimality of the workers' mean.
+          max_steps: number of steps after which a run is given up.
+          plateau: whether the error must settle below the goal.
         """
         self.problems = len(problems)
         self._stacked = _stack(problems)
@@ -156,11 +161,11 @@ class Sweep:
 
         Args:
           rates: learning rates, `[rates, problems]`.
-          limits: steps after which a problem's runs are given up.
+          limits: number of steps after which the runs of a problem are given up.
 
         Returns:
-          Steps of success or `NEVER`, whether the run failed, and the mean error at the
-          last three tests before it did either, `[rates, problems]`.
+          Three arrays `[rates, problems]`: the steps to success, or `NEVER`; whether
+          the run failed; and the mean error of the last three tests until either.
         """
         limits = np.broadcast_to(np.minimum(limits, NEVER - 1), self.problems)
         rates, limits = jnp.asarray(rates), jnp.asarray(limits, jnp.int32)
@@ -185,7 +190,7 @@ class Sweep:
         def undecided(carry):
             progress, *_ = carry
             next_step = tests[jnp.minimum(progress.test, len(tests) - 1)]
-            # Who has not arrived when another has is slower.
+            # Once a run has arrived, all other runs of the problem are slower.
             arrived = (progress.reached < NEVER).any(0) | progress.failed.all(0)
             open_ = ~arrived & (next_step <= limits)
             return (progress.test < len(tests)) & open_.any()
@@ -207,7 +212,7 @@ class Sweep:
         return progress
 
     def _everywhere(self, run: Callable) -> Callable:
-        """Lifts a function of one run to all rates and problems."""
+        """Maps a function of one run over all rates and problems."""
 
         def all_runs(rates, problems, *rest):
             rows = (0, None, *(0 for _ in rest))
@@ -224,7 +229,7 @@ class Sweep:
         optimizer = self._make_optimizer(rate, self._communicator)
 
         def worker(x, state, hessian, linear):
-            # Not as a matrix product: XLA's batched ones are slow where tiny.
+            # A sum is used because XLA's batched products of tiny matrices are slow.
             gradient = jnp.sum(hessian * x, axis=-1) - linear
             updates, state = optimizer.update(gradient, state, x)
             return optax.apply_updates(x, updates), state
@@ -234,7 +239,7 @@ class Sweep:
         )
 
     def _judge(self, progress, errors, step):
-        """What a test at `step` tells."""
+        """Updates what is known of the runs by a test at `step`."""
         goal, open_ = self._goal, ~progress.failed & (progress.reached == NEVER)
         first = jnp.where(progress.test > 0, progress.first, errors)
         recent = jnp.concatenate([progress.last, errors[None]])
@@ -267,7 +272,7 @@ def _stack(problems: Sequence[Quadratics]) -> _Problems:
 
 
 def _errors(problems: _Problems, params: jax.Array) -> jax.Array:
-    """:math:`f(mean x) - f(x^*)`, `[rates, problems]`, without cancellation."""
+    """Returns :math:`f(mean x) - f(x^*)`, `[rates, problems]`, without cancellation."""
     offsets = params.mean(2) - problems.optima
     hessian = problems.hessians.mean(1)
     return jnp.einsum("rpi,pij,rpj->rp", offsets, hessian, offsets)

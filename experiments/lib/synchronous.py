@@ -1,4 +1,4 @@
-"""Training in steps that all workers take together."""
+"""Trains synchronously, in steps that all workers take together."""
 
 import contextlib
 import dataclasses
@@ -28,12 +28,12 @@ from .trainer import Outcome, Record, Records, Rows, chunk_steps
 
 @dataclasses.dataclass
 class Position:
-    """How far a training is: what a checkpoint has besides the workers.
+    """The progress of a training, which a checkpoint stores beside the workers.
 
     Attributes:
-      step: the number of steps that are done.
-      seconds: how long they took.
-      losses: of the present epoch, a list `[local][steps]` for each chunk.
+      step: number of steps that are done.
+      seconds: duration of these steps in seconds.
+      losses: losses of the current epoch, a list `[local][steps]` for each chunk.
       history: the records so far.
       watch: follows the losses of all epochs.
     """
@@ -45,7 +45,7 @@ class Position:
     watch: Watch = dataclasses.field(default_factory=Watch)
 
     def take(self, step: int, losses: jax.Array, seconds: float) -> None:
-        """Notes that all steps up to `step` are done, with losses `[local, steps]`."""
+        """Notes that all steps before `step` are done, with losses `[local, steps]`."""
         self.step, self.seconds = step, seconds
         self.losses.append(np.asarray(losses).tolist())
 
@@ -67,21 +67,21 @@ class Position:
 
 @dataclasses.dataclass
 class Synchronous:
-    """A :class:`experiments.lib.trainer.Job` of steps that workers take together.
+    """A :class:`experiments.lib.trainer.Job` of steps that all workers take together.
 
     Attributes:
       task: what is learned.
       optimizer: the chain with the mechanism.
       base: the same chain without the mechanism.
-      communicator: where the workers live.
-      params: the initial models, with a leading axis of local workers.
-      epochs: passes over the data.
-      cost: what a step sends.
-      rounds: when the steps end on virtual clocks, if there are any.
-      saver: saves the workers, and restores them before the first step; None for a run
-        that no signal ends, either.
-      collapse: an epoch, and the score that the best worker must have by then for the
-        training to go on.
+      communicator: the communicator of the workers.
+      params: initial parameters, with a leading axis of local workers.
+      epochs: number of passes over the data.
+      cost: what a worker sends in a step.
+      rounds: times at which steps end on virtual clocks; None without clocks.
+      saver: saves the workers, and restores them before the first step. None for a run
+        that saves nothing and does not listen to signals.
+      collapse: an epoch and a score: the training ends at that epoch unless a worker
+        has reached that score.
       outcome: see :class:`experiments.lib.trainer.Job`.
     """
 
@@ -99,7 +99,7 @@ class Synchronous:
 
     @property
     def ranks(self) -> Sequence[int]:
-        """All workers."""
+        """The ranks of all workers."""
         return range(self.communicator.size)
 
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
@@ -150,7 +150,7 @@ class Synchronous:
             position.watch.check()
 
     def _begin(self) -> tuple[simulation.Workers, Position]:
-        """Returns the workers and the position of the checkpoint, or of the start."""
+        """Returns workers and position, from the checkpoint or at the start."""
         model_state = jax.tree.map(jnp.asarray, self.task.model_state)
         workers = simulation.init_workers(
             self.optimizer, self.communicator, self.params, model_state
@@ -165,7 +165,7 @@ class Synchronous:
         return workers, position
 
     def _complete(self, record: Record) -> None:
-        """Adds traffic, virtual time, and whether the training is given up."""
+        """Adds to a record what was sent, the virtual time, and whether to give up."""
         record["megabytes"] = self.cost.mean_bytes * record["step"] / 1e6
         if self.rounds is not None:
             record["time"] = float(self.rounds.end[record["step"] - 1])
@@ -179,7 +179,7 @@ class Synchronous:
     def _explain(
         self, error: simulation.NonFiniteError, position: Position, last: int
     ) -> NoReturn:
-        """Raises Diverged, which names the loss if that is what is not finite."""
+        """Raises Diverged, and names the loss if the loss is not finite."""
         epoch = math.ceil(last / self.task.steps_per_epoch)
         position.take(last, error.metrics["loss"], position.seconds)
         position.finish_epoch(self.communicator, epoch)
@@ -195,7 +195,7 @@ class Synchronous:
         position: Position,
         number: int,
     ) -> None:
-        """Saves if it is time on any process; raises Stopped if any heard a signal."""
+        """Saves if a process asks for it; raises Stopped if one received a signal."""
         due, numbers = saver.agree(number)
         told = [number for number in numbers if number]
         ended = position.step == self.epochs * self.task.steps_per_epoch
@@ -216,7 +216,10 @@ class Synchronous:
         }
 
     def describe(self) -> Rows:
-        """Returns what steps cost; some steps are repeated to measure their time."""
+        """Returns rows of the final table: bytes and time of a step.
+
+        Some steps are repeated to measure their time.
+        """
         seconds = time_steps(
             self.task,
             (self.optimizer, self.base),
@@ -249,11 +252,11 @@ class Synchronous:
         return min(most, chunk_steps(self.task))
 
     def save(self, folder: RunFolder, title: str) -> None:
-        """Has no pictures but those of every run."""
+        """Saves nothing, since this kind of training has no pictures of its own."""
 
 
 def _cut(task: Task, start: int, epochs: int) -> list[tuple[int, int]]:
-    """Returns chunks `(first, last)` of the steps after `start`, within epochs."""
+    """Cuts the steps from `start` on into chunks `(first, last)` within epochs."""
     whole, size = task.steps_per_epoch, chunk_steps(task)
     ends = [
         epoch * whole + min(end, whole)

@@ -1,4 +1,4 @@
-"""What a table of a paper is made of: rows, their configurations, and how they compare.
+"""Defines what a table of a paper consists of, and how its rows are compared.
 
 :mod:`experiments.configs` has the tables. :mod:`experiments.lib.papers` runs them on a
 cluster, and :mod:`experiments.lib.study` tunes and runs those that are small.
@@ -25,7 +25,7 @@ SMOKE = {
     "steps_per_epoch": 3,
     "evaluations": 1,
 }
-"""Options of the configuration that make any row tiny."""
+"""Options that make the training of any row tiny, for smoke tests."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,13 @@ class Row:
     """A result of the paper, and how it is made.
 
     Attributes:
-      method: who averages.
-      config: how, with the learning rate of the paper's result, as far as is known.
-      setting: of the data or the workers, if the table has several.
+      method: name of the method.
+      config: configuration of the training, with the learning rate of the paper's
+        result if it is known.
+      setting: setting of the data or the workers, if the table has several.
       expected: the paper's result; a dash if none is known.
-      tried: the learning rates among which the paper's was chosen.
-      seeds: of the paper's runs.
+      tried: learning rates among which the paper chose.
+      seeds: seeds of the paper's runs.
     """
 
     method: str
@@ -50,30 +51,31 @@ class Row:
 
     @property
     def algorithm(self) -> str:
-        """Its name on the command line."""
+        """Name of the algorithm on the command line."""
         return self.config.averaging.algorithm
 
     @property
     def learning_rate(self) -> float:
-        """The peak of the paper's run."""
+        """Peak learning rate of the paper's run."""
         return self.config.base.learning_rate
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which rows are run; without a choice all are listed, and none is run."""
+    """Chooses the rows that are run. Without a choice all rows are listed, and none is
+    run."""
 
     method: str | None = None
-    """Only rows of this method, as it is listed."""
+    """Run only rows of this method, written as in the list."""
     setting: str | None = None
-    """Only rows of this setting, as it is listed."""
+    """Run only rows of this setting, written as in the list."""
     seeds: tuple[int, ...] = ()
-    """The paper's by default."""
+    """Seeds of the runs; by default those of the paper."""
     tune: bool = False
-    """Run once with each of the paper's learning rates, with the first seed."""
+    """Run once with each learning rate of the paper's grid, with the first seed."""
     smoke: bool = False
-    """Run a row of each algorithm on random data with a narrow model for three steps:
-    shows that it runs, not what the paper shows."""
+    """Run a row of each algorithm on random data with a narrow model for three steps,
+    to see that it runs; results mean nothing."""
     more: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """After --: further arguments for experiments.train, such as --data-dir."""
 
@@ -83,15 +85,16 @@ class Table:
     """A table of a paper.
 
     Attributes:
-      title: what it shows.
-      rows: its rows.
-      smoke: what it needs besides `SMOKE` to be tiny.
-      score: of the last record of the history by which rows are compared.
-      last: how many of the last evaluations it is averaged over.
-      accuracy: whether the score is an accuracy, which is told in %, and good if high.
-      prepare: arguments of :mod:`experiments.prepare`, for the instructions.
-      example: rows that the instructions run, and further arguments.
-      hours: that these take on a cluster, at most.
+      title: title of the table.
+      rows: rows of the table.
+      smoke: options that make rows tiny besides `SMOKE`.
+      score: key of the records by which rows are compared.
+      last: number of last evaluations over which the score is averaged.
+      accuracy: whether the score is an accuracy, which is shown in % and should be
+        high.
+      prepare: arguments of :mod:`experiments.prepare` for the instructions.
+      example: rows that the instructions run, with further arguments.
+      hours: upper bound of the hours that the example takes on a cluster.
     """
 
     title: str
@@ -107,15 +110,14 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A table, and how its rows are tuned.
+    """A table whose rows are tuned and run on one machine.
 
     Attributes:
-      table: whose rows are run.
-      rates: learning rates that every method is tried with.
-      seeds: of the runs; learning rates are chosen with the first.
-      variants: further options that a method is tried with, together with each of the
-        rates; by method.
-      borrowed: methods that take the learning rate of another one, and are not tuned.
+      table: the table.
+      rates: learning rates that are tried with every method.
+      seeds: seeds of the runs; the first one is used for tuning.
+      variants: for some methods, further options; each is tried with each of the rates.
+      borrowed: for methods that are not tuned, the method whose learning rate they use.
     """
 
     table: Table
@@ -127,13 +129,20 @@ class Study:
     borrowed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def variants_of(self, row: Row) -> dict[str, Mapping[str, Any]]:
-        """What a row is tried with, by the names that the ledger has for it."""
+        """Returns the options that are tried with a row, by name in the ledger."""
         tried = self.variants.get(row.method, ({},))
         return {" ".join(write_flags(options)): options for options in tried}
 
 
 def configure(table: Table, row: Row, *, smoke: bool = False, **options: Any) -> Config:
-    """The configuration of a row, with other options, and tiny if that is asked."""
+    """Makes the configuration of a row.
+
+    Args:
+      table: table of the row.
+      row: the row.
+      smoke: whether the training is tiny.
+      **options: options that replace those of the row.
+    """
     if smoke:
         workers = communicators.launcher_size() or 2
         options = {**options, **SMOKE, **table.smoke, "workers": workers}
@@ -141,10 +150,10 @@ def configure(table: Table, row: Row, *, smoke: bool = False, **options: Any) ->
 
 
 def select(table: Table, choice: Choice) -> list[Row]:
-    """The rows that are chosen.
+    """Returns the chosen rows of a table.
 
     Raises:
-      UsageError: if there is none.
+      UsageError: if no row fits.
     """
     for kind in ("method", "setting"):
         if (chosen := getattr(choice, kind)) is not None:
@@ -161,16 +170,16 @@ def select(table: Table, choice: Choice) -> list[Row]:
 
 
 def one_of_each_algorithm(rows: Sequence[Row]) -> list[Row]:
-    """The first row of each algorithm."""
+    """Returns the first row of each algorithm."""
     return list({row.algorithm: row for row in reversed(rows)}.values())[::-1]
 
 
 def score(table: Table, history: Sequence[Mapping[str, Any]]) -> float:
-    """By what a run is compared.
+    """Computes the score of a run, by which rows are compared.
 
     Args:
-      table: says how.
-      history: of the run.
+      table: table of the run, which defines the score.
+      history: records of the run.
     """
     last = history[-table.last :]
     if table.score == "worst":  # Each worker's mean first, then the worst of them.

@@ -1,6 +1,7 @@
-"""What every kind of training has in common: in steps, on virtual clocks, in real time.
+"""Defines the interface of all kinds of training.
 
-:mod:`experiments.train` needs to know nothing else of a training than :class:`Job`.
+A training runs in steps, on virtual clocks, or in real time. For
+:mod:`experiments.train` each is a :class:`Job`.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ Records = Generator[Record, None, None]
 Rows = list[tuple[str, str]]
 
 CHUNK_BYTES, CHUNK_STEPS = 64 * 2**20, 500
-"""Batches that are loaded together have at most so many bytes, and steps."""
+"""The most bytes, and the most steps, of batches that are loaded together."""
 
 
 @dataclasses.dataclass
@@ -30,8 +31,8 @@ class Outcome:
     Attributes:
       workers: the local workers, a :class:`djax.simulation.Workers`; None before the
         end.
-      history: one record an evaluation, see :class:`Job`.
-      unsaved: why checkpoints could not be written, on any process.
+      history: a record for each evaluation, see :class:`Job`.
+      unsaved: reasons why checkpoints could not be written, from all processes.
     """
 
     workers: Any = None
@@ -49,8 +50,8 @@ class Job(Protocol):
     of a run that has lost workers lack what only all workers together can know.
 
     Attributes:
-      params: the initial models, with a leading axis of local workers.
-      outcome: grows while the job trains.
+      params: initial parameters, with a leading axis of local workers.
+      outcome: what the training has reached; updated while the job trains.
     """
 
     params: Any
@@ -58,15 +59,15 @@ class Job(Protocol):
 
     @property
     def ranks(self) -> Sequence[int]:
-        """The workers that have come to the end; known once there is a record."""
+        """The ranks that were not lost; known once there is a record."""
         ...
 
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
         """Trains the local workers, and yields each record of the history.
 
         Args:
-          evaluations: how many records, evenly spread; the last one is of the end.
-          advance: called with the number of epochs that have passed since its last
+          evaluations: number of records, evenly spread; the last one is of the end.
+          advance: function that is called with the number of epochs since its last
             call.
 
         Raises:
@@ -78,7 +79,7 @@ class Job(Protocol):
         ...
 
     def traffic(self) -> dict[str, float]:
-        """Returns what a worker has sent, on average and at most, by name."""
+        """Returns, by name, what a worker has sent: the mean and the largest value."""
         ...
 
     def describe(self) -> Rows:
@@ -91,10 +92,10 @@ class Job(Protocol):
 
 
 def chunk_steps(task: Task) -> int:
-    """Returns for how many steps the batches are loaded together.
+    """Returns the number of steps whose batches are loaded together.
 
-    An epoch is cut into chunks of one size if possible: chunks of two sizes would be
-    compiled twice.
+    If possible, this number divides the steps of an epoch, since chunks of two sizes
+    would have to be compiled twice.
     """
     size = sum(x.nbytes for x in jax.tree.leaves(task.batches(0, 1)))
     most = min(CHUNK_STEPS, max(1, CHUNK_BYTES // max(1, size)))

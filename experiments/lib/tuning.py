@@ -1,6 +1,6 @@
-"""Learning rates for random quadratics, tuned for many problems at once.
+"""Tunes learning rates for many random quadratics at once.
 
-A search goes on for all problems together, and each of its rounds is one program of
+A search treats all problems together, and each of its iterations is one program of
 :mod:`experiments.lib.sweep`.
 """
 
@@ -13,7 +13,7 @@ from .quadratics import Quadratics
 from .sweep import NEVER, MakeOptimizer, Sweep
 
 GRID = 16
-"""How many learning rates run at once."""
+"""Number of learning rates of a problem that are run at once."""
 
 
 class Tuned(NamedTuple):
@@ -21,8 +21,8 @@ class Tuned(NamedTuple):
 
     Attributes:
       steps: `float[problems]`, the step at which the goal was reached; NaN if no rate
-        reaches it.
-      learning_rates: `float[problems]`; NaN likewise.
+        reaches the goal.
+      learning_rates: `float[problems]`; NaN if no rate reaches the goal.
     """
 
     steps: np.ndarray
@@ -37,21 +37,21 @@ def tune_fastest(
     start: float = 10.0,
     max_steps: int = 20_000,
 ) -> Tuned:
-    """Finds the learning rates that reach an error first.
+    """Finds the learning rates that reach an error in the fewest steps.
 
     A run fails if its error grows from one test to the next while it is above the goal.
-    Halving the rate from `2 * start`, then two grids around the best, the last with
-    steps of about 1 %.
+    The search first halves the rate from `2 * start` on. Then it tries two grids around
+    the best rate; the rates of the second one differ by about 1 %.
 
     Args:
-      make_optimizer: the algorithm.
-      problems: each is tuned for itself; all have the same number of workers.
-      goal: the error, suboptimality of the workers' mean, to get below.
-      start: half of the largest rate tried.
-      max_steps: when a run is given up.
+      make_optimizer: makes the optimizer of every worker.
+      problems: problems with equal numbers of workers; each gets its own rate.
+      goal: error to reach, as suboptimality of the workers' mean.
+      start: half of the largest rate that is tried.
+      max_steps: number of steps after which a run is given up.
 
     Returns:
-      Steps and rates.
+      The best rate for each problem, and its steps.
     """
     sweep = Sweep(make_optimizer, problems, goal, max_steps)
     best = _halve(sweep, start)
@@ -72,19 +72,19 @@ def tune_as_published(
     start: float = 10.0,
     max_steps: int = 20_000,
 ) -> Tuned:
-    """The same with the search of the RelaySGD paper's code, for comparison.
+    """Finds learning rates by the search of the RelaySGD paper's code.
 
-    It halves the rate until that no longer helps, then bisects upwards for the largest
-    rate that does not fail, and remembers the fastest run that it met. (There it writes
-    down half of that run's rate; here it is the rate itself.) Takes and returns what
-    :func:`tune_fastest` does.
+    The search halves the rate until halving no longer helps. Then it bisects upwards
+    for the largest rate that does not fail. The result is the fastest run on the way.
+    (The paper's code records half of that run's rate; this function returns the rate
+    itself.) Arguments and result are those of :func:`tune_fastest`.
     """
     sweep = Sweep(make_optimizer, problems, goal, max_steps)
     rate = upper = np.full(sweep.problems, 2 * start)
     lower, best_rate = np.full((2, sweep.problems), np.nan)
     best = np.full(sweep.problems, np.inf)
     for _ in range(30):
-        searching = ~(upper - lower <= 1e-4)  # Also where there is no lower bound yet.
+        searching = ~(upper - lower <= 1e-4)  # True for a lower bound that is NaN.
         if not searching.any():
             break
         bisecting = ~np.isnan(lower)
@@ -115,11 +115,11 @@ def tune_plateau(
 ) -> Tuned:
     """Finds learning rates whose error settles just below a goal.
 
-    It has settled when at three consecutive tests it is within `goal / 100` of their
-    mean. The search of the RelaySGD paper's code: it bisects for a rate whose error
-    settles between `goal / 1.1` and `goal`. Of the runs that it met, it returns not the
-    one with the largest rate, but the one that settled first. Takes and returns what
-    :func:`tune_fastest` does, where `goal` is what the error has to settle below.
+    An error has settled if at three consecutive tests it is within `goal / 100` of
+    their mean. This is the search of the RelaySGD paper's code: it bisects for a rate
+    whose error settles between `goal / 1.1` and `goal`. The result is the run that
+    settled first, which need not have the largest rate. Arguments and result are those
+    of :func:`tune_fastest`, but the error must settle below `goal`.
     """
     sweep = Sweep(make_optimizer, problems, goal, max_steps, plateau=True)
     lower, upper = np.zeros(sweep.problems), np.full(sweep.problems, 2 * start)
@@ -154,13 +154,13 @@ def _halve(sweep: Sweep, start: float) -> Tuned:
 
 
 def _better(one: Tuned, other: Tuned) -> Tuned:
-    """The faster one, problem by problem; the first where both are the same."""
+    """Returns the faster rate for each problem; the first one if both are equal."""
     faster = (other.steps < one.steps) | np.isnan(one.steps)
     return Tuned(*(np.where(faster, b, a) for a, b in zip(one, other, strict=True)))
 
 
 def _best_of(sweep: Sweep, rates: np.ndarray) -> Tuned:
-    """The fastest of `rates [rates, problems]` for each problem."""
+    """Runs `rates`, `[rates, problems]`, and returns the fastest for each problem."""
     steps, *_ = sweep.run(np.where(np.isnan(rates), 1.0, rates))
     fastest, everyone = steps.argmin(0), np.arange(sweep.problems)
     steps, rates = steps[fastest, everyone], rates[fastest, everyone]
