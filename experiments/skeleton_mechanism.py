@@ -126,13 +126,13 @@ def momentum_gossip(
 
 
 def fastest_momentum(topology: djax.Topology) -> float:
-    r"""The momentum with which differences between workers decay the fastest.
+    r"""Returns the momentum with which differences between workers decay the fastest.
 
     Args:
       topology: an undirected graph.
 
     Returns:
-      :math:`(1 - \sqrt\delta)^2`, where :math:`\delta` is its spectral gap.
+      :math:`(1 - \sqrt\delta)^2`, where :math:`\delta` is the graph's spectral gap.
 
     Examples:
       >>> import djax
@@ -155,18 +155,20 @@ def reference(
     *,
     momentum: float,
 ) -> np.ndarray:
-    """SGD with gossip with momentum, as :func:`djax.testing.assert_matches` takes it.
+    """Computes SGD with gossip with momentum for all workers at once, in NumPy.
+
+    :func:`djax.testing.assert_matches` calls this function with these arguments.
 
     Args:
-      gradient: from the models of all workers to their gradients.
-      x: `float[workers, 6]`, the models at first, a worker a row.
-      learning_rate: of SGD.
+      gradient: function from the models of all workers to their gradients.
+      x: `float[workers, 6]`, the initial models; each worker has a row.
+      learning_rate: learning rate of SGD.
       steps: number of steps.
       matrices: `float[period, workers, workers]`, the mixing matrix of each step.
       momentum: the share of the last displacement that is repeated.
 
     Returns:
-      `float[workers, 6]`, the models at the end.
+      `float[workers, 6]`, the final models.
     """
     displacement = np.zeros_like(x)
     for t in range(steps):
@@ -187,9 +189,9 @@ class Config:
     workers: int = 16
     """Number of workers; under mpirun, of its processes."""
     learning_rate: float = 0.05
-    """Of SGD; constant, so that what is left of the differences shows."""
+    """Constant learning rate of SGD; a decay would hide remaining differences."""
     steps: int = 300
-    """Of each worker."""
+    """Number of steps of each worker."""
 
 
 class Result(NamedTuple):
@@ -197,8 +199,8 @@ class Result(NamedTuple):
 
     Attributes:
       worst: the largest distance of a worker's model from the optimum.
-      consensus: mean squared distance of the workers from their mean.
-      bytes: what a worker sends in a step, on average.
+      consensus: mean squared distance of the workers' models from their mean.
+      bytes: mean number of bytes that a worker sends in a step.
     """
 
     worst: float
@@ -236,13 +238,13 @@ def train(
 
 
 def main(config: Config) -> dict[str, Result]:
-    """Trains with gossip without and with momentum, and prints what they reach.
+    """Trains with gossip without and with momentum, and prints the results.
 
     Args:
-      config: from the command line.
+      config: options from the command line.
 
     Returns:
-      What each has reached, by its name.
+      The result of each mechanism, by its name.
     """
     if (djax.communicators.launcher_size() or 1) > 1:
         communicator = djax.communicators.mpi()

@@ -1,7 +1,7 @@
-"""Decentralized training from the command line.
+"""Trains decentralized workers from the command line.
 
-Under mpirun one process is one worker; without it all workers are simulated in this
-process. Nothing else changes: the same seed gives the same numbers.
+Under mpirun each process is one worker; without mpirun all workers are simulated in
+this process. Both give the same numbers for the same seed.
 
     python -m experiments.train                               # 4 workers, simulated
     mpirun -n 4 python -m experiments.train                   # 4 workers, over MPI
@@ -11,9 +11,9 @@ process. Nothing else changes: the same seed gives the same numbers.
     python -m experiments.train --task quadratics --split iid --optimizer adam
     python -m experiments.train --algorithm a2cid2 --speeds 1 1 1 0.25
 
-With the defaults (D-PSGD on a ring, handwritten digits whose classes are split by a
-Dirichlet distribution with alpha 0.1) every worker ends above 90 % test accuracy.
-Each run writes runs/<time>-<name>/ with its configuration, metrics and pictures.
+The defaults are D-PSGD on a ring, and handwritten digits whose classes are split by a
+Dirichlet distribution with alpha 0.1; every worker ends above 90 % test accuracy. Each
+run writes runs/<time>-<name>/ with its configuration, metrics and pictures.
 """
 
 import contextlib
@@ -34,15 +34,18 @@ from .lib.config import Config
 from .lib.run import Run
 
 WRITING = 120.0
-"""Seconds for which ranks wait at the end for rank 0's tables and pictures."""
+"""Seconds for which ranks wait at the end until rank 0 has written its files."""
 
 
 def execute(run: Run) -> trainer.Outcome:
-    """Trains, shows and writes.
+    """Trains, shows the results, and writes them.
+
+    Args:
+      run: the run.
 
     Raises:
-      Diverged: if the training does, when its curves are drawn.
-      Stopped: after SIGTERM or Ctrl-C, when all is saved.
+      Diverged: if the training diverges, after its curves are drawn.
+      Stopped: after SIGTERM or Ctrl-C, once all workers are saved.
     """
     config, folder, job = run.config, run.folder, run.job
     folder.write_config(config)
@@ -52,7 +55,7 @@ def execute(run: Run) -> trainer.Outcome:
     try:
         with _Bar(run) as bar, contextlib.closing(run.records(bar.advance)) as records:
             for record in records:
-                # Rank 0, which has made the folder, may be lost by now.
+                # Rank 0 made the folder; if it is lost, the first other rank writes.
                 folder.active = min(job.ranks) in run.communicator.local_ranks
                 folder.append(record)
                 bar.show(run.task.score, record)
@@ -64,7 +67,7 @@ def execute(run: Run) -> trainer.Outcome:
 
 
 class _Bar(tqdm.tqdm):
-    """The bar that shows how far a run is, in epochs."""
+    """A progress bar that counts epochs."""
 
     def __init__(self, run: Run):
         super().__init__(
@@ -76,25 +79,25 @@ class _Bar(tqdm.tqdm):
         )
 
     def advance(self, epochs: float) -> None:
-        """Moves the bar, but not beyond its end by errors of rounding."""
+        """Moves the bar; rounding errors do not move it beyond its end."""
         self.update(min(epochs, self.total - self.n))
 
     def show(self, score: str, record: trainer.Record) -> None:
-        """Shows loss and score of a record."""
+        """Shows loss and score of a record beside the bar."""
         value = record.get("mean", record["averaged"])
         loss = record.get("loss", record["averaged_loss"])
         self.set_postfix_str(f"loss {loss:.4g}, {score} {value:.4g}")
 
 
 def _publish(run: Run, ending: BaseException | None = None) -> None:
-    """Shows and writes what a run has measured, in whatever way it has ended.
+    """Shows and writes what a run has measured, also if it ended early.
 
-    The first rank that exits with a code other than 0 ends all others, unless they are
-    guarded: so all of them wait until rank 0 has written its files.
+    All ranks wait until rank 0 has written its files, because the first rank that exits
+    with a code other than 0 ends all others, unless they are guarded.
 
     Args:
-      run: what was trained.
-      ending: what has ended it early.
+      run: the run.
+      ending: the exception that ended the run early, or None.
     """
     folder, job, history = run.folder, run.job, run.job.outcome.history
     diverged = isinstance(ending, trainer.Diverged)
@@ -116,12 +119,12 @@ def _publish(run: Run, ending: BaseException | None = None) -> None:
     if folder.active:
         if not diverged:
             report.show_table(title, rows)
-        if history and "mean" in history[-1]:  # It is not where workers are lost.
+        if history and "mean" in history[-1]:  # Missing if workers are lost.
             curves = report.plot_history(history, run.task.score, title)
             folder.save("curves.png", curves)
         folder.write_summary(title, rows, sent, str(ending) if diverged else None)
         print(f"written to {folder.path}", flush=True)
-    alone = isinstance(ending, KeyboardInterrupt)  # Other ranks may not have heard it.
+    alone = isinstance(ending, KeyboardInterrupt)  # Other ranks may not have got it.
     all_here = history and not alone and len(job.ranks) == run.communicator.size
     if all_here and GUARD not in os.environ:
         errors.all_come(WRITING)
@@ -133,8 +136,8 @@ def parse(
     """Reads the command line.
 
     Args:
-      arguments: by default those of the process.
-      default: has the options that are not given.
+      arguments: arguments of the command line; by default those of the process.
+      default: configuration whose values are used for options that are not given.
     """
     with errors.heard_once():
         return tyro.cli(
@@ -147,24 +150,26 @@ def parse(
 
 
 def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
-    """The command line.
+    """Runs the command line.
 
     Args:
-      arguments: by default those of the process.
+      arguments: arguments of the command line; by default those of the process.
     """
     with errors.one_line_errors(trainer.Diverged):
         return run_once(parse(arguments))
 
 
 def run_once(config: Config) -> trainer.Outcome:
-    """Trains, shows and writes; ends the process where a run ends early.
+    """Trains, shows the results, and writes them.
+
+    The process ends if a signal stops the run, or if a checkpoint was not saved.
 
     Args:
-      config: of the run.
+      config: configuration of the run.
 
     Raises:
-      Diverged: on every process alike, if the training does; what was measured until
-        then has been written.
+      Diverged: on every process alike, if the training diverges. What was measured
+        until then is written first.
     """
     run: Run | None = None
     try:
@@ -193,7 +198,7 @@ def run_once(config: Config) -> trainer.Outcome:
 
 
 def end(code: int, message: str) -> NoReturn:
-    """Ends this process with a line on stderr, said by rank 0.
+    """Ends this process; rank 0 prints a line on stderr.
 
     Args:
       code: exit code.
