@@ -26,9 +26,9 @@ class Algorithm:
     algorithm: str = "dpsgd"
     """The algorithm, under its paper's name: all_reduce_sgd, dpsgd, relay_sgd,
     relay_sgd_grad, d2_sgd, exact_diffusion, gradient_tracking_sgd, sgp,
-    quasi_global_momentum (of --optimizer sgd), quasi_global_adam (of --optimizer adam);
-    with little communication power_gossip, choco_sgd, deep_squeeze, moniqua, dcd_psgd
-    and ecd_psgd; without waiting, on virtual clocks, a2cid2 and adpsgd."""
+    quasi_global_momentum (for --optimizer sgd), quasi_global_adam (for --optimizer
+    adam). power_gossip, choco_sgd, deep_squeeze, moniqua, dcd_psgd and ecd_psgd
+    compress messages. a2cid2 and adpsgd are asynchronous."""
     consensus_rate: float | None = None
     """Step size of the averaging; 1 by default. It has no default for choco_sgd,
     deep_squeeze and moniqua: they need a small one if their messages are coarse."""
@@ -39,9 +39,9 @@ class Algorithm:
     missing: Literal["initial", "latest", "self", "renormalize"] | None = None
     """What relay_sgd puts in place of models that have not reached a worker."""
     rounds: int = 1
-    """Exchanges in each step of sgp; each takes the next step of its graph."""
+    """Exchanges in each step of sgp; each uses the next matrix of its schedule."""
     rank: int = 1
-    """Rank of power_gossip's corrections."""
+    """Rank with which power_gossip approximates the differences between neighbours."""
     iterations: int = 1
     """Power iterations of power_gossip in each step."""
     warm_start: bool = True
@@ -162,7 +162,7 @@ def _quasi_global_adam(mechanism: djax.Mechanism) -> Callable:
 
 
 _gossip = functools.partial(djax.gossip, overlap=False)
-"""Gossip without overlap; corrections and quasi-global optimizers choose overlap."""
+"""Gossip without overlap; corrections and quasi-global optimizers set it themselves."""
 
 ALGORITHMS = {
     "all_reduce_sgd": Recipe(djax.all_reduce, gradients=True),

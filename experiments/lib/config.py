@@ -71,7 +71,7 @@ class Config:
     workers: int | None = None
     """Number of workers: 4 by default; under mpirun, the number of ranks."""
     communicator: Literal["auto", "simulated", "mesh", "mpi"] = "auto"
-    """How messages travel; auto is mpi under a launcher, else simulated."""
+    """How messages travel; auto is mpi under mpirun or srun, else simulated."""
     message_dtype: (
         Literal["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"] | None
     ) = None
@@ -189,7 +189,7 @@ def _check_messages(config: Config) -> None:
 
 
 def _check_bursts(steps: float, lost: float) -> None:
-    """Raises UsageError if there are no bursts of this length with this share lost."""
+    """Raises UsageError if bursts of this length cannot lose this share of messages."""
     if lost == 0:
         raise UsageError(
             f"--drop-bursts {steps:g} needs a --drop-probability, the share of the "

@@ -165,7 +165,7 @@ def _ranges_of(make: Callable) -> dict[str, ranges.Range]:
     """Returns the allowed values of the options of an optimizer."""
     found = dict(_RANGES)
     eps = inspect.signature(make).parameters.get("eps")
-    if eps is not None and eps.default == 0:  # As that of LARS.
+    if eps is not None and eps.default == 0:  # LARS has this default.
         found["eps"] = ranges.NOT_NEGATIVE
     return found
 

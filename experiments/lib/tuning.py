@@ -84,7 +84,7 @@ def tune_as_published(
     lower, best_rate = np.full((2, sweep.problems), np.nan)
     best = np.full(sweep.problems, np.inf)
     for _ in range(30):
-        searching = ~(upper - lower <= 1e-4)  # True for a lower bound that is NaN.
+        searching = ~(upper - lower <= 1e-4)  # True while `lower` is NaN.
         if not searching.any():
             break
         bisecting = ~np.isnan(lower)

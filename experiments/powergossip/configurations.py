@@ -4,13 +4,15 @@ Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Com
 in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
 
     python -m experiments.powergossip.configurations           # every method
-    python -m experiments.powergossip.configurations --smoke   # one a mechanism
+    python -m experiments.powergossip.configurations --smoke   # one per mechanism
 
 The script shows all settings of :mod:`experiments.configs.powergossip`. It does not
 train a ResNet-20 on CIFAR-10, nor an LSTM on WikiText-2: it counts what each method
 would send for the shapes of those models. To show that each optimizer runs, it learns
-handwritten digits for three steps on the configured number of workers. 1 minute on 2
-cores. Expect the published numbers of bytes, but for top-k and half a byte of Moniqua.
+handwritten digits for three steps on the configured number of workers. The run takes 1
+minute on 2 cores.
+
+Expect the published numbers of bytes, but for top-k and half a byte of Moniqua.
 """
 
 from collections.abc import Callable, Mapping, Sequence
