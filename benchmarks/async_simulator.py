@@ -24,12 +24,7 @@ import optax
 import tyro
 
 import djax
-from djax import (
-    asynchronous,
-    communicators,
-    simulation,
-    topologies,
-)
+from djax import asynchronous, communicators, simulation, topologies
 from experiments.lib import tasks
 
 from . import contest

@@ -18,10 +18,7 @@ import optax
 import tyro
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 from experiments.lib import models
 
 from . import contest, field, images

@@ -7,11 +7,7 @@ import jax
 import optax
 
 import djax
-from djax import (
-    compressors,
-    simulation,
-    topologies,
-)
+from djax import compressors, simulation, topologies
 
 
 def mechanisms(communicator: Any) -> dict[str, optax.GradientTransformation]:

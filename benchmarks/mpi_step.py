@@ -32,10 +32,7 @@ import scipy.linalg
 import threadpoolctl
 import tyro
 
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 from experiments.lib import models
 
 from . import contest, field, images

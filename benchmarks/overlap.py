@@ -27,11 +27,7 @@ import optax
 import tyro
 
 import djax
-from djax import (
-    asynchronous,
-    communicators,
-    topologies,
-)
+from djax import asynchronous, communicators, topologies
 
 from . import contest
 

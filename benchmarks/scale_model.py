@@ -35,11 +35,7 @@ import optax
 import tyro
 
 import djax
-from djax import (
-    communicators,
-    compressors,
-    topologies,
-)
+from djax import communicators, compressors, topologies
 from experiments.lib import models
 
 from . import contest, images

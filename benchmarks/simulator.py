@@ -28,10 +28,7 @@ import optax
 import tyro
 
 import djax
-from djax import (
-    compressors,
-    topologies,
-)
+from djax import compressors, topologies
 
 from . import contest, simulator_reference
 from .small_tasks import Problem, mlp, prepare, quadratics

@@ -29,10 +29,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 from experiments.lib import models
 
 from . import contest, field, images

@@ -27,10 +27,7 @@ import optax
 import tyro
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 from experiments.lib.quadratics import random_quadratics
 
 from . import contest

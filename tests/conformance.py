@@ -19,11 +19,7 @@ import pytest
 import references
 
 import djax
-from djax import (
-    communicators,
-    compressors,
-    testing,
-)
+from djax import communicators, compressors, testing
 
 
 class Algorithm(NamedTuple):

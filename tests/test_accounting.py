@@ -7,10 +7,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 PARAMS = {
     "kernel": jax.ShapeDtypeStruct((1024, 512), "float32"),  # 2 MiB: travels alone

@@ -6,11 +6,7 @@ import pytest
 from launch import mpirun
 
 from djax import topologies
-from djax._mechanism.agreement import (
-    _facts,
-    around,
-    differences,
-)
+from djax._mechanism.agreement import _facts, around, differences
 
 pytestmark = [pytest.mark.xdist_group("mpi"), pytest.mark.timeout(300)]
 

@@ -12,21 +12,9 @@ import pytest
 import references
 
 import djax
-from djax import (
-    asynchronous,
-    communicators,
-    topologies,
-)
-from djax.asynchronous import (
-    Events,
-    draw_events,
-    draw_rounds,
-    simulate,
-)
-from djax.asynchronous.simulator._waves import (
-    capacities,
-    level,
-)
+from djax import asynchronous, communicators, topologies
+from djax.asynchronous import Events, draw_events, draw_rounds, simulate
+from djax.asynchronous.simulator._waves import capacities, level
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "acid_events_n16.npz")
 GRAPHS = {

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 
 from djax import topologies
-from djax.asynchronous import (
-    Events,
-    draw_events,
-    draw_rounds,
-    edge_rates,
-)
+from djax.asynchronous import Events, draw_events, draw_rounds, edge_rates
 from djax.asynchronous.runtime._settings import Settings
 
 RING = topologies.ring(4)

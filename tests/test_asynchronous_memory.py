@@ -12,10 +12,7 @@ import pytest
 from test_asynchronous_mpi import load, run_ranks
 
 import djax
-from djax.asynchronous import (
-    draw_events,
-    simulate,
-)
+from djax.asynchronous import draw_events, simulate
 from djax.asynchronous.runtime._history import History
 
 

@@ -10,12 +10,7 @@ import pytest
 
 import djax
 from djax._arrays.finite import all_finite
-from djax.asynchronous import (
-    Events,
-    NonFiniteError,
-    draw_events,
-    simulate,
-)
+from djax.asynchronous import Events, NonFiniteError, draw_events, simulate
 
 RING = djax.topologies.ring(8)
 TARGETS = jnp.arange(8.0)

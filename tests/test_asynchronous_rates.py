@@ -11,12 +11,7 @@ import pytest
 
 import djax
 from djax import topologies
-from djax.asynchronous import (
-    Events,
-    draw_events,
-    edge_rates,
-    simulate,
-)
+from djax.asynchronous import Events, draw_events, edge_rates, simulate
 
 RING = topologies.ring(8)
 UNEVEN = edge_rates(RING, 1.0).copy()

@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 from test_asynchronous_mpi import leaves, load, run_ranks
 
-from djax.asynchronous.runtime._resume import (
-    describe_used_budget,
-    find_lost,
-)
+from djax.asynchronous.runtime._resume import describe_used_budget, find_lost
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,8 @@ from conformance import ALGORITHMS, make
 from launch import mpirun
 
 import djax
-from djax import (
-    communicators,
-    compressors,
-    topologies,
-)
-from djax._checking.meeting import (
-    cut_off,
-    meet,
-)
+from djax import communicators, compressors, topologies
+from djax._checking.meeting import cut_off, meet
 from djax._checking.trial import Trial
 from djax._mechanism.value import parts_within
 

@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    compressors,
-    topologies,
-)
+from djax import communicators, compressors, topologies
 from experiments.lib import algorithms, optimizers
 from experiments.lib.errors import UsageError
 

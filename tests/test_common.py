@@ -10,10 +10,7 @@ import optax
 import pytest
 from conformance import ALGORITHMS, each_algorithm, make, train
 
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 SIZE = 8
 GRAPHS = {

@@ -5,10 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 each_maker = pytest.mark.parametrize(
     "make", [communicators.simulated, communicators.mesh]

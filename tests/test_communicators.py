@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 from djax.transport import _launch, _packing
 
 SIZE = 4

@@ -9,10 +9,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 N = 4
 RING, WORKERS = topologies.ring(N), communicators.simulated(N)

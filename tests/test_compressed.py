@@ -10,11 +10,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    compressors,
-    topologies,
-)
+from djax import communicators, compressors, topologies
 
 SIZE = 8
 RING, COMMUNICATOR = topologies.ring(SIZE), communicators.simulated(SIZE)

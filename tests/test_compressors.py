@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    compressors,
-)
+from djax import communicators, compressors
 from djax._arrays import bits as _bits
 
 SHAPES = {"conv": (3, 3, 4, 6), "w": (10, 7), "b": (5,), "s": ()}

@@ -8,14 +8,8 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
-from djax.corrections._interleave import (
-    _collect,
-    _deal,
-)
+from djax import communicators, topologies
+from djax.corrections._interleave import _collect, _deal
 
 SIZE = 4
 

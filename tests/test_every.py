@@ -7,10 +7,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 from djax._counting import jaxprs_in
 
 N = 4

@@ -9,10 +9,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 QUAD16 = np.load(GOLDEN / "relay_quad16.npz")

@@ -10,11 +10,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    compressors,
-    topologies,
-)
+from djax import communicators, compressors, topologies
 from djax.mechanisms import _moniqua
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "powergossip_ring4.npz")

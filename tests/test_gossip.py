@@ -11,10 +11,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 
 def average(topology, x, *, steps=1, drop_probability=0.0, **options):

@@ -14,12 +14,7 @@ import numpy as np
 import pytest
 
 from djax import topologies as t
-from djax.topologies import (
-    _base_graphs,
-    _matcha,
-    _random,
-    _semidefinite,
-)
+from djax.topologies import _base_graphs, _matcha, _random, _semidefinite
 
 GOLDEN = Path(__file__).parent / "golden"
 BASE = np.load(GOLDEN / "graphs_base.npz")

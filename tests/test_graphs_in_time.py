@@ -10,11 +10,7 @@ from test_schedules import check_schedule
 from test_topologies import check_topology, connected_graphs
 
 from djax import topologies as t
-from djax.topologies import (
-    _base_graphs,
-    _matcha,
-    _semidefinite,
-)
+from djax.topologies import _base_graphs, _matcha, _semidefinite
 
 EXACT = "base_graph", "simple_base_graph", "hyper_hypercube", "one_peer_hypercube"
 SEEDS = st.integers(0, 2**32 - 1)

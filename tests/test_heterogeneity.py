@@ -9,10 +9,7 @@ import pytest
 import references
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 SIZE = 8
 RING = topologies.ring(SIZE, weights=0.3)

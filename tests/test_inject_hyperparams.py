@@ -8,11 +8,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    compressors,
-    topologies,
-)
+from djax import communicators, compressors, topologies
 
 N = 4
 RING, WORKERS = topologies.ring(N, weights=0.3), communicators.simulated(N)

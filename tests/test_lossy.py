@@ -9,14 +9,8 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
-from djax.communicators import (
-    GilbertElliott,
-    lossy,
-)
+from djax import communicators, topologies
+from djax.communicators import GilbertElliott, lossy
 
 N, STEPS = 4, 4000
 RING = topologies.ring(N)

@@ -10,11 +10,7 @@ import numpy as np
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    compressors,
-    topologies,
-)
+from djax import communicators, compressors, topologies
 from djax._counting import jaxprs_in
 
 N = 4

@@ -12,11 +12,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    compressors,
-    topologies,
-)
+from djax import communicators, compressors, topologies
 from djax._mechanism.value import parts_within
 
 N = 4

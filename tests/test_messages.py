@@ -11,10 +11,7 @@ import pytest
 from conformance import directed
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 from djax._mechanism.refusals import refuse
 from djax._mechanism.value import parts_within
 

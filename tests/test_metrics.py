@@ -3,10 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from djax import (
-    communicators,
-    metrics,
-)
+from djax import communicators, metrics
 
 SIZE = 5
 RNG = np.random.default_rng(0)

@@ -9,12 +9,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    compressors,
-    mixing,
-    topologies,
-)
+from djax import communicators, compressors, mixing, topologies
 from djax.communicators._common import MESSAGE_DTYPES
 
 N = 8

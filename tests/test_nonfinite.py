@@ -12,11 +12,7 @@ from conformance import each_way
 from launch import mpirun
 
 import djax
-from djax import (
-    communicators,
-    simulation,
-    topologies,
-)
+from djax import communicators, simulation, topologies
 from experiments.lib import synchronous, trainer
 
 SIZE, STEPS, CULPRIT, WHEN = 8, 6, 3, 2

@@ -8,11 +8,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    simulation,
-    topologies,
-)
+from djax import communicators, simulation, topologies
 
 N = 4
 RING, WORKERS = topologies.ring(N), communicators.simulated(N)

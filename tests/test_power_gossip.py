@@ -10,11 +10,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    metrics,
-    topologies,
-)
+from djax import communicators, metrics, topologies
 from djax.mechanisms._power_gossip import orthonormal as _orthonormal
 from djax.mechanisms._power_gossip import products as _products
 from experiments.powergossip.published import resnet20_shapes

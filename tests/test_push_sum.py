@@ -10,10 +10,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 
 def average(schedule, x, steps, *, drop_probability=0.0, **options):

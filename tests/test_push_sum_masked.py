@@ -8,10 +8,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 WORKERS = communicators.simulated(2)
 SCHEDULE = topologies.from_matrices([[[0.5, 1.0], [0.5, 0.0]]])

@@ -7,10 +7,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 RING, WORKERS = topologies.ring(4), communicators.simulated(4)
 GOSSIP = djax.gossip(RING, WORKERS)

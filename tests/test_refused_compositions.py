@@ -7,13 +7,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    asynchronous,
-    communicators,
-    compressors,
-    simulation,
-    topologies,
-)
+from djax import asynchronous, communicators, compressors, simulation, topologies
 
 N = 4
 RING, CHAIN = topologies.ring(N), topologies.chain(N)

@@ -12,11 +12,7 @@ import pytest
 import references
 
 import djax
-from djax import (
-    communicators,
-    theory,
-    topologies,
-)
+from djax import communicators, theory, topologies
 
 TREES = {
     "chain": topologies.chain,

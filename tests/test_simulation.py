@@ -8,11 +8,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    simulation,
-    topologies,
-)
+from djax import communicators, simulation, topologies
 
 SIZE, STEPS, BATCH = 4, 3, 2
 

@@ -10,10 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from djax._arrays.split import (
-    split,
-    unravel,
-)
+from djax._arrays.split import split, unravel
 
 
 def slices(x, sizes):

@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    compressors,
-    topologies,
-)
+from djax import communicators, compressors, topologies
 
 N = 4
 RING, CHAIN = topologies.ring(N), topologies.chain(N)

@@ -8,11 +8,7 @@ from launch import mpirun
 
 import djax
 import djax.testing
-from djax import (
-    communicators,
-    testing,
-    topologies,
-)
+from djax import communicators, testing, topologies
 
 N = 4
 RING = topologies.ring(N)

@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    theory,
-    topologies,
-)
+from djax import communicators, theory, topologies
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,7 @@ import numpy as np
 import pytest
 
 import djax
-from djax import (
-    asynchronous,
-    communicators,
-    compressors,
-    theory,
-    topologies,
-)
+from djax import asynchronous, communicators, compressors, theory, topologies
 
 RING, PEERS = topologies.ring(4), topologies.one_peer_exponential(4)
 COMMUNICATOR = communicators.simulated(4)

@@ -12,11 +12,7 @@ from conformance import each_way
 from launch import mpirun, python
 
 import djax
-from djax import (
-    communicators,
-    simulation,
-    topologies,
-)
+from djax import communicators, simulation, topologies
 from djax.transport import _launch
 
 SIZE = 4

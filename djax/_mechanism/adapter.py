@@ -18,23 +18,13 @@ import optax
 from djax._arrays.checks import check_params
 from djax._arrays.precision import promote
 from djax._counting import present_counter
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 from djax.mixing import alternate
 from djax.topologies import Graph
 
-from .agreement import (
-    check_same,
-)
+from .agreement import check_same
 from .refusals import Part
-from .value import (
-    InitFn,
-    Mechanism,
-    MixFn,
-    parts_of,
-)
+from .value import InitFn, Mechanism, MixFn, parts_of
 
 
 def build(

@@ -17,15 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._counting import present_counter
-from djax._interfaces import (
-    Communicator,
-    Compressor,
-    PyTree,
-)
-from djax.topologies import (
-    Schedule,
-    Topology,
-)
+from djax._interfaces import Communicator, Compressor, PyTree
+from djax.topologies import Schedule, Topology
 
 _AROUND: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
     "djax_around", default=()

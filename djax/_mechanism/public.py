@@ -8,12 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from djax._arguments import (
-    check_communicator,
-    check_flags,
-    check_reliable,
-    check_sizes,
-)
+from djax._arguments import check_communicator, check_flags, check_reliable, check_sizes
 from djax._calls import by_its_call
 from djax._interfaces import Communicator, PyTree
 from djax._transformations import as_transformation

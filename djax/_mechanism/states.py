@@ -14,10 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax._interfaces import (
-    Compressor,
-    PyTree,
-)
+from djax._interfaces import Compressor, PyTree
 from djax.topologies import Graph
 
 

@@ -19,10 +19,7 @@ import optax
 
 from djax._arrays.precision import promote
 from djax._calls import ByItsCall
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 from djax.topologies import Graph
 
 from .order import observing, report_call

@@ -10,10 +10,7 @@ import numpy as np
 
 from djax._arguments import check_communicator
 from djax._arrays.checks import check_arrays
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 
 from . import _common
 

@@ -13,10 +13,7 @@ from jax.typing import ArrayLike
 from djax._arrays.checks import check_averageable, check_leading_axis
 from djax._arrays.precision import promote
 from djax._counting import accounted
-from djax._interfaces import (
-    OutsideError,
-    PyTree,
-)
+from djax._interfaces import OutsideError, PyTree
 from djax._transformations import lockstep
 
 from . import _common

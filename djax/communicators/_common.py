@@ -6,10 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from djax._arrays.checks import (
-    is_array,
-    shortened,
-)
+from djax._arrays.checks import is_array, shortened
 from djax._values import check_integer, describe
 
 MESSAGE_DTYPES = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")

@@ -21,11 +21,7 @@ from djax._interfaces import Communicator
 from djax._values import describe
 
 from . import _common
-from ._probabilities import (
-    Probability,
-    number_of,
-    probabilities,
-)
+from ._probabilities import Probability, number_of, probabilities
 
 _BURSTS = 7  # Folded into the key: conditions and single messages are drawn separately.
 _BEFORE = 2**32 - 1  # Stands for the time before the first step.

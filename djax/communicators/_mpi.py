@@ -20,10 +20,7 @@ from djax._interfaces import PyTree
 from djax._transformations import lockstep
 from djax.transport import exchange
 
-from . import (
-    _common,
-    _compare,
-)
+from . import _common, _compare
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -34,15 +34,9 @@ import optax
 from jax.typing import ArrayLike
 
 from djax._arguments import check_sizes, check_weights
-from djax._arrays.keys import (
-    check_key,
-    key_of_step,
-)
+from djax._arrays.keys import check_key, key_of_step
 from djax._arrays.precision import promote
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 from djax.topologies import Graph
 from djax.topologies.checks import check_graph_kind
 

@@ -9,10 +9,7 @@ from jax.typing import ArrayLike
 
 from djax._arrays import bits
 from djax._arrays.precision import promote
-from djax._interfaces import (
-    Communicator,
-    PyTree,
-)
+from djax._interfaces import Communicator, PyTree
 
 
 def narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTree:

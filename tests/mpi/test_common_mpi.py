@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from conformance import each_algorithm, make, train
 
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 MPI = communicators.mpi()
 SIZE = MPI.size

@@ -9,10 +9,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 from djax.transport import _packing
 
 MPI = communicators.mpi()

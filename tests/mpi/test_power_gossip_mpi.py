@@ -7,10 +7,7 @@ import optax
 import pytest
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 MPI = communicators.mpi()
 SIZE, (RANK,) = MPI.size, MPI.local_ranks
