@@ -54,14 +54,14 @@ class Run:
         errors.lookup(
             "--algorithm", algorithm, [*algorithms.ALGORITHMS, *asynchronous.ALGORITHMS]
         )
-        waitless = algorithm in asynchronous.ALGORITHMS
-        live = waitless and communicators.launcher_size() is not None
+        never_waits = algorithm in asynchronous.ALGORITHMS
+        live = never_waits and communicators.launcher_size() is not None
         asynchronous.check_clocks(config.clocks, algorithm, live)
         runtime.check_runtime(config.runtime, algorithm, live)
         model = self.task.init(jax.random.key(config.seed))
         params = communicators.replicate(self.communicator, model)
         self.job: trainer.Job
-        if waitless:
+        if never_waits:
             self.job = self._make_asynchronous(params, live)
         else:
             self.job = self._make_synchronous(params, model)

@@ -33,10 +33,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 import djax
-from djax import (
-    communicators,
-    topologies,
-)
+from djax import communicators, topologies
 
 from ..lib import figures, tasks
 from ..lib.optimizers import BaseOptimizer, learning_rate_schedule
