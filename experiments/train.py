@@ -155,8 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
     Args:
       arguments: arguments of the command line; by default those of the process.
     """
+    try:
+        config = parse(arguments)
+    except KeyboardInterrupt:
+        _end_by_ctrl_c()
     with errors.one_line_errors(trainer.Diverged):
-        return run_once(parse(arguments))
+        return run_once(config)
 
 
 def run_once(config: Config) -> trainer.Outcome:
@@ -180,11 +184,7 @@ def run_once(config: Config) -> trainer.Outcome:
     except trainer.Stopped as stop:
         end(stop.code, str(stop))
     except KeyboardInterrupt:
-        end(
-            signals.INTERRUPTED,
-            "stopped by Ctrl-C; no checkpoint was saved by this, so start it anew, "
-            "or with --resume where there are --checkpoints",
-        )
+        _end_by_ctrl_c()
     finally:
         if run is not None:
             run.folder.close()
@@ -195,6 +195,14 @@ def run_once(config: Config) -> trainer.Outcome:
             f"saved, the first: {outcome.unsaved[0]}",
         )
     return outcome
+
+
+def _end_by_ctrl_c() -> NoReturn:
+    end(
+        signals.INTERRUPTED,
+        "stopped by Ctrl-C; no checkpoint was saved by this, so start it anew, or with "
+        "--resume where there are --checkpoints",
+    )
 
 
 def end(code: int, message: str) -> NoReturn:

@@ -319,6 +319,7 @@ def small(**options):
         )
 
 
+@pytest.mark.slow
 def test_gradients_one_by_one_give_the_same():
     (_, together), (_, alone) = small(), small(dispatch=True)
     for a, b in zip(together, alone, strict=True):
@@ -512,6 +513,7 @@ def test_one_worker_and_no_events(dispatch):
     np.testing.assert_allclose(last.params, 1 - 0.5**5)
 
 
+@pytest.mark.slow
 def test_keys_are_data_too():
     def gradient_fn(x, state, key):
         return jax.random.normal(key), state, {"draw": jax.random.normal(key)}

@@ -103,6 +103,7 @@ def test_equal_models_stay_equal_to_the_last_bit(name):
         np.testing.assert_array_equal(y[:, -1], x[leaf])
 
 
+@pytest.mark.slow
 def test_choco_reaches_consensus_where_what_is_lost_is_sent_later():
     distances = {}
     for name, code, rate in (
@@ -132,6 +133,7 @@ def test_moniqua_is_exact_to_its_levels_and_needs_its_bound():
     assert float(jnp.abs(wrong - exact["w"]).max()) > 0.1 * gap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [djax.dcd, djax.ecd])
 def test_unbiased_codes_lead_close_to_the_mean(make):
     errors = []

@@ -72,6 +72,7 @@ def test_a_step_without_communication_computes_nothing(name):
     assert not np.array_equal(params["b"], PARAMS["b"]) or name == "every"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outside", [True, False])
 @pytest.mark.parametrize("name", ["sweep", None])
 def test_runs_of_a_sweep_may_be_at_different_steps(outside, name):

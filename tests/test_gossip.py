@@ -30,6 +30,7 @@ def random_graph(size, seed):
     return nx.compose(tree, nx.gnp_random_graph(size, 0.2, seed=seed))
 
 
+@pytest.mark.slow
 @hypothesis.given(size=st.integers(2, 12), seed=st.integers(0, 10**6))
 @hypothesis.settings(max_examples=15)
 def test_one_step_is_the_mixing_matrix_on_any_graph(size, seed):

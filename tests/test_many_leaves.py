@@ -51,6 +51,7 @@ def programs(mechanism, leaves):
         yield jax.make_jaxpr(WORKERS.spmd(fn))(params).jaxpr
 
 
+@pytest.mark.slow
 @each_drawing
 def test_all_leaves_share_a_draw(name):
     few = [draws(p) for p in programs(DRAWING[name](WORKERS), 4)]

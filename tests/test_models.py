@@ -203,6 +203,7 @@ def test_the_lstm_is_its_definition():
     np.testing.assert_allclose(after[1], cs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_texts_that_are_cut_are_read_as_if_they_were_not():
     model = models.LANGUAGE_MODELS["lstm"](7, hidden=5, dropout=0.3)
     tokens = jax.random.randint(KEY, (3, 8), 0, 7)

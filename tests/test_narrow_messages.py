@@ -216,6 +216,7 @@ def test_rounding_at_random_lowers_the_floor_of_the_consensus_distance(rate, flo
     assert floors[1] == pytest.approx(floor, rel=0.5)
 
 
+@pytest.mark.slow
 def test_losses_and_rounding_go_together():
     c = workers(drop_probability=0.3)
     after, _ = average(djax.gossip(RING, c), c, models(), steps=200)

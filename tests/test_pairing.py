@@ -429,6 +429,7 @@ def test_clocks_survive_a_death(topology, mortal):
         verify(world, check_edge_clocks)
 
 
+@pytest.mark.slow
 @each_mortal
 def test_clocks_finish_after_a_death(mortal):
     orders = finishing(ticks(3, [(0, 1), (1, 2), (2, 0)]), [0, 1])

@@ -169,6 +169,7 @@ def test_a_diverged_neighbour_spoils_no_factor():
     assert (np.linalg.norm(state.right, axis=-1) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [-1, 0, 1, -2])
 def test_any_axis_can_have_the_rows(axis):
     """As if that axis had been moved to the front by hand."""
@@ -198,6 +199,7 @@ def test_what_is_no_matrix_is_gossiped_whole_once_a_step():
         assert state.left[leaf] is None and state.right[leaf] is None
 
 
+@pytest.mark.slow
 def test_the_published_code_does_nothing_in_its_first_step():
     x = {"w": normal(0, SIZE, 4, 3), "b": normal(1, SIZE, 7)}
     options = dict(iterations=2, idle_first_step=True)

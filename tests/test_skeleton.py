@@ -136,9 +136,9 @@ def test_its_training_reaches_what_it_promises(capsys):
 
 @pytest.mark.xdist_group("mpi")
 def test_it_does_the_same_over_mpi():
-    program = """
+    program = f"""
 import djax, djax.testing
-from test_skeleton import make, skeleton_mechanism, twin
+from {__name__} import make, skeleton_mechanism, twin
 ring = djax.topologies.ring(2)
 workers = [djax.communicators.mpi()]
 djax.testing.assert_matches(make, twin, ring, workers, dtype="float64")

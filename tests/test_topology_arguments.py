@@ -266,6 +266,7 @@ def test_copies_are_the_same_immutable_values(value):
         assert not array.flags.writeable
 
 
+@pytest.mark.slow
 def test_a_value_of_another_process_has_this_process_hash():
     """Such a topology is found in dictionaries, and is no new static argument."""
     code = (

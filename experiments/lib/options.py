@@ -74,6 +74,7 @@ _SAID = {
     r"make it without drop_probability, or use [^.]*": "leave --drop-probability away, "
     "or choose --algorithm dpsgd, relay_sgd or sgp",
     r"\buse resume=True\b": "add --resume",
+    r"^checkpoints: ": "--checkpoints ",
     r"\bcommunicators\.simulated\b": "--communicator simulated",
     r"""\bweights=(['"])(\w+)\1""": r"--weights \2",
     r"\bUse a smaller consensus_rate \(that of exact diffusion is 0\.5\), or a "

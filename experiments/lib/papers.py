@@ -114,9 +114,9 @@ def run(table: Table, choice: Choice) -> list[dict[str, Any]]:
     for row in rows:
         for options in plan(row, choice):
             config = configure(table, row, smoke=choice.smoke, **options)
+            config = train.parse(choice.more, config)
             if speaks:
                 print(f"{row.method} {row.setting}: {command_line(config)}", flush=True)
-            config = train.parse(choice.more, config)
             found = run_row(table, config, smoke=choice.smoke)
             what = {"method": row.method, "setting": row.setting, **options}
             records.append({**what, "score": found})

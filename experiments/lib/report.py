@@ -64,6 +64,8 @@ class RunFolder:
 
     def write_config(self, config: Any) -> None:
         """Writes `config.json`: the configuration, versions and devices."""
+        if not self.active:
+            return
         content = {"config": dataclasses.asdict(config), **provenance()}
         self._write("config.json", content)
 

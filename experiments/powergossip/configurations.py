@@ -85,7 +85,8 @@ def try_out(config: Config, steps: int = 3) -> list[float]:
     _, measured = run(workers, batches)
     losses = np.asarray(measured["loss"])
     if not np.isfinite(losses).all():
-        raise FloatingPointError(f"{config.averaging} diverges.")
+        algorithm = config.averaging.algorithm
+        raise FloatingPointError(f"{config.task}: {algorithm} diverges.")
     return [float(f"{loss:.4g}") for loss in losses.mean(0)]
 
 

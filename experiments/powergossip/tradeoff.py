@@ -31,6 +31,7 @@ def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
     """
     figure, ((axes,),) = figures.panels((9, 4.5))
     _, _, label = shown.table.title.partition(": ")
+    label = label.replace(" in %", ", %")
     points: list[tuple[str, float, float, str]] = []
     for row in shown.table.rows:
         runs = study.chosen(shown, records, row)

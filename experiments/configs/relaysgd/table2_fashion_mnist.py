@@ -56,6 +56,7 @@ STUDY = Study(
     Table(
         "Table 2 on Fashion-MNIST: test accuracy of the worst worker in %",
         last=2,
+        smoke={"epochs": 2, "evaluations": 2},
         rows=tuple(
             Row(
                 method,
