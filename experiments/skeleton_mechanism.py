@@ -187,7 +187,7 @@ class Config:
     """A training on quadratics, whose optimum is known."""
 
     workers: int = 16
-    """Number of workers; under mpirun, of its processes."""
+    """Number of simulated workers; under mpirun each process is a worker instead."""
     learning_rate: float = 0.05
     """Constant learning rate of SGD; a decay would hide remaining differences."""
     steps: int = 300
@@ -213,7 +213,7 @@ def train(
 ) -> Result:
     """Trains all workers with SGD and a mechanism behind it."""
     optimizer = optax.chain(optax.sgd(config.learning_rate), mechanism)
-    problem = djax.testing.quadratics(config.workers)
+    problem = djax.testing.quadratics(communicator.size)
     params = jax.ShapeDtypeStruct(problem.optimum.shape, "float32")
     djax.check(optimizer, communicator, params)  # Would it silently go wrong?
 
@@ -250,7 +250,7 @@ def main(config: Config) -> dict[str, Result]:
         communicator = djax.communicators.mpi()
     else:
         communicator = djax.communicators.simulated(config.workers)
-    ring = djax.topologies.ring(config.workers)
+    ring = djax.topologies.ring(communicator.size)
     mechanisms = {
         "gossip": djax.gossip(ring, communicator),
         "with momentum": momentum_gossip(ring, communicator, fastest_momentum(ring)),
