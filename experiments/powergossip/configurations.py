@@ -85,8 +85,7 @@ def try_out(config: Config, steps: int = 3) -> list[float]:
     _, measured = run(workers, batches)
     losses = np.asarray(measured["loss"])
     if not np.isfinite(losses).all():
-        algorithm = config.averaging.algorithm
-        raise FloatingPointError(f"{config.task}: {algorithm} diverges.")
+        raise FloatingPointError(f"{config.averaging.algorithm} diverges.")
     return [float(f"{loss:.4g}") for loss in losses.mean(0)]
 
 
