@@ -46,10 +46,10 @@ from ._axis import MeshCommunicator, SimulatedCommunicator
 from ._lossy import (
     GilbertElliott,
     LossyCommunicator,
-    check_short_form,
     lossy,
     short_form,
 )
+from ._probabilities import check_short_form
 
 __all__ = [
     "GilbertElliott",

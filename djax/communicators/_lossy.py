@@ -1,8 +1,4 @@
-"""A communicator that wraps another one and loses some of its messages.
-
-This file has more than 300 lines, so that the probabilities with which messages are
-lost can be read together with the draws; a quarter of it is public docstrings.
-"""
+"""A communicator that wraps another one and loses some of its messages."""
 
 import dataclasses
 import zlib
@@ -18,10 +14,9 @@ from jax.typing import ArrayLike
 from djax._arguments import check_communicator
 from djax._arrays.keys import threefry
 from djax._interfaces import Communicator
-from djax._values import describe
 
 from . import _common
-from ._probabilities import Probability, number_of, probabilities
+from ._probabilities import Probability, probabilities
 
 _BURSTS = 7  # Folded into the key: conditions and single messages are drawn separately.
 _BEFORE = 2**32 - 1  # Stands for the time before the first step.
@@ -123,26 +118,6 @@ def lossy(
     else:
         model = probabilities("lossy: drop_probability", model, size, most=None)
     return cast(Communicator, LossyCommunicator(communicator, _Drops(model, seed)))
-
-
-def check_short_form(
-    name: str, drop_probability: Any, drop_seed: Any
-) -> tuple[float, int]:
-    """Returns both arguments as Python numbers, or raises ValueError.
-
-    Args:
-      name: the name of the function that makes the communicator.
-      drop_probability: one number in [0, 1).
-      drop_seed: an integer that `jax.random.fold_in` takes.
-    """
-    number = number_of(drop_probability)
-    if number is None or not 0 <= number < 1:
-        raise ValueError(
-            f"{name}: drop_probability must be one number in [0, 1), known before "
-            f"programs are compiled, got {describe(drop_probability)}; 0.0 loses no "
-            "message, and communicators.lossy has other models."
-        )
-    return number, _common.check_seed(f"{name}: drop_seed", drop_seed)
 
 
 def short_form(communicator: Any, drop_probability: float, drop_seed: int) -> Any:

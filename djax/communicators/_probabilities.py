@@ -8,6 +8,8 @@ import numpy as np
 
 from djax._values import describe
 
+from ._common import check_seed
+
 Probability = Any
 """One number for all links, or `float64[n, n]`: `[i, j]` is the link from j to i."""
 
@@ -37,6 +39,26 @@ def probabilities(name: str, value: Any, size: int, most: float | None) -> Proba
         f"[{size}, {size}] of probabilities, one for each receiver and sender; got "
         f"{describe(value)}."
     )
+
+
+def check_short_form(
+    name: str, drop_probability: Any, drop_seed: Any
+) -> tuple[float, int]:
+    """Returns both arguments as Python numbers, or raises ValueError.
+
+    Args:
+      name: the name of the function that makes the communicator.
+      drop_probability: one number in [0, 1).
+      drop_seed: an integer that `jax.random.fold_in` takes.
+    """
+    number = number_of(drop_probability)
+    if number is None or not 0 <= number < 1:
+        raise ValueError(
+            f"{name}: drop_probability must be one number in [0, 1), known before "
+            f"programs are compiled, got {describe(drop_probability)}; 0.0 loses no "
+            "message, and communicators.lossy has other models."
+        )
+    return number, check_seed(f"{name}: drop_seed", drop_seed)
 
 
 def number_of(value: Any) -> float | None:

@@ -2,10 +2,10 @@
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from . import report
+from . import figures, report
 from .tables import Table, score
 
 
@@ -36,18 +36,13 @@ class Ledger:
 
     def find(self, **values: Any) -> dict[str, Any] | None:
         """Returns the record that has these values, or None."""
-        return next(iter(select(self.records, **values)), None)
+        return next(iter(figures.select(self.records, **values)), None)
 
     def add(self, record: dict[str, Any]) -> None:
         """Adds a record to the file."""
         self.records.append(record)
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-
-
-def select(records: Iterable[dict], **values: Any) -> list[dict[str, Any]]:
-    """Returns the records that have these values."""
-    return [r for r in records if all(r[key] == value for key, value in values.items())]
 
 
 _CURVES = ("epoch", "time", "loss", "worst", "mean", "averaged", "consensus_distance")

@@ -25,7 +25,7 @@ import tqdm
 from .. import train
 from . import errors, figures, processes, trainer
 from .errors import UsageError
-from .ledger import Ledger, digest, select
+from .ledger import Ledger, digest
 from .signals import INTERRUPTED
 from .tables import Row, Study, Table, configure, one_of_each_algorithm
 
@@ -62,13 +62,13 @@ def chosen(study: Study, records: Sequence[dict], row: Row) -> list[dict[str, An
       records: its records.
       row: a row of its table.
     """
-    own = select(records, method=row.method, setting=row.setting)
-    first = select(own, seed=study.seeds[0])
+    own = figures.select(records, method=row.method, setting=row.setting)
+    first = figures.select(own, seed=study.seeds[0])
     if not first:
         return []
     best = max(first, key=lambda record: _merit(study.table, record))
     same = {key: best[key] for key in _CHOICES}
-    return sorted(select(own, **same), key=lambda r: r["seed"])
+    return sorted(figures.select(own, **same), key=lambda r: r["seed"])
 
 
 def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
