@@ -7,6 +7,8 @@ between processes when a mechanism starts; the choice of the model that is avera
 and the steps of a graph in which no worker sends anything.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +52,8 @@ def build(
       init: `params -> state`.
       communicator: how messages travel.
       graph: the graph whose neighbours exchange messages; None if all workers do.
-      mix: `(model, state, **extra) -> (displacement, state)`.
+      mix: `(model, state, **extra) -> (displacement, state)`. Like `update`, it is
+        given those extra arguments that it names, or all if it takes `**extra`.
       update: `(updates, state, params, **extra) -> (updates, state)`, in place of
         `mix`, if the result is not the sum of the updates and a displacement.
       overlap: whether `mix` is given the parameters without the updates.
@@ -74,8 +77,11 @@ def build(
         check_same(name, communicator, params, **given)
         return init(params)
 
-    move = update or _displacing(name, mix, overlap)
-
+    if mix is not None:
+        mix = _given_what_it_names(mix)
+        move = _displacing(name, mix, overlap)
+    else:
+        move = _given_what_it_names(update)
     sending = _sending_steps(graph) if skips_silent_steps else None
 
     def step(updates, state, /, params=None, **extra):
@@ -153,6 +159,21 @@ def _displacing(name: str, mix: Any, overlap: bool) -> Callable[..., Any]:
         return updates, state
 
     return update
+
+
+def _given_what_it_names(function: Any) -> Callable[..., Any]:
+    """Drops the extra arguments of an update that a function does not take."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return function
+    names = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
+
+    @functools.wraps(function)
+    def named(*args, **extra):
+        some = {key: value for key, value in extra.items() if key in names}
+        return function(*args, **some)
+
+    return named
 
 
 def _sending_steps(graph: Graph | None) -> list[int] | None:

@@ -1,7 +1,5 @@
 """Makes mechanisms out of two functions of a user, or for some of the parameters."""
 
-import functools
-import inspect
 from typing import Any
 
 import jax
@@ -107,7 +105,7 @@ def mechanism(
         init,
         communicator,
         graph,
-        mix=_given_what_it_names(mix),
+        mix=mix,
         overlap=overlap,
         facts=facts,
         per_rank=("init", "mix"),
@@ -163,18 +161,3 @@ def _check_mask(mask: Any, params: PyTree) -> None:
             "only: the mask has to be a tree of booleans like the parameters, "
             f"{jax.tree.structure(params)}, or a prefix of it, but is {mask}."
         ) from error
-
-
-def _given_what_it_names(mix: MixFn) -> MixFn:
-    """Drops the extra arguments that a function does not take."""
-    parameters = inspect.signature(mix).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return mix
-    names = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
-
-    @functools.wraps(mix)
-    def named(model, state, /, **extra):
-        some = {key: value for key, value in extra.items() if key in names}
-        return mix(model, state, **some)
-
-    return named

@@ -68,8 +68,7 @@ def all_reduce(communicator: Communicator, *, overlap: bool = False) -> Mechanis
             return optax.EmptyState()
         return AllReduceState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates, state, params, **extra):
-        del extra
+    def update(updates, state, params, /):
         fresh = updates
         if overlap:
             updates = state.pending

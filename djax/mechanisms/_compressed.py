@@ -165,8 +165,7 @@ def averaging_by_a_contraction(
     check_consensus_rate(f"{name}: consensus_rate", consensus_rate, messages.graph)
     check_flags(name, overlap=overlap)
 
-    def at_rate(model, state, /, **extra):
-        del extra
+    def at_rate(model, state, /):
         messages.check(state, model)
         displacement, state = mix(model, state, messages.send)
         return scale(consensus_rate, displacement), state
@@ -193,8 +192,7 @@ def averaging_by_an_unbiased_code(
     name, code = messages.name, messages.compressor
     check_unbiased(name, code)
 
-    def update(updates, state, params, **extra):
-        del extra
+    def update(updates, state, params, /):
         messages.check(state, params)
         target, state = step(params, updates, state, messages.send)
         updates = jax.tree.map(

@@ -127,8 +127,7 @@ def gossip(
     def init(params):
         return GossipState(jnp.zeros((), jnp.int32))
 
-    def mix(model, state, /, **extra):
-        del extra
+    def mix(model, state, /):
         check_state("gossip", state, GossipState, model)
         displacement = mixing.displacement(
             model, topology, communicator, step=state.step, key=key

@@ -132,8 +132,7 @@ def moniqua(
         check_real("moniqua", params)
         return MoniquaState(jnp.zeros((), jnp.int32))
 
-    def mix(model, state, /, **extra):
-        del extra
+    def mix(model, state, /):
         check_state("moniqua", state, MoniquaState, model)
         leaves, treedef = jax.tree.flatten(jax.tree.map(promote, model))
         leaves, cut = join(leaves)

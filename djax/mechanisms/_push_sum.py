@@ -132,8 +132,7 @@ def push_sum(
         uneven = None if balanced else ()
         return PushSumState(jnp.ones(()), jnp.zeros((), jnp.int32), averaged, uneven)
 
-    def mix(start, state, /, **extra):
-        del extra
+    def mix(start, state, /):
         check_state("push_sum", state, PushSumState, start)
         model, weight, exchanges = start, state.weight, state.exchanges
         # This schedule needs no weights, but a state of another one may have some.

@@ -185,8 +185,7 @@ def relay(
             graph=label,
         )
 
-    def update(updates, state, params, **extra):
-        del extra
+    def update(updates, state, params, /):
         check_state("relay", state, RelayState, params, *kept, label=label)
         model = optax.apply_updates(params, updates)
         own = mixing.as_sent(model, communicator, state.step)

@@ -296,8 +296,7 @@ def power_gossip(
             )
         return corrections, parts, new
 
-    def mix(model, state, /, **extra):
-        del extra
+    def mix(model, state, /):
         check_state("power_gossip", state, PowerGossipState, model, label=label)
         step = optax.safe_increment(state.step)
         if not edges.places:  # There is one worker only.
