@@ -127,10 +127,11 @@ def test_both_ends_draw_the_same_in_simulation_and_on_a_mesh(name):
         mechanism = DRAWING[name](communicator)
 
         def worker(x, mechanism=mechanism):
-            state = mechanism.init(x)
-            for _ in range(3):
+            def step(state, _):
                 updates, state = mechanism.update(x, state, x)
-            return updates
+                return state, updates
+
+            return jax.lax.scan(step, mechanism.init(x), length=3)[1]
 
         found.append(jax.jit(communicator.spmd(worker))(params))
     for one, other in zip(*found, strict=True):
