@@ -40,9 +40,6 @@ WRITING = 120.0
 def execute(run: Run) -> trainer.Outcome:
     """Trains, shows the results, and writes them.
 
-    Args:
-      run: the run.
-
     Raises:
       Diverged: if the training diverges, after its curves are drawn.
       Stopped: after SIGTERM or Ctrl-C, once all workers are saved.
@@ -96,7 +93,6 @@ def _publish(run: Run, ending: BaseException | None = None) -> None:
     with a code other than 0 ends all others, unless they are guarded.
 
     Args:
-      run: the run.
       ending: the exception that ended the run early, or None.
     """
     folder, job, history = run.folder, run.job, run.job.outcome.history
@@ -133,12 +129,7 @@ def _publish(run: Run, ending: BaseException | None = None) -> None:
 def parse(
     arguments: Sequence[str] | None = None, default: Config | None = None
 ) -> Config:
-    """Reads the command line.
-
-    Args:
-      arguments: arguments of the command line; by default those of the process.
-      default: configuration whose values are used for options that are not given.
-    """
+    """Reads the command line."""
     with errors.heard_once():
         return tyro.cli(
             tyro.conf.OmitArgPrefixes[Config],
@@ -150,11 +141,7 @@ def parse(
 
 
 def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
-    """Runs the command line.
-
-    Args:
-      arguments: arguments of the command line; by default those of the process.
-    """
+    """Runs the command line."""
     try:
         config = parse(arguments)
     except KeyboardInterrupt:
@@ -167,9 +154,6 @@ def run_once(config: Config) -> trainer.Outcome:
     """Trains, shows the results, and writes them.
 
     The process ends if a signal stops the run, or if a checkpoint was not saved.
-
-    Args:
-      config: configuration of the run.
 
     Raises:
       Diverged: on every process alike, if the training diverges. What was measured
@@ -206,12 +190,7 @@ def _end_by_ctrl_c() -> NoReturn:
 
 
 def end(code: int, message: str) -> NoReturn:
-    """Ends this process; rank 0 prints a line on stderr.
-
-    Args:
-      code: exit code.
-      message: the line.
-    """
+    """Ends this process; rank 0 prints a line on stderr."""
     if communicators.launcher_rank() == 0:
         print(message, file=sys.stderr, flush=True)
     sys.exit(code)

@@ -226,19 +226,8 @@ def make_optimizer(
     """Makes the optimizer of a decentralized algorithm around a base optimizer.
 
     Args:
-      config: how the workers average.
-      base: the optimizer that every worker applies to its gradients.
-      steps: number of steps of the whole training.
       graphs: the graphs between whose neighbours messages are sent. With several, each
         graph averages a part of the coordinates.
-      communicator: how messages travel.
-
-    Returns:
-      The optimizer that djax's function of that name makes for SGD, but with any base
-      optimizer.
-
-    Raises:
-      UsageError: if the algorithm does not use one of the options.
     """
     recipe = ALGORITHMS[config.algorithm]
     check_options(config, recipe.options)
@@ -267,11 +256,7 @@ def make_optimizer(
 
 
 def may_be_too_fast(config: Algorithm) -> bool:
-    """Tells whether a smaller consensus rate may keep a training from diverging.
-
-    Args:
-      config: how the workers average.
-    """
+    """Tells whether a smaller consensus rate may keep a training from diverging."""
     recipe = ALGORITHMS.get(config.algorithm)
     if recipe is None or "consensus_rate" not in recipe.options:
         return False
@@ -280,12 +265,7 @@ def may_be_too_fast(config: Algorithm) -> bool:
 
 
 def check_options(config: Algorithm, known: set[str]) -> None:
-    """Raises UsageError if the algorithm would ignore an option.
-
-    Args:
-      config: how the workers average.
-      known: names of the options that the algorithm uses.
-    """
+    """Raises UsageError if the algorithm would ignore an option."""
     defaults = Algorithm()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

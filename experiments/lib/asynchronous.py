@@ -51,8 +51,6 @@ def check_clocks(clocks: Clocks, algorithm: str, live: bool) -> None:
     """Raises UsageError if the algorithm would ignore one of the options.
 
     Args:
-      clocks: options from the command line.
-      algorithm: name of the algorithm on the command line.
       live: whether the workers compute in real time.
     """
     known = {"speeds", "variation"} if algorithm == "all_reduce_sgd" else set()
@@ -89,10 +87,7 @@ def make_events(
     """Draws when the workers compute their gradients, and when they average.
 
     Args:
-      clocks: options from the command line.
-      topology: graph whose neighbours average with each other.
       steps: mean number of gradients of a worker in the whole training.
-      seed: seed of the virtual clocks.
     """
     return asynchronous.draw_events(
         topology,
@@ -105,14 +100,7 @@ def make_events(
 def make_rounds(
     clocks: Clocks, size: int, steps: int, seed: int
 ) -> asynchronous.Rounds | None:
-    """Draws when the steps of synchronous workers end; None for the default clocks.
-
-    Args:
-      clocks: options from the command line.
-      size: number of workers.
-      steps: number of steps of the whole training.
-      seed: seed of the virtual clocks.
-    """
+    """Draws when the steps of synchronous workers end; None for the default clocks."""
     if clocks == Clocks():
         return None
     return asynchronous.draw_rounds(size, steps, **_options(clocks, seed))
@@ -128,11 +116,7 @@ def make_algorithm(
     """Makes an asynchronous algorithm.
 
     Args:
-      name: one of `ALGORITHMS`.
-      clocks: options from the command line.
-      base: the optimizer that every worker applies to its gradients.
       steps: mean number of gradients of a worker in the whole training.
-      topology: graph whose neighbours average with each other.
     """
     if clocks.global_steps:
         make = _in_global_steps(getattr(optax, base.optimizer, None))

@@ -25,11 +25,7 @@ class Saving:
     """Continue from the last checkpoint, if there is one."""
 
     def make(self, identity: Mapping[str, str]) -> Checkpoints | None:
-        """Makes djax's description of the checkpoints; None if no folder is given.
-
-        Args:
-          identity: options in which a run must agree with the run that it continues.
-        """
+        """Makes djax's description of the checkpoints; None if no folder is given."""
         if self.checkpoints is None:
             return None
         return Checkpoints(
@@ -42,10 +38,6 @@ class Saving:
 
 
 def check_saving(options: Saving) -> None:
-    """Raises UsageError for options that do not fit together.
-
-    Args:
-      options: from the command line.
-    """
+    """Raises UsageError for options that do not fit together."""
     if options.checkpoints is None and options.resume:
         raise UsageError("--resume needs the folder: --checkpoints.")

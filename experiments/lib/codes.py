@@ -26,14 +26,10 @@ def make_compressor(
     """Makes the code of an algorithm's messages.
 
     Args:
-      algorithm: name of the algorithm on the command line.
       name: name of the code; by default quantize if it must be unbiased, else top_k.
       given: options of the code; by default those of `COMPRESSORS`.
       unbiased: whether the algorithm needs an unbiased code; otherwise it needs a
         contraction.
-
-    Raises:
-      UsageError: if there is no such code, or it is of the wrong kind.
     """
     name = name or ("quantize" if unbiased else "top_k")
     lookup("--compressor", name, COMPRESSORS)

@@ -223,7 +223,6 @@ def identify(
     """Returns the options in which a run must agree with the run that it continues.
 
     Args:
-      config: configuration of a run.
       between: the graphs of the run, since another version of djax may give a name to
         another graph.
       ignored: options that may differ besides `UNESSENTIAL`.

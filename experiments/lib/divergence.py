@@ -75,7 +75,6 @@ class Watch:
         """Notes the losses of consecutive steps.
 
         Args:
-          before: number of steps before these.
           losses: `float[steps]`, means over the workers.
         """
         if len(losses) == 0:
@@ -118,7 +117,6 @@ def watch_all(losses: np.ndarray, workers: int) -> None:
 
     Args:
       losses: `float[gradients]`, losses of all workers in the order of time.
-      workers: number of workers; this many gradients count as a step.
     """
     steps = len(losses) // workers
     watch = Watch(steps)

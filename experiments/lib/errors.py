@@ -37,9 +37,6 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
 
     If all ranks find the mistake, rank 0 prints the line; otherwise the ranks that find
     it do. Under `python -X dev` the traceback is shown instead.
-
-    Args:
-      *kinds: types of exceptions that are mistakes of the user.
     """
     try:
         yield
@@ -95,10 +92,8 @@ def exit_together(
     failed, possibly before rank 0 has printed the reason.
 
     Args:
-      code: exit code.
       message: line for stderr. Rank 0 prints it if all ranks call this; otherwise the
         ranks that do print it.
-      patience: seconds to wait for the other ranks.
     """
     rank = communicators.launcher_rank()
     if rank == 0 and message:

@@ -27,10 +27,6 @@ def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
     over these batches or, if the task's statistics are pooled, those of all the batches
     together.
 
-    Args:
-      task: what is learned.
-      communicator: the communicator of the workers.
-
     Returns:
       `(params, model_state=None) -> record`. The record has the `scores` of the
       workers, their `mean` and `worst`, the score of the `averaged` model, `mean_loss`,
@@ -84,13 +80,6 @@ def assess_one(task: Task, params: Any) -> dict[str, float]:
     """Evaluates one model in this process, without any communication.
 
     The statistics of batch normalizations are those of the process's own data.
-
-    Args:
-      task: what is learned.
-      params: parameters of the model.
-
-    Returns:
-      The means of the task's measures, by name.
     """
     state = task.model_state
     if task.statistics is not None:

@@ -22,11 +22,7 @@ class EventJob:
     A subclass that adds `train` is a :class:`experiments.lib.trainer.Job`.
 
     Attributes:
-      task: what is learned.
-      algorithm: what each worker does at gradients and averagings.
-      communicator: the communicator of the workers.
       params: initial parameters, with a leading axis of local workers.
-      outcome: see :class:`experiments.lib.trainer.Job`.
     """
 
     task: Task
@@ -51,10 +47,7 @@ class EventJob:
         """Adds a record to the history, and returns it.
 
         Args:
-          time: time of the models that were evaluated.
           losses: `float[gradients]`, losses of all gradients up to that time.
-          assessed: result of the evaluation.
-          seconds: seconds since the start of the training.
           before: number of gradients of all workers that `losses` does not have, since
             an earlier part of the run computed them.
         """
@@ -111,12 +104,7 @@ class EventJob:
         ]
 
     def save(self, folder: RunFolder, title: str) -> None:
-        """Draws pairs of workers, a timeline of about ten gradients, and staleness.
-
-        Args:
-          folder: folder of the run, where the pictures are written.
-          title: title of the figures.
-        """
+        """Draws pairs of workers, a timeline of about ten gradients, and staleness."""
         if not folder.active:
             return
         from matplotlib.figure import Figure  # Slow to import.

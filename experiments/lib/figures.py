@@ -55,8 +55,6 @@ def script(
         the script. `compute` makes the records. `make_tables` makes tables from the
         records, and `draw` the matplotlib figure.
       full: arguments of `compute`.
-      smoke: arguments of `compute` with `--smoke`, of tiny sizes.
-      x64: whether numbers have 64 bits in `compute`.
 
     Returns:
       A function that takes arguments of the command line, by default those of the
@@ -82,17 +80,7 @@ def configure(
     arguments: Sequence[str] | None,
     kind: type[C] = Config,
 ) -> C:
-    """Reads the command line of a figure's script.
-
-    Args:
-      script: the script's `__file__`.
-      doc: the script's docstring, which is the help text.
-      arguments: arguments of the command line; by default those of the process.
-      kind: class of the configuration, which may add options.
-
-    Returns:
-      The configuration, with an output folder that exists.
-    """
+    """Reads the command line of a figure's script."""
     path = pathlib.Path(script)
     config = tyro.cli(
         kind,
@@ -116,12 +104,8 @@ def publish(
     """Writes `<script>.jsonl` and `<script>.png`, and shows the tables.
 
     Args:
-      script: the script's `__file__`.
-      config: configuration from :func:`configure`.
       records: results of the script. Each becomes a line of the file, whose first line
         says which versions and which machine computed them.
-      tables: tables that are printed.
-      figure: figure that is saved.
     """
     assert config.output is not None
     path = config.output / pathlib.Path(script).stem
@@ -156,17 +140,7 @@ def mark_figure(figure: "Figure", smoke: bool) -> None:
 def panels(
     size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple["Figure", np.ndarray]:
-    """Makes a figure of panels with faint grids.
-
-    Args:
-      size: width and height, in inches.
-      rows: number of rows of panels.
-      columns: number of columns of panels.
-      **options: arguments of matplotlib's `Figure.subplots`, such as `sharey`.
-
-    Returns:
-      The figure, and its axes, `object[rows, columns]`.
-    """
+    """Makes a figure of panels with faint grids."""
     import matplotlib  # Imported here, since it is slow and tables do not need it.
     from matplotlib.figure import Figure
 
@@ -212,14 +186,8 @@ def table(
     """Makes a table of texts and numbers.
 
     Args:
-      title: text above the table.
-      columns: heads of the columns.
       rows: cells of each row: texts, numbers (shown with four digits), or None (shown
         as a dash).
-      caption: text below the table.
-
-    Returns:
-      A table for :func:`publish`.
     """
     result = rich.table.Table(
         title=title, title_justify="left", caption=caption, caption_justify="left"
@@ -232,11 +200,7 @@ def table(
 
 
 def deviation(ours: float, paper: float | None) -> str | None:
-    """Returns by how many percent a value is above the paper's.
-
-    Returns:
-      A text such as "+1.2 %"; None if the paper has no value.
-    """
+    """Returns by how many percent a value is above the paper's."""
     return None if paper is None else f"{100 * (ours / paper - 1):+.1f} %"
 
 

@@ -34,13 +34,7 @@ def make_graphs(
     """Builds the graph with a name, or the two trees of `double_binary_trees`.
 
     Args:
-      name: one of `NAMES`.
-      size: number of workers.
-      options: arguments of the function that builds the graph.
       weights: name of a rule for the mixing weights, or a number.
-
-    Raises:
-      UsageError: if a name or an option is unknown, or no such graph exists.
     """
     lookup("--topology", name, NAMES)
     if name == "social_network" and size != 32:
@@ -81,13 +75,6 @@ def matcha(
     """Makes a schedule that uses each edge of another graph in some steps only.
 
     See :func:`djax.topologies.matcha`.
-
-    Args:
-      size: number of workers.
-      base: name of the other graph.
-      budget: the argument `budget` of :func:`djax.topologies.matcha`.
-      period: number of steps that are drawn.
-      seed: seed of the draws.
     """
     lookup("--topology-options of matcha, base", base, topologies.BUILDERS)
     (graph,) = make_graphs(base, size, {})

@@ -13,16 +13,6 @@ class Ledger:
     """A file with a line for each run of a study.
 
     The first line says which versions and which machine computed the runs.
-
-    Args:
-      path: path of the file.
-      smoke: whether runs are tiny. The file of tiny runs is always begun again.
-
-    Attributes:
-      path: path of the file.
-      name: name of the study.
-      smoke: whether the runs in the file are tiny.
-      records: the runs in the file.
     """
 
     def __init__(self, path: pathlib.Path, smoke: bool):
@@ -52,7 +42,6 @@ def digest(table: Table, result: Mapping[str, Any]) -> dict[str, Any]:
     """Makes the record of a run: its score, and the curves of its training.
 
     Args:
-      table: table of the run, which defines the score.
       result: the `history` of the run, the `megabytes` that a worker sent, and the
         `error` of a training that diverged, else None.
     """

@@ -67,13 +67,6 @@ def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
     """Makes the schedule of the learning rate: a linear warm-up, and then decays.
 
     Decays are sudden, or geometric slopes if `decay_over` is not 0.
-
-    Args:
-      config: options of the optimizer.
-      steps: number of steps of the whole training.
-
-    Raises:
-      UsageError: if a number is out of range; the error names the option.
     """
     ranges.check(config)
     _check_decays(config)
@@ -132,13 +125,7 @@ def make_base(
     """Makes the optimizer that every worker applies to its own gradients.
 
     Args:
-      config: options of the optimizer.
-      steps: number of steps of the whole training.
       make: replaces optax's function called `config.optimizer`.
-
-    Raises:
-      UsageError: if the optimizer or one of its options is unknown, or a number is
-        out of range.
     """
     lookup("--optimizer", config.optimizer, _optimizers())
     make = make or getattr(optax, config.optimizer)
@@ -174,7 +161,6 @@ def scale_linearly(config: BaseOptimizer, samples: int) -> BaseOptimizer:
     """Scales the learning rate to the true batch size, if `linear_scaling` asks for it.
 
     Args:
-      config: options of the optimizer.
       samples: number of samples in the batches of all workers together.
     """
     if config.linear_scaling is None:
@@ -187,12 +173,6 @@ def all_but_norms(params: Any) -> Any:
     """Tells which parameters do not belong to a normalization.
 
     A normalization is a module with "norm" in its name.
-
-    Args:
-      params: a tree of dictionaries.
-
-    Returns:
-      A tree of truth values.
     """
 
     def other(path, leaf):
@@ -203,14 +183,7 @@ def all_but_norms(params: Any) -> Any:
 
 
 def matrices(params: Any) -> Any:
-    """Tells which parameters have more than one axis.
-
-    Args:
-      params: any tree.
-
-    Returns:
-      A tree of truth values.
-    """
+    """Tells which parameters have more than one axis."""
     return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
 
 

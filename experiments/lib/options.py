@@ -111,13 +111,7 @@ def said_as_options() -> Iterator[None]:
 def check_ranges(
     what: str, values: Mapping[str, Any], ranges: Mapping[str, Range]
 ) -> None:
-    """Raises UsageError for an option of a function that is out of range.
-
-    Args:
-      what: text for errors that says whose options these are.
-      values: values of the options by name; None is in every range.
-      ranges: allowed values of options by name.
-    """
+    """Raises UsageError for an option of a function that is out of range."""
     for name, value in values.items():
         if name not in ranges or value is None:
             continue
@@ -139,10 +133,7 @@ def check_options(
 
     Args:
       what: text for errors that says whose options these are.
-      make: the function.
-      options: keyword arguments for the function.
       given: number of first arguments of the function that the user does not choose.
-      without: names of arguments that have command line options of their own.
     """
     parameters = list(inspect.signature(make).parameters.values())[given:]
     known = {p.name: p.default for p in parameters if p.name not in without}

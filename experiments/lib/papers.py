@@ -65,15 +65,7 @@ def describe(script: str, table: Table) -> str:
 
 
 def script(described: types.ModuleType) -> Callable[..., list[dict[str, Any]]]:
-    """Makes the command line of a table.
-
-    Args:
-      described: module with the `TABLE`, whose docstring is the help text.
-
-    Returns:
-      A function that takes arguments of the command line, by default those of the
-      process, and returns a record for each run.
-    """
+    """Makes the command line of a table."""
     name = described.__name__.replace(".configs", "")
 
     def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -90,18 +82,7 @@ def script(described: types.ModuleType) -> Callable[..., list[dict[str, Any]]]:
 
 
 def run(table: Table, choice: Choice) -> list[dict[str, Any]]:
-    """Runs the chosen rows of a table, or lists all rows if none is chosen.
-
-    Args:
-      table: the table.
-      choice: which rows are run, and how.
-
-    Returns:
-      A record for each run.
-
-    Raises:
-      SystemExit: if there is no such row.
-    """
+    """Runs the chosen rows of a table, or lists all rows if none is chosen."""
     with errors.one_line_errors(UsageError):
         rows = select(table, choice)
     speaks = communicators.launcher_rank() == 0
@@ -131,11 +112,6 @@ def run_row(table: Table, config: Config, *, smoke: bool) -> float | None:
     """Trains, and returns the score; None if the training diverges.
 
     A divergence raises no error, so that a search among learning rates goes on.
-
-    Args:
-      table: table of the row, which defines the score.
-      config: configuration of the training.
-      smoke: whether the training is tiny.
     """
     start = try_out if smoke else train.run_once
     try:
@@ -150,9 +126,6 @@ def try_out(config: Config) -> trainer.Outcome:
     """Trains for a smoke test, which does not time steps or draw pictures.
 
     Equal programs of several rows are compiled only once.
-
-    Args:
-      config: configuration of the training.
     """
     with tempfile.TemporaryDirectory() as folder, processes.compiled_once():
         with errors.one_line_errors(Exception):
@@ -161,11 +134,7 @@ def try_out(config: Config) -> trainer.Outcome:
 
 
 def plan(row: Row, choice: Choice) -> list[dict[str, Any]]:
-    """Lists the learning rates and seeds with which a row is run.
-
-    Returns:
-      The options of each run, by name.
-    """
+    """Lists the learning rates and seeds with which a row is run."""
     rates, seeds = (row.learning_rate,), choice.seeds or row.seeds
     if choice.smoke or choice.tune:
         seeds = seeds[:1]

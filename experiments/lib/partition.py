@@ -127,16 +127,10 @@ def split(labels: np.ndarray, workers: int, spec: str, seed: int) -> Shares:
     """Splits samples among workers as the command line says.
 
     Args:
-      labels: `int[samples]`, the class of each sample.
-      workers: number of workers.
       spec: `iid`, `dirichlet:ALPHA` or `shards:K`.
-      seed: seed of the draw; it must be equal on all processes.
 
     Returns:
       The indices of each worker's samples. They are disjoint and cover all samples.
-
-    Raises:
-      UsageError: if `spec` cannot be read, or there are more workers than samples.
 
     Examples:
       >>> labels = np.arange(1000) % 10
@@ -172,7 +166,6 @@ def plot_classes(counts: np.ndarray, title: str):
 
     Args:
       counts: result of :func:`count_classes`.
-      title: title of the figure.
     """
     from matplotlib.figure import Figure
 

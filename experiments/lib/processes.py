@@ -54,9 +54,6 @@ def pool(jobs: int) -> Iterator[concurrent.futures.Executor]:
 
     With `jobs=1` a thread of this process computes the runs instead. After Ctrl-C the
     context is left without waiting for runs that have begun.
-
-    Args:
-      jobs: number of runs that are computed at the same time.
     """
     if jobs == 1:
         with compiled_once():

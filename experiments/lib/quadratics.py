@@ -52,17 +52,11 @@ def random_quadratics(
     r"""Draws quadratics for all workers.
 
     Args:
-      workers: number of workers :math:`n`.
-      dim: number of dimensions :math:`d`.
       heterogeneity: :math:`\zeta^2` at the optimum.
       distance: distance of the optimum from zero, where training starts.
       smallest: smallest singular value of each :math:`A_i`. The singular values are
         evenly spaced from `smallest` to 1. By default they are the rescaled singular
         values of a Gaussian matrix.
-      seed: seed of the draw.
-
-    Raises:
-      ValueError: if there is one worker, but heterogeneity is not 0.
     """
     if workers == 1 and heterogeneity:
         raise ValueError("one worker alone has heterogeneity 0.")

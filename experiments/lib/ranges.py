@@ -16,8 +16,6 @@ class Range(NamedTuple):
     """Numbers that an option may have; infinity and nan are in no range.
 
     Attributes:
-      least: the smallest number.
-      most: the largest number.
       open_below: whether `least` itself is too small.
       open_above: whether `most` itself is too large.
     """
@@ -36,11 +34,7 @@ class Range(NamedTuple):
         return above and below
 
     def describe(self, whole: bool) -> str:
-        """Returns the text that follows "must be" in an error.
-
-        Args:
-          whole: whether the option is an integer.
-        """
+        """Returns the text that follows "must be" in an error."""
         if self.most == math.inf:
             if self.open_below:
                 return "positive and finite"
@@ -113,11 +107,7 @@ def flag(name: str) -> str:
 
 
 def check(options: Any) -> None:
-    """Raises UsageError, which names the option, for a number that is out of range.
-
-    Args:
-      options: a dataclass; fields that are dataclasses are checked too.
-    """
+    """Raises UsageError, which names the option, for a number that is out of range."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):

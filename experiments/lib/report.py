@@ -28,7 +28,6 @@ class RunFolder:
     """Writes the files of one run; only the process of rank 0 writes.
 
     Attributes:
-      path: the folder.
       active: whether this process writes to it.
     """
 
@@ -43,12 +42,6 @@ class RunFolder:
         """Makes the folder `parent/<time>-<name>/`.
 
         A number is added to the name if the folder exists.
-
-        Args:
-          parent: folder in which the run's folder is made.
-          name: name of the run.
-          communicator: the communicator of the workers.
-          tensorboard: whether the metrics are also written for TensorBoard.
 
         Raises:
           UsageError: if TensorBoard's writer is missing.
@@ -76,14 +69,7 @@ class RunFolder:
         sent: Mapping[str, float],
         diverged: str | None,
     ) -> None:
-        """Writes `summary.json`: the final table, and what was sent.
-
-        Args:
-          title: title of the table.
-          rows: rows of the table, names and values as they are shown.
-          sent: what was sent, the result of a job's `traffic`.
-          diverged: message of a training that diverged, else None.
-        """
+        """Writes `summary.json`: the final table, and what was sent."""
         content = {
             "title": title,
             "rows": {name.strip(): value for name, value in rows},
@@ -171,12 +157,7 @@ def provenance() -> dict[str, Any]:
 
 
 def summarize(score: str, last: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Returns the rows of the final table about the last evaluation.
-
-    Args:
-      score: name of the score.
-      last: the last record of the history.
-    """
+    """Returns the rows of the final table about the last evaluation."""
 
     def show(value):
         return f"{value:.3%}" if score == "accuracy" else f"{value:.5g}"
@@ -209,13 +190,7 @@ def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 def plot_history(
     history: Sequence[Mapping[str, float]], score: str, title: str
 ) -> "Figure":
-    """Draws loss, score and consensus distance against epochs, or time if it is known.
-
-    Args:
-      history: records of :class:`experiments.lib.trainer.Outcome`.
-      score: name of the score.
-      title: title of the figure.
-    """
+    """Draws losses, scores and consensus distance against epochs, or time if known."""
     from matplotlib.figure import Figure  # Slow to import, and only rank 0 needs it.
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")

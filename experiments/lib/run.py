@@ -94,7 +94,6 @@ class Run:
         Raises:
           Diverged: if a loss is not finite, or has grown and not come back.
           Stopped: after SIGTERM or Ctrl-C, once all workers are saved.
-          CheckpointError: if checkpoints cannot be used.
         """
         evaluations = min(self.config.evaluations, self.epochs)
         try:

@@ -47,13 +47,7 @@ class Runtime:
 
 
 def check_runtime(options: Runtime, algorithm: str, live: bool) -> None:
-    """Raises UsageError for options that conflict or would be ignored.
-
-    Args:
-      options: options from the command line.
-      algorithm: name of the algorithm on the command line.
-      live: whether the workers compute in real time.
-    """
+    """Raises UsageError for options that conflict or would be ignored."""
     for flag in sorted(changed(options)) if not live else ():
         raise UsageError(
             f"{flag} is for workers in real time: --algorithm "
@@ -75,11 +69,8 @@ class Live(EventJob):
     worker is stopped by an evaluation.
 
     Attributes:
-      topology: graph whose neighbours average with each other.
-      options: options from the command line.
       rate: averagings of a worker per gradient.
       steps: mean number of gradients of a worker.
-      seed: seed of the averagings.
       checkpoints: where the workers are saved; None if they are not.
       jit: whether the task's gradient is compiled; False for a plain Python function.
     """

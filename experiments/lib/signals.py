@@ -69,12 +69,7 @@ class Termination:
 
 
 class Stopped(Exception):
-    """Raised if a signal ends a run; the message says where the workers are saved.
-
-    Args:
-      message: why the run ended, and how it can be continued.
-      code: exit code of the process.
-    """
+    """Raised if a signal ends a run; the message says where the workers are saved."""
 
     def __init__(self, message: str, code: int = 0):
         """Keeps the message and the code."""
@@ -88,9 +83,6 @@ def stopped_and_saved(
     """Makes the exception for a run whose workers are saved.
 
     Args:
-      number: number of the signal.
-      directory: folder of the checkpoints.
-      unsaved: reasons why some checkpoints could not be written.
       when: text such as " after step 22", if all workers stopped at the same step.
     """
     how, code = _name(number), INTERRUPTED if number == signal.SIGINT else 0
@@ -105,12 +97,7 @@ def stopped_and_saved(
 
 
 def stopped_unsaved(number: int, why: str) -> Stopped:
-    """Makes the exception for a run that saves nothing when a signal ends it.
-
-    Args:
-      number: number of the signal.
-      why: reason why nothing is saved.
-    """
+    """Makes the exception for a run that saves nothing when a signal ends it."""
     return Stopped(f"stopped by {_name(number)}; {why}", 128 + number)
 
 

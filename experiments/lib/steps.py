@@ -28,11 +28,6 @@ def make_steps(
     """Makes the function that trains.
 
     The last function is kept, so that equal arguments need not compile it again.
-
-    Args:
-      task: what is learned.
-      optimizer: the chain with the mechanism.
-      communicator: the communicator of the workers.
     """
     return _make_steps(task.gradient_fn, optimizer, communicator, task.dispatch)
 
@@ -56,10 +51,6 @@ def time_steps(
 
     Args:
       task: what is learned; its first steps are repeated.
-      optimizers: the optimizers that are compared.
-      communicator: the communicator of the workers.
-      params: initial parameters, with a leading axis of local workers.
-      steps: number of steps that are timed together.
       repeats: how often each optimizer is timed, after a first run that compiles.
 
     Returns:
@@ -88,9 +79,6 @@ def describe_times(seconds: np.ndarray) -> Rows:
     Steps with and without communication are timed in turns, and each turn gives a
     difference. If some differences are positive and others negative, their median means
     nothing: it is smaller than the variation between turns.
-
-    Args:
-      seconds: seconds of a step with and without communication, `float[repeats, 2]`.
     """
     total, gradient = np.median(seconds, axis=0) * 1e3
     differences = (seconds[:, 0] - seconds[:, 1]) * 1e3

@@ -55,13 +55,7 @@ def _merit(table: Table, record: Mapping[str, Any]) -> float:
 
 
 def chosen(study: Study, records: Sequence[dict], row: Row) -> list[dict[str, Any]]:
-    """Returns the runs of a row with its best learning rate and variant, for all seeds.
-
-    Args:
-      study: the study.
-      records: its records.
-      row: a row of its table.
-    """
+    """Returns a row's runs with its best learning rate and variant, for all seeds."""
     own = figures.select(records, method=row.method, setting=row.setting)
     first = figures.select(own, seed=study.seeds[0])
     if not first:
@@ -72,16 +66,7 @@ def chosen(study: Study, records: Sequence[dict], row: Row) -> list[dict[str, An
 
 
 def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
-    """Makes the runs that are missing in the ledger: first learning rates, then seeds.
-
-    Args:
-      study: the study.
-      config: options from the command line.
-      ledger: file of the records.
-
-    Returns:
-      All records.
-    """
+    """Makes the runs that the ledger lacks, and returns all records."""
     scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     with scratch as folder, processes.pool(config.jobs) as pool:
         for stage in (_tuning, _borrowing, _repeating):
@@ -108,11 +93,6 @@ def script(
     draw: Callable[[Study, Sequence[dict[str, Any]]], "Figure"],
 ) -> Callable[..., list[dict[str, Any]]]:
     """Makes the command line of a study.
-
-    Args:
-      file: the script's `__file__`.
-      described: module with the `STUDY`, whose docstring is the help text.
-      draw: function that makes the figure from the study and all records.
 
     Returns:
       A function that takes arguments of the command line, by default those of the
@@ -273,10 +253,6 @@ def _repeating(study: Study, ledger: Ledger) -> Iterator[_Job]:
 
 def _execute(config: train.Config, folder: str | None = None) -> dict[str, Any]:
     """Trains without output.
-
-    Args:
-      config: configuration of the training.
-      folder: folder for temporary files; by default that of the system.
 
     Returns:
       The `history`; the `megabytes` that each worker sent, None if the training

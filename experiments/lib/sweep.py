@@ -54,9 +54,7 @@ class _Progress(NamedTuple):
 
     Attributes:
       test: number of tests so far, which is the same for all runs.
-      first: error at the first test.
       last: errors at the last two tests, `[2, rates, problems]`.
-      failed: whether the error was NaN, grew, or settled, while it was above the goal.
       reached: step of the first test at which the goal was reached, or `NEVER`.
       level: mean error of the three tests that end with that one.
     """
@@ -81,10 +79,6 @@ def curves(
     """Computes the error of one run before the first step and after each step.
 
     Args:
-      make_optimizer: makes the optimizer of every worker.
-      problem: the objectives of the workers.
-      learning_rate: the step size.
-      steps: number of steps.
       noise: standard deviation of a gradient's noise: the root of its expected squared
         norm.
       seed: seed of the noise.
@@ -137,15 +131,7 @@ class Sweep:
         max_steps: int,
         plateau: bool = False,
     ):
-        """Keeps the arguments; :meth:`run` compiles the program.
-
-        Args:
-          make_optimizer: makes the optimizer of every worker.
-          problems: the problems, which must have the same number of workers.
-          goal: error to reach, as suboptimality of the workers' mean.
-          max_steps: number of steps after which a run is given up.
-          plateau: whether the error must settle below the goal.
-        """
+        """Keeps the arguments; :meth:`run` compiles the program."""
         self.problems = len(problems)
         self._stacked = _stack(problems)
         self._goal, self._plateau = goal, plateau
@@ -160,7 +146,6 @@ class Sweep:
         """Runs until each problem has a success, or all its runs have failed.
 
         Args:
-          rates: learning rates, `[rates, problems]`.
           limits: number of steps after which the runs of a problem are given up.
 
         Returns:

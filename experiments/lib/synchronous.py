@@ -31,11 +31,8 @@ class Position:
     """The progress of a training, which a checkpoint stores beside the workers.
 
     Attributes:
-      step: number of steps that are done.
       seconds: duration of these steps in seconds.
       losses: losses of the current epoch, a list `[local][steps]` for each chunk.
-      history: the records so far.
-      watch: follows the losses of all epochs.
     """
 
     step: int = 0
@@ -70,19 +67,14 @@ class Synchronous:
     """A :class:`experiments.lib.trainer.Job` of steps that all workers take together.
 
     Attributes:
-      task: what is learned.
       optimizer: the chain with the mechanism.
       base: the same chain without the mechanism.
-      communicator: the communicator of the workers.
-      params: initial parameters, with a leading axis of local workers.
-      epochs: number of passes over the data.
       cost: what a worker sends in a step.
       rounds: times at which steps end on virtual clocks; None without clocks.
       saver: saves the workers, and restores them before the first step. None for a run
         that saves nothing and does not listen to signals.
       collapse: an epoch and a score: the training ends at that epoch unless a worker
         has reached that score.
-      outcome: see :class:`experiments.lib.trainer.Job`.
     """
 
     task: Task

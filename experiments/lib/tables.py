@@ -33,7 +33,6 @@ class Row:
     """A result of the paper, and how it is made.
 
     Attributes:
-      method: name of the method.
       config: configuration of the training, with the learning rate of the paper's
         result if it is known.
       setting: setting of the data or the workers, if the table has several.
@@ -85,8 +84,6 @@ class Table:
     """A table of a paper.
 
     Attributes:
-      title: title of the table.
-      rows: rows of the table.
       smoke: options that make rows tiny besides `SMOKE`.
       score: key of the records by which rows are compared.
       last: number of last evaluations over which the score is averaged.
@@ -113,7 +110,6 @@ class Study:
     """A table whose rows are tuned and run on one machine.
 
     Attributes:
-      table: the table.
       rates: learning rates that are tried with every method.
       seeds: seeds of the runs; the first one is used for tuning.
       variants: for some methods, further options; each is tried with each of the rates.
@@ -135,14 +131,7 @@ class Study:
 
 
 def configure(table: Table, row: Row, *, smoke: bool = False, **options: Any) -> Config:
-    """Makes the configuration of a row.
-
-    Args:
-      table: table of the row.
-      row: the row.
-      smoke: whether the training is tiny.
-      **options: options that replace those of the row.
-    """
+    """Makes the configuration of a row."""
     if smoke:
         workers = communicators.launcher_size() or 2
         options = {**options, **SMOKE, **table.smoke, "workers": workers}
@@ -175,12 +164,7 @@ def one_of_each_algorithm(rows: Sequence[Row]) -> list[Row]:
 
 
 def score(table: Table, history: Sequence[Mapping[str, Any]]) -> float:
-    """Computes the score of a run, by which rows are compared.
-
-    Args:
-      table: table of the run, which defines the score.
-      history: records of the run.
-    """
+    """Computes the score of a run, by which rows are compared."""
     last = history[-table.last :]
     if table.score == "worst":  # Each worker's mean first, then the worst of them.
         everyone = zip(*(record["scores"] for record in last), strict=True)

@@ -44,14 +44,8 @@ def tune_fastest(
     the best rate; the rates of the second one differ by about 1 %.
 
     Args:
-      make_optimizer: makes the optimizer of every worker.
-      problems: problems with equal numbers of workers; each gets its own rate.
       goal: error to reach, as suboptimality of the workers' mean.
       start: half of the largest rate that is tried.
-      max_steps: number of steps after which a run is given up.
-
-    Returns:
-      The best rate for each problem, and its steps.
     """
     sweep = Sweep(make_optimizer, problems, goal, max_steps)
     best = _halve(sweep, start)

@@ -30,11 +30,6 @@ def normalizer(
 def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
     """Shifts each image at random by up to `padding` pixels, and mirrors about half.
 
-    Args:
-      key: random key.
-      images: `[batch, height, width, channels]`.
-      padding: number of zeros that are added on each side before the crop.
-
     Returns:
       Images of the same shape.
     """

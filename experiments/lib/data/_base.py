@@ -110,14 +110,5 @@ class Corpus(NamedTuple):
 
 
 def missing(name: str, looked: object, remedy: str) -> UsageError:
-    """Makes the error that says that a data set is missing, and how to get it.
-
-    Args:
-      name: name of the data set.
-      looked: the places where the data set was looked for.
-      remedy: the command or action that provides the data set.
-
-    Returns:
-      The error, which the caller raises.
-    """
+    """Makes the error that says that a data set is missing, and how to get it."""
     return UsageError(f"no {name} in {looked}: {remedy}")

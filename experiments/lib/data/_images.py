@@ -22,14 +22,7 @@ DIGITS_ORDER = pathlib.Path(__file__).parent / "digits_order.npy"
 
 
 def digits(options: DataOptions) -> Dataset:
-    """Loads handwritten digits: 1,797 images of 8 x 8; a fifth of each class held out.
-
-    Args:
-      options: unused, since scikit-learn contains the digits.
-
-    Raises:
-      UsageError: if scikit-learn is not installed.
-    """
+    """Loads 1,797 handwritten digits of 8 x 8; a fifth of each class is held out."""
     del options
     # The file is read directly: importing scikit-learn takes longer than the training.
     package = importlib.util.find_spec("sklearn")
@@ -60,13 +53,8 @@ def fashion_mnist(
     Args:
       options: where the data set is. The files of Debian's package
         dataset-fashion-mnist are found too.
-      augment: whether training images are shifted and mirrored at random.
       pool: side of the squares of pixels that are replaced by their mean, so that
         images are `pool` times smaller. It must divide 28.
-
-    Raises:
-      UsageError: if the files are missing or damaged.
-      ValueError: if `pool` does not divide 28.
     """
     if pool < 1 or 28 % pool:
         raise ValueError(f"pool={pool} must divide 28.")
@@ -82,15 +70,7 @@ def fashion_mnist(
 
 
 def cifar10(options: DataOptions, augment: bool = True) -> Dataset:
-    """Loads CIFAR-10: 60,000 colour images of 32 x 32, ten classes.
-
-    Args:
-      options: where tensorflow-datasets has prepared the data set.
-      augment: whether training images are shifted and mirrored at random.
-
-    Raises:
-      UsageError: if the data set is missing.
-    """
+    """Loads CIFAR-10: 60,000 colour images of 32 x 32, ten classes."""
     if options.mock:
         train, test = mock_images((32, 32, 3), 10)
     else:
@@ -103,12 +83,7 @@ def imagenet2012(options: DataOptions, size: int = 224) -> Dataset:
     """Opens ImageNet: 1.28 million training images of a thousand classes.
 
     Args:
-      options: where tensorflow-datasets has prepared the data set.
       size: side of the images in pixels, after they have been cropped and scaled.
-
-    Raises:
-      UsageError: if the data set is missing.
-      ValueError: if `size` is not positive.
     """
     if size < 1:
         raise ValueError(f"size={size} must be positive.")

@@ -13,8 +13,6 @@ def mock_images(
     Each class has a random colour, and each image is its class's colour plus noise.
 
     Args:
-      shape: height, width and channels of an image.
-      classes: number of classes.
       samples: number of training images; a quarter as many are held out.
     """
     rng = np.random.default_rng(0)
@@ -30,13 +28,7 @@ def mock_images(
 
 
 def mock_texts(length: int, vocabulary: int, classes: int) -> tuple[Arrays, Arrays]:
-    """Makes random texts of different lengths: 512 to train with, 128 held out.
-
-    Args:
-      length: number of tokens of the longest text.
-      vocabulary: number of different tokens.
-      classes: number of classes.
-    """
+    """Makes random texts of different lengths: 512 to train with, 128 held out."""
     rng = np.random.default_rng(0)
 
     def make(count):

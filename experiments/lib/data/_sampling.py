@@ -28,18 +28,12 @@ class Sampler:
 
     Args:
       labels: `int[samples]`, the class of each sample.
-      workers: number of workers.
-      split: which samples each worker holds, see above.
-      batch_size: samples of one step of one worker; incomplete batches are left out.
       seed: seed of the split and of the orders.
 
     Attributes:
       steps_per_epoch: number of steps in an epoch.
       class_counts: `int[workers, classes]`, samples of each class that a worker holds;
         with `reshuffled`, those of the first epoch.
-
-    Raises:
-      UsageError: if the split is unknown, or a worker's share is less than one batch.
     """
 
     def __init__(
@@ -71,11 +65,6 @@ class Sampler:
     def indices(self, rank: int, start: int, stop: int) -> np.ndarray:
         """Returns the indices of a worker's samples in consecutive steps.
 
-        Args:
-          rank: rank of the worker.
-          start: the first step, counted from 0 over the whole training.
-          stop: the step after the last one.
-
         Returns:
           `int[stop - start, batch_size]`.
         """
@@ -90,10 +79,6 @@ class Sampler:
 
     def passes(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Divides a range of steps at the ends of passes over the samples.
-
-        Args:
-          start: the first step.
-          stop: the step after the last one.
 
         Returns:
           `(number, start, stop)` for each pass: its number, counted from 0, and the
@@ -127,19 +112,10 @@ class TextSampler:
     network can be carried from step to step.
 
     Args:
-      corpus: the text.
-      workers: number of workers.
       split: `contiguous` gives each worker a consecutive part of the text; `iid` deals
         out the documents at random.
       batch_size: number of rows of a worker.
       length: number of tokens that a step reads from each row.
-      seed: seed of the split.
-
-    Attributes:
-      steps_per_epoch: number of steps in an epoch.
-
-    Raises:
-      UsageError: if the split is unknown, or the text is too short.
     """
 
     def __init__(
@@ -178,11 +154,6 @@ class TextSampler:
 
     def read(self, rank: int, start: int, stop: int) -> dict[str, np.ndarray]:
         """Returns a worker's tokens in consecutive steps.
-
-        Args:
-          rank: rank of the worker.
-          start: the first step, counted from 0 over the whole training.
-          stop: the step after the last one.
 
         Returns:
           `tokens`, `int32[stop - start, batch_size, length + 1]`, where the last token

@@ -33,9 +33,6 @@ def ag_news(
       vocabulary: number of different tokens if there is no `vocabulary_file`; the most
         frequent words are kept.
       vocabulary_file: path of a `vocab.txt` with the word pieces of BERT, or empty.
-
-    Raises:
-      UsageError: if the data are missing.
     """
     if options.mock:
         train, test = mock_texts(length, 1000, 4)
@@ -136,9 +133,6 @@ def wikitext2(options: DataOptions) -> Corpus:
     Args:
       options: where the data are. `wiki.train.tokens` and `wiki.valid.tokens` must be
         in its folder, or in the subfolder `wikitext-2`.
-
-    Raises:
-      UsageError: if the files are missing.
     """
     if options.mock:
         return mock_corpus(1000)
@@ -186,10 +180,6 @@ def sotu(
         and all others become one token.
       held_out: every speech whose number is a multiple of this is held out, so that 10
         holds out each tenth speech.
-
-    Raises:
-      UsageError: if the package is missing.
-      ValueError: if an argument is out of its range.
     """
     if level not in ("word", "character"):
         raise ValueError(f"level={level} must be word or character.")

@@ -21,12 +21,7 @@ _NOT_THERE = AssertionError, KeyError, NotImplementedError, StopIteration, Value
 
 
 def is_prepared(name: str, options: DataOptions) -> bool:
-    """Tells whether a data set is prepared, in a format with random access.
-
-    Args:
-      name: name of the data set in tensorflow-datasets.
-      options: where data sets are.
-    """
+    """Tells whether a data set is prepared, in a format with random access."""
     if not (options.folder / name).is_dir():
         return False
     try:
@@ -59,16 +54,7 @@ def import_tfds() -> Any:
 
 
 def open_split(name: str, split: str, options: DataOptions) -> Sequence[Any]:
-    """Opens one split of a data set for random access.
-
-    Args:
-      name: name of the data set in tensorflow-datasets.
-      split: name of the split, such as `train`.
-      options: where data sets are. With `download`, a missing data set is prepared.
-
-    Raises:
-      UsageError: if the data set is missing and must not or cannot be downloaded.
-    """
+    """Opens one split of a data set for random access."""
     try:
         return _builder(name, options).as_data_source(split)
     except _NOT_THERE:
@@ -87,12 +73,7 @@ def prepare(name: str, folder: pathlib.Path, raw: pathlib.Path | None = None) ->
     """Prepares a data set for random access, which needs TensorFlow.
 
     Args:
-      name: name of the data set in tensorflow-datasets.
-      folder: folder into which the prepared data set is written.
       raw: folder of the original files; None to download them.
-
-    Raises:
-      UsageError: if TensorFlow is missing, or the preparation fails.
     """
     tfds = import_tfds()
     try:
@@ -119,10 +100,6 @@ def load_images(name: str, options: DataOptions) -> tuple[Arrays, Arrays]:
     """Loads all training images and all held-out images into memory.
 
     The decoded images of each split are kept in a file, which is faster to read later.
-
-    Args:
-      name: name of a data set with the splits `train` and `test`.
-      options: where data sets are.
     """
 
     def load(split):
@@ -143,12 +120,7 @@ def load_images(name: str, options: DataOptions) -> tuple[Arrays, Arrays]:
 def keep(
     path: pathlib.Path, make: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Reads arrays from a file; if it is missing, computes the arrays and writes it.
-
-    Args:
-      path: path of an `.npz` file.
-      make: computes the arrays by their names.
-    """
+    """Reads arrays from a file; if it is missing, computes the arrays and writes it."""
     if path.exists():
         with np.load(path) as found:
             return dict(found)
@@ -169,11 +141,8 @@ class _ImageNet:
     ImageNet does not fit into memory.
 
     Args:
-      source: the encoded images, with random access.
-      labels: `int32[samples]`, the class of each image.
       random: whether images are cropped at random, as for training; otherwise the
         middle is used.
-      size: side of the images in pixels.
     """
 
     def __init__(
@@ -218,11 +187,6 @@ def random_box(
     3 : 4 and 4 : 3. If ten draws do not fit into the image, the part is the largest one
     of an allowed ratio, in the middle.
 
-    Args:
-      rng: source of randomness.
-      width: width of the image in pixels.
-      height: height of the image in pixels.
-
     Returns:
       Left, top, right and bottom of the part, in pixels.
     """
@@ -239,12 +203,7 @@ def random_box(
 
 
 def open_imagenet(options: DataOptions, size: int) -> tuple[_ImageNet, _ImageNet]:
-    """Opens the training and validation images, which are decoded when needed.
-
-    Args:
-      options: where data sets are.
-      size: side of the images in pixels.
-    """
+    """Opens the training and validation images, which are decoded when needed."""
     decoders = {"image": import_tfds().decode.SkipDecoding()}
 
     def load(split):

@@ -22,16 +22,8 @@ class DistilBERT(nn.Module):
     """A transformer whose output at the first token is classified.
 
     Attributes:
-      vocabulary: number of different tokens.
-      outputs: number of classes.
-      hidden: width of the layers.
-      heads: number of attention heads.
       inner: width between the two dense parts of a layer.
-      layers: number of layers.
       positions: number of tokens of the longest text.
-      dropout: dropout probability in the layers.
-      head_dropout: dropout probability before the classifier.
-      dtype: dtype of the computation; parameters are float32.
     """
 
     vocabulary: int
@@ -52,13 +44,9 @@ class DistilBERT(nn.Module):
         Args:
           tokens: `int32[batch, length]`.
           mask: `bool[batch, length]`, false where a text is filled up.
-          train: whether dropout is applied.
 
         Returns:
           Logits, `float32[batch, outputs]`.
-
-        Raises:
-          ValueError: if `length` is larger than `positions`.
         """
         length = tokens.shape[1]
         if length > self.positions:
@@ -120,13 +108,8 @@ def distilbert(
     DistilBERT has 66,362,880 parameters for 30,522 tokens, the classifier not counted.
 
     Args:
-      vocabulary: number of different tokens.
-      outputs: number of classes.
-      layers: number of layers.
-      heads: number of attention heads.
       width: factor by which the width of 768 is multiplied; the product is rounded to a
         multiple of `heads`.
-      dtype: dtype of the computation; parameters are float32.
     """
     hidden = heads * max(1, round(768 * width / heads))
     return DistilBERT(
@@ -156,15 +139,11 @@ def load_distilbert(params: Mapping[str, Any], path: str | pathlib.Path) -> dict
     """Replaces the parameters of a model by pretrained ones.
 
     Args:
-      params: parameters of a :class:`DistilBERT`.
       path: path of a `model.safetensors` of the transformers library.
 
     Returns:
       Parameters of the same shapes. The classifier keeps its parameters if the file has
       none for it.
-
-    Raises:
-      ValueError: if the file or a tensor is missing, or a tensor has another shape.
     """
     from safetensors import safe_open
 

@@ -11,11 +11,7 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def uniform(bound: float) -> nn.initializers.Initializer:
-    """Makes an initializer that draws uniform numbers between -bound and bound.
-
-    Args:
-      bound: the largest absolute value.
-    """
+    """Makes an initializer that draws uniform numbers between -bound and bound."""
 
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -27,14 +23,6 @@ def dense(x: jax.Array, width: int, dtype: Any) -> jax.Array:
     """Applies a dense layer, initialized as in PyTorch.
 
     Kernel and bias are uniform between -1 / sqrt(inputs) and 1 / sqrt(inputs).
-
-    Args:
-      x: `[batch, inputs]`.
-      width: number of outputs.
-      dtype: dtype of the computation; parameters are float32.
-
-    Returns:
-      `[batch, width]`.
     """
     init = uniform(x.shape[-1] ** -0.5)
     return nn.Dense(width, kernel_init=init, bias_init=init, dtype=dtype)(x)

@@ -25,9 +25,6 @@ class LSTM(nn.Module):
         c_t &= \sigma(f) c_{t-1} + \sigma(i) \tanh(g), \quad h_t = \sigma(o) \tanh(c_t)
 
     Attributes:
-      vocabulary: number of different tokens.
-      hidden: width of the embedding and of the layers.
-      layers: number of layers.
       dropout: dropout probability of embeddings and of the output of each layer.
       bound: weights are initialized uniformly between -bound and bound.
       dtype: dtype of the matrix products; cells and parameters are float32.
@@ -54,7 +51,6 @@ class LSTM(nn.Module):
         Args:
           tokens: `int32[batch, time]`.
           carry: state of the layers after the previous tokens.
-          train: whether dropout is applied.
 
         Returns:
           Logits, `float32[batch, time, vocabulary]`, and the state of the layers after
@@ -114,15 +110,6 @@ def lstm(
     width: float = 1.0,
     dtype: Any = jnp.float32,
 ) -> LSTM:
-    """Makes the LSTM language model of the PowerGossip paper.
-
-    Args:
-      vocabulary: number of different tokens.
-      hidden: width of the embedding and of the layers.
-      layers: number of layers.
-      dropout: dropout probability of embeddings and of the output of each layer.
-      width: factor by which `hidden` is multiplied.
-      dtype: dtype of the matrix products; cells and parameters are float32.
-    """
+    """Makes the LSTM language model of the PowerGossip paper."""
     hidden = max(1, round(hidden * width))
     return LSTM(vocabulary, hidden, layers, dropout, dtype=dtype)

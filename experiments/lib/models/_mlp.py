@@ -13,7 +13,6 @@ class MLP(nn.Module):
 
     Attributes:
       features: widths of the layers; the last one is the number of outputs.
-      dtype: dtype of the computation; parameters are float32.
     """
 
     features: Sequence[int]
@@ -36,12 +35,5 @@ def mlp(
     width: float = 1.0,
     dtype: Any = jnp.float32,
 ) -> MLP:
-    """Makes a multilayer perceptron.
-
-    Args:
-      outputs: number of outputs.
-      hidden: widths of the hidden layers.
-      width: factor by which the widths of the hidden layers are multiplied.
-      dtype: dtype of the computation; parameters are float32.
-    """
+    """Makes a multilayer perceptron."""
     return MLP((*(max(1, round(h * width)) for h in hidden), outputs), dtype)

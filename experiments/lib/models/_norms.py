@@ -16,7 +16,6 @@ class BatchNorm(nn.Module):
     Attributes:
       running: whether an evaluation uses running statistics of the training. If not, it
         uses the statistics of its own batch, as a training step does.
-      dtype: dtype of the result.
     """
 
     running: bool = True
@@ -69,7 +68,6 @@ class EvoNormS0(nn.Module):
 
     Attributes:
       groups: number of groups of channels. Fewer channels are a group each.
-      dtype: dtype of the result.
     """
 
     groups: int = 32

@@ -24,7 +24,6 @@ class ResNet(nn.Module):
     """A residual network.
 
     Attributes:
-      outputs: number of classes.
       blocks: number of blocks in each stage; all stages but the first halve the image.
       widths: channels of each stage. The stem has as many as the first stage.
       bottleneck: whether blocks have three convolutions, the last one with 4 times the
@@ -33,7 +32,6 @@ class ResNet(nn.Module):
         large images by 4.
       evonorm: whether EvoNorm-S0 normalizes the stem and the first convolution of each
         block, and batch normalization without running statistics the rest.
-      dtype: dtype of the computation; parameters are float32.
     """
 
     outputs: int
@@ -106,13 +104,8 @@ def resnet(
     It has 272,474 parameters at depth 20 with ten classes.
 
     Args:
-      outputs: number of classes.
       depth: number of layers, 6 k + 2 with k at least 1.
       width: factor by which the 16, 32 and 64 channels of the stages are multiplied.
-      dtype: dtype of the computation; parameters are float32.
-
-    Raises:
-      ValueError: if there is no network of that depth.
     """
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth={depth} must be 8, 14, 20, ...")
@@ -134,12 +127,9 @@ def resnet18(
     1,000 classes of ImageNet.
 
     Args:
-      outputs: number of classes.
-      stem: `cifar` for small images, or `imagenet` for large ones.
       evonorm: whether to normalize by EvoNorm-S0, as the RelaySGD paper does on
         ImageNet.
       width: factor by which the 64 to 512 channels of the stages are multiplied.
-      dtype: dtype of the computation; parameters are float32.
     """
     widths = _scale((64, 128, 256, 512), width)
     blocks = (2, 2, 2, 2)
@@ -160,14 +150,8 @@ def resnet50(
     1,000 classes of ImageNet.
 
     Args:
-      outputs: number of classes.
-      stem: `cifar` for small images, or `imagenet` for large ones.
       width: factor by which the 64 to 512 channels of the stages are multiplied.
       blocks: number of blocks in each of the four stages; 3, 4, 23, 3 is ResNet-101.
-      dtype: dtype of the computation; parameters are float32.
-
-    Raises:
-      ValueError: if `blocks` is not four numbers of at least 1.
     """
     if len(blocks) != 4 or min(blocks) < 1:
         raise ValueError(f"blocks={blocks} must be four, of at least 1.")

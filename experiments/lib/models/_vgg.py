@@ -22,11 +22,8 @@ class VGG(nn.Module):
     """A network of 3 x 3 convolutions, followed by three dense layers with dropout.
 
     Attributes:
-      outputs: number of classes.
       layers: output channels of the convolutions; M is pooling, which halves the image.
-      hidden: width of the two hidden dense layers.
       dropout: dropout probability before each hidden dense layer.
-      dtype: dtype of the computation; parameters are float32.
     """
 
     outputs: int
@@ -55,14 +52,7 @@ class VGG(nn.Module):
 def vgg11(
     outputs: int, *, dropout: float = 0.5, width: float = 1.0, dtype: Any = jnp.float32
 ) -> VGG:
-    """Makes VGG-11, which has 9,750,922 parameters for ten classes.
-
-    Args:
-      outputs: number of classes.
-      dropout: dropout probability before each hidden dense layer.
-      width: factor by which all channels and the hidden width are multiplied.
-      dtype: dtype of the computation; parameters are float32.
-    """
+    """Makes VGG-11, which has 9,750,922 parameters for ten classes."""
     layers = tuple(
         x if isinstance(x, str) else max(1, round(x * width)) for x in LAYERS
     )

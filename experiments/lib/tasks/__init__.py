@@ -22,9 +22,7 @@ class _Default(NamedTuple):
     """What a task uses unless the command line says otherwise.
 
     Attributes:
-      model: name of the model.
       options: arguments of the model.
-      epochs: number of epochs.
       length: for texts, number of tokens that a step reads from each row.
     """
 
@@ -61,27 +59,13 @@ def digits(setting: Setting, hidden: Sequence[int] = (128,)) -> Task:
 
     There are 1,797 images of 8 x 8 in ten classes. A fifth of each class is held out
     for the evaluation.
-
-    Args:
-      setting: which workers learn, and how.
-      hidden: widths of the hidden layers.
     """
     options = {"hidden": tuple(hidden)}
     return make_task("digits", setting._replace(model_options=options), {})
 
 
 def make_task(name: str, setting: Setting, options: Mapping[str, Any]) -> Task:
-    """Makes a task by its name on the command line.
-
-    Args:
-      name: one of `TASKS`.
-      setting: which workers learn, and how.
-      options: arguments of the task, given by `--task-options`.
-
-    Raises:
-      UsageError: if a name or an option is unknown, a value is refused, or the data
-        are missing.
-    """
+    """Makes a task by its name on the command line."""
     lookup("--task", name, TASKS)
     lookup("--precision", setting.precision, PRECISIONS)
     if setting.accumulation < 1 or setting.batch_size % setting.accumulation:

@@ -17,15 +17,9 @@ class Setting(NamedTuple):
     """Which workers learn a task, from which samples, and how they compute gradients.
 
     Attributes:
-      workers: number of workers.
       local_ranks: ranks of the workers of this process; only their data are read.
       split: which samples each worker holds, see :mod:`experiments.lib.data`; None for
         the default of the task.
-      batch_size: samples of one step of one worker.
-      seed: seed of the split, of the batches and of the noise.
-      data: where data sets are.
-      model: name of the model; None for the default of the task.
-      model_options: arguments of the model.
       precision: dtype in which models compute; parameters are float32.
       accumulation: number of parts of a batch. Their gradients are computed one after
         another, which needs less memory, and averaged.
@@ -54,7 +48,6 @@ class Task(NamedTuple):
         of held-out samples. The sums have `samples`, the number of samples, and each
         measure, summed over the samples.
       held_out: returns the batches of all held-out samples.
-      score: name of the measure by which models are compared.
       higher_is_better: whether a higher score is better.
       batches: `(start, stop) -> tree`, the batches of the local workers in the steps
         from `start` to `stop - 1`, counted from the start of the training. Leaves are
@@ -69,10 +62,8 @@ class Task(NamedTuple):
         batches together: the mean of the batches' variances plus the variance of the
         batches' means. Otherwise the variance of the means is left out.
       derive: takes the means of all measures, and adds measures that follow from them.
-      dispatch: argument of :func:`djax.simulation.make_steps`.
       class_counts: `int[workers, classes]`, how many samples of each class a worker
         holds; None without classes.
-      epochs: default number of epochs.
     """
 
     init: Callable[[jax.Array], Any]
@@ -98,11 +89,7 @@ class Task(NamedTuple):
         )
 
     def assess(self, params: Any, model_state: Any = ()) -> dict[str, jax.Array]:
-        """Evaluates one model on all held-out samples; may be compiled by `jax.jit`.
-
-        Returns:
-          The mean of each measure.
-        """
+        """Evaluates one model on all held-out samples; may be compiled by `jax.jit`."""
         sums = [self.evaluate(params, model_state, batch) for batch in self.held_out()]
         return self.average(jax.tree.map(lambda *xs: sum(xs), *sums))
 
@@ -129,7 +116,6 @@ def random_key(seed: int, numbers: jax.Array) -> jax.Array:
     """Makes the random key of one worker's step from its numbers.
 
     Args:
-      seed: seed of the training.
       numbers: `uint32[3]`, an element of the result of :func:`make_keys`.
     """
     key = jax.random.key(seed)

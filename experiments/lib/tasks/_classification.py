@@ -34,11 +34,6 @@ def classification(
     """Makes the task of classifying the samples of a data set.
 
     Args:
-      setting: which workers learn, and how.
-      dataset: the samples.
-      model: a module of :mod:`experiments.lib.models`.
-      epochs: default number of epochs.
-      convolutions: whether the model has convolutions.
       load: `params -> params`, replaces the initial parameters, for example by
         pretrained ones from a file.
     """

@@ -22,13 +22,6 @@ def language(
     The network's state is carried from each batch to the next one through a worker's
     part of the text, while gradients go back only through the `length` tokens of a
     batch.
-
-    Args:
-      setting: which workers learn, and how.
-      corpus: the text.
-      model: a recurrent module of :mod:`experiments.lib.models`.
-      length: number of tokens that a step reads from each row.
-      epochs: default number of epochs.
     """
     sampler = TextSampler(
         corpus,

@@ -23,15 +23,12 @@ def quadratics(
     batch size of the setting are not used.
 
     Args:
-      setting: which workers learn.
-      dim: number of parameters.
       heterogeneity: mean squared norm of the workers' gradients at the optimum.
       noise: standard deviation of a gradient's noise: the root of its expected squared
         norm.
       distance: distance of the optimum from the start.
       smallest: smallest singular value of each matrix, whose largest is 1; None for the
         singular values of a Gaussian matrix.
-      steps_per_epoch: number of steps that count as an epoch.
     """
     problem = random_quadratics(
         setting.workers,
