@@ -435,7 +435,7 @@ def test_mock_data_have_the_shapes_of_true_ones(name, tmp_path):
     if kind == "image":
         for images in (
             made.normalize(read[kind]),
-            made.augment(jax.random.key(0), jnp.asarray(read[kind])),
+            made.normalize(made.augment(jax.random.key(0), jnp.asarray(read[kind]))),
         ):
             assert images.shape == read[kind].shape and images.dtype == jnp.float32
 

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from experiments.lib import models
 from experiments.lib.models._distilbert import DistilBERT
-from experiments.lib.models._norms import BatchNorm, EvoNormS0
+from experiments.lib.models._layers import BatchNorm, EvoNormS0
 
 pytestmark = pytest.mark.usefixtures("as_users")
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from ._augment import crop_and_flip as crop_and_flip
 from ._base import Arrays as Arrays
 from ._base import Corpus as Corpus
 from ._base import DataOptions as DataOptions
 from ._base import Dataset as Dataset
 from ._base import Source as Source
 from ._images import cifar10, digits, fashion_mnist, imagenet2012
+from ._images import crop_and_flip as crop_and_flip
 from ._prefetch import Prefetch as Prefetch
 from ._sampling import Sampler as Sampler
 from ._sampling import TextSampler as TextSampler

@@ -40,10 +40,9 @@ class Source(Protocol):
     labels: np.ndarray
 
     def read(self, indices: np.ndarray, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """Reads the samples with the given indices.
+        """Reads the samples with the given indices, an integer array of any shape.
 
         Args:
-          indices: integer array of any shape.
           seed: seed of the random crops of images; unused where nothing is cropped.
 
         Returns:
@@ -54,14 +53,10 @@ class Source(Protocol):
 
 
 class Arrays:
-    """A :class:`Source` whose samples are all in memory.
-
-    Args:
-      **fields: arrays `[samples, ...]`. One of them must be called `label`.
-    """
+    """A :class:`Source` whose samples are in memory, in arrays `[samples, ...]`."""
 
     def __init__(self, **fields: np.ndarray):
-        """Keeps the arrays."""
+        """Keeps the arrays, one of which must be called `label`."""
         self._fields, self.labels = fields, fields["label"]
 
     def read(self, indices: np.ndarray, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -74,21 +69,18 @@ class Dataset(NamedTuple):
     """A data set for classification.
 
     Attributes:
-      train: samples to learn from.
-      test: held-out samples.
-      classes: number of classes.
-      augment: `(key, uint8[batch, ...]) -> float32[batch, ...]`, which is applied on
-        the device to the images of a training step.
       normalize: `uint8[batch, ...] -> float32[batch, ...]`, which is applied to images
-        in the evaluation.
+        on the device.
+      augment: `(key, uint8[batch, ...]) -> uint8[batch, ...]`, which is applied to
+        images of a training step before.
       vocabulary: number of different tokens; 0 for images.
     """
 
     train: Source
     test: Source
     classes: int
-    augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda key, x: x
     normalize: Callable[[jax.Array], jax.Array] = lambda x: x
+    augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda key, x: x
     vocabulary: int = 0
 
 
@@ -98,8 +90,8 @@ class Corpus(NamedTuple):
     Attributes:
       train: `int32[tokens]`, the text to learn from.
       valid: `int32[tokens]`, the held-out text.
-      documents: `int64[documents + 1]`, the position in `train` at which each document
-        begins, and at the end the length of `train`.
+      documents: `int64[documents + 1]`, where in `train` each document begins, and at
+        the end the length of `train`.
       vocabulary: the token that belongs to each number.
     """
 

@@ -1,17 +1,18 @@
 """Loads the image data sets: handwritten digits, Fashion-MNIST, CIFAR-10, ImageNet."""
 
+import functools
 import gzip
 import hashlib
 import importlib.util
 import pathlib
-from collections.abc import Callable
+from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..errors import UsageError
 from . import _tfds
-from ._augment import crop_and_flip, normalizer
 from ._base import Arrays, DataOptions, Dataset, Source, missing
 from ._mock import mock_images
 
@@ -32,16 +33,11 @@ def digits(options: DataOptions) -> Dataset:
     table = np.loadtxt(file, delimiter=",")[np.load(DIGITS_ORDER)]
     images, labels = table[:, :-1].astype(np.uint8), table[:, -1].astype(np.int32)
     images = images.reshape(-1, 8, 8, 1)
-
-    def normalize(images):
-        return images.astype(jnp.float32) / 16
-
     return Dataset(
         train=Arrays(image=images[:-360], label=labels[:-360]),
         test=Arrays(image=images[-360:], label=labels[-360:]),
         classes=10,
-        augment=lambda key, images: normalize(images),
-        normalize=normalize,
+        normalize=lambda images: images.astype(jnp.float32) / 16,
     )
 
 
@@ -65,8 +61,8 @@ def fashion_mnist(
             Arrays(image=_pool(images, pool), label=labels)
             for images, labels in _read_fashion(options)
         )
-    normalize = normalizer([0.2860], [0.3530])
-    return _dataset(train, test, 10, normalize, 4 // pool if augment else None)
+    padding = 4 // pool if augment else None
+    return _dataset(train, test, 10, [0.2860], [0.3530], padding)
 
 
 def cifar10(options: DataOptions, augment: bool = True) -> Dataset:
@@ -75,8 +71,8 @@ def cifar10(options: DataOptions, augment: bool = True) -> Dataset:
         train, test = mock_images((32, 32, 3), 10)
     else:
         train, test = _tfds.load_images("cifar10", options)
-    normalize = normalizer((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-    return _dataset(train, test, 10, normalize, 4 if augment else None)
+    mean, deviation = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    return _dataset(train, test, 10, mean, deviation, 4 if augment else None)
 
 
 def imagenet2012(options: DataOptions, size: int = 224) -> Dataset:
@@ -91,25 +87,53 @@ def imagenet2012(options: DataOptions, size: int = 224) -> Dataset:
         train, test = mock_images((size, size, 3), 1000, samples=256)
     else:
         train, test = _tfds.open_imagenet(options, size)
-    normalize = normalizer((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    return _dataset(train, test, 1000, normalize, 0)
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return _dataset(train, test, 1000, mean, deviation, 0)
 
 
 def _dataset(
-    train: Source, test: Source, classes: int, normalize: Callable, padding: int | None
+    train: Source,
+    test: Source,
+    classes: int,
+    mean: Sequence[float],
+    deviation: Sequence[float],
+    padding: int | None,
 ) -> Dataset:
-    """Makes a data set of images.
+    """Makes a data set of images with channels of this mean and deviation, of 255.
 
     Training images are shifted by up to `padding` pixels and mirrored at random; if
     `padding` is None, they are only normalized.
     """
 
-    def augment(key, images):
-        if padding is not None:
-            images = crop_and_flip(key, images, padding)
-        return normalize(images)
+    def normalize(images):
+        scale = 1 / (255 * jnp.asarray(deviation, jnp.float32))
+        shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(deviation, jnp.float32)
+        return images.astype(jnp.float32) * scale - shift
 
-    return Dataset(train, test, classes, augment, normalize)
+    dataset = Dataset(train, test, classes, normalize)
+    if padding is None:
+        return dataset
+    return dataset._replace(augment=functools.partial(crop_and_flip, padding=padding))
+
+
+def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
+    """Shifts images at random by up to `padding` pixels, and mirrors about half.
+
+    Images are `[batch, height, width, channels]`, and zeros surround them.
+    """
+    moving, mirroring = jax.random.split(key)
+    if padding:
+        padded = jnp.pad(images, ((0, 0), *[(padding, padding)] * 2, (0, 0)))
+        corners = jax.random.randint(moving, (len(images), 2), 0, 2 * padding + 1)
+        size = images.shape[1:]
+
+        def crop(image, corner):
+            start = (corner[0], corner[1], jnp.zeros((), corner.dtype))
+            return jax.lax.dynamic_slice(image, start, size)
+
+        images = jax.vmap(crop)(padded, corners)
+    mirrored = jax.random.bernoulli(mirroring, 0.5, (len(images), 1, 1, 1))
+    return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
 def _pool(images: np.ndarray, side: int) -> np.ndarray:
@@ -133,21 +157,21 @@ _CHECKSUMS = {
 """MD5 sums of the unpacked files of Fashion-MNIST."""
 
 
-def _read_fashion(options: DataOptions):
+def _read_fashion(options: DataOptions) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns `(images, labels)` of the training split and of the held-out split."""
     folders = (options.folder / "fashion-mnist", options.folder, DEBIAN)
     for folder in folders:
         if any((folder / f"{name}.gz").exists() for name in _CHECKSUMS):
             arrays = [_read_idx(folder / f"{name}.gz") for name in _CHECKSUMS]
+            train, train_labels, test, test_labels = arrays
             return [
-                (images, labels.astype(np.int32))
-                for images, labels in (arrays[:2], arrays[2:])
+                (train, train_labels.astype(np.int32)),
+                (test, test_labels.astype(np.int32)),
             ]
     if not _tfds.is_prepared("fashion_mnist", options) and not options.download:
-        looked = ", ".join(map(str, folders))
         raise missing(
             "fashion_mnist",
-            looked,
+            ", ".join(map(str, folders)),
             "apt install dataset-fashion-mnist, or python -m experiments.prepare "
             f"fashion_mnist --data-dir {options.folder} --download",
         )

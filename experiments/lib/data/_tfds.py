@@ -53,10 +53,12 @@ def import_tfds() -> Any:
     return tensorflow_datasets
 
 
-def open_split(name: str, split: str, options: DataOptions) -> Sequence[Any]:
+def open_split(
+    name: str, split: str, options: DataOptions, decoders: Any = None
+) -> Sequence[Any]:
     """Opens one split of a data set for random access."""
     try:
-        return _builder(name, options).as_data_source(split)
+        return _builder(name, options).as_data_source(split, decoders=decoders)
     except _NOT_THERE:
         if not options.download:
             raise missing(
@@ -66,14 +68,13 @@ def open_split(name: str, split: str, options: DataOptions) -> Sequence[Any]:
                 f"--data-dir {options.folder} --download",
             ) from None
     prepare(name, options.folder)
-    return _builder(name, options).as_data_source(split)
+    return _builder(name, options).as_data_source(split, decoders=decoders)
 
 
 def prepare(name: str, folder: pathlib.Path, raw: pathlib.Path | None = None) -> None:
     """Prepares a data set for random access, which needs TensorFlow.
 
-    Args:
-      raw: folder of the original files; None to download them.
+    The original files are in the folder `raw`; if it is None, they are downloaded.
     """
     tfds = import_tfds()
     try:
@@ -96,35 +97,35 @@ def prepare(name: str, folder: pathlib.Path, raw: pathlib.Path | None = None) ->
         raise UsageError(f"{name} could not be prepared: {text[0]}") from error
 
 
-def load_images(name: str, options: DataOptions) -> tuple[Arrays, Arrays]:
+def load_images(name: str, options: DataOptions) -> list[Arrays]:
     """Loads all training images and all held-out images into memory.
 
     The decoded images of each split are kept in a file, which is faster to read later.
     """
 
-    def load(split):
-        def read():
-            source = open_split(name, split, options)
-            numbers = tqdm.tqdm(range(len(source)), f"{name} {split}", disable=None)
-            examples = [source[i] for i in numbers]
-            return {
-                "image": np.stack([example["image"] for example in examples]),
-                "label": np.array([example["label"] for example in examples], np.int32),
-            }
+    def read(split):
+        source = open_split(name, split, options)
+        numbers = tqdm.tqdm(range(len(source)), f"{name} {split}", disable=None)
+        examples = [source[i] for i in numbers]
+        return {
+            "image": np.stack([example["image"] for example in examples]),
+            "label": np.array([example["label"] for example in examples], np.int32),
+        }
 
-        return Arrays(**keep(options.folder / f"{name}-{split}.npz", read))
-
-    return load("train"), load("test")
+    return [
+        Arrays(**keep(options.folder / f"{name}-{split}.npz", read, split))
+        for split in ("train", "test")
+    ]
 
 
 def keep(
-    path: pathlib.Path, make: Callable[[], dict[str, np.ndarray]]
+    path: pathlib.Path, make: Callable[..., dict[str, np.ndarray]], *arguments: Any
 ) -> dict[str, np.ndarray]:
-    """Reads arrays from a file; if it is missing, computes the arrays and writes it."""
+    """Reads arrays from an npz file; if it is missing, makes and writes them."""
     if path.exists():
         with np.load(path) as found:
             return dict(found)
-    made = make()
+    made = make(*arguments)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with part.open("wb") as file:
@@ -136,13 +137,10 @@ def keep(
 
 
 class _ImageNet:
-    """A :class:`Source` that decodes images when they are needed.
+    """A :class:`Source` of images of `size` pixels a side, too many for the memory.
 
-    ImageNet does not fit into memory.
-
-    Args:
-      random: whether images are cropped at random, as for training; otherwise the
-        middle is used.
+    Images are decoded when they are needed, and cropped: at random for training,
+    otherwise in the middle.
     """
 
     def __init__(
@@ -163,18 +161,16 @@ class _ImageNet:
     def _image(self, index: int, seed: tuple[int, ...]) -> np.ndarray:
         from PIL import Image
 
-        size = self._size
+        size, bilinear = self._size, Image.Resampling.BILINEAR
         with Image.open(io.BytesIO(self._source[index]["image"])) as image:
             image = image.convert("RGB")
             if self._random:
-                rng = np.random.default_rng((*seed, index))
-                box = random_box(rng, *image.size)
-                cut = image.resize((size, size), Image.Resampling.BILINEAR, box)
-                return np.asarray(cut)
+                box = random_box(np.random.default_rng((*seed, index)), *image.size)
+                return np.asarray(image.resize((size, size), bilinear, box))
             scale = size * 256 / 224 / min(image.size)
             width, height = (round(side * scale) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
             left, top = (width - size) // 2, (height - size) // 2
+            image = image.resize((width, height), bilinear)
             return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
@@ -202,20 +198,18 @@ def random_box(
     return left, top, left + w, top + h
 
 
-def open_imagenet(options: DataOptions, size: int) -> tuple[_ImageNet, _ImageNet]:
+def open_imagenet(options: DataOptions, size: int) -> list[_ImageNet]:
     """Opens the training and validation images, which are decoded when needed."""
     decoders = {"image": import_tfds().decode.SkipDecoding()}
 
-    def load(split):
-        open_split("imagenet2012", split, options)  # Raises if it is not there.
-        builder = _builder("imagenet2012", options)
-        source = builder.as_data_source(split, decoders=decoders)
+    def read(source, split):
+        numbers = tqdm.tqdm(range(len(source)), f"labels of {split}", disable=None)
+        return {"label": np.array([source[i]["label"] for i in numbers], np.int32)}
 
-        def read():
-            numbers = tqdm.tqdm(range(len(source)), f"labels of {split}", disable=None)
-            return {"label": np.array([source[i]["label"] for i in numbers], np.int32)}
-
+    opened = []
+    for split in ("train", "validation"):
+        source = open_split("imagenet2012", split, options, decoders)
         path = options.folder / f"imagenet2012-{split}-labels.npz"
-        return _ImageNet(source, keep(path, read)["label"], split == "train", size)
-
-    return load("train"), load("validation")
+        labels = keep(path, read, source, split)["label"]
+        opened.append(_ImageNet(source, labels, split == "train", size))
+    return opened

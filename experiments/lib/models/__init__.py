@@ -7,10 +7,9 @@ import flax.linen as nn
 
 from ._distilbert import distilbert
 from ._distilbert import load_distilbert as load_distilbert
+from ._layers import BATCH_NORM_MOMENTUM as BATCH_NORM_MOMENTUM
 from ._lstm import lstm as lstm
-from ._mlp import MLP as MLP
 from ._mlp import mlp
-from ._norms import BATCH_NORM_MOMENTUM as BATCH_NORM_MOMENTUM
 from ._resnet import resnet, resnet18, resnet18_evonorm, resnet50
 from ._vgg import vgg11
 

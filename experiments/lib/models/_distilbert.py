@@ -6,6 +6,7 @@ Sanh et al., DistilBERT, a distilled version of BERT, 2019,
 https://arxiv.org/abs/1910.01108.
 """
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -51,13 +52,11 @@ class DistilBERT(nn.Module):
         length = tokens.shape[1]
         if length > self.positions:
             raise ValueError(f"texts of {length} tokens; at most {self.positions}.")
-        words = nn.Embed(
-            self.vocabulary, self.hidden, embedding_init=_NORMAL, name="words"
+        embed = functools.partial(
+            nn.Embed, features=self.hidden, embedding_init=_NORMAL
         )
-        places = nn.Embed(
-            self.positions, self.hidden, embedding_init=_NORMAL, name="positions"
-        )
-        x = words(tokens) + places(jnp.arange(length))[None]
+        x = embed(self.vocabulary, name="words")(tokens)
+        x += embed(self.positions, name="positions")(jnp.arange(length))[None]
         x = self._drop(self._norm(x, "embeddings_norm"), train)
         for layer in range(self.layers):
             name = f"layer_{layer}"
@@ -106,10 +105,7 @@ def distilbert(
     """Makes DistilBERT with a classifier.
 
     DistilBERT has 66,362,880 parameters for 30,522 tokens, the classifier not counted.
-
-    Args:
-      width: factor by which the width of 768 is multiplied; the product is rounded to a
-        multiple of `heads`.
+    Its width of 768 is scaled by `width`, and rounded to a multiple of `heads`.
     """
     hidden = heads * max(1, round(768 * width / heads))
     return DistilBERT(
@@ -136,14 +132,15 @@ _HEAD = ("pre_classifier", "classifier")
 
 
 def load_distilbert(params: Mapping[str, Any], path: str | pathlib.Path) -> dict:
-    """Replaces the parameters of a model by pretrained ones.
+    """Replaces the parameters of a :class:`DistilBERT` by pretrained ones.
+
+    The classifier keeps its parameters if the file has none for it.
 
     Args:
       path: path of a `model.safetensors` of the transformers library.
 
-    Returns:
-      Parameters of the same shapes. The classifier keeps its parameters if the file has
-      none for it.
+    Raises:
+      ValueError: if the file or a tensor is missing, or a tensor has another shape.
     """
     from safetensors import safe_open
 
@@ -158,21 +155,20 @@ def load_distilbert(params: Mapping[str, Any], path: str | pathlib.Path) -> dict
                 loaded[module] = leaves
                 continue
             loaded[module] = {
-                leaf: _read(file, known, f"{theirs}.{suffix}", transposed, leaves[leaf])
-                for leaf, (suffix, transposed) in _LEAVES.items()
+                leaf: _read(file, known, f"{theirs}.{suffix}", leaf, leaves[leaf])
+                for leaf, suffix in _LEAVES.items()
                 if leaf in leaves
             }
     return loaded
 
 
 _LEAVES = {
-    "kernel": ("weight", True),
-    "embedding": ("weight", False),
-    "scale": ("weight", False),
-    "bias": ("bias", False),
+    "kernel": "weight",
+    "embedding": "weight",
+    "scale": "weight",
+    "bias": "bias",
 }
-"""From the name of a parameter in flax to its name in the file, and whether the file
-has it transposed."""
+"""From the name of a parameter in flax to its name in the file."""
 
 
 def _their_name(module: str) -> str:
@@ -182,11 +178,12 @@ def _their_name(module: str) -> str:
     return f"transformer.layer.{number}.{_PARTS[part]}"
 
 
-def _read(file, known, name: str, transposed: bool, like: jax.Array) -> jax.Array:
+def _read(file, known, name: str, leaf: str, like: jax.Array) -> jax.Array:
     if name not in known:
         raise ValueError(f"the weights have no tensor {name} of shape {like.shape}.")
     tensor = file.get_tensor(known[name])
-    tensor = tensor.T if transposed else tensor
+    if leaf == "kernel":  # PyTorch multiplies from the other side.
+        tensor = tensor.T
     if tensor.shape != like.shape:
         raise ValueError(
             f"tensor {name} of the weights gives {tensor.shape}, not {like.shape}."

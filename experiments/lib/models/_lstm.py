@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ._layers import uniform
+from ._layers import scale, uniform
 
 Carry = tuple[jax.Array, jax.Array]
 """Outputs and cells of all layers; each of the two is `float32[batch, layers, hidden]`.
@@ -31,9 +31,9 @@ class LSTM(nn.Module):
     """
 
     vocabulary: int
-    hidden: int = 650
-    layers: int = 3
-    dropout: float = 0.4
+    hidden: int
+    layers: int
+    dropout: float
     bound: float = 0.1
     dtype: Any = jnp.float32
 
@@ -61,18 +61,20 @@ class LSTM(nn.Module):
             "encoder", init, (self.vocabulary, self.hidden), jnp.float32
         )
         x = self._drop(embedding[tokens].astype(self.dtype), train)
-        outputs, cells = [], []
+        states = []
         for layer in range(self.layers):
-            x, (h, c) = self._layer(layer, x, (carry[0][:, layer], carry[1][:, layer]))
+            before = carry[0][:, layer], carry[1][:, layer]
+            x, state = self._layer(layer, x, before)
             x = self._drop(x, train)
-            outputs.append(h)
-            cells.append(c)
+            states.append(state)
         bias = self.param(
             "decoder_bias", nn.initializers.zeros, (self.vocabulary,), jnp.float32
         )
         logits = x @ embedding.T.astype(self.dtype)
-        carry = jnp.stack(outputs, axis=1), jnp.stack(cells, axis=1)
-        return logits.astype(jnp.float32) + bias, carry
+        outputs, cells = (
+            jnp.stack(parts, axis=1) for parts in zip(*states, strict=True)
+        )
+        return logits.astype(jnp.float32) + bias, (outputs, cells)
 
     def _drop(self, x, train):
         return nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -111,5 +113,4 @@ def lstm(
     dtype: Any = jnp.float32,
 ) -> LSTM:
     """Makes the LSTM language model of the PowerGossip paper."""
-    hidden = max(1, round(hidden * width))
-    return LSTM(vocabulary, hidden, layers, dropout, dtype=dtype)
+    return LSTM(vocabulary, scale(hidden, width), layers, dropout, dtype=dtype)

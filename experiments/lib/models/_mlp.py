@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ._layers import scale
+
 
 class MLP(nn.Module):
     """A multilayer perceptron with ReLU.
@@ -35,5 +37,5 @@ def mlp(
     width: float = 1.0,
     dtype: Any = jnp.float32,
 ) -> MLP:
-    """Makes a multilayer perceptron."""
-    return MLP((*(max(1, round(h * width)) for h in hidden), outputs), dtype)
+    """Makes a multilayer perceptron with the widths `hidden` of the hidden layers."""
+    return MLP((*(scale(h, width) for h in hidden), outputs), dtype)

@@ -14,8 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ._layers import dense, he_normal
-from ._norms import BatchNorm, EvoNormS0
+from ._layers import BatchNorm, EvoNormS0, dense, he_normal, scale
 
 Stem = Literal["cifar", "imagenet"]
 
@@ -46,11 +45,11 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `float[batch, H, W, C]` to `float32[batch, outputs]`."""
         x = x.astype(self.dtype)
-        if self.stem == "imagenet":
-            x = self._activate(self._conv(x, self.widths[0], 7, 2), train)
+        large = self.stem == "imagenet"
+        size, stride = (7, 2) if large else (3, 1)
+        x = self._activate(self._conv(x, self.widths[0], size, stride), train)
+        if large:
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        else:
-            x = self._activate(self._conv(x, self.widths[0], 3), train)
         make = self._bottleneck_block if self.bottleneck else self._basic_block
         for stage, (count, width) in enumerate(
             zip(self.blocks, self.widths, strict=True)
@@ -105,11 +104,10 @@ def resnet(
 
     Args:
       depth: number of layers, 6 k + 2 with k at least 1.
-      width: factor by which the 16, 32 and 64 channels of the stages are multiplied.
     """
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth={depth} must be 8, 14, 20, ...")
-    widths = _scale((16, 32, 64), width)
+    widths = [scale(channels, width) for channels in (16, 32, 64)]
     return ResNet(outputs, (depth // 6,) * 3, widths, dtype=dtype)
 
 
@@ -121,19 +119,12 @@ def resnet18(
     width: float = 1.0,
     dtype: Any = jnp.float32,
 ) -> ResNet:
-    """Makes a ResNet-18.
+    """Makes a ResNet-18; the RelaySGD paper's, on ImageNet, is normalized by EvoNorm.
 
     It has 11,173,962 parameters for ten classes of small images, and 11,689,512 for the
     1,000 classes of ImageNet.
-
-    Args:
-      evonorm: whether to normalize by EvoNorm-S0, as the RelaySGD paper does on
-        ImageNet.
-      width: factor by which the 64 to 512 channels of the stages are multiplied.
     """
-    widths = _scale((64, 128, 256, 512), width)
-    blocks = (2, 2, 2, 2)
-    return ResNet(outputs, blocks, widths, False, _check(stem), evonorm, dtype)
+    return _of_torchvision(outputs, (2, 2, 2, 2), stem, width, evonorm, dtype=dtype)
 
 
 def resnet50(
@@ -144,29 +135,21 @@ def resnet50(
     blocks: Sequence[int] = (3, 4, 6, 3),
     dtype: Any = jnp.float32,
 ) -> ResNet:
-    """Makes a ResNet-50.
+    """Makes a ResNet-50, or with 3, 4, 23 and 3 blocks a ResNet-101.
 
     It has 23,520,842 parameters for ten classes of small images, and 25,557,032 for the
     1,000 classes of ImageNet.
-
-    Args:
-      width: factor by which the 64 to 512 channels of the stages are multiplied.
-      blocks: number of blocks in each of the four stages; 3, 4, 23, 3 is ResNet-101.
     """
     if len(blocks) != 4 or min(blocks) < 1:
         raise ValueError(f"blocks={blocks} must be four, of at least 1.")
-    widths = _scale((64, 128, 256, 512), width)
-    return ResNet(outputs, tuple(blocks), widths, True, _check(stem), dtype=dtype)
+    return _of_torchvision(outputs, blocks, stem, width, bottleneck=True, dtype=dtype)
 
 
 resnet18_evonorm = functools.partial(resnet18, evonorm=True, stem="imagenet")
 
 
-def _scale(widths: Sequence[int], factor: float) -> tuple[int, ...]:
-    return tuple(max(1, round(width * factor)) for width in widths)
-
-
-def _check(stem: str) -> Stem:
+def _of_torchvision(outputs, blocks, stem, width, evonorm=False, **options) -> ResNet:
     if stem not in ("cifar", "imagenet"):
         raise ValueError(f"stem={stem} must be cifar or imagenet.")
-    return stem
+    widths = [scale(channels, width) for channels in (64, 128, 256, 512)]
+    return ResNet(outputs, tuple(blocks), widths, stem=stem, evonorm=evonorm, **options)

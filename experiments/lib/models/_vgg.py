@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ._layers import dense, he_normal
+from ._layers import dense, he_normal, scale
 
 LAYERS = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 """Output channels of the convolutions of VGG-11; M is pooling, which halves the image.
@@ -27,9 +27,9 @@ class VGG(nn.Module):
     """
 
     outputs: int
-    layers: Sequence[int | str] = LAYERS
-    hidden: int = 512
-    dropout: float = 0.5
+    layers: Sequence[int | str]
+    hidden: int
+    dropout: float
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -53,7 +53,5 @@ def vgg11(
     outputs: int, *, dropout: float = 0.5, width: float = 1.0, dtype: Any = jnp.float32
 ) -> VGG:
     """Makes VGG-11, which has 9,750,922 parameters for ten classes."""
-    layers = tuple(
-        x if isinstance(x, str) else max(1, round(x * width)) for x in LAYERS
-    )
-    return VGG(outputs, layers, max(1, round(512 * width)), dropout, dtype)
+    layers = tuple(x if isinstance(x, str) else scale(x, width) for x in LAYERS)
+    return VGG(outputs, layers, scale(512, width), dropout, dtype)

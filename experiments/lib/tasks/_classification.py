@@ -49,9 +49,10 @@ def classification(
     def inputs(batch, key):
         if "tokens" in batch:
             return batch["tokens"], batch["tokens"] > 0
-        if key is None:
-            return (dataset.normalize(batch["image"]),)
-        return (dataset.augment(key, batch["image"]),)
+        images = batch["image"]
+        if key is not None:
+            images = dataset.augment(key, images)
+        return (dataset.normalize(images),)
 
     def init(key):
         return model.init(key, *inputs(example, None), train=False)
