@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.lib import papers, report, steps, study, tables
+from experiments.lib import papers, report, study, synchronous, tables
 from experiments.lib.divergence import Diverged, Watch, watch_all
 
 pytestmark = pytest.mark.usefixtures("as_users")
@@ -149,6 +149,6 @@ def test_communication_is_not_told_more_precisely_than_it_was_timed(
 ):
     gradient = np.array([1.0, 2.0, 1.1, 1.2, 1.05])
     seconds = np.stack([gradient + differences, gradient], axis=1) / 1e3
-    rows = dict(steps.describe_times(seconds))
+    rows = dict(synchronous.describe_times(seconds))
     assert rows["  of it communication"] == expected
     assert rows["  of it gradient and base optimizer"] == "1.1 ms"

@@ -256,7 +256,7 @@ def test_a_command_speaks_of_its_options(as_users):
         params = jnp.zeros(SIZE)
         cost = djax.communication_cost(optimizer, params[0], communicator)
         job = synchronous.Synchronous(
-            Task(gradient_fn), optimizer, optimizer, communicator, params, 1, cost
+            Task(gradient_fn), communicator, params, optimizer, optimizer, 1, cost
         )
         list(job.train(1, lambda epochs: None))
 

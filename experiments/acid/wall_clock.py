@@ -145,9 +145,9 @@ def without_waiting(
     """
     job = runtime.Live(
         task,
-        algorithm,
         communicator,
         params,
+        algorithm,
         RING,
         runtime.Runtime(seconds=seconds, max_backlog=None),
         rate=rate,

@@ -1,10 +1,11 @@
-"""Trains asynchronous workers on virtual clocks."""
+"""Trains asynchronous workers on virtual clocks, and shares code with real time."""
 
 import dataclasses
 import functools
 import inspect
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -18,11 +19,11 @@ from djax import asynchronous, simulation
 from .divergence import check_losses, in_own_words, watch_all
 from .errors import UsageError
 from .evaluation import make_assess
-from .events import EventJob
 from .optimizers import BaseOptimizer, make_base
 from .ranges import flag
+from .report import RunFolder
 from .signals import Termination, stopped_unsaved
-from .trainer import Records, Rows, chunk_steps
+from .trainer import Job, Record, Records, Rows, chunk_steps
 
 ALGORITHMS = ("a2cid2", "adpsgd")
 """Names of the asynchronous algorithms on the command line."""
@@ -46,6 +47,11 @@ class Clocks:
     """Let the step size of a2cid2 and adpsgd decay by the number of gradients of all
     workers, instead of each worker's own number."""
 
+    @property
+    def durations(self) -> dict[str, Any]:
+        """How long gradients take, as arguments of djax's functions that draw times."""
+        return {"speeds": self.speeds or 1.0, "variation": self.variation}
+
 
 def check_clocks(clocks: Clocks, algorithm: str, live: bool) -> None:
     """Raises UsageError if the algorithm would ignore one of the options.
@@ -53,8 +59,8 @@ def check_clocks(clocks: Clocks, algorithm: str, live: bool) -> None:
     Args:
       live: whether the workers compute in real time.
     """
-    known = {"speeds", "variation"} if algorithm == "all_reduce_sgd" else set()
-    for option in changed(clocks) - {flag(name) for name in known}:
+    known = {"--speeds", "--variation"} if algorithm == "all_reduce_sgd" else set()
+    for option in changed(clocks) - known:
         if algorithm not in ALGORITHMS:
             raise UsageError(
                 f"--algorithm {algorithm} has no option {option}; "
@@ -76,36 +82,6 @@ def changed(options: Any) -> set[str]:
     }
 
 
-def _options(clocks: Clocks, seed: int) -> dict[str, Any]:
-    speeds = clocks.speeds or 1.0
-    return {"speeds": speeds, "variation": clocks.variation, "seed": seed}
-
-
-def make_events(
-    clocks: Clocks, topology: djax.Topology, steps: int, seed: int
-) -> asynchronous.Events:
-    """Draws when the workers compute their gradients, and when they average.
-
-    Args:
-      steps: mean number of gradients of a worker in the whole training.
-    """
-    return asynchronous.draw_events(
-        topology,
-        clocks.rate,
-        gradients=topology.size * steps,
-        **_options(clocks, seed),
-    )
-
-
-def make_rounds(
-    clocks: Clocks, size: int, steps: int, seed: int
-) -> asynchronous.Rounds | None:
-    """Draws when the steps of synchronous workers end; None for the default clocks."""
-    if clocks == Clocks():
-        return None
-    return asynchronous.draw_rounds(size, steps, **_options(clocks, seed))
-
-
 def make_algorithm(
     name: str,
     clocks: Clocks,
@@ -113,7 +89,7 @@ def make_algorithm(
     steps: int,
     topology: djax.Topology,
 ) -> asynchronous.EventTransformation:
-    """Makes an asynchronous algorithm.
+    """Makes the algorithm with one of the names in `ALGORITHMS`.
 
     Args:
       steps: mean number of gradients of a worker in the whole training.
@@ -143,26 +119,114 @@ def _in_global_steps(make):
 
 
 @dataclasses.dataclass
+class EventJob(Job):
+    """The base class of asynchronous trainings, whose workers make events.
+
+    Attributes:
+      algorithm: what each worker does at gradients and averagings.
+      events: the gradients and averagings of all workers.
+    """
+
+    algorithm: asynchronous.EventTransformation
+    events: asynchronous.Events = dataclasses.field(init=False)
+
+    def measure(
+        self,
+        time: float,
+        losses: np.ndarray,
+        assessed: Record,
+        seconds: float,
+        before: int = 0,
+    ) -> Record:
+        """Adds a record to the history, and returns it.
+
+        Args:
+          losses: `float[gradients]`, losses of all gradients up to that time.
+          before: number of gradients of all workers that `losses` does not have, since
+            an earlier part of the run computed them.
+        """
+        size = self.communicator.size
+        step = (before + len(losses)) / size
+        epoch = losses[-size * self.task.steps_per_epoch :]
+        record = {
+            "epoch": step / self.task.steps_per_epoch,
+            "step": step,
+            "loss": float(epoch.mean()) if len(epoch) else math.nan,
+            "time": time,
+            "megabytes": float(self._megabytes(time).mean()),
+            **assessed,
+            "seconds": seconds,
+        }
+        self.outcome.history.append(record)
+        return record
+
+    def _megabytes(self, until: float = math.inf) -> np.ndarray:
+        """Returns the megabytes that each worker sent until then, `float[workers]`."""
+        events = self.events
+        model_bytes = sum(x.nbytes // len(x) for x in jax.tree.leaves(self.params))
+        met = ~events.is_gradient & (events.time <= until)
+        pairs = np.concatenate([events.worker[met], events.peer[met]])
+        return np.bincount(pairs, minlength=events.size) * (model_bytes / 1e6)
+
+    def traffic(self) -> dict[str, float]:
+        """See :class:`experiments.lib.trainer.Job`."""
+        sent, averagings = self._megabytes(), self.events.averaging_counts
+        return {
+            "megabytes_mean": float(sent.mean()),
+            "megabytes_largest": float(sent.max()),
+            "averagings_mean": float(averagings.mean()),
+            "averagings_largest": float(averagings.max()),
+        }
+
+    def describe(self) -> Rows:
+        """Returns rows of the final table about events, and about stale gradients."""
+        counts, staleness = self.events.gradient_counts, self.events.staleness
+        sent = self._megabytes()
+        return [
+            (
+                "gradients of a worker, mean (fewest, most)",
+                f"{counts.mean():.5g} ({counts.min()}, {counts.max()})",
+            ),
+            (
+                "MB sent per worker, mean (largest)",
+                f"{sent.mean():.5g} ({sent.max():.5g})",
+            ),
+            (
+                "averagings during a gradient, mean (most)",
+                f"{staleness.mean():.3g} ({staleness.max(initial=0)})",
+            ),
+        ]
+
+    def save(self, folder: RunFolder, title: str) -> None:
+        """Draws pairs of workers, a timeline of about ten gradients, and staleness."""
+        if not folder.active:
+            return
+        from matplotlib.figure import Figure  # Slow to import.
+
+        events = self.events
+        gradients = max(1.0, events.gradient_counts.mean())
+        until = min(1.0, 10 / gradients) * events.duration
+        for name, draw in {
+            "pairs": events.plot_pairs,
+            "timeline": functools.partial(events.plot_timeline, until=until),
+            "staleness": events.plot_staleness,
+        }.items():
+            figure = Figure(figsize=(7, 5), layout="constrained")
+            draw(figure.subplots())
+            figure.suptitle(title)
+            folder.save(f"{name}.png", figure)
+
+
+@dataclasses.dataclass
 class Virtual(EventJob):
     """A training of asynchronous workers on virtual clocks.
 
     Attributes:
-      drawn: the gradients and averagings of all workers.
       rate: requested averagings of a worker per unit of time.
     """
 
-    drawn: asynchronous.Events
+    events: asynchronous.Events
     rate: float
-
-    @property
-    def events(self) -> asynchronous.Events:
-        """The gradients and averagings of all workers."""
-        return self.drawn
-
-    @property
-    def ranks(self) -> Sequence[int]:
-        """The ranks of all workers."""
-        return range(self.communicator.size)
 
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
         """See :class:`experiments.lib.trainer.Job`; nothing is saved."""

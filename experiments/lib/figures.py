@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
-import numpy as np
 import rich.console
 import rich.table
 import tyro
 
 from . import report
+from .report import panels as panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,18 +135,6 @@ def mark_figure(figure: "Figure", smoke: bool) -> None:
     if smoke:
         style = {"size": 24, "color": "tab:red", "alpha": 0.4}
         figure.text(0.5, 0.5, SMOKE, ha="center", va="center", rotation=20, **style)
-
-
-def panels(
-    size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any
-) -> tuple["Figure", np.ndarray]:
-    """Makes a figure of panels with faint grids."""
-    import matplotlib  # Imported here, since it is slow and tables do not need it.
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
-        figure = Figure(figsize=size, layout="constrained")
-        return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def handle(label: str, **style: Any) -> "Line2D":

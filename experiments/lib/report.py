@@ -187,14 +187,23 @@ def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     rich.console.Console(width=88, highlight=False).print(table)
 
 
+def panels(
+    size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any
+) -> tuple["Figure", np.ndarray]:
+    """Makes a figure of panels with faint grids."""
+    import matplotlib  # Imported here, since it is slow and tables do not need it.
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
+        figure = Figure(figsize=size, layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
 def plot_history(
     history: Sequence[Mapping[str, float]], score: str, title: str
 ) -> "Figure":
     """Draws losses, scores and consensus distance against epochs, or time if known."""
-    from matplotlib.figure import Figure  # Slow to import, and only rank 0 needs it.
-
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure, ((left, middle, right),) = panels((12, 3.6), 1, 3)
     against = "time" if "time" in history[0] else "epoch"
     positions = [record[against] for record in history]
 
@@ -216,8 +225,7 @@ def plot_history(
     right.set(ylabel="consensus distance", yscale="linear" if agree else "log")
     for axes in (left, middle, right):
         axes.set_xlabel(against)
-        axes.grid(alpha=0.3)
-    left.legend(fontsize=8)
-    middle.legend(fontsize=8)
+    for axes in (left, middle):
+        axes.legend(fontsize=8)
     figure.suptitle(title)
     return figure

@@ -140,16 +140,21 @@ class Run:
         )
         base = optimizers.make_base(config.base, self.steps)
         cost = djax.communication_cost(optimizer, model, self.communicator)
-        rounds = asynchronous.make_rounds(
-            config.clocks, self.communicator.size, self.steps, config.seed
-        )
+        rounds = None
+        if config.clocks != asynchronous.Clocks():
+            rounds = djax.asynchronous.draw_rounds(
+                self.communicator.size,
+                self.steps,
+                seed=config.seed,
+                **config.clocks.durations,
+            )
         saving = config.saving.make(identify(config, self.graphs))
         return synchronous.Synchronous(
             self.task,
-            optimizer,
-            base,
             self.communicator,
             params,
+            optimizer,
+            base,
             self.epochs,
             cost,
             rounds,
@@ -191,9 +196,9 @@ class Run:
         if live:
             return runtime.Live(
                 self.task,
-                algorithm,
                 self.communicator,
                 params,
+                algorithm,
                 topology,
                 config.runtime,
                 config.clocks.rate,
@@ -201,28 +206,22 @@ class Run:
                 config.seed,
                 config.saving.make(identify(config, self.graphs, BUDGET)),
             )
-        events = asynchronous.make_events(
-            config.clocks, topology, self.steps, config.seed
+        events = djax.asynchronous.draw_events(
+            topology,
+            config.clocks.rate,
+            gradients=topology.size * self.steps,
+            seed=config.seed,
+            **config.clocks.durations,
         )
         return asynchronous.Virtual(
-            self.task, algorithm, self.communicator, params, events, config.clocks.rate
+            self.task, self.communicator, params, algorithm, events, config.clocks.rate
         )
 
 
 def _make_task(config: Config, size: int, local_ranks: Sequence[int]) -> tasks.Task:
     """Makes the task for the workers of this process, out of `size` workers."""
-    setting = tasks.Setting(
-        size,
-        local_ranks,
-        config.split,
-        config.batch_size,
-        config.seed,
-        config.data,
-        config.model,
-        config.model_options,
-        config.precision,
-        config.accumulation,
-    )
+    named = {name: getattr(config, name) for name in tasks.Setting._fields[2:]}
+    setting = tasks.Setting(size, local_ranks, **named)
     task = tasks.make_task(config.task, setting, config.task_options)
     if config.steps_per_epoch is not None:
         task = task._replace(steps_per_epoch=config.steps_per_epoch)

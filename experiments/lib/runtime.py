@@ -13,12 +13,11 @@ import numpy as np
 from djax import Topology, asynchronous
 from djax.transport import Absent, meet
 
-from .asynchronous import ALGORITHMS, changed
+from .asynchronous import ALGORITHMS, EventJob, changed
 from .data import Prefetch
 from .divergence import check_losses, in_own_words, watch_all
 from .errors import UsageError
 from .evaluation import assess_one, make_assess
-from .events import EventJob
 from .report import RunFolder
 from .signals import Termination, stopped_and_saved, stopped_unsaved
 from .trainer import Record, Records, Rows, chunk_steps
@@ -82,24 +81,13 @@ class Live(EventJob):
     seed: int
     checkpoints: asynchronous.Checkpoints | None = None
     jit: bool = True
-    _report: asynchronous.Report | None = dataclasses.field(init=False, default=None)
+    report: asynchronous.Report = dataclasses.field(init=False)
     _absent: list[int] = dataclasses.field(init=False, default_factory=list)
 
     @property
     def _gradients(self) -> int:
         """Number of gradients that all workers compute together."""
         return self.topology.size * self.steps
-
-    @property
-    def report(self) -> asynchronous.Report:
-        """What the workers did; known once the run is over."""
-        assert self._report is not None
-        return self._report
-
-    @property
-    def events(self) -> asynchronous.Events:
-        """The gradients and averagings of all workers; known once the run is over."""
-        return self.report.events
 
     @property
     def ranks(self) -> Sequence[int]:
@@ -114,12 +102,17 @@ class Live(EventJob):
         """
         termination = Termination()
         found = self._run(evaluations, advance, termination)
-        self._report = found.report
+        self.report, self.events = found.report, found.report.events
         self._say_what_is_left()
         if self.options.transport == "zmq" and not self.report.lost:
             self._look_around()
-        told, unsaved = self._gather(termination.number, found.unsaved)
-        yield from (self._survey_survivors if self._alone else self._survey)(found)
+        # If workers are lost, nothing may wait for all workers.
+        alone = bool(self.report.lost or self._absent)
+        own = termination.number, list(found.unsaved)
+        everyone = [own] if alone else self.communicator.gather([own])
+        told = [number for number, _ in everyone if number]
+        unsaved = [text for _, texts in everyone for text in texts]
+        yield from (self._survey_survivors if alone else self._survey)(found)
         if told:
             if self.checkpoints is None:
                 why = "nothing is saved, as there is no --checkpoints"
@@ -196,20 +189,6 @@ class Live(EventJob):
         except Absent as error:
             self._absent = error.ranks
 
-    @property
-    def _alone(self) -> bool:
-        """Tells whether workers are lost, so that nothing may wait for all workers."""
-        return bool(self.report.lost or self._absent)
-
-    def _gather(
-        self, number: int, unsaved: Sequence[str]
-    ) -> tuple[list[int], list[str]]:
-        """Collects all workers' signals, and why their checkpoints failed."""
-        own = number, list(unsaved)
-        everyone = [own] if self._alone else self.communicator.gather([own])
-        told = [number for number, _ in everyone if number]
-        return told, [text for _, texts in everyone for text in texts]
-
     def _survey(self, found: asynchronous.Outcome) -> Iterator[Record]:
         """Evaluates the kept models and the last one, together with all workers."""
         told, events = self.report, self.events
@@ -222,13 +201,9 @@ class Live(EventJob):
             losses[workers == rank] = each
         check_losses(losses, workers, f"within {told.seconds:.3g} s")
         assess = make_assess(self.task, self.communicator)
-        models = {kept.number: kept.params for kept in found.snapshots}
-        moments = [
-            (float(time), models[number])
-            for time, number in zip(
-                told.snapshot_times, told.snapshot_numbers, strict=True
-            )
-        ]
+        models = {snapshot.number: snapshot.params for snapshot in found.snapshots}
+        kept = zip(told.snapshot_times, told.snapshot_numbers, strict=True)
+        moments = [(float(time), models[number]) for time, number in kept]
         moments[-1:] = [(told.seconds, found.workers.params)]
         before = int(told.gradients_before.sum())
         for time, params in moments:

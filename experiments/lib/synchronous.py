@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,17 @@ from djax.training import Checkpointer
 from .data import Prefetch
 from .divergence import Diverged, Watch, check_losses
 from .evaluation import make_assess
-from .report import RunFolder
 from .signals import Termination, stopped_and_saved
-from .steps import TIMED_SECONDS, describe_times, make_steps, time_steps
 from .tasks import Task
-from .trainer import Outcome, Record, Records, Rows, chunk_steps
+from .trainer import Job, Record, Records, Rows, chunk_steps
+
+TIMED_SECONDS, TIMED_REPEATS = 1.0, 5
+"""Approximate duration in seconds of the steps that are timed together, and how often
+they are timed."""
+
+make_steps = functools.lru_cache(maxsize=1)(simulation.make_steps)
+"""Makes the function that trains. The last one is kept, so that its steps can be timed
+without compiling them again."""
 
 
 @dataclasses.dataclass
@@ -63,8 +70,8 @@ class Position:
 
 
 @dataclasses.dataclass
-class Synchronous:
-    """A :class:`experiments.lib.trainer.Job` of steps that all workers take together.
+class Synchronous(Job):
+    """A training of steps that all workers take together.
 
     Attributes:
       optimizer: the chain with the mechanism.
@@ -77,22 +84,13 @@ class Synchronous:
         has reached that score.
     """
 
-    task: Task
     optimizer: optax.GradientTransformation
     base: optax.GradientTransformation
-    communicator: djax.Communicator
-    params: Any
     epochs: int
     cost: djax.CommunicationCost
     rounds: djax.asynchronous.Rounds | None = None
     saver: Checkpointer | None = None
     collapse: tuple[float, float] | None = None
-    outcome: Outcome = dataclasses.field(init=False, default_factory=Outcome)
-
-    @property
-    def ranks(self) -> Sequence[int]:
-        """The ranks of all workers."""
-        return range(self.communicator.size)
 
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
         """See :class:`experiments.lib.trainer.Job`."""
@@ -100,7 +98,7 @@ class Synchronous:
         workers, position = self._begin()
         yield from list(position.history)
         advance(position.step / task.steps_per_epoch)
-        steps = make_steps(task, self.optimizer, self.communicator)
+        steps = self._make_steps(self.optimizer)
         assess = make_assess(task, self.communicator)
         due = {round((i + 1) * self.epochs / evaluations) for i in range(evaluations)}
         chunks = _cut(task, position.step, self.epochs)
@@ -133,8 +131,7 @@ class Synchronous:
                         yield record
                         if "collapsed" in record:
                             break
-                if saver is not None:
-                    self._save(saver, workers, position, termination.number)
+                self._save(workers, position, termination.number)
             if saver is not None:
                 self.outcome.unsaved = saver.finish()
         self.outcome.workers = workers
@@ -143,10 +140,7 @@ class Synchronous:
 
     def _begin(self) -> tuple[simulation.Workers, Position]:
         """Returns workers and position, from the checkpoint or at the start."""
-        model_state = jax.tree.map(jnp.asarray, self.task.model_state)
-        workers = simulation.init_workers(
-            self.optimizer, self.communicator, self.params, model_state
-        )
+        workers = self._init_workers(self.optimizer)
         position = Position(history=self.outcome.history)
         if self.saver is not None and self.saver.latest is not None:
             workers, saved = self.saver.restore(workers)
@@ -181,13 +175,11 @@ class Synchronous:
         ) from error
 
     def _save(
-        self,
-        saver: Checkpointer,
-        workers: simulation.Workers,
-        position: Position,
-        number: int,
+        self, workers: simulation.Workers, position: Position, number: int
     ) -> None:
         """Saves if a process asks for it; raises Stopped if one received a signal."""
+        if (saver := self.saver) is None:
+            return
         due, numbers = saver.agree(number)
         told = [number for number in numbers if number]
         ended = position.step == self.epochs * self.task.steps_per_epoch
@@ -208,17 +200,7 @@ class Synchronous:
         }
 
     def describe(self) -> Rows:
-        """Returns rows of the final table: bytes and time of a step.
-
-        Some steps are repeated to measure their time.
-        """
-        seconds = time_steps(
-            self.task,
-            (self.optimizer, self.base),
-            self.communicator,
-            self.params,
-            self._count_timed(),
-        )
+        """Returns rows of the final table: bytes and time of a step."""
         sent = self.traffic()
         rows = [
             (
@@ -226,7 +208,7 @@ class Synchronous:
                 f"{sent['megabytes_mean']:.5g} ({sent['megabytes_largest']:.5g})",
             ),
             ("messages sent per worker", f"{sent['messages_mean']:.5g}"),
-            *describe_times(seconds),
+            *describe_times(self._time_steps()),
         ]
         if self.rounds is not None:
             rows += [
@@ -235,16 +217,65 @@ class Synchronous:
             ]
         return rows
 
-    def _count_timed(self) -> int:
-        """Returns how many steps are repeated: a chunk's, or fewer if they are slow."""
+    def _make_steps(self, optimizer: optax.GradientTransformation):
+        task = self.task
+        return make_steps(
+            task.gradient_fn, optimizer, self.communicator, dispatch=task.dispatch
+        )
+
+    def _init_workers(
+        self, optimizer: optax.GradientTransformation
+    ) -> simulation.Workers:
+        model_state = jax.tree.map(jnp.asarray, self.task.model_state)
+        return simulation.init_workers(
+            optimizer, self.communicator, self.params, model_state
+        )
+
+    def _time_steps(self) -> np.ndarray:
+        """Repeats the first steps to measure the seconds of a step.
+
+        The steps of a chunk are timed together, or fewer if they are slow.
+
+        Returns:
+          `float[TIMED_REPEATS, 2]`, with and without the mechanism. Compiling and
+          loading data do not count.
+        """
         last = self.outcome.history[-1]
         local = len(self.communicator.local_ranks)
         paces = self.communicator.gather([last["seconds"] / last["step"]] * local)
-        most = max(1, int(TIMED_SECONDS / paces[0]))
-        return min(most, chunk_steps(self.task))
+        steps = min(max(1, int(TIMED_SECONDS / paces[0])), chunk_steps(self.task))
+        batches = jax.tree.map(jnp.asarray, self.task.batches(0, steps))
+        optimizers = (self.optimizer, self.base)
+        programs = [self._make_steps(optimizer) for optimizer in optimizers]
+        workers = [self._init_workers(optimizer) for optimizer in optimizers]
+        durations = np.empty((1 + TIMED_REPEATS, 2))  # The first repeat compiles.
+        for repeat, i in np.ndindex(durations.shape):
+            began = time.perf_counter()
+            workers[i], measured = programs[i](workers[i], batches)
+            jax.block_until_ready((workers[i], measured))
+            durations[repeat, i] = time.perf_counter() - began
+        return durations[1:] / steps
 
-    def save(self, folder: RunFolder, title: str) -> None:
-        """Saves nothing, since this kind of training has no pictures of its own."""
+
+def describe_times(seconds: np.ndarray) -> Rows:
+    """Returns rows of the final table: a step's time, and its share of communication.
+
+    Steps with and without communication are timed in turns, and each turn gives a
+    difference. If some differences are positive and others negative, their median means
+    nothing: it is smaller than the variation between turns.
+    """
+    total, gradient = np.median(seconds, axis=0) * 1e3
+    differences = (seconds[:, 0] - seconds[:, 1]) * 1e3
+    low, high = differences.min(), differences.max()
+    if low > 0:
+        told = f"{np.median(differences):.3g} ms ({low:.3g} to {high:.3g})"
+    else:
+        told = f"below the noise of {max(high, -low):.3g} ms"
+    return [
+        ("time per step", f"{total:.3g} ms"),
+        ("  of it gradient and base optimizer", f"{gradient:.3g} ms"),
+        ("  of it communication", told),
+    ]
 
 
 def _cut(task: Task, start: int, epochs: int) -> list[tuple[int, int]]:

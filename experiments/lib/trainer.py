@@ -1,4 +1,4 @@
-"""Defines the interface of all kinds of training.
+"""Defines what all kinds of training have in common.
 
 A training runs in steps, on virtual clocks, or in real time. For
 :mod:`experiments.train` each is a :class:`Job`.
@@ -7,9 +7,11 @@ A training runs in steps, on virtual clocks, or in real time. For
 import dataclasses
 import math
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
+
+import djax
 
 from .divergence import Diverged as Diverged
 from .report import RunFolder
@@ -40,8 +42,9 @@ class Outcome:
     unsaved: Sequence[str] = ()
 
 
-class Job(Protocol):
-    """A training that is ready to start.
+@dataclasses.dataclass
+class Job:
+    """A training that is ready to start, the base class of all kinds.
 
     A record has `epoch` and `step` (means over the workers), `loss` (the mean training
     loss of the last epoch), what :func:`experiments.lib.evaluation.make_assess`
@@ -54,13 +57,15 @@ class Job(Protocol):
       outcome: what the training has reached; updated while the job trains.
     """
 
+    task: Task
+    communicator: djax.Communicator
     params: Any
-    outcome: Outcome
+    outcome: Outcome = dataclasses.field(init=False, default_factory=Outcome)
 
     @property
     def ranks(self) -> Sequence[int]:
         """The ranks that were not lost; known once there is a record."""
-        ...
+        return range(self.communicator.size)
 
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
         """Trains the local workers, and yields each record of the history.
@@ -76,19 +81,18 @@ class Job(Protocol):
           Stopped: on every process alike, after SIGTERM or Ctrl-C.
           CheckpointError: on every process alike, if a checkpoint does not fit.
         """
-        ...
+        raise NotImplementedError
 
     def traffic(self) -> dict[str, float]:
         """Returns, by name, what a worker has sent: the mean and the largest value."""
-        ...
+        raise NotImplementedError
 
     def describe(self) -> Rows:
         """Returns rows of the final table that only this kind of training has."""
-        ...
+        raise NotImplementedError
 
     def save(self, folder: RunFolder, title: str) -> None:
         """Saves pictures that only this kind of training has."""
-        ...
 
 
 def chunk_steps(task: Task) -> int:
