@@ -12,10 +12,9 @@ import djax
 from djax.topologies import Graph
 
 from . import graphs as needs
-from .codes import make_compressor
-from .errors import UsageError
+from .errors import UsageError, lookup
 from .optimizers import BaseOptimizer, make_base
-from .options import Options, write_flags
+from .options import Options, check_options, write_flags
 from .ranges import flag
 
 
@@ -86,7 +85,9 @@ class Recipe(NamedTuple):
     """
 
     mechanism: Callable[..., djax.Mechanism]
-    graphs: Callable[[str, Sequence[Graph]], Sequence[Graph]] = needs.take_any
+    graphs: Callable[[str, Sequence[Graph]], Sequence[Graph]] = (
+        lambda algorithm, graphs: graphs
+    )
     around: Callable[..., djax.Mechanism] | None = None
     gradients: bool = False
     base: str | None = None
@@ -112,13 +113,9 @@ class Recipe(NamedTuple):
 def _arguments(make: Callable) -> dict[str, inspect.Parameter]:
     """Returns the arguments of a function that are fields of :class:`Algorithm`."""
     fields = {field.name for field in dataclasses.fields(Algorithm)}
-    bound = getattr(make, "keywords", {})  # `make` may be a functools.partial.
+    fields -= getattr(make, "keywords", {}).keys()  # Of a functools.partial.
     parameters = inspect.signature(make).parameters
-    return {
-        name: parameter
-        for name, parameter in parameters.items()
-        if name in fields - bound.keys()
-    }
+    return {name: parameters[name] for name in parameters if name in fields}
 
 
 def _gossip_for_d2(
@@ -196,16 +193,55 @@ ALGORITHMS = {
 """The algorithms in which workers wait for each other, by their names."""
 
 
+COMPRESSORS: dict[str, dict[str, Any]] = {
+    "identity": {},
+    "top_k": {"fraction": 0.1},
+    "random_k": {"fraction": 0.1},
+    "sign": {},
+    "low_rank": {"rank": 1},
+    "quantize": {"bits": 8},
+}
+"""The codes of :mod:`djax.compressors`, with their default options."""
+
+
+def _make_compressor(config: Algorithm, *, unbiased: bool) -> djax.Compressor:
+    """Makes the code of messages, which is to be unbiased, or else a contraction."""
+    name = config.compressor or ("quantize" if unbiased else "top_k")
+    lookup("--compressor", name, COMPRESSORS)
+    make = getattr(djax.compressors, name)
+    parameters = inspect.signature(make).parameters
+    options = COMPRESSORS[name]
+    if config.compressor_options:  # Keep only what the code cannot do without.
+        missing = inspect.Parameter.empty
+        options = {k: v for k, v in options.items() if parameters[k].default is missing}
+    if "unbiased" in parameters:
+        options = {"unbiased": unbiased} | options
+    options = {**options, **config.compressor_options}
+    what = f"--compressor-options of {name}"
+    try:
+        code = make(**check_options(what, make, options, given=0))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--compressor {name}: {error}") from error
+    if unbiased and not code.unbiased:
+        raise UsageError(
+            f"--algorithm {config.algorithm} needs an unbiased code, which "
+            f"--compressor {name} is not here: choose identity, quantize or random_k, "
+            "and leave their option unbiased away."
+        )
+    if not unbiased and not code.contraction:
+        raise UsageError(
+            f"--algorithm {config.algorithm} needs a contraction, which --compressor "
+            f"{name} is not with --compressor-options unbiased True: leave that option "
+            "away."
+        )
+    return code
+
+
 def _call_with(config: Algorithm, recipe: Recipe, make: Callable, *args: Any) -> Any:
     """Calls `make` with those options of the configuration that are its arguments."""
     values: dict[str, Any] = {name: getattr(config, name) for name in _arguments(make)}
     if "compressor" in values:
-        values["compressor"] = make_compressor(
-            config.algorithm,
-            config.compressor,
-            config.compressor_options,
-            unbiased=recipe.unbiased,
-        )
+        values["compressor"] = _make_compressor(config, unbiased=recipe.unbiased)
     if "consensus_rate" in values and config.consensus_rate is None:
         if recipe.tuned:
             raise UsageError(
@@ -230,7 +266,7 @@ def make_optimizer(
         graph averages a part of the coordinates.
     """
     recipe = ALGORITHMS[config.algorithm]
-    check_options(config, recipe.options)
+    check_used(config, recipe.options)
     graphs = recipe.graphs(config.algorithm, graphs)
     if config.compressor == "low_rank":
         needs.check_whole("--compressor low_rank", graphs)
@@ -264,7 +300,7 @@ def may_be_too_fast(config: Algorithm) -> bool:
     return recipe.tuned or (config.consensus_rate or 1.0) > 1
 
 
-def check_options(config: Algorithm, known: set[str]) -> None:
+def check_used(config: Algorithm, known: set[str]) -> None:
     """Raises UsageError if the algorithm would ignore an option."""
     defaults = Algorithm()
     for field in dataclasses.fields(config):

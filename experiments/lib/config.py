@@ -3,22 +3,50 @@
 import dataclasses
 import pathlib
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import djax
 from djax import communicators
 from djax.topologies import Graph
+from djax.training import Checkpoints
 
-from . import asynchronous, checkpoints, graphs, ranges, tasks
+from . import asynchronous, graphs, ranges, tasks
 from .algorithms import Algorithm
 from .asynchronous import Clocks
-from .checkpoints import Saving
 from .data import DataOptions
 from .errors import UsageError
 from .optimizers import BaseOptimizer
 from .options import Options, write_flags
 from .runtime import Runtime
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """Says where and when the workers are saved."""
+
+    checkpoints: pathlib.Path | None = None
+    """Folder for checkpoints of every worker. Without it workers are saved only when
+    SIGTERM or Ctrl-C ends the run, in the run's own folder, and workers of a2cid2 and
+    adpsgd are not saved at all."""
+    checkpoint_every: float = 600.0
+    """Seconds between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Number of checkpoints that are kept; older ones are deleted."""
+    resume: bool = False
+    """Continue from the last checkpoint, if there is one."""
+
+    def make(self, identity: Mapping[str, str]) -> Checkpoints | None:
+        """Makes djax's description of the checkpoints; None if no folder is given."""
+        if self.checkpoints is None:
+            return None
+        return Checkpoints(
+            self.checkpoints,
+            self.checkpoint_every,
+            self.keep_checkpoints,
+            self.resume,
+            identity,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +182,14 @@ def check(config: Config) -> None:
         raise UsageError(f"--name {config.name!r} must be a plain folder name.")
     if config.collapse is not None:
         epoch, score = config.collapse
-        if epoch < 0 or score < 0 or (score > 1 and not _is_unbounded(config.task)):
+        unbounded = config.task in ("quadratics", *tasks.CORPORA)
+        if epoch < 0 or score < 0 or (score > 1 and not unbounded):
             raise UsageError(
                 f"--collapse {epoch:g} {score:g} must be an epoch, at least 0, and a "
                 "score; an accuracy is in [0, 1]."
             )
-    checkpoints.check_saving(config.saving)
+    if config.saving.checkpoints is None and config.saving.resume:
+        raise UsageError("--resume needs the folder: --checkpoints.")
     _check_messages(config)
 
 
@@ -168,8 +198,10 @@ def _check_messages(config: Config) -> None:
     name = config.averaging.algorithm
     refused, reason = (), ""
     if name in asynchronous.ALGORITHMS:
-        refused = ("drop_probability", "drop_bursts", "message_dtype", "rounding_seed")
-        refused += ("weights",)
+        refused = (
+            *("drop_probability", "drop_bursts"),
+            *("message_dtype", "rounding_seed", "weights"),
+        )
         reason = "neighbours exchange whole models and take their mean"
     elif name == "all_reduce_sgd":
         refused = ("message_dtype", "rounding_seed")
@@ -202,11 +234,6 @@ def _check_bursts(steps: float, lost: float) -> None:
             f"must be at least {shortest:.4g}, which is how long bursts are where "
             "messages are lost independently."
         )
-
-
-def _is_unbounded(task: str) -> bool:
-    """Tells whether the score of the task with this name may be above 1."""
-    return task in ("quadratics", *tasks.CORPORA)
 
 
 UNESSENTIAL = {"runs", "name", "tensorboard", "data_dir", "download"} | {
@@ -245,27 +272,25 @@ def make_communicator(config: Config) -> djax.Communicator:
         "message_dtype": config.message_dtype,
         "rounding_seed": config.rounding_seed,
     }
-    if kind != "mpi":
+    if kind == "mpi":
+        if ranks is None:
+            raise UsageError(
+                "--communicator mpi needs mpirun: mpirun -n 4 python -m ..."
+            )
+        communicator = communicators.mpi(**messages)
+        if config.workers not in (None, communicator.size):
+            raise UsageError(
+                f"--workers {config.workers}, but mpirun started {communicator.size} "
+                f"ranks; use mpirun -n {config.workers}, or leave --workers away."
+            )
+    else:
         if (ranks or 1) > 1:
             raise UsageError(
                 f"--communicator {kind} runs all workers in one process, but the "
                 f"launcher started {ranks}; leave mpirun away, or use mpi."
             )
         workers = 4 if config.workers is None else config.workers
-        return _lossy(config, getattr(communicators, kind)(workers, **messages))
-    if ranks is None:
-        raise UsageError("--communicator mpi needs mpirun: mpirun -n 4 python -m ...")
-    communicator = communicators.mpi(**messages)
-    if config.workers not in (None, communicator.size):
-        raise UsageError(
-            f"--workers {config.workers}, but mpirun started {communicator.size} "
-            f"ranks; use mpirun -n {config.workers}, or leave --workers away."
-        )
-    return _lossy(config, communicator)
-
-
-def _lossy(config: Config, communicator: djax.Communicator) -> djax.Communicator:
-    """Wraps a communicator so that it loses messages as the options say."""
+        communicator = getattr(communicators, kind)(workers, **messages)
     lost = config.drop_probability
     if lost == 0:
         return communicator

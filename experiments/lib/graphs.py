@@ -82,12 +82,6 @@ def matcha(
     return topologies.matcha(graph, budget, period=period, seed=seed)
 
 
-def take_any(algorithm: str, graphs: Sequence[Graph]) -> Sequence[Graph]:
-    """Returns the graphs, since the algorithm works with any."""
-    del algorithm
-    return graphs
-
-
 def take_fixed(algorithm: str, graphs: Sequence[Graph]) -> Sequence[djax.Topology]:
     """Returns the graphs, or raises UsageError for directed and changing ones."""
     for graph in graphs:

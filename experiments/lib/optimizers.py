@@ -70,19 +70,12 @@ def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
     """
     ranges.check(config)
     _check_decays(config)
-    decays = _decays(config, steps)
-    if (warmup_steps := round(config.warmup * steps)) == 0:
-        schedule = decays
-    else:
+    decays, shift = _decays(config, steps), int(config.rate_at_end)
+    ramp = optax.constant_schedule(1.0)
+    if warmup_steps := round(config.warmup * steps):
         first = config.warmup_from / config.learning_rate
         ramp = optax.linear_schedule(first, 1.0, warmup_steps)
-
-        def schedule(step):
-            return ramp(step) * decays(step)
-
-    if not config.rate_at_end:
-        return schedule
-    return lambda step: schedule(step + 1)
+    return lambda step: ramp(step + shift) * decays(step + shift)
 
 
 def _check_decays(config: BaseOptimizer) -> None:
@@ -174,12 +167,9 @@ def all_but_norms(params: Any) -> Any:
 
     A normalization is a module with "norm" in its name.
     """
-
-    def other(path, leaf):
-        del leaf
-        return "norm" not in jax.tree_util.keystr(path).lower()
-
-    return jax.tree_util.tree_map_with_path(other, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "norm" not in jax.tree_util.keystr(path).lower(), params
+    )
 
 
 def matrices(params: Any) -> Any:

@@ -14,7 +14,6 @@ from djax.training import Checkpointer, Checkpoints
 from . import (
     algorithms,
     asynchronous,
-    checkpoints,
     errors,
     graphs,
     optimizers,
@@ -24,7 +23,7 @@ from . import (
     tasks,
     trainer,
 )
-from .config import BUDGET, Config, check, identify, make_communicator
+from .config import BUDGET, Config, Saving, check, identify, make_communicator
 from .errors import UsageError
 
 
@@ -132,11 +131,7 @@ class Run:
     def _make_synchronous(self, params, model) -> synchronous.Synchronous:
         config = self.config
         optimizer = algorithms.make_optimizer(
-            config.averaging,
-            config.base,
-            self.steps,
-            self.graphs,
-            self.communicator,
+            config.averaging, config.base, self.steps, self.graphs, self.communicator
         )
         base = optimizers.make_base(config.base, self.steps)
         cost = djax.communication_cost(optimizer, model, self.communicator)
@@ -166,7 +161,7 @@ class Run:
         self, params, live: bool
     ) -> asynchronous.Virtual | runtime.Live:
         config, name = self.config, self.config.averaging.algorithm
-        algorithms.check_options(config.averaging, set())
+        algorithms.check_used(config.averaging, set())
         if config.communicator == "mesh":
             raise UsageError(
                 f"--algorithm {name} is not for --communicator mesh: start it under "
@@ -185,7 +180,7 @@ class Run:
             )
         if config.collapse is not None:
             raise UsageError(f"--algorithm {name} has no option --collapse.")
-        if not live and config.saving != checkpoints.Saving():
+        if not live and config.saving != Saving():
             raise UsageError(
                 f"--algorithm {name} saves no checkpoints on virtual clocks, where "
                 "the same seed repeats a run: leave --checkpoints and its options away."

@@ -10,7 +10,7 @@ import numpy as np
 from .. import data, models
 from ..errors import UsageError, lookup
 from ..options import check_options, check_ranges
-from ..ranges import AT_LEAST_ONE, NOT_NEGATIVE, Range
+from ..ranges import AT_LEAST_ONE, NOT_NEGATIVE, Range, flag
 from ._base import Setting as Setting
 from ._base import Task as Task
 from ._classification import classification as classification
@@ -55,11 +55,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def digits(setting: Setting, hidden: Sequence[int] = (128,)) -> Task:
-    """Makes the task of classifying handwritten digits with a small MLP.
-
-    There are 1,797 images of 8 x 8 in ten classes. A fifth of each class is held out
-    for the evaluation.
-    """
+    """Makes the task of classifying handwritten digits with a small MLP."""
     options = {"hidden": tuple(hidden)}
     return make_task("digits", setting._replace(model_options=options), {})
 
@@ -75,20 +71,14 @@ def make_task(name: str, setting: Setting, options: Mapping[str, Any]) -> Task:
         )
     if name == "quadratics":
         return _make_quadratics(setting, options)
-    if name in CORPORA:
-        return _make_language(name, setting, options)
-    return _make_classification(name, setting, options)
+    make = _make_language if name in CORPORA else _make_classification
+    return make(name, setting, options)
 
 
 def _make_quadratics(setting, options):
-    for flag, value, default in (
-        ("--model", setting.model, None),
-        ("--model-options", setting.model_options, {}),
-        ("--precision", setting.precision, "float32"),
-        ("--accumulation", setting.accumulation, 1),
-    ):
-        if value != default:
-            raise UsageError(f"--task quadratics has no option {flag}.")
+    for name in ("model", "model_options", "precision", "accumulation"):
+        if getattr(setting, name) != Setting._field_defaults[name]:
+            raise UsageError(f"--task quadratics has no option {flag(name)}.")
     what = "--task-options of quadratics"
     values = check_options(what, quadratics, options)
     check_ranges(what, values, _QUADRATICS)
@@ -97,43 +87,38 @@ def _make_quadratics(setting, options):
 
 def _make_classification(name, setting, options):
     default = (_IMAGES | _TEXTS)[name]
-    known = models.IMAGE_MODELS if name in _IMAGES else models.TEXT_MODELS
     dataset = _load(name, data.DATASETS[name], setting, options)
-    given = (dataset.vocabulary,) if name in _TEXTS else ()
-    options = dict(setting.model_options)
-    weights = options.pop("weights", None) if name in _TEXTS else None
-    setting = setting._replace(model_options=options)
+    model_name, model_options = setting.model or default.model, setting.model_options
+    weights = None
     if name in _IMAGES:
-        first = dataset.train.read(np.zeros(1, int), (0,))
-        side = first["image"].shape[1]
-        _check_size(name, setting.model or default.model, side)
-    model = _make_model(known, default, setting, *given, dataset.classes)
+        known, given = models.IMAGE_MODELS, (dataset.classes,)
+        _check_size(name, model_name, dataset.train.read(np.zeros(1, int), (0,)))
+    else:
+        known, given = models.TEXT_MODELS, (dataset.vocabulary, dataset.classes)
+        model_options = dict(model_options)
+        weights = model_options.pop("weights", None)
+    setting = setting._replace(model_options=model_options)
     return classification(
         setting,
         dataset,
-        model,
+        _make_model(known, default, setting, *given),
         epochs=default.epochs,
-        convolutions=name in _IMAGES and (setting.model or default.model) != "mlp",
+        convolutions=name in _IMAGES and model_name != "mlp",
         load=weights and functools.partial(models.load_distilbert, path=weights),
     )
 
 
 def _make_language(name, setting, options):
-    default = CORPORA[name]
-    options = dict(options)
-    what = f"--task-options of {name}"
-    length = _positive(what, "length", options.pop("length", default.length))
+    default, options = CORPORA[name], dict(options)
+    length = options.pop("length", default.length)
+    if not (isinstance(length, int) and length > 0):
+        raise UsageError(
+            f"--task-options of {name}: length={length} must be a positive integer."
+        )
     corpus = _load(name, data.CORPORA[name], setting, options)
-    model = _make_model(
-        models.LANGUAGE_MODELS, default, setting, len(corpus.vocabulary)
-    )
+    known, size = models.LANGUAGE_MODELS, len(corpus.vocabulary)
+    model = _make_model(known, default, setting, size)
     return language(setting, corpus, model, length, epochs=default.epochs)
-
-
-def _positive(what, name, value):
-    if not (isinstance(value, int) and value > 0):
-        raise UsageError(f"{what}: {name}={value} must be a positive integer.")
-    return value
 
 
 def _load(name, load, setting, options):
@@ -151,8 +136,9 @@ def _make_model(known: Mapping[str, Callable], default: _Default, setting, *give
     return _call(f"--model {name}", options, known[name], *given)
 
 
-def _check_size(task: str, model: str, side: int) -> None:
+def _check_size(task: str, model: str, sample: Mapping[str, np.ndarray]) -> None:
     """Refuses images so small that the model's poolings would leave no pixel."""
+    side = sample["image"].shape[1]
     if model == "vgg11" and side < 32:
         raise UsageError(
             f"--model vgg11 halves images five times and needs 32 pixels a side, but "

@@ -16,13 +16,11 @@ GradientFn = Callable[[Any, Any, Any], tuple[Any, Any, dict[str, jax.Array]]]
 class Setting(NamedTuple):
     """Which workers learn a task, from which samples, and how they compute gradients.
 
+    All but the first two are options of the same names.
+
     Attributes:
       local_ranks: ranks of the workers of this process; only their data are read.
-      split: which samples each worker holds, see :mod:`experiments.lib.data`; None for
-        the default of the task.
-      precision: dtype in which models compute; parameters are float32.
-      accumulation: number of parts of a batch. Their gradients are computed one after
-        another, which needs less memory, and averaged.
+      split: None for the default of the task.
     """
 
     workers: int
@@ -48,20 +46,18 @@ class Task(NamedTuple):
         of held-out samples. The sums have `samples`, the number of samples, and each
         measure, summed over the samples.
       held_out: returns the batches of all held-out samples.
-      higher_is_better: whether a higher score is better.
+      score: name of the measure by which models are compared.
       batches: `(start, stop) -> tree`, the batches of the local workers in the steps
         from `start` to `stop - 1`, counted from the start of the training. Leaves are
         `[local, stop - start, ...]`.
-      steps_per_epoch: number of steps in one epoch.
       model_state: initial state of the local workers' models, such as running
         statistics; leaves are `[local, ...]`. `()` if models have no state.
       statistics: `(params, batch) -> model_state`, the model state for one batch alone.
-        An averaged model gets its model state from these. None if an averaged model
-        needs no statistics.
+        An averaged model gets its model state from these. None if it needs none.
       pooled_statistics: whether the variances of an averaged model are those of all
-        batches together: the mean of the batches' variances plus the variance of the
-        batches' means. Otherwise the variance of the means is left out.
+        batches together. Otherwise the variance of the batches' means is left out.
       derive: takes the means of all measures, and adds measures that follow from them.
+      dispatch: argument of :func:`djax.simulation.make_steps`.
       class_counts: `int[workers, classes]`, how many samples of each class a worker
         holds; None without classes.
     """
@@ -105,19 +101,12 @@ def make_keys(local_ranks: Sequence[int], start: int, stop: int) -> np.ndarray:
     Returns:
       `uint32[local, stop - start, 3]`: rank, step, and 0 for the part of the batch.
     """
-    steps = np.arange(start, stop)
-    keys = np.zeros((len(local_ranks), len(steps), 3), np.uint32)
-    keys[..., 0] = np.asarray(local_ranks)[:, None]
-    keys[..., 1] = steps
-    return keys
+    ranks, steps = np.meshgrid(local_ranks, np.arange(start, stop), indexing="ij")
+    return np.stack([ranks, steps, np.zeros_like(steps)], axis=-1).astype(np.uint32)
 
 
 def random_key(seed: int, numbers: jax.Array) -> jax.Array:
-    """Makes the random key of one worker's step from its numbers.
-
-    Args:
-      numbers: `uint32[3]`, an element of the result of :func:`make_keys`.
-    """
+    """Makes the random key of a worker's step from an element of :func:`make_keys`."""
     key = jax.random.key(seed)
     for i in range(3):
         key = jax.random.fold_in(key, numbers[i])
@@ -127,7 +116,7 @@ def random_key(seed: int, numbers: jax.Array) -> jax.Array:
 def make_gradient_fn(
     loss_fn: Callable[[Any, Any, Any], tuple[jax.Array, Any]], parts: int, *, rows: bool
 ) -> GradientFn:
-    """Makes the gradient function of a loss; a batch may be computed in parts.
+    """Makes the gradient function of a :class:`Task`, whose loss is a mean over parts.
 
     Args:
       loss_fn: `(params, model_state, batch) -> (loss, model_state)`.
@@ -137,9 +126,6 @@ def make_gradient_fn(
       rows: whether the model state has a row for each sample, as the state of a
         recurrent network has. If not, each part starts with the model state that the
         part before has returned.
-
-    Returns:
-      A `gradient_fn` of a :class:`Task`; its loss is the mean over the parts.
     """
 
     def gradient_fn(params, model_state, batch):
@@ -151,24 +137,21 @@ def make_gradient_fn(
 
 
 def _accumulate(gradient_fn: GradientFn, parts: int, rows: bool) -> GradientFn:
-    def cut(tree):
-        return jax.tree.map(
-            lambda x: (
-                jnp.stack([x] * parts)
-                if x.ndim == 0
-                else x.reshape(parts, -1, *x.shape[1:])
-            ),
-            tree,
-        )
+    def cut(x):
+        if x.ndim == 0:
+            return jnp.stack([x] * parts)
+        return x.reshape(parts, -1, *x.shape[1:])
+
+    def take(tree, i):
+        return jax.tree.map(lambda x: x[i], tree)
 
     def accumulated(params, model_state, batch):
         batch = dict(batch)
         key = batch.pop("key")
         keys = jnp.stack([key.at[2].set(i) for i in range(parts)])
-        pieces = cut(batch) | {"key": keys}
-        first = jax.tree.map(lambda x: x[0], pieces)
-        states = cut(model_state) if rows else None
-        before = jax.tree.map(lambda x: x[0], states) if rows else model_state
+        pieces = jax.tree.map(cut, batch) | {"key": keys}
+        states = jax.tree.map(cut, model_state) if rows else None
+        before = take(states, 0) if rows else model_state
 
         def part(carry, piece):
             sums, state = carry
@@ -177,8 +160,8 @@ def _accumulate(gradient_fn: GradientFn, parts: int, rows: bool) -> GradientFn:
             sums = jax.tree.map(lambda a, b: a + b / parts, sums, (grads, metrics))
             return (sums, before if rows else after), after if rows else None
 
-        like = jax.eval_shape(gradient_fn, params, before, first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (like[0], like[2]))
+        grads, _, metrics = jax.eval_shape(gradient_fn, params, before, take(pieces, 0))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))
         (sums, state), own = jax.lax.scan(part, (zeros, before), (pieces, states))
         if rows:
             state = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own)
