@@ -40,6 +40,11 @@ class Config:
     """Folder of the files; by default results/ beside the script, runs/ with --smoke.
     """
 
+    def path(self, script: str) -> pathlib.Path:
+        """Returns the path of the files of the script `__file__`, without suffixes."""
+        assert self.output is not None, "`configure` sets it"
+        return self.output / pathlib.Path(script).stem
+
 
 C = TypeVar("C", bound=Config)
 
@@ -104,37 +109,46 @@ def publish(
     """Writes `<script>.jsonl` and `<script>.png`, and shows the tables.
 
     Args:
+      script: the script's `__file__`.
       records: results of the script. Each becomes a line of the file, whose first line
         says which versions and which machine computed them.
     """
-    assert config.output is not None
-    path = config.output / pathlib.Path(script).stem
+    path = config.path(script)
     head = {"smoke": config.smoke, **report.provenance()}
     lines = [json.dumps(record) for record in (head, *records)]
     path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
-    mark_figure(figure, config.smoke)
-    figure.savefig(path.with_suffix(".png"), dpi=200)
-    console = rich.console.Console(width=150, highlight=False)
-    for table in tables:
-        console.print(mark_table(table, config.smoke))
-    console.print(f"written: {path}.jsonl and .png")
+    show(path, tables, figure, config.smoke)
 
 
 SMOKE = "smoke test: tiny sizes, no results"
 
 
-def mark_table(table: rich.table.Table, smoke: bool) -> rich.table.Table:
-    """Adds to the title of a table that it is from a smoke test, if `smoke` is true."""
-    if smoke:
-        table.title = f"{table.title} ({SMOKE})"
-    return table
+def show(
+    path: pathlib.Path,
+    tables: Sequence[rich.table.Table],
+    figure: "Figure",
+    smoke: bool,
+) -> None:
+    """Saves a figure beside its records, prints tables, and marks all from smoke tests.
 
-
-def mark_figure(figure: "Figure", smoke: bool) -> None:
-    """Writes across a figure that it is from a smoke test, if `smoke` is true."""
+    Args:
+      path: path of the files without their suffixes.
+    """
     if smoke:
         style = {"size": 24, "color": "tab:red", "alpha": 0.4}
         figure.text(0.5, 0.5, SMOKE, ha="center", va="center", rotation=20, **style)
+    figure.savefig(path.with_suffix(".png"), dpi=200)
+    print_tables(tables, smoke)
+    print(f"written: {path}.jsonl and .png")
+
+
+def print_tables(tables: Sequence[rich.table.Table], smoke: bool) -> None:
+    """Prints tables, whose titles say whether they are from a smoke test."""
+    console = rich.console.Console(width=150, highlight=False)
+    for table in tables:
+        if smoke:
+            table.title = f"{table.title} ({SMOKE})"
+        console.print(table)
 
 
 def handle(label: str, **style: Any) -> "Line2D":

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import rich.console
 import rich.table
 import tyro
 
@@ -65,7 +64,7 @@ def describe(script: str, table: Table) -> str:
 
 
 def script(described: types.ModuleType) -> Callable[..., list[dict[str, Any]]]:
-    """Makes the command line of a table."""
+    """Makes the command line of a module's `TABLE`; its docstring is the help text."""
     name = described.__name__.replace(".configs", "")
 
     def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -98,13 +97,12 @@ def run(table: Table, choice: Choice) -> list[dict[str, Any]]:
             config = train.parse(choice.more, config)
             if speaks:
                 print(f"{row.method} {row.setting}: {command_line(config)}", flush=True)
-            found = run_row(table, config, smoke=choice.smoke)
             what = {"method": row.method, "setting": row.setting, **options}
-            records.append({**what, "score": found})
+            found = run_row(table, config, smoke=choice.smoke)
+            records.append(what | {"score": found})
             jax.clear_caches()
     if speaks:
-        shown = figures.mark_table(results(table, records), choice.smoke)
-        rich.console.Console(width=150, highlight=False).print(shown)
+        figures.print_tables([results(table, records)], choice.smoke)
     return records
 
 
@@ -157,8 +155,7 @@ def show(table: Table) -> None:
         )
         for row in table.rows
     ]
-    console = rich.console.Console(width=150, highlight=False)
-    console.print(figures.table(table.title, columns, rows))
+    figures.print_tables([figures.table(table.title, columns, rows)], smoke=False)
     for row in table.rows:
         line = command_line(row.config.replace(seed=row.seeds[0]))
         print(f"{row.method} {row.setting}: experiments.train {line}")
@@ -168,13 +165,9 @@ def results(table: Table, records: Sequence[dict[str, Any]]) -> rich.table.Table
     """Makes the table of mean scores over the seeds, beside the paper's."""
     rows = []
     for row in table.rows:
-        own = [
-            record
-            for record in records
-            if (record["method"], record["setting"]) == (row.method, row.setting)
-        ]
+        own = figures.select(records, method=row.method, setting=row.setting)
         for rate in sorted({record["learning_rate"] for record in own}):
-            found = [r["score"] for r in own if r["learning_rate"] == rate]
+            found = figures.column(figures.select(own, learning_rate=rate), "score")
             scores = [score for score in found if score is not None]
             told = [f"{statistics.fmean(scores):.4g}"] if scores else []
             if len(scores) > 1:

@@ -7,6 +7,8 @@ time, for example by Ctrl-C, and then continues where it was stopped.
 
 import concurrent.futures
 import dataclasses
+import itertools
+import json
 import math
 import os
 import pathlib
@@ -18,16 +20,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
-import rich.console
 import rich.table
 import tqdm
 
 from .. import train
-from . import errors, figures, processes, trainer
+from . import errors, figures, processes, report, trainer
 from .errors import UsageError
-from .ledger import Ledger, digest
 from .signals import INTERRUPTED
-from .tables import Row, Study, Table, configure, one_of_each_algorithm
+from .tables import Row, Study, Table, configure, one_of_each_algorithm, score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,47 +44,31 @@ class Config(figures.Config):
     """Only draw and show the runs that are in the file."""
 
 
-_CHOICES = ("learning_rate", "variant")
+class Ledger:
+    """A file with a line for each run of a study.
 
+    The first line says which versions and which machine computed the runs. The file of
+    tiny runs is always begun again.
+    """
 
-def _merit(table: Table, record: Mapping[str, Any]) -> float:
-    """Rates a run: the larger, the better; a run that diverged is the worst."""
-    if record["score"] is None:
-        return -math.inf
-    return record["score"] if table.accuracy else -record["score"]
+    def __init__(self, path: pathlib.Path, smoke: bool):
+        """Reads the file if there is one, and else begins it."""
+        self.path = path
+        if smoke or not path.exists():
+            head = {"smoke": smoke, **report.provenance()}
+            path.write_text(json.dumps(head) + "\n")
+        head, *self.records = map(json.loads, path.read_text().splitlines())
+        self.smoke = bool(head.get("smoke"))
 
+    def find(self, **values: Any) -> dict[str, Any] | None:
+        """Returns the record that has these values, or None."""
+        return next(iter(figures.select(self.records, **values)), None)
 
-def chosen(study: Study, records: Sequence[dict], row: Row) -> list[dict[str, Any]]:
-    """Returns a row's runs with its best learning rate and variant, for all seeds."""
-    own = figures.select(records, method=row.method, setting=row.setting)
-    first = figures.select(own, seed=study.seeds[0])
-    if not first:
-        return []
-    best = max(first, key=lambda record: _merit(study.table, record))
-    same = {key: best[key] for key in _CHOICES}
-    return sorted(figures.select(own, **same), key=lambda r: r["seed"])
-
-
-def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
-    """Makes the runs that the ledger lacks, and returns all records."""
-    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    with scratch as folder, processes.pool(config.jobs) as pool:
-        for stage in (_tuning, _borrowing, _repeating):
-            todo = [job for job in stage(study, ledger) if not ledger.find(**job.key)]
-            with processes.interrupts_withheld():
-                lines = {
-                    pool.submit(
-                        _execute, job.configure(study, config.smoke), folder
-                    ): job
-                    for job in todo
-                }
-            title = f"{ledger.name}: {stage.__name__.removeprefix('_')}"
-            done = concurrent.futures.as_completed(lines)
-            for future in tqdm.tqdm(done, title, len(todo), unit="run"):
-                ledger.add(
-                    {**lines[future].key, **digest(study.table, future.result())}
-                )
-    return ledger.records
+    def add(self, record: dict[str, Any]) -> None:
+        """Adds a record to the file."""
+        self.records.append(record)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 def script(
@@ -94,64 +78,30 @@ def script(
 ) -> Callable[..., list[dict[str, Any]]]:
     """Makes the command line of a study.
 
-    Returns:
-      A function that takes arguments of the command line, by default those of the
-      process, and returns the records of all runs.
+    Args:
+      file: the script's `__file__`.
+      described: module with the `STUDY`, whose docstring is the help text.
     """
 
     def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        study = described.STUDY
         config = figures.configure(file, described.__doc__, arguments, Config)
-        assert config.output is not None
-        path = config.output / pathlib.Path(file).stem
-        if config.smoke:
-            study = _small(study)
+        study = _small(described.STUDY) if config.smoke else described.STUDY
+        path = config.path(file)
+        lines = path.with_suffix(".jsonl")
         with errors.one_line_errors(UsageError):
             if config.draw:
-                _check_drawable(path.with_suffix(".jsonl"), config)
-        ledger = Ledger(path.with_suffix(".jsonl"), config.smoke and not config.draw)
+                _check_drawable(lines, config)
+        ledger = Ledger(lines, config.smoke and not config.draw)
         try:
             records = ledger.records if config.draw else run(study, config, ledger)
         except KeyboardInterrupt:
             _stop(ledger)
-        smoke = config.smoke or ledger.smoke
         figure = draw(described.STUDY, records)
-        figures.mark_figure(figure, smoke)
-        figure.savefig(path.with_suffix(".png"), dpi=200)
-        console = rich.console.Console(width=150, highlight=False)
-        console.print(figures.mark_table(results(study, records), smoke))
-        console.print(f"written: {path}.jsonl and .png")
+        smoke = config.smoke or ledger.smoke
+        figures.show(path, [results(study, records)], figure, smoke)
         return records
 
     return main
-
-
-def _stop(ledger: Ledger) -> NoReturn:
-    """Ends the process after Ctrl-C, and says how to go on."""
-    rest = (
-        "they are of --smoke, which starts anew each time"
-        if ledger.smoke
-        else "to go on, start the same again"
-    )
-    print(
-        f"stopped by Ctrl-C; {len(ledger.records)} runs are kept in {ledger.path}: "
-        f"{rest}",
-        file=sys.stderr,
-        flush=True,
-    )
-    sys.stdout.flush()
-    processes.discard_compiled()
-    os._exit(INTERRUPTED)  # A run in a thread of this process would not end before.
-
-
-def _check_drawable(path: pathlib.Path, config: Config) -> None:
-    """Raises UsageError if the file has no run to draw."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    if len(lines) < 2:  # The first line is not a run: it says what made the runs.
-        raise UsageError(
-            f"--draw: there are no runs in {path}; run it without --draw first, or "
-            f"choose another --output than {config.output}."
-        )
 
 
 def _small(study: Study) -> Study:
@@ -166,31 +116,51 @@ def _small(study: Study) -> Study:
     )
 
 
-def results(study: Study, records: Sequence[dict]) -> rich.table.Table:
-    """Makes the table of each row's best score over the seeds, beside the paper's."""
-    rows = []
-    for row in study.table.rows:
-        runs = chosen(study, records, row)
-        scores = [r["score"] for r in runs if r["score"] is not None]
-        if not runs:
-            continue
-        failed = (
-            f", {len(runs) - len(scores)} diverged" if len(scores) < len(runs) else ""
+def _check_drawable(path: pathlib.Path, config: Config) -> None:
+    """Raises UsageError if the file has no run to draw."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    if len(lines) < 2:  # The first line is not a run: it says what made the runs.
+        raise UsageError(
+            f"--draw: there are no runs in {path}; run it without --draw first, or "
+            f"choose another --output than {config.output}."
         )
-        found = f"{np.mean(scores):.4g} ± {np.std(scores):.2g}" if scores else ""
-        rows.append(
-            (
-                row.method,
-                row.setting,
-                runs[0]["learning_rate"],
-                runs[0]["variant"],
-                f"{found}{failed}",
-                runs[0]["megabytes"],
-                row.expected,
-            )
-        )
-    columns = ("method", "setting", "learning rate", "", "found", "MB sent", "paper")
-    return figures.table(study.table.title, columns, rows)
+
+
+def _stop(ledger: Ledger) -> NoReturn:
+    """Ends the process after Ctrl-C, and says how to go on."""
+    rest = "to go on, start the same again"
+    if ledger.smoke:
+        rest = "they are of --smoke, which starts anew each time"
+    print(
+        f"stopped by Ctrl-C; {len(ledger.records)} runs are kept in {ledger.path}: "
+        f"{rest}",
+        file=sys.stderr,
+        flush=True,
+    )
+    sys.stdout.flush()
+    processes.discard_compiled()
+    os._exit(INTERRUPTED)  # A run in a thread of this process would not end before.
+
+
+def run(study: Study, config: Config, ledger: Ledger) -> list[dict[str, Any]]:
+    """Makes the runs that the ledger lacks, and returns all records."""
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with scratch as folder, processes.pool(config.jobs) as pool:
+        for stage in (_tuning, _borrowing, _repeating):
+            todo = [job for job in stage(study, ledger) if not ledger.find(**job.key)]
+            with processes.interrupts_withheld():
+                started = {
+                    pool.submit(
+                        _execute, job.configure(study, config.smoke), folder
+                    ): job
+                    for job in todo
+                }
+            title = f"{ledger.path.stem}: {stage.__name__.removeprefix('_')}"
+            done = concurrent.futures.as_completed(started)
+            for future in tqdm.tqdm(done, title, len(todo), unit="run"):
+                record = digest(study.table, future.result())
+                ledger.add(started[future].key | record)
+    return ledger.records
 
 
 class _Job(NamedTuple):
@@ -204,13 +174,8 @@ class _Job(NamedTuple):
     @property
     def key(self) -> dict[str, Any]:
         """Returns the values by which the record of the run is found."""
-        return {
-            "method": self.row.method,
-            "setting": self.row.setting,
-            "learning_rate": self.learning_rate,
-            "variant": self.variant,
-            "seed": self.seed,
-        }
+        what = {"method": self.row.method, "setting": self.row.setting}
+        return what | {key: getattr(self, key) for key in self._fields[1:]}
 
     def configure(self, study: Study, smoke: bool) -> train.Config:
         """Makes the configuration of the run."""
@@ -228,9 +193,8 @@ def _tuning(study: Study, ledger: Ledger) -> Iterator[_Job]:
     """Lists the runs that tune: all rates and variants, with the first seed."""
     for row in study.table.rows:
         rates = () if row.method in study.borrowed else study.rates
-        for rate in rates:
-            for variant in study.variants_of(row):
-                yield _Job(row, rate, variant, study.seeds[0])
+        for rate, variant in itertools.product(rates, study.variants_of(row)):
+            yield _Job(row, rate, variant, study.seeds[0])
 
 
 def _borrowing(study: Study, ledger: Ledger) -> Iterator[_Job]:
@@ -268,3 +232,55 @@ def _execute(config: train.Config, folder: str | None = None) -> dict[str, Any]:
             failure = str(error)
     jax.clear_caches()
     return {"history": outcome.history, "megabytes": megabytes, "error": failure}
+
+
+def digest(table: Table, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the record of a run from the result of `_execute`: its score and curves."""
+    history, error = result["history"], result["error"]
+    curves = ("epoch", "time", "loss", "worst", "mean", "averaged")
+    return {
+        "score": None if error is not None else score(table, history),
+        "megabytes": result["megabytes"],
+        "error": error,
+        "scores": history[-1]["scores"] if history else [],
+        **{
+            key: [float(f"{record[key]:.5g}") for record in history]
+            for key in (*curves, "consensus_distance")
+            if history and key in history[-1]
+        },
+    }
+
+
+def chosen(study: Study, records: Sequence[dict], row: Row) -> list[dict[str, Any]]:
+    """Returns a row's runs with its best learning rate and variant, for all seeds."""
+
+    def merit(record):
+        if record["score"] is None:  # The run diverged.
+            return -math.inf
+        return record["score"] if study.table.accuracy else -record["score"]
+
+    own = figures.select(records, method=row.method, setting=row.setting)
+    first = figures.select(own, seed=study.seeds[0])
+    if not first:
+        return []
+    best = max(first, key=merit)
+    same = {key: best[key] for key in ("learning_rate", "variant")}
+    return sorted(figures.select(own, **same), key=lambda record: record["seed"])
+
+
+def results(study: Study, records: Sequence[dict]) -> rich.table.Table:
+    """Makes the table of each row's best score over the seeds, beside the paper's."""
+    rows = []
+    for row in study.table.rows:
+        if not (runs := chosen(study, records, row)):
+            continue
+        scores = [run["score"] for run in runs if run["score"] is not None]
+        found = f"{np.mean(scores):.4g} ± {np.std(scores):.2g}" if scores else ""
+        if len(scores) < len(runs):
+            found += f", {len(runs) - len(scores)} diverged"
+        best = runs[0]
+        rate, variant, sent = best["learning_rate"], best["variant"], best["megabytes"]
+        made = (row.method, row.setting, rate, variant, found, sent, row.expected)
+        rows.append(made)
+    columns = ("method", "setting", "learning rate", "", "found", "MB sent", "paper")
+    return figures.table(study.table.title, columns, rows)
