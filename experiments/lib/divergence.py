@@ -72,23 +72,16 @@ class Watch:
     tail: list[float] = dataclasses.field(default_factory=list)
 
     def take(self, before: int, losses: Sequence[float] | np.ndarray) -> None:
-        """Notes the losses of consecutive steps.
-
-        Args:
-          losses: `float[steps]`, means over the workers.
-        """
+        """Notes the losses of the steps after `before` steps, `float[steps]`."""
         if len(losses) == 0:
             return
         if before == 0:
             self.first = float(losses[0])
         self.largest = max(self.largest, float(np.max(losses)))
-        late = np.asarray(losses)[max(0, self.steps - self._length - before) :]
+        length = max(1, round(TAIL * self.steps))
+        late = np.asarray(losses)[max(0, self.steps - length - before) :]
         if late.size:
             self.tail.append(float(np.median(late)))
-
-    @property
-    def _length(self) -> int:
-        return max(1, round(TAIL * self.steps))
 
     def check(self) -> None:
         """Raises Diverged if the loss has grown and not come back.
@@ -115,8 +108,7 @@ class Watch:
 def watch_all(losses: np.ndarray, workers: int) -> None:
     """Raises Diverged if the losses of a whole training have grown and not come back.
 
-    Args:
-      losses: `float[gradients]`, losses of all workers in the order of time.
+    Losses are `float[gradients]`, those of all workers in the order of time.
     """
     steps = len(losses) // workers
     watch = Watch(steps)
@@ -129,7 +121,7 @@ def check_losses(losses: np.ndarray, workers: np.ndarray, when: str) -> None:
 
     Args:
       losses: `float[gradients]`.
-      workers: `int[gradients]`, the worker of each loss; further entries are ignored.
+      workers: `int[gradients]`; further entries are ignored.
       when: text for the error that says when the losses were computed.
     """
     bad = np.flatnonzero(~np.isfinite(losses))

@@ -38,18 +38,22 @@ def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
     alone = len(local) < communicator.size  # Other processes have the other workers.
     evaluate_one = jax.jit(task.evaluate)
     evaluate_own = _make_evaluate(task, communicator, evaluate_one)
-    measure = jax.jit(communicator.spmd(lambda p: _measure(p, communicator)))
     mean = jax.jit(communicator.spmd(communicator.mean))
+
+    @jax.jit
+    @communicator.spmd
+    def measure(params):
+        averaged = metrics.mean_params(params, communicator)
+        return averaged, metrics.consensus_distance(params, communicator)
 
     def assess(params, model_state=None):
         averaged, distance = measure(params)
         first = _take(averaged, 0)
         state, own_state = task.model_state, model_state
         if task.statistics is not None:
-            moments = _find_moments(task, averaged)
-            state = _as_statistics(task, mean(moments))
+            state = _find_statistics(task, averaged, mean)
             if model_state is None:
-                own_state = _as_statistics(task, _find_moments(task, params))
+                own_state = _find_statistics(task, params)
         elif model_state is None:
             own_state = jax.tree.map(jnp.asarray, task.model_state)
         state = _take(state, 0)
@@ -67,11 +71,18 @@ def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
         )
         parts = [part for _, part in (everyone if alone else everyone[:1]) if part]
         whole = {key: float(sum(part[key] for part in parts)) for key in sums}
-        return _summarize(
-            task,
-            [task.average(own) for own, _ in everyone],
-            task.average(whole),
-        ) | {"consensus_distance": float(np.asarray(distance)[0])}
+        workers = [task.average(own) for own, _ in everyone]
+        averaged = task.average(whole)
+        scores = [float(worker[task.score]) for worker in workers]
+        return {
+            "mean": statistics.fmean(scores),
+            "worst": min(scores) if task.higher_is_better else max(scores),
+            "averaged": float(averaged[task.score]),
+            "mean_loss": statistics.fmean(float(worker["loss"]) for worker in workers),
+            "averaged_loss": float(averaged["loss"]),
+            "scores": scores,
+            "consensus_distance": float(np.asarray(distance)[0]),
+        }
 
     return assess
 
@@ -83,8 +94,7 @@ def assess_one(task: Task, params: Any) -> dict[str, float]:
     """
     state = task.model_state
     if task.statistics is not None:
-        moments = _find_moments(task, jax.tree.map(lambda x: x[None], params))
-        state = _as_statistics(task, moments)
+        state = _find_statistics(task, jax.tree.map(lambda x: x[None], params))
     state, program = _take(state, 0), jax.jit(task.evaluate)
     results = [program(params, state, batch) for batch in task.held_out()]
     means = task.average(_total(results))
@@ -95,12 +105,6 @@ def assess_one(task: Task, params: Any) -> dict[str, float]:
 def _take(tree: Any, *index: int) -> Any:
     """Indexes all leaves in one program, faster than by one call for each leaf."""
     return jax.tree.map(lambda x: x[index], tree)
-
-
-def _measure(params: Any, communicator: djax.Communicator) -> tuple[Any, jax.Array]:
-    """Returns the averaged model, and the consensus distance."""
-    averaged = metrics.mean_params(params, communicator)
-    return averaged, metrics.consensus_distance(params, communicator)
 
 
 def _make_evaluate(task, communicator, evaluate_one) -> Callable:
@@ -127,12 +131,15 @@ def _make_evaluate(task, communicator, evaluate_one) -> Callable:
     return one_by_one
 
 
-def _find_moments(task: Task, params: Any) -> Any:
+def _find_statistics(
+    task: Task, params: Any, mean: Callable[[Any], Any] = lambda moments: moments
+) -> Any:
     """Returns the statistics of each local worker's model on the worker's own data.
 
-    The statistics are means over batches. If the task's statistics are pooled, second
-    moments take the place of variances: unlike variances, moments of several batches or
-    workers can be averaged.
+    The statistics are means over batches, of which `mean` may take the mean over
+    workers. If the task's statistics are pooled, second moments take the place of
+    variances meanwhile: unlike variances, moments of several batches or workers can be
+    averaged.
     """
     assert task.statistics is not None
     program = jax.jit(task.statistics)
@@ -145,11 +152,7 @@ def _find_moments(task: Task, params: Any) -> Any:
         if task.pooled_statistics:
             own = [_add_squared_means(statistics, 1) for statistics in own]
         found.append(jax.tree.map(lambda *xs: sum(xs) / steps, *own))
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *found)
-
-
-def _as_statistics(task: Task, moments: Any) -> Any:
-    """Turns averaged moments into means and variances."""
+    moments = mean(jax.tree.map(lambda *xs: jnp.stack(xs), *found))
     return _add_squared_means(moments, -1) if task.pooled_statistics else moments
 
 
@@ -170,16 +173,4 @@ def _total(results: Sequence[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
     return {
         key: np.sum([np.asarray(result[key], np.float64) for result in results], axis=0)
         for key in results[0]
-    }
-
-
-def _summarize(task: Task, workers: list[dict], averaged: dict) -> dict[str, Any]:
-    scores = [float(worker[task.score]) for worker in workers]
-    return {
-        "mean": statistics.fmean(scores),
-        "worst": min(scores) if task.higher_is_better else max(scores),
-        "averaged": float(averaged[task.score]),
-        "mean_loss": statistics.fmean(float(worker["loss"]) for worker in workers),
-        "averaged_loss": float(averaged["loss"]),
-        "scores": scores,
     }

@@ -132,8 +132,7 @@ class Sweep:
         plateau: bool = False,
     ):
         """Keeps the arguments; :meth:`run` compiles the program."""
-        self.problems = len(problems)
-        self._stacked = _stack(problems)
+        self.problems, self._stacked = len(problems), _stack(problems)
         self._goal, self._plateau = goal, plateau
         size = self._stacked.linear.shape[1]
         self._communicator = djax.communicators.simulated(size)
@@ -154,15 +153,19 @@ class Sweep:
         """
         limits = np.broadcast_to(np.minimum(limits, NEVER - 1), self.problems)
         rates, limits = jnp.asarray(rates), jnp.asarray(limits, jnp.int32)
-        progress = self._program(rates, limits, self._stacked)
-        reached, failed = np.asarray(progress.reached), np.asarray(progress.failed)
-        return reached, failed, np.asarray(progress.level)
+        found = self._program(rates, limits, self._stacked)
+        return (
+            np.asarray(found.reached),
+            np.asarray(found.failed),
+            np.asarray(found.level),
+        )
 
     def _run(self, rates, limits, problems):
         size, dim = problems.linear.shape[1:]
         tests = jnp.asarray(self._tests)
         params = jnp.zeros((*rates.shape, size, dim))
-        state = self._everywhere(self._init)(rates, problems, params)
+        state = jax.vmap(jax.vmap(self._init))(rates, params)
+        step = jax.vmap(jax.vmap(self._step), (0, None, 0, 0))
         progress = _Progress(
             test=jnp.zeros((), jnp.int32),
             first=jnp.full(rates.shape, jnp.inf),
@@ -185,10 +188,7 @@ class Sweep:
             now = tests[progress.test]
             before = jnp.where(progress.test > 0, tests[progress.test - 1], 0)
             params, state = jax.lax.fori_loop(
-                before,
-                now,
-                lambda _, c: self._everywhere(self._step)(rates, problems, *c),
-                (params, state),
+                before, now, lambda _, c: step(rates, problems, *c), (params, state)
             )
             progress = self._judge(progress, _errors(problems, params), now)
             return progress, params, state
@@ -196,17 +196,7 @@ class Sweep:
         progress, *_ = jax.lax.while_loop(undecided, advance, (progress, params, state))
         return progress
 
-    def _everywhere(self, run: Callable) -> Callable:
-        """Maps a function of one run over all rates and problems."""
-
-        def all_runs(rates, problems, *rest):
-            rows = (0, None, *(0 for _ in rest))
-            return jax.vmap(jax.vmap(run), rows)(rates, problems, *rest)
-
-        return all_runs
-
-    def _init(self, rate, problem, params):
-        del problem
+    def _init(self, rate, params):
         optimizer = self._make_optimizer(rate, self._communicator)
         return self._communicator.spmd(optimizer.init)(params)
 

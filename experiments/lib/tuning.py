@@ -17,12 +17,9 @@ GRID = 16
 
 
 class Tuned(NamedTuple):
-    """The best learning rate for each problem.
+    """The best learning rate for each problem, and the step at which it got there.
 
-    Attributes:
-      steps: `float[problems]`, the step at which the goal was reached; NaN if no rate
-        reaches the goal.
-      learning_rates: `float[problems]`; NaN if no rate reaches the goal.
+    Both are `float[problems]`, and NaN if no rate reaches the goal.
     """
 
     steps: np.ndarray
@@ -81,17 +78,14 @@ def tune_as_published(
         searching = ~(upper - lower <= 1e-4)  # True while `lower` is NaN.
         if not searching.any():
             break
-        bisecting = ~np.isnan(lower)
-        rate = np.where(bisecting, (lower + upper) / 2, rate)
+        rate = np.where(np.isnan(lower), rate, (lower + upper) / 2)
         steps, failed, _ = sweep.run(rate[None], limits=10 * best)
         steps = np.where(steps[0] < NEVER, steps[0], np.inf)
         failed = failed[0] & searching
         improved = searching & (steps < best)
         slower = searching & ~failed & ~improved
-        best, best_rate = (
-            np.where(improved, steps, best),
-            np.where(improved, rate, best_rate),
-        )
+        best = np.where(improved, steps, best)
+        best_rate = np.where(improved, rate, best_rate)
         upper = np.where(failed, np.fmax(lower, rate), upper)
         lower = np.where(slower, np.fmin(rate, upper), lower)
         upper = np.where(slower & np.isfinite(steps), np.fmin(4 * rate, upper), upper)
@@ -128,10 +122,8 @@ def tune_plateau(
         steps, failed, level = (x[0] for x in sweep.run(rate[None], limits))
         steps = np.where(steps < NEVER, steps, np.inf)
         improved = searching & (steps < best)
-        best, best_rate = (
-            np.where(improved, steps, best),
-            np.where(improved, rate, best_rate),
-        )
+        best = np.where(improved, steps, best)
+        best_rate = np.where(improved, rate, best_rate)
         upper = np.where(searching & failed, rate, upper)
         lower = np.where(searching & ~failed, rate, lower)
         searching &= ~(np.isfinite(steps) & (level > goal / 1.1))
