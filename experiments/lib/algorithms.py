@@ -261,9 +261,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Makes the optimizer of a decentralized algorithm around a base optimizer.
 
-    Args:
-      graphs: the graphs between whose neighbours messages are sent. With several, each
-        graph averages a part of the coordinates.
+    With several graphs, each averages a part of the coordinates.
     """
     recipe = ALGORITHMS[config.algorithm]
     check_used(config, recipe.options)

@@ -54,11 +54,7 @@ class Clocks:
 
 
 def check_clocks(clocks: Clocks, algorithm: str, live: bool) -> None:
-    """Raises UsageError if the algorithm would ignore one of the options.
-
-    Args:
-      live: whether the workers compute in real time.
-    """
+    """Raises UsageError if an algorithm, in real time if `live`, ignores an option."""
     known = {"--speeds", "--variation"} if algorithm == "all_reduce_sgd" else set()
     for option in changed(clocks) - known:
         if algorithm not in ALGORITHMS:
@@ -89,11 +85,7 @@ def make_algorithm(
     steps: int,
     topology: djax.Topology,
 ) -> asynchronous.EventTransformation:
-    """Makes the algorithm with one of the names in `ALGORITHMS`.
-
-    Args:
-      steps: mean number of gradients of a worker in the whole training.
-    """
+    """Makes one of the `ALGORITHMS`; a worker computes `steps` gradients on average."""
     if clocks.global_steps:
         make = _in_global_steps(getattr(optax, base.optimizer, None))
         optimizer = make_base(base, topology.size * steps, make)
@@ -120,12 +112,7 @@ def _in_global_steps(make):
 
 @dataclasses.dataclass
 class EventJob(Job):
-    """The base class of asynchronous trainings, whose workers make events.
-
-    Attributes:
-      algorithm: what each worker does at gradients and averagings.
-      events: the gradients and averagings of all workers.
-    """
+    """The base class of asynchronous trainings, whose workers make events."""
 
     algorithm: asynchronous.EventTransformation
     events: asynchronous.Events = dataclasses.field(init=False)
@@ -219,11 +206,7 @@ class EventJob(Job):
 
 @dataclasses.dataclass
 class Virtual(EventJob):
-    """A training of asynchronous workers on virtual clocks.
-
-    Attributes:
-      rate: requested averagings of a worker per unit of time.
-    """
+    """A training on virtual clocks, with requested averagings of a worker per time."""
 
     events: asynchronous.Events
     rate: float

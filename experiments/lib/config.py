@@ -249,10 +249,8 @@ def identify(
 ) -> dict[str, str]:
     """Returns the options in which a run must agree with the run that it continues.
 
-    Args:
-      between: the graphs of the run, since another version of djax may give a name to
-        another graph.
-      ignored: options that may differ besides `UNESSENTIAL`.
+    The graphs are among them, since another version of djax may give a name to another
+    graph. Options of `UNESSENTIAL` and those that are `ignored` may differ.
     """
     found = {"the graph": "; ".join(map(graphs.digest, between))}
     for name, value in flatten(config).items():

@@ -59,7 +59,6 @@ class Watch:
     """Follows the losses of a training, to tell at the end whether it diverged.
 
     Attributes:
-      steps: the number of steps of the whole training.
       first: mean loss of the workers in the first step; None if that step is unknown.
       largest: the largest mean loss of a step.
       tail: medians of losses in the last fifth of the training, one for each call of
@@ -117,12 +116,9 @@ def watch_all(losses: np.ndarray, workers: int) -> None:
 
 
 def check_losses(losses: np.ndarray, workers: np.ndarray, when: str) -> None:
-    """Raises Diverged if a loss is not finite.
+    """Raises Diverged if a loss of `float[gradients]` is not finite; `when` says when.
 
-    Args:
-      losses: `float[gradients]`.
-      workers: `int[gradients]`; further entries are ignored.
-      when: text for the error that says when the losses were computed.
+    The workers of the losses are `int[gradients]`; further entries are ignored.
     """
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:

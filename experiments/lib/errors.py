@@ -89,11 +89,8 @@ def exit_together(
     """Exits once all ranks have called this, or ends them after `patience` seconds.
 
     Ranks wait for each other because a launcher kills all ranks as soon as one has
-    failed, possibly before rank 0 has printed the reason.
-
-    Args:
-      message: line for stderr. Rank 0 prints it if all ranks call this; otherwise the
-        ranks that do print it.
+    failed, possibly before rank 0 has printed the reason. Rank 0 prints the message on
+    stderr if all ranks call this; otherwise the ranks that do print it.
     """
     rank = communicators.launcher_rank()
     if rank == 0 and message:

@@ -108,11 +108,7 @@ def _take(tree: Any, *index: int) -> Any:
 
 
 def _make_evaluate(task, communicator, evaluate_one) -> Callable:
-    """Makes a function that evaluates the models of all local workers on one batch.
-
-    The function is `(params, model_state, batch) -> sums`. Leaves of all but the batch
-    are `[local, ...]`.
-    """
+    """Makes a function that evaluates the models of all local workers on one batch."""
     if not (task.dispatch and len(communicator.local_ranks) > 1):
 
         def evaluate(params, model_state, batch):

@@ -52,18 +52,13 @@ C = TypeVar("C", bound=Config)
 def script(
     name: str, parts: Any = None, *, full: tuple, smoke: tuple, x64: bool = False
 ) -> Callable[..., list[Record]]:
-    """Makes the command line of a figure's script.
+    """Makes the command line of a figure's script, which returns the records.
 
     Args:
       name: the script's `__name__`. `--help` shows the script's docstring.
       parts: object with the functions `compute`, `make_tables` and `draw`; by default
-        the script. `compute` makes the records. `make_tables` makes tables from the
-        records, and `draw` the matplotlib figure.
-      full: arguments of `compute`.
-
-    Returns:
-      A function that takes arguments of the command line, by default those of the
-      process. It writes the files, shows the tables and returns the records.
+        the script.
+      full: arguments of `compute`; `smoke` are those with `--smoke`.
     """
     module: Any = sys.modules[name]
 
@@ -108,10 +103,8 @@ def publish(
 ) -> None:
     """Writes `<script>.jsonl` and `<script>.png`, and shows the tables.
 
-    Args:
-      script: the script's `__file__`.
-      records: results of the script. Each becomes a line of the file, whose first line
-        says which versions and which machine computed them.
+    The first line of the file says which versions and which machine computed the
+    records, each of which becomes a further line.
     """
     path = config.path(script)
     head = {"smoke": config.smoke, **report.provenance()}
@@ -129,11 +122,7 @@ def show(
     figure: "Figure",
     smoke: bool,
 ) -> None:
-    """Saves a figure beside its records, prints tables, and marks all from smoke tests.
-
-    Args:
-      path: path of the files without their suffixes.
-    """
+    """Saves a figure as `<path>.png`, prints tables, and marks all from smoke tests."""
     if smoke:
         style = {"size": 24, "color": "tab:red", "alpha": 0.4}
         figure.text(0.5, 0.5, SMOKE, ha="center", va="center", rotation=20, **style)
@@ -185,12 +174,7 @@ def table(
     rows: Iterable[Sequence[Any]],
     caption: str | None = None,
 ) -> rich.table.Table:
-    """Makes a table of texts and numbers.
-
-    Args:
-      rows: cells of each row: texts, numbers (shown with four digits), or None (shown
-        as a dash).
-    """
+    """Makes a table of texts, numbers (shown with four digits), and None (a dash)."""
     result = rich.table.Table(
         title=title, title_justify="left", caption=caption, caption_justify="left"
     )

@@ -33,8 +33,7 @@ def make_graphs(
 ) -> tuple[Graph, ...]:
     """Builds the graph with a name, or the two trees of `double_binary_trees`.
 
-    Args:
-      weights: name of a rule for the mixing weights, or a number.
+    The weights are the name of a rule, or a number.
     """
     lookup("--topology", name, NAMES)
     if name == "social_network" and size != 32:
@@ -72,10 +71,7 @@ def matcha(
     period: int = 1000,
     seed: int = 0,
 ) -> djax.Schedule:
-    """Makes a schedule that uses each edge of another graph in some steps only.
-
-    See :func:`djax.topologies.matcha`.
-    """
+    """Makes :func:`djax.topologies.matcha` of the graph with the name `base`."""
     lookup("--topology-options of matcha, base", base, topologies.BUILDERS)
     (graph,) = make_graphs(base, size, {})
     assert isinstance(graph, djax.Topology)

@@ -64,10 +64,7 @@ class BaseOptimizer:
 
 
 def learning_rate_schedule(config: BaseOptimizer, steps: int) -> optax.Schedule:
-    """Makes the schedule of the learning rate: a linear warm-up, and then decays.
-
-    Decays are sudden, or geometric slopes if `decay_over` is not 0.
-    """
+    """Makes the schedule of the learning rate: a linear warm-up, and then decays."""
     ranges.check(config)
     _check_decays(config)
     decays, shift = _decays(config, steps), int(config.rate_at_end)
@@ -117,8 +114,7 @@ def make_base(
 ) -> optax.GradientTransformation:
     """Makes the optimizer that every worker applies to its own gradients.
 
-    Args:
-      make: replaces optax's function called `config.optimizer`.
+    A function `make` replaces optax's function called `config.optimizer`.
     """
     lookup("--optimizer", config.optimizer, _optimizers())
     make = make or getattr(optax, config.optimizer)
@@ -153,8 +149,7 @@ def _ranges_of(make: Callable) -> dict[str, ranges.Range]:
 def scale_linearly(config: BaseOptimizer, samples: int) -> BaseOptimizer:
     """Scales the learning rate to the true batch size, if `linear_scaling` asks for it.
 
-    Args:
-      samples: number of samples in the batches of all workers together.
+    The batches of all workers together have that many samples.
     """
     if config.linear_scaling is None:
         return config
@@ -163,10 +158,7 @@ def scale_linearly(config: BaseOptimizer, samples: int) -> BaseOptimizer:
 
 
 def all_but_norms(params: Any) -> Any:
-    """Tells which parameters do not belong to a normalization.
-
-    A normalization is a module with "norm" in its name.
-    """
+    """Tells which parameters are not those of a module with "norm" in its name."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "norm" not in jax.tree_util.keystr(path).lower(), params
     )

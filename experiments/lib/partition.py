@@ -40,9 +40,6 @@ def dirichlet(
     parts, so that sizes differ by at most one. Cutting makes the classes of workers
     slightly less different than :math:`\alpha` says.
 
-    Raises:
-      UsageError: if no draw gives each worker half of its fair share.
-
     References:
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021
@@ -96,9 +93,6 @@ def shards(
 
     Each worker gets `per_worker` shards. Sizes differ by at most `per_worker`.
 
-    Raises:
-      UsageError: if there are more shards than samples.
-
     References:
       McMahan et al., `Communication-Efficient Learning of Deep Networks from
       Decentralized Data <https://arxiv.org/abs/1602.05629>`_, 2017
@@ -124,13 +118,7 @@ _SPLITS: dict[str, tuple[Callable[..., Shares], type | None]] = {
 
 
 def split(labels: np.ndarray, workers: int, spec: str, seed: int) -> Shares:
-    """Splits samples among workers as the command line says.
-
-    Args:
-      spec: `iid`, `dirichlet:ALPHA` or `shards:K`.
-
-    Returns:
-      The indices of each worker's samples. They are disjoint and cover all samples.
+    """Splits samples among workers, as in `iid`, `dirichlet:ALPHA` or `shards:K`.
 
     Examples:
       >>> labels = np.arange(1000) % 10
@@ -162,11 +150,7 @@ def count_classes(labels: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarra
 
 
 def plot_classes(counts: np.ndarray, title: str):
-    """Plots which workers hold which classes.
-
-    Args:
-      counts: result of :func:`count_classes`.
-    """
+    """Plots how many samples of a class a worker holds, `int[workers, classes]`."""
     from matplotlib.figure import Figure
 
     workers, classes = counts.shape

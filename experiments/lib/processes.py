@@ -19,10 +19,7 @@ import jax
 
 @contextlib.contextmanager
 def compiled_once() -> Iterator[None]:
-    """Keeps compiled programs in a folder until this process ends.
-
-    A later run with the same program then need not compile it again.
-    """
+    """Keeps compiled programs until this process ends, so that later runs need not."""
     options = {
         "jax_compilation_cache_dir": _keep_folder().name,
         "jax_persistent_cache_min_compile_time_secs": 0.0,

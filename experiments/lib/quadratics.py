@@ -31,10 +31,7 @@ class Quadratics(NamedTuple):
         return ((self.matrices @ x - self.offsets) ** 2).sum() / len(self.matrices)
 
     def heterogeneity(self) -> float:
-        r"""Computes the mean squared norm of the workers' gradients at the optimum.
-
-        It is :math:`\zeta^2 = \frac1n \sum_i \|A_i^\top (A_i x^* - b_i)\|^2`.
-        """
+        r"""Computes :math:`\zeta^2 = \frac1n \sum_i \|A_i^\top (A_i x^* - b_i)\|^2`."""
         residuals = self.matrices @ self.optimum - self.offsets
         gradients = np.einsum("nab,na->nb", self.matrices, residuals)
         return float((gradients**2).sum() / len(self.matrices))

@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 class RunFolder:
-    """Writes the files of one run; only the process of rank 0 writes.
-
-    Attributes:
-      active: whether this process writes to it.
-    """
+    """Writes the files of one run; only the process of rank 0 is active and writes."""
 
     def __init__(
         self,
@@ -39,13 +35,7 @@ class RunFolder:
         *,
         tensorboard: bool = False,
     ):
-        """Makes the folder `parent/<time>-<name>/`.
-
-        A number is added to the name if the folder exists.
-
-        Raises:
-          UsageError: if TensorBoard's writer is missing.
-        """
+        """Makes the folder `parent/<time>-<name>/`, with a number if that exists."""
         make_writer = _find_writer() if tensorboard else None
         local = communicator.local_ranks
         self.active = 0 in local

@@ -84,15 +84,9 @@ class Run:
             )
 
     def records(self, advance: Callable[[float], object]) -> trainer.Records:
-        """Trains all local workers, and yields the records of the history.
+        """Trains all local workers, and yields the records of :class:`trainer.Job`.
 
-        Args:
-          advance: function that is called with the number of epochs since its last
-            call.
-
-        Raises:
-          Diverged: if a loss is not finite, or has grown and not come back.
-          Stopped: after SIGTERM or Ctrl-C, once all workers are saved.
+        A Diverged that the job raises then also says which options to change.
         """
         evaluations = min(self.config.evaluations, self.epochs)
         try:

@@ -82,8 +82,7 @@ def stopped_and_saved(
 ) -> Stopped:
     """Makes the exception for a run whose workers are saved.
 
-    Args:
-      when: text such as " after step 22", if all workers stopped at the same step.
+    If all workers stopped at the same step, `when` says so, as in " after step 22".
     """
     how, code = _name(number), INTERRUPTED if number == signal.SIGINT else 0
     rest = f"start the same with --checkpoints {directory} --resume"

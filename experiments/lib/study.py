@@ -76,12 +76,7 @@ def script(
     described: types.ModuleType,
     draw: Callable[[Study, Sequence[dict[str, Any]]], "Figure"],
 ) -> Callable[..., list[dict[str, Any]]]:
-    """Makes the command line of a study.
-
-    Args:
-      file: the script's `__file__`.
-      described: module with the `STUDY`, whose docstring is the help text.
-    """
+    """Makes the command line of a module's `STUDY`; its docstring is the help text."""
 
     def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         config = figures.configure(file, described.__doc__, arguments, Config)
@@ -218,9 +213,8 @@ def _repeating(study: Study, ledger: Ledger) -> Iterator[_Job]:
 def _execute(config: train.Config, folder: str | None = None) -> dict[str, Any]:
     """Trains without output.
 
-    Returns:
-      The `history`; the `megabytes` that each worker sent, None if the training
-      diverged; and the `error` of a training that diverged, else None.
+    The result has the `history`, the `megabytes` that each worker sent, or None if the
+    training diverged, and then the `error`, else None.
     """
     with tempfile.TemporaryDirectory(dir=folder) as runs:
         run = train.Run(config.replace(runs=pathlib.Path(runs)))

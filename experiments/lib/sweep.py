@@ -76,15 +76,10 @@ def curves(
     noise: float = 0.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Computes the error of one run before the first step and after each step.
+    """Computes the suboptimality of the workers' mean after 0, 1, 2, ... steps.
 
-    Args:
-      noise: standard deviation of a gradient's noise: the root of its expected squared
-        norm.
-      seed: seed of the noise.
-
-    Returns:
-      Suboptimality of the workers' mean, `float[steps + 1]`. All workers start at zero.
+    It is `float[steps + 1]`. All workers start at zero. The noise of a gradient is given
+    by its standard deviation, the root of its expected squared norm.
     """
     stacked = _stack([problem])
     size, dim = stacked.linear.shape[1:]
@@ -118,9 +113,6 @@ class Sweep:
 
     A run succeeds if its error falls below the goal; with `plateau`, if it also settles
     there. A run fails if its error is NaN, or grows or settles above the goal.
-
-    Attributes:
-      problems: number of problems.
     """
 
     def __init__(
@@ -144,12 +136,9 @@ class Sweep:
     def run(self, rates, limits=np.inf) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Runs until each problem has a success, or all its runs have failed.
 
-        Args:
-          limits: number of steps after which the runs of a problem are given up.
-
-        Returns:
-          Three arrays `[rates, problems]`: the steps to success, or `NEVER`; whether
-          the run failed; and the mean error of the last three tests until either.
+        The runs of a problem are given up after `limits` steps. The three arrays
+        `[rates, problems]` are the steps to success, or `NEVER`; whether the run failed;
+        and the mean error of the last three tests until either.
         """
         limits = np.broadcast_to(np.minimum(limits, NEVER - 1), self.problems)
         rates, limits = jnp.asarray(rates), jnp.asarray(limits, jnp.int32)

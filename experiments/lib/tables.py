@@ -139,11 +139,7 @@ def configure(table: Table, row: Row, *, smoke: bool = False, **options: Any) ->
 
 
 def select(table: Table, choice: Choice) -> list[Row]:
-    """Returns the chosen rows of a table.
-
-    Raises:
-      UsageError: if no row fits.
-    """
+    """Returns the chosen rows of a table; raises UsageError if no row fits."""
     for kind in ("method", "setting"):
         if (chosen := getattr(choice, kind)) is not None:
             known = {getattr(row, kind) for row in table.rows}

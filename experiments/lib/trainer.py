@@ -72,8 +72,7 @@ class Job:
 
         Args:
           evaluations: number of records, evenly spread; the last one is of the end.
-          advance: function that is called with the number of epochs since its last
-            call.
+          advance: called with the number of epochs since its last call.
 
         Raises:
           Diverged: on every process alike, if a loss is not finite, or if the losses

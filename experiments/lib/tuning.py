@@ -34,15 +34,11 @@ def tune_fastest(
     start: float = 10.0,
     max_steps: int = 20_000,
 ) -> Tuned:
-    """Finds the learning rates that reach an error in the fewest steps.
+    """Finds the learning rates that reach a suboptimality, `goal`, in the fewest steps.
 
     A run fails if its error grows from one test to the next while it is above the goal.
     The search first halves the rate from `2 * start` on. Then it tries two grids around
     the best rate; the rates of the second one differ by about 1 %.
-
-    Args:
-      goal: error to reach, as suboptimality of the workers' mean.
-      start: half of the largest rate that is tried.
     """
     sweep = Sweep(make_optimizer, problems, goal, max_steps)
     best = _halve(sweep, start)

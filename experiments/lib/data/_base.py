@@ -31,23 +31,16 @@ class DataOptions:
 
 
 class Source(Protocol):
-    """Gives access to labelled samples by their indices.
-
-    Attributes:
-      labels: `int32[samples]`, the class of each sample.
-    """
+    """Gives access to samples, whose classes are `labels`, `int32[samples]`."""
 
     labels: np.ndarray
 
     def read(self, indices: np.ndarray, seed: tuple[int, ...]) -> dict[str, np.ndarray]:
         """Reads the samples with the given indices, an integer array of any shape.
 
-        Args:
-          seed: seed of the random crops of images; unused where nothing is cropped.
-
-        Returns:
-          A dictionary of arrays `[*indices.shape, ...]`: `label`, int32, and either
-          `image`, uint8 with axes height, width and channel, or `tokens`, int32.
+        The seed is that of random crops of images. The result has arrays
+        `[*indices.shape, ...]`: `label`, int32, and either `image`, uint8 with axes for
+        height, width and channel, or `tokens`, int32.
         """
         ...
 

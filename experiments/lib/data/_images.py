@@ -76,11 +76,7 @@ def cifar10(options: DataOptions, augment: bool = True) -> Dataset:
 
 
 def imagenet2012(options: DataOptions, size: int = 224) -> Dataset:
-    """Opens ImageNet: 1.28 million training images of a thousand classes.
-
-    Args:
-      size: side of the images in pixels, after they have been cropped and scaled.
-    """
+    """Opens ImageNet: 1.28 million training images, cropped to `size` pixels a side."""
     if size < 1:
         raise ValueError(f"size={size} must be positive.")
     if options.mock:
@@ -99,7 +95,7 @@ def _dataset(
     deviation: Sequence[float],
     padding: int | None,
 ) -> Dataset:
-    """Makes a data set of images with channels of this mean and deviation, of 255.
+    """Makes a data set of images whose channels, over 255, have this mean and deviation.
 
     Training images are shifted by up to `padding` pixels and mirrored at random; if
     `padding` is None, they are only normalized.
@@ -119,7 +115,7 @@ def _dataset(
 def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
     """Shifts images at random by up to `padding` pixels, and mirrors about half.
 
-    Images are `[batch, height, width, channels]`, and zeros surround them.
+    Images are `[batch, height, width, channels]`; zeros surround them.
     """
     moving, mirroring = jax.random.split(key)
     if padding:
@@ -137,10 +133,7 @@ def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Ar
 
 
 def _pool(images: np.ndarray, side: int) -> np.ndarray:
-    """Replaces squares of `side` pixels by their rounded mean, and adds a channel axis.
-
-    Maps `uint8[samples, size, size]` to `uint8[samples, size / side, size / side, 1]`.
-    """
+    """Replaces squares of `side` pixels by their rounded mean, and adds an axis."""
     if side == 1:
         return images[..., None]
     count, size, _ = images.shape

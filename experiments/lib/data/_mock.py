@@ -8,12 +8,9 @@ from ._base import Arrays, Corpus
 def mock_images(
     shape: tuple[int, int, int], classes: int, samples: int = 1024
 ) -> tuple[Arrays, Arrays]:
-    """Makes images that a model can learn to classify.
+    """Makes images to train with, and a quarter as many held-out ones.
 
     Each class has a random colour, and each image is its class's colour plus noise.
-
-    Args:
-      samples: number of training images; a quarter as many are held out.
     """
     rng = np.random.default_rng(0)
     colors = rng.integers(64, 192, (classes, 1, 1, shape[-1]))

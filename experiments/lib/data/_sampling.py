@@ -30,7 +30,6 @@ class Sampler:
     counted from 0, over the whole training.
 
     Attributes:
-      steps_per_epoch: number of steps in an epoch.
       class_counts: `int[workers, classes]`, samples of each class that a worker holds;
         with `reshuffled`, those of the first epoch.
     """
@@ -62,11 +61,7 @@ class Sampler:
         self._kept_order = functools.lru_cache(2 * workers)(self._order)
 
     def indices(self, rank: int, start: int, stop: int) -> np.ndarray:
-        """Returns a worker's samples in the steps from `start` to `stop - 1`.
-
-        Returns:
-          `int[stop - start, batch_size]`.
-        """
+        """Returns a worker's samples in steps, `int[stop - start, batch_size]`."""
         size, parts = self._batch_size, []
         for number, first, last in self.passes(start, stop):
             order, begin = self._kept_order(number, rank), number * self._pass
@@ -74,11 +69,7 @@ class Sampler:
         return np.concatenate(parts).reshape(-1, size)
 
     def passes(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Divides the steps from `start` to `stop - 1` at the ends of passes.
-
-        Returns:
-          `(number, start, stop)` for each pass: its number, and its steps.
-        """
+        """Divides steps by passes; returns `(number, start, stop)` for each pass."""
         numbers = range(start // self._pass, (stop - 1) // self._pass + 1)
         return [
             (i, max(start, i * self._pass), min(stop, (i + 1) * self._pass))
@@ -140,10 +131,9 @@ class TextSampler:
     def read(self, rank: int, start: int, stop: int) -> dict[str, np.ndarray]:
         """Returns a worker's tokens in the steps from `start` to `stop - 1`.
 
-        Returns:
-          `tokens`, `int32[stop - start, batch_size, length + 1]`, where the last token
-          of a row is again the first one of the next step; and `first`,
-          `bool[stop - start]`, whether a step begins a pass over the text.
+        They are `tokens`, `int32[stop - start, batch_size, length + 1]`, where the last
+        token of a row is again the first one of the next step; and `first`,
+        `bool[stop - start]`, whether a step begins a pass over the text.
         """
         steps = np.arange(start, stop) % self.steps_per_epoch
         columns = steps[:, None] * self._length + np.arange(self._length + 1)

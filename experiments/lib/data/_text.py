@@ -65,7 +65,7 @@ def _read_news(split: str, options: DataOptions) -> tuple[list[str], np.ndarray]
 
 
 def _word_pieces(path: str, length: int):
-    """Makes a function `texts -> int32[texts, length]` and the size of the vocabulary.
+    """Makes a function `texts -> int32[texts, length]`, and the size of the vocabulary.
 
     Tokens are the word pieces of BERT in the file at `path`.
     """
@@ -88,7 +88,7 @@ def _word_pieces(path: str, length: int):
 
 
 def _word_numbers(texts: Sequence[str], vocabulary: int, length: int):
-    """Makes a function `texts -> int32[texts, length]` and the size of the vocabulary.
+    """Makes a function `texts -> int32[texts, length]`, and the size of the vocabulary.
 
     Tokens are the most frequent words of `texts`; 0 fills up texts that are shorter.
     """
@@ -177,8 +177,7 @@ def sotu(
         makes each character a token.
       vocabulary: largest number of different tokens. The most frequent tokens are kept,
         and all others become one token.
-      held_out: every speech whose number is a multiple of this is held out, so that 10
-        holds out each tenth speech.
+      held_out: 10 holds out each tenth speech.
     """
     if level not in ("word", "character"):
         raise ValueError(f"level={level} must be word or character.")

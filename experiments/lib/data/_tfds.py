@@ -177,14 +177,11 @@ class _ImageNet:
 def random_box(
     rng: np.random.Generator, width: int, height: int
 ) -> tuple[float, float, float, float]:
-    """Draws the part of an image that a random crop keeps.
+    """Draws the left, top, right and bottom side of a random crop of an image.
 
-    The part has 8 to 100 % of the image's area, and its sides have a ratio between
-    3 : 4 and 4 : 3. If ten draws do not fit into the image, the part is the largest one
+    The crop has 8 to 100 % of the image's area, and its sides have a ratio between
+    3 : 4 and 4 : 3. If ten draws do not fit into the image, the crop is the largest one
     of an allowed ratio, in the middle.
-
-    Returns:
-      Left, top, right and bottom of the part, in pixels.
     """
     for _ in range(10):
         area = width * height * rng.uniform(0.08, 1)

@@ -24,7 +24,6 @@ class DistilBERT(nn.Module):
 
     Attributes:
       inner: width between the two dense parts of a layer.
-      positions: number of tokens of the longest text.
     """
 
     vocabulary: int
@@ -40,14 +39,9 @@ class DistilBERT(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
-        """Classifies texts.
+        """Classifies texts, `int32[batch, length]`; the mask is false where they end.
 
-        Args:
-          tokens: `int32[batch, length]`.
-          mask: `bool[batch, length]`, false where a text is filled up.
-
-        Returns:
-          Logits, `float32[batch, outputs]`.
+        Logits are `float32[batch, outputs]`.
         """
         length = tokens.shape[1]
         if length > self.positions:
@@ -132,15 +126,10 @@ _HEAD = ("pre_classifier", "classifier")
 
 
 def load_distilbert(params: Mapping[str, Any], path: str | pathlib.Path) -> dict:
-    """Replaces the parameters of a :class:`DistilBERT` by pretrained ones.
+    """Replaces the parameters of a :class:`DistilBERT` by those in `model.safetensors`.
 
-    The classifier keeps its parameters if the file has none for it.
-
-    Args:
-      path: path of a `model.safetensors` of the transformers library.
-
-    Raises:
-      ValueError: if the file or a tensor is missing, or a tensor has another shape.
+    The classifier keeps its parameters if the file, of the transformers library, has
+    none for it. ValueError is raised if the file or a tensor is missing or misshapen.
     """
     from safetensors import safe_open
 

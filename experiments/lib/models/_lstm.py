@@ -46,15 +46,10 @@ class LSTM(nn.Module):
     def __call__(
         self, tokens: jax.Array, carry: Carry, *, train: bool
     ) -> tuple[jax.Array, Carry]:
-        """Predicts for each token the token that follows it.
+        """Predicts for each token, `int32[batch, time]`, the token that follows it.
 
-        Args:
-          tokens: `int32[batch, time]`.
-          carry: state of the layers after the previous tokens.
-
-        Returns:
-          Logits, `float32[batch, time, vocabulary]`, and the state of the layers after
-          the last token.
+        Returns logits, `float32[batch, time, vocabulary]`, and the state of the layers
+        after the last token.
         """
         init = uniform(self.bound)
         embedding = self.param(

@@ -11,11 +11,7 @@ from ._layers import scale
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron with ReLU.
-
-    Attributes:
-      features: widths of the layers; the last one is the number of outputs.
-    """
+    """A multilayer perceptron with ReLU; `features` are the widths of all layers."""
 
     features: Sequence[int]
     dtype: Any = jnp.float32

@@ -98,12 +98,9 @@ class ResNet(nn.Module):
 def resnet(
     outputs: int, *, depth: int = 20, width: float = 1.0, dtype: Any = jnp.float32
 ) -> ResNet:
-    """Makes a residual network for images of 32 x 32.
+    """Makes a residual network of 6 k + 2 layers for images of 32 x 32.
 
     It has 272,474 parameters at depth 20 with ten classes.
-
-    Args:
-      depth: number of layers, 6 k + 2 with k at least 1.
     """
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth={depth} must be 8, 14, 20, ...")

@@ -19,12 +19,7 @@ LAYERS = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 
 
 class VGG(nn.Module):
-    """A network of 3 x 3 convolutions, followed by three dense layers with dropout.
-
-    Attributes:
-      layers: output channels of the convolutions; M is pooling, which halves the image.
-      dropout: dropout probability before each hidden dense layer.
-    """
+    """A network of 3 x 3 convolutions, followed by three dense layers with dropout."""
 
     outputs: int
     layers: Sequence[int | str]

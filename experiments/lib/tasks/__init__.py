@@ -22,7 +22,6 @@ class _Default(NamedTuple):
     """What a task uses unless the command line says otherwise.
 
     Attributes:
-      options: arguments of the model.
       length: for texts, number of tokens that a step reads from each row.
     """
 

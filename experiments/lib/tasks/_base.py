@@ -16,11 +16,8 @@ GradientFn = Callable[[Any, Any, Any], tuple[Any, Any, dict[str, jax.Array]]]
 class Setting(NamedTuple):
     """Which workers learn a task, from which samples, and how they compute gradients.
 
-    All but the first two are options of the same names.
-
-    Attributes:
-      local_ranks: ranks of the workers of this process; only their data are read.
-      split: None for the default of the task.
+    All but the first two are options of the same names. Only the data of the workers of
+    this process, the `local_ranks`, are read.
     """
 
     workers: int
@@ -98,8 +95,7 @@ class Task(NamedTuple):
 def make_keys(local_ranks: Sequence[int], start: int, stop: int) -> np.ndarray:
     """Makes the numbers that :func:`random_key` turns into random keys.
 
-    Returns:
-      `uint32[local, stop - start, 3]`: rank, step, and 0 for the part of the batch.
+    They are `uint32[local, stop - start, 3]`: rank, step, and 0 for a part of a batch.
     """
     ranks, steps = np.meshgrid(local_ranks, np.arange(start, stop), indexing="ij")
     return np.stack([ranks, steps, np.zeros_like(steps)], axis=-1).astype(np.uint32)

@@ -31,12 +31,7 @@ def classification(
     convolutions: bool,
     load: Callable[[Any], Any] | None = None,
 ) -> Task:
-    """Makes the task of classifying the samples of a data set.
-
-    Args:
-      load: `params -> params`, replaces the initial parameters, for example by
-        pretrained ones from a file.
-    """
+    """Makes the task of classifying samples; `load` replaces the initial parameters."""
     sampler = Sampler(
         dataset.train.labels,
         setting.workers,

@@ -19,8 +19,7 @@ def quadratics(
     r"""Makes the task of minimizing the mean of the workers' random quadratics.
 
     The gradient of worker i is :math:`A_i^\top (A_i x - b_i)` plus noise. The score is
-    the suboptimality of a model under the mean of all workers' objectives. Split and
-    batch size of the setting are not used.
+    the suboptimality of a model under the mean of all workers' objectives.
 
     Args:
       heterogeneity: mean squared norm of the workers' gradients at the optimum.
