@@ -37,8 +37,8 @@ from experiments import train
 folder, *arguments = sys.argv[1:]
 run = train.Run(train.parse(arguments))
 latest = run.job.saver.latest or 0
-outcome = run.train()
-leaves = [np.asarray(x) for x in jax.tree.leaves(outcome.workers.params)]
+job = run.train()
+leaves = [np.asarray(x) for x in jax.tree.leaves(job.workers.params)]
 rank = communicators.launcher_rank()
 np.savez(f"{folder}/{rank}.npz", *leaves, latest=latest)
 """

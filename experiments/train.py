@@ -17,6 +17,7 @@ run writes runs/<time>-<name>/ with its configuration, metrics and pictures.
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ WRITING = 120.0
 """Seconds for which ranks wait at the end until rank 0 has written its files."""
 
 
-def execute(run: Run) -> trainer.Outcome:
+def execute(run: Run) -> trainer.Job:
     """Trains, shows the results, and writes them.
 
     Raises:
@@ -45,10 +46,12 @@ def execute(run: Run) -> trainer.Outcome:
       Stopped: after SIGTERM or Ctrl-C, once all workers are saved.
     """
     config, folder, job = run.config, run.folder, run.job
-    folder.write_config(config)
-    if (counts := run.task.class_counts) is not None and folder.active:
-        title = f"{config.split}, {run.communicator.size} workers"
-        folder.save("split.png", partition.plot_classes(counts, title))
+    if folder.active:
+        made_by = {"config": dataclasses.asdict(config), **report.provenance()}
+        folder.write("config.json", made_by)
+        if (counts := run.task.class_counts) is not None:
+            title = f"{config.split}, {run.communicator.size} workers"
+            folder.save("split.png", partition.plot_classes(counts, title))
     try:
         with _Bar(run) as bar, contextlib.closing(run.records(bar.advance)) as records:
             for record in records:
@@ -60,7 +63,7 @@ def execute(run: Run) -> trainer.Outcome:
         _publish(run, ending)
         raise
     _publish(run)
-    return job.outcome
+    return job
 
 
 class _Bar(tqdm.tqdm):
@@ -95,7 +98,7 @@ def _publish(run: Run, ending: BaseException | None = None) -> None:
     Args:
       ending: the exception that ended the run early, or None.
     """
-    folder, job, history = run.folder, run.job, run.job.outcome.history
+    folder, job, history = run.folder, run.job, run.job.history
     diverged = isinstance(ending, trainer.Diverged)
     cut_off = ending is not None and not diverged
     if cut_off and not history:
@@ -118,7 +121,13 @@ def _publish(run: Run, ending: BaseException | None = None) -> None:
         if history and "mean" in history[-1]:  # Missing if workers are lost.
             curves = report.plot_history(history, run.task.score, title)
             folder.save("curves.png", curves)
-        folder.write_summary(title, rows, sent, str(ending) if diverged else None)
+        summary = {
+            "title": title,
+            "rows": {name.strip(): value for name, value in rows},
+            "sent_per_worker": sent,
+            "diverged": str(ending) if diverged else None,
+        }
+        folder.write("summary.json", summary)
         print(f"written to {folder.path}", flush=True)
     alone = isinstance(ending, KeyboardInterrupt)  # Other ranks may not have got it.
     all_here = history and not alone and len(job.ranks) == run.communicator.size
@@ -140,7 +149,7 @@ def parse(
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
+def main(arguments: Sequence[str] | None = None) -> trainer.Job:
     """Runs the command line."""
     try:
         config = parse(arguments)
@@ -150,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> trainer.Outcome:
         return run_once(config)
 
 
-def run_once(config: Config) -> trainer.Outcome:
+def run_once(config: Config) -> trainer.Job:
     """Trains, shows the results, and writes them.
 
     The process ends if a signal stops the run, or if a checkpoint was not saved.
@@ -164,7 +173,7 @@ def run_once(config: Config) -> trainer.Outcome:
         with errors.one_line_errors(Exception), options.said_as_options():
             run = Run(config)
         with errors.one_line_errors(CheckpointError, OSError):
-            outcome = execute(run)
+            job = execute(run)
     except trainer.Stopped as stop:
         end(stop.code, str(stop))
     except KeyboardInterrupt:
@@ -172,13 +181,13 @@ def run_once(config: Config) -> trainer.Outcome:
     finally:
         if run is not None:
             run.folder.close()
-    if outcome.unsaved:
+    if job.unsaved:
         end(
             1,
-            f"trained to the end, but {len(outcome.unsaved)} checkpoints could not be "
-            f"saved, the first: {outcome.unsaved[0]}",
+            f"trained to the end, but {len(job.unsaved)} checkpoints could not be "
+            f"saved, the first: {job.unsaved[0]}",
         )
-    return outcome
+    return job
 
 
 def _end_by_ctrl_c() -> NoReturn:

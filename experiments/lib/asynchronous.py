@@ -144,7 +144,7 @@ class EventJob(Job):
             **assessed,
             "seconds": seconds,
         }
-        self.outcome.history.append(record)
+        self.history.append(record)
         return record
 
     def _megabytes(self, until: float = math.inf) -> np.ndarray:
@@ -168,16 +168,12 @@ class EventJob(Job):
     def describe(self) -> Rows:
         """Returns rows of the final table about events, and about stale gradients."""
         counts, staleness = self.events.gradient_counts, self.events.staleness
-        sent = self._megabytes()
         return [
             (
                 "gradients of a worker, mean (fewest, most)",
                 f"{counts.mean():.5g} ({counts.min()}, {counts.max()})",
             ),
-            (
-                "MB sent per worker, mean (largest)",
-                f"{sent.mean():.5g} ({sent.max():.5g})",
-            ),
+            *super().describe(),
             (
                 "averagings during a gradient, mean (most)",
                 f"{staleness.mean():.3g} ({staleness.max(initial=0)})",
@@ -237,7 +233,7 @@ class Virtual(EventJob):
                 yield self.measure(moment.time, losses, assessed, seconds)
                 advance(len(new) / events.size / task.steps_per_epoch)
         watch_all(losses, events.size)
-        self.outcome.workers = simulation.Workers(
+        self.workers = simulation.Workers(
             moment.params, moment.state, moment.model_state
         )
 

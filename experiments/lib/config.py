@@ -217,23 +217,19 @@ def _check_messages(config: Config) -> None:
             "--message-dtype, such as bfloat16."
         )
     if config.drop_bursts is not None:
-        _check_bursts(config.drop_bursts, config.drop_probability)
-
-
-def _check_bursts(steps: float, lost: float) -> None:
-    """Raises UsageError if bursts of this length cannot lose this share of messages."""
-    if lost == 0:
-        raise UsageError(
-            f"--drop-bursts {steps:g} needs a --drop-probability, the share of the "
-            "messages that are lost."
-        )
-    # With shorter bursts, to_bad + to_good would be above 1, which djax refuses.
-    if steps < (shortest := 1 / (1 - lost)):
-        raise UsageError(
-            f"--drop-bursts {steps:g} is too short for --drop-probability {lost:g}: it "
-            f"must be at least {shortest:.4g}, which is how long bursts are where "
-            "messages are lost independently."
-        )
+        steps, lost = config.drop_bursts, config.drop_probability
+        if lost == 0:
+            raise UsageError(
+                f"--drop-bursts {steps:g} needs a --drop-probability, the share of the "
+                "messages that are lost."
+            )
+        # With shorter bursts, to_bad + to_good would be above 1, which djax refuses.
+        if steps < (shortest := 1 / (1 - lost)):
+            raise UsageError(
+                f"--drop-bursts {steps:g} is too short for --drop-probability "
+                f"{lost:g}: it must be at least {shortest:.4g}, which is how long "
+                "bursts are where messages are lost independently."
+            )
 
 
 UNESSENTIAL = {"runs", "name", "tensorboard", "data_dir", "download"} | {

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from djax import communicators
 from djax.transport import start_mpi
 
-USAGE_EXIT_CODE = 2
+USAGE_EXIT_CODE, PATIENCE = 2, 10.0
 
 
 class UsageError(Exception):
@@ -83,10 +83,8 @@ def readers_may_leave() -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
 
 
-def exit_together(
-    code: int | str | None, message: str = "", patience: float = 10.0
-) -> None:
-    """Exits once all ranks have called this, or ends them after `patience` seconds.
+def exit_together(code: int | str | None, message: str = "") -> None:
+    """Exits once all ranks have called this, or ends them after `PATIENCE` seconds.
 
     Ranks wait for each other because a launcher kills all ranks as soon as one has
     failed, possibly before rank 0 has printed the reason. Rank 0 prints the message on
@@ -95,10 +93,11 @@ def exit_together(
     rank = communicators.launcher_rank()
     if rank == 0 and message:
         print(message, file=sys.stderr, flush=True)
-    if not all_come(patience):
+    if not all_come(PATIENCE):
         if rank != 0:
             print(f"rank {rank}: {message}", file=sys.stderr, flush=True)
-        _abort()
+        time.sleep(0.5)  # The launcher drops output that has not reached it by the end.
+        start_mpi().COMM_WORLD.Abort(USAGE_EXIT_CODE)
     sys.exit(code)
 
 
@@ -116,8 +115,3 @@ def all_come(patience: float) -> bool:
             return False
         time.sleep(0.01)
     return True
-
-
-def _abort() -> None:
-    time.sleep(0.5)  # The launcher drops output that it has not passed on by the end.
-    start_mpi().COMM_WORLD.Abort(USAGE_EXIT_CODE)

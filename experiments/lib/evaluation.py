@@ -109,13 +109,10 @@ def _take(tree: Any, *index: int) -> Any:
 
 def _make_evaluate(task, communicator, evaluate_one) -> Callable:
     """Makes a function that evaluates the models of all local workers on one batch."""
-    if not (task.dispatch and len(communicator.local_ranks) > 1):
 
-        def evaluate(params, model_state, batch):
-            worker = communicator.spmd(lambda p, s: task.evaluate(p, s, batch))
-            return worker(params, model_state)
-
-        return jax.jit(evaluate)
+    def together(params, model_state, batch):
+        worker = communicator.spmd(lambda p, s: task.evaluate(p, s, batch))
+        return worker(params, model_state)
 
     def one_by_one(params, model_state, batch):
         results = [
@@ -124,7 +121,8 @@ def _make_evaluate(task, communicator, evaluate_one) -> Callable:
         ]
         return jax.tree.map(lambda *xs: jnp.stack(xs), *results)
 
-    return one_by_one
+    many = len(communicator.local_ranks) > 1
+    return one_by_one if task.dispatch and many else jax.jit(together)
 
 
 def _find_statistics(

@@ -94,14 +94,13 @@ def take_trees(algorithm: str, graphs: Sequence[Graph]) -> Sequence[Graph]:
     """Returns the graphs, or raises UsageError for those that are no trees."""
     for graph in graphs:
         fixed = isinstance(graph, djax.Topology)
-        if fixed and graph.is_tree:
-            continue
-        problem = "has cycles" if fixed else "is directed or changes with time"
-        raise UsageError(
-            f"--algorithm {algorithm} needs a tree, but --topology {graph.name} "
-            f"{problem}; choose --topology chain, star, binary_tree, regular_tree or "
-            "double_binary_trees."
-        )
+        if not (fixed and graph.is_tree):
+            problem = "has cycles" if fixed else "is directed or changes with time"
+            raise UsageError(
+                f"--algorithm {algorithm} needs a tree, but --topology {graph.name} "
+                f"{problem}; choose --topology chain, star, binary_tree, regular_tree "
+                "or double_binary_trees."
+            )
     return graphs
 
 

@@ -124,7 +124,10 @@ def make_base(
     what = f"--optimizer-options of {config.optimizer}"
     schedule = learning_rate_schedule(config, steps)
     values = check_options(what, make, options)
-    check_ranges(what, values, _ranges_of(make))
+    allowed, eps = dict(_RANGES), inspect.signature(make).parameters.get("eps")
+    if eps is not None and eps.default == 0:  # LARS has this default.
+        allowed["eps"] = ranges.NOT_NEGATIVE
+    check_ranges(what, values, allowed)
     base = make(schedule, **values)
     links = []
     if config.clip_norm is not None:
@@ -135,15 +138,6 @@ def make_base(
     elif config.decayed != BaseOptimizer.decayed:
         raise UsageError(f"--decayed {config.decayed} needs a --weight-decay.")
     return optax.chain(*links, base) if links else base
-
-
-def _ranges_of(make: Callable) -> dict[str, ranges.Range]:
-    """Returns the allowed values of the options of an optimizer."""
-    found = dict(_RANGES)
-    eps = inspect.signature(make).parameters.get("eps")
-    if eps is not None and eps.default == 0:  # LARS has this default.
-        found["eps"] = ranges.NOT_NEGATIVE
-    return found
 
 
 def scale_linearly(config: BaseOptimizer, samples: int) -> BaseOptimizer:

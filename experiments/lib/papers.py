@@ -65,17 +65,17 @@ def describe(script: str, table: Table) -> str:
 
 def script(described: types.ModuleType) -> Callable[..., list[dict[str, Any]]]:
     """Makes the command line of a module's `TABLE`; its docstring is the help text."""
-    name = described.__name__.replace(".configs", "")
+    name, table = described.__name__.replace(".configs", ""), described.TABLE
 
     def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         with errors.heard_once():
             choice = tyro.cli(
                 Choice,
                 prog=f"python -m {name}",
-                description=f"{described.__doc__}{describe(name, described.TABLE)}",
+                description=f"{described.__doc__}{describe(name, table)}",
                 args=arguments,
             )
-        return run(described.TABLE, choice)
+        return run(table, choice)
 
     return main
 
@@ -120,7 +120,7 @@ def run_row(table: Table, config: Config, *, smoke: bool) -> float | None:
         return None
 
 
-def try_out(config: Config) -> trainer.Outcome:
+def try_out(config: Config) -> trainer.Job:
     """Trains for a smoke test, which does not time steps or draw pictures.
 
     Equal programs of several rows are compiled only once.

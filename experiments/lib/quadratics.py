@@ -67,7 +67,8 @@ def random_quadratics(
 
     def centered(offsets):
         """Changes the offsets so that the optimum of the mean objective is zero."""
-        optimum = _least_squares(matrices, offsets)
+        stacked = matrices.reshape(-1, dim)
+        optimum = np.linalg.lstsq(stacked, offsets.ravel(), rcond=None)[0]
         return Quadratics(matrices, offsets - matrices @ optimum, np.zeros(dim))
 
     # zeta^2 grows with the square of the workers' own optima.
@@ -78,11 +79,6 @@ def random_quadratics(
     direction = normals.draw(dim)
     optimum = distance * direction / np.linalg.norm(direction)
     return Quadratics(matrices, scale * unit.offsets + matrices @ optimum, optimum)
-
-
-def _least_squares(matrices: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    dim = matrices.shape[-1]
-    return np.linalg.lstsq(matrices.reshape(-1, dim), offsets.ravel(), rcond=None)[0]
 
 
 class _Normals:

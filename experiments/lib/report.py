@@ -1,7 +1,6 @@
 """Shows the results of a run, and writes them into a folder of its own."""
 
 import contextlib
-import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -45,30 +44,8 @@ class RunFolder:
         if make_writer and self.active:
             self._writer = make_writer(str(self.path), flush_secs=10)
 
-    def write_config(self, config: Any) -> None:
-        """Writes `config.json`: the configuration, versions and devices."""
-        if not self.active:
-            return
-        content = {"config": dataclasses.asdict(config), **provenance()}
-        self._write("config.json", content)
-
-    def write_summary(
-        self,
-        title: str,
-        rows: Sequence[tuple[str, str]],
-        sent: Mapping[str, float],
-        diverged: str | None,
-    ) -> None:
-        """Writes `summary.json`: the final table, and what was sent."""
-        content = {
-            "title": title,
-            "rows": {name.strip(): value for name, value in rows},
-            "sent_per_worker": dict(sent),
-            "diverged": diverged,
-        }
-        self._write("summary.json", content)
-
-    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a file in JSON."""
         if self.active:
             text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
             (self.path / name).write_text(text + "\n")

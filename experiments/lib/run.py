@@ -48,7 +48,13 @@ class Run:
         base = optimizers.scale_linearly(config.base, size * config.batch_size)
         self.config = config = dataclasses.replace(config, base=base)
         self.epochs = self.task.epochs if config.epochs is None else config.epochs
-        self.steps = self._count_steps(size)
+        self.steps = self.epochs * self.task.steps_per_epoch
+        if size * self.steps >= 2**31:
+            raise UsageError(
+                f"--epochs {self.epochs} of {self.task.steps_per_epoch} steps each are "
+                f"too many for {size} workers, who can count up to {2**31 - 1} steps "
+                "together: lower --epochs or --steps-per-epoch."
+            )
         algorithm = config.averaging.algorithm
         errors.lookup(
             "--algorithm", algorithm, [*algorithms.ALGORITHMS, *asynchronous.ALGORITHMS]
@@ -95,22 +101,11 @@ class Run:
         except trainer.Diverged as error:
             raise trainer.Diverged(f"{error} {self._remedy()}") from error
 
-    def train(self) -> trainer.Outcome:
+    def train(self) -> trainer.Job:
         """Trains all local workers without output; raises the errors of `records`."""
         for _ in self.records(lambda epochs: None):
             pass
-        return self.job.outcome
-
-    def _count_steps(self, size: int) -> int:
-        """Returns the steps of a worker; raises UsageError if 2^31 or more in all."""
-        steps = self.epochs * self.task.steps_per_epoch
-        if size * steps >= 2**31:
-            raise UsageError(
-                f"--epochs {self.epochs} of {self.task.steps_per_epoch} steps each are "
-                f"too many for {size} workers, who can count up to {2**31 - 1} steps "
-                "together: lower --epochs or --steps-per-epoch."
-            )
-        return steps
+        return self.job
 
     def _remedy(self) -> str:
         """Says which options of the algorithm to change after a divergence."""

@@ -105,7 +105,11 @@ class Live(EventJob):
         self.report, self.events = found.report, found.report.events
         self._say_what_is_left()
         if self.options.transport == "zmq" and not self.report.lost:
-            self._look_around()
+            comm = getattr(self.communicator, "host_comm")  # noqa: B009
+            try:
+                meet(comm, "the evaluation", self.options.timeout)
+            except Absent as error:  # Died after the run.
+                self._absent = error.ranks
         # If workers are lost, nothing may wait for all workers.
         alone = bool(self.report.lost or self._absent)
         own = termination.number, list(found.unsaved)
@@ -118,7 +122,7 @@ class Live(EventJob):
                 why = "nothing is saved, as there is no --checkpoints"
                 raise stopped_unsaved(told[0], why)
             raise stopped_and_saved(told[0], self.checkpoints.directory, unsaved)
-        self.outcome.workers, self.outcome.unsaved = found.workers, unsaved
+        self.workers, self.unsaved = found.workers, unsaved
 
     def _run(
         self,
@@ -181,14 +185,6 @@ class Live(EventJob):
                 flush=True,
             )
 
-    def _look_around(self) -> None:
-        """Notes which workers died after the run; if any did, others evaluate alone."""
-        try:
-            comm = getattr(self.communicator, "host_comm")  # noqa: B009
-            meet(comm, "the evaluation", self.options.timeout)
-        except Absent as error:
-            self._absent = error.ranks
-
     def _survey(self, found: asynchronous.Outcome) -> Iterator[Record]:
         """Evaluates the kept models and the last one, together with all workers."""
         told, events = self.report, self.events
@@ -229,7 +225,7 @@ class Live(EventJob):
             "time": told.seconds,
             "seconds": told.seconds,
         }
-        self.outcome.history.append(record)
+        self.history.append(record)
         yield record
 
     def describe(self) -> Rows:

@@ -38,15 +38,14 @@ class Termination:
         self, *, listen: bool = True, raises: Callable[[int], NoReturn] | None = None
     ):
         """Notes nothing before the context is entered."""
-        self.number = 0
-        self._listens, self._raises, self._heard = listen, raises, 0.0
+        self.number, self._heard, self._raises = 0, 0.0, raises
+        self._signals = (signal.SIGTERM, signal.SIGINT) if listen else ()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Termination":
         """Replaces the handlers of both signals."""
-        main = threading.current_thread() is threading.main_thread()
-        if self._listens and main:
-            for number in (signal.SIGTERM, signal.SIGINT):
+        if threading.current_thread() is threading.main_thread():
+            for number in self._signals:
                 self._before[number] = signal.signal(number, self._hear)
         return self
 
@@ -55,11 +54,11 @@ class Termination:
         if self._raises is not None:
             self._raises(number)
         now = time.monotonic()
-        if self.number and number == signal.SIGINT and now - self._heard > _TWICE:
-            os.write(2, b"ended at once by a second Ctrl-C\n")
-            os._exit(INTERRUPTED)
         if not self.number:
             self.number, self._heard = int(number), now
+        elif number == signal.SIGINT and now - self._heard > _TWICE:
+            os.write(2, b"ended at once by a second Ctrl-C\n")
+            os._exit(INTERRUPTED)
 
     def __exit__(self, *error: object) -> None:
         """Restores the previous handlers."""

@@ -83,8 +83,8 @@ def script(
         study = _small(described.STUDY) if config.smoke else described.STUDY
         path = config.path(file)
         lines = path.with_suffix(".jsonl")
-        with errors.one_line_errors(UsageError):
-            if config.draw:
+        if config.draw:
+            with errors.one_line_errors(UsageError):
                 _check_drawable(lines, config)
         ledger = Ledger(lines, config.smoke and not config.draw)
         try:
@@ -218,14 +218,14 @@ def _execute(config: train.Config, folder: str | None = None) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(dir=folder) as runs:
         run = train.Run(config.replace(runs=pathlib.Path(runs)))
-        outcome, megabytes, failure = run.job.outcome, None, None
+        megabytes, failure = None, None
         try:
             run.train()
             megabytes = run.job.traffic()["megabytes_mean"]
         except trainer.Diverged as error:
             failure = str(error)
     jax.clear_caches()
-    return {"history": outcome.history, "megabytes": megabytes, "error": failure}
+    return {"history": run.job.history, "megabytes": megabytes, "error": failure}
 
 
 def digest(table: Table, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def curves(
 ) -> np.ndarray:
     """Computes the suboptimality of the workers' mean after 0, 1, 2, ... steps.
 
-    It is `float[steps + 1]`. All workers start at zero. The noise of a gradient is given
-    by its standard deviation, the root of its expected squared norm.
+    It is `float[steps + 1]`. All workers start at zero. The noise of a gradient is
+    given by its standard deviation, the root of its expected squared norm.
     """
     stacked = _stack([problem])
     size, dim = stacked.linear.shape[1:]
@@ -136,9 +136,9 @@ class Sweep:
     def run(self, rates, limits=np.inf) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Runs until each problem has a success, or all its runs have failed.
 
-        The runs of a problem are given up after `limits` steps. The three arrays
-        `[rates, problems]` are the steps to success, or `NEVER`; whether the run failed;
-        and the mean error of the last three tests until either.
+        The runs of a problem are given up after `limits` steps. The result is three
+        arrays `[rates, problems]`: the steps to success, or `NEVER`; whether the run
+        failed; and the mean error of the last three tests until either.
         """
         limits = np.broadcast_to(np.minimum(limits, NEVER - 1), self.problems)
         rates, limits = jnp.asarray(rates), jnp.asarray(limits, jnp.int32)

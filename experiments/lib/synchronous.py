@@ -133,15 +133,15 @@ class Synchronous(Job):
                             break
                 self._save(workers, position, termination.number)
             if saver is not None:
-                self.outcome.unsaved = saver.finish()
-        self.outcome.workers = workers
+                self.unsaved = saver.finish()
+        self.workers = workers
         if "collapsed" not in position.history[-1]:
             position.watch.check()
 
     def _begin(self) -> tuple[simulation.Workers, Position]:
         """Returns workers and position, from the checkpoint or at the start."""
         workers = self._init_workers(self.optimizer)
-        position = Position(history=self.outcome.history)
+        position = Position(history=self.history)
         if self.saver is not None and self.saver.latest is not None:
             workers, saved = self.saver.restore(workers)
             position.history += saved.pop("history")
@@ -191,7 +191,7 @@ class Synchronous(Job):
 
     def traffic(self) -> dict[str, float]:
         """See :class:`experiments.lib.trainer.Job`."""
-        cost, steps = self.cost, self.outcome.history[-1]["step"]
+        cost, steps = self.cost, self.history[-1]["step"]
         return {
             "megabytes_mean": cost.mean_bytes * steps / 1e6,
             "megabytes_largest": cost.max_bytes * steps / 1e6,
@@ -201,13 +201,9 @@ class Synchronous(Job):
 
     def describe(self) -> Rows:
         """Returns rows of the final table: bytes and time of a step."""
-        sent = self.traffic()
         rows = [
-            (
-                "MB sent per worker, mean (largest)",
-                f"{sent['megabytes_mean']:.5g} ({sent['megabytes_largest']:.5g})",
-            ),
-            ("messages sent per worker", f"{sent['messages_mean']:.5g}"),
+            *super().describe(),
+            ("messages sent per worker", f"{self.traffic()['messages_mean']:.5g}"),
             *describe_times(self._time_steps()),
         ]
         if self.rounds is not None:
@@ -240,7 +236,7 @@ class Synchronous(Job):
           `float[TIMED_REPEATS, 2]`, with and without the mechanism. Compiling and
           loading data do not count.
         """
-        last = self.outcome.history[-1]
+        last = self.history[-1]
         local = len(self.communicator.local_ranks)
         paces = self.communicator.gather([last["seconds"] / last["step"]] * local)
         steps = min(max(1, int(TIMED_SECONDS / paces[0])), chunk_steps(self.task))

@@ -27,22 +27,6 @@ CHUNK_BYTES, CHUNK_STEPS = 64 * 2**20, 500
 
 
 @dataclasses.dataclass
-class Outcome:
-    """What a training has reached so far.
-
-    Attributes:
-      workers: the local workers, a :class:`djax.simulation.Workers`; None before the
-        end.
-      history: a record for each evaluation, see :class:`Job`.
-      unsaved: reasons why checkpoints could not be written, from all processes.
-    """
-
-    workers: Any = None
-    history: list[Record] = dataclasses.field(default_factory=list)
-    unsaved: Sequence[str] = ()
-
-
-@dataclasses.dataclass
 class Job:
     """A training that is ready to start, the base class of all kinds.
 
@@ -54,13 +38,18 @@ class Job:
 
     Attributes:
       params: initial parameters, with a leading axis of local workers.
-      outcome: what the training has reached; updated while the job trains.
+      workers: the local workers, a :class:`djax.simulation.Workers`; None before the
+        end.
+      history: a record for each evaluation so far.
+      unsaved: reasons why checkpoints could not be written, from all processes.
     """
 
     task: Task
     communicator: djax.Communicator
     params: Any
-    outcome: Outcome = dataclasses.field(init=False, default_factory=Outcome)
+    workers: Any = dataclasses.field(init=False, default=None)
+    history: list[Record] = dataclasses.field(init=False, default_factory=list)
+    unsaved: Sequence[str] = dataclasses.field(init=False, default=())
 
     @property
     def ranks(self) -> Sequence[int]:
@@ -87,8 +76,10 @@ class Job:
         raise NotImplementedError
 
     def describe(self) -> Rows:
-        """Returns rows of the final table that only this kind of training has."""
-        raise NotImplementedError
+        """Returns rows of the final table that depend on the kind of training."""
+        sent = self.traffic()
+        told = f"{sent['megabytes_mean']:.5g} ({sent['megabytes_largest']:.5g})"
+        return [("MB sent per worker, mean (largest)", told)]
 
     def save(self, folder: RunFolder, title: str) -> None:
         """Saves pictures that only this kind of training has."""

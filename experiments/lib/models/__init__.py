@@ -9,9 +9,8 @@ from ._distilbert import distilbert
 from ._distilbert import load_distilbert as load_distilbert
 from ._layers import BATCH_NORM_MOMENTUM as BATCH_NORM_MOMENTUM
 from ._lstm import lstm as lstm
-from ._mlp import mlp
 from ._resnet import resnet, resnet18, resnet18_evonorm, resnet50
-from ._vgg import vgg11
+from ._sequential import mlp, vgg11
 
 IMAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,

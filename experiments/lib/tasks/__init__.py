@@ -91,7 +91,13 @@ def _make_classification(name, setting, options):
     weights = None
     if name in _IMAGES:
         known, given = models.IMAGE_MODELS, (dataset.classes,)
-        _check_size(name, model_name, dataset.train.read(np.zeros(1, int), (0,)))
+        side = dataset.train.read(np.zeros(1, int), (0,))["image"].shape[1]
+        if model_name == "vgg11" and side < 32:  # No pixel would be left.
+            raise UsageError(
+                "--model vgg11 halves images five times and needs 32 pixels a side, "
+                f"but those of --task {name} have {side}; choose another --model, such "
+                "as resnet8, or mlp."
+            )
     else:
         known, given = models.TEXT_MODELS, (dataset.vocabulary, dataset.classes)
         model_options = dict(model_options)
@@ -133,17 +139,6 @@ def _make_model(known: Mapping[str, Callable], default: _Default, setting, *give
     options |= check_options(what, known[name], setting.model_options, given=len(given))
     options["dtype"] = jnp.dtype(setting.precision)
     return _call(f"--model {name}", options, known[name], *given)
-
-
-def _check_size(task: str, model: str, sample: Mapping[str, np.ndarray]) -> None:
-    """Refuses images so small that the model's poolings would leave no pixel."""
-    side = sample["image"].shape[1]
-    if model == "vgg11" and side < 32:
-        raise UsageError(
-            f"--model vgg11 halves images five times and needs 32 pixels a side, but "
-            f"those of --task {task} have {side}; choose another --model, such as "
-            "resnet8, or mlp."
-        )
 
 
 def _call(what, options, make, *given):

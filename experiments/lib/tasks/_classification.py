@@ -50,10 +50,11 @@ def classification(
         return (dataset.normalize(images),)
 
     def init(key):
-        return model.init(key, *inputs(example, None), train=False)
+        variables = dict(model.init(key, *inputs(example, None), train=False))
+        return variables.pop("params"), variables
 
-    init_params = jax.jit(lambda key: init(key)["params"])
-    rest = jax.jit(lambda: _but_params(init(jax.random.key(0))))()
+    init_params = jax.jit(lambda key: init(key)[0])
+    rest = jax.jit(lambda: init(jax.random.key(0))[1])()
     model_state = jax.tree.map(lambda x: np.stack([x] * len(setting.local_ranks)), rest)
 
     def loss_fn(params, model_state, batch):
@@ -110,10 +111,6 @@ def classification(
     )
 
 
-def _but_params(variables):
-    return {name: tree for name, tree in variables.items() if name != "params"}
-
-
 def _held_out(source: Source) -> Callable[[], Iterable[Any]]:
     """Makes the function that returns the batches of all held-out samples.
 
@@ -133,9 +130,8 @@ def _held_out(source: Source) -> Callable[[], Iterable[Any]]:
         return [jax.tree.map(jnp.asarray, load(i)) for i in range(len(starts))]
 
     def streamed():
-        with Prefetch(lambda i: load(i) if i < len(starts) else None) as prefetch:
-            for i in range(len(starts)):
-                yield prefetch(i)
+        with Prefetch(lambda i: load(i) if i < len(starts) else None) as loaded:
+            yield from map(loaded, range(len(starts)))
 
     one = source.read(np.zeros(1, int), (0,))
     fits = count * sum(x.nbytes for x in one.values()) <= RESIDENT

@@ -1,5 +1,6 @@
-"""VGG-11 without batch normalization, which the RelaySGD paper trains on CIFAR-10.
+"""Networks of layers one after another: multilayer perceptrons, and VGG-11.
 
+VGG-11, here without batch normalization, is what the RelaySGD paper trains on CIFAR-10:
 Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image
 Recognition, 2015, https://arxiv.org/abs/1409.1556.
 """
@@ -50,3 +51,30 @@ def vgg11(
     """Makes VGG-11, which has 9,750,922 parameters for ten classes."""
     layers = tuple(x if isinstance(x, str) else scale(x, width) for x in LAYERS)
     return VGG(outputs, layers, scale(512, width), dropout, dtype)
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron with ReLU; `features` are the widths of all layers."""
+
+    features: Sequence[int]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Maps `float[batch, ...]` to `float32[batch, features[-1]]`."""
+        del train
+        x = x.reshape(len(x), -1).astype(self.dtype)
+        for width in self.features[:-1]:
+            x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+        return nn.Dense(self.features[-1], dtype=self.dtype)(x).astype(jnp.float32)
+
+
+def mlp(
+    outputs: int,
+    *,
+    hidden: Sequence[int] = (128,),
+    width: float = 1.0,
+    dtype: Any = jnp.float32,
+) -> MLP:
+    """Makes a multilayer perceptron with the widths `hidden` of the hidden layers."""
+    return MLP((*(scale(h, width) for h in hidden), outputs), dtype)
