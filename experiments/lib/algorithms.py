@@ -14,7 +14,7 @@ from djax.topologies import Graph
 from . import graphs as needs
 from .errors import UsageError, lookup
 from .optimizers import BaseOptimizer, make_base
-from .options import Options, check_options, write_flags
+from .options import Options, changed, check_options, write_flags
 from .ranges import flag
 
 
@@ -300,13 +300,10 @@ def may_be_too_fast(config: Algorithm) -> bool:
 
 def check_used(config: Algorithm, known: set[str]) -> None:
     """Raises UsageError if the algorithm would ignore an option."""
-    defaults = Algorithm()
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        ignored = field.name not in {"algorithm", *known}
-        if ignored and value != getattr(defaults, field.name):
+    for name, value in changed(config).items():
+        if name not in {"algorithm", *known}:
             raise UsageError(
                 f"--algorithm {config.algorithm} has no option "
-                + write_flags({field.name: value})[0]
+                + write_flags({name: value})[0]
                 + (f", only {', '.join(map(flag, sorted(known)))}." if known else ".")
             )

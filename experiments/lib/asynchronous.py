@@ -20,6 +20,7 @@ from .divergence import check_losses, in_own_words, watch_all
 from .errors import UsageError
 from .evaluation import make_assess
 from .optimizers import BaseOptimizer, make_base
+from .options import changed
 from .ranges import flag
 from .report import RunFolder
 from .signals import Termination, stopped_unsaved
@@ -55,27 +56,19 @@ class Clocks:
 
 def check_clocks(clocks: Clocks, algorithm: str, live: bool) -> None:
     """Raises UsageError if an algorithm, in real time if `live`, ignores an option."""
-    known = {"--speeds", "--variation"} if algorithm == "all_reduce_sgd" else set()
-    for option in changed(clocks) - known:
+    virtual = {"speeds", "variation"}
+    known = virtual if algorithm == "all_reduce_sgd" else set()
+    for name in changed(clocks).keys() - known:
         if algorithm not in ALGORITHMS:
             raise UsageError(
-                f"--algorithm {algorithm} has no option {option}; "
+                f"--algorithm {algorithm} has no option {flag(name)}; "
                 f"{' and '.join(ALGORITHMS)} have."
             )
-        if live and option in ("--speeds", "--variation"):
+        if live and name in virtual:
             raise UsageError(
-                f"{option} is of virtual clocks: leave mpirun away, where workers take "
-                "the time that they take."
+                f"{flag(name)} is of virtual clocks: leave mpirun away, where workers "
+                "take the time that they take."
             )
-
-
-def changed(options: Any) -> set[str]:
-    """Returns the flags of those fields of a dataclass that differ from defaults."""
-    return {
-        flag(field.name)
-        for field in dataclasses.fields(options)
-        if getattr(options, field.name) != field.default
-    }
 
 
 def make_algorithm(

@@ -17,7 +17,7 @@ from .asynchronous import Clocks
 from .data import DataOptions
 from .errors import UsageError
 from .optimizers import BaseOptimizer
-from .options import Options, write_flags
+from .options import Options, changed, write_flags
 from .runtime import Runtime
 
 
@@ -171,8 +171,8 @@ def flatten(config: Any) -> dict[str, Any]:
 def command_line(config: Config) -> str:
     """Returns the arguments of :mod:`experiments.train` that make a configuration."""
     defaults = flatten(Config())
-    changed = {k: v for k, v in flatten(config).items() if v != defaults[k]}
-    return shlex.join(write_flags(changed))
+    options = {k: v for k, v in flatten(config).items() if v != defaults[k]}
+    return shlex.join(write_flags(options))
 
 
 def check(config: Config) -> None:
@@ -207,7 +207,7 @@ def _check_messages(config: Config) -> None:
         refused = ("message_dtype", "rounding_seed")
         reason = "sums over all workers are never rounded"
     for option in refused:
-        if getattr(config, option) != getattr(Config, option):
+        if option in changed(config):
             raise UsageError(
                 f"--algorithm {name} has no option {ranges.flag(option)}: {reason}."
             )

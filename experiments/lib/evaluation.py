@@ -162,9 +162,8 @@ def _add_squared_means(tree: Any, sign: int) -> Any:
 
 def _total(results: Sequence[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
     """Returns sums over batches, in float64."""
-    if not results:
-        return {}
-    return {
-        key: np.sum([np.asarray(result[key], np.float64) for result in results], axis=0)
-        for key in results[0]
-    }
+
+    def total(*values):
+        return np.sum([np.asarray(value, np.float64) for value in values], axis=0)
+
+    return jax.tree.map(total, *results) if results else {}

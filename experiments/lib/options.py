@@ -50,6 +50,12 @@ def write_flags(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def changed(options: Any) -> dict[str, Any]:
+    """Returns the values of those fields of a dataclass that differ from defaults."""
+    defaults = vars(type(options)())
+    return {k: value for k, value in vars(options).items() if value != defaults[k]}
+
+
 def _word(value: Any) -> str:
     """Returns the shortest word that is read as this value."""
     if isinstance(value, float) and float(short := f"{value:g}") == value:

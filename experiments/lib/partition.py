@@ -154,21 +154,15 @@ def plot_classes(counts: np.ndarray, title: str):
     from matplotlib.figure import Figure
 
     workers, classes = counts.shape
-    figure = Figure(
-        figsize=(2 + 0.45 * classes, 1.5 + min(0.35 * workers, 12)),
-        layout="constrained",
-    )
+    size = (2 + 0.45 * classes, 1.5 + min(0.35 * workers, 12))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(counts, cmap="Blues", aspect="auto")
     if workers <= 32:
-        middle = counts.max() / 2
-        for worker, row in enumerate(counts):
-            for column, count in enumerate(row):
-                color = "white" if count > middle else "black"
-                text = str(count) if count else "·"
-                axes.text(
-                    column, worker, text, ha="center", va="center", color=color, size=8
-                )
+        style = {"ha": "center", "va": "center", "size": 8}
+        for (worker, column), count in np.ndenumerate(counts):
+            color = "white" if count > counts.max() / 2 else "black"
+            axes.text(column, worker, str(count or "·"), color=color, **style)
     axes.set(xlabel="class", ylabel="worker", title=title, xticks=range(classes))
     axes.set_yticks(range(0, workers, math.ceil(workers / 32)))
     figure.colorbar(image, label="samples")

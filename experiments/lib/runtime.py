@@ -13,11 +13,13 @@ import numpy as np
 from djax import Topology, asynchronous
 from djax.transport import Absent, meet
 
-from .asynchronous import ALGORITHMS, EventJob, changed
+from .asynchronous import ALGORITHMS, EventJob
 from .data import Prefetch
 from .divergence import check_losses, in_own_words, watch_all
 from .errors import UsageError
 from .evaluation import assess_one, make_assess
+from .options import changed
+from .ranges import flag
 from .report import RunFolder
 from .signals import Termination, stopped_and_saved, stopped_unsaved
 from .trainer import Record, Records, Rows, chunk_steps
@@ -47,9 +49,9 @@ class Runtime:
 
 def check_runtime(options: Runtime, algorithm: str, live: bool) -> None:
     """Raises UsageError for options that conflict or would be ignored."""
-    for flag in sorted(changed(options)) if not live else ():
+    for name in sorted(changed(options)) if not live else ():
         raise UsageError(
-            f"{flag} is for workers in real time: --algorithm "
+            f"{flag(name)} is for workers in real time: --algorithm "
             f"{' or '.join(ALGORITHMS)} under mpirun; --algorithm {algorithm} here has "
             "no use for it."
         )
@@ -131,7 +133,7 @@ class Live(EventJob):
         termination: Termination,
     ) -> asynchronous.Outcome:
         """Runs this process's worker beside the others."""
-        task, options, chunk = self.task, self.options, chunk_steps(self.task)
+        task, chunk = self.task, chunk_steps(self.task)
         epoch, passed = self.topology.size * task.steps_per_epoch, 0
 
         def show(gradients):
@@ -156,19 +158,14 @@ class Live(EventJob):
                 self.topology,
                 self.params,
                 gradients=self._gradients,
-                seconds=options.seconds,
                 rate=self.rate,
-                pairing=options.pairing,
-                random_times=options.random_times,
-                max_backlog=options.max_backlog,
+                **dataclasses.asdict(self.options),
                 model_state=jax.tree.map(jnp.asarray, task.model_state),
                 snapshots=snapshots,
                 keep_snapshots=True,
                 progress=show,
                 stop=lambda: termination.number > 0,
                 checkpoints=self.checkpoints,
-                transport=options.transport,
-                timeout=options.timeout,
                 jit=self.jit,
                 seed=self.seed,
             )

@@ -174,11 +174,8 @@ def _read_fashion(options: DataOptions) -> list[tuple[np.ndarray, np.ndarray]]:
     for folder in folders:
         if any((folder / f"{name}.gz").exists() for name in _CHECKSUMS):
             arrays = [_read_idx(folder / f"{name}.gz") for name in _CHECKSUMS]
-            train, train_labels, test, test_labels = arrays
-            return [
-                (train, train_labels.astype(np.int32)),
-                (test, test_labels.astype(np.int32)),
-            ]
+            labels = [array.astype(np.int32) for array in arrays[1::2]]
+            return list(zip(arrays[::2], labels, strict=True))
     if not _tfds.is_prepared("fashion_mnist", options) and not options.download:
         raise missing(
             "fashion_mnist",

@@ -41,31 +41,25 @@ def language(
         tokens = jnp.zeros((1, 1), jnp.int32)
         return model.init(key, tokens, model.initial_carry(1), train=False)["params"]
 
+    def predict(params, tokens, carry, **options):
+        """Returns the losses of all tokens but the first, and the next carry."""
+        known, following = tokens[:, :-1], tokens[:, 1:]
+        logits, carry = model.apply({"params": params}, known, carry, **options)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, following)
+        return losses, carry
+
     def loss_fn(params, carry, batch):
         carry = jax.tree.map(lambda x: jnp.where(batch["first"], 0, x), carry)
-        key = random_key(setting.seed, batch["key"])
-        logits, carry = model.apply(
-            {"params": params},
-            batch["tokens"][:, :-1],
-            jax.lax.stop_gradient(carry),
-            train=True,
-            rngs={"dropout": key},
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits, batch["tokens"][:, 1:]
-        )
+        carry = jax.lax.stop_gradient(carry)
+        rngs = {"dropout": random_key(setting.seed, batch["key"])}
+        losses, carry = predict(params, batch["tokens"], carry, train=True, rngs=rngs)
         return losses.mean(), carry
 
     def evaluate(params, model_state, batch):
         del model_state  # The held-out text is read from its own beginning.
 
         def chunk(carry, tokens):
-            logits, carry = model.apply(
-                {"params": params}, tokens[:, :-1], carry, train=False
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                logits, tokens[:, 1:]
-            )
+            losses, carry = predict(params, tokens, carry, train=False)
             return carry, losses.sum()
 
         rows = batch["tokens"].shape[1]
