@@ -148,23 +148,19 @@ class Config:
           >>> Config().replace(topology="chain", algorithm="relay_sgd").topology
           'chain'
         """
-        for part in dataclasses.fields(self):
-            value = getattr(self, part.name)
+        for part, value in vars(self).items():
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
-                names = {field.name for field in dataclasses.fields(value)}
-                own = {name: options.pop(name) for name in names & options.keys()}
-                options[part.name] = dataclasses.replace(value, **own)
+                names = vars(value).keys() & options.keys()
+                own = {name: options.pop(name) for name in names}
+                options[part] = dataclasses.replace(value, **own)
         return dataclasses.replace(self, **options)
 
 
 def flatten(config: Any) -> dict[str, Any]:
     """Returns the values of all options of a configuration and its parts, by name."""
     found = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        found |= (
-            flatten(value) if dataclasses.is_dataclass(value) else {field.name: value}
-        )
+    for name, value in vars(config).items():
+        found |= flatten(value) if dataclasses.is_dataclass(value) else {name: value}
     return found
 
 

@@ -125,10 +125,6 @@ def provenance() -> dict[str, Any]:
 
 def summarize(score: str, last: Mapping[str, float]) -> list[tuple[str, str]]:
     """Returns the rows of the final table about the last evaluation."""
-
-    def show(value):
-        return f"{value:.3%}" if score == "accuracy" else f"{value:.5g}"
-
     rows = {
         "worst": f"{score}, worst worker",
         "mean": f"{score}, mean of workers",
@@ -137,8 +133,9 @@ def summarize(score: str, last: Mapping[str, float]) -> list[tuple[str, str]]:
         "mean_loss": "held-out loss, mean of workers",
         "consensus_distance": "consensus distance",
     }
+    digits = ".3%" if score == "accuracy" else ".5g"
     return [
-        (name, show(last[key]) if score in name else f"{last[key]:.5g}")
+        (name, format(last[key], digits if score in name else ".5g"))
         for key, name in rows.items()
         if key in last
     ]

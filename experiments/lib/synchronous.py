@@ -277,10 +277,9 @@ def describe_times(seconds: np.ndarray) -> Rows:
 def _cut(task: Task, start: int, epochs: int) -> list[tuple[int, int]]:
     """Cuts the steps from `start` on into chunks `(first, last)` within epochs."""
     whole, size = task.steps_per_epoch, chunk_steps(task)
-    ends = [
-        epoch * whole + min(end, whole)
+    chunks = [
+        (epoch * whole + first, epoch * whole + min(first + size, whole))
         for epoch in range(epochs)
-        for end in range(size, whole + size, size)
+        for first in range(0, whole, size)
     ]
-    ends = [end for end in ends if end > start]
-    return list(zip([start, *ends[:-1]], ends, strict=True)) if ends else []
+    return [(max(first, start), last) for first, last in chunks if last > start]

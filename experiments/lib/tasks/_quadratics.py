@@ -60,14 +60,13 @@ def quadratics(
         }
 
     def batches(start, stop):
+        def draw(epoch, rank):
+            rng = np.random.default_rng((setting.seed, 1 + epoch, rank))
+            return rng.standard_normal((steps_per_epoch, dim))
+
         first, last = start // steps_per_epoch, (stop - 1) // steps_per_epoch
         epochs = [
-            [
-                np.random.default_rng((setting.seed, 1 + epoch, rank)).standard_normal(
-                    (steps_per_epoch, dim)
-                )
-                for rank in setting.local_ranks
-            ]
+            [draw(epoch, rank) for rank in setting.local_ranks]
             for epoch in range(first, last + 1)
         ]
         offset = start - first * steps_per_epoch
