@@ -67,19 +67,19 @@ class Algorithm:
 class Recipe(NamedTuple):
     """How a mechanism of djax becomes an algorithm, in a chain with a base optimizer.
 
+    The options of the algorithm are those fields of :class:`Algorithm` that are
+    arguments of `mechanism`, `around` or `optimizer`.
+
     Attributes:
-      mechanism: makes a mechanism of a graph and a communicator. The options of the
-        algorithm are those fields of :class:`Algorithm` that are arguments of this
-        function, of `around` or of `optimizer`.
-      graphs: refuses graphs with which the algorithm does not work, and returns the
-        graphs that are used. These may be others, if the algorithm has a default graph.
+      mechanism: makes a mechanism of a graph and a communicator.
+      graphs: refuses graphs with which the algorithm does not work, and returns those
+        that are used, which may be others.
       around: wraps the mechanism, as a correction does.
       gradients: whether gradients are averaged in place of models. With local steps
         between two averaging steps models are averaged all the same.
       base: the name of the only base optimizer that `optimizer` can replace.
-      optimizer: for algorithms that combine base optimizer and averaging into one
-        optimizer: takes the mechanism, and returns a function with the arguments of
-        optax's function called `base`.
+      optimizer: takes a mechanism, and returns a function with the arguments of optax's
+        function called `base`; for algorithms that combine averaging and optimizer.
       unbiased: whether compressed messages have to be unbiased.
       local_steps: whether there may be local steps between two averaging steps.
     """

@@ -120,10 +120,9 @@ class EventJob(Job):
     ) -> Record:
         """Adds a record to the history, and returns it.
 
-        Args:
-          losses: `float[gradients]`, losses of all gradients up to that time.
-          before: number of gradients of all workers that `losses` does not have, since
-            an earlier part of the run computed them.
+        The losses, `float[gradients]`, are those of all gradients up to that time.
+        Without them are the first `before` gradients, which an earlier part of the run
+        computed.
         """
         size = self.communicator.size
         step = (before + len(losses)) / size

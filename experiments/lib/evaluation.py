@@ -20,19 +20,17 @@ Assess = Callable[..., dict[str, Any]]
 
 
 def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
-    """Makes a function that evaluates the local workers' models and the averaged model.
+    """Makes a function that evaluates the local workers and the averaged model.
+
+    The function is `(params, model_state=None) -> record`. The record has the `scores`
+    of the workers, their `mean` and `worst`, the score of the `averaged` model,
+    `mean_loss`, `averaged_loss` and `consensus_distance`.
 
     If models have batch normalizations, the averaged model gets their statistics from
     training data, the batches of all workers' first steps. The statistics are the mean
     over these batches or, if the task's statistics are pooled, those of all the batches
-    together.
-
-    Returns:
-      `(params, model_state=None) -> record`. The record has the `scores` of the
-      workers, their `mean` and `worst`, the score of the `averaged` model, `mean_loss`,
-      `averaged_loss` and `consensus_distance`. Without a model state, each worker's
-      model gets statistics from the worker's own data, as the averaged model gets them
-      from all data.
+    together. Without a model state, each worker's model gets statistics from the
+    worker's own data.
     """
     local = communicator.local_ranks
     alone = len(local) < communicator.size  # Other processes have the other workers.

@@ -54,11 +54,9 @@ def script(
 ) -> Callable[..., list[Record]]:
     """Makes the command line of a figure's script, which returns the records.
 
-    Args:
-      name: the script's `__name__`. `--help` shows the script's docstring.
-      parts: object with the functions `compute`, `make_tables` and `draw`; by default
-        the script.
-      full: arguments of `compute`; `smoke` are those with `--smoke`.
+    The script's `__name__` is `name`, and its docstring the text of `--help`. The
+    functions `compute`, `make_tables` and `draw` are those of the script, or of
+    `parts`. The arguments of `compute` are `full` or, with `--smoke`, `smoke`.
     """
     module: Any = sys.modules[name]
 

@@ -46,10 +46,9 @@ def random_quadratics(
     smallest: float | None = None,
     seed: int = 1,
 ) -> Quadratics:
-    r"""Draws quadratics for all workers.
+    r"""Draws quadratics of which the heterogeneity at the optimum is :math:`\zeta^2`.
 
     Args:
-      heterogeneity: :math:`\zeta^2` at the optimum.
       distance: distance of the optimum from zero, where training starts.
       smallest: smallest singular value of each :math:`A_i`. The singular values are
         evenly spaced from `smallest` to 1. By default they are the rescaled singular

@@ -90,9 +90,9 @@ class Run:
             )
 
     def records(self, advance: Callable[[float], object]) -> trainer.Records:
-        """Trains all local workers, and yields the records of :class:`trainer.Job`.
+        """Trains all local workers, and yields the records of the job.
 
-        A Diverged that the job raises then also says which options to change.
+        The message of a Diverged then also says which options to change.
         """
         evaluations = min(self.config.evaluations, self.epochs)
         try:

@@ -72,7 +72,6 @@ class Live(EventJob):
     Attributes:
       rate: averagings of a worker per gradient.
       steps: mean number of gradients of a worker.
-      checkpoints: where the workers are saved; None if they are not.
       jit: whether the task's gradient is compiled; False for a plain Python function.
     """
 

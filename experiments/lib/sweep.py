@@ -33,10 +33,9 @@ NEVER = np.iinfo(np.int32).max
 
 
 class _Problems(NamedTuple):
-    """Several problems as arrays.
+    """Several problems, whose gradients are :math:`H_i x - c_i`, as arrays.
 
-    Gradients are :math:`H_i x - c_i`, and errors :math:`(x - x^*)^T H (x - x^*)`, where
-    H is the mean of the :math:`H_i`.
+    Errors are :math:`(x - x^*)^T H (x - x^*)`, where H is the mean of the :math:`H_i`.
 
     Attributes:
       hessians: :math:`H_i = A_i^T A_i`, `[problems, n, d, d]`.

@@ -33,12 +33,10 @@ class Row:
     """A result of the paper, and how it is made.
 
     Attributes:
-      config: configuration of the training, with the learning rate of the paper's
-        result if it is known.
+      config: configuration with the learning rate of the paper's result if it is known.
       setting: setting of the data or the workers, if the table has several.
       expected: the paper's result; a dash if none is known.
       tried: learning rates among which the paper chose.
-      seeds: seeds of the paper's runs.
     """
 
     method: str
@@ -87,8 +85,7 @@ class Table:
       smoke: options that make rows tiny besides `SMOKE`.
       score: key of the records by which rows are compared.
       last: number of last evaluations over which the score is averaged.
-      accuracy: whether the score is an accuracy, which is shown in % and should be
-        high.
+      accuracy: whether the score is an accuracy, in %, which should be high.
       prepare: arguments of :mod:`experiments.prepare` for the instructions.
       example: rows that the instructions run, with further arguments.
       hours: upper bound of the hours that the example takes on a cluster.

@@ -59,9 +59,8 @@ class Job:
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
         """Trains the local workers, and yields each record of the history.
 
-        Args:
-          evaluations: number of records, evenly spread; the last one is of the end.
-          advance: called with the number of epochs since its last call.
+        The last of the `evaluations`, which are evenly spread, is at the end. `advance`
+        is called with the number of epochs since its last call.
 
         Raises:
           Diverged: on every process alike, if a loss is not finite, or if the losses

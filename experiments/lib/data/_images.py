@@ -45,11 +45,8 @@ def fashion_mnist(
 ) -> Dataset:
     """Loads Fashion-MNIST: 70,000 grey images of 28 x 28, ten kinds of clothes.
 
-    Args:
-      options: where the data set is. The files of Debian's package
-        dataset-fashion-mnist are found too.
-      pool: side of the squares of pixels that are replaced by their mean, so that
-        images are `pool` times smaller. It must divide 28.
+    The files of Debian's package dataset-fashion-mnist are found too. Squares of `pool`
+    pixels a side are replaced by their mean, so that images are `pool` times smaller.
     """
     if pool < 1 or 28 % pool:
         raise ValueError(f"pool={pool} must divide 28.")

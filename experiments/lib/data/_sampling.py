@@ -27,11 +27,8 @@ class Sampler:
       the workers together have used as many samples as the data set has.
 
     Batches that would be incomplete are left out. Steps and passes over the samples are
-    counted from 0, over the whole training.
-
-    Attributes:
-      class_counts: `int[workers, classes]`, samples of each class that a worker holds;
-        with `reshuffled`, those of the first epoch.
+    counted from 0, over the whole training. The `class_counts`, `int[workers,
+    classes]`, are the samples of each class that a worker holds in the first epoch.
     """
 
     def __init__(

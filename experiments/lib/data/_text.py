@@ -25,10 +25,9 @@ def ag_news(
     vocabulary: int = 30_522,
     vocabulary_file: str = "",
 ) -> Dataset:
-    """Loads AG News: 120,000 short news texts of four kinds.
+    """Loads AG News from tensorflow-datasets: 120,000 short news texts of four kinds.
 
     Args:
-      options: where tensorflow-datasets has prepared `ag_news_subset`.
       length: largest number of tokens of a text; longer texts are cut.
       vocabulary: number of different tokens if there is no `vocabulary_file`; the most
         frequent words are kept.
@@ -128,9 +127,8 @@ def _number(words: Iterable[str], vocabulary: tuple[str, ...]) -> np.ndarray:
 def wikitext2(options: DataOptions) -> Corpus:
     """Loads WikiText-2: two million words of Wikipedia, lower-cased.
 
-    Args:
-      options: where the data are. `wiki.train.tokens` and `wiki.valid.tokens` must be
-        in its folder, or in the subfolder `wikitext-2`.
+    Its files `wiki.train.tokens` and `wiki.valid.tokens` must be in the folder of the
+    data sets, or in the subfolder `wikitext-2`.
     """
     if options.mock:
         return _mock_corpus(1000)
@@ -171,7 +169,6 @@ def sotu(
     """Loads the State of the Union: 249 speeches of presidents, from 1790 to 2026.
 
     Args:
-      options: unused but for `mock`; the package `sotu` contains the speeches.
       level: `word` makes each lower-cased word, number or mark a token; `character`
         makes each character a token.
       vocabulary: largest number of different tokens. The most frequent tokens are kept,

@@ -78,21 +78,14 @@ class BatchNorm(nn.Module):
 
 
 class EvoNormS0(nn.Module):
-    r"""A normalization with a nonlinearity that treats each image by itself.
-
-    Its result for an image does not depend on the other images of the batch, so it
-    needs no running statistics.
+    r"""A normalization with a nonlinearity, without regard to other images of a batch.
 
     .. math::
         y = \frac{x \, \sigma(v x)}{\sqrt{s^2_{w,h,c/g}(x) + \epsilon}} \gamma + \beta
 
-    with the variance :math:`s^2` within a group of channels.
-
-    Liu et al., Evolving Normalization-Activation Layers, 2020,
-    https://arxiv.org/abs/2004.02967, Table 1.
-
-    Attributes:
-      groups: number of groups of channels. Fewer channels are a group each.
+    with the variance :math:`s^2` within a group of channels. Fewer than `groups`
+    channels are a group each. Liu et al., Evolving Normalization-Activation Layers,
+    2020, https://arxiv.org/abs/2004.02967, Table 1.
     """
 
     groups: int = 32

@@ -27,8 +27,7 @@ class ResNet(nn.Module):
       widths: channels of each stage. The stem has as many as the first stage.
       bottleneck: whether blocks have three convolutions, the last one with 4 times the
         width, in place of two.
-      stem: `cifar` keeps the size of small images; `imagenet` divides both sides of
-        large images by 4.
+      stem: `cifar` keeps the size of images; `imagenet` divides both sides by 4.
       evonorm: whether EvoNorm-S0 normalizes the stem and the first convolution of each
         block, and batch normalization without running statistics the rest.
     """

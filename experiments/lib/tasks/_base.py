@@ -117,11 +117,10 @@ def make_gradient_fn(
     Args:
       loss_fn: `(params, model_state, batch) -> (loss, model_state)`.
       parts: number of parts of a batch that are computed one after another, which needs
-        less memory. It must divide the number of samples. With more than one part,
-        batches are dictionaries whose leaves are `[samples, ...]`, except `key`.
-      rows: whether the model state has a row for each sample, as the state of a
-        recurrent network has. If not, each part starts with the model state that the
-        part before has returned.
+        less memory. With more than one, batches are dictionaries whose leaves are
+        `[samples, ...]`, except `key`.
+      rows: whether the model state has a row for each sample. If not, each part starts
+        with the model state that the part before has returned.
     """
 
     def gradient_fn(params, model_state, batch):
