@@ -48,10 +48,10 @@ class Clocks:
     """Let the step size of a2cid2 and adpsgd decay by the number of gradients of all
     workers, instead of each worker's own number."""
 
-    @property
-    def durations(self) -> dict[str, Any]:
-        """How long gradients take, as arguments of djax's functions that draw times."""
-        return {"speeds": self.speeds or 1.0, "variation": self.variation}
+    def durations(self, seed: int) -> dict[str, Any]:
+        """Returns how long gradients take, as arguments of functions that draw it."""
+        speeds = self.speeds or 1.0
+        return {"speeds": speeds, "variation": self.variation, "seed": seed}
 
 
 def check_clocks(clocks: Clocks, algorithm: str, live: bool) -> None:
@@ -80,7 +80,7 @@ def make_algorithm(
 ) -> asynchronous.EventTransformation:
     """Makes one of the `ALGORITHMS`; a worker computes `steps` gradients on average."""
     if clocks.global_steps:
-        make = _in_global_steps(getattr(optax, base.optimizer, None))
+        make = _in_global_steps(getattr(optax, base.optimizer, optax.sgd))
         optimizer = make_base(base, topology.size * steps, make)
     else:
         optimizer = make_base(base, steps)
@@ -91,8 +91,6 @@ def make_algorithm(
 
 def _in_global_steps(make):
     """Lets the learning rate of an optimizer follow the gradients of all workers."""
-    if make is None:  # The optimizer is unknown, which `make_base` reports.
-        return None
     static = [*inspect.signature(make).parameters][1:]
 
     @functools.wraps(make)

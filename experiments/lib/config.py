@@ -192,17 +192,14 @@ def check(config: Config) -> None:
 def _check_messages(config: Config) -> None:
     """Raises UsageError for options of messages that the algorithm does not use."""
     name = config.averaging.algorithm
-    refused, reason = (), ""
+    refused, reason = "", ""
     if name in asynchronous.ALGORITHMS:
-        refused = (
-            *("drop_probability", "drop_bursts"),
-            *("message_dtype", "rounding_seed", "weights"),
-        )
+        refused = "drop_probability drop_bursts message_dtype rounding_seed weights"
         reason = "neighbours exchange whole models and take their mean"
     elif name == "all_reduce_sgd":
-        refused = ("message_dtype", "rounding_seed")
+        refused = "message_dtype rounding_seed"
         reason = "sums over all workers are never rounded"
-    for option in refused:
+    for option in refused.split():
         if option in changed(config):
             raise UsageError(
                 f"--algorithm {name} has no option {ranges.flag(option)}: {reason}."

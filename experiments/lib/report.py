@@ -31,8 +31,7 @@ class RunFolder:
         parent: pathlib.Path,
         name: str,
         communicator: djax.Communicator,
-        *,
-        tensorboard: bool = False,
+        tensorboard: bool,
     ):
         """Makes the folder `parent/<time>-<name>/`, with a number if that exists."""
         make_writer = _find_writer() if tensorboard else None

@@ -74,11 +74,9 @@ class Run:
             self.communicator, "the initial parameters", [model] * len(local)
         )
         self.title = f"{config.task}-{algorithm}-{config.topology}{size}"
+        name = config.name or self.title
         self.folder = report.RunFolder(
-            config.runs,
-            config.name or self.title,
-            self.communicator,
-            tensorboard=config.tensorboard,
+            config.runs, name, self.communicator, config.tensorboard
         )
         if isinstance(self.job, synchronous.Synchronous) and self.job.saver is None:
             # Without --checkpoints nothing is saved unless a signal ends the run.
@@ -118,88 +116,62 @@ class Run:
         return f"{', or '.join(steps)}.".capitalize()
 
     def _make_synchronous(self, params, model) -> synchronous.Synchronous:
-        config = self.config
+        config, communicator = self.config, self.communicator
         optimizer = algorithms.make_optimizer(
-            config.averaging, config.base, self.steps, self.graphs, self.communicator
+            config.averaging, config.base, self.steps, self.graphs, communicator
         )
         base = optimizers.make_base(config.base, self.steps)
-        cost = djax.communication_cost(optimizer, model, self.communicator)
+        cost = djax.communication_cost(optimizer, model, communicator)
         rounds = None
         if config.clocks != asynchronous.Clocks():
-            rounds = djax.asynchronous.draw_rounds(
-                self.communicator.size,
-                self.steps,
-                seed=config.seed,
-                **config.clocks.durations,
-            )
+            durations = config.clocks.durations(config.seed)
+            size = communicator.size
+            rounds = djax.asynchronous.draw_rounds(size, self.steps, **durations)
         saving = config.saving.make(identify(config, self.graphs))
-        return synchronous.Synchronous(
-            self.task,
-            self.communicator,
-            params,
-            optimizer,
-            base,
-            self.epochs,
-            cost,
-            rounds,
-            Checkpointer(saving, self.communicator) if saving else None,
-            config.collapse,
-        )
+        saver = Checkpointer(saving, communicator) if saving else None
+        job = self.task, communicator, params, optimizer, base, self.epochs, cost
+        return synchronous.Synchronous(*job, rounds, saver, config.collapse)
 
     def _make_asynchronous(
         self, params, live: bool
     ) -> asynchronous.Virtual | runtime.Live:
         config, name = self.config, self.config.averaging.algorithm
         algorithms.check_used(config.averaging, set())
-        if config.communicator == "mesh":
-            raise UsageError(
-                f"--algorithm {name} is not for --communicator mesh: start it under "
-                "mpirun, or leave the option away to simulate it."
-            )
-        topologies = graphs.take_fixed(name, self.graphs)
-        if len(topologies) > 1:
-            raise UsageError(
-                f"--algorithm {name} needs one graph: choose a --topology."
-            )
-        (topology,) = topologies
-        if name == "a2cid2" and config.clocks.rate == 0 and topology.size > 1:
+        for refused, why in (
+            (
+                config.communicator == "mesh",
+                "is not for --communicator mesh: start it under mpirun, or leave the "
+                "option away to simulate it.",
+            ),
+            (len(self.graphs) > 1, "needs one graph: choose a --topology."),
+            (config.collapse is not None, "has no option --collapse."),
+            (
+                not live and config.saving != Saving(),
+                "saves no checkpoints on virtual clocks, where the same seed repeats a "
+                "run: leave --checkpoints and its options away.",
+            ),
+        ):
+            if refused:
+                raise UsageError(f"--algorithm {name} {why}")
+        (topology,), rate = graphs.take_fixed(name, self.graphs), config.clocks.rate
+        if name == "a2cid2" and rate == 0 and topology.size > 1:
             raise UsageError(
                 "--rate 0.0: no averagings connect worker 1 with the others; "
                 "--algorithm a2cid2 needs a positive --rate."
             )
-        if config.collapse is not None:
-            raise UsageError(f"--algorithm {name} has no option --collapse.")
-        if not live and config.saving != Saving():
-            raise UsageError(
-                f"--algorithm {name} saves no checkpoints on virtual clocks, where "
-                "the same seed repeats a run: leave --checkpoints and its options away."
-            )
         algorithm = asynchronous.make_algorithm(
             name, config.clocks, config.base, self.steps, topology
         )
+        job = self.task, self.communicator, params, algorithm
         if live:
-            return runtime.Live(
-                self.task,
-                self.communicator,
-                params,
-                algorithm,
-                topology,
-                config.runtime,
-                config.clocks.rate,
-                self.steps,
-                config.seed,
-                config.saving.make(identify(config, self.graphs, BUDGET)),
-            )
+            saving = config.saving.make(identify(config, self.graphs, BUDGET))
+            how = config.runtime, rate, self.steps, config.seed, saving
+            return runtime.Live(*job, topology, *how)
+        gradients, durations = self.steps * topology.size, config.clocks.durations
         events = djax.asynchronous.draw_events(
-            topology,
-            config.clocks.rate,
-            gradients=topology.size * self.steps,
-            seed=config.seed,
-            **config.clocks.durations,
+            topology, rate, gradients=gradients, **durations(config.seed)
         )
-        return asynchronous.Virtual(
-            self.task, self.communicator, params, algorithm, events, config.clocks.rate
-        )
+        return asynchronous.Virtual(*job, events, rate)
 
 
 def _make_task(config: Config, size: int, local_ranks: Sequence[int]) -> tasks.Task:

@@ -59,12 +59,9 @@ class Position:
         self.losses = []
         before = self.step - local.shape[1]
         everyone = np.asarray(communicator.gather(list(local)), np.float64)
-        for t, losses in enumerate(everyone.T):
-            check_losses(
-                losses,
-                np.arange(len(losses)),
-                f"in epoch {epoch} (step {before + t + 1})",
-            )
+        for step, losses in enumerate(everyone.T, before + 1):
+            when = f"in epoch {epoch} (step {step})"
+            check_losses(losses, np.arange(communicator.size), when)
         self.watch.take(before, everyone.mean(0))
         return math.fsum(everyone.ravel()) / everyone.size
 
