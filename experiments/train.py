@@ -36,15 +36,14 @@ from .lib.run import Run
 
 WRITING = 120.0
 """Seconds for which ranks wait at the end until rank 0 has written its files."""
+BY_CTRL_C = (
+    "stopped by Ctrl-C; no checkpoint was saved by this, so start it anew, or with "
+    "--resume where there are --checkpoints"
+)
 
 
 def execute(run: Run) -> trainer.Job:
-    """Trains, shows the results, and writes them.
-
-    Raises:
-      Diverged: if the training diverges, after its curves are drawn.
-      Stopped: after SIGTERM or Ctrl-C, once all workers are saved.
-    """
+    """Trains, shows the results, and writes them, also if the run ends early."""
     config, folder, job = run.config, run.folder, run.job
     if folder.active:
         made_by = {"config": dataclasses.asdict(config), **report.provenance()}
@@ -90,13 +89,10 @@ class _Bar(tqdm.tqdm):
 
 
 def _publish(run: Run, ending: BaseException | None = None) -> None:
-    """Shows and writes what a run has measured, also if it ended early.
+    """Shows and writes what a run has measured, also if an exception has ended it.
 
     All ranks wait until rank 0 has written its files, because the first rank that exits
     with a code other than 0 ends all others, unless they are guarded.
-
-    Args:
-      ending: the exception that ended the run early, or None.
     """
     folder, job, history = run.folder, run.job, run.job.history
     diverged = isinstance(ending, trainer.Diverged)
@@ -154,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> trainer.Job:
     try:
         config = parse(arguments)
     except KeyboardInterrupt:
-        _end_by_ctrl_c()
+        end(signals.INTERRUPTED, BY_CTRL_C)
     with errors.one_line_errors(trainer.Diverged):
         return run_once(config)
 
@@ -162,11 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> trainer.Job:
 def run_once(config: Config) -> trainer.Job:
     """Trains, shows the results, and writes them.
 
-    The process ends if a signal stops the run, or if a checkpoint was not saved.
-
-    Raises:
-      Diverged: on every process alike, if the training diverges. What was measured
-        until then is written first.
+    The process ends if a signal stops the run, or if a checkpoint was not saved. A
+    divergence is raised on every process alike.
     """
     run: Run | None = None
     try:
@@ -177,7 +170,7 @@ def run_once(config: Config) -> trainer.Job:
     except trainer.Stopped as stop:
         end(stop.code, str(stop))
     except KeyboardInterrupt:
-        _end_by_ctrl_c()
+        end(signals.INTERRUPTED, BY_CTRL_C)
     finally:
         if run is not None:
             run.folder.close()
@@ -188,14 +181,6 @@ def run_once(config: Config) -> trainer.Job:
             f"saved, the first: {job.unsaved[0]}",
         )
     return job
-
-
-def _end_by_ctrl_c() -> NoReturn:
-    end(
-        signals.INTERRUPTED,
-        "stopped by Ctrl-C; no checkpoint was saved by this, so start it anew, or with "
-        "--resume where there are --checkpoints",
-    )
 
 
 def end(code: int, message: str) -> NoReturn:

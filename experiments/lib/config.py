@@ -40,13 +40,8 @@ class Saving:
         """Makes djax's description of the checkpoints; None if no folder is given."""
         if self.checkpoints is None:
             return None
-        return Checkpoints(
-            self.checkpoints,
-            self.checkpoint_every,
-            self.keep_checkpoints,
-            self.resume,
-            identity,
-        )
+        how = self.checkpoint_every, self.keep_checkpoints, self.resume, identity
+        return Checkpoints(self.checkpoints, *how)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,7 @@ from djax import asynchronous
 from .errors import UsageError
 
 TAIL = 0.2
-"""The last part of the training, as a share, whose losses are compared with the first.
-"""
+"""The last share of the training, whose losses are compared with the first."""
 EXPLODED = 5.0
 """A loss has exploded if it is more than this many times the first loss. Runs at the
 edge of divergence that still learn were seen to reach 3.6 times."""

@@ -16,10 +16,10 @@ from .tasks import Task
 STATISTICS_STEPS = 10
 """An averaged model gets its statistics from the batches of this many steps."""
 
-Assess = Callable[..., dict[str, Any]]
 
-
-def make_assess(task: Task, communicator: djax.Communicator) -> Assess:
+def make_assess(
+    task: Task, communicator: djax.Communicator
+) -> Callable[..., dict[str, Any]]:
     """Makes a function that evaluates the local workers and the averaged model.
 
     The function is `(params, model_state=None) -> record`. The record has the `scores`

@@ -16,11 +16,8 @@ from .errors import UsageError, lookup
 from .options import check_options, write_options
 
 NAMES = (
-    *topologies.BUILDERS,
-    "double_binary_trees",
-    "equi_static",
-    *topologies.SCHEDULES,
-    "matcha",
+    *(*topologies.BUILDERS, *topologies.SCHEDULES),
+    *("double_binary_trees", "equi_static", "matcha"),
 )
 """The names that `--topology` accepts."""
 

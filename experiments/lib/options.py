@@ -73,8 +73,7 @@ Options = Annotated[
         str_from_instance=write_options,
     ),
 ]
-"""The type of an option that holds the arguments of a function, such as the optimizer.
-"""
+"""The type of an option that holds arguments of a function, such as the optimizer."""
 
 _SAID = {
     r"make it without drop_probability, or use [^.]*": "leave --drop-probability away, "

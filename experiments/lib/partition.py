@@ -18,8 +18,6 @@ Shares = list[np.ndarray]
 MAX_DRAWS = 10_000
 MAX_ALPHA = 1e12
 """Largest alpha; with a larger one all proportions would be equal up to rounding."""
-WRITTEN = "iid, dirichlet:0.1, shards:2, reshuffled or whole"
-"""Examples of splits for errors."""
 
 
 def iid(labels: np.ndarray, workers: int, rng: np.random.Generator) -> Shares:
@@ -139,7 +137,10 @@ def split(labels: np.ndarray, workers: int, spec: str, seed: int) -> Shares:
             raise ValueError(spec)
         values = [kind(value)] if kind else []
     except ValueError:
-        raise UsageError(f"cannot read --split {spec!r}; write {WRITTEN}.") from None
+        raise UsageError(
+            f"cannot read --split {spec!r}; write iid, dirichlet:0.1, shards:2, "
+            "reshuffled or whole."
+        ) from None
     return make(labels, workers, np.random.default_rng(seed), *values)
 
 

@@ -91,8 +91,7 @@ RANGES = {
     "collapse": Range(),
     "seed": Range(0, 2**32, open_above=True),
 }
-"""Allowed values of the fields of :class:`experiments.lib.config.Config` and its parts.
-"""
+"""Allowed values of fields of :class:`experiments.lib.config.Config` and its parts."""
 
 ARGUMENTS = {
     *("consensus_rate", "local_steps", "rounds", "rank", "iterations", "theta", "bits"),

@@ -104,7 +104,15 @@ class Live(EventJob):
         termination = Termination()
         found = self._run(evaluations, advance, termination)
         self.report, self.events = found.report, found.report.events
-        self._say_what_is_left()
+        done = int(self.report.gradients_before.sum())
+        if done >= self._gradients and self.communicator.local_ranks[0] == 0:
+            print(
+                f"nothing is left to do: by their checkpoints the workers have "
+                f"computed {done} of {self._gradients} gradients; to go on, start the "
+                "same with larger --epochs",
+                file=sys.stderr,
+                flush=True,
+            )
         if self.options.transport == "zmq" and not self.report.lost:
             comm = getattr(self.communicator, "host_comm")  # noqa: B009
             try:
@@ -147,7 +155,7 @@ class Live(EventJob):
             termination,
             Prefetch(lambda i: task.batches(i * chunk, (i + 1) * chunk)) as batches,
         ):
-            # `_say_what_is_left` prints this warning in terms of the command line.
+            # `train` prints this warning in terms of the command line.
             warnings.filterwarnings("ignore", ".* none is left to compute")
             return asynchronous.run(
                 self.algorithm,
@@ -167,18 +175,6 @@ class Live(EventJob):
                 checkpoints=self.checkpoints,
                 jit=self.jit,
                 seed=self.seed,
-            )
-
-    def _say_what_is_left(self) -> None:
-        """Prints a message if the checkpoints already contained all gradients."""
-        done = int(self.report.gradients_before.sum())
-        if done >= self._gradients and self.communicator.local_ranks[0] == 0:
-            print(
-                f"nothing is left to do: by their checkpoints the workers have "
-                f"computed {done} of {self._gradients} gradients; to go on, start the "
-                "same with larger --epochs",
-                file=sys.stderr,
-                flush=True,
             )
 
     def _survey(self, found: asynchronous.Outcome) -> Iterator[Record]:

@@ -210,28 +210,21 @@ class Synchronous(Job):
             ]
         return rows
 
-    def _make_steps(self, optimizer: optax.GradientTransformation):
+    def _make_steps(self, optimizer):
         task = self.task
         return make_steps(
             task.gradient_fn, optimizer, self.communicator, dispatch=task.dispatch
         )
 
-    def _init_workers(
-        self, optimizer: optax.GradientTransformation
-    ) -> simulation.Workers:
-        model_state = jax.tree.map(jnp.asarray, self.task.model_state)
-        return simulation.init_workers(
-            optimizer, self.communicator, self.params, model_state
-        )
+    def _init_workers(self, optimizer):
+        state = jax.tree.map(jnp.asarray, self.task.model_state)
+        return simulation.init_workers(optimizer, self.communicator, self.params, state)
 
     def _time_steps(self) -> np.ndarray:
-        """Repeats the first steps to measure the seconds of a step.
+        """Repeats the first steps to measure the seconds of one, without compiling.
 
-        The steps of a chunk are timed together, or fewer if they are slow.
-
-        Returns:
-          `float[TIMED_REPEATS, 2]`, with and without the mechanism. Compiling and
-          loading data do not count.
+        The steps of a chunk are timed together, or fewer if they are slow. The result
+        is `float[TIMED_REPEATS, 2]`, with and without the mechanism.
         """
         last = self.history[-1]
         local = len(self.communicator.local_ranks)

@@ -139,8 +139,7 @@ def select(table: Table, choice: Choice) -> list[Row]:
     """Returns the chosen rows of a table; raises UsageError if no row fits."""
     for kind in ("method", "setting"):
         if (chosen := getattr(choice, kind)) is not None:
-            known = {getattr(row, kind) for row in table.rows}
-            lookup(f"--{kind}", chosen, known)
+            lookup(f"--{kind}", chosen, {getattr(row, kind) for row in table.rows})
     rows = [
         row
         for row in table.rows

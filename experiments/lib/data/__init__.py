@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from ._base import Arrays as Arrays
 from ._base import Corpus as Corpus
 from ._base import DataOptions as DataOptions
 from ._base import Dataset as Dataset

@@ -23,10 +23,7 @@ def uniform(bound: float) -> nn.initializers.Initializer:
 
 
 def dense(x: jax.Array, width: int, dtype: Any) -> jax.Array:
-    """Applies a dense layer to `[batch, inputs]`, initialized as in PyTorch.
-
-    Kernel and bias are uniform between -1 / sqrt(inputs) and 1 / sqrt(inputs).
-    """
+    """Applies a dense layer, uniform in +-1 / sqrt(inputs) at first, as in PyTorch."""
     init = uniform(x.shape[-1] ** -0.5)
     return nn.Dense(width, kernel_init=init, bias_init=init, dtype=dtype)(x)
 

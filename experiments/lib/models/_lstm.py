@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from ._layers import scale, uniform
 
 Carry = tuple[jax.Array, jax.Array]
-"""Outputs and cells of all layers; each of the two is `float32[batch, layers, hidden]`.
-"""
+"""Outputs and cells of all layers, each of them `float32[batch, layers, hidden]`."""
 
 
 class LSTM(nn.Module):

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from ._layers import dense, he_normal, scale
 
 LAYERS = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
-"""Output channels of the convolutions of VGG-11; M is pooling, which halves the image.
-"""
+"""Output channels of VGG-11's convolutions; M is pooling, which halves the image."""
 
 
 class VGG(nn.Module):

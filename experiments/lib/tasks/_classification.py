@@ -18,8 +18,7 @@ SPLIT = "dirichlet:0.1"
 EVALUATION_BATCH = 1000
 """Number of samples that are evaluated at once."""
 RESIDENT = 512 * 2**20
-"""Held-out samples of at most this many bytes stay on the device between evaluations.
-"""
+"""Held-out samples of at most this many bytes stay on the device all the time."""
 
 
 def classification(
