@@ -55,8 +55,9 @@ def script(
     """Makes the command line of a figure's script, which returns the records.
 
     The script's `__name__` is `name`, and its docstring the text of `--help`. The
-    functions `compute`, `make_tables` and `draw` are those of the script, or of
-    `parts`. The arguments of `compute` are `full` or, with `--smoke`, `smoke`.
+    functions `compute`, which makes or yields the records, `make_tables` and `draw` are
+    those of the script, or of `parts`. The arguments of `compute` are `full` or, with
+    `--smoke`, `smoke`.
     """
     module: Any = sys.modules[name]
 
@@ -64,7 +65,7 @@ def script(
         config = configure(module.__file__, module.__doc__, arguments)
         made_by = module if parts is None else parts
         with jax.enable_x64(True) if x64 else contextlib.nullcontext():
-            records = made_by.compute(*(smoke if config.smoke else full))
+            records = list(made_by.compute(*(smoke if config.smoke else full)))
         tables, figure = made_by.make_tables(records), made_by.draw(records)
         publish(module.__file__, config, records, tables, figure)
         return records
@@ -156,9 +157,14 @@ def select(records: Iterable[Record], **values: Any) -> list[Record]:
     return [r for r in records if all(r[key] == value for key, value in values.items())]
 
 
-def column(records: Iterable[Mapping[str, Any]], key: str) -> list[Any]:
-    """Returns the value of each record under a key."""
-    return [record[key] for record in records]
+def column(records: Iterable[Record], key: str, **values: Any) -> list[Any]:
+    """Returns what is under a key of the records that have all of these values."""
+    return [record[key] for record in select(records, **values)]
+
+
+def distinct(records: Iterable[Record], key: str) -> list[Any]:
+    """Returns the different values under a key, in the order of the records."""
+    return list(dict.fromkeys(column(records, key)))
 
 
 def rounded(values: Iterable[float], digits: int = 4) -> list[float]:

@@ -6,9 +6,7 @@ records half of that rate, and makes its curves with the recorded rate. The curv
 use the recorded rate too.
 """
 
-import functools
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +32,7 @@ class Method(NamedTuple):
     Tuples have one element for each heterogeneity.
 
     Attributes:
-      name: name of the method, a key of :data:`methods.ALIASES`.
-      topology: name of the graph on which the method runs.
+      name: a key of :data:`methods.ALIASES`.
       errors: the last error of each of the paper's curves.
       steps: number of steps in which the paper's tuned run reached the goal, or settled
         below it.
@@ -45,8 +42,7 @@ class Method(NamedTuple):
         otherwise it is tuned to reach the goal in the fewest steps.
       max_steps: number of steps after which a run of the search is given up.
       cap: upper bound of the learning rate of the curve.
-      weights: weight of the graph's edges for the curve; None for the default. The
-        search always uses the default.
+      weights: weights of the graph for the curve. The search always uses the default.
       seed: seed of the random problem.
     """
 
@@ -59,7 +55,7 @@ class Method(NamedTuple):
     plateau: bool = False
     max_steps: int = 10_000
     cap: float = np.inf
-    weights: float | None = None
+    weights: float | str = "metropolis"
     seed: int = 0
 
     def make(self, n: int, **options: Any) -> sweep.MakeOptimizer:
@@ -72,7 +68,6 @@ class Study(NamedTuple):
 
     Attributes:
       number: number of the figure in the paper.
-      methods: methods that are compared.
       zetas: heterogeneities; each has a panel.
       steps: number of steps of the curves in each panel.
       bottom: smallest error that the panels show.
@@ -90,83 +85,132 @@ class Study(NamedTuple):
     caption: str = ""
 
     def script(self, name: str) -> Callable[..., list[Record]]:
-        """Makes the command line of the figure.
+        """Makes the command line of the figure, see :func:`figures.script`.
 
         With `--smoke` there are 4 workers, only the second heterogeneity, and few
-        steps. See :func:`experiments.lib.figures.script`.
+        steps.
         """
-        parts = types.SimpleNamespace(
-            compute=compute,
-            make_tables=functools.partial(make_tables, self),
-            draw=functools.partial(draw, self),
+        full = self.zetas, self.steps, WORKERS, 70_000
+        smoke = self.zetas[1:2], (40,), 4, 500
+        return figures.script(name, self, full=full, smoke=smoke, x64=True)
+
+    def compute(
+        self, zetas: Sequence[float], steps: Sequence[int], workers: int, max_steps: int
+    ) -> Iterator[Record]:
+        """Tunes every method on every problem, and runs it with the recorded rate.
+
+        If no learning rate reaches the goal, `learning_rate` is None and the record has
+        no curve.
+        """
+        for method in tqdm(self.methods, desc=f"figure {self.number}", unit="method"):
+            options = {"smallest": SMALLEST, "seed": method.seed}
+            problems = [random_quadratics(workers, DIM, z, **options) for z in zetas]
+            tune = tuning.tune_plateau if method.plateau else tuning.tune_as_published
+            limit = min(method.max_steps, max_steps)
+            tuned = tune(method.make(workers), problems, goal=GOAL, max_steps=limit)
+            for zeta2, problem, length, every, best, rate in zip(
+                zetas, problems, steps, method.every, *tuned, strict=False
+            ):
+                record: Record = {
+                    "method": method.name,
+                    "topology": method.topology,
+                    "n": workers,
+                    "zeta2": zeta2,
+                    "seed": method.seed,
+                    "steps": None,
+                    "learning_rate": None,
+                }
+                if not np.isnan(best):
+                    record |= {"steps": int(best), "learning_rate": float(rate)}
+                    record |= self._run(method, problem, float(rate), length, every)
+                yield record
+
+    def _run(
+        self, method: Method, problem: Quadratics, rate: float, steps: int, every: int
+    ) -> Record:
+        """Computes the curve of a method; `rate` is the tuned rate."""
+        recorded = rate if method.plateau else rate / 2
+        run_with = min(recorded, method.cap)
+        make = method.make(len(problem.matrices), weights=method.weights)
+        errors = sweep.curves(make, problem, run_with, steps, noise=self.noise)
+        end, stride = _end(errors, every), max(1, steps // POINTS)
+        late = errors[len(errors) // 2 :]
+        return {
+            "learning_rate_as_recorded": recorded,
+            "curve_learning_rate": run_with,
+            "end": end,
+            "error": float(errors[end]),
+            "late_errors": np.quantile(late, (0.05, 0.95)).tolist(),
+            "stride": stride,
+            "errors": figures.rounded(errors[: end + 1 : stride]),
+        }
+
+    def _published(self, record: Record) -> tuple[Any, Any, Any]:
+        """Returns the paper's error, steps and rate, or None where it gives none."""
+        if record["n"] != WORKERS:
+            return NONE
+        (method,) = (m for m in self.methods if m.name == record["method"])
+        i = self.zetas.index(record["zeta2"])
+        return method.errors[i], method.steps[i], method.rates[i]
+
+    def make_tables(self, records: list[Record]):
+        """Shows the paper's values, ours, and the deviations."""
+        rows = []
+        for record in records:
+            paper_error, paper_steps, paper_rate = self._published(record)
+            row: list[Any] = [_label(record), f"{record['zeta2']:g}"]
+            if record["learning_rate"] is None:
+                rows.append([*row, *[None] * 10])
+                continue
+            recorded, error = record["learning_rate_as_recorded"], record["error"]
+            off = figures.deviation(error, paper_error)
+            if self.noise:
+                off = "{:.1e} – {:.1e}".format(*record["late_errors"])
+            row += [paper_steps, record["steps"], paper_rate, recorded]
+            row += [figures.deviation(recorded, paper_rate), record["learning_rate"]]
+            rows.append([*row, record["end"], paper_error, error, off])
+        columns = ["method", "ζ²", "steps paper", "ours", "rate paper", "ours", ""]
+        columns += ["(true)", "at step", "error paper", "ours"]
+        columns.append("5 – 95 %" if self.noise else "")
+        title = "tuned steps and learning rates, error of the curves"
+        caption = (
+            "steps: until the tuned, noise-free run has f(x̄) − f* ≤ 1e-6 (D-PSGD, "
+            "RelaySum/Grad: has settled there).\nrate: as the paper's code writes it "
+            "down, which is half of the (true) rate of that run, but for D-PSGD and\n"
+            "RelaySum/Grad; the curves run with what is written down. error: at the "
+            "last evaluation of the paper, whose\ncurves end below 1e-12.\n"
         )
-        small = self._replace(zetas=self.zetas[1:2], steps=(40,))
-        full, smoke = (self, WORKERS, 70_000), (small, 4, 500)
-        return figures.script(name, parts, full=full, smoke=smoke, x64=True)
+        title = f"Figure {self.number}: {title}"
+        return [figures.table(title, columns, rows, caption + self.caption)]
+
+    def draw(self, records: list[Record]) -> Figure:
+        """Draws errors against steps, in a panel for each heterogeneity."""
+        limits = dict(zip(self.zetas, self.steps, strict=True))
+        zetas = figures.distinct(records, "zeta2")
+        figure, (panels,) = figures.panels((10, 3), 1, len(zetas), sharey=True)
+        for axes, zeta2 in zip(panels, zetas, strict=True):
+            axes.axhline(GOAL, ls="--", color="gray", lw=0.8)
+            for record in figures.select(records, zeta2=zeta2):
+                if record["learning_rate"] is None:
+                    continue
+                color = COLORS[record["method"]]
+                at = record["stride"] * np.arange(len(record["errors"]))
+                style = {"color": color, "lw": 1.2, "label": _label(record)}
+                axes.plot(at, record["errors"], **style)
+                error, *_ = self._published(record)
+                if error is not None:
+                    axes.plot(record["end"], error, "o", color=color, mfc="none")
+            axes.set(yscale="log", ylim=(self.bottom, 1), xlabel="steps $t$")
+            axes.set(xlim=(0, 1.03 * limits[zeta2]), title=f"$\\zeta^2 = {zeta2:g}$")
+        panels[0].set_ylabel("suboptimality $f(\\bar x) - f^\\star$")
+        handles, _ = panels[0].get_legend_handles_labels()
+        handles.append(figures.circle("the paper's last value", size=6))
+        figure.legend(handles=handles, loc="outside right center", fontsize=8)
+        return figure
 
 
-def compute(study: Study, workers: int, max_steps: int) -> list[Record]:
-    """Tunes every method on every problem, and runs it with the recorded rate.
-
-    Args:
-      study: the figure.
-      workers: number of workers.
-      max_steps: upper bound of each method's `max_steps`.
-
-    Returns:
-      A record for each method and heterogeneity. If no learning rate reaches the goal,
-      `learning_rate` is None and the record has no curve.
-    """
-    records = []
-    for method in tqdm(study.methods, desc=f"figure {study.number}", unit="method"):
-        problems = [
-            random_quadratics(workers, DIM, zeta2, smallest=SMALLEST, seed=method.seed)
-            for zeta2 in study.zetas
-        ]
-        tune = tuning.tune_plateau if method.plateau else tuning.tune_as_published
-        limit = min(method.max_steps, max_steps)
-        tuned = tune(method.make(workers), problems, goal=GOAL, max_steps=limit)
-        for i, zeta2 in enumerate(study.zetas):
-            record: Record = {
-                "method": method.name,
-                "topology": method.topology,
-                "n": workers,
-                "zeta2": zeta2,
-                "seed": method.seed,
-                "steps": None,
-                "learning_rate": None,
-            }
-            records.append(record)
-            if not np.isnan(tuned.steps[i]):
-                steps, rate = int(tuned.steps[i]), float(tuned.learning_rates[i])
-                curve = _run(study, method, i, problems[i], rate)
-                record |= {"steps": steps, "learning_rate": rate, **curve}
-    return records
-
-
-def _run(
-    study: Study, method: Method, i: int, problem: Quadratics, rate: float
-) -> Record:
-    """Computes the curve of a method on the i-th problem; `rate` is the tuned rate."""
-    recorded = rate if method.plateau else rate / 2
-    run_with, steps = min(recorded, method.cap), study.steps[i]
-    workers, options = len(problem.matrices), {}
-    if method.weights is not None:
-        options["weights"] = method.weights
-    make = method.make(workers, **options)
-    errors = sweep.curves(make, problem, run_with, steps, noise=study.noise)
-    end = _end(errors, method.every[i])
-    stride = max(1, steps // POINTS)
-    late = errors[len(errors) // 2 :]
-    return {
-        "learning_rate_as_recorded": recorded,
-        "curve_learning_rate": run_with,
-        "end": end,
-        "error": float(errors[end]),
-        "late_errors": [float(x) for x in np.quantile(late, (0.05, 0.95))],
-        "stride": stride,
-        "errors": figures.rounded(errors[: end + 1 : stride]),
-    }
+def _label(record: Record) -> str:
+    return f"{record['method']}, {record['topology']}"
 
 
 def _end(errors: np.ndarray, every: int) -> int:
@@ -178,70 +222,3 @@ def _end(errors: np.ndarray, every: int) -> int:
     steps = np.arange(0, len(errors) - (every > 1), every)
     low = errors[steps] < FLOOR
     return int(steps[low.argmax() if low.any() else -1])
-
-
-def _published(study: Study, record: Record) -> tuple[Any, Any, Any]:
-    """Returns the paper's error, steps and rate, or None where it gives none."""
-    if record["n"] != WORKERS:
-        return NONE
-    (method,) = (m for m in study.methods if m.name == record["method"])
-    i = study.zetas.index(record["zeta2"])
-    return method.errors[i], method.steps[i], method.rates[i]
-
-
-def make_tables(study: Study, records: list[Record]):
-    """Shows the paper's values, ours, and the deviations."""
-    rows = []
-    for record in records:
-        paper_error, paper_steps, paper_rate = _published(study, record)
-        who = f"{record['method']}, {record['topology']}"
-        row: list[Any] = [who, f"{record['zeta2']:g}"]
-        if record["learning_rate"] is None:
-            rows.append([*row, *[None] * 10])
-            continue
-        recorded, error = record["learning_rate_as_recorded"], record["error"]
-        off = figures.deviation(error, paper_error)
-        if study.noise:
-            off = "{:.1e} – {:.1e}".format(*record["late_errors"])
-        row += [paper_steps, record["steps"], paper_rate, recorded]
-        row += [figures.deviation(recorded, paper_rate), record["learning_rate"]]
-        rows.append([*row, record["end"], paper_error, error, off])
-    columns = ["method", "ζ²", "steps paper", "ours", "rate paper", "ours", ""]
-    columns += ["(true)", "at step", "error paper", "ours"]
-    columns.append("5 – 95 %" if study.noise else "")
-    caption = (
-        "steps: until the tuned, noise-free run has f(x̄) − f* ≤ 1e-6 (D-PSGD, "
-        "RelaySum/Grad: has settled there).\nrate: as the paper's code writes it down, "
-        "which is half of the (true) rate of that run, but for D-PSGD and\n"
-        "RelaySum/Grad; the curves run with what is written down. error: at the last "
-        "evaluation of the paper, whose\ncurves end below 1e-12.\n" + study.caption
-    )
-    title = "tuned steps and learning rates, error of the curves"
-    return [figures.table(f"Figure {study.number}: {title}", columns, rows, caption)]
-
-
-def draw(study: Study, records: list[Record]) -> Figure:
-    """Draws errors against steps, in a panel for each heterogeneity."""
-    limits = dict(zip(study.zetas, study.steps, strict=True))
-    zetas = list(dict.fromkeys(figures.column(records, "zeta2")))
-    figure, (panels,) = figures.panels((10, 3), 1, len(zetas), sharey=True)
-    for axes, zeta2 in zip(panels, zetas, strict=True):
-        axes.axhline(GOAL, ls="--", color="gray", lw=0.8)
-        for record in figures.select(records, zeta2=zeta2):
-            if record["learning_rate"] is None:
-                continue
-            color = COLORS[record["method"]]
-            at = record["stride"] * np.arange(len(record["errors"]))
-            label = f"{record['method']}, {record['topology']}"
-            axes.plot(at, record["errors"], color=color, lw=1.2, label=label)
-            error, *_ = _published(study, record)
-            if error is not None:
-                axes.plot(record["end"], error, "o", color=color, mfc="none")
-        axes.set(yscale="log", ylim=(study.bottom, 1), xlabel="steps $t$")
-        axes.set_xlim(0, 1.03 * limits[zeta2])
-        axes.set_title(f"$\\zeta^2 = {zeta2:g}$")
-    panels[0].set_ylabel("suboptimality $f(\\bar x) - f^\\star$")
-    handles, _ = panels[0].get_legend_handles_labels()
-    handles.append(figures.circle("the paper's last value", size=6))
-    figure.legend(handles=handles, loc="outside right center", fontsize=8)
-    return figure

@@ -19,7 +19,7 @@ D² and all-reduce. The run takes about 10 minutes on 2 cores.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ from ..lib.quadratics import random_quadratics
 from ..lib.sweep import MakeOptimizer
 from .methods import ALIASES, COLORS, graph, over
 
-DIM, DISTANCE, SMALLEST = 10, 100.0, 0.5
+DIM, PROBLEM = 10, {"distance": 100.0, "smallest": 0.5}
 ZETAS = (0.01, 1.0)
 SIZES, POWERS = (6, 12, 24, 48, 96), (4, 8, 16, 32, 64)
 D2 = ((19.6, 42.0, 79.2, 185.7, 218.1), (19.6, 43.1, 79.3, 179.6, 218.5))
@@ -48,8 +48,6 @@ class Line(NamedTuple):
     """A line of the figure: a method on a kind of graph.
 
     Attributes:
-      method: name of the method.
-      topology: name of the graph.
       style: matplotlib's style of the line.
       paper: the paper's mean steps for each number of workers; one tuple for each
         heterogeneity, or one for both.
@@ -61,6 +59,11 @@ class Line(NamedTuple):
     style: str
     paper: tuple[tuple[float, ...], ...]
     sizes: tuple[int, ...] = SIZES
+
+    @property
+    def label(self) -> str:
+        """The method and its graph."""
+        return f"{self.method}, {self.topology}"
 
     def make(self, n: int) -> MakeOptimizer:
         """Makes the optimizer of n workers."""
@@ -74,6 +77,15 @@ class Line(NamedTuple):
         steps = self.paper[0 if zeta2 == ZETAS[0] else -1]
         return dict(zip(self.sizes, steps, strict=True))
 
+    def means(
+        self, records: list[Record], zeta2: float, key: str = "steps"
+    ) -> dict[int, float]:
+        """Averages steps over the seeds, by number of workers."""
+        here = {"method": self.method, "topology": self.topology, "zeta2": zeta2}
+        mine = figures.select(records, **here)
+        sizes = figures.distinct(mine, "n")
+        return {n: float(np.mean(figures.column(mine, key, n=n))) for n in sizes}
+
 
 LINES = (
     Line("RelaySGD", "chain", "-", ((20.8, 38.1, 70.1, 127.6, 242.6),)),
@@ -86,32 +98,23 @@ LINES = (
 )
 
 
-def compute(sizes: Sequence[int], seeds: int, max_steps: int) -> list[Record]:
+def compute(sizes: Sequence[int], seeds: int, max_steps: int) -> Iterator[Record]:
     """Tunes every method on every problem, by the paper's search and by the finer one.
 
-    Args:
-      sizes: numbers of workers; a line skips those that the paper does not show for it.
-      seeds: number of problems for each heterogeneity.
-      max_steps: number of steps after which a run is given up.
-
-    Returns:
-      A record for each line, size, heterogeneity and seed.
+    A line skips those of `sizes` that the paper does not show for it.
     """
-    records = []
     jobs = [(x, n) for x, n in itertools.product(LINES, sizes) if n in x.sizes]
     settings = list(itertools.product(ZETAS, range(seeds)))
     for line, n in tqdm(jobs, desc="figure 2", unit="line point"):
         problems = [
-            random_quadratics(
-                n, DIM, zeta2, distance=DISTANCE, smallest=SMALLEST, seed=seed
-            )
+            random_quadratics(n, DIM, zeta2, **PROBLEM, seed=seed)
             for zeta2, seed in settings
         ]
         make = line.make(n)
         ours = tuning.tune_as_published(make, problems, max_steps=max_steps)
         finer = tuning.tune_fastest(make, problems, max_steps=max_steps)
-        records += [
-            {
+        for i, (zeta2, seed) in enumerate(settings):
+            yield {
                 "method": line.method,
                 "topology": line.topology,
                 "n": n,
@@ -122,31 +125,18 @@ def compute(sizes: Sequence[int], seeds: int, max_steps: int) -> list[Record]:
                 "finer_steps": finer.steps[i],
                 "finer_learning_rate": finer.learning_rates[i],
             }
-            for i, (zeta2, seed) in enumerate(settings)
-        ]
-    return records
-
-
-def mean_steps(records: list[Record], line: Line, n: int, zeta2: float, key="steps"):
-    """Averages steps over the seeds; returns None if the line was not computed."""
-    mine = figures.select(
-        records, method=line.method, topology=line.topology, n=n, zeta2=zeta2
-    )
-    return float(np.mean(figures.column(mine, key))) if mine else None
 
 
 def make_tables(records: list[Record]):
     """Shows the paper's steps, ours, and the deviation, for both heterogeneities."""
     rows = []
-    for line, n in ((x, n) for x in LINES for n in x.sizes):
-        row: list[Any] = [f"{line.method}, {line.topology}", str(n)]
-        for zeta2 in ZETAS:
-            ours = mean_steps(records, line, n, zeta2)
-            paper = line.published(zeta2)[n]
-            if ours is not None:
-                finer = mean_steps(records, line, n, zeta2, "finer_steps")
+    for line in LINES:
+        for n in (n for n in line.sizes if n in line.means(records, ZETAS[0])):
+            row: list[Any] = [line.label, str(n)]
+            for zeta2 in ZETAS:
+                paper, ours = line.published(zeta2)[n], line.means(records, zeta2)[n]
+                finer = line.means(records, zeta2, "finer_steps")[n]
                 row += [paper, ours, figures.deviation(ours, paper), finer]
-        if len(row) > 2:
             rows.append(row)
     columns = ["method", "n"]
     for zeta2 in ZETAS:
@@ -164,13 +154,10 @@ def draw(records: list[Record]) -> Figure:
     figure, (panels,) = figures.panels((8, 3.4), 1, 2, sharey=True)
     for axes, zeta2 in zip(panels, ZETAS, strict=True):
         for line in LINES:
-            color, paper = COLORS[line.method], line.published(zeta2)
-            means = {n: mean_steps(records, line, n, zeta2) for n in sorted(paper)}
-            points = [(n, steps) for n, steps in means.items() if steps is not None]
-            label = f"{line.method}, {line.topology}".removesuffix(", –")
-            axes.plot(*np.transpose(points), line.style, color=color, label=label)
-            circles = np.transpose(list(paper.items()))
-            axes.plot(*circles, "o", color=color, mfc="none", ms=4)
+            color, label = COLORS[line.method], line.label.removesuffix(", –")
+            ours, paper = line.means(records, zeta2), line.published(zeta2)
+            axes.plot([*ours], [*ours.values()], line.style, color=color, label=label)
+            axes.plot([*paper], [*paper.values()], "o", color=color, mfc="none", ms=4)
         axes.set(ylim=(-10, 500), xlabel="number of workers $n$")
         axes.set_title(f"$\\zeta^2 = {zeta2:g}$")
     panels[0].set_ylabel("steps to $f(\\bar x) - f^\\star \\leq 10^{-6}$")

@@ -17,7 +17,7 @@ RelaySGD needs the fewest vectors for any error. The run takes about 80 seconds 
 cores, most of them to compile a program for each tree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,62 +50,47 @@ LABELS = {
 
 def compute(
     graph: Topology, roots: Sequence[int], steps: int, goal: float
-) -> list[Record]:
+) -> Iterator[Record]:
     """Runs every method; RelaySGD runs on each tree, for three times as many steps.
 
-    Args:
-      graph: the whole graph.
-      roots: roots of its spanning trees.
-      steps: number of steps of D-PSGD and D².
-      goal: error below which D-PSGD must settle; its learning rate is tuned for this.
-
-    Returns:
-      A record for each run.
+    The learning rate of D-PSGD is tuned so that its error settles below `goal`.
     """
     problem = random_quadratics(graph.size, DIM, ZETA2)
     dpsgd = over(djax.dpsgd, graph)
     tuned = tuning.tune_plateau(dpsgd, [problem], goal=goal, start=1.0)
     dpsgd_rate = float(tuned.learning_rates[0]) / 1.1
     jobs: list[tuple[str, int | None, Topology, Any, float]] = [
-        ("D-PSGD", None, graph, dpsgd, dpsgd_rate),
-        ("D²", None, graph, over(djax.exact_diffusion, graph), D2_RATE),
+        ("D-PSGD", None, graph, djax.dpsgd, dpsgd_rate),
+        ("D²", None, graph, djax.exact_diffusion, D2_RATE),
     ]
     for root in roots:
         tree = topologies.spanning_tree(graph, root)
-        jobs.append(("RelaySGD", root, tree, over(djax.relay_sgd, tree), RELAY_RATE))
-
-    records = []
-    for method, root, topology, make, rate in tqdm(jobs, desc="figure 3", unit="run"):
+        jobs.append(("RelaySGD", root, tree, djax.relay_sgd, RELAY_RATE))
+    for method, root, topology, alias, rate in tqdm(jobs, "figure 3", unit="run"):
         vectors = 2 * len(topology.edges)  # Both ends of each edge send a vector.
         length = 3 * steps if method == "RelaySGD" else steps
+        make = over(alias, topology)
         errors = sweep.curves(make, problem, rate, length, noise=NOISE)
         degrees = [len(topology.neighbors(i)) for i in range(topology.size)]
         below = errors < GOAL
-        records.append(
-            {
-                "method": method,
-                "root": root,
-                "edges": len(topology.edges),
-                "diameter": topology.diameter,
-                "min_degree": min(degrees),
-                "max_degree": max(degrees),
-                "learning_rate": rate,
-                "vectors_per_step": vectors,
-                "error": _mean_before(errors, steps),
-                "error_by_vectors": _mean_before(errors, VECTORS // vectors),
-                "steps_to_goal": int(below.argmax()) if below.any() else None,
-                "errors": figures.rounded(errors[::EVERY]),
-            }
-        )
-    return records
+        yield {
+            "method": method,
+            "root": root,
+            "edges": len(topology.edges),
+            "diameter": topology.diameter,
+            "min_degree": min(degrees),
+            "max_degree": max(degrees),
+            "learning_rate": rate,
+            "vectors_per_step": vectors,
+            "error": _mean_before(errors, steps),
+            "error_by_vectors": _mean_before(errors, VECTORS // vectors),
+            "steps_to_goal": int(below.argmax()) if below.any() else None,
+            "errors": figures.rounded(errors[::EVERY]),
+        }
 
 
 def _mean_before(errors: np.ndarray, step: int) -> float | None:
-    """Averages errors over the window that ends with `step`.
-
-    Returns:
-      The mean; None if the run has fewer steps.
-    """
+    """Averages the window that ends with `step`; None if the run has fewer steps."""
     window = errors[max(1, step - WINDOW + 1) : step + 1]
     return float(window.mean()) if step < len(errors) else None
 
@@ -118,20 +103,16 @@ def make_tables(records: list[Record]) -> list:
         values = figures.column(trees, key)
         return "–".join(str(v) for v in sorted({min(values), max(values)}))
 
-    shape = figures.table(
-        "Figure 3: graph and spanning trees",
-        ["", "paper", "ours"],
-        [
-            ["edges", "89", str(graph["edges"])],
-            ["diameter", "4", str(graph["diameter"])],
-            ["degrees", "2–14", f"{graph['min_degree']}–{graph['max_degree']}"],
-            ["vectors a step", "178", str(graph["vectors_per_step"])],
-            ["trees", "32", str(len(trees))],
-            ["their diameters", "5–7", span("diameter")],
-            ["their largest degrees", "6–14", span("max_degree")],
-            ["their vectors a step", "62", span("vectors_per_step")],
-        ],
-    )
+    shape = [
+        ["edges", "89", str(graph["edges"])],
+        ["diameter", "4", str(graph["diameter"])],
+        ["degrees", "2–14", f"{graph['min_degree']}–{graph['max_degree']}"],
+        ["vectors a step", "178", str(graph["vectors_per_step"])],
+        ["trees", "32", str(len(trees))],
+        ["their diameters", "5–7", span("diameter")],
+        ["their largest degrees", "6–14", span("max_degree")],
+        ["their vectors a step", "62", span("vectors_per_step")],
+    ]
     rows = [[LABELS[r["method"]], *_row([r])] for r in records if r["root"] is None]
     for name, q in (("best", 0), ("median", 0.5), ("worst", 1)):
         rows.append([f"RelaySGD, {name} of trees", *_row(trees, q)])
@@ -143,27 +124,22 @@ def make_tables(records: list[Record]) -> list:
     steps = EVERY * (len(graph["errors"]) - 1)
     columns = ["method", "rate", f"error at {steps} steps", f"at {VECTORS} vectors"]
     columns += ["steps to 1e-4", "vectors to 1e-4"]
+    title = "Figure 3: graph and spanning trees"
     return [
-        shape,
+        figures.table(title, ["", "paper", "ours"], shape),
         figures.table("Figure 3: f(x̄) − f* under noise", columns, rows, caption),
     ]
 
 
-def _row(records: list[Record], q: float = 0.5) -> list[Any]:
+def _row(runs: list[Record], q: float = 0.5) -> list[Any]:
     """Makes the cells of a row: rate, and the quantile `q` of each other column."""
-
-    def quantile(key):
-        values = figures.column(records, key)
-        return None if None in values else float(np.quantile(values, q))
-
-    steps, vectors = quantile("steps_to_goal"), records[0]["vectors_per_step"]
-    return [
-        records[0]["learning_rate"],
-        quantile("error"),
-        quantile("error_by_vectors"),
-        None if steps is None else f"{steps:.0f}",
-        None if steps is None else f"{steps * vectors:.0f}",
-    ]
+    row = [runs[0]["learning_rate"]]
+    for key in ("error", "error_by_vectors", "steps_to_goal"):
+        values = figures.column(runs, key)
+        row.append(None if None in values else float(np.quantile(values, q)))
+    if (steps := row.pop()) is None:
+        return [*row, None, None]
+    return [*row, f"{steps:.0f}", f"{steps * runs[0]['vectors_per_step']:.0f}"]
 
 
 def draw(records: list[Record]) -> Figure:

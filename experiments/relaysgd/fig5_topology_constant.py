@@ -51,10 +51,9 @@ def make_tables(records: list[Record]):
     for name, references in REFERENCE.items():
         for r in figures.select(records, topology=name):
             reference, ours = references[SIZES.index(r["n"])], r["rho"]
+            row = [f"{name}, {r['n']}", reference, ours]
             off = figures.deviation(ours, reference)
-            rows.append(
-                [f"{name}, {r['n']}", reference, ours, off, str(r["m"]), r["p"]]
-            )
+            rows.append([*row, off, str(r["m"]), r["p"]])
     columns = ["tree", "reference", "ours", "", "m", "p"]
     caption = "reference: the published search, evaluated without djax."
     return [figures.table("Figure 5: ρ = m / p", columns, rows, caption)]
@@ -65,14 +64,13 @@ def draw(records: list[Record]) -> Figure:
     figure, ((axes,),) = figures.panels((4.5, 3.4))
     color = COLORS["RelaySGD"]
     for name, references in REFERENCE.items():
-        mine = figures.select(records, topology=name)
-        n, rho = (figures.column(mine, key) for key in ("n", "rho"))
+        n, rho = (figures.column(records, k, topology=name) for k in ("n", "rho"))
         axes.plot(n, rho, STYLES[name], color=color, label=name)
         axes.plot(SIZES, references, "o", color=color, mfc="none", ms=4)
     handles, _ = axes.get_legend_handles_labels()
     axes.legend(handles=[*handles, figures.circle("reference")])
-    axes.set(xlim=(0, 33), ylim=(0, 310), xlabel="number of workers $n$")
-    axes.set_ylabel("constant $\\rho = m / p$")
+    axes.set(xlim=(0, 33), ylim=(0, 310))
+    axes.set(xlabel="number of workers $n$", ylabel="constant $\\rho = m / p$")
     return figure
 
 

@@ -18,7 +18,7 @@ and too small for large binary trees. The run takes 10 seconds on 2 cores.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,16 +48,13 @@ MAX_STEPS = 10_000
 def measure(tree: Topology) -> tuple[float, int]:
     """Lets all workers make one update of 1, and averages until they agree.
 
-    Args:
-      tree: tree along which workers relay.
-
-    Returns:
-      The factor, and the number of steps after which the workers agreed.
+    The result is the factor, and the number of steps after which the workers agreed.
     """
     communicator = djax.communicators.simulated(tree.size)
     relay = djax.relay(tree, communicator)
 
-    def worker(x, state, update):
+    @communicator.spmd
+    def average(x, state, update):
         update, state = relay.update(update, state, x)
         return optax.apply_updates(x, update), state
 
@@ -68,7 +65,7 @@ def measure(tree: Topology) -> tuple[float, int]:
     def advance(carry):
         x, state, step = carry
         impulse = jnp.broadcast_to((step == 0).astype(x.dtype), x.shape)
-        return *communicator.spmd(worker)(x, state, impulse), step + 1
+        return *average(x, state, impulse), step + 1
 
     @jax.jit
     def run():
@@ -81,24 +78,20 @@ def measure(tree: Topology) -> tuple[float, int]:
     return float(factor), int(step)
 
 
-def compute(sizes: Sequence[int]) -> list[Record]:
+def compute(sizes: Sequence[int]) -> Iterator[Record]:
     """Measures the factors of all trees with these numbers of workers."""
-    records = []
     jobs = list(itertools.product(REFERENCE, sizes))
     for name, n in tqdm(jobs, desc="figure 6", unit="tree"):
         tree = graph(name, n)
         factor, steps = measure(tree)
-        records.append(
-            {
-                "topology": name,
-                "n": n,
-                "factor": factor,
-                "steps": steps,
-                "theory": djax.relay_learning_rate_factor(tree),
-                "half_diameter": tree.diameter / 2,
-            }
-        )
-    return records
+        yield {
+            "topology": name,
+            "n": n,
+            "factor": factor,
+            "steps": steps,
+            "theory": djax.relay_learning_rate_factor(tree),
+            "half_diameter": tree.diameter / 2,
+        }
 
 
 def make_tables(records: list[Record]):
@@ -121,27 +114,23 @@ def make_tables(records: list[Record]):
 def draw(records: list[Record]) -> Figure:
     """Draws the factors against the number of workers."""
     figure, ((axes,),) = figures.panels((6.4, 3.4))
-    color, handles = COLORS["RelaySGD"], []
+    color = COLORS["RelaySGD"]
     for key, label, shade in (
         ("half_diameter", r"$\tau_{\max} / 2$", "gray"),
         ("theory", "theory", color),
     ):
         for name, style in STYLES.items():
-            mine = figures.select(records, topology=name)
-            n, values = (figures.column(mine, k) for k in ("n", key))
+            n, values = (figures.column(records, k, topology=name) for k in ("n", key))
             text = f"{label}, {name}"
-            handles += axes.plot(n, values, style, color=shade, lw=1, label=text)
-    for name, references in REFERENCE.items():
-        mine = figures.select(records, topology=name)
-        n, factors = (figures.column(mine, k) for k in ("n", "factor"))
-        axes.plot(n, factors, ".", color=color, ms=6)
-        circles = np.transpose(list(zip(SIZES, references, strict=False)))
-        axes.plot(*circles, "o", color=color, mfc="none", ms=7)
-    axes.set(xlim=(0, 82), ylim=(0, 40), xlabel="number of workers $n$")
-    axes.set_ylabel("factor of the learning rate")
-    handles.append(figures.handle("measured", marker=".", color=color, ms=6))
-    handles.append(figures.circle("measured, reference", color, 7))
-    figure.legend(handles=handles, loc="outside right center", fontsize=8)
+            axes.plot(n, values, style, color=shade, lw=1, label=text)
+    n, factors = (figures.column(records, key) for key in ("n", "factor"))
+    axes.plot(n, factors, ".", color=color, ms=6, label="measured")
+    known = [x for line in REFERENCE.values() for x in zip(SIZES, line, strict=False)]
+    circles = {"color": color, "mfc": "none", "ms": 7, "label": "measured, reference"}
+    axes.plot(*np.transpose(known), "o", **circles)
+    axes.set(xlim=(0, 82), ylim=(0, 40))
+    axes.set(xlabel="number of workers $n$", ylabel="factor of the learning rate")
+    figure.legend(loc="outside right center", fontsize=8)
     return figure
 
 

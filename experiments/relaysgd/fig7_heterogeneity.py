@@ -33,27 +33,15 @@ D2_RATES = 0.394287109375, 0.1953125, 0.15625
 TRACKING_RATES = 0.4345703125, 0.019330978393554688, 0.0095367431640625
 RELAY_RATES = 0.869140625, 0.869140625, 0.8984375
 
-SETTLING = {"every": (30, 30, 60), "plateau": True, "max_steps": 70_000}
-DAMPED = {"cap": 0.02, "weights": 1 / 3 - 0.01}
+SETTLING = {"every": (30, 30, 60), "plateau": True, "max_steps": 70_000, "cap": 0.02}
+DAMPED = {"weights": 1 / 3 - 0.01, "cap": 0.02}
 STUDY = Study(
     number=7,
     methods=(
-        Method(
-            "D-PSGD",
-            "ring",
-            DPSGD,
-            (13, 1469, 19818),
-            DPSGD_RATES,
-            cap=0.02,
-            **SETTLING,
-        ),
+        Method("D-PSGD", "ring", DPSGD, (13, 1469, 19818), DPSGD_RATES, **SETTLING),
         Method("D²", "ring", D2, (18, 34, 54), D2_RATES, **DAMPED),
         Method(
-            "Gradient tracking",
-            "ring",
-            TRACKING,
-            (10, 301, 641),
-            TRACKING_RATES,
+            *("Gradient tracking", "ring", TRACKING, (10, 301, 641), TRACKING_RATES),
             **DAMPED,
         ),
         Method("RelaySGD", "chain", RELAY, (51, 51, 54), RELAY_RATES, cap=0.2),

@@ -19,7 +19,7 @@ seconds on 2 cores.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,10 +31,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import Communicator, Topology, theory, topologies
+from djax import Communicator, Topology, theory
 
 from ..lib import figures
 from ..lib.figures import Record
+from .methods import graph
 
 MEAN = 1.0
 SIZES, STEPS, RUNS = (8, 16, 32, 64, 128), 400, 40
@@ -44,8 +45,6 @@ class Method(NamedTuple):
     """A way to estimate the mean.
 
     Attributes:
-      topology: name of the graph.
-      make: builds the graph from the number of workers.
       estimate: computes a worker's estimates after each step, `[T]`, from its samples
         `[T]`, the graph and the communicator.
       predict: computes the expected mean squared error after each step, `[T]`, from the
@@ -53,7 +52,6 @@ class Method(NamedTuple):
     """
 
     topology: str
-    make: Callable[[int], Topology]
     estimate: Callable[[jax.Array, Topology, Communicator], jax.Array]
     predict: Callable[[Topology, int], np.ndarray]
 
@@ -113,91 +111,68 @@ def predict_gossip(topology: Topology, steps: int) -> np.ndarray:
 
 
 METHODS = {
-    "RelaySum": Method("chain", topologies.chain, relay_estimates, predict_relay),
-    "Gossip": Method("ring", topologies.ring, gossip_estimates, predict_gossip),
+    "RelaySum": Method("chain", relay_estimates, predict_relay),
+    "Gossip": Method("ring", gossip_estimates, predict_gossip),
 }
 
 
 def measure(method: Method, topology: Topology, steps: int, runs: int) -> np.ndarray:
-    """Measures the mean squared error over all workers and runs.
+    """Measures the mean squared error over all workers and runs after each step.
 
     Samples depend on the number of workers only, so that all methods see the same.
-
-    Args:
-      method: how the mean is estimated.
-      topology: the graph.
-      steps: number of steps T.
-      runs: number of runs.
-
-    Returns:
-      The error after each step, `[T]`.
     """
     n = topology.size
     communicator = djax.communicators.simulated(n)
 
+    @communicator.spmd
     def estimate(samples):
         return method.estimate(samples, topology, communicator)
 
     @jax.jit
     def run(key):
         samples = MEAN + jax.random.normal(key, (runs, n, steps))
-        estimates = jax.vmap(communicator.spmd(estimate))(samples)
-        return jnp.square(estimates - MEAN).mean((0, 1))
+        return jnp.square(jax.vmap(estimate)(samples) - MEAN).mean((0, 1))
 
     return np.asarray(run(jax.random.key(n)))
 
 
-def compute(sizes: Sequence[int], steps: int, runs: int) -> list[Record]:
-    """Measures every method, and predicts its error.
-
-    Args:
-      sizes: numbers of workers.
-      steps: number of steps.
-      runs: number of runs over which the squared errors are averaged.
-
-    Returns:
-      A record for each method and size.
-    """
-    records = []
+def compute(sizes: Sequence[int], steps: int, runs: int) -> Iterator[Record]:
+    """Measures every method, and predicts its error."""
     jobs = list(itertools.product(METHODS, sizes))
     for name, n in tqdm(jobs, desc="figure 9", unit="line"):
         method = METHODS[name]
-        topology = method.make(n)
-        records.append(
-            {
-                "method": name,
-                "topology": method.topology,
-                "n": n,
-                "mse": figures.rounded(measure(method, topology, steps, runs), 5),
-                "predicted": figures.rounded(method.predict(topology, steps), 5),
-            }
-        )
-    return records
+        topology = graph(method.topology, n)
+        yield {
+            "method": name,
+            "topology": method.topology,
+            "n": n,
+            "mse": figures.rounded(measure(method, topology, steps, runs), 5),
+            "predicted": figures.rounded(method.predict(topology, steps), 5),
+        }
 
 
 def make_tables(records: list[Record]):
     """Shows the last errors, their predictions, and the error with all samples."""
-    rows = []
+    rows, steps = [], len(records[0]["mse"])
     for r in records:
-        mse, predicted, steps = r["mse"][-1], r["predicted"][-1], len(r["mse"])
-        ideal = 1 / (r["n"] * steps)
+        mse, predicted, ideal = r["mse"][-1], r["predicted"][-1], 1 / (r["n"] * steps)
         row = [f"{r['method']}, {r['topology']}", str(r["n"]), ideal, predicted, mse]
         change = figures.deviation(mse, predicted)
         rows.append([*row, change, f"{predicted / ideal:.2f}", f"{mse / ideal:.2f}"])
     columns = ["method", "n", "1/(nT)", "predicted", "ours", ""]
-    title = f"Figure 9: mean squared error after T = {len(records[0]['mse'])} steps"
+    columns += ["predicted · nT", "ours · nT"]
+    title = f"Figure 9: mean squared error after T = {steps} steps"
     caption = (
         "The paper shows curves, no numbers. predicted: the expectation, computed from "
         "delays and eigenvalues."
     )
-    columns += ["predicted · nT", "ours · nT"]
     return [figures.table(title, columns, rows, caption)]
 
 
 def draw(records: list[Record]) -> Figure:
     """Draws errors against steps, in a panel for each method and one for 1 / (n T)."""
     figure, (panels,) = figures.panels((8, 3.2), 1, 3, sharex=True, sharey=True)
-    sizes = sorted(set(figures.column(records, "n")))
+    sizes = figures.distinct(records, "n")
     shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0, len(sizes)))
     colors = dict(zip(sizes, shades, strict=True))
     elapsed = np.arange(1, len(records[0]["mse"]) + 1)
@@ -209,9 +184,9 @@ def draw(records: list[Record]) -> Figure:
             axes.plot(elapsed, r["mse"], color=colors[r["n"]], lw=1.2)
             axes.plot(elapsed, r["predicted"], "k:", lw=0.8)
         axes.set_title(f"{name}, {method.topology}")
-    limits = {"xlim": (0, elapsed[-1]), "ylim": (1e-5, 1)}
     for axes in panels:
-        axes.set(yscale="log", xlabel="steps $T$", **limits)
+        axes.set(yscale="log", xlim=(0, elapsed[-1]), ylim=(1e-5, 1))
+        axes.set_xlabel("steps $T$")
     handles = [figures.handle(f"$n = {n}$", color=colors[n]) for n in sizes]
     handles.append(figures.handle("predicted", color="k", ls=":", lw=0.8))
     figure.legend(handles=handles, loc="outside right center", fontsize=8)

@@ -32,24 +32,12 @@ ALIASES = {
 def over(alias: Callable, *args, **options) -> MakeOptimizer:
     """Fixes all arguments of an alias except the learning rate and the communicator.
 
-    Args:
-      alias: function of djax, such as `djax.relay_sgd`.
-      *args: the topology, or nothing for algorithms without one.
-      **options: keyword arguments of the alias.
-
-    Returns:
-      A function from the learning rate and the communicator to the optimizer.
+    `args` are the topology, or nothing for algorithms without one.
     """
     return lambda rate, communicator: alias(rate, *args, communicator, **options)
 
 
 def graph(name: str, n: int, **options: Any) -> Any:
-    """Builds a graph by its name in the figures, such as "binary tree".
-
-    Args:
-      name: name of the graph.
-      n: number of workers.
-      **options: options of the function that builds the graph.
-    """
+    """Builds a graph of n workers by its name in the figures, as "binary tree"."""
     build = getattr(topologies, name.replace(" ", "_").replace("-", "_"))
     return build(n, **options)

@@ -21,7 +21,7 @@ does so only since a correction after the submission. Quasi-global momentum, whi
 diverges in the paper, does not diverge here; D² does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,17 +29,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from rich.table import Table
 from tqdm import tqdm
 
 import djax
 from djax import communicators, topologies
 
 from ..lib import figures, tasks
+from ..lib.figures import Record
 from ..lib.optimizers import BaseOptimizer, learning_rate_schedule
 from .methods import COLORS
 
-ALPHA, BATCH_SIZE = 0.01, 16
+SPLIT, BATCH_SIZE = "dirichlet:0.01", 16
 RATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 NESTEROV: dict[str, Any] = {"momentum": 0.9, "nesterov": True}
 
@@ -54,32 +54,22 @@ PAPER = {
 
 def make_optimizer(method: str, rate: optax.Schedule, communicator: djax.Communicator):
     """Makes the optimizer of a method by its name in the table."""
-    ring = topologies.ring(communicator.size)
-    decay = optax.add_decayed_weights(1e-4)
+    n = communicator.size
+    gossip = djax.gossip(topologies.ring(n), communicator)
     if method == "RelaySGD":
-        trees = topologies.double_binary_trees(communicator.size)
-        relay = djax.relay_sgd(rate, trees, communicator, missing="latest", **NESTEROV)
-        return optax.chain(decay, relay)
-    if method == "D-PSGD + QGM":
-        gossip = djax.gossip(ring, communicator)
-        return optax.chain(decay, djax.quasi_global_momentum(rate, gossip))
-    if method == "D²":
-        sgd = optax.sgd(rate, **NESTEROV)
-        return optax.chain(decay, sgd, djax.d2(_losing_gossip(ring, communicator)))
-    schedule = topologies.one_peer_exponential(communicator.size)
-    sgp = djax.sgp(rate, schedule, communicator, rounds=2, **NESTEROV)
-    return optax.chain(decay, sgp)
-
-
-def _losing_gossip(ring: djax.Topology, communicator: djax.Communicator):
-    """Makes gossip that hides its communicator from D².
-
-    If messages are lost, :func:`djax.d2` converges to a wrong point, so it refuses such
-    communicators. This table shows what would happen, so the mechanism does not tell
-    :func:`djax.d2` its communicator.
-    """
-    gossip = djax.gossip(ring, communicator)
-    return djax.Mechanism(gossip.init, gossip.update)
+        trees = topologies.double_binary_trees(n)
+        own = djax.relay_sgd(rate, trees, communicator, missing="latest", **NESTEROV)
+    elif method == "D-PSGD + QGM":
+        own = djax.quasi_global_momentum(rate, gossip)
+    elif method == "D²":
+        # If messages are lost, D² converges to a wrong point, so djax.d2 refuses such
+        # communicators. To show what would happen, gossip does not tell which it has.
+        silent = djax.Mechanism(gossip.init, gossip.update)
+        own = optax.chain(optax.sgd(rate, **NESTEROV), djax.d2(silent))
+    else:
+        schedule = topologies.one_peer_exponential(n)
+        own = djax.sgp(rate, schedule, communicator, rounds=2, **NESTEROV)
+    return optax.chain(optax.add_decayed_weights(1e-4), own)
 
 
 def train(
@@ -90,15 +80,12 @@ def train(
     epochs: int,
     workers: int = 16,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Trains with all learning rates and seeds in one program.
+    """Trains with all peak learning rates and seeds in one program.
 
     Args:
-      method: a key of :data:`PAPER`.
       loss: probability with which a message is lost.
-      rates: peak learning rates.
       seeds: number of seeds of split, initial parameters and batches.
-      epochs: number of passes over the data, at least two.
-      workers: number of workers.
+      epochs: at least two.
 
     Returns:
       The accuracy of each worker, averaged over the last two epochs,
@@ -106,23 +93,15 @@ def train(
       `[rates, seeds, epochs]`.
     """
     communicator = communicators.simulated(workers, drop_probability=loss)
-    settings = [
-        tasks.Setting(workers, range(workers), f"dirichlet:{ALPHA}", BATCH_SIZE, seed)
+    everyone = [
+        tasks.digits(tasks.Setting(workers, range(workers), SPLIT, BATCH_SIZE, seed))
         for seed in range(seeds)
     ]
-    everyone = [tasks.digits(setting) for setting in settings]
-    task, steps = everyone[0], everyone[0].steps_per_epoch
-    starts = [t.init(jax.random.key(seed)) for seed, t in enumerate(everyone)]
-    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-    data = jax.tree.map(
-        lambda *leaves: np.stack(leaves).reshape(seeds, epochs, *leaves[0].shape),
-        *(t.epoch(epoch) for t in everyone for epoch in range(epochs)),
-    )
-    data = jax.tree.map(lambda x: np.moveaxis(x, 2, 1), data)  # [seed, worker, epoch]
-    shape = learning_rate_schedule(
-        BaseOptimizer(learning_rate=1.0, warmup=1 / 40, decay_at=(0.75, 0.9)),
-        steps * epochs,
-    )
+    task = everyone[0]
+    starts = _stack([t.init(jax.random.key(seed)) for seed, t in enumerate(everyone)])
+    data = _stack([_stack(map(t.epoch, range(epochs)), axis=1) for t in everyone])
+    base = BaseOptimizer(learning_rate=1.0, warmup=1 / 40, decay_at=(0.75, 0.9))
+    shape = learning_rate_schedule(base, task.steps_per_epoch * epochs)
 
     def run(rate, start, data):
         optimizer = make_optimizer(method, lambda t: rate * shape(t), communicator)
@@ -144,14 +123,13 @@ def train(
             )
             return carry, (accuracy, losses.mean())
 
+        @communicator.spmd
         def worker(params, data):
-            carry = params, optimizer.init(params)
-            _, measured = jax.lax.scan(epoch, carry, (jnp.arange(epochs), data))
-            accuracy, losses = measured
+            carry, numbers = (params, optimizer.init(params)), jnp.arange(epochs)
+            _, (accuracy, losses) = jax.lax.scan(epoch, carry, (numbers, data))
             return accuracy[-2:].mean(), losses
 
-        params = communicators.replicate(communicator, start)
-        accuracy, losses = communicator.spmd(worker)(params, data)
+        accuracy, losses = worker(communicators.replicate(communicator, start), data)
         return accuracy, losses.mean(0)
 
     program = jax.jit(jax.vmap(jax.vmap(run, (None, 0, 0)), (0, None, None)))
@@ -159,45 +137,38 @@ def train(
     return np.asarray(accuracy), np.asarray(losses)
 
 
+def _stack(trees: Iterable[Any], axis: int = 0) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis), *trees)
+
+
 def compute(
     losses: Sequence[float], rates: Sequence[float], *size: int
-) -> list[dict[str, Any]]:
+) -> Iterator[Record]:
     """Trains every method with every share of lost messages.
 
-    Args:
-      losses: shares of lost messages.
-      rates: learning rates that are tried with the first of `losses`. The best one is
-        used with the others.
-      *size: the arguments `seeds`, `epochs` and perhaps `workers` of :func:`train`.
-
-    Returns:
-      A record for each method and share of lost messages.
+    All `rates` are tried with the first of `losses`, and the best one is used with the
+    others. The further arguments are the last ones of :func:`train`.
     """
-    records = []
     for method in tqdm(PAPER, desc="table 5", unit="method"):
         tried = list(rates)
         for loss in losses:
             accuracy, curves = train(method, loss, tried, *size)
             worst = accuracy.min(-1)  # [rates, seeds]
-            chosen = int(worst.mean(1).argmax())
-            records.append(
-                {
-                    "method": method,
-                    "loss": loss,
-                    "learning_rate": tried[chosen],
-                    "worst": worst[chosen].tolist(),
-                    "mean": accuracy[chosen].mean(-1).tolist(),
-                    "training_loss": curves[chosen].mean(0).tolist(),
-                    "rates_tried": dict(
-                        zip(tried, worst.mean(1).tolist(), strict=True)
-                    ),
-                }
-            )
-            tried = tried[chosen : chosen + 1]
-    return records
+            means = worst.mean(1).tolist()
+            chosen = int(np.argmax(means))
+            yield {
+                "method": method,
+                "loss": loss,
+                "learning_rate": tried[chosen],
+                "worst": worst[chosen].tolist(),
+                "mean": accuracy[chosen].mean(-1).tolist(),
+                "training_loss": curves[chosen].mean(0).tolist(),
+                "rates_tried": dict(zip(tried, means, strict=True)),
+            }
+            tried = [tried[chosen]]
 
 
-def make_tables(records: list[dict]) -> list[Table]:
+def make_tables(records: list[Record]):
     """Shows the accuracy of the worst worker beside the paper's."""
     rows = []
     for method, paper in PAPER.items():
@@ -208,7 +179,7 @@ def make_tables(records: list[dict]) -> list[Table]:
             row += [f"{worst.mean():.1f} ± {worst.std():.1f}", paper[record["loss"]]]
         rows.append(row)
     columns = ["method", "learning rate"]
-    for loss in _losses(records):
+    for loss in figures.distinct(records, "loss"):
         columns += [f"{100 * loss:g} % lost: digits", "paper"]
     title = (
         "Table 5: test accuracy of the worst worker, mean and deviation over the seeds"
@@ -217,13 +188,9 @@ def make_tables(records: list[dict]) -> list[Table]:
     return [figures.table(title, columns, rows, caption)]
 
 
-def _losses(records: list[dict]) -> list[float]:
-    return sorted({record["loss"] for record in records})
-
-
-def draw(records: list[dict]) -> Figure:
+def draw(records: list[Record]) -> Figure:
     """Draws training loss by epoch, in a panel for each share of lost messages."""
-    losses = _losses(records)
+    losses = figures.distinct(records, "loss")
     size = 3 * len(losses), 3
     figure, (panels,) = figures.panels(size, columns=len(losses), sharey=True)
     for axes, loss in zip(panels, losses, strict=True):
