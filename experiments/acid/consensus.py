@@ -21,7 +21,8 @@ on rings are compared with the prediction of another simulation; expect a differ
 at most 10 %. The run takes 5 minutes on 2 cores.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import optax
@@ -40,13 +41,14 @@ GRAPHS = {
     "exponential": topologies.exponential,
     "complete": topologies.complete,
 }
-PREDICTED = {16: (0.078, 0.233), 32: (0.019, 0.113), 64: (0.0048, 0.0588)}
-"""Predicted rates of decay on rings, without and with acceleration, by number of
-workers."""
-LABELS = {
-    "plain": ("pairwise averaging", "tab:gray"),
-    "acid": ("A²CiD²", "tab:blue"),
+PREDICTED = {
+    "ring 16": (0.078, 0.233),
+    "ring 32": (0.019, 0.113),
+    "ring 64": (0.0048, 0.0588),
 }
+"""Predicted rates of decay, without and with acceleration."""
+STYLES = {"plain": ("pairwise averaging", "tab:gray"), "acid": ("A²CiD²", "tab:blue")}
+"""For each algorithm, its name and colour in the figure."""
 
 
 def run(
@@ -55,16 +57,10 @@ def run(
     times: np.ndarray,
     schedules: int,
 ) -> np.ndarray:
-    """Measures the consensus distance at several times, relative to its start.
+    """Measures consensus distances at some times, relative to their start at time 0.
 
-    Args:
-      algorithm: how workers average.
-      topology: the graph.
-      times: times of the measurements, `float64[points]`; the first one is 0.
-      schedules: how often the times of averaging are drawn.
-
-    Returns:
-      `float64[schedules, points]`.
+    The times of averaging are drawn as often as `schedules` says. The result is
+    `float64[schedules, times]`.
     """
     curves = []
     for seed in range(schedules):
@@ -78,31 +74,16 @@ def run(
 
 
 def time_to_goal(times: np.ndarray, curve: np.ndarray) -> float:
-    """Finds the time after which a curve stays below the goal.
-
-    The curve's logarithm is interpolated between the measurements.
-
-    Args:
-      times: `float64[points]`.
-      curve: `float64[points]`; its last point must be below the goal.
-    """
-    last = np.flatnonzero(curve > GOAL)[-1]  # The last point above the goal.
+    """Finds when a curve falls below the goal for good, interpolating its logarithm."""
+    last = np.flatnonzero(curve > GOAL)[-1]
     pair = slice(last, last + 2)
     return float(np.interp(-np.log(GOAL), -np.log(curve[pair]), times[pair]))
 
 
-def compute(sizes: Sequence[int], schedules: int) -> list[Record]:
-    """Runs both algorithms on all graphs.
-
-    Args:
-      sizes: numbers of workers.
-      schedules: how often the times of averaging are drawn for each graph and size.
-
-    Returns:
-      A record for each graph, size and algorithm.
-    """
-    records, base = [], optax.identity()  # No gradients are computed.
-    todo = [(graph, size) for graph in GRAPHS for size in sizes]
+def compute(sizes: Sequence[int], schedules: int) -> Iterator[Record]:
+    """Runs both algorithms on all graphs with these numbers of workers."""
+    base = optax.identity()  # No gradients are computed.
+    todo = list(itertools.product(GRAPHS, sizes))
     for graph, size in tqdm(todo, desc="consensus", unit="graph"):
         topology = GRAPHS[graph](size)
         constants = djax.acid_constants(topology)
@@ -116,40 +97,30 @@ def compute(sizes: Sequence[int], schedules: int) -> list[Record]:
             curves = run(algorithm, topology, times, schedules)
             logs = np.log(curves).mean(0)
             late = times >= times[-1] / 2
-            records.append(
-                {
-                    "graph": graph,
-                    "workers": size,
-                    "algorithm": name,
-                    "chi1": chi1,
-                    "chi2": chi2,
-                    "schedules": schedules,
-                    "decay_rate": -np.polyfit(times[late], logs[late], 1)[0],
-                    "time_to_goal": np.mean([time_to_goal(times, c) for c in curves]),
-                    "times": times.tolist(),
-                    "consensus_distance": np.exp(logs).tolist(),
-                }
-            )
-    return records
+            yield {
+                "graph": graph,
+                "workers": size,
+                "algorithm": name,
+                "chi1": chi1,
+                "chi2": chi2,
+                "schedules": schedules,
+                "decay_rate": -np.polyfit(times[late], logs[late], 1)[0],
+                "time_to_goal": np.mean([time_to_goal(times, c) for c in curves]),
+                "times": times.tolist(),
+                "consensus_distance": np.exp(logs).tolist(),
+            }
 
 
 def make_tables(records: list[Record]):
     """Shows rates and times beside the predicted rates."""
     rows = []
     for plain, acid in zip(records[::2], records[1::2], strict=True):
-        ring = plain["graph"] == "ring"
-        predicted = PREDICTED.get(plain["workers"]) if ring else None
-        slow, fast = predicted or (None, None)
-        rows.append(
-            [
-                f"{plain['graph']} {plain['workers']}",
-                *(plain["decay_rate"], slow, acid["decay_rate"], fast),
-                acid["decay_rate"] / plain["decay_rate"],
-                *(plain["time_to_goal"], acid["time_to_goal"]),
-                plain["time_to_goal"] / acid["time_to_goal"],
-                (plain["chi1"] / plain["chi2"]) ** 0.5,
-            ]
-        )
+        graph = f"{plain['graph']} {plain['workers']}"
+        decays = plain["decay_rate"], acid["decay_rate"]
+        times = plain["time_to_goal"], acid["time_to_goal"]
+        slow, fast = PREDICTED.get(graph, (None, None))
+        row = [graph, decays[0], slow, decays[1], fast, decays[1] / decays[0], *times]
+        rows.append([*row, times[0] / times[1], (plain["chi1"] / plain["chi2"]) ** 0.5])
     columns = ["graph", "decay, plain", "predicted", "A²CiD²", "predicted", "gain"]
     columns += ["time to 1e-3, plain", "A²CiD²", "gain", "√(χ1/χ2)"]
     title = f"Consensus, {records[0]['schedules']} schedules"
@@ -159,15 +130,14 @@ def make_tables(records: list[Record]):
 def draw(records: list[Record]) -> Figure:
     """Draws a panel for each graph, with a line for each size and algorithm."""
     figure, (panels,) = figures.panels((12, 3.8), 1, len(GRAPHS))
-    sizes = sorted(set(figures.column(records, "workers")))
-    styles = dict(zip(sizes, ("-", "--", ":"), strict=False))
+    sizes = figures.distinct(records, "workers")
+    lines = dict(zip(sizes, ("-", "--", ":"), strict=False))
     for axes, graph in zip(panels, GRAPHS, strict=True):
         here = figures.select(records, graph=graph)
         for r in here:
-            label, color = LABELS[r["algorithm"]]
-            style = {"color": color, "label": f"{label}, {r['workers']}"}
-            line = r["times"], r["consensus_distance"], styles[r["workers"]]
-            axes.semilogy(*line, **style)
+            name, color = STYLES[r["algorithm"]]
+            style = {"ls": lines[r["workers"]], "label": f"{name}, {r['workers']}"}
+            axes.semilogy(r["times"], r["consensus_distance"], color=color, **style)
         horizon = 1.05 * max(figures.column(here, "time_to_goal"))
         axes.set(title=graph, xlabel="time", xlim=(0, horizon), ylim=(GOAL, 3))
     panels[0].set_ylabel("consensus distance, relative to the start")

@@ -21,7 +21,7 @@ The run takes 5 seconds.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from matplotlib.figure import Figure
 
@@ -55,24 +55,20 @@ REFERENCE = {
 """Constants that the published code computes, one value for each of `SIZES`."""
 
 
-def compute(sizes: Sequence[int]) -> list[Record]:
+def compute(sizes: Sequence[int]) -> Iterator[Record]:
     """Computes the constants of all graphs with these numbers of workers."""
-    records = []
     for make, n in itertools.product(GRAPHS, sizes):
         topology = make(n)
         constants = djax.acid_constants(topology)
         published = REFERENCE.get(topology.name, {})
-        records.append(
-            {
-                "topology": topology.name,
-                "n": n,
-                **constants._asdict(),
-                "accelerated": math.sqrt(constants.chi1 * constants.chi2),
-                "gain": math.sqrt(constants.chi1 / constants.chi2),
-                "reference": {k: x[SIZES.index(n)] for k, x in published.items()},
-            }
-        )
-    return records
+        yield {
+            "topology": topology.name,
+            "n": n,
+            **constants._asdict(),
+            "accelerated": math.sqrt(constants.chi1 * constants.chi2),
+            "gain": math.sqrt(constants.chi1 / constants.chi2),
+            "reference": {k: x[SIZES.index(n)] for k, x in published.items()},
+        }
 
 
 def make_tables(records: list[Record]):
@@ -102,10 +98,9 @@ def draw(records: list[Record]) -> Figure:
         (right, "accelerated", r"with momentum: $\sqrt{\chi_1 \chi_2}$"),
     ):
         for make, style in GRAPHS.items():
-            mine = figures.select(records, topology=make.__name__)
-            n, values = (figures.column(mine, k) for k in ("n", key))
-            options = {"lw": 1, "ms": 5, "mfc": "none", "label": make.__name__}
-            axes.plot(n, values, style, **options)
+            name = make.__name__
+            n, values = (figures.column(records, k, topology=name) for k in ("n", key))
+            axes.plot(n, values, style, lw=1, ms=5, mfc="none", label=name)
         axes.set(xscale="log", yscale="log", title=title, xlabel="number of workers")
         axes.set_xticks(SIZES, map(str, SIZES), minor=False)
         axes.set_xticks([], minor=True)

@@ -24,6 +24,7 @@ variance by the curvature, so the gain in flat directions matters little.
 """
 
 import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import asynchronous, communicators, topologies
+from djax import asynchronous, topologies
 
 from ..lib import figures
 from ..lib.figures import Record
@@ -51,7 +52,6 @@ def variances(
     """Measures the stationary variances of the workers around their mean.
 
     Args:
-      method: a key of `METHODS`.
       momentum: momentum of SGD.
       size: number of workers.
       gradients: mean number of gradients of a worker. The first half is not measured,
@@ -59,7 +59,7 @@ def variances(
       copies: number of independent coordinates of each curvature.
 
     Returns:
-      The variance for each of `CURVATURES`, `float[len(CURVATURES)]`.
+      The variance for each of `CURVATURES`.
     """
     shape = (len(CURVATURES), copies)
     curvatures = jnp.asarray(CURVATURES)[:, None]
@@ -72,7 +72,7 @@ def variances(
 
     base = optax.sgd(STEP_SIZE, momentum=momentum)
     algorithm, events = set_up(method, base, size, gradients, seed=1)
-    start = communicators.replicate(communicators.simulated(size), jnp.zeros(shape))
+    start = jnp.zeros((size, *shape))
     times = np.linspace(events.duration / 2, events.duration, 50).tolist()
     seen = asynchronous.simulate(
         algorithm, events, start, gradient_fn, noise, times=times
@@ -80,32 +80,22 @@ def variances(
     return np.mean([np.var(x.params, 0).mean(1) for x in seen], 0)
 
 
-def compute(size: int, gradients: int, copies: int) -> list[Record]:
+def compute(*sizes: int) -> Iterator[Record]:
     """Measures the variances of all methods, with and without momentum of SGD.
 
-    Args:
-      size: see :func:`variances`.
-      gradients: see :func:`variances`.
-      copies: see :func:`variances`.
-
-    Returns:
-      A record for each momentum, method and curvature.
+    The arguments are the last ones of :func:`variances`.
     """
-    records = []
     todo = list(itertools.product(MOMENTA, METHODS))
     for momentum, method in tqdm(todo, desc="curvature", unit="run"):
-        found = variances(method, momentum, size, gradients, copies)
-        records += [
-            {
+        found = variances(method, momentum, *sizes)
+        for h, variance in zip(CURVATURES, found.tolist(), strict=True):
+            yield {
                 "momentum": momentum,
                 "method": method,
                 "curvature": h,
                 "forgetting": STEP_SIZE * h / (1 - momentum),
                 "variance": variance,
             }
-            for h, variance in zip(CURVATURES, found.tolist(), strict=True)
-        ]
-    return records
 
 
 def make_tables(records: list[Record]):
@@ -126,15 +116,14 @@ def draw(records: list[Record]) -> Figure:
     figure, (panels,) = figures.panels((9, 4), 1, len(MOMENTA), sharey=True)
     for axes, momentum in zip(panels, MOMENTA, strict=True):
         mine = figures.select(records, momentum=momentum)
-        once = figures.column(figures.select(mine, method=BASELINE), "variance")
+        once = figures.column(mine, "variance", method=BASELINE)
         for method, color in COLORS.items():
-            runs = figures.select(mine, method=method)
-            ratios = np.divide(figures.column(runs, "variance"), once)
-            forgetting = figures.column(runs, "forgetting")
+            forgetting = figures.column(mine, "forgetting", method=method)
+            ratios = np.divide(figures.column(mine, "variance", method=method), once)
             axes.plot(forgetting, ratios, ".-", color=color, label=method)
         axes.axvline(eta, color="tab:blue", ls=":", label="η")
-        axes.set(xscale="log", xlabel="rate at which gradients forget")
-        axes.set_title(f"momentum {momentum:g}")
+        axes.set(xscale="log", title=f"momentum {momentum:g}")
+        axes.set_xlabel("rate at which gradients forget")
     panels[0].set_ylabel("variance / baseline's at rate 1")
     panels[0].legend()
     return figure

@@ -18,53 +18,49 @@ by 2 to 4. The run takes 5 seconds.
 """
 
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from djax import Topology, topologies
+from djax import topologies
 from djax.asynchronous import Events, draw_events, edge_rates
 
 from ..lib import figures
 from ..lib.figures import Record
 
 WORKERS = 32
-GRAPHS = tuple(
-    build(WORKERS)
-    for build in (topologies.ring, topologies.exponential, topologies.complete)
-)
+GRAPHS = (topologies.ring, topologies.exponential, topologies.complete)
 
 
 @functools.cache
 def draw_averagings(gradients: int) -> list[Events]:
     """Draws for each graph the events of `gradients` gradients of all workers."""
-    return [draw_events(graph, gradients=gradients) for graph in GRAPHS]
+    return [draw_events(make(WORKERS), gradients=gradients) for make in GRAPHS]
 
 
-def compute(gradients: int) -> list[Record]:
+def compute(gradients: int) -> Iterator[Record]:
     """Compares the numbers of averagings with their expectations, for each graph."""
-    return list(map(_measure, GRAPHS, draw_averagings(gradients)))
-
-
-def _measure(graph: Topology, events: Events) -> Record:
-    expected = np.triu(edge_rates(graph)) * events.duration
-    edges = expected > 0
-    apart = (events.pair_counts - expected)[edges] / np.sqrt(expected[edges])
-    rates = events.averaging_counts / events.duration
-    return {
-        "topology": graph.name,
-        "n": events.size,
-        "duration": events.duration,
-        "gradients": int(events.gradient_counts.sum()),
-        "averagings": int(events.averaging_counts.sum()) // 2,
-        "edges": int(edges.sum()),
-        "rate_mean": float(rates.mean()),
-        "rate_min": float(rates.min()),
-        "rate_max": float(rates.max()),
-        "deviation_rms": float(np.sqrt(np.mean(apart**2))),
-        "deviation_max": float(np.abs(apart).max()),
-        "pair_counts": events.pair_counts.tolist(),
-    }
+    for make, events in zip(GRAPHS, draw_averagings(gradients), strict=True):
+        graph = make(WORKERS)
+        expected = np.triu(edge_rates(graph)) * events.duration
+        edges = expected > 0
+        apart = (events.pair_counts - expected)[edges] / np.sqrt(expected[edges])
+        rates = events.averaging_counts / events.duration
+        yield {
+            "topology": graph.name,
+            "n": events.size,
+            "duration": events.duration,
+            "gradients": int(events.gradient_counts.sum()),
+            "averagings": int(events.averaging_counts.sum()) // 2,
+            "edges": int(edges.sum()),
+            "rate_mean": float(rates.mean()),
+            "rate_min": float(rates.min()),
+            "rate_max": float(rates.max()),
+            "deviation_rms": float(np.sqrt(np.mean(apart**2))),
+            "deviation_max": float(np.abs(apart).max()),
+            "pair_counts": events.pair_counts.tolist(),
+        }
 
 
 def make_tables(records: list[Record]):
@@ -90,7 +86,7 @@ def draw(records: list[Record]) -> Figure:
     runs = draw_averagings(records[0]["gradients"])
     figure = Figure(figsize=(11.5, 3), layout="constrained")
     for axes, graph, events in zip(figure.subplots(1, 3), GRAPHS, runs, strict=True):
-        events.plot_pairs(axes).set_title(graph.name)
+        events.plot_pairs(axes).set_title(graph.__name__)
         axes.set(xticks=range(0, WORKERS, 8), yticks=range(0, WORKERS, 8))
     return figure
 

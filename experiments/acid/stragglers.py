@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
@@ -35,6 +34,7 @@ from djax import asynchronous, communicators, simulation, topologies
 
 from ..lib import evaluation, figures, tasks
 from ..lib.figures import Record
+from .training import simulate
 
 METHODS = {"AR-SGD": "tab:gray", "AD-PSGD": "black", "A²CiD²": "tab:blue"}
 SLOWEST = (1.0, 0.25)
@@ -42,37 +42,21 @@ SLOWEST = (1.0, 0.25)
 VARIATION, BATCH_SIZE, GOAL = 0.3, 16, 0.9
 BASE = optax.sgd(0.05, momentum=0.9)
 
-Snapshots = Iterator[tuple[float, Any]]
-"""Pairs of a time and the parameters of all workers at that time."""
 
-
-def all_reduce(task: tasks.Task, params: Any, rounds: asynchronous.Rounds) -> Snapshots:
-    """Trains synchronously, and yields the models after each epoch."""
-    communicator = communicators.simulated(rounds.finish.shape[1])
+def all_reduce(
+    task: tasks.Task,
+    communicator: djax.Communicator,
+    params: Any,
+    rounds: asynchronous.Rounds,
+) -> Iterator[tuple[float, Any]]:
+    """Trains synchronously, and yields the time and the models after each epoch."""
     optimizer = optax.chain(djax.on_updates(djax.all_reduce(communicator)), BASE)
     workers = simulation.init_workers(optimizer, communicator, params)
     steps = simulation.make_steps(task.gradient_fn, optimizer, communicator)
-    for epoch in range(1, len(rounds.end) // task.steps_per_epoch + 1):
+    ends = rounds.end[task.steps_per_epoch - 1 :: task.steps_per_epoch]
+    for epoch, end in enumerate(ends, 1):
         workers, _ = steps(workers, task.epoch(epoch))
-        yield float(rounds.end[epoch * task.steps_per_epoch - 1]), workers.params
-
-
-def without_waiting(
-    task: tasks.Task, method: str, params: Any, events: asynchronous.Events, count: int
-) -> Snapshots:
-    """Trains asynchronously, and yields the models at `count` evenly spaced times."""
-    constants = djax.acid_constants(topologies.ring(events.size))
-    acid = method == "A²CiD²"
-    for snapshot in asynchronous.simulate(
-        djax.acid(BASE, constants) if acid else djax.adpsgd(BASE),
-        events,
-        params,
-        task.gradient_fn,
-        lambda epoch: task.epoch(epoch + 1),
-        times=np.linspace(0, events.duration, count + 1)[1:].tolist(),
-        model_state=jax.tree.map(jnp.asarray, task.model_state),
-    ):
-        yield snapshot.time, snapshot.params
+        yield float(end), workers.params
 
 
 def train(
@@ -81,9 +65,7 @@ def train(
     """Trains once, and records the workers' mean accuracy at several times.
 
     Args:
-      task: what is learned.
-      method: a key of `METHODS`.
-      speeds: gradients of each worker per unit of time, `float[workers]`.
+      speeds: gradients of each worker per unit of time.
       gradients: mean number of gradients of a worker.
       seed: seed of the virtual clocks and of the initial parameters.
 
@@ -98,42 +80,36 @@ def train(
     clocks: Any = {"speeds": speeds, "variation": VARIATION, "seed": seed}
     if method == "AR-SGD":
         rounds = asynchronous.draw_rounds(size, gradients, **clocks)
-        idle, snapshots = rounds.idle_share, all_reduce(task, params, rounds)
+        idle = rounds.idle_share
+        snapshots = all_reduce(task, communicator, params, rounds)
     else:
         ring, count = topologies.ring(size), gradients // task.steps_per_epoch
         events = asynchronous.draw_events(ring, gradients=size * gradients, **clocks)
-        idle, snapshots = 0.0, without_waiting(task, method, params, events, count)
+        acid = djax.acid(BASE, djax.acid_constants(ring))
+        algorithm = acid if method == "A²CiD²" else djax.adpsgd(BASE)
+        seen = simulate(task, algorithm, events, params, count)
+        idle, snapshots = 0.0, ((x.time, x.params) for x in seen)
     found = [(0.0, assess(params)["mean"])]
     found += [(time, assess(models)["mean"]) for time, models in snapshots]
-    times, accuracies = map(list, zip(*found, strict=True))
+    times, accuracies = zip(*found, strict=True)
     return {"times": times, "accuracy": accuracies, "idle_share": idle}
 
 
 def time_to_goal(record: Record) -> float:
-    """Finds the time at which the accuracy reaches the goal, by interpolation.
-
-    Returns:
-      The time; NaN if the goal is not reached.
-    """
-    times, accuracy = np.array(record["times"]), np.array(record["accuracy"])
-    if not (accuracy >= GOAL).any():
-        return float("nan")
-    k = int((accuracy >= GOAL).argmax())
-    return float(np.interp(GOAL, accuracy[k - 1 : k + 1], times[k - 1 : k + 1]))
+    """Interpolates when the accuracy reaches the goal; NaN if it does not."""
+    times, accuracy = record["times"], np.array(record["accuracy"])
+    reached = np.flatnonzero(accuracy >= GOAL)
+    if not reached.size:
+        return np.nan
+    pair = slice(reached[0] - 1, reached[0] + 1)
+    return float(np.interp(GOAL, accuracy[pair], times[pair]))
 
 
-def compute(size: int, gradients: int, seeds: int) -> list[Record]:
+def compute(size: int, gradients: int, seeds: int) -> Iterator[Record]:
     """Trains with every method and seed, without and with a slow worker.
 
-    Args:
-      size: number of workers.
-      gradients: mean number of gradients of a worker.
-      seeds: number of seeds.
-
-    Returns:
-      A record for each speed of the slowest worker, method and seed.
+    Each of `size` workers computes `gradients` gradients on average.
     """
-    records = []
     todo = [(slowest, seed) for slowest in SLOWEST for seed in range(seeds)]
     for slowest, seed in tqdm(todo, desc="stragglers", unit="seed"):
         speeds = np.ones(size)
@@ -141,15 +117,14 @@ def compute(size: int, gradients: int, seeds: int) -> list[Record]:
         task = tasks.digits(tasks.Setting(size, range(size), "iid", BATCH_SIZE, seed))
         for method in METHODS:
             head = {"method": method, "slowest": slowest, "seed": seed}
-            records.append(head | train(task, method, speeds, gradients, seed))
-    return records
+            yield head | train(task, method, speeds, gradients, seed)
 
 
 def make_tables(records: list[Record]):
     """Shows times to the goal, idle shares and final accuracies."""
     rows = []
     for method in METHODS:
-        row: list[Any] = [method]
+        row = [method]
         for slowest in SLOWEST:
             runs = figures.select(records, method=method, slowest=slowest)
             times = np.array([time_to_goal(run) for run in runs])

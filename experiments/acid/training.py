@@ -23,7 +23,7 @@ noise, which the momentum spreads. The run takes 4 minutes on 2 cores.
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -69,7 +69,6 @@ def set_up(
     """Makes one of the methods on a ring, and draws its events on virtual clocks.
 
     Args:
-      method: a key of `METHODS`.
       base: optimizer that each worker applies to its gradients.
       size: number of workers.
       gradients: mean number of gradients of a worker.
@@ -83,17 +82,31 @@ def set_up(
     return algorithm, events
 
 
+def simulate(
+    task: tasks.Task,
+    algorithm: asynchronous.EventTransformation,
+    events: asynchronous.Events,
+    params: Any,
+    count: int,
+) -> Iterator[asynchronous.Snapshot]:
+    """Trains on virtual clocks, and takes `count` snapshots at evenly spaced times."""
+    return asynchronous.simulate(
+        algorithm,
+        events,
+        params,
+        task.gradient_fn,
+        lambda epoch: task.epoch(epoch + 1),
+        times=np.linspace(0, events.duration, count + 1)[1:].tolist(),
+        model_state=jax.tree.map(jnp.asarray, task.model_state),
+    )
+
+
 def total_loss(task: tasks.Task) -> Callable[[Any], jax.Array]:
     """Makes the function that evaluates each worker's model on all workers' data.
 
     Its loss is the mean over all workers' batches in the first step of the first epoch.
-    For quadratics it is the suboptimality.
-
-    Args:
-      task: what is learned.
-
-    Returns:
-      A function from `params` with a leading axis of workers to `float[workers]`.
+    For quadratics it is the suboptimality. The function takes `params` with a leading
+    axis of workers, and returns `float[workers]`.
     """
     data = jax.tree.map(lambda x: jnp.asarray(x[:, 0]), task.epoch(1))
 
@@ -106,119 +119,73 @@ def total_loss(task: tasks.Task) -> Callable[[Any], jax.Array]:
     return jax.jit(lambda params: jax.lax.map(one, params))
 
 
-def train(
-    task: tasks.Task,
-    size: int,
-    method: str,
-    step_size: float,
-    gradients: int,
-    seed: int,
-) -> Record:
-    """Trains once, and records losses and consensus distances at `POINTS` times.
-
-    Args:
-      task: what is learned.
-      size: number of workers.
-      method: a key of `METHODS`.
-      step_size: step size of SGD.
-      gradients: mean number of gradients of a worker.
-      seed: seed of the virtual clocks and of the initial parameters.
-    """
-    communicator = communicators.simulated(size)
-    params = communicators.replicate(communicator, task.init(jax.random.key(seed)))
-    base, loss = optax.sgd(step_size), total_loss(task)
-    algorithm, events = set_up(method, base, size, gradients, seed)
-    times = np.linspace(0, events.duration, POINTS + 1)[1:].tolist()
-    losses, distances = [], []
-    for snapshot in asynchronous.simulate(
-        algorithm,
-        events,
-        params,
-        task.gradient_fn,
-        lambda epoch: task.epoch(epoch + 1),
-        times=times,
-        model_state=jax.tree.map(jnp.asarray, task.model_state),
-    ):
-        losses.append(float(loss(snapshot.params).mean()))
-        distances.append(float(snapshot.consensus_distance))
-    return {
-        "times": times,
-        "loss": losses,
-        "consensus_distance": distances,
-        "averagings": int(events.averaging_counts.sum()) // 2,
-    }
-
-
 def compute(
     size: int, step_sizes: Sequence[float], gradients: int, seeds: int
-) -> list[Record]:
-    """Trains with every method on all problems.
+) -> Iterator[Record]:
+    """Trains with every method, step size and seed on all problems.
 
-    Args:
-      size: number of workers.
-      step_sizes: step sizes of SGD.
-      gradients: mean number of gradients of a worker.
-      seeds: number of seeds.
-
-    Returns:
-      A record for each problem, step size, seed and method.
+    Each worker computes `gradients` gradients on average.
     """
+    communicator = communicators.simulated(size)
     todo = list(itertools.product(PROBLEMS, step_sizes, range(seeds)))
-    records = []
-    for name, step_size, seed in tqdm(todo, desc="training", unit="seed"):
-        split, make = PROBLEMS[name]
+    for problem, step_size, seed in tqdm(todo, desc="training", unit="seed"):
+        split, make = PROBLEMS[problem]
         task = make(tasks.Setting(size, range(size), split, BATCH_SIZE, seed))
+        loss, base = total_loss(task), optax.sgd(step_size)
+        params = communicators.replicate(communicator, task.init(jax.random.key(seed)))
         for method in METHODS:
-            head = {"problem": name, "method": method, "step_size": step_size}
-            result = train(task, size, method, step_size, gradients, seed)
-            records.append({**head, "seed": seed, **result})
-    return records
+            algorithm, events = set_up(method, base, size, gradients, seed)
+            snapshots = [
+                (x.time, float(loss(x.params).mean()), float(x.consensus_distance))
+                for x in simulate(task, algorithm, events, params, POINTS)
+            ]
+            times, losses, distances = zip(*snapshots, strict=True)
+            yield {
+                "problem": problem,
+                "method": method,
+                "step_size": step_size,
+                "seed": seed,
+                "times": times,
+                "loss": losses,
+                "consensus_distance": distances,
+                "averagings": int(events.averaging_counts.sum()) // 2,
+            }
 
 
 def make_tables(records: list[Record]):
     """Shows the final losses."""
     rows = []
-    step_sizes = sorted(set(figures.column(records, "step_size")))
+    step_sizes = figures.distinct(records, "step_size")
     for problem, step_size in itertools.product(PROBLEMS, step_sizes):
-        runs = figures.select(records, problem=problem, step_size=step_size)
-        final = [
-            np.array([r["loss"][-1] for r in figures.select(runs, method=method)])
-            for method in METHODS
-        ]
+        mine = figures.select(records, problem=problem, step_size=step_size)
+        losses = [figures.column(mine, "loss", method=method) for method in METHODS]
+        final = np.array(losses)[..., -1]  # [methods, seeds]
+        shown = [f"{x.mean():.4g} ± {x.std():.1g}" for x in final]
         _, twice, acid = final
-        rows.append(
-            [
-                f"{problem}, step {step_size:g}",
-                *(f"{x.mean():.4g} ± {x.std():.1g}" for x in final),
-                f"{(acid <= twice).sum()} of {len(acid)}",
-            ]
-        )
+        wins = f"{(acid <= twice).sum()} of {len(acid)}"
+        rows.append([f"{problem}, step {step_size:g}", *shown, wins])
     title = "Final loss of the workers' models on all data, mean ± deviation of seeds"
     return [figures.table(title, ["", *METHODS, "A²CiD² ≤ twice the rate"], rows)]
 
 
 def draw(records: list[Record]) -> Figure:
     """Draws loss and consensus distance against time, at the middle step size."""
-    step_sizes = sorted(set(figures.column(records, "step_size")))
-    shown = step_sizes[len(step_sizes) // 2]
+    step_sizes = figures.distinct(records, "step_size")
+    step_size = step_sizes[len(step_sizes) // 2]
+    shown = figures.select(records, step_size=step_size)
     figure, panels = figures.panels((12, 6.4), 2, len(PROBLEMS), sharex="col")
-    for column, problem in enumerate(PROBLEMS):
-        for axes, key in (
-            (panels[0, column], "loss"),
-            (panels[1, column], "consensus_distance"),
-        ):
+    for (above, below), problem in zip(panels.T, PROBLEMS, strict=True):
+        for axes, key in ((above, "loss"), (below, "consensus_distance")):
             for method, color in COLORS.items():
-                runs = figures.select(
-                    records, problem=problem, step_size=shown, method=method
-                )
+                runs = figures.select(shown, problem=problem, method=method)
                 times = np.mean(figures.column(runs, "times"), 0)
                 values = np.array(figures.column(runs, key))
                 axes.semilogy(times, values.mean(0), color=color, label=method)
                 low, high = values.min(0), values.max(0)
                 axes.fill_between(times, low, high, color=color, alpha=0.2, lw=0)
             axes.set_ylabel(key.replace("_", " "))
-        panels[0, column].set_title(f"{problem}, step {shown:g}")
-        panels[1, column].set_xlabel("time")
+        above.set_title(f"{problem}, step {step_size:g}")
+        below.set_xlabel("time")
     panels[0, 0].legend()
     return figure
 

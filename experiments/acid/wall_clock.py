@@ -21,7 +21,7 @@ minutes on 2 cores.
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ from ..lib import errors, evaluation, figures, runtime, tasks
 from ..lib.figures import Record
 
 WORKERS, BATCH_SIZE, WAIT, SLOWER = 4, 16, 0.02, 4
-RING = topologies.ring(WORKERS)
+RING, BASE = topologies.ring(WORKERS), optax.sgd(0.05, momentum=0.9)
 METHODS = {
     "solo": "tab:green",
     "AR-SGD": "tab:gray",
@@ -47,13 +47,7 @@ METHODS = {
 
 
 def make_task(communicator: djax.Communicator, wait: float, seed: int) -> tasks.Task:
-    """Makes the task of the digits, with a pause before each gradient.
-
-    Args:
-      communicator: the communicator over MPI.
-      wait: length of this process's pause in seconds.
-      seed: seed of the split and of the batches.
-    """
+    """Makes the task of the digits, with a pause of `wait` seconds at each gradient."""
     local = communicator.local_ranks
     task = tasks.digits(tasks.Setting(WORKERS, local, "iid", BATCH_SIZE, seed))
     program = jax.jit(task.gradient_fn)
@@ -69,7 +63,6 @@ def make_task(communicator: djax.Communicator, wait: float, seed: int) -> tasks.
 
 def all_reduce(
     task: tasks.Task,
-    base: optax.GradientTransformation,
     communicator: djax.Communicator,
     params: Any,
     steps: int,
@@ -78,16 +71,9 @@ def all_reduce(
     """Trains synchronously, with an all-reduce of the gradients in each step.
 
     Models are evaluated at the end, so that evaluations do not count in the time.
-
-    Args:
-      task: what is learned.
-      base: optimizer that is applied to the mean of the gradients.
-      communicator: the communicator over MPI.
-      params: initial parameters, with a leading axis of 1.
-      steps: number of steps.
-      evaluations: number of evaluations.
     """
-    optimizer = optax.chain(djax.on_updates(djax.all_reduce(communicator)), base)
+    optimizer = optax.chain(djax.on_updates(djax.all_reduce(communicator)), BASE)
+    batches = task.batches(0, steps)
 
     @jax.jit
     @communicator.spmd
@@ -95,7 +81,7 @@ def all_reduce(
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    def step(params, state, batches, t):
+    def step(params, state, t):
         own, batch = jax.tree.map(lambda x: x[0], (params, batches))
         batch = jax.tree.map(lambda x: x[t], batch)
         grads, _, _ = jax.block_until_ready(task.gradient_fn(own, (), batch))
@@ -103,15 +89,11 @@ def all_reduce(
         return jax.block_until_ready(update(grads, params, state))
 
     state = jax.jit(communicator.spmd(optimizer.init))(params)
-    batches = task.epoch(1)
-    step(params, state, batches, 0)  # Compiles.
+    step(params, state, 0)  # Compiles.
     kept, start = [], time.perf_counter()
-    for count in range(steps):
-        epoch, t = divmod(count, task.steps_per_epoch)
-        if epoch and t == 0:
-            batches = task.epoch(epoch + 1)
-        params, state = step(params, state, batches, t)
-        if (count + 1) * evaluations // steps > len(kept):
+    for t in range(steps):
+        params, state = step(params, state, t)
+        if (t + 1) * evaluations // steps > len(kept):
             kept.append((time.perf_counter() - start, params))
     assess = evaluation.make_assess(task, communicator)
     found = [assess(model) for _, model in kept]
@@ -125,32 +107,22 @@ def all_reduce(
 
 def without_waiting(
     task: tasks.Task,
-    algorithm: djax.asynchronous.EventTransformation,
-    rate: float,
     communicator: djax.Communicator,
     params: Any,
+    method: str,
     seconds: float,
     evaluations: int,
 ) -> Record:
-    """Trains asynchronously; at rate 0, each worker trains alone.
-
-    Args:
-      task: what is learned.
-      algorithm: what each worker does at gradients and averagings.
-      rate: averagings of a worker per gradient.
-      communicator: the communicator over MPI.
-      params: initial parameters, with a leading axis of 1.
-      seconds: length of the training in seconds.
-      evaluations: number of evaluations.
-    """
+    """Trains asynchronously for some seconds; at rate 0, each worker trains alone."""
+    acid = djax.acid(BASE, djax.acid_constants(RING))
     job = runtime.Live(
         task,
         communicator,
         params,
-        algorithm,
+        acid if method == "A²CiD²" else djax.adpsgd(BASE),
         RING,
         runtime.Runtime(seconds=seconds, max_backlog=None),
-        rate=rate,
+        rate=0.0 if method == "solo" else 1.0,
         steps=10**6,
         seed=0,
         jit=False,
@@ -167,63 +139,49 @@ def without_waiting(
 
 def compute(
     communicator: djax.Communicator, seconds: float, evaluations: int, seeds: int
-) -> list[Record]:
-    """Trains with every method, without and with a slow worker.
-
-    Args:
-      communicator: the communicator over MPI, with four ranks.
-      seconds: length of each training in seconds.
-      evaluations: number of evaluations in each training.
-      seeds: number of seeds.
-
-    Returns:
-      A record for each seed, speed of the last worker, and method.
-    """
+) -> Iterator[Record]:
+    """Trains with every method and seed, without and with a slow worker."""
     (rank,) = communicator.local_ranks
-    base, records = optax.sgd(0.05, momentum=0.9), []
-    adpsgd, acid = djax.adpsgd(base), djax.acid(base, djax.acid_constants(RING))
-    methods = {"solo": (adpsgd, 0.0), "AD-PSGD": (adpsgd, 1.0), "A²CiD²": (acid, 1.0)}
     todo = list(itertools.product(range(seeds), (1, SLOWER)))
     for seed, slower in tqdm(todo, desc="wall_clock", disable=rank > 0):
         task = make_task(communicator, WAIT * (slower if rank == 3 else 1), seed)
         model = task.init(jax.random.key(seed))
-        params = communicators.replicate(communicator, model)
+        job = task, communicator, communicators.replicate(communicator, model)
         for method in METHODS:
             if method == "AR-SGD":
                 steps = round(seconds / (WAIT * slower))
-                count = min(steps, evaluations)
-                found = all_reduce(task, base, communicator, params, steps, count)
+                found = all_reduce(*job, steps, min(steps, evaluations))
             else:
-                how = (*methods[method], communicator, params, seconds, evaluations)
-                found = without_waiting(task, *how)
-            records.append({"method": method, "slower": slower, "seed": seed, **found})
-    return records
+                found = without_waiting(*job, method, seconds, evaluations)
+            yield {"method": method, "slower": slower, "seed": seed, **found}
+
+
+def _speeds(records: list[Record], method: str, slower: int) -> np.ndarray:
+    """Returns the gradients per second of each run, `float64[seeds, workers]`."""
+    found = figures.select(records, method=method, slower=slower)
+    return np.array(figures.column(found, "gradients_per_second"))
 
 
 def make_table(records: list[Record]):
     """Shows throughputs, averaged over the seeds."""
     rows = []
-    for slower in (1, SLOWER):
-        alone = None
-        for method in METHODS:
+    for slower, method in itertools.product((1, SLOWER), METHODS):
+        speeds, rate = _speeds(records, method, slower), None
+        speed, alone = speeds.mean(0), _speeds(records, "solo", slower).mean(0)
+        if method in ("AD-PSGD", "A²CiD²"):
             runs = figures.select(records, method=method, slower=slower)
-            speeds = figures.column(runs, "gradients_per_second")
-            speed = np.mean(speeds, axis=0)
-            alone = speed if alone is None else alone  # Solo is the first one.
-            rate = None
-            if method in ("AD-PSGD", "A²CiD²"):
-                rates = figures.column(runs, "averagings_per_gradient")
-                rate = float(np.mean(np.average(rates, axis=1, weights=speeds)))
-            rows.append(
-                [
-                    "equal" if slower == 1 else f"one {slower} x slower",
-                    method,
-                    float(speed[:3].mean()),
-                    float(speed[3]),
-                    f"{(speed / alone)[:3].mean():.1%}",
-                    rate,
-                ]
-            )
+            rates = figures.column(runs, "averagings_per_gradient")
+            rate = float(np.mean(np.average(rates, axis=1, weights=speeds)))
+        rows.append(
+            [
+                "equal" if slower == 1 else f"one {slower} x slower",
+                method,
+                float(speed[:3].mean()),
+                float(speed[3]),
+                f"{(speed / alone)[:3].mean():.1%}",
+                rate,
+            ]
+        )
     columns = ["speeds", "", "gradients/s of the first three", "of the last"]
     columns += ["share of solo", "averagings per gradient (asked: 1)"]
     return figures.table("Throughput of 4 workers on a ring", columns, rows)
@@ -234,8 +192,7 @@ def draw(records: list[Record]) -> Figure:
     figure, ((bars, *panels),) = figures.panels((13, 4), 1, 3)
     bars.grid(False)
     for k, (method, color) in enumerate(METHODS.items()):
-        runs = figures.select(records, method=method, slower=SLOWER)
-        speed = np.mean(figures.column(runs, "gradients_per_second"), axis=0)
+        speed = _speeds(records, method, SLOWER).mean(0)
         bars.bar(np.arange(4) + 0.2 * k - 0.3, speed, 0.2, color=color, label=method)
     bars.set(title="throughput", xlabel="worker; 3 is 4 x slower", xticks=range(4))
     bars.set(ylabel="gradients per second", ylim=(0, 1.4 / WAIT))
@@ -255,11 +212,7 @@ def draw(records: list[Record]) -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; all ranks compute, and rank 0 writes the results.
-
-    Args:
-      arguments: arguments of the command line; by default those of the process.
-    """
+    """Runs the command line; all ranks compute, and rank 0 writes the results."""
     with errors.heard_once():
         config = figures.configure(__file__, __doc__, arguments)
     with errors.one_line_errors(errors.UsageError):
@@ -269,8 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "experiments.acid.wall_clock"
             )
     communicator = communicators.mpi()
-    seconds, evaluations, seeds = (1.0, 3, 1) if config.smoke else (10.0, 25, 3)
-    records = compute(communicator, seconds, evaluations, seeds)
+    sizes = (1.0, 3, 1) if config.smoke else (10.0, 25, 3)
+    records = list(compute(communicator, *sizes))
     if communicator.rank() == 0:
         tables = [make_table(records)]
         figures.publish(__file__, config, records, tables, draw(records))

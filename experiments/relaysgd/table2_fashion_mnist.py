@@ -1,14 +1,14 @@
 """Runs and draws :mod:`experiments.configs.relaysgd.table2_fashion_mnist`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from ..configs.relaysgd import table2_fashion_mnist
 from ..configs.relaysgd.table2_cifar10 import ALPHAS
-from ..lib import study
+from ..lib import figures, study
+from ..lib.figures import Record
 from ..lib.tables import Study
 
 COLORS = {
@@ -24,10 +24,9 @@ COLORS = {
 }
 
 
-def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
+def draw(shown: Study, records: Sequence[Record]) -> Figure:
     """Draws the worst worker's accuracy, against alpha and against epochs."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, ((left, right),) = figures.panels((11, 4), 1, 2)
     positions = np.arange(len(ALPHAS))
     for method, color in COLORS.items():
         rows = [row for row in shown.table.rows if row.method == method]
@@ -44,8 +43,6 @@ def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
     left.set(ylabel="test accuracy of the worst worker, %")
     right.set(xlabel="epoch", title=f"alpha {ALPHAS[-1]:g}, first seed")
     left.legend(fontsize=7)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
     return figure
 
 
