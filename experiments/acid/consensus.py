@@ -26,14 +26,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
 from djax import asynchronous, topologies
 
 from ..lib import figures
-from ..lib.figures import Record
 
 DIM, POINTS, GOAL = 10, 60, 1e-3
 GRAPHS = {
@@ -80,7 +78,7 @@ def time_to_goal(times: np.ndarray, curve: np.ndarray) -> float:
     return float(np.interp(-np.log(GOAL), -np.log(curve[pair]), times[pair]))
 
 
-def compute(sizes: Sequence[int], schedules: int) -> Iterator[Record]:
+def compute(sizes: Sequence[int], schedules: int) -> Iterator[figures.Record]:
     """Runs both algorithms on all graphs with these numbers of workers."""
     base = optax.identity()  # No gradients are computed.
     todo = list(itertools.product(GRAPHS, sizes))
@@ -111,7 +109,7 @@ def compute(sizes: Sequence[int], schedules: int) -> Iterator[Record]:
             }
 
 
-def make_tables(records: list[Record]):
+def make_tables(records: list[figures.Record]):
     """Shows rates and times beside the predicted rates."""
     rows = []
     for plain, acid in zip(records[::2], records[1::2], strict=True):
@@ -127,7 +125,7 @@ def make_tables(records: list[Record]):
     return [figures.table(title, columns, rows)]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws a panel for each graph, with a line for each size and algorithm."""
     figure, (panels,) = figures.panels((12, 3.8), 1, len(GRAPHS))
     sizes = figures.distinct(records, "workers")

@@ -23,13 +23,10 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from matplotlib.figure import Figure
-
 import djax
 from djax import topologies
 
 from ..lib import figures
-from ..lib.figures import Record
 
 SIZES = (4, 8, 16, 32, 64)
 GRAPHS = {
@@ -55,7 +52,7 @@ REFERENCE = {
 """Constants that the published code computes, one value for each of `SIZES`."""
 
 
-def compute(sizes: Sequence[int]) -> Iterator[Record]:
+def compute(sizes: Sequence[int]) -> Iterator[figures.Record]:
     """Computes the constants of all graphs with these numbers of workers."""
     for make, n in itertools.product(GRAPHS, sizes):
         topology = make(n)
@@ -71,7 +68,7 @@ def compute(sizes: Sequence[int]) -> Iterator[Record]:
         }
 
 
-def make_tables(records: list[Record]):
+def make_tables(records: list[figures.Record]):
     """Shows all constants, with the published chi1 and chi2 beside ours."""
     rows = []
     for r in records:
@@ -90,7 +87,7 @@ def make_tables(records: list[Record]):
     return [figures.table("Constants of A²CiD² at rate 1", columns, rows, caption)]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws the time to consensus, up to a factor, without and with the momentum."""
     figure, ((left, right),) = figures.panels((8, 3.4), 1, 2, sharex=True, sharey=True)
     for axes, key, title in (

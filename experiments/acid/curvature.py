@@ -30,14 +30,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
 from djax import asynchronous, topologies
 
 from ..lib import figures
-from ..lib.figures import Record
 from .training import COLORS, METHODS, set_up
 
 BASELINE = "baseline, rate 1"
@@ -80,7 +78,7 @@ def variances(
     return np.mean([np.var(x.params, 0).mean(1) for x in seen], 0)
 
 
-def compute(*sizes: int) -> Iterator[Record]:
+def compute(*sizes: int) -> Iterator[figures.Record]:
     """Measures the variances of all methods, with and without momentum of SGD.
 
     The arguments are the last ones of :func:`variances`.
@@ -98,7 +96,7 @@ def compute(*sizes: int) -> Iterator[Record]:
             }
 
 
-def make_tables(records: list[Record]):
+def make_tables(records: list[figures.Record]):
     """Shows the variances of all methods and curvatures."""
     rows = []
     for momentum, h in itertools.product(MOMENTA, CURVATURES):
@@ -110,7 +108,7 @@ def make_tables(records: list[Record]):
     return [figures.table("Variance of the workers around their mean", columns, rows)]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws variances relative to the baseline at rate 1, by the forgetting rate."""
     eta = djax.acid_constants(topologies.ring(SIZE)).eta
     figure, (panels,) = figures.panels((9, 4), 1, len(MOMENTA), sharey=True)

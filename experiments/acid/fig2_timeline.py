@@ -28,7 +28,6 @@ from djax import topologies
 from djax.asynchronous import Events, Rounds, draw_events, draw_rounds
 
 from ..lib import figures
-from ..lib.figures import Record
 
 RING = topologies.ring(4)
 SPEEDS = (1.0, 1.0, 1.0, 0.5)
@@ -42,7 +41,7 @@ def draw_clocks(until: float) -> tuple[Rounds, Events]:
     return rounds, draw_events(RING, duration=until, **CLOCKS)
 
 
-def compute(until: float) -> list[Record]:
+def compute(until: float) -> list[figures.Record]:
     """Counts for each worker what it has done until that time."""
     rounds, events = draw_clocks(until)
     finished = (rounds.finish <= until).sum(0)
@@ -62,10 +61,10 @@ def compute(until: float) -> list[Record]:
     ]
 
 
-def make_tables(records: list[Record]):
+def make_tables(records: list[figures.Record]):
     """Shows gradients and idle shares, for each worker and for all workers."""
     counts = [key for key in records[0] if key.endswith(("gradients", "averagings"))]
-    total: Record = {key: sum(figures.column(records, key)) for key in counts}
+    total: figures.Record = {key: sum(figures.column(records, key)) for key in counts}
     total["averagings"] //= 2  # Each averaging is counted by two workers.
     for key in ("synchronous_idle", "asynchronous_idle"):
         total[key] = np.mean(figures.column(records, key))
@@ -81,7 +80,7 @@ def make_tables(records: list[Record]):
     return [figures.table(title, [*columns, "averagings"], rows, caption)]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]) -> Figure:
     """Draws the two timelines, one above the other."""
     rounds, events = draw_clocks(records[0]["until"])
     figure = Figure(figsize=(8, 4.2), layout="constrained")

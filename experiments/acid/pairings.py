@@ -27,7 +27,6 @@ from djax import topologies
 from djax.asynchronous import Events, draw_events, edge_rates
 
 from ..lib import figures
-from ..lib.figures import Record
 
 WORKERS = 32
 GRAPHS = (topologies.ring, topologies.exponential, topologies.complete)
@@ -39,7 +38,7 @@ def draw_averagings(gradients: int) -> list[Events]:
     return [draw_events(make(WORKERS), gradients=gradients) for make in GRAPHS]
 
 
-def compute(gradients: int) -> Iterator[Record]:
+def compute(gradients: int) -> Iterator[figures.Record]:
     """Compares the numbers of averagings with their expectations, for each graph."""
     for make, events in zip(GRAPHS, draw_averagings(gradients), strict=True):
         graph = make(WORKERS)
@@ -63,7 +62,7 @@ def compute(gradients: int) -> Iterator[Record]:
         }
 
 
-def make_tables(records: list[Record]):
+def make_tables(records: list[figures.Record]):
     """Shows realised rates, and deviations from the expected counts."""
     rows = []
     for r in records:
@@ -81,7 +80,7 @@ def make_tables(records: list[Record]):
     return [figures.table(title, columns, rows, caption)]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]) -> Figure:
     """Draws a heat map for each graph."""
     runs = draw_averagings(records[0]["gradients"])
     figure = Figure(figsize=(11.5, 3), layout="constrained")

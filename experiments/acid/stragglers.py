@@ -26,14 +26,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
 from djax import asynchronous, communicators, simulation, topologies
 
 from ..lib import evaluation, figures, tasks
-from ..lib.figures import Record
 from .training import simulate
 
 METHODS = {"AR-SGD": "tab:gray", "AD-PSGD": "black", "A²CiD²": "tab:blue"}
@@ -61,7 +59,7 @@ def all_reduce(
 
 def train(
     task: tasks.Task, method: str, speeds: np.ndarray, gradients: int, seed: int
-) -> Record:
+) -> figures.Record:
     """Trains once, and records the workers' mean accuracy at several times.
 
     Args:
@@ -95,7 +93,7 @@ def train(
     return {"times": times, "accuracy": accuracies, "idle_share": idle}
 
 
-def time_to_goal(record: Record) -> float:
+def time_to_goal(record: figures.Record) -> float:
     """Interpolates when the accuracy reaches the goal; NaN if it does not."""
     times, accuracy = record["times"], np.array(record["accuracy"])
     reached = np.flatnonzero(accuracy >= GOAL)
@@ -105,7 +103,7 @@ def time_to_goal(record: Record) -> float:
     return float(np.interp(GOAL, accuracy[pair], times[pair]))
 
 
-def compute(size: int, gradients: int, seeds: int) -> Iterator[Record]:
+def compute(size: int, gradients: int, seeds: int) -> Iterator[figures.Record]:
     """Trains with every method and seed, without and with a slow worker.
 
     Each of `size` workers computes `gradients` gradients on average.
@@ -120,7 +118,7 @@ def compute(size: int, gradients: int, seeds: int) -> Iterator[Record]:
             yield head | train(task, method, speeds, gradients, seed)
 
 
-def make_tables(records: list[Record]):
+def make_tables(records: list[figures.Record]):
     """Shows times to the goal, idle shares and final accuracies."""
     rows = []
     for method in METHODS:
@@ -138,7 +136,7 @@ def make_tables(records: list[Record]):
     return [figures.table("Workers of equal speed, and one 4 x slower", columns, rows)]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws accuracy against time, without and with the slow worker."""
     figure, (panels,) = figures.panels((11, 4), 1, 2, sharex=True, sharey=True)
     end = max(r["times"][-1] for r in records if r["method"] != "AR-SGD")

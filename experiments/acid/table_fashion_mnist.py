@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..configs.acid import table_fashion_mnist
 from ..configs.acid.table_fashion_mnist import SIZES
 from ..lib import figures, study
-from ..lib.figures import Record
 from ..lib.tables import Study
 
 STYLES = {
@@ -24,7 +22,7 @@ CURVES = {
 }
 
 
-def draw(shown: Study, records: Sequence[Record]) -> Figure:
+def draw(shown: Study, records: Sequence[figures.Record]):
     """Draws accuracy against the number of workers, and curves on the largest ring."""
     rows = {(row.method, row.setting): row for row in shown.table.rows}
 

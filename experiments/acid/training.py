@@ -30,14 +30,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
 from djax import asynchronous, communicators, topologies
 
 from ..lib import figures, tasks
-from ..lib.figures import Record
 
 METHODS = {
     "baseline, rate 1": (1.0, False),
@@ -121,7 +119,7 @@ def total_loss(task: tasks.Task) -> Callable[[Any], jax.Array]:
 
 def compute(
     size: int, step_sizes: Sequence[float], gradients: int, seeds: int
-) -> Iterator[Record]:
+) -> Iterator[figures.Record]:
     """Trains with every method, step size and seed on all problems.
 
     Each worker computes `gradients` gradients on average.
@@ -152,7 +150,7 @@ def compute(
             }
 
 
-def make_tables(records: list[Record]):
+def make_tables(records: list[figures.Record]):
     """Shows the final losses."""
     rows = []
     step_sizes = figures.distinct(records, "step_size")
@@ -168,7 +166,7 @@ def make_tables(records: list[Record]):
     return [figures.table(title, ["", *METHODS, "A²CiD² ≤ twice the rate"], rows)]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws loss and consensus distance against time, at the middle step size."""
     step_sizes = figures.distinct(records, "step_size")
     step_size = step_sizes[len(step_sizes) // 2]

@@ -27,14 +27,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
 from djax import communicators, topologies
 
 from ..lib import errors, evaluation, figures, runtime, tasks
-from ..lib.figures import Record
 
 WORKERS, BATCH_SIZE, WAIT, SLOWER = 4, 16, 0.02, 4
 RING, BASE = topologies.ring(WORKERS), optax.sgd(0.05, momentum=0.9)
@@ -67,7 +65,7 @@ def all_reduce(
     params: Any,
     steps: int,
     evaluations: int,
-) -> Record:
+) -> figures.Record:
     """Trains synchronously, with an all-reduce of the gradients in each step.
 
     Models are evaluated at the end, so that evaluations do not count in the time.
@@ -112,7 +110,7 @@ def without_waiting(
     method: str,
     seconds: float,
     evaluations: int,
-) -> Record:
+) -> figures.Record:
     """Trains asynchronously for some seconds; at rate 0, each worker trains alone."""
     acid = djax.acid(BASE, djax.acid_constants(RING))
     job = runtime.Live(
@@ -139,7 +137,7 @@ def without_waiting(
 
 def compute(
     communicator: djax.Communicator, seconds: float, evaluations: int, seeds: int
-) -> Iterator[Record]:
+) -> Iterator[figures.Record]:
     """Trains with every method and seed, without and with a slow worker."""
     (rank,) = communicator.local_ranks
     todo = list(itertools.product(range(seeds), (1, SLOWER)))
@@ -156,13 +154,13 @@ def compute(
             yield {"method": method, "slower": slower, "seed": seed, **found}
 
 
-def _speeds(records: list[Record], method: str, slower: int) -> np.ndarray:
+def _speeds(records: list[figures.Record], method: str, slower: int) -> np.ndarray:
     """Returns the gradients per second of each run, `float64[seeds, workers]`."""
     found = figures.select(records, method=method, slower=slower)
     return np.array(figures.column(found, "gradients_per_second"))
 
 
-def make_table(records: list[Record]):
+def make_table(records: list[figures.Record]):
     """Shows throughputs, averaged over the seeds."""
     rows = []
     for slower, method in itertools.product((1, SLOWER), METHODS):
@@ -187,7 +185,7 @@ def make_table(records: list[Record]):
     return figures.table("Throughput of 4 workers on a ring", columns, rows)
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws throughputs, and loss against time without and with the slow worker."""
     figure, ((bars, *panels),) = figures.panels((13, 4), 1, 3)
     bars.grid(False)

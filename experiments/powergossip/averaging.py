@@ -1,5 +1,6 @@
 """Runs and tunes the compressed averaging methods of the consensus figure."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,12 +13,8 @@ from djax import communicators, compressors, topologies
 
 SIZE, GOAL, BEST_RATE = 8, 1e-4, 1.308
 RATES = np.geomspace(1e-4, BEST_RATE, 20)[:, None]
-MONIQUA = np.stack(
-    np.meshgrid(
-        np.geomspace(1e-4, BEST_RATE, 10), np.geomspace(0.1, 10, 10), indexing="ij"
-    ),
-    axis=-1,
-).reshape(-1, 2)
+FEWER_RATES = np.geomspace(1e-4, BEST_RATE, 10)
+MONIQUA = np.array(list(itertools.product(FEWER_RATES, np.geomspace(0.1, 10, 10))))
 RING, COMMUNICATOR = topologies.ring(SIZE), communicators.simulated(SIZE)
 
 
@@ -25,7 +22,6 @@ class Method(NamedTuple):
     """A way to average.
 
     Attributes:
-      color: colour of its curves.
       make: makes the mechanism from a setting: nothing, the consensus rate, or the
         consensus rate and a second parameter.
       grid: settings among which the best one is chosen, `float64[settings,
@@ -108,13 +104,11 @@ METHODS = {
 def errors(
     method: Method, start: jax.Array, settings: np.ndarray, steps: int
 ) -> np.ndarray:
-    r"""Averages with all settings in one program, and measures the errors.
+    """Averages with all settings in one program, and measures the errors.
 
     Args:
-      method: the way to average.
       start: initial matrices of the workers, `[workers, ...]`.
-      settings: settings of the method, `[settings, parameters]`.
-      steps: number of steps.
+      settings: `[settings, parameters]`.
 
     Returns:
       The error before the first step and after each step, relative to the initial
@@ -122,6 +116,7 @@ def errors(
     """
     target = start.mean(0)
 
+    @COMMUNICATOR.spmd
     def worker(x, setting):
         mechanism = method.make(*setting)
 
@@ -136,8 +131,7 @@ def errors(
         return jnp.concatenate([first[None], later])
 
     def run(setting):
-        everyones = communicators.replicate(COMMUNICATOR, setting)
-        return COMMUNICATOR.spmd(worker)(start, everyones).mean(0)
+        return worker(start, communicators.replicate(COMMUNICATOR, setting)).mean(0)
 
     grid = jnp.asarray(settings, jnp.float32)
     found = np.asarray(jax.jit(jax.vmap(run))(grid), np.float64)
@@ -153,37 +147,23 @@ def first_below(curve: np.ndarray) -> float:
 def _best(curves: np.ndarray) -> int:
     """Finds the curve that reaches the goal first, or else has the least last error."""
     last = np.nan_to_num(curves[:, -1], nan=np.inf)
-    return int(np.lexsort((last, np.array(list(map(first_below, curves)))))[0])
+    first = np.array([first_below(curve) for curve in curves])
+    return int(np.lexsort((last, first))[0])
 
 
-def tune(method: Method, start: jax.Array, steps: int) -> tuple[Any, np.ndarray]:
-    """Finds the best setting of the grid.
+def tune(method: Method, start: jax.Array, steps: int) -> tuple[list, np.ndarray]:
+    """Finds the best setting of the grid, and its curve of errors.
 
     All settings are compared over `method.screening` steps. The best one and its
     neighbours in the grid are then compared over all steps.
-
-    Args:
-      method: the way to average.
-      start: initial matrices of the workers, `[workers, ...]`.
-      steps: number of steps.
-
-    Returns:
-      The best setting, and its curve of errors over all steps.
     """
     grid = method.grid
     if len(grid) > 1:
-        screened = errors(method, start, grid, min(method.screening, steps))
-        grid = grid[_neighbours(grid, _best(screened))]
+        best = _best(errors(method, start, grid, min(method.screening, steps)))
+        places = np.stack(
+            [np.unique(x, return_inverse=True)[1] for x in grid.T], axis=1
+        )
+        grid = grid[(np.abs(places - places[best]) <= 1).all(1)]
     curves = errors(method, start, grid, steps)
-    chosen = _best(curves)
-    return grid[chosen].tolist(), curves[chosen]
-
-
-def _neighbours(grid: np.ndarray, best: int) -> np.ndarray:
-    """Tells which settings are equal or next to the best one in every parameter.
-
-    Returns:
-      `bool[settings]`.
-    """
-    places = np.stack([np.unique(x, return_inverse=True)[1] for x in grid.T], axis=1)
-    return (np.abs(places - places[best]) <= 1).all(1)
+    best = _best(curves)
+    return grid[best].tolist(), curves[best]

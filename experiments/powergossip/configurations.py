@@ -15,14 +15,12 @@ minute on 2 cores.
 Expect the published numbers of bytes, but for top-k and half a byte of Moniqua.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from matplotlib.figure import Figure
-from rich.table import Table
 from tqdm import tqdm
 
 import djax
@@ -40,97 +38,75 @@ STEPS = 49
 NEIGHBORS = 2
 """Number of neighbours of each worker on a ring."""
 
-
 TABLES = {CIFAR10: table_cifar10, WIKITEXT2: table_wikitext2}
 
 
-def make_optimizer(
-    config: Config, communicator: djax.Communicator
-) -> optax.GradientTransformation:
-    """Makes the optimizer of a row, with epochs of `STEPS` steps."""
-    assert config.epochs is not None
-    ring = topologies.ring(communicator.size)
-    steps = config.epochs * STEPS
-    return algorithms.make_optimizer(
-        config.averaging, config.base, steps, [ring], communicator
-    )
-
-
-def try_out(config: Config, steps: int = 3) -> list[float]:
+def try_out(
+    optimizer: optax.GradientTransformation,
+    communicator: djax.Communicator,
+    batch_size: int,
+    steps: int = 3,
+) -> list[float]:
     """Trains a linear model of handwritten digits briefly, to see that it runs.
 
-    Args:
-      config: configuration of the workers and their optimizer.
-      steps: number of steps.
-
-    Returns:
-      The mean loss of the workers in each step.
-
-    Raises:
-      FloatingPointError: if a loss is not finite.
+    The result is the mean loss of the workers in each step. A training that diverges
+    raises an error.
     """
-    communicator = make_communicator(config)
     n = communicator.size
-    setting = tasks.Setting(n, range(n), "iid", config.batch_size, seed=0)
+    setting = tasks.Setting(n, range(n), "iid", batch_size, seed=0)
     task = tasks.digits(setting, hidden=())
-    optimizer = make_optimizer(config, communicator)
-    workers = simulation.init_workers(
-        optimizer,
-        communicator,
-        communicators.replicate(communicator, task.init(jax.random.key(0))),
-    )
+    params = communicators.replicate(communicator, task.init(jax.random.key(0)))
+    workers = simulation.init_workers(optimizer, communicator, params)
     run = simulation.make_steps(task.gradient_fn, optimizer, communicator)
     epochs = [task.epoch(epoch) for epoch in range(steps)]
     batches = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1)[:, :steps], *epochs)
     _, measured = run(workers, batches)
-    losses = np.asarray(measured["loss"])
-    if not np.isfinite(losses).all():
-        raise FloatingPointError(f"{config.averaging.algorithm} diverges.")
-    return [float(f"{loss:.4g}") for loss in losses.mean(0)]
+    return figures.rounded(np.asarray(measured["loss"]).mean(0))
 
 
-def compute(choose: Callable[[Sequence[Row]], list[Row]]) -> list[dict[str, Any]]:
+def compute(choose: Callable[[Sequence[Row]], list[Row]]) -> list[figures.Record]:
     """Counts what the rows of both tables send, and tries their optimizers out.
 
-    Args:
-      choose: selects the rows of a table that are wanted; it must keep D-PSGD.
-
-    Returns:
-      A record for each row.
+    `choose` selects the rows of a table that are wanted; it must keep D-PSGD.
     """
-    records: list[dict[str, Any]] = []
     jobs = [(name, row) for name in TABLES for row in choose(TABLES[name].TABLE.rows)]
+    records: list[figures.Record] = []
     for name, row in tqdm(jobs, desc="configurations", unit="method"):
-        communicator = make_communicator(row.config)
-        optimizer = make_optimizer(row.config, communicator)
+        config, communicator = row.config, make_communicator(row.config)
+        assert config.epochs is not None
+        optimizer = algorithms.make_optimizer(
+            config.averaging,
+            config.base,
+            config.epochs * STEPS,
+            [topologies.ring(communicator.size)],
+            communicator,
+        )
         cost = djax.communication_cost(optimizer, SHAPES[name](), communicator)
         records.append(
             {
                 "configuration": name,
                 "method": row.method,
                 "peak_learning_rate": row.learning_rate,
-                "options": _options(row),
+                "options": _options(config),
                 "bytes_per_step": cost.mean_bytes,
                 "messages_per_step": cost.mean_messages,
-                "digits_loss": try_out(row.config),
+                "digits_loss": try_out(optimizer, communicator, config.batch_size),
             }
         )
     for r in records:
-        name = r["configuration"]
-        (gossip,) = figures.select(records, configuration=name, method="D-PSGD")
-        r["ratio"] = float(f"{gossip['bytes_per_step'] / r['bytes_per_step']:.4g}")
+        (gossip,) = figures.column(
+            records, "bytes_per_step", configuration=r["configuration"], method="D-PSGD"
+        )
+        (r["ratio"],) = figures.rounded([gossip / r["bytes_per_step"]])
     return records
 
 
-def _options(row: Row) -> dict[str, Any]:
+def _options(config: Config) -> dict[str, Any]:
     """Returns the options of averaging that the method's name does not tell."""
-    options, defaults = (flatten(x) for x in (row.config.averaging, Algorithm()))
-    unnamed = options.keys() - {"algorithm", "compressor", "compressor_options"}
-    return {
-        name: value
-        for name, value in options.items()
-        if name in unnamed and value != defaults[name]
-    }
+    options, defaults = flatten(config.averaging), flatten(Algorithm())
+    for named in ("algorithm", "compressor", "compressor_options"):
+        del options[named]
+    return {key: value for key, value in options.items() if value != defaults[key]}
 
 
 def make_settings():
@@ -142,24 +118,19 @@ def make_settings():
         for name in defaults
         if any(common[name] != defaults[name] for common in commons)
     ]
-    for what, wanted in (("parameters", lambda x: True), ("in vectors", _is_vector)):
-        numbers = (
-            sum(x.size for x in jax.tree.leaves(shapes()) if wanted(x))
-            for shapes in SHAPES.values()
-        )
+    leaves = [jax.tree.leaves(shapes()) for shapes in SHAPES.values()]
+    for what, dimensions in (("parameters", 4), ("in vectors", 1)):
+        numbers = [sum(x.size for x in xs if x.ndim <= dimensions) for xs in leaves]
         rows.append([what, *(f"{number:,}" for number in numbers)])
     return figures.table("Configurations", ["", *TABLES], rows)
 
 
-def _is_vector(x: jax.ShapeDtypeStruct) -> bool:
-    return len(x.shape) < 2
-
-
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return _settings(value, ", ") or "–"
+        texts = [f"{name} {_text(item)}" for name, item in value.items()]
+        return ", ".join(texts).replace("consensus_rate", "rate") or "–"
     if isinstance(value, tuple):
-        return ", ".join(map(_text, value))
+        return ", ".join(map(_text, value)) or "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -167,25 +138,24 @@ def _text(value: Any) -> str:
     return "–" if value is None else f"{value}"
 
 
-def make_methods(name: str, records: list[dict]):
+def make_methods(name: str, records: list[figures.Record]):
     """Shows the rows' own settings, and the losses in their three steps."""
     rows = {row.method: row for row in TABLES[name].TABLE.rows}
     lines = []
-    for record in records:
-        if record["configuration"] == name:
-            row, losses = rows[record["method"]], record["digits_loss"]
-            options = {k: v for k, v in record["options"].items() if k != "overlap"}
-            lines.append(
-                [
-                    row.method,
-                    row.learning_rate / row.config.base.warmup_from,
-                    row.learning_rate,
-                    _settings(options, ", "),
-                    _text(row.tried) or None,
-                    "–".join(map(str, sorted({min(row.seeds), max(row.seeds)}))),
-                    f"{losses[0]:.2f}, {losses[-1]:.2f}",
-                ]
-            )
+    for record in figures.select(records, configuration=name):
+        row, losses = rows[record["method"]], record["digits_loss"]
+        options = {k: v for k, v in record["options"].items() if k != "overlap"}
+        lines.append(
+            [
+                row.method,
+                row.learning_rate / row.config.base.warmup_from,
+                row.learning_rate,
+                _text(options),
+                _text(row.tried),
+                "–".join(map(str, sorted({min(row.seeds), max(row.seeds)}))),
+                f"{losses[0]:.2f}, {losses[-1]:.2f}",
+            ]
+        )
     return figures.table(
         f"Methods of {name}",
         ["method", "F", "peak", "options", "tried", "seeds", "digits"],
@@ -196,32 +166,30 @@ def make_methods(name: str, records: list[dict]):
     )
 
 
-def _settings(values: Mapping[str, Any], separator: str) -> str | None:
-    texts = [f"{name} {_text(value)}" for name, value in values.items()]
-    return separator.join(texts).replace("consensus_rate", "rate") or None
-
-
-def _published(record: dict) -> Published:
+def _published(record: figures.Record) -> Published:
     return PUBLISHED[record["configuration"]].get(record["method"], Published())
 
 
-def make_table(records: list[dict]):
+def make_bytes(records: list[figures.Record]):
     """Shows what each method sends here, and in the published code."""
     rows = []
     for record in records:
         name, sent = record["configuration"], record["bytes_per_step"]
         published = _published(record)
         each = None if record["method"] == "all-reduce" else sent / NEIGHBORS
-        mib = f"{sent * STEPS / 2**20:.2f}" if name == CIFAR10 else None
+        change = None
+        if each and published.bytes:
+            off = f"{100 * (each / published.bytes - 1):+.3g} %"
+            change = "exact" if each == published.bytes else off
         rows.append(
             [
                 f"{name.split(',')[0]}: {record['method']}",
-                _bytes(each),
-                _bytes(published.bytes),
-                _compare(each, published.bytes),
+                each and f"{each:,.1f}".removesuffix(".0"),
+                published.bytes and f"{published.bytes:,.1f}".removesuffix(".0"),
+                change,
                 f"{record['ratio']:.1f}",
                 published.ratio,
-                mib,
+                f"{sent * STEPS / 2**20:.2f}" if name == CIFAR10 else None,
                 published.mib,
                 record["messages_per_step"],
             ]
@@ -242,42 +210,28 @@ def make_table(records: list[dict]):
     )
 
 
-def _bytes(value: float | None) -> str | None:
-    return None if value is None else f"{value:,.1f}".removesuffix(".0")
-
-
-def _compare(ours: float | None, published: float | None) -> str | None:
-    if ours is None or published is None:
-        return None
-    if ours == published:
-        return "exact"
-    return f"{100 * (ours / published - 1):+.3g} %"
-
-
-def make_tables(records: list[dict]) -> list[Table]:
+def make_tables(records: list[figures.Record]) -> list:
     """Makes the tables of settings, methods and bytes."""
     methods = [make_methods(name, records) for name in TABLES]
-    return [make_settings(), *methods, make_table(records)]
+    return [make_settings(), *methods, make_bytes(records)]
 
 
-def draw(records: list[dict]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws the bytes of a worker in a step, in a panel for each configuration."""
     figure, (panels,) = figures.panels((11, 4.2), 1, len(TABLES))
     for axes, name in zip(panels, TABLES, strict=True):
         mine = figures.select(records, configuration=name)
-        sent = [r["bytes_per_step"] for r in mine]
-        published = [_published(r).bytes for r in mine]
-        axes.barh(range(len(mine)), sent, color=[_color(r) for r in mine])
-        for i, (record, known) in enumerate(zip(mine, published, strict=True)):
-            end = max(record["bytes_per_step"], NEIGHBORS * (known or 0))
-            text = f"{record['ratio']:.3g}×"
-            axes.text(1.15 * end, i, text, va="center", size=8)
-            if known:
-                axes.plot(NEIGHBORS * known, i, "o", color="k", mfc="none", ms=5)
-        axes.set_yticks(range(len(mine)), [r["method"] for r in mine], fontsize=8)
-        axes.set(xscale="log", title=name)
+        methods, sent = (figures.column(mine, k) for k in ("method", "bytes_per_step"))
+        axes.barh(range(len(mine)), sent, color=list(map(_color, methods)))
+        for i, record in enumerate(mine):
+            published = NEIGHBORS * (_published(record).bytes or 0)
+            end = 1.15 * max(sent[i], published)
+            axes.text(end, i, f"{record['ratio']:.3g}×", va="center", size=8)
+            if published:
+                axes.plot(published, i, "o", color="k", mfc="none", ms=5)
+        axes.set_yticks(range(len(mine)), methods, fontsize=8)
+        axes.set(xscale="log", title=name, xlim=(min(sent) / 3, 6 * max(sent)))
         axes.set_xlabel("bytes a worker sends in a step")
-        axes.set_xlim(min(sent) / 3, 6 * max(sent))
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.set_axisbelow(True)
@@ -288,10 +242,10 @@ def draw(records: list[dict]) -> Figure:
     return figure
 
 
-def _color(record: dict) -> str:
-    if record["method"].startswith("PowerGossip"):
+def _color(method: str) -> str:
+    if method.startswith("PowerGossip"):
         return "tab:blue"
-    return "black" if record["method"] in ("all-reduce", "D-PSGD") else "tab:gray"
+    return "black" if method in ("all-reduce", "D-PSGD") else "tab:gray"
 
 
 main = figures.script(__name__, full=(list,), smoke=(one_of_each_algorithm,))

@@ -29,19 +29,18 @@ and its rate depend on the data. DCD and ECD do not keep the mean, and their err
 falling early.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn import datasets
 from tqdm import tqdm
 
 import djax
 
 from ..lib import figures
-from ..lib.figures import Record
 from .averaging import GOAL, METHODS, RING, SIZE, Method, errors, first_below, tune
 
 
@@ -56,20 +55,13 @@ def normal_matrices(side: int) -> jax.Array:
 def photographs(side: int) -> jax.Array:
     """Cuts grey pieces out of two photographs, which are first shrunk to a third.
 
-    Args:
-      side: side of a piece in pixels, at most 71, so that a photograph has six pieces.
-
-    Returns:
-      `float32[workers, side, side]`.
+    The result is `float32[workers, side, side]`. Six pieces of a photograph need a side
+    of at most 71 pixels.
     """
     grey = np.mean(datasets.load_sample_images().images, -1)[:, :426, :639] / 255
     small = grey.reshape(2, 142, 3, 213, 3).mean((2, 4))
-    pieces = [
-        image[side * i :, side * j :][:side, :side]
-        for image in small
-        for i in (0, 1)
-        for j in (0, 1, 2)
-    ]
+    corners = itertools.product(small, (0, 1), (0, 1, 2))
+    pieces = [image[side * i :, side * j :][:side, :side] for image, i, j in corners]
     chosen = np.random.default_rng(0).permutation(len(pieces))[:SIZE]
     return jnp.asarray(np.stack(pieces)[chosen], jnp.float32)
 
@@ -79,18 +71,11 @@ PROBLEMS = {"normal matrices": normal_matrices, "photographs": photographs}
 
 def compute(
     sizes: Mapping[str, tuple[int, int]], methods: Mapping[str, Method]
-) -> list[Record]:
-    """Runs all methods on all data sets.
+) -> Iterator[figures.Record]:
+    """Runs all methods on all data sets; those that can be tuned also without tuning.
 
-    Args:
-      sizes: the side of the matrices and the number of steps for each data set.
-      methods: the ways to average, by name.
-
-    Returns:
-      A record for each data set and method. A method that can be tuned has two, one
-      with tuning and one without.
+    For each data set, `sizes` has the side of the matrices and the number of steps.
     """
-    records = []
     for data, (side, all_steps) in sizes.items():
         start = PROBLEMS[data](side)
         for name, method in tqdm(methods.items(), desc=data, unit="method"):
@@ -101,8 +86,8 @@ def compute(
             if method.untuned is not None:
                 (curve,) = errors(method, start, np.array([method.untuned]), steps)
                 runs.append((False, list(method.untuned), curve))
-            records += [
-                {
+            for tuned, setting, curve in runs:
+                yield {
                     "data": data,
                     "method": name,
                     "tuned": tuned,
@@ -113,9 +98,6 @@ def compute(
                     "steps": logged(len(curve)),
                     "errors": [_finite(curve[i]) for i in logged(len(curve))],
                 }
-                for tuned, setting, curve in runs
-            ]
-    return records
 
 
 def _finite(value: float) -> float | None:
@@ -131,58 +113,46 @@ def logged(count: int) -> list[int]:
     return sorted(t for t in steps if t < count)
 
 
-def bits_to_goal(record: Record) -> float | None:
-    """Computes how many bits a worker sends until the error is 1e-4 of the initial one.
-
-    Returns:
-      The bits; None if the goal was not reached.
-    """
+def bits_to_goal(record: figures.Record) -> float | None:
+    """Returns the bits that a worker sends until the goal; None if it fails."""
     if record["steps_to_goal"] is None:
         return None
     return record["bits_before"] + record["bits_per_step"] * record["steps_to_goal"]
 
 
-def make_tables(records: list[Record]) -> list:
-    """Makes a table for each data set."""
-    return [_table(data, records) for data in _data(records)]
-
-
-def _data(records: list[Record]) -> list[str]:
-    return list(dict.fromkeys(figures.column(records, "data")))
-
-
-def _table(data: str, records: list[Record]):
-    """Shows the bits to the goal on one data set, and their ratio to PowerGossip's."""
-    mine = figures.select(records, data=data)
-    (power,) = map(bits_to_goal, figures.select(mine, method="PowerGossip"))
-    rows = []
-    for record in sorted(mine, key=lambda r: bits_to_goal(r) or np.inf):
-        bits = bits_to_goal(record)
-        setting = ", ".join(f"{value:.3g}" for value in record["setting"])
-        free = METHODS[record["method"]].untuned is None
-        tuning = "fixed" if free else "tuned" if record["tuned"] else "untuned"
-        rows.append(
-            (
-                record["method"],
-                f"{tuning}: {setting}" if setting else tuning,
-                record["bits_per_step"] / 1e3,
-                record["steps_to_goal"],
-                bits / 1e6 if bits else "never",
-                f"{bits / power:.2f}" if bits and power else None,
-                record["errors"][-1],
+def make_tables(records: list[figures.Record]) -> list:
+    """Shows the bits to the goal, and their ratio to PowerGossip's, by data set."""
+    tables = []
+    for data in figures.distinct(records, "data"):
+        mine = figures.select(records, data=data)
+        (power,) = map(bits_to_goal, figures.select(mine, method="PowerGossip"))
+        rows = []
+        for record in sorted(mine, key=lambda r: bits_to_goal(r) or np.inf):
+            bits = bits_to_goal(record)
+            setting = ", ".join(f"{value:.3g}" for value in record["setting"])
+            free = METHODS[record["method"]].untuned is None
+            tuning = "fixed" if free else "tuned" if record["tuned"] else "untuned"
+            rows.append(
+                [
+                    record["method"],
+                    f"{tuning}: {setting}" if setting else tuning,
+                    record["bits_per_step"] / 1e3,
+                    record["steps_to_goal"],
+                    bits / 1e6 if bits else "never",
+                    f"{bits / power:.2f}" if bits and power else None,
+                    record["errors"][-1],
+                ]
             )
-        )
-    columns = ["method", "rate (and bound)", "kbit/step", "steps to 1e-4", "Mbit"]
-    return figures.table(
-        f"Consensus on {data}: bits that a worker sends until an error of {GOAL:g}",
-        [*columns, "x PowerGossip's", "last error"],
-        rows,
-    )
+        columns = ["method", "rate (and bound)", "kbit/step", "steps to 1e-4", "Mbit"]
+        columns += ["x PowerGossip's", "last error"]
+        title = f"Consensus on {data}: bits that a worker sends until an error of"
+        tables.append(figures.table(f"{title} {GOAL:g}", columns, rows))
+    return tables
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws error against bits, in a panel for each data set."""
-    names = _data(records)
+    names = figures.distinct(records, "data")
     size = 5.5 * len(names) + 2, 4.2
     figure, (panels,) = figures.panels(size, 1, len(names))
     for axes, data in zip(panels, names, strict=True):
@@ -190,9 +160,9 @@ def draw(records: list[Record]) -> Figure:
             method = METHODS[r["method"]]
             free = method.untuned is None
             best = r["tuned"] or free
-            sent = r["bits_per_step"] * np.asarray(r["steps"], float)
+            sent = r["bits_before"] + r["bits_per_step"] * np.asarray(r["steps"], float)
             axes.plot(
-                (r["bits_before"] + sent)[1:],
+                sent[1:],
                 np.asarray(r["errors"], float)[1:],
                 color=method.color,
                 linestyle="-" if free else "--" if best else ":",
@@ -203,13 +173,10 @@ def draw(records: list[Record]) -> Figure:
         axes.set(xscale="log", yscale="log", ylim=(1e-8, 10), title=data)
         axes.set_xlabel("bits sent by a worker")
     panels[0].set_ylabel("error / initial error")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside right center",
-        fontsize=8,
-        title="dashed: tuned, dotted: untuned,\nsolid: nothing to tune",
-        title_fontsize=8,
-    )
+    title = "dashed: tuned, dotted: untuned,\nsolid: nothing to tune"
+    handles, _ = panels[0].get_legend_handles_labels()
+    sizes = {"fontsize": 8, "title_fontsize": 8}
+    figure.legend(handles=handles, loc="outside right center", title=title, **sizes)
     return figure
 
 

@@ -15,13 +15,9 @@ def resnet20_shapes() -> Any:
     return _shapes(models.IMAGE_MODELS["resnet20"](10), jnp.zeros((1, 32, 32, 3)))
 
 
-def lstm_shapes(vocabulary: int = 28_869) -> Any:
-    """Returns the shapes of the parameters of the paper's three-layer LSTM.
-
-    Args:
-      vocabulary: number of different words, which depends on the tokenizer.
-    """
-    model = models.lstm(vocabulary)
+def lstm_shapes() -> Any:
+    """Returns the shapes of the parameters of the paper's three-layer LSTM."""
+    model = models.lstm(28_869)  # Different words; it depends on the tokenizer.
     return _shapes(model, jnp.zeros((1, 1), jnp.int32), model.initial_carry(1))
 
 
@@ -50,32 +46,29 @@ class Published(NamedTuple):
 
 _SIGN = Published(34_320, 32, 3.21)
 _ONE, _TWO = Published(19_410, 56, 1.81), Published(32_508, 34, 3.04)
+_32_VECTORS = Published(ratio=35)
 PUBLISHED = {
     CIFAR10: {
         "D-PSGD": Published(1_089_896, 1, 101.9),
-        **dict.fromkeys(("CHOCO, sign", "CHOCO, sign, untuned"), _SIGN),
+        "CHOCO, sign": _SIGN,
+        "CHOCO, sign, untuned": _SIGN,
         "CHOCO, top 1 %": Published(32_952, 33, 3.08),
         "DeepSqueeze, sign": _SIGN,
         "Moniqua, 2 bits": Published(68_118.5, 16, 6.37),
-        **dict.fromkeys(
-            ("PowerGossip, 1 iteration", "PowerGossip, 1 it., random"), _ONE
-        ),
-        **dict.fromkeys(
-            ("PowerGossip, 2 iterations", "PowerGossip, 2 it., random"), _TWO
-        ),
+        "PowerGossip, 1 iteration": _ONE,
+        "PowerGossip, 1 it., random": _ONE,
+        "PowerGossip, 2 iterations": _TWO,
+        "PowerGossip, 2 it., random": _TWO,
     },
     WIKITEXT2: {
         "D-PSGD": Published(ratio=1),
         "PowerGossip, 8 iterations": Published(ratio=120),
         "PowerGossip, 16 iterations": Published(ratio=66),
-        **{
-            f"PowerGossip, {name}": Published(ratio=35)
-            for name in (
-                "32 iterations",
-                "32 it., random",
-                *("rank 8, 4 it.", "rank 4, 8 it.", "rank 2, 16 it."),
-            )
-        },
+        "PowerGossip, 32 iterations": _32_VECTORS,
+        "PowerGossip, 32 it., random": _32_VECTORS,
+        "PowerGossip, rank 8, 4 it.": _32_VECTORS,
+        "PowerGossip, rank 4, 8 it.": _32_VECTORS,
+        "PowerGossip, rank 2, 16 it.": _32_VECTORS,
     },
 }
 """Published numbers by configuration and method. For other methods there are none."""

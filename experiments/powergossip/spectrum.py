@@ -29,20 +29,18 @@ stay large in all directions. The last singular value of the last layer is zero,
 the softmax ignores a change that is common to all classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
-from djax import Communicator, Topology, communicators, simulation, topologies
+from djax import communicators, simulation, topologies
 
 from ..lib import figures, tasks
-from ..lib.figures import Record
 from ..lib.optimizers import BaseOptimizer, learning_rate_schedule
 
 PAIRS = ((0, 1), (4, 5), (8, 9))
@@ -50,73 +48,41 @@ PAIRS = ((0, 1), (4, 5), (8, 9))
 EPOCHS, RECORDED = 90, (1, 50, 65, 89)
 RANKS = (1, 2, 4, 8)
 """Numbers of singular values whose share of the squared norm is shown."""
-WORKERS, BATCH_SIZE, LEARNING_RATE, ALPHA = 16, 16, 0.2, 0.1
+WORKERS, BATCH_SIZE, SPLIT = 16, 16, "dirichlet:0.1"
+BASE = BaseOptimizer(learning_rate=0.2, warmup=5 / 90, decay_at=(60 / 90, 80 / 90))
 FLOOR = 1e-6
 """Smaller singular values are rounding errors of float32."""
-
-
-class Method(NamedTuple):
-    """A way to average.
-
-    Attributes:
-      color: colour of its lines.
-      make: makes the mechanism from the topology and the communicator.
-    """
-
-    color: str
-    make: Callable[[Topology, Communicator], optax.GradientTransformation]
-
-
+RING, COMMUNICATOR = topologies.ring(WORKERS), communicators.simulated(WORKERS)
 METHODS = {
-    "gossip": Method("tab:gray", lambda t, c: djax.gossip(t, c, overlap=True)),
-    "PowerGossip, 1 it.": Method(
-        "tab:orange", lambda t, c: djax.power_gossip(t, c, overlap=True)
-    ),
-    "PowerGossip, 32 it.": Method(
-        "tab:blue", lambda t, c: djax.power_gossip(t, c, iterations=32, overlap=True)
+    "gossip": djax.gossip(RING, COMMUNICATOR, overlap=True),
+    "PowerGossip, 1 it.": djax.power_gossip(RING, COMMUNICATOR, overlap=True),
+    "PowerGossip, 32 it.": djax.power_gossip(
+        RING, COMMUNICATOR, iterations=32, overlap=True
     ),
 }
+COLORS = dict(zip(METHODS, ("tab:gray", "tab:orange", "tab:blue"), strict=True))
 
 
-def difference_spectra(
-    params: Any, pairs: Sequence[tuple[int, int]]
-) -> dict[str, np.ndarray]:
+def difference_spectra(params: Any) -> Iterator[tuple[str, np.ndarray, tuple]]:
     """Computes the singular values of the differences between workers' matrices.
 
-    Args:
-      params: parameters of all workers, leaves `[workers, ...]`. A leaf with at least
-        two more dimensions is a matrix `[m, k]`: its last dimension is k, and all
-        others together are m.
-      pairs: pairs of workers.
-
-    Returns:
-      For the path of each matrix in the tree, its singular values,
-      `[pairs, min(m, k)]`, the largest first.
+    A leaf `[workers, ..., k]` of at least three dimensions is a matrix `[m, k]` of each
+    worker. For each of them the path in the tree, the singular values
+    `[pairs, min(m, k)]`, the largest first, and the shape are yielded.
     """
-    one, other = np.asarray(pairs).T
-    return {
-        name: np.linalg.svd(matrix[one] - matrix[other], compute_uv=False)
-        for name, matrix in _matrices(params)
-    }
-
-
-def _matrices(params: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the path of each matrix in the tree, and its values `[workers, m, k]`."""
+    one, other = np.transpose(PAIRS)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if leaf.ndim > 2:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            shape = len(leaf), -1, leaf.shape[-1]
-            yield name, np.asarray(leaf, np.float64).reshape(shape)
+            matrix = np.asarray(leaf, np.float64).reshape(len(leaf), -1, leaf.shape[-1])
+            difference = matrix[one] - matrix[other]
+            yield name, np.linalg.svd(difference, compute_uv=False), matrix.shape[1:]
 
 
 def _shares(values: np.ndarray) -> str:
-    """Computes which part of the squared norm the first singular values hold.
+    """Tells how many percent of the squared norm the first singular values hold.
 
-    Args:
-      values: singular values, `[pairs, r]`, from :func:`difference_spectra`.
-
-    Returns:
-      Text with a number in percent for each of :data:`RANKS`, the mean over the pairs.
+    There is a number for each of :data:`RANKS`, the mean over the pairs.
     """
     squares = np.square(values)
     carried = squares.cumsum(1) / squares.sum(1, keepdims=True)
@@ -125,44 +91,34 @@ def _shares(values: np.ndarray) -> str:
     return " ".join(f"{100 * mean:3.0f}" for mean in means)
 
 
-def train(name: str, hidden: Sequence[int], epochs: int) -> list[Record]:
-    """Trains all workers, and records the spectra of their differences.
+def compute(hidden: Sequence[int], epochs: int) -> Iterator[figures.Record]:
+    """Trains with every method, and records the spectra of the workers' differences.
 
-    Args:
-      name: name of the method by which workers average.
-      hidden: widths of the hidden layers.
-      epochs: number of epochs of the training. The recorded epochs are scaled by
-        `epochs` / :data:`EPOCHS`.
-
-    Returns:
-      A record for each recorded epoch.
+    The MLP has hidden layers of these widths. The recorded epochs are scaled by
+    `epochs` / :data:`EPOCHS`.
     """
-    split = f"dirichlet:{ALPHA}"
-    setting = tasks.Setting(WORKERS, range(WORKERS), split, BATCH_SIZE, seed=0)
+    setting = tasks.Setting(WORKERS, range(WORKERS), SPLIT, BATCH_SIZE, seed=0)
     task = tasks.digits(setting, hidden)
-    ring, communicator = topologies.ring(WORKERS), communicators.simulated(WORKERS)
-    base = BaseOptimizer(
-        learning_rate=LEARNING_RATE, warmup=5 / 90, decay_at=(60 / 90, 80 / 90)
-    )
-    rate = learning_rate_schedule(base, task.steps_per_epoch * epochs)
-    optimizer = optax.chain(optax.sgd(rate), METHODS[name].make(ring, communicator))
+    rate = learning_rate_schedule(BASE, task.steps_per_epoch * epochs)
     start = task.init(jax.random.key(0))
-    sent = djax.communication_cost(optimizer, start, ring).mean_bytes
-    workers = simulation.init_workers(
-        optimizer, communicator, communicators.replicate(communicator, start)
-    )
-    steps = simulation.make_steps(task.gradient_fn, optimizer, communicator)
-    evaluate = jax.jit(communicator.spmd(task.assess))
+    evaluate = jax.jit(COMMUNICATOR.spmd(task.assess))
     due = {max(1, round(epoch / EPOCHS * epochs)) for epoch in RECORDED}
-    records = []
-    for epoch in range(1, max(due) + 1):
-        workers, measured = steps(workers, task.epoch(epoch))
-        if epoch not in due:
-            continue
-        spectra = difference_spectra(workers.params, PAIRS)
-        accuracy = np.asarray(evaluate(workers.params)["accuracy"])
-        records.append(
-            {
+    for name, mechanism in tqdm(METHODS.items(), desc="spectrum", unit="method"):
+        optimizer = optax.chain(optax.sgd(rate), mechanism)
+        sent = djax.communication_cost(optimizer, start, RING).mean_bytes
+        params = communicators.replicate(COMMUNICATOR, start)
+        workers = simulation.init_workers(optimizer, COMMUNICATOR, params)
+        steps = simulation.make_steps(task.gradient_fn, optimizer, COMMUNICATOR)
+        for epoch in range(1, max(due) + 1):
+            workers, measured = steps(workers, task.epoch(epoch))
+            if epoch not in due:
+                continue
+            names, spectra, shapes = zip(
+                *difference_spectra(workers.params), strict=True
+            )
+            values = [list(map(figures.rounded, x)) for x in spectra]
+            accuracy = np.asarray(evaluate(workers.params)["accuracy"])
+            yield {
                 "method": name,
                 "epoch": epoch,
                 "bytes_per_step": sent,
@@ -171,31 +127,21 @@ def train(name: str, hidden: Sequence[int], epochs: int) -> list[Record]:
                     "mean": float(accuracy.mean()),
                     "worst": float(accuracy.min()),
                 },
-                "shapes": {k: x.shape[1:] for k, x in _matrices(workers.params)},
-                "spectra": {
-                    k: list(map(figures.rounded, x)) for k, x in spectra.items()
-                },
+                "shapes": dict(zip(names, shapes, strict=True)),
+                "spectra": dict(zip(names, values, strict=True)),
             }
-        )
-    return records
 
 
-def compute(hidden: Sequence[int], epochs: int) -> list[Record]:
-    """Trains with every method; the arguments are those of :func:`train`."""
-    methods = tqdm(METHODS, desc="spectrum", unit="method")
-    return [record for name in methods for record in train(name, hidden, epochs)]
-
-
-def make_tables(records: list[Record]) -> list:
+def make_tables(records: list[figures.Record]) -> list:
     """Makes the tables of spectra and of scores."""
     return [_make_spectra(records), _make_scores(records)]
 
 
-def _make_spectra(records: list[Record]):
+def _make_spectra(records: list[figures.Record]):
     """Shows the norms of the differences, and how few directions hold them."""
     rows = []
     for name, shape in records[0]["shapes"].items():
-        for epoch in _epochs(records):
+        for epoch in figures.distinct(records, "epoch"):
             row: list[Any] = [f"{name}, {shape[0]} × {shape[1]}", str(epoch)]
             for record in figures.select(records, epoch=epoch):
                 values = np.asarray(record["spectra"][name])
@@ -221,7 +167,7 @@ def _make_spectra(records: list[Record]):
     )
 
 
-def _make_scores(records: list[Record]):
+def _make_scores(records: list[figures.Record]):
     """Shows the bytes that the methods send, and the accuracies of their workers."""
     rows = []
     for method in METHODS:
@@ -231,7 +177,7 @@ def _make_scores(records: list[Record]):
             for x in figures.column(mine, "accuracy")
         ]
         rows.append([method, f"{mine[0]['bytes_per_step']:,}", *accuracies])
-    epochs = [f"accuracy after {epoch}" for epoch in _epochs(records)]
+    epochs = [f"accuracy after {epoch}" for epoch in figures.distinct(records, "epoch")]
     return figures.table(
         "Test accuracy of the workers, mean and worst, in percent",
         ["method", "bytes per step", *epochs],
@@ -239,13 +185,9 @@ def _make_scores(records: list[Record]):
     )
 
 
-def _epochs(records: list[Record]) -> list[int]:
-    return sorted(set(figures.column(records, "epoch")))
-
-
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws the singular values; each matrix has a row, and each epoch a column."""
-    shapes, epochs = records[0]["shapes"], _epochs(records)
+    shapes, epochs = records[0]["shapes"], figures.distinct(records, "epoch")
     size = 1.5 + 2.4 * len(epochs), 2.2 * len(shapes)
     figure, panels = figures.panels(
         size, len(shapes), len(epochs), sharex="row", sharey=True
@@ -253,14 +195,14 @@ def draw(records: list[Record]) -> Figure:
     for row, (name, shape) in zip(panels, shapes.items(), strict=True):
         for axes, epoch in zip(row, epochs, strict=True):
             for record in figures.select(records, epoch=epoch):
-                color = METHODS[record["method"]].color
+                color = COLORS[record["method"]]
                 for values in record["spectra"][name]:
                     axes.plot(range(1, 1 + len(values)), values, color=color, lw=1)
             axes.set(yscale="log", ylim=(FLOOR, 1))
         row[0].set_ylabel(f"{name}\n{shape[0]} × {shape[1]}", fontsize=9)
     for axes, epoch in zip(panels[0], epochs, strict=True):
         axes.set_title(f"after epoch {epoch}", fontsize=10)
-    handles = [figures.handle(k, color=x.color) for k, x in METHODS.items()]
+    handles = [figures.handle(name, color=color) for name, color in COLORS.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=9)
     figure.supxlabel("number of the singular value", fontsize=10)
     figure.supylabel(

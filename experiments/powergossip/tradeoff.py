@@ -1,11 +1,8 @@
 """Draws quality against bytes for the studies on Fashion-MNIST and on speeches."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ..configs.powergossip.table_fashion_mnist import AFTER
 from ..lib import figures, study
@@ -22,17 +19,15 @@ COLORS = {
 """The colour of each method, by the first words of its name."""
 
 
-def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
+def draw(shown: Study, records: Sequence[figures.Record]):
     """Draws the score of each method against the megabytes that a worker sent.
 
-    Args:
-      shown: the study.
-      records: its records.
+    The names are written in a column beside the axes, the highest score first. Beside
+    their points they would cover each other, since many scores are almost equal.
     """
     figure, ((axes,),) = figures.panels((9, 4.5))
     _, _, label = shown.table.title.partition(": ")
-    label = label.replace(" in %", ", %")
-    points: list[tuple[str, float, float, str]] = []
+    points: list[tuple[float, float, str, str]] = []
     for row in shown.table.rows:
         runs = study.chosen(shown, records, row)
         runs = [run for run in runs if run["score"] is not None]
@@ -44,27 +39,14 @@ def draw(shown: Study, records: Sequence[dict[str, Any]]) -> Figure:
         axes.plot([x] * len(scores), scores, ".", color=color, alpha=0.5)
         face = "white" if row.method.endswith(AFTER) else color
         axes.plot(x, y, "o", color=color, markerfacecolor=face)
-        points.append((row.method.removesuffix(AFTER), x, y, color))
-    axes.set(xscale="log", xlabel="MB that a worker sends", ylabel=label)
+        points.append((x, y, row.method.removesuffix(AFTER), color))
+    axes.set(xscale="log", xlabel="MB that a worker sends")
+    axes.set_ylabel(label.replace(" in %", ", %"))
     axes.set_title("open circles: averaging after the step, not before", size=9)
     axes.margins(x=0.1, y=0.1)
-    _label(axes, points)
-    return figure
-
-
-def _label(axes: Axes, points: Sequence[tuple[str, float, float, str]]) -> None:
-    """Writes the names of the points in a column beside the axes, the highest first.
-
-    Names that stood beside their points would cover each other, since the scores of
-    many methods are almost equal.
-
-    Args:
-      axes: the axes with the points.
-      points: name, x, y and colour of each point.
-    """
-    ordered = sorted(points, key=lambda point: -point[2])
-    heights = np.linspace(0.97, 0.03, max(2, len(ordered)))
-    for (name, x, y, color), height in zip(ordered, heights, strict=False):
+    points.sort(key=lambda point: -point[1])
+    heights = np.linspace(0.97, 0.03, max(2, len(points)))
+    for (x, y, name, color), height in zip(points, heights, strict=False):
         axes.annotate(
             name,
             (x, y),
@@ -75,3 +57,4 @@ def _label(axes: Axes, points: Sequence[tuple[str, float, float, str]]) -> None:
             color=color,
             arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5, "alpha": 0.6},
         )
+    return figure

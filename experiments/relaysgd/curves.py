@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ..lib import figures, sweep, tuning
-from ..lib.figures import Record
 from ..lib.quadratics import Quadratics, random_quadratics
 from .methods import ALIASES, COLORS, graph, over
 
@@ -84,7 +82,7 @@ class Study(NamedTuple):
     noise: float = 0.0
     caption: str = ""
 
-    def script(self, name: str) -> Callable[..., list[Record]]:
+    def script(self, name: str) -> Callable[..., list[figures.Record]]:
         """Makes the command line of the figure, see :func:`figures.script`.
 
         With `--smoke` there are 4 workers, only the second heterogeneity, and few
@@ -96,7 +94,7 @@ class Study(NamedTuple):
 
     def compute(
         self, zetas: Sequence[float], steps: Sequence[int], workers: int, max_steps: int
-    ) -> Iterator[Record]:
+    ) -> Iterator[figures.Record]:
         """Tunes every method on every problem, and runs it with the recorded rate.
 
         If no learning rate reaches the goal, `learning_rate` is None and the record has
@@ -111,7 +109,7 @@ class Study(NamedTuple):
             for zeta2, problem, length, every, best, rate in zip(
                 zetas, problems, steps, method.every, *tuned, strict=False
             ):
-                record: Record = {
+                record: figures.Record = {
                     "method": method.name,
                     "topology": method.topology,
                     "n": workers,
@@ -127,7 +125,7 @@ class Study(NamedTuple):
 
     def _run(
         self, method: Method, problem: Quadratics, rate: float, steps: int, every: int
-    ) -> Record:
+    ) -> figures.Record:
         """Computes the curve of a method; `rate` is the tuned rate."""
         recorded = rate if method.plateau else rate / 2
         run_with = min(recorded, method.cap)
@@ -145,7 +143,7 @@ class Study(NamedTuple):
             "errors": figures.rounded(errors[: end + 1 : stride]),
         }
 
-    def _published(self, record: Record) -> tuple[Any, Any, Any]:
+    def _published(self, record: figures.Record) -> tuple[Any, Any, Any]:
         """Returns the paper's error, steps and rate, or None where it gives none."""
         if record["n"] != WORKERS:
             return NONE
@@ -153,7 +151,7 @@ class Study(NamedTuple):
         i = self.zetas.index(record["zeta2"])
         return method.errors[i], method.steps[i], method.rates[i]
 
-    def make_tables(self, records: list[Record]):
+    def make_tables(self, records: list[figures.Record]):
         """Shows the paper's values, ours, and the deviations."""
         rows = []
         for record in records:
@@ -183,7 +181,7 @@ class Study(NamedTuple):
         title = f"Figure {self.number}: {title}"
         return [figures.table(title, columns, rows, caption + self.caption)]
 
-    def draw(self, records: list[Record]) -> Figure:
+    def draw(self, records: list[figures.Record]):
         """Draws errors against steps, in a panel for each heterogeneity."""
         limits = dict(zip(self.zetas, self.steps, strict=True))
         zetas = figures.distinct(records, "zeta2")
@@ -209,7 +207,7 @@ class Study(NamedTuple):
         return figure
 
 
-def _label(record: Record) -> str:
+def _label(record: figures.Record) -> str:
     return f"{record['method']}, {record['topology']}"
 
 

@@ -23,13 +23,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
 
 from ..lib import figures, tuning
-from ..lib.figures import Record
 from ..lib.quadratics import random_quadratics
 from ..lib.sweep import MakeOptimizer
 from .methods import ALIASES, COLORS, graph, over
@@ -78,7 +76,7 @@ class Line(NamedTuple):
         return dict(zip(self.sizes, steps, strict=True))
 
     def means(
-        self, records: list[Record], zeta2: float, key: str = "steps"
+        self, records: list[figures.Record], zeta2: float, key: str = "steps"
     ) -> dict[int, float]:
         """Averages steps over the seeds, by number of workers."""
         here = {"method": self.method, "topology": self.topology, "zeta2": zeta2}
@@ -98,7 +96,9 @@ LINES = (
 )
 
 
-def compute(sizes: Sequence[int], seeds: int, max_steps: int) -> Iterator[Record]:
+def compute(
+    sizes: Sequence[int], seeds: int, max_steps: int
+) -> Iterator[figures.Record]:
     """Tunes every method on every problem, by the paper's search and by the finer one.
 
     A line skips those of `sizes` that the paper does not show for it.
@@ -127,7 +127,7 @@ def compute(sizes: Sequence[int], seeds: int, max_steps: int) -> Iterator[Record
             }
 
 
-def make_tables(records: list[Record]):
+def make_tables(records: list[figures.Record]):
     """Shows the paper's steps, ours, and the deviation, for both heterogeneities."""
     rows = []
     for line in LINES:
@@ -149,7 +149,7 @@ def make_tables(records: list[Record]):
     return [figures.table(title, columns, rows, caption)]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws steps against workers, in a panel for each heterogeneity."""
     figure, (panels,) = figures.panels((8, 3.4), 1, 2, sharey=True)
     for axes, zeta2 in zip(panels, ZETAS, strict=True):

@@ -21,14 +21,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
 from djax import Topology, topologies
 
 from ..lib import figures, sweep, tuning
-from ..lib.figures import Record
 from ..lib.quadratics import random_quadratics
 from .methods import COLORS, over
 
@@ -50,7 +48,7 @@ LABELS = {
 
 def compute(
     graph: Topology, roots: Sequence[int], steps: int, goal: float
-) -> Iterator[Record]:
+) -> Iterator[figures.Record]:
     """Runs every method; RelaySGD runs on each tree, for three times as many steps.
 
     The learning rate of D-PSGD is tuned so that its error settles below `goal`.
@@ -95,7 +93,7 @@ def _mean_before(errors: np.ndarray, step: int) -> float | None:
     return float(window.mean()) if step < len(errors) else None
 
 
-def make_tables(records: list[Record]) -> list:
+def make_tables(records: list[figures.Record]) -> list:
     """Shows the shape of graph and trees beside the paper's, and the errors."""
     graph, trees = records[0], figures.select(records, method="RelaySGD")
 
@@ -131,7 +129,7 @@ def make_tables(records: list[Record]) -> list:
     ]
 
 
-def _row(runs: list[Record], q: float = 0.5) -> list[Any]:
+def _row(runs: list[figures.Record], q: float = 0.5) -> list[Any]:
     """Makes the cells of a row: rate, and the quantile `q` of each other column."""
     row = [runs[0]["learning_rate"]]
     for key in ("error", "error_by_vectors", "steps_to_goal"):
@@ -142,7 +140,7 @@ def _row(runs: list[Record], q: float = 0.5) -> list[Any]:
     return [*row, f"{steps:.0f}", f"{steps * runs[0]['vectors_per_step']:.0f}"]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws errors against steps, and against vectors."""
     figure, (panels,) = figures.panels((8, 3.4), 1, 2, sharey=True)
     for record in records:

@@ -17,13 +17,11 @@ because from 8 workers on the minimum is at m = 2. The run takes 10 seconds on 2
 
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from djax import theory
 
 from ..lib import figures
-from ..lib.figures import Record
 from .methods import COLORS, graph
 
 SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -36,7 +34,7 @@ REFERENCE = {
 STYLES = {"chain": "-", "binary tree": "--", "star": ":"}
 
 
-def compute(sizes: Sequence[int]) -> list[Record]:
+def compute(sizes: Sequence[int]) -> list[figures.Record]:
     """Finds the constants of all trees with these numbers of workers."""
     return [
         {"topology": name, "n": n, **theory.relay_constant(graph(name, n))._asdict()}
@@ -45,7 +43,7 @@ def compute(sizes: Sequence[int]) -> list[Record]:
     ]
 
 
-def make_tables(records: list[Record]):
+def make_tables(records: list[figures.Record]):
     """Shows the reference, ours, and the deviation, for each tree."""
     rows = []
     for name, references in REFERENCE.items():
@@ -59,7 +57,7 @@ def make_tables(records: list[Record]):
     return [figures.table("Figure 5: ρ = m / p", columns, rows, caption)]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws the constants against the number of workers."""
     figure, ((axes,),) = figures.panels((4.5, 3.4))
     color = COLORS["RelaySGD"]

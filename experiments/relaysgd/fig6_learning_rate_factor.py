@@ -24,14 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
 from djax import Topology
 
 from ..lib import figures
-from ..lib.figures import Record
 from .methods import COLORS, graph
 
 SIZES = (2, 5, 10, 20, 30, 40, 50, 60, 70, 80)
@@ -78,7 +76,7 @@ def measure(tree: Topology) -> tuple[float, int]:
     return float(factor), int(step)
 
 
-def compute(sizes: Sequence[int]) -> Iterator[Record]:
+def compute(sizes: Sequence[int]) -> Iterator[figures.Record]:
     """Measures the factors of all trees with these numbers of workers."""
     jobs = list(itertools.product(REFERENCE, sizes))
     for name, n in tqdm(jobs, desc="figure 6", unit="tree"):
@@ -94,7 +92,7 @@ def compute(sizes: Sequence[int]) -> Iterator[Record]:
         }
 
 
-def make_tables(records: list[Record]):
+def make_tables(records: list[figures.Record]):
     """Shows the reference, our factor, theory and rule of thumb, for every tree."""
     rows = []
     for name, factors in REFERENCE.items():
@@ -111,7 +109,7 @@ def make_tables(records: list[Record]):
     return [figures.table(title, [*columns, "steps"], rows, caption)]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws the factors against the number of workers."""
     figure, ((axes,),) = figures.panels((6.4, 3.4))
     color = COLORS["RelaySGD"]

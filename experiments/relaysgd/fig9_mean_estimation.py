@@ -27,14 +27,12 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
 from djax import Communicator, Topology, theory
 
 from ..lib import figures
-from ..lib.figures import Record
 from .methods import graph
 
 MEAN = 1.0
@@ -136,7 +134,7 @@ def measure(method: Method, topology: Topology, steps: int, runs: int) -> np.nda
     return np.asarray(run(jax.random.key(n)))
 
 
-def compute(sizes: Sequence[int], steps: int, runs: int) -> Iterator[Record]:
+def compute(sizes: Sequence[int], steps: int, runs: int) -> Iterator[figures.Record]:
     """Measures every method, and predicts its error."""
     jobs = list(itertools.product(METHODS, sizes))
     for name, n in tqdm(jobs, desc="figure 9", unit="line"):
@@ -151,7 +149,7 @@ def compute(sizes: Sequence[int], steps: int, runs: int) -> Iterator[Record]:
         }
 
 
-def make_tables(records: list[Record]):
+def make_tables(records: list[figures.Record]):
     """Shows the last errors, their predictions, and the error with all samples."""
     rows, steps = [], len(records[0]["mse"])
     for r in records:
@@ -169,7 +167,7 @@ def make_tables(records: list[Record]):
     return [figures.table(title, columns, rows, caption)]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws errors against steps, in a panel for each method and one for 1 / (n T)."""
     figure, (panels,) = figures.panels((8, 3.2), 1, 3, sharex=True, sharey=True)
     sizes = figures.distinct(records, "n")

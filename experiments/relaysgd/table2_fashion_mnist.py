@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..configs.relaysgd import table2_fashion_mnist
 from ..configs.relaysgd.table2_cifar10 import ALPHAS
 from ..lib import figures, study
-from ..lib.figures import Record
 from ..lib.tables import Study
 
 COLORS = {
@@ -24,7 +22,7 @@ COLORS = {
 }
 
 
-def draw(shown: Study, records: Sequence[Record]) -> Figure:
+def draw(shown: Study, records: Sequence[figures.Record]):
     """Draws the worst worker's accuracy, against alpha and against epochs."""
     figure, ((left, right),) = figures.panels((11, 4), 1, 2)
     positions = np.arange(len(ALPHAS))

@@ -28,14 +28,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import djax
 from djax import communicators, topologies
 
 from ..lib import figures, tasks
-from ..lib.figures import Record
 from ..lib.optimizers import BaseOptimizer, learning_rate_schedule
 from .methods import COLORS
 
@@ -143,7 +141,7 @@ def _stack(trees: Iterable[Any], axis: int = 0) -> Any:
 
 def compute(
     losses: Sequence[float], rates: Sequence[float], *size: int
-) -> Iterator[Record]:
+) -> Iterator[figures.Record]:
     """Trains every method with every share of lost messages.
 
     All `rates` are tried with the first of `losses`, and the best one is used with the
@@ -168,7 +166,7 @@ def compute(
             tried = [tried[chosen]]
 
 
-def make_tables(records: list[Record]):
+def make_tables(records: list[figures.Record]):
     """Shows the accuracy of the worst worker beside the paper's."""
     rows = []
     for method, paper in PAPER.items():
@@ -188,7 +186,7 @@ def make_tables(records: list[Record]):
     return [figures.table(title, columns, rows, caption)]
 
 
-def draw(records: list[Record]) -> Figure:
+def draw(records: list[figures.Record]):
     """Draws training loss by epoch, in a panel for each share of lost messages."""
     losses = figures.distinct(records, "loss")
     size = 3 * len(losses), 3
