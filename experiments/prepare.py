@@ -51,17 +51,7 @@ class Config:
 
 
 def prepare(config: Config) -> str:
-    """Prepares a data set if it is not prepared yet.
-
-    Args:
-      config: options from the command line.
-
-    Returns:
-      A text that says how much the data set contains.
-
-    Raises:
-      UsageError: if these options cannot provide the data set.
-    """
+    """Prepares a data set if it is not prepared yet, and says how much it contains."""
     name = errors.lookup("data set", config.name, (*data.DATASETS, *data.CORPORA))
     options = DataOptions(config.data_dir)
     if config.raw_dir is not None and not config.raw_dir.is_dir():
@@ -84,17 +74,9 @@ def prepare(config: Config) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line.
-
-    Args:
-      arguments: arguments of the command line; by default those of the process.
-    """
-    config = tyro.cli(
-        Config,
-        prog="python -m experiments.prepare",
-        args=arguments,
-        description=__doc__,
-    )
+    """Runs the command line."""
+    prog = "python -m experiments.prepare"
+    config = tyro.cli(Config, prog=prog, args=arguments, description=__doc__)
     with errors.one_line_errors(UsageError):
         print(prepare(config))
 

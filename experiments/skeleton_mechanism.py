@@ -111,12 +111,10 @@ def momentum_gossip(
         return MomentumGossipState(jnp.zeros((), jnp.int32), start)
 
     def mix(model, state):
-        displacement = djax.mixing.displacement(
-            model, topology, communicator, step=state.step
-        )
         displacement = jax.tree.map(
             lambda new, old: new + jnp.asarray(momentum, old.dtype) * old,
-            *(displacement, state.displacement),
+            djax.mixing.displacement(model, topology, communicator, step=state.step),
+            state.displacement,
         )
         return displacement, MomentumGossipState(state.step + 1, displacement)
 
@@ -128,11 +126,8 @@ def momentum_gossip(
 def fastest_momentum(topology: djax.Topology) -> float:
     r"""Returns the momentum with which differences between workers decay the fastest.
 
-    Args:
-      topology: an undirected graph.
-
-    Returns:
-      :math:`(1 - \sqrt\delta)^2`, where :math:`\delta` is the graph's spectral gap.
+    It is :math:`(1 - \sqrt\delta)^2`, where :math:`\delta` is the spectral gap of an
+    undirected graph.
 
     Examples:
       >>> import djax
@@ -161,14 +156,8 @@ def reference(
 
     Args:
       gradient: function from the models of all workers to their gradients.
-      x: `float[workers, 6]`, the initial models; each worker has a row.
-      learning_rate: learning rate of SGD.
-      steps: number of steps.
+      x: `float[workers, 6]`, the initial models, like the final ones that are returned.
       matrices: `float[period, workers, workers]`, the mixing matrix of each step.
-      momentum: the share of the last displacement that is repeated.
-
-    Returns:
-      `float[workers, 6]`, the final models.
     """
     displacement = np.zeros_like(x)
     for t in range(steps):
@@ -195,17 +184,14 @@ class Config:
 
 
 class Result(NamedTuple):
-    """What a mechanism has reached.
-
-    Attributes:
-      worst: the largest distance of a worker's model from the optimum.
-      consensus: mean squared distance of the workers' models from their mean.
-      bytes: mean number of bytes that a worker sends in a step.
-    """
+    """What a mechanism has reached."""
 
     worst: float
+    """The largest distance of a worker's model from the optimum."""
     consensus: float
+    """Mean squared distance of the workers' models from their mean."""
     bytes: float
+    """Mean number of bytes that a worker sends in a step."""
 
 
 def train(
@@ -238,14 +224,7 @@ def train(
 
 
 def main(config: Config) -> dict[str, Result]:
-    """Trains with gossip without and with momentum, and prints the results.
-
-    Args:
-      config: options from the command line.
-
-    Returns:
-      The result of each mechanism, by its name.
-    """
+    """Trains with gossip without and with momentum, and prints the results."""
     if (djax.communicators.launcher_size() or 1) > 1:
         communicator = djax.communicators.mpi()
     else:

@@ -50,16 +50,6 @@ def make_rows(
 
     AR-SGD has one row for each number of workers, since it averages all workers. A²CiD²
     has no row on complete graphs, where it equals its baseline.
-
-    Args:
-      common: options that all rows have in common.
-      sizes: numbers of workers.
-      graphs: names of topologies.
-      seeds: seeds of the runs.
-      methods: keys of `METHODS`.
-
-    Yields:
-      The rows.
     """
     for size in sizes:
         for method in methods:

@@ -45,11 +45,10 @@ ALL_REDUCE: dict[str, Any] = {"algorithm": "all_reduce_sgd"}
 # The published code averages models before the step's update.
 DPSGD: dict[str, Any] = {"algorithm": "dpsgd", "overlap": True}
 POWER = DPSGD | {"algorithm": "power_gossip"}
+RANDOM = POWER | {"warm_start": False}
 CHOCO_SIGN = DPSGD | {"algorithm": "choco_sgd", "compressor": "sign"}
-CHOCO_TOP = CHOCO_SIGN | {
-    "compressor": "top_k",
-    "compressor_options": {"fraction": 0.01},
-}
+TOP_1 = {"compressor": "top_k", "compressor_options": {"fraction": 0.01}}
+CHOCO_TOP = CHOCO_SIGN | TOP_1
 DEEP_SQUEEZE = DPSGD | {"algorithm": "deep_squeeze", "compressor": "sign"}
 MONIQUA = DPSGD | {"algorithm": "moniqua"}
 RATE = 1.308
@@ -67,16 +66,8 @@ def row(
 ) -> Row:
     """Makes a row from learning rates in the form in which the published code has them.
 
-    The published code gives the peak as a multiple of the rate before the warm-up.
-
-    Args:
-      common: options that all rows have in common.
-      method: name of the method.
-      options: options of the method.
-      peak: peak of the learning rate, as a multiple of the rate before the warm-up.
-      tried: multiples that the published code searched, if any.
-      seeds: seeds of the published runs.
-      **more: further options.
+    There, `peak` and the searched rates `tried` are multiples of the rate before the
+    warm-up.
     """
     first = common.base.warmup_from
     rates = [round(factor * first, 6) for factor in (peak, *tried)]
@@ -85,6 +76,8 @@ def row(
 
 
 _row = functools.partial(row, COMMON)
+UNTUNED: dict[str, Any] = {"consensus_rate": RATE}
+FEWER = UNTUNED | {"seeds": SEEDS[:4]}
 TABLE = Table(
     "CIFAR-10, mean test accuracy of the workers in %",
     prepare="cifar10 --download",
@@ -93,26 +86,16 @@ TABLE = Table(
     score="mean",
     rows=(
         _row("all-reduce", ALL_REDUCE, 11.3, tried=(8, 11.3, 16)),
-        _row("D-PSGD", DPSGD, 11.3, tried=(8, 11.3, 16), consensus_rate=RATE),
+        _row("D-PSGD", DPSGD, 11.3, tried=(8, 11.3, 16), **UNTUNED),
         _row("CHOCO, sign", CHOCO_SIGN, 16, consensus_rate=0.45),
-        _row("CHOCO, sign, untuned", CHOCO_SIGN, 11.3, consensus_rate=RATE),
+        _row("CHOCO, sign, untuned", CHOCO_SIGN, 11.3, **UNTUNED),
         _row("CHOCO, top 1 %", CHOCO_TOP, 11.3, consensus_rate=0.0375),
         _row("DeepSqueeze, sign", DEEP_SQUEEZE, 4.8, consensus_rate=0.01),
         _row("Moniqua, 2 bits", MONIQUA, 4, theta=0.25, consensus_rate=0.005),
         # PowerGossip was not tuned: it has the learning rate of D-PSGD.
-        *(
-            _row(f"PowerGossip, {name}", POWER, 11.3, iterations=n, consensus_rate=RATE)
-            for name, n in (("1 iteration", 1), ("2 iterations", 2))
-        ),
-        *(
-            _row(
-                f"PowerGossip, {n} it., random",
-                POWER | {"iterations": n, "warm_start": False},
-                11.3,
-                seeds=SEEDS[:4],
-                consensus_rate=RATE,
-            )
-            for n in (1, 2)
-        ),
+        _row("PowerGossip, 1 iteration", POWER, 11.3, iterations=1, **UNTUNED),
+        _row("PowerGossip, 2 iterations", POWER, 11.3, iterations=2, **UNTUNED),
+        _row("PowerGossip, 1 it., random", RANDOM, 11.3, iterations=1, **FEWER),
+        _row("PowerGossip, 2 it., random", RANDOM, 11.3, iterations=2, **FEWER),
     ),
 )

@@ -27,16 +27,7 @@ from typing import Any
 
 from ...lib.config import Config
 from ...lib.tables import Row, Study, Table
-from .table_cifar10 import (
-    ALL_REDUCE,
-    CHOCO_SIGN,
-    CHOCO_TOP,
-    DEEP_SQUEEZE,
-    DPSGD,
-    MONIQUA,
-    POWER,
-    RATE,
-)
+from . import table_cifar10 as cifar10
 
 COMMON = (
     Config(task="fashion_mnist", task_options={"pool": 2}, model="resnet8")
@@ -60,18 +51,19 @@ def make_methods(
       after: numbers of iterations of PowerGossip that averages after the update.
       **options: options of D-PSGD and PowerGossip that average before the update.
     """
-    power = {n: f"PowerGossip, {n} iteration{'s' * (n > 1)}" for n in (*before, *after)}
+    dpsgd, power = cifar10.DPSGD, cifar10.POWER
+    name = {n: f"PowerGossip, {n} iteration{'s' * (n > 1)}" for n in (*before, *after)}
     late = {"overlap": False}
     return {
-        "all-reduce": ALL_REDUCE,
-        "D-PSGD": DPSGD | options,
-        **{power[n]: POWER | options | {"iterations": n} for n in before},
-        "CHOCO, sign": CHOCO_SIGN,
-        "CHOCO, top 1 %": CHOCO_TOP,
-        "DeepSqueeze, sign": DEEP_SQUEEZE,
-        "Moniqua, 2 bits": MONIQUA,
-        "D-PSGD" + AFTER: DPSGD | late,
-        **{power[n] + AFTER: POWER | late | {"iterations": n} for n in after},
+        "all-reduce": cifar10.ALL_REDUCE,
+        "D-PSGD": dpsgd | options,
+        **{name[n]: power | options | {"iterations": n} for n in before},
+        "CHOCO, sign": cifar10.CHOCO_SIGN,
+        "CHOCO, top 1 %": cifar10.CHOCO_TOP,
+        "DeepSqueeze, sign": cifar10.DEEP_SQUEEZE,
+        "Moniqua, 2 bits": cifar10.MONIQUA,
+        "D-PSGD" + AFTER: dpsgd | late,
+        **{name[n] + AFTER: power | late | {"iterations": n} for n in after},
     }
 
 
@@ -86,15 +78,8 @@ def make_study(
     """Makes a study in which PowerGossip is not tuned.
 
     PowerGossip uses the learning rate of the D-PSGD that averages at the same time,
-    before or after the update.
-
-    Args:
-      title: title of the table.
-      common: options that all rows have in common.
-      methods: options of each method.
-      rates: learning rates that are tried with all other methods.
-      variants: further options, such as consensus rates, that are tried with a method.
-      accuracy: whether the score is an accuracy.
+    before or after the update. The other methods are tuned on the grid `rates`, some
+    together with further options, their `variants`.
     """
     rows = [Row(method, common.replace(**own)) for method, own in methods.items()]
     return Study(
@@ -114,19 +99,21 @@ def consensus_rates(*rates: float) -> tuple[dict[str, Any], ...]:
     return tuple({"consensus_rate": rate} for rate in rates)
 
 
+def moniqua(slow: float, fast: float) -> tuple[dict[str, Any], ...]:
+    """Makes variants of Moniqua: two consensus rates, the faster with two bounds."""
+    tried = ((slow, 0.25), (fast, 0.25), (fast, 1.0))
+    return tuple({"consensus_rate": rate, "theta": theta} for rate, theta in tried)
+
+
 STUDY = make_study(
     "PowerGossip on Fashion-MNIST: mean test accuracy of the workers in %",
     COMMON,
-    make_methods(before=(1, 2), after=(2, 3), consensus_rate=RATE),
+    make_methods(before=(1, 2), after=(2, 3), consensus_rate=cifar10.RATE),
     rates=(0.1, 0.2, 0.4),
     variants={
         "CHOCO, sign": consensus_rates(0.15, 0.45, 0.9),
         "CHOCO, top 1 %": consensus_rates(0.0125, 0.0375, 0.1),
         "DeepSqueeze, sign": consensus_rates(0.01, 0.05, 0.2),
-        "Moniqua, 2 bits": (
-            {"consensus_rate": 0.005, "theta": 0.25},
-            {"consensus_rate": 0.02, "theta": 0.25},
-            {"consensus_rate": 0.02, "theta": 1.0},
-        ),
+        "Moniqua, 2 bits": moniqua(0.005, 0.02),
     },
 )

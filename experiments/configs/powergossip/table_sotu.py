@@ -29,7 +29,7 @@ eigenvalue :math:`\lambda` and the loss a curvature :math:`h`. The step
 """
 
 from ...lib.config import Config
-from .table_fashion_mnist import consensus_rates, make_methods, make_study
+from .table_fashion_mnist import consensus_rates, make_methods, make_study, moniqua
 
 COMMON = (
     Config(task="sotu", task_options={"vocabulary": 1000, "length": 30}, model="lstm")
@@ -48,11 +48,7 @@ STUDY = make_study(
         "CHOCO, sign": consensus_rates(0.2, 0.5, 0.8),
         "CHOCO, top 1 %": consensus_rates(0.01, 0.05, 0.2),
         "DeepSqueeze, sign": consensus_rates(0.02, 0.1, 0.4),
-        "Moniqua, 2 bits": (
-            {"consensus_rate": 0.01, "theta": 0.25},
-            {"consensus_rate": 0.1, "theta": 0.25},
-            {"consensus_rate": 0.1, "theta": 1.0},
-        ),
+        "Moniqua, 2 bits": moniqua(0.01, 0.1),
     },
     accuracy=False,
 )

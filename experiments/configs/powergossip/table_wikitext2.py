@@ -17,16 +17,7 @@ import functools
 
 from ...lib.config import Config
 from ...lib.tables import Choice, Table
-from .table_cifar10 import (
-    ALL_REDUCE,
-    CHOCO_SIGN,
-    CHOCO_TOP,
-    DEEP_SQUEEZE,
-    DPSGD,
-    POWER,
-    SEEDS,
-    row,
-)
+from . import table_cifar10 as cifar10
 
 COMMON = (
     Config(task="wikitext2", model="lstm", split="contiguous", topology="ring")
@@ -35,7 +26,8 @@ COMMON = (
     .replace(optimizer_options={"momentum": None, "nesterov": False})
     .replace(rate_at_end=True)
 )
-_row = functools.partial(row, COMMON, seeds=SEEDS[:2])
+_row = functools.partial(cifar10.row, COMMON, seeds=cifar10.SEEDS[:2])
+_power = functools.partial(_row, options=cifar10.POWER, peak=38)
 TABLE = Table(
     "WikiText-2, mean held-out perplexity of the workers",
     prepare="wikitext2",
@@ -44,35 +36,26 @@ TABLE = Table(
     score="mean",
     accuracy=False,
     rows=(
-        _row("all-reduce", ALL_REDUCE, 38, tried=(28, 38)),
-        _row("D-PSGD", DPSGD, 38, tried=(28, 38)),
+        _row("all-reduce", cifar10.ALL_REDUCE, 38, tried=(28, 38)),
+        _row("D-PSGD", cifar10.DPSGD, 38, tried=(28, 38)),
         # The published code tried the consensus rates 0.01 and 0.1.
-        _row("CHOCO, top 1 %", CHOCO_TOP, 38, consensus_rate=0.01),
+        _row("CHOCO, top 1 %", cifar10.CHOCO_TOP, 38, consensus_rate=0.01),
         # The published code tried the consensus rates 0.4, 0.6, 0.8 and 1.
-        _row("CHOCO, sign", CHOCO_SIGN, 38, consensus_rate=0.8),
+        _row("CHOCO, sign", cifar10.CHOCO_SIGN, 38, consensus_rate=0.8),
         # The published code tried the consensus rates 0.1, 0.2, 0.4 and 0.8. It does
         # not say which one was chosen.
         _row(
             "DeepSqueeze, sign",
-            DEEP_SQUEEZE,
+            cifar10.DEEP_SQUEEZE,
             28,
             tried=(28, 38),
-            seeds=SEEDS[:1],
+            seeds=cifar10.SEEDS[:1],
             consensus_rate=0.1,
         ),
+        *(_power(f"PowerGossip, {n} iterations", iterations=n) for n in (8, 16, 32)),
+        _power("PowerGossip, 32 it., random", iterations=32, warm_start=False),
         *(
-            _row(f"PowerGossip, {n} iterations", POWER, 38, iterations=n)
-            for n in (8, 16, 32)
-        ),
-        _row(
-            "PowerGossip, 32 it., random",
-            POWER,
-            38,
-            iterations=32,
-            warm_start=False,
-        ),
-        *(
-            _row(f"PowerGossip, rank {r}, {n} it.", POWER, 38, rank=r, iterations=n)
+            _power(f"PowerGossip, rank {r}, {n} it.", rank=r, iterations=n)
             for r, n in ((8, 4), (4, 8), (2, 16))
         ),
     ),
