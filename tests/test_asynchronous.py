@@ -245,6 +245,19 @@ def joined(tree):
     return np.concatenate([tree["a"], tree["b"][:, 0]], 1)
 
 
+def trained(base, events, start, gradient_fn, batches, matrices):
+    """The workers' models after AD-PSGD."""
+    *_, last = simulate(
+        djax.adpsgd(base),
+        events,
+        split(start),
+        gradient_fn,
+        batches,
+        model_state=matrices,
+    )
+    return joined(last.params)
+
+
 @pytest.mark.slow
 @hypothesis.given(
     graph=st.sampled_from(sorted(GRAPHS)),
@@ -354,16 +367,9 @@ def test_schedules_count_own_or_all_steps():
             momentum=0,
         )
         with jax.enable_x64(True):
-            *_, last = simulate(
-                djax.adpsgd(base),
-                events,
-                split(start),
-                gradient_fn,
-                batches,
-                model_state=matrices,
-            )
+            found = trained(base, events, start, gradient_fn, batches, matrices)
         # optax computes schedules in single precision.
-        np.testing.assert_allclose(joined(last.params), x, rtol=1e-5)
+        np.testing.assert_allclose(found, x, rtol=1e-5)
     with pytest.raises(ValueError, match="needs the extra argument global_step"):
         base.update(split(start), base.init(split(start)))
 
@@ -555,14 +561,7 @@ def test_local_sgd_at_rate_zero_is_everyone_alone():
     events = draw_events(GRAPHS["ring"], 0.0, gradients=80, variation=0)
     base = optax.adam(0.1)
     with jax.enable_x64(True):
-        *_, last = simulate(
-            djax.adpsgd(base),
-            events,
-            split(start),
-            gradient_fn,
-            batches,
-            model_state=matrices,
-        )
+        found = trained(base, events, start, gradient_fn, batches, matrices)
         communicator = communicators.simulated(8)
         workers = djax.simulation.init_workers(
             base, communicator, split(start), jnp.asarray(matrices)
@@ -571,7 +570,7 @@ def test_local_sgd_at_rate_zero_is_everyone_alone():
         for epoch in range(2):
             workers, _ = steps(workers, batches(epoch))
         workers, _ = steps(workers, batches(2)[:, :2])
-    np.testing.assert_allclose(joined(last.params), joined(workers.params), rtol=1e-9)
+    np.testing.assert_allclose(found, joined(workers.params), rtol=1e-9)
 
 
 def test_wrong_arguments_are_named_at_once():

@@ -30,30 +30,21 @@ TAKERS = {
     "message_bytes": lambda code: compressors.message_bytes(code, jnp.ones(3)),
 }
 CODES = {
-    "identity": (compressors.identity, True, True),
-    "top_k": (lambda: compressors.top_k(0.5), True, False),
-    "random_k": (lambda: compressors.random_k(0.5), True, False),
-    "random_k, unbiased": (
-        lambda: compressors.random_k(0.5, unbiased=True),
-        False,
-        True,
-    ),
-    "sign": (compressors.sign, True, False),
-    "low_rank": (lambda: compressors.low_rank(1), True, False),
-    "quantize": (lambda: compressors.quantize(2), False, True),
-    "quantize, fine": (lambda: compressors.quantize(8), False, True),
-    "quantize, biased": (
-        lambda: compressors.quantize(2, unbiased=False),
-        True,
-        False,
-    ),
+    "identity": (compressors.identity(), True, True),
+    "top_k": (compressors.top_k(0.5), True, False),
+    "random_k": (compressors.random_k(0.5), True, False),
+    "random_k, unbiased": (compressors.random_k(0.5, unbiased=True), False, True),
+    "sign": (compressors.sign(), True, False),
+    "low_rank": (compressors.low_rank(1), True, False),
+    "quantize": (compressors.quantize(2), False, True),
+    "quantize, fine": (compressors.quantize(8), False, True),
+    "quantize, biased": (compressors.quantize(2, unbiased=False), True, False),
 }
 
 
 @pytest.mark.parametrize("name", CODES)
 def test_each_code_declares_its_class(name):
-    make, contraction, unbiased = CODES[name]
-    code = make()
+    code, contraction, unbiased = CODES[name]
     assert (code.contraction, code.unbiased) == (contraction, unbiased)
     for takers, fits in ((CONTRACTIONS, contraction), (UNBIASED, unbiased)):
         for take in takers.values():

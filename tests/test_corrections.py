@@ -32,16 +32,11 @@ def test_every_needs_a_positive_integer(k):
 def test_rare_averaging_lets_the_mechanism_count_its_own_steps():
     ring, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
     mechanism = djax.every(3, djax.gossip(ring, communicator))
-
-    def worker(x):
-        state = mechanism.init(x)
-        for _ in range(7):
-            _, state = mechanism.update(x, state, x)
-        return state
-
-    state = communicator.spmd(worker)(jnp.ones(SIZE))
-    np.testing.assert_array_equal(state.step, 7)
-    np.testing.assert_array_equal(state.mechanism_state.step, 2)
+    states = conformance.average(
+        mechanism, communicator, jnp.ones(SIZE), 7, read=lambda params, state: state
+    )
+    np.testing.assert_array_equal(states.step[:, -1], 7)
+    np.testing.assert_array_equal(states.mechanism_state.step[:, -1], 2)
 
 
 def test_averaged_gradients_are_data_parallel_training():

@@ -198,9 +198,8 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_mistakes_are_named(name):
-    make, message = WRONG[name]
+@pytest.mark.parametrize(("make", "message"), WRONG.values(), ids=WRONG)
+def test_mistakes_are_named(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
 

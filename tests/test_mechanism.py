@@ -5,6 +5,7 @@ import functools
 import pickle
 from typing import NamedTuple
 
+import conformance
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -289,9 +290,8 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_mistakes_are_named(name):
-    make, message = WRONG[name]
+@pytest.mark.parametrize(("make", "message"), WRONG.values(), ids=WRONG)
+def test_mistakes_are_named(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
 
@@ -358,13 +358,8 @@ def test_a_state_may_have_a_field_step_of_any_meaning():
         WORKERS,
         silent,
     )
-
-    def worker(x):
-        state = own.init(x)
-        for _ in range(4):
-            _, state = own.update(x, state, x)
-        return state
-
-    state = WORKERS.spmd(worker)(jnp.ones(N))
-    np.testing.assert_array_equal(state.step, np.full(N, 1 / 16))
-    np.testing.assert_array_equal(state.calls, np.full(N, 4))
+    states = conformance.average(
+        own, WORKERS, jnp.ones(N), 4, read=lambda params, state: state
+    )
+    np.testing.assert_array_equal(states.step[:, -1], np.full(N, 1 / 16))
+    np.testing.assert_array_equal(states.calls[:, -1], np.full(N, 4))
