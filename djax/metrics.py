@@ -24,11 +24,7 @@ from ._arrays.checks import check_averageable
 from ._arrays.precision import promote
 from ._interfaces import Communicator
 
-__all__ = [
-    "consensus_distance",
-    "mean_params",
-    "worker_distance",
-]
+__all__ = ["consensus_distance", "mean_params", "worker_distance"]
 __dir__ = __all__.copy  # For dir() and completion.
 
 

@@ -43,12 +43,7 @@ from djax.transport import launcher_rank, launcher_size
 from . import _common
 from ._agreement import check_agreement, replicate
 from ._axis import MeshCommunicator, SimulatedCommunicator
-from ._lossy import (
-    GilbertElliott,
-    LossyCommunicator,
-    lossy,
-    short_form,
-)
+from ._lossy import GilbertElliott, LossyCommunicator, lossy, short_form
 from ._probabilities import check_short_form
 
 __all__ = [

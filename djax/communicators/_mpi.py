@@ -74,8 +74,7 @@ class MPICommunicator:
 
     def _send_and_receive(self, tree: PyTree, sender: int, receiver: int) -> PyTree:
         return exchange(
-            tree,
-            lambda x: mpi4jax.sendrecv(x, x, sender, receiver, comm=self.comm),
+            tree, lambda x: mpi4jax.sendrecv(x, x, sender, receiver, comm=self.comm)
         )
 
     @accounted

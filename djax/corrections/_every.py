@@ -92,11 +92,7 @@ def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
 
         schedule = (0,) * (k - 1) + (1,)
         updates, mechanism_state = alternate(
-            state.step,
-            schedule,
-            (local, communicate),
-            updates,
-            state.mechanism_state,
+            state.step, schedule, (local, communicate), updates, state.mechanism_state
         )
         return updates, EveryState(optax.safe_increment(state.step), mechanism_state)
 

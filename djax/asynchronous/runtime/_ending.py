@@ -41,10 +41,7 @@ class Ending:
     """
 
     def __init__(
-        self,
-        members: Members,
-        own: Callable[[], list[np.ndarray]],
-        packing: Packing,
+        self, members: Members, own: Callable[[], list[np.ndarray]], packing: Packing
     ):
         """Starts with nothing collected."""
         self._members, self._make_own, self._packing = members, own, packing

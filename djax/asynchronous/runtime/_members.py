@@ -87,13 +87,7 @@ class Members:
       lost: for each lost worker the reason, by rank.
     """
 
-    def __init__(
-        self,
-        rank: int,
-        size: int,
-        settings: Settings,
-        transport: Transport,
-    ):
+    def __init__(self, rank: int, size: int, settings: Settings, transport: Transport):
         """Starts with all workers alive and not ready."""
         self.rank, self.size = rank, size
         self.own = Status()

@@ -203,9 +203,7 @@ def _snapshots(
         before += new
         since = jnp.asarray(end - events.last_times(end), jnp.result_type(float))
         yield Snapshot(
-            time=float(end),
-            metrics=measured,
-            **programs.snapshot(run, since),
+            time=float(end), metrics=measured, **programs.snapshot(run, since)
         )
 
 

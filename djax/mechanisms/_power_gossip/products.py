@@ -27,11 +27,7 @@ Corrections = dict[Block, Rows]
 
 
 def multiply_blocks(
-    bases: Blocks,
-    matrices: Blocks,
-    side: int,
-    rows_axis: int,
-    corrections: Corrections,
+    bases: Blocks, matrices: Blocks, side: int, rows_axis: int, corrections: Corrections
 ) -> Blocks:
     """Multiplies the matrices of all blocks by rows for each round.
 
@@ -75,11 +71,7 @@ def added_to_matrices(
 
 
 def multiply(
-    basis: jax.Array,
-    x: jax.Array,
-    side: int,
-    rows_axis: int,
-    correction: Rows | None,
+    basis: jax.Array, x: jax.Array, side: int, rows_axis: int, correction: Rows | None
 ) -> jax.Array:
     """Multiplies a parameter, as a matrix, by rows for each round.
 
