@@ -5,12 +5,12 @@ call a :class:`_Counter` in place of sending messages. The counter leaves marks 
 their costs in the traced program, which are added up afterwards.
 """
 
-import contextvars
 import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ._arrays.precision import promote
+from ._context import setting
 from ._interfaces import PyTree
 from ._transformations import lockstep
 from .transport import count_bytes, count_messages
@@ -198,9 +199,7 @@ class _Counter:
 
 
 _TRACES = itertools.count()
-_COUNTER: contextvars.ContextVar[_Counter | None] = contextvars.ContextVar(
-    "djax_counter", default=None
-)
+_COUNTER: ContextVar[_Counter | None] = ContextVar("djax_counter", default=None)
 
 
 def present_counter() -> _Counter | None:
@@ -242,12 +241,8 @@ def trace(size: int, fn: Callable, *args: PyTree) -> tuple[Any, PyTree]:
     """
     axis_name = f"djax.accounting.{next(_TRACES)}"
     alone = jax.vmap(fn, in_axes=None, out_axes=None, axis_size=1, axis_name=axis_name)
-    token = _COUNTER.set(_Counter(size))
-    try:
-        with lockstep():
-            program, shapes = jax.make_jaxpr(alone, return_shape=True)(*args)
-    finally:
-        _COUNTER.reset(token)
+    with setting(_COUNTER, _Counter(size)), lockstep():
+        program, shapes = jax.make_jaxpr(alone, return_shape=True)(*args)
     return program.jaxpr, shapes
 
 

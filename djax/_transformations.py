@@ -1,11 +1,14 @@
 """Checks that refuse asynchronous algorithms where all workers make the same steps."""
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 import optax
+
+from djax._context import setting
+
+_IN_LOCKSTEP: ContextVar[bool] = ContextVar("djax_in_lockstep", default=False)
 
 
 def as_transformation(
@@ -46,22 +49,12 @@ def asynchronous_text(name: str) -> str:
     )
 
 
-_IN_LOCKSTEP: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "djax_in_lockstep", default=False
-)
-
-
-@contextlib.contextmanager
-def lockstep() -> Iterator[None]:
+def lockstep() -> AbstractContextManager[bool]:
     """Marks the trace of a program in which all workers make the same steps.
 
     In such a program, the update of an asynchronous algorithm is a mistake.
     """
-    token = _IN_LOCKSTEP.set(True)
-    try:
-        yield
-    finally:
-        _IN_LOCKSTEP.reset(token)
+    return setting(_IN_LOCKSTEP, True)
 
 
 def check_not_in_lockstep(name: str) -> None:

@@ -1,19 +1,17 @@
 """Parameters as matrices, for mechanisms and codes of low rank."""
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from djax._context import setting
 from djax._interfaces import PyTree
 
-_DEALT_OUT: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "djax_dealt_out", default=False
-)
+_DEALT_OUT: ContextVar[bool] = ContextVar("djax_dealt_out", default=False)
 
 
 def is_matrix(x: Any) -> bool:
@@ -79,8 +77,7 @@ def check_rows_axis(name: str, params: PyTree, rows_axis: int) -> None:
             )
 
 
-@contextlib.contextmanager
-def dealing_out() -> Iterator[None]:
+def dealing_out() -> AbstractContextManager[bool]:
     """Marks the `init` of mechanisms that are given vectors in place of matrices.
 
     :func:`djax.interleave` gives single coordinates to each of its mechanisms, so that
@@ -88,11 +85,7 @@ def dealing_out() -> Iterator[None]:
     everything uncompressed, without an error. Only the mechanism itself knows that, and
     raises an error by :func:`check_not_dealt_out`.
     """
-    token = _DEALT_OUT.set(True)
-    try:
-        yield
-    finally:
-        _DEALT_OUT.reset(token)
+    return setting(_DEALT_OUT, True)
 
 
 def check_not_dealt_out(name: str) -> None:

@@ -6,37 +6,30 @@ the ranks would average wrong values without an error. For this reason, the `ini
 each mechanism compares parameters, graphs and options between all ranks once.
 """
 
-import contextlib
-import contextvars
 import hashlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from djax._context import setting
 from djax._counting import present_counter
 from djax._interfaces import Communicator, Compressor, PyTree
 from djax.topologies import Schedule, Topology
 
-_AROUND: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
-    "djax_around", default=()
-)
+_AROUND: ContextVar[tuple[str, ...]] = ContextVar("djax_around", default=())
 
 
-@contextlib.contextmanager
-def around(form: str) -> Iterator[None]:
+def around(form: str) -> AbstractContextManager[tuple[str, ...]]:
     """Tells mechanisms that are initialized within the context what wraps them.
 
     Args:
       form: text of the wrapper, with `{}` for the mechanism, such as `every(4, {})`.
     """
-    token = _AROUND.set((*_AROUND.get(), form))
-    try:
-        yield
-    finally:
-        _AROUND.reset(token)
+    return setting(_AROUND, (*_AROUND.get(), form))
 
 
 def check_same(

@@ -8,14 +8,14 @@ for suspicion, since some wrappers of optax rightly change what a chain returns.
 :func:`djax.check` finds out whether the suspicion is right.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
 import jax.extend
 
+from djax._context import setting
 from djax._interfaces import PyTree
 
 
@@ -66,20 +66,12 @@ class Observer:
             self._outer._suspect()
 
 
-_OBSERVER: contextvars.ContextVar[Observer | None] = contextvars.ContextVar(
-    "djax_observer", default=None
-)
+_OBSERVER: ContextVar[Observer | None] = ContextVar("djax_observer", default=None)
 
 
-@contextlib.contextmanager
-def observing() -> Iterator[Observer]:
+def observing() -> AbstractContextManager[Observer]:
     """Observes the mechanisms whose updates are called within the context."""
-    observer = Observer(_OBSERVER.get())
-    token = _OBSERVER.set(observer)
-    try:
-        yield observer
-    finally:
-        _OBSERVER.reset(token)
+    return setting(_OBSERVER, Observer(_OBSERVER.get()))
 
 
 def report_call(given: PyTree, returned: PyTree) -> None:

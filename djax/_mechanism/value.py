@@ -7,10 +7,10 @@ that answers no such question. A :class:`Mechanism` is a transformation of optax
 attributes that do.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import optax
 
 from djax._arrays.precision import promote
 from djax._calls import ByItsCall
+from djax._context import setting
 from djax._interfaces import Communicator, PyTree
 from djax.topologies import Graph
 
@@ -28,9 +29,7 @@ from .refusals import Part
 InitFn = Callable[[PyTree], PyTree]
 MixFn = Callable[..., tuple[PyTree, PyTree]]
 
-_PARTS: contextvars.ContextVar[list[Part] | None] = contextvars.ContextVar(
-    "djax_parts", default=None
-)
+_PARTS: ContextVar[list[Part] | None] = ContextVar("djax_parts", default=None)
 
 
 class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
@@ -126,15 +125,9 @@ def parts_within(
     return parts
 
 
-@contextlib.contextmanager
-def collecting() -> Iterator[list[Part]]:
+def collecting() -> AbstractContextManager[list[Part]]:
     """Collects the parts of the mechanisms that are initialized within the context."""
-    found: list[Part] = []
-    token = _PARTS.set(found)
-    try:
-        yield found
-    finally:
-        _PARTS.reset(token)
+    return setting(_PARTS, [])
 
 
 def _announcing(parts: Sequence[Part], init: InitFn) -> Any:
