@@ -46,51 +46,41 @@ class Communicator(Protocol):
     @property
     def size(self) -> int:
         """Number of workers."""
-        ...
 
     @property
     def name(self) -> str:
         """A name of these workers."""
-        ...
 
     @property
     def local_ranks(self) -> Sequence[int]:
         """Ranks of the workers of this process, ascending."""
-        ...
 
     @property
     def rows(self) -> int:
         """Length of the leading axis of the arrays of this process."""
-        ...
 
     @property
     def shares_device(self) -> bool:
         """Whether all workers share one device."""
-        ...
 
     @property
     def sharding(self) -> jax.sharding.Sharding | None:
         """The layout of global arrays on the devices."""
-        ...
 
     @property
     def message_dtype(self) -> str | None:
         """Name of the dtype in which floats travel between neighbours."""
-        ...
 
     @property
     def rounding_seed(self) -> int | None:
         """Seed of stochastic rounding."""
-        ...
 
     @property
     def drop_probability(self) -> float:
         """Probability with which a message between neighbours is lost."""
-        ...
 
     def rank(self) -> jax.Array | int:
         """This worker's index: a tracer in simulation, an `int` under MPI."""
-        ...
 
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
         """Sends a tree along a permutation of the workers.
@@ -103,7 +93,6 @@ class Communicator(Protocol):
         Returns:
           The tree of worker `source[rank]`.
         """
-        ...
 
     def permute_one_of(
         self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
@@ -123,7 +112,6 @@ class Communicator(Protocol):
         Returns:
           The tree of worker `sources[index][rank]`.
         """
-        ...
 
     def mean(self, tree: PyTree) -> PyTree:
         """Averages exactly over all workers (an all-reduce), in the leaves' dtypes.
@@ -131,11 +119,9 @@ class Communicator(Protocol):
         An all-reduce adds up values while they travel. Floats of 16 bits are therefore
         added and sent as float32, and `message_dtype` has no effect.
         """
-        ...
 
     def broadcast(self, tree: PyTree) -> PyTree:
         """Returns worker 0's tree, bit for bit."""
-        ...
 
     def agreed(self, value: ArrayLike) -> ArrayLike:
         """Tells JAX that `value` is equal on all workers.
@@ -144,7 +130,6 @@ class Communicator(Protocol):
         the selected branch; otherwise JAX would compute every branch and select
         afterwards.
         """
-        ...
 
     def arrived(
         self,
@@ -168,7 +153,6 @@ class Communicator(Protocol):
           index: `int32[]`, the index of the permutation, as passed to
             `permute_one_of`.
         """
-        ...
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """Turns a program of one worker into a program of all workers.
@@ -179,7 +163,6 @@ class Communicator(Protocol):
         Returns:
           A function of trees whose arrays have a leading axis of local workers.
         """
-        ...
 
     def gather(self, values: Sequence[Any]) -> list[Any]:
         """Collects one Python object a worker, in the order of ranks, on every host.
@@ -187,7 +170,6 @@ class Communicator(Protocol):
         Args:
           values: one object for each of `local_ranks`.
         """
-        ...
 
     def compare_starts(self, name: str, facts: dict[str, Any], after: PyTree) -> None:
         """Raises on every process if processes start a mechanism differently.
@@ -202,7 +184,6 @@ class Communicator(Protocol):
         Raises:
           ValueError: if facts differ; the error names them, and the ranks.
         """
-        ...
 
 
 class _Functions(NamedTuple):

@@ -56,7 +56,6 @@ class Transport(Protocol):
         Args:
           seconds: how long to wait if no message has arrived.
         """
-        ...
 
     def recycle(self, buffers: list[Array]) -> None:
         """Takes the arrays of a received message back; a later message reuses them."""
