@@ -104,10 +104,5 @@ def _frozen(value: Any) -> Any:
 
 def _make_again(make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     """Repeats the call of a pickled value."""
-    positional, named = [], {}
-    for key, parameter in inspect.signature(make).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            named[key] = arguments[key]
-        else:
-            positional.append(arguments[key])
-    return make(*positional, **named)
+    bound = inspect.BoundArguments(inspect.signature(make), dict(arguments))
+    return make(*bound.args, **bound.kwargs)

@@ -140,15 +140,8 @@ class _Counter:
         self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
     ) -> PyTree:
         """Counts a period in which each of the permutations is used once."""
-        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-        size, count = count_bytes(leaves), count_messages(leaves)
         times = (np.asarray(sources) != np.arange(self.size)).sum(axis=0).tolist()
-        cost = CommunicationCost(
-            len(sources),
-            tuple(size * n for n in times),
-            tuple(count * n for n in times),
-        )
-        return self._bind(tree, self._named(cost))
+        return self._mark(tree, tree, times, period=len(sources))
 
     def mean(self, tree: PyTree) -> PyTree:
         wire = jax.tree.map(promote, tree)
@@ -182,16 +175,17 @@ class _Counter:
         result = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return self._bind(result, total)
 
-    def _mark(self, tree: PyTree, wire: PyTree, sends: Sequence[bool]) -> PyTree:
+    def _mark(
+        self, tree: PyTree, wire: PyTree, times: Sequence[int], period: int = 1
+    ) -> PyTree:
+        """Marks that each rank sends `wire` so many times in a period."""
         leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(wire)]
         size, count = count_bytes(leaves), count_messages(leaves)
         cost = CommunicationCost(
-            1, tuple(size * s for s in sends), tuple(count * s for s in sends)
+            period, tuple(size * n for n in times), tuple(count * n for n in times)
         )
-        return self._bind(tree, self._named(cost))
-
-    def _named(self, cost: CommunicationCost) -> CommunicationCost:
-        return dataclasses.replace(cost, by_name={self.name: cost})
+        named = dataclasses.replace(cost, by_name={self.name: cost})
+        return self._bind(tree, named)
 
     def _bind(self, tree: PyTree, cost: CommunicationCost) -> PyTree:
         leaves, treedef = jax.tree.flatten(tree)

@@ -8,6 +8,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 
+def is_key(value: Any) -> bool:
+    """Whether a value is an array of typed PRNG keys."""
+    return jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)
+
+
 def check_key(name: str, key: Any) -> None:
     """Raises TypeError unless a value is None or one PRNG key, typed or of raw numbers.
 
@@ -18,9 +23,8 @@ def check_key(name: str, key: Any) -> None:
     if key is None:
         return
     if isinstance(key, (jax.Array, np.ndarray)):
-        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         raw = key.dtype == jnp.uint32 and key.shape in ((2,), (4,))
-        if key.ndim == 0 if typed else raw:
+        if key.ndim == 0 if is_key(key) else raw:
             return
     raise TypeError(
         f"{name}: key must be a single PRNG key such as jax.random.key(0), got {key!r}."
@@ -44,7 +48,7 @@ def shared_key(name: str, key: jax.Array | None) -> jax.Array:
     check_key(name, key)
     if key is None:
         return jax.random.key(0, impl="threefry2x32")
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if not is_key(key):
         impl = "threefry2x32" if key.shape == (2,) else "rbg"
         key = jax.random.wrap_key_data(key, impl=impl)
     if "rbg" in str(jax.random.key_impl(key)):
@@ -68,7 +72,7 @@ def threefry(key: jax.Array) -> jax.Array:
       key: a key, typed or not. The data of a key of another kind are folded into a
         Threefry key of the seed 0.
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if not is_key(key):
         if key.shape == (2,):
             return jax.random.wrap_key_data(key, impl="threefry2x32")
     elif "threefry" in str(jax.random.key_impl(key)):

@@ -17,6 +17,7 @@ from djax._arrays.precision import promote
 from djax._interfaces import Communicator, Compressor, PyTree
 from djax._mechanism.refusals import Part
 from djax.compressors.checks import name_of
+from djax.mixing import difference
 
 _LARGEST = 4096  # Leaves with more entries are cut before codes are measured.
 _HARMLESS = 0.03  # Rounding to bfloat16 has a smaller bias than this.
@@ -113,7 +114,7 @@ def mean_error(code: Compressor, shapes: PyTree, draws: int = 64) -> jax.Array:
     def measure(state, key, power):
         tree = jax.tree.map(lambda x: x**power, optax.tree.random_like(key, shapes))
         sent, state = _sent(code, tree, state)
-        return state, _square_norm(_minus(sent, tree)) / _square_norm(tree)
+        return state, _square_norm(difference(sent, tree)) / _square_norm(tree)
 
     def mean(power):
         keys = jax.random.split(jax.random.key(0), draws)
@@ -144,7 +145,7 @@ def bias(code: Compressor, shapes: PyTree, draws: int = 128) -> jax.Array:
     def add(carry, _):
         state, total, squares = carry
         sent, state = _sent(code, tree, state)
-        error = _minus(sent, tree)
+        error = difference(sent, tree)
         total = jax.tree.map(jnp.add, total, error)
         return (state, total, squares + _square_norm(error)), None
 
@@ -165,10 +166,6 @@ def _sent(code: Compressor, tree: PyTree, state: PyTree) -> tuple[PyTree, PyTree
     """Returns a tree as it arrives, and the next state of the code."""
     message, state = code.compress(tree, state)
     return code.decompress(message, tree), state
-
-
-def _minus(x: PyTree, y: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: promote(a) - promote(b), x, y)
 
 
 def _square_norm(tree: PyTree) -> jax.Array:

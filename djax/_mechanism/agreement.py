@@ -15,10 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from djax._arrays.keys import is_key
 from djax._context import setting
 from djax._counting import present_counter
 from djax._interfaces import Communicator, Compressor, PyTree
-from djax.topologies import Schedule, Topology
+from djax.topologies import Graph, Schedule, Topology
+
+from .states import GraphLabel
 
 _AROUND: ContextVar[tuple[str, ...]] = ContextVar("djax_around", default=())
 
@@ -67,10 +70,10 @@ def _facts(mechanism: str, params: PyTree, given: dict[str, Any]) -> dict[str, A
         facts[f"params{jax.tree_util.keystr(path)}"] = _type(leaf)
     for name, value in given.items():
         if isinstance(value, Topology):
-            facts["the graph"] = _Named(value, value.rounds)
-            facts["the graph's weights"] = _Named(value, value.mixing_matrix)
+            facts["the graph"] = _labelled(value, value.rounds)
+            facts["the graph's weights"] = _labelled(value, value.mixing_matrix)
         elif isinstance(value, Schedule):
-            facts["the schedule"] = _Named(value, value.matrices)
+            facts["the schedule"] = _labelled(value, value.matrices)
         elif isinstance(value, Compressor):
             facts["the compressor"] = value.compress.__qualname__.partition(".")[0]
             facts["the compressor's messages"] = _message_type(value, params)
@@ -79,24 +82,12 @@ def _facts(mechanism: str, params: PyTree, given: dict[str, Any]) -> dict[str, A
     return facts
 
 
-class _Named:
-    """A graph that is compared by its numbers, and shown by its name."""
-
-    def __init__(self, graph: Topology | Schedule, numbers: Any):
-        # Different machines may round the same weights differently.
-        rounded = np.round(np.asarray(numbers, np.float64), 9) + 0.0
-        digest = hashlib.sha256(f"{rounded.shape}".encode() + rounded.tobytes())
-        self.digest = digest.hexdigest()[:12]
-        self.name = f"{graph.name} of {graph.size} workers"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Named) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.digest})"
+def _labelled(graph: Graph, numbers: Any) -> GraphLabel:
+    """Makes a label that compares a graph by its numbers, and shows it by its name."""
+    # Different machines may round the same weights differently.
+    rounded = np.round(np.asarray(numbers, np.float64), 9) + 0.0
+    digest = hashlib.sha256(f"{rounded.shape}".encode() + rounded.tobytes())
+    return GraphLabel(graph.name, graph.size, digest.hexdigest()[:12])
 
 
 def _type(x: Any) -> str:
@@ -113,9 +104,7 @@ def _message_type(code: Compressor, params: PyTree) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, jax.core.Tracer):
         return _type(value)
-    if isinstance(value, jax.Array) and jnp.issubdtype(
-        value.dtype, jax.dtypes.prng_key
-    ):
+    if is_key(value):
         # Within a traced program, the data of a key would otherwise be traced as well.
         with jax.ensure_compile_time_eval():
             return f"the key {np.asarray(jax.random.key_data(value)).tolist()}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from djax._arguments import check_communicator
 from djax._arrays.checks import check_arrays
+from djax._arrays.keys import is_key
 from djax._interfaces import Communicator, PyTree
 
 from . import _common
@@ -84,11 +85,12 @@ def check_agreement(
     local = len(communicator.local_ranks)
     values = _common.check_one_each("check_agreement", values, local)
     digests = communicator.gather([_digests(value) for value in values])
+    everyones = {path: [d.get(path) for d in digests] for path in set().union(*digests)}
     differing = [
         f"{path or 'the value'} of rank{'s' * (len(ranks) > 1)} "
         f"{', '.join(map(str, ranks))}"
-        for path in sorted(set().union(*digests))
-        if (ranks := _outliers([digest.get(path) for digest in digests]))
+        for path, each in sorted(everyones.items())
+        if (ranks := [rank for rank, digest in enumerate(each) if digest != each[0]])
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -98,10 +100,6 @@ def check_agreement(
         )
 
 
-def _outliers(digests: Sequence[Any]) -> list[int]:
-    return [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-
-
 def _digests(tree: PyTree) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): _digest(leaf) for path, leaf in leaves}
@@ -109,7 +107,7 @@ def _digests(tree: PyTree) -> dict[str, str]:
 
 def _digest(leaf: Any) -> str:
     kind = b""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         kind, leaf = str(leaf.dtype).encode(), jax.random.key_data(leaf)
     if isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
         array = np.asarray(leaf)

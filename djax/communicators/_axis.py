@@ -19,9 +19,10 @@ from djax._transformations import lockstep
 from . import _common
 
 
-def _inside(verb: Callable) -> Callable:
-    """Explains JAX's error about an unbound axis name."""
+def _verb(verb: Callable) -> Callable:
+    """Counts what a method sends, and explains JAX's error of an unbound axis name."""
 
+    @accounted
     @functools.wraps(verb)
     def checked(self, *args, **kwargs):
         try:
@@ -59,35 +60,33 @@ class _AxisCommunicator:
         """See :class:`djax.Communicator`."""
         return self.axis_name
 
+    @property
+    def rows(self) -> int:
+        """See :class:`djax.Communicator`; arrays of a mesh are global."""
+        return self.size
+
     def __repr__(self) -> str:
-        options = {
-            "axis_name": (self.axis_name, "workers"),
-            "message_dtype": (self.message_dtype, None),
-            "rounding_seed": (self.rounding_seed, None),
-        }
+        defaults = dict(axis_name="workers", message_dtype=None, rounding_seed=None)
         shown = [
-            f", {name}={value!r}"
-            for name, (value, default) in options.items()
-            if value != default
+            f", {name}={getattr(self, name)!r}"
+            for name, default in defaults.items()
+            if getattr(self, name) != default
         ]
         return f"{self.maker}({self.size}{''.join(shown)})"
 
-    @accounted
-    @_inside
+    @_verb
     def rank(self) -> jax.Array:
         """See :class:`djax.Communicator`."""
         return jax.lax.axis_index(self.axis_name)
 
-    @accounted
-    @_inside
+    @_verb
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
         """See :class:`djax.Communicator`."""
         _common.check_permutation(source, self.size)
         pairs = [(sender, receiver) for receiver, sender in enumerate(source)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis_name, pairs), tree)
 
-    @accounted
-    @_inside
+    @_verb
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         check_averageable("mean", tree)
@@ -98,8 +97,7 @@ class _AxisCommunicator:
             tree,
         )
 
-    @accounted
-    @_inside
+    @_verb
     def broadcast(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name)[0], tree)
@@ -127,13 +125,7 @@ class SimulatedCommunicator(_AxisCommunicator):
         """Every worker's rank."""
         return range(self.size)
 
-    @property
-    def rows(self) -> int:
-        """See :class:`djax.Communicator`."""
-        return self.size
-
-    @accounted
-    @_inside
+    @_verb
     def permute_one_of(
         self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
     ) -> PyTree:
@@ -145,14 +137,12 @@ class SimulatedCommunicator(_AxisCommunicator):
             lambda x: jax.lax.all_gather(x, self.axis_name)[sender], tree
         )
 
-    @accounted
-    @_inside
+    @_verb
     def agreed(self, value: ArrayLike) -> ArrayLike:
         """See :class:`djax.Communicator`."""
         return jax.lax.pmax(value, self.axis_name)
 
-    @accounted
-    @_inside
+    @_verb
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         # XLA's CPU backend computes a product ten times faster than a sum over a
@@ -206,13 +196,7 @@ class MeshCommunicator(_AxisCommunicator):
     maker: ClassVar[str] = "mesh"
     shares_device: ClassVar[bool] = False
 
-    @property
-    def rows(self) -> int:
-        """See :class:`djax.Communicator`; arrays are global, with all workers."""
-        return self.size
-
-    @accounted
-    @_inside
+    @_verb
     def permute_one_of(
         self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
     ) -> PyTree:

@@ -262,10 +262,9 @@ def _round(
     source: Sequence[Any], index: ArrayLike | None
 ) -> tuple[jax.Array, ArrayLike]:
     """The senders of a round, and a number that is different for different rounds."""
-    if index is None:
-        senders = np.asarray(source, np.int32)
-        return jnp.asarray(senders), zlib.crc32(senders.tobytes())
     table = np.asarray(source, np.int32)
+    if index is None:
+        return jnp.asarray(table), zlib.crc32(table.tobytes())
     salts = np.asarray([zlib.crc32(row.tobytes()) for row in table], np.uint32)
     return jnp.asarray(table)[index], jnp.asarray(salts)[index]
 

@@ -88,15 +88,12 @@ class MPICommunicator:
         partners = np.stack([table[:, rank], np.argmax(table == rank, axis=1)], axis=1)
         distinct, which = _common.distinct(partners)
 
-        def branch(pair):
-            def send_and_receive(tree):
-                if pair == (rank, rank):
-                    return jax.tree.map(jnp.asarray, tree)
-                return self._send_and_receive(tree, *pair)
+        def send_and_receive(pair, tree):
+            if pair == (rank, rank):
+                return jax.tree.map(jnp.asarray, tree)
+            return self._send_and_receive(tree, *pair)
 
-            return send_and_receive
-
-        branches = [branch(pair) for pair in distinct]
+        branches = [functools.partial(send_and_receive, pair) for pair in distinct]
         return jax.lax.switch(jnp.asarray(which)[index], branches, tree)
 
     @accounted

@@ -81,18 +81,17 @@ def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
     def update(updates, state, params=None, **extra_args):
         check_state("every", state, EveryState, params)
 
-        def local(updates, mechanism_state):
-            return updates, mechanism_state
-
         def communicate(updates, mechanism_state):
             with observing() as observer:
                 found = mechanism.update(updates, mechanism_state, params, **extra_args)
                 observer.compare_given(updates)
             return found
 
-        schedule = (0,) * (k - 1) + (1,)
         updates, mechanism_state = alternate(
-            state.step, schedule, (local, communicate), updates, state.mechanism_state
+            state.step,
+            [0] * (k - 1) + [1],
+            (lambda *same: same, communicate),
+            *(updates, state.mechanism_state),
         )
         return updates, EveryState(optax.safe_increment(state.step), mechanism_state)
 

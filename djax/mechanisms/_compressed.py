@@ -20,6 +20,7 @@ from djax._arguments import (
     check_mixing,
     check_reliable,
 )
+from djax._arrays.keys import is_key
 from djax._arrays.precision import promote, scale
 from djax._interfaces import Communicator, Compressor, PyTree
 from djax._mechanism.adapter import build
@@ -98,10 +99,8 @@ class Messages:
 
     def _own_key(self, leaf: Any) -> Any:
         """Makes a PRNG key the worker's own, and returns anything else as it is."""
-        is_array = isinstance(leaf, jax.Array)
-        if is_array and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.fold_in(leaf, self.communicator.rank())
-        return leaf
+        rank = self.communicator.rank()
+        return jax.random.fold_in(leaf, rank) if is_key(leaf) else leaf
 
     def check(self, state: Any, params: PyTree) -> None:
         """Raises unless the state belongs to this mechanism and these parameters."""

@@ -338,11 +338,14 @@ def _rounds(
     now = _place(steps, graph.period, step)
     for r in range(max(len(graph.rounds_at(t)) for t in steps)):
         sources, weights = zip(*(_round(graph, t, r) for t in steps), strict=True)
-        source, index = sources, now
+        sent, wire = once or with_wire(message(r))
         if len(set(sources)) == 1:
             source, index = sources[0], None
-        sent, wire = once or with_wire(message(r))
-        received, own = _travel(wire, source, communicator, index), wire
+            received = communicator.permute(wire, source)
+        else:
+            source, index = sources, now
+            received = communicator.permute_one_of(wire, source, index)
+        own = wire
         if wire is not sent:
             received, own = _read(received, sent), _read(wire, sent)
         arrived = communicator.arrived(source, drop_key, step=step, index=index)
@@ -365,18 +368,6 @@ def _mine(table: np.ndarray, communicator: Communicator, now: ArrayLike) -> jax.
     if len(table) == 1:
         return jnp.asarray(table[0])[rank]
     return jnp.asarray(table)[now, rank]
-
-
-def _travel(
-    wire: PyTree,
-    source: Sequence[Any],
-    communicator: Communicator,
-    index: ArrayLike | None,
-) -> PyTree:
-    """Sends along one permutation of the workers, or along one of several."""
-    if index is None:
-        return communicator.permute(wire, source)
-    return communicator.permute_one_of(wire, source, index)
 
 
 def _place(steps: Sequence[int], period: int, step: ArrayLike) -> ArrayLike:

@@ -23,6 +23,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from djax._arrays.keys import is_key
+
 PART = ".part"
 """Suffix of the names of files and folders that are not complete."""
 _FILE = "checkpoint.zip"
@@ -260,7 +262,7 @@ def one_line(error: BaseException) -> str:
 
 def to_numpy(leaf: Any) -> np.ndarray:
     """Copies an array to the host's memory; for random keys, copies their key data."""
-    if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+    if is_key(leaf):
         leaf = jax.random.key_data(leaf)
     return np.array(leaf)
 
@@ -272,6 +274,6 @@ def from_numpy(array: Any, like: jax.Array) -> jax.Array:
       array: the array of NumPy, or the key data if `like` is an array of random keys.
       like: an array of JAX, with any numbers.
     """
-    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+    if is_key(like):
         array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
     return jax.device_put(array, like.sharding)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._arrays.checks import check_leading_axis
+from djax._arrays.keys import is_key
 from djax._interfaces import PyTree
 
 from ._events import Events
@@ -66,7 +67,7 @@ class Batches:
         epochs = [self._epoch(e) for e in needed.tolist()]
 
         def pick(*leaves):
-            if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+            if is_key(leaves[0]):
                 data = pick(*map(jax.random.key_data, leaves))
                 return jax.random.wrap_key_data(
                     data, impl=jax.random.key_impl(leaves[0])
