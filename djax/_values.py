@@ -37,6 +37,27 @@ def describe(value: Any) -> str:
     return reprlib.repr(value) if isinstance(value, (list, tuple)) else repr(value)
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer, also of NumPy, and no boolean."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an integer or a float, also of NumPy, and no boolean."""
+    return is_whole(value) or isinstance(value, (float, np.floating))
+
+
+def counted(count: int, noun: str) -> str:
+    """Says how many things there are, such as "1 round" or "2 rounds"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """Returns an array after protecting it from being written to."""
+    array.setflags(write=False)
+    return array
+
+
 def check_integer(value: Any, what: str, minimum: int = 1) -> int:
     """Returns an integer as an `int`.
 
@@ -70,7 +91,6 @@ def check_share(value: Any, what: str) -> float:
     Raises:
       ValueError: the value is not a number in that interval.
     """
-    number = isinstance(value, (int, float, np.number))
-    if isinstance(value, bool) or not (number and 0 < value <= 1):
+    if not (is_number(value) and 0 < value <= 1):
         raise ValueError(f"{what} must be in (0, 1], got {value!r}")
     return float(value)

@@ -11,6 +11,12 @@ import numpy as np
 from djax._interfaces import PyTree
 
 
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """Lists the leaves of a tree with their paths as texts, such as `['w']`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
 def check_arrays(
     function: str, tree: PyTree, *, what: str = "", modules: bool = True
 ) -> None:
@@ -38,15 +44,14 @@ def check_arrays(
             f"{function}: the parameters are an nnx.Module, {type(module).__name__}, "
             f"which may also hold statistics and counters. {remedy}"
         )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in named_leaves(tree):
+        name = f"{what}{path}" or "the argument"
         if not is_array(leaf):
-            name = f"{what}{jax.tree_util.keystr(path)}" or "the argument"
             raise TypeError(
                 f"{function}: {name} is {shortened(leaf)}, which is no array. {remedy}"
             )
         concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
         if concrete and leaf.is_deleted():
-            name = f"{what}{jax.tree_util.keystr(path)}" or "the argument"
             raise RuntimeError(
                 f"{function}: {name} has been donated: what make_steps returns takes "
                 "over the memory of the workers that it is given. Go on with the "
@@ -105,20 +110,20 @@ def check_params(
 def check_averageable(name: str, tree: PyTree, remedy: str = "") -> None:
     """Raises TypeError, naming the leaf, unless all leaves are arrays of floats."""
     check_arrays(name, tree, what="params")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in named_leaves(tree):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
-                f"{name} averages floating-point arrays, but params"
-                f"{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}{remedy}."
+                f"{name} averages floating-point arrays, but params{path} is "
+                f"{jnp.result_type(leaf)}{remedy}."
             )
 
 
 def check_real(name: str, params: PyTree) -> None:
     """Raises TypeError if a parameter is complex."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in named_leaves(params):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise TypeError(
-                f"{name} is for real arrays, but params{jax.tree_util.keystr(path)} is "
+                f"{name} is for real arrays, but params{path} is "
                 f"{jnp.result_type(leaf)}."
             )
 
@@ -140,8 +145,8 @@ def check_leading_axis(
     """
     named = {**dict(enumerate(args)), **(kwargs or {})}
     for argument, tree in named.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name = f"argument {argument}{jax.tree_util.keystr(path)}"
+        for path, leaf in named_leaves(tree):
+            name = f"argument {argument}{path}"
             if not is_array(leaf):
                 raise TypeError(
                     f"{function}: {name} is {leaf!r}, but the program of all workers "

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from djax._context import setting
 from djax._interfaces import PyTree
+from djax._values import is_whole
+
+from .checks import named_leaves
 
 _DEALT_OUT: ContextVar[bool] = ContextVar("djax_dealt_out", default=False)
 
@@ -62,18 +64,18 @@ def matrix_shape(x: Any, rows_axis: int) -> tuple[int, int]:
 
 def check_axis(name: str, rows_axis: Any) -> int:
     """Returns the axis as an `int`, or raises ValueError unless it is an integer."""
-    if isinstance(rows_axis, (int, np.integer)) and not isinstance(rows_axis, bool):
+    if is_whole(rows_axis):
         return int(rows_axis)
     raise ValueError(f"{name}: rows_axis must be an integer, got {rows_axis!r}.")
 
 
 def check_rows_axis(name: str, params: PyTree, rows_axis: int) -> None:
     """Raises ValueError if one of the matrices does not have this axis."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in named_leaves(params):
         if is_matrix(leaf) and not -leaf.ndim <= rows_axis < leaf.ndim:
             raise ValueError(
-                f"{name}: rows_axis={rows_axis}, but params"
-                f"{jax.tree_util.keystr(path)} has {leaf.ndim} dimensions."
+                f"{name}: rows_axis={rows_axis}, but params{path} has {leaf.ndim} "
+                "dimensions."
             )
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from djax._arrays.checks import named_leaves
 from djax._arrays.precision import promote
 from djax._interfaces import Communicator, PyTree
 
@@ -74,11 +75,7 @@ class Trial:
           shapes: the shapes of one worker's model.
         """
         self.size, self._shapes = communicator.size, shapes
-        self.paths = [
-            jax.tree_util.keystr(path)
-            for path, x in jax.tree_util.tree_leaves_with_path(shapes)
-            if _is_measured(x)
-        ]
+        self.paths = [path for path, x in named_leaves(shapes) if _is_measured(x)]
         leaves = measured(shapes)
         self.precisions = np.array([float(jnp.finfo(x.dtype).eps) for x in leaves])
         everybody = communicator.rows == communicator.size

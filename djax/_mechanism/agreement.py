@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from djax._arrays.checks import named_leaves
 from djax._arrays.keys import is_key
 from djax._context import setting
 from djax._counting import present_counter
@@ -66,8 +67,8 @@ def _facts(mechanism: str, params: PyTree, given: dict[str, Any]) -> dict[str, A
     for form in reversed(_AROUND.get()):
         mechanism = form.format(mechanism)
     facts: dict[str, Any] = {"the mechanism": mechanism}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        facts[f"params{jax.tree_util.keystr(path)}"] = _type(leaf)
+    for path, leaf in named_leaves(params):
+        facts[f"params{path}"] = _type(leaf)
     for name, value in given.items():
         if isinstance(value, Topology):
             facts["the graph"] = _labelled(value, value.rounds)

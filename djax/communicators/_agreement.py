@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from djax._arguments import check_communicator
-from djax._arrays.checks import check_arrays
+from djax._arrays.checks import check_arrays, named_leaves
 from djax._arrays.keys import is_key
 from djax._interfaces import Communicator, PyTree
 
@@ -101,8 +101,7 @@ def check_agreement(
 
 
 def _digests(tree: PyTree) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): _digest(leaf) for path, leaf in leaves}
+    return {path: _digest(leaf) for path, leaf in named_leaves(tree)}
 
 
 def _digest(leaf: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from djax._arrays.checks import named_leaves
 from djax._interfaces import PyTree
 
 GradientFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
@@ -33,9 +34,8 @@ def check_gradient_fn(
       TypeError: unless `gradient_fn` takes three arguments, and returns gradients like
         `params`, a model state like `model_state`, and metrics.
     """
-    arguments = params, model_state, batch
     check_signature(name, gradient_fn)
-    made = jax.eval_shape(gradient_fn, *arguments)
+    made = jax.eval_shape(gradient_fn, params, model_state, batch)
     check_gradients(name, made, params, model_state)
 
 
@@ -98,24 +98,21 @@ def check_unchanged(name: str, before: PyTree, after: PyTree) -> None:
             f"{name}: the optimizer returns a state of another structure than the one "
             "it was given: make the workers by init_workers with this optimizer."
         )
-    pairs = zip(
-        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
-    )
-    for (path, old), new in pairs:
+    leaves = jax.tree.leaves(after)
+    for (path, old), new in zip(named_leaves(before), leaves, strict=True):
         weak = getattr(old, "weak_type", False)  # Such a value may change its dtype.
         same_dtype = weak or jnp.result_type(old) == jnp.result_type(new)
         if jnp.shape(old) != jnp.shape(new) or not same_dtype:
             raise TypeError(
-                f"{name}: the optimizer turns workers{jax.tree_util.keystr(path)} from "
-                f"{_outline(old)} into {_outline(new)}: {remedy}"
+                f"{name}: the optimizer turns workers{path} from {_outline(old)} into "
+                f"{_outline(new)}: {remedy}"
             )
 
 
 def _check_number_kinds(name: str, params: PyTree, grads: PyTree) -> None:
     """Raises TypeError if a gradient is an integer, or complex for a real parameter."""
     gradients = jax.tree.leaves(grads)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    for (path, param), grad in zip(leaves, gradients, strict=True):
+    for (path, param), grad in zip(named_leaves(params), gradients, strict=True):
         kind, found = jnp.result_type(param), jnp.result_type(grad)
         if not jnp.issubdtype(kind, jnp.inexact):
             continue
@@ -125,7 +122,7 @@ def _check_number_kinds(name: str, params: PyTree, grads: PyTree) -> None:
         ):
             raise TypeError(
                 f"{name}: gradient_fn returns a gradient of dtype {found} for "
-                f"params{jax.tree_util.keystr(path)}, which is {kind}."
+                f"params{path}, which is {kind}."
             )
 
 
