@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from djax._values import describe
+from djax._values import describe, read_only
 
 from ._common import check_seed
 
@@ -32,8 +32,7 @@ def probabilities(name: str, value: Any, size: int, most: float | None) -> Proba
         array = _array(value)
         if array is not None and array.shape == (size, size):
             if np.all((array >= 0) & (array <= 1)):
-                array.setflags(write=False)
-                return array
+                return read_only(array)
     raise ValueError(
         f"{name} must be a number in [0, 1{')' if most is None else ']'}, or an array "
         f"[{size}, {size}] of probabilities, one for each receiver and sender; got "

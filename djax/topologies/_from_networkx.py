@@ -231,11 +231,7 @@ def _adjacency(graph: nx.Graph) -> tuple[np.ndarray, np.ndarray]:
 
 def _incidence(graph: nx.Graph) -> np.ndarray:
     """`float64[n, edges]`: 1 at one end of each edge, -1 at its other end."""
-    rows, columns = np.array(graph.edges, np.int64).T
-    incidence = np.zeros((len(graph), len(rows)))
-    edges = np.arange(len(rows))
-    incidence[rows, edges], incidence[columns, edges] = 1.0, -1.0
-    return incidence
+    return nx.incidence_matrix(graph, range(len(graph)), oriented=True).toarray()
 
 
 def _with_own(matrix: np.ndarray) -> np.ndarray:

@@ -15,6 +15,8 @@ from itertools import cycle, product
 import networkx as nx
 import numpy as np
 
+from djax._values import read_only
+
 from ._topology_checks import TOLERANCE
 
 Rounds = tuple[tuple[int, ...], ...]
@@ -134,8 +136,7 @@ def round_weights(matrix: np.ndarray, rounds: Rounds) -> np.ndarray:
     for r, source in enumerate(rounds):
         weights[r] = rest[workers, source]
         rest[workers, source] = 0.0
-    weights.setflags(write=False)
-    return weights
+    return read_only(weights)
 
 
 def _round_robin(size: int) -> Rounds:

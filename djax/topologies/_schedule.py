@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from djax._values import describe
+from djax._values import counted, describe, read_only
 
 from ._plot import plot_steps
 from ._rounding import column_weights, numbers
 from ._rounds import Rounds, round_weights, rounds_of
 from ._schedule_checks import check_matrices, contraction
-from ._topology import counted
 from ._topology_checks import TOLERANCE
 
 if TYPE_CHECKING:
@@ -71,8 +70,7 @@ class Schedule:
     def __post_init__(self) -> None:
         matrices = column_weights(_as_numbers(self.matrices))
         check_matrices(matrices)
-        matrices.setflags(write=False)
-        object.__setattr__(self, "matrices", matrices)
+        object.__setattr__(self, "matrices", read_only(matrices))
 
     @property
     def size(self) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import numpy as np
 
-from djax._values import describe
+from djax._values import counted, describe, read_only
 
 from ._plot import plot_graph
 from ._rounding import numbers, symmetric_weights
@@ -78,9 +78,8 @@ class Topology:
             )
         matrix = symmetric_weights(weights)
         check_mixing_matrix(matrix, graph)
-        matrix.setflags(write=False)
         object.__setattr__(self, "graph", graph)
-        object.__setattr__(self, "mixing_matrix", matrix)
+        object.__setattr__(self, "mixing_matrix", read_only(matrix))
 
     @property
     def size(self) -> int:
@@ -166,9 +165,7 @@ class Topology:
         """`int64[n, n]`: the number of hops between any two workers."""
         lengths = dict(nx.all_pairs_shortest_path_length(self.graph))
         workers = range(self.size)
-        distances = np.array([[lengths[i][j] for j in workers] for i in workers])
-        distances.setflags(write=False)
-        return distances
+        return read_only(np.array([[lengths[i][j] for j in workers] for i in workers]))
 
     @cached_property
     def diameter(self) -> int:
@@ -243,11 +240,6 @@ class Topology:
         if self.size <= _LARGEST_REPR_WITH_GAP:
             parts.append(f"spectral gap {self.spectral_gap:.3g}")
         return f"Topology({', '.join(parts)})"
-
-
-def counted(count: int, noun: str) -> str:
-    """A number of things in words, such as "1 round" or "2 rounds"."""
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _frozen_copy(graph: nx.Graph) -> nx.Graph:

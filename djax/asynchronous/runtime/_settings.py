@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from djax._arguments import check_choice
+from djax._values import is_number, is_whole
 from djax.topologies import Topology
 from djax.topologies.checks import check_undirected
 from djax.training import NonFinite
 from djax.transport import TRANSPORTS
 
-from .._numbers import is_number, is_whole
 from ..algorithms import EventTransformation, edge_rates
 from ._pairing import Pairing
 from ._policies import EdgeClocks, FirstFree, FixedOrder

@@ -14,18 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from djax._values import is_number, is_whole
 from djax.topologies import Topology
 from djax.topologies.checks import check_undirected
 
-from .._numbers import is_number, is_whole
 from ..algorithms import Asked
-from ._durations import (
-    MOST_EVENTS,
-    check_seed,
-    check_speeds,
-    check_variation,
-    draw_finish_times,
-)
+from ._durations import MOST_EVENTS, Durations
 from ._events import NOBODY, Events
 
 # Identifies the stream of random numbers for averagings; see `_durations`.
@@ -84,28 +78,23 @@ def draw_events(
     size = topology.size
     asked = Asked(topology, rate)
     rates = asked.rates
-    speeds = check_speeds("draw_events", speeds, size)
-    check_variation("draw_events", variation)
-    check_seed("draw_events", seed)
+    durations = Durations("draw_events", size, speeds, variation, seed)
     if (gradients is None) == (duration is None):
         raise ValueError(
             "draw_events: give either the number of gradients or the duration."
         )
-    expected = _expected_time(gradients, duration, speeds)
-    count = expected * (speeds.sum() + rates.sum() / 2)
+    expected = _expected_time(gradients, duration, durations.speeds)
+    count = expected * (durations.speeds.sum() + rates.sum() / 2)
     if not count <= MOST_EVENTS:
         raise ValueError(
             f"draw_events: about {count:.3g} events are asked for, more than "
             f"{MOST_EVENTS:.0e}; lower the rate, the speeds, or what ends the run."
         )
     if gradients is not None:
-        end = _time_of(gradients, expected, speeds, variation, seed)
+        end = _time_of(gradients, expected, durations)
     else:
         end = expected
-    finish = [
-        draw_finish_times(i, speed, end, variation, seed)
-        for i, speed in enumerate(speeds)
-    ]
+    finish = durations.finish_times(end)
     rng = np.random.default_rng((seed, _MEETINGS))
     i, j = np.nonzero(np.triu(rates))
     which = np.repeat(np.arange(len(i)), rng.poisson(rates[i, j] * end))
@@ -138,17 +127,10 @@ def _expected_time(gradients: Any, duration: Any, speeds: np.ndarray) -> float:
     return float(gradients / speeds.sum())
 
 
-def _time_of(
-    gradients: int, until: float, speeds: np.ndarray, variation: float, seed: int
-) -> float:
+def _time_of(gradients: int, until: float, durations: Durations) -> float:
     """Returns when the workers have computed `gradients`; `until` is a first guess."""
     while True:
-        finish = np.concatenate(
-            [
-                draw_finish_times(i, s, until, variation, seed)
-                for i, s in enumerate(speeds)
-            ]
-        )
+        finish = np.concatenate(durations.finish_times(until))
         if len(finish) >= gradients:
             return float(np.partition(finish, gradients - 1)[gradients - 1])
         until *= 1.1

@@ -6,12 +6,11 @@ and the worker, not on what else is drawn.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._numbers import is_number, is_whole
+from djax._values import is_number, is_whole
 
 # Identifies the stream of random numbers for durations. It is a large number, since
 # NumPy draws the same numbers for the seeds (seed, 0) and (seed,): with a small number,
@@ -28,38 +27,70 @@ _LEAST_VARIATION = 1e-6
 MOST_EVENTS = 10**8
 
 
-def draw_durations(
-    worker: int, count: int, speed: float, variation: float, seed: int
-) -> np.ndarray:
-    """Draws how long each of a worker's first gradients takes, `float64[count]`.
+class Durations:
+    """How long the gradients of all workers take.
 
-    With a larger `count`, the first durations are the same, and others follow.
+    Args:
+      name: the function that was given the other arguments, for errors.
+      size: number of workers.
+      speeds: gradients per unit of time, one number or one for each worker.
+      variation: coefficient of variation of each duration.
+      seed: seed of all draws.
+
+    Attributes:
+      speeds: `float64[size]`.
+
+    Raises:
+      TypeError: speeds, variation or seed are no numbers.
+      ValueError: speeds, variation or seed are not in their ranges.
     """
-    if variation == 0:
-        return np.full(count, 1 / speed)
-    rng = np.random.default_rng((seed, _STREAM, worker))
-    shape = float(variation) ** -2  # NumPy has no negative powers of integers.
-    return rng.standard_gamma(shape, count) / (shape * speed)
+
+    def __init__(
+        self, name: str, size: int, speeds: ArrayLike, variation: float, seed: int
+    ):
+        """Checks the arguments; nothing is drawn yet."""
+        self.speeds = _check_speeds(name, speeds, size)
+        _check_variation(name, variation)
+        if not is_whole(seed):
+            raise TypeError(f"{name}: seed must be a whole number, got {seed!r}.")
+        if seed < 0:
+            raise ValueError(f"{name}: seed must be at least 0, got {seed}.")
+        self._variation, self._seed = variation, seed
+
+    def draw(self, worker: int, count: int) -> np.ndarray:
+        """Draws how long each of a worker's first gradients takes, `float64[count]`.
+
+        With a larger `count`, the first durations are the same, and others follow.
+        """
+        speed = self.speeds[worker]
+        if self._variation == 0:
+            return np.full(count, 1 / speed)
+        rng = np.random.default_rng((self._seed, _STREAM, worker))
+        # NumPy has no negative powers of integers.
+        shape = float(self._variation) ** -2
+        return rng.standard_gamma(shape, count) / (shape * speed)
+
+    def finish_times(self, until: float) -> list[np.ndarray]:
+        """Draws when each worker finishes its gradients, up to `until`."""
+        return [self._finish_times(i, until) for i in range(len(self.speeds))]
+
+    def _finish_times(self, worker: int, until: float) -> np.ndarray:
+        speed = self.speeds[worker]
+        if speed == 0:
+            return np.zeros(0)
+        count = 1 + math.ceil(until * speed)
+        while True:
+            # Not a sum of constant durations, since its rounding would add up.
+            if self._variation == 0:
+                finish = np.arange(1, count + 1) / speed
+            else:
+                finish = np.cumsum(self.draw(worker, count))
+            if finish[-1] > until:
+                return finish[: np.searchsorted(finish, until, side="right")]
+            count *= 2
 
 
-def draw_finish_times(
-    worker: int, speed: float, until: float, variation: float, seed: int
-) -> np.ndarray:
-    """Draws when a worker finishes its gradients, `float64[...]`, up to `until`."""
-    if speed == 0:
-        return np.zeros(0)
-    count = 1 + math.ceil(until * speed)
-    while True:
-        if variation == 0:  # Not a sum of durations, since its rounding would add up.
-            finish = np.arange(1, count + 1) / speed
-        else:
-            finish = np.cumsum(draw_durations(worker, count, speed, variation, seed))
-        if finish[-1] > until:
-            return finish[: np.searchsorted(finish, until, side="right")]
-        count *= 2
-
-
-def check_speeds(name: str, speeds: ArrayLike, size: int) -> np.ndarray:
+def _check_speeds(name: str, speeds: ArrayLike, size: int) -> np.ndarray:
     """Returns `float64[size]`; raises TypeError or ValueError unless given speeds."""
     given = np.asarray(speeds)
     if given.dtype.kind not in "iuf":  # Booleans, for example.
@@ -82,7 +113,7 @@ def check_speeds(name: str, speeds: ArrayLike, size: int) -> np.ndarray:
     return np.broadcast_to(given, size)
 
 
-def check_variation(name: str, variation: float) -> None:
+def _check_variation(name: str, variation: float) -> None:
     """Raises TypeError or ValueError unless `variation` can be that of a duration."""
     if not is_number(variation):
         raise TypeError(f"{name}: variation must be a number, got {variation!r}.")
@@ -97,11 +128,3 @@ def check_variation(name: str, variation: float) -> None:
         raise ValueError(
             f"{name}: variation must be finite and at least 0, got {variation}."
         )
-
-
-def check_seed(name: str, seed: Any) -> None:
-    """Raises TypeError or ValueError unless `seed` is a whole number, at least 0."""
-    if not is_whole(seed):
-        raise TypeError(f"{name}: seed must be a whole number, got {seed!r}.")
-    if seed < 0:
-        raise ValueError(f"{name}: seed must be at least 0, got {seed}.")

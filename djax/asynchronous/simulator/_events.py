@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._numbers import is_whole
+from djax._values import counted, is_whole, read_only
+
 from ..algorithms import Asked
 from . import _plot
 
@@ -58,8 +59,7 @@ class Events:
 
     def __post_init__(self):
         for name, dtype in (("time", "f8"), ("worker", "i4"), ("peer", "i4")):
-            array = np.array(getattr(self, name), dtype)
-            array.setflags(write=False)
+            array = read_only(np.array(getattr(self, name), dtype))
             object.__setattr__(self, name, array)
         object.__setattr__(self, "duration", float(self.duration))
         _check_events(self)
@@ -70,13 +70,13 @@ class Events:
     @cached_property
     def is_gradient(self) -> np.ndarray:
         """`bool[events]`: which events are gradients; the others are averagings."""
-        return _frozen(self.peer == NOBODY)
+        return read_only(self.peer == NOBODY)
 
     @cached_property
     def gradient_counts(self) -> np.ndarray:
         """`int64[n]`: number of gradients of each worker."""
         workers = self.worker[self.is_gradient]
-        return _frozen(np.bincount(workers, minlength=self.size))
+        return read_only(np.bincount(workers, minlength=self.size))
 
     @cached_property
     def pair_counts(self) -> np.ndarray:
@@ -84,7 +84,7 @@ class Events:
         counts = np.zeros((self.size, self.size), np.int64)
         meets = ~self.is_gradient
         np.add.at(counts, (self.worker[meets], self.peer[meets]), 1)
-        return _frozen(counts + counts.T)
+        return read_only(counts + counts.T)
 
     @property
     def averaging_counts(self) -> np.ndarray:
@@ -107,7 +107,7 @@ class Events:
             else:
                 since[i] += 1
                 since[j] += 1
-        return _frozen(np.array(result, np.int64))
+        return read_only(np.array(result, np.int64))
 
     @cached_property
     def elapsed(self) -> np.ndarray:
@@ -124,7 +124,7 @@ class Events:
             result[e, 0], last[i] = t - last[i], t
             if j != NOBODY:
                 result[e, 1], last[j] = t - last[j], t
-        return _frozen(result)
+        return read_only(result)
 
     def last_times(self, time: float) -> np.ndarray:
         """Returns `float64[n]`: each worker's last event time up to `time`, or 0."""
@@ -166,17 +166,10 @@ class Events:
 
     def __repr__(self) -> str:
         gradients = int(self.is_gradient.sum())
-        parts = [
-            f"{count} {noun}{'' if count == 1 else 's'}"
-            for count, noun in (
-                (self.size, "worker"),
-                (gradients, "gradient"),
-                (len(self) - gradients, "averaging"),
-            )
-        ]
         return (
-            f"Events({parts[0]}, {parts[1]} and {parts[2]} in {self.duration:.4g} "
-            "units of time)"
+            f"Events({counted(self.size, 'worker')}, {counted(gradients, 'gradient')} "
+            f"and {counted(len(self) - gradients, 'averaging')} in "
+            f"{self.duration:.4g} units of time)"
         )
 
 
@@ -188,11 +181,7 @@ def _check_events(events: Events) -> None:
         )
     if not 0 <= events.duration < np.inf:
         raise ValueError(f"Events: the run cannot end at {events.duration}.")
-    if (
-        events.time.shape != (count,)
-        or events.worker.shape != (count,)
-        or events.peer.shape != (count,)
-    ):
+    if any(x.shape != (count,) for x in (events.time, events.worker, events.peer)):
         raise ValueError(
             "Events: time, worker and peer need one entry an event, got shapes "
             f"{events.time.shape}, {events.worker.shape} and {events.peer.shape}."
@@ -214,8 +203,3 @@ def _check_events(events: Events) -> None:
                 f"Events: number {e} (time {events.time[e]}, worker "
                 f"{events.worker[e]}, peer {events.peer[e]}) {mistake}."
             )
-
-
-def _frozen(array: np.ndarray) -> np.ndarray:
-    array.setflags(write=False)
-    return array

@@ -5,15 +5,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._numbers import is_whole
+from djax._values import is_whole
+
 from . import _plot
-from ._durations import (
-    MOST_EVENTS,
-    check_seed,
-    check_speeds,
-    check_variation,
-    draw_durations,
-)
+from ._durations import MOST_EVENTS, Durations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,22 +93,18 @@ def draw_rounds(
         )
     if not is_whole(steps):
         raise TypeError(f"draw_rounds: steps must be a whole number, got {steps!r}.")
-    speeds = check_speeds("draw_rounds", speeds, size)
-    check_variation("draw_rounds", variation)
-    check_seed("draw_rounds", seed)
-    if steps < 1 or not (speeds > 0).all():
+    durations = Durations("draw_rounds", size, speeds, variation, seed)
+    if steps < 1 or not (durations.speeds > 0).all():
         raise ValueError(
             "draw_rounds: all wait for the slowest, so that steps and speeds must be "
-            f"positive; got {steps} steps and speeds down to {speeds.min()}."
+            f"positive; got {steps} steps and speeds down to {durations.speeds.min()}."
         )
     if size * steps > MOST_EVENTS:
         raise ValueError(
             f"draw_rounds: {size * steps:.3g} gradients are asked for, more than "
             f"{MOST_EVENTS:.0e}; lower the steps."
         )
-    durations = np.stack(
-        [draw_durations(i, steps, s, variation, seed) for i, s in enumerate(speeds)], 1
-    )
-    end = np.cumsum(durations.max(1))
+    drawn = np.stack([durations.draw(i, steps) for i in range(size)], 1)
+    end = np.cumsum(drawn.max(1))
     start = np.concatenate([[0.0], end[:-1]])
-    return Rounds(start, start[:, None] + durations)
+    return Rounds(start, start[:, None] + drawn)
