@@ -11,7 +11,7 @@ import numpy as np
 from djax._interfaces import Communicator
 from djax._values import describe, is_communicator
 from djax.topologies import Graph, Schedule, Topology, contraction
-from djax.topologies.checks import check_graph_kind, check_undirected
+from djax.topologies.checks import check_graph_kind
 
 
 def check_communicator(name: str, communicator: Any) -> None:
@@ -31,12 +31,6 @@ def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
             f"{name}: the graph {topology!r} has {topology.size} workers but the "
             f"communicator has {communicator.size}; build both for the same number."
         )
-
-
-def check_topology(name: str, topology: Any, communicator: Communicator) -> None:
-    """Raises unless the value is a Topology of as many workers as the communicator."""
-    check_undirected(name, topology)
-    check_sizes(name, topology, communicator)
 
 
 def check_mixing(

@@ -35,7 +35,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax import mixing
-from djax._arguments import check_choice, check_flags, check_topology
+from djax._arguments import check_choice, check_flags, check_sizes
 from djax._arrays.keys import check_key
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
@@ -148,9 +148,9 @@ def relay(
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021, Algorithm 1
     """
-    check_topology("relay", tree, communicator)
-    check_key("relay", key)
     check_tree("relay", tree)
+    check_sizes("relay", tree, communicator)
+    check_key("relay", key)
     if missing is None:
         missing = "latest" if communicator.drop_probability else "initial"
     check_choice("relay: missing", missing, Missing)

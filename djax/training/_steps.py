@@ -20,7 +20,7 @@ from djax._arrays.finite import all_finite
 from djax._checking.check import check as check_optimizer
 from djax._checking.codes import problems_of_codes
 from djax._interfaces import Communicator, PyTree
-from djax._mechanism.refusals import refuse
+from djax._mechanism.refusals import Part, refuse
 from djax._mechanism.value import parts_within
 from djax._transformations import as_transformation
 
@@ -162,16 +162,14 @@ def make_steps(
             shapes = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), workers.params
             )
-            _check_mechanisms(optimizer, communicator, workers.params, nonfinite)
+            parts = parts_within(optimizer, communicator, workers.params)
+            _check_mechanisms(parts, communicator, shapes, nonfinite)
         batches = jax.tree.map(jnp.asarray, batches)
-        if nonfinite != "raise":
-            workers, (metrics, _) = program(workers, batches)
-            _warn_of_order(worker, communicator, shapes)
-            return workers, metrics
-        started = all_start_finite(workers.params)
+        started = all_start_finite(workers.params) if nonfinite == "raise" else None
         workers, (metrics, flaws) = program(workers, batches)
         _warn_of_order(worker, communicator, shapes)
-        check(started, flaws, workers, metrics)
+        if nonfinite == "raise":
+            check(started, flaws, workers, metrics)
         return workers, metrics
 
     return steps
@@ -187,20 +185,15 @@ def _check_workers(workers: Any) -> None:
 
 
 def _check_mechanisms(
-    optimizer: optax.GradientTransformation,
-    communicator: Communicator,
-    params: PyTree,
-    nonfinite: NonFinite,
+    parts: list[Part], communicator: Communicator, shapes: PyTree, nonfinite: NonFinite
 ) -> None:
     """Raises ValueError if a mechanism, or its compressor, does not fit.
 
     This is the part of :func:`djax.check` that needs no trial of the whole optimizer.
     """
-    parts = parts_within(optimizer, communicator, params)
     if nonfinite == "isolate":
         refuse("make_steps(nonfinite='isolate')", parts, "needs_every_message")
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
-    if problems := problems_of_codes(parts, communicator, one):
+    if problems := problems_of_codes(parts, communicator, shapes):
         raise ValueError(f"make_steps: {problems[0]}")
 
 

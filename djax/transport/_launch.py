@@ -81,7 +81,10 @@ def share_node(world: Any) -> None:
     try:
         _share_cores(node)
         _choose_gpu(node)
-        _compute_in_place()
+        # XLA would otherwise run all CPU programs one after another in a thread of its
+        # own. A small program that a second thread calls, such as an asynchronous
+        # averaging, would have to wait until a gradient is computed.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
         _keep_memory(node.size)
     finally:
         node.Free()
@@ -100,16 +103,6 @@ def _share_cores(node: Any) -> None:
         mine = frozenset(range(os.cpu_count() or 1))
     sharing = sum(not mine.isdisjoint(theirs) for theirs in node.allgather(mine))
     os.environ.setdefault("NPROC", str(max(1, len(mine) // sharing)))
-
-
-def _compute_in_place() -> None:
-    """Makes XLA run each CPU program in the thread that calls it.
-
-    XLA would otherwise run all programs one after another in a thread of its own. A
-    small program that a second thread calls, such as an asynchronous averaging, would
-    have to wait until a gradient is computed.
-    """
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def _keep_memory(sharing: int) -> None:

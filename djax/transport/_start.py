@@ -201,14 +201,9 @@ def _gather(comm: Any, what: str, seconds: float) -> list[int]:
             _watch.say(f"{names} {verb} not come to {what} after {waited:.0f} s.")
         time.sleep(1e-3)
     late = sorted(missing)
-    requests = [comm.isend(late, rank, _TAG) for rank in range(1, comm.size)]
-    if late:  # A rank that is missing does not receive the message.
-        requests = [
-            r
-            for r, rank in zip(requests, range(1, comm.size), strict=True)
-            if rank not in missing
-        ]
-    MPI.Request.Waitall(requests)
+    requests = {rank: comm.isend(late, rank, _TAG) for rank in range(1, comm.size)}
+    # A rank that is missing does not receive the message.
+    MPI.Request.Waitall([x for rank, x in requests.items() if rank not in missing])
     return late
 
 

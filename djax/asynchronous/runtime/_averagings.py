@@ -1,5 +1,7 @@
 """One worker's averagings: it finds partners, and exchanges models with them."""
 
+from dataclasses import dataclass, field
+
 import jax
 import numpy as np
 
@@ -11,6 +13,7 @@ from ._pairing import Kind, Messages, Pairing
 from ._record import Record
 
 
+@dataclass(eq=False)
 class Averagings:
     """Carries out the averagings that the pairing decides on.
 
@@ -30,22 +33,17 @@ class Averagings:
       pairing: the same pairing.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        members: Members,
-        transport: Transport,
-        record: Record,
-        pairing: Pairing,
-    ):
-        """Starts without any demand."""
-        self._model, self._members, self._transport = model, members, transport
-        self._record, self.pairing = record, pairing
-        self._sent: Buffers | None = None  # This worker's model, once it is sent.
-        self._met_at = 0.0
-        # The partners' models, or None if they are not finite.
-        self._models: dict[int, list[np.ndarray] | None] = {}
-        self._in_use: list[np.ndarray] = []  # The last model that was received.
+    _model: Model
+    _members: Members
+    _transport: Transport
+    _record: Record
+    pairing: Pairing
+    _sent: Buffers | None = None  # This worker's model, once it is sent.
+    _met_at: float = 0.0
+    # The partners' models, or None if they are not finite.
+    _models: dict[int, list[np.ndarray] | None] = field(default_factory=dict)
+    # The last model that was received.
+    _in_use: list[np.ndarray] = field(default_factory=list)
 
     def demand(self, peer: int | None) -> None:
         """Demands one more averaging, with any neighbour if `peer` is None."""

@@ -248,7 +248,7 @@ def run(
     members.own.gradients = start.finished
     averager = Averager(model, members, carrier, Record(start.finished), settings)
     compute = Gradient(gradient_fn, stream, jit)
-    worker = Worker(compute, model, averager, members, settings, saver, progress, stop)
+    worker = Worker(compute, model, averager, members, nonfinite, saver, progress, stop)
     try:
         averager.begin("compiling")
         model.compile(compute.compile(start.params, start.model_state))

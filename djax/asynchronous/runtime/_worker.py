@@ -1,11 +1,12 @@
 """The main thread of a worker, which computes gradients one after another."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from djax._interfaces import PyTree
-from djax.training import Checkpointer, NonFiniteError
+from djax.training import Checkpointer, NonFinite, NonFiniteError
 
 from .._finite import describe
 from ._averager import Averager
@@ -13,9 +14,9 @@ from ._gradient import Gradient
 from ._history import History
 from ._members import Members
 from ._model import Model
-from ._settings import Settings
 
 
+@dataclass(eq=False)
 class Worker:
     """Computes gradients until the run is over, while the averager averages.
 
@@ -24,7 +25,7 @@ class Worker:
       model: the model of this worker.
       averager: the averaging thread of this worker.
       members: this worker's view of all workers.
-      settings: the settings of the run.
+      nonfinite: what happens to gradients that are not finite.
       saver: saves this worker; None if the run has no checkpoints.
       progress: a function that is called after each gradient of this worker, with the
         number of gradients of all workers.
@@ -32,22 +33,15 @@ class Worker:
         whether the run has to end now.
     """
 
-    def __init__(
-        self,
-        compute: Gradient,
-        model: Model,
-        averager: Averager,
-        members: Members,
-        settings: Settings,
-        saver: Checkpointer | None,
-        progress: Callable[[int], object] | None,
-        stop: Callable[[], bool] | None,
-    ):
-        """Starts without any metrics."""
-        self._compute, self._model, self._averager = compute, model, averager
-        self._members, self._nonfinite = members, settings.nonfinite
-        self._saver, self._progress, self._stop = saver, progress, stop
-        self._measured = History()
+    _compute: Gradient
+    _model: Model
+    _averager: Averager
+    _members: Members
+    _nonfinite: NonFinite
+    _saver: Checkpointer | None
+    _progress: Callable[[int], object] | None
+    _stop: Callable[[], bool] | None
+    _measured: History = field(default_factory=History)
 
     def train(self, model_state: PyTree) -> tuple[PyTree, PyTree]:
         """Computes gradients until the run is over.
@@ -89,17 +83,14 @@ class Worker:
         finite = np.asarray(model.updated)
         if not finite.all():
             averager.record.not_finite(number)
-            self._check_finite(number, finite)
+            if self._nonfinite == "raise":
+                rank = self._members.rank
+                text = f"asynchronous.run: {describe(rank, number, finite)}"
+                raise NonFiniteError(text, (rank,), number - 1)
         averager.begin(f"waiting for averagings after gradient {number}")
         averager.step()
         skipped = self._nonfinite == "skip" and not finite.all()
         return model_state if skipped else new_model_state
-
-    def _check_finite(self, number: int, finite: np.ndarray) -> None:
-        if self._nonfinite == "raise":
-            rank = self._members.rank
-            text = describe(rank, number, finite)
-            raise NonFiniteError(f"asynchronous.run: {text}", (rank,), number - 1)
 
     def save(self, model_state: PyTree) -> None:
         """Starts to write a checkpoint, unless the run has no checkpoints."""
