@@ -79,8 +79,7 @@ from .blocks import (
 )
 from .edges import Edges
 from .orthonormal import keep, orthonormal, signs
-from .products import added_to_matrices, multiply_blocks, scale_rounds
-from .repeat import repeated
+from .products import added_to_matrices, multiply_blocks, repeated, scale_rounds
 
 
 class PowerGossipState(NamedTuple):
