@@ -26,7 +26,7 @@ from djax._interfaces import Communicator, Compressor, PyTree
 from djax._mechanism.adapter import build
 from djax._mechanism.states import check_state, label_of
 from djax._mechanism.value import Mechanism
-from djax.compressors.checks import check_contraction, check_unbiased
+from djax.compressors.checks import check_class
 from djax.mixing import difference
 from djax.topologies import Graph
 
@@ -68,7 +68,7 @@ class Messages:
         self,
         start: Callable[[PyTree], tuple[PyTree, ...]],
         facts: Mapping[str, bool | str | None],
-        conditions: dict[str, Compressor],
+        kind: str,
         **options: Any,
     ) -> Mechanism:
         """Makes the mechanism that sends these messages.
@@ -92,7 +92,7 @@ class Messages:
             self.communicator,
             self.graph,
             facts=facts,
-            conditions=conditions,
+            conditions={kind: self.compressor},
             skips_silent_steps=True,
             **options,
         )
@@ -159,8 +159,8 @@ def averaging_by_a_contraction(
       consensus_rate: the factor by which the displacement is multiplied.
       overlap: whether the parameters are averaged before this step's updates.
     """
-    name, code = messages.name, messages.compressor
-    check_contraction(name, code)
+    name = messages.name
+    check_class(name, messages.compressor, "contraction")
     check_consensus_rate(f"{name}: consensus_rate", consensus_rate, messages.graph)
     check_flags(name, overlap=overlap)
 
@@ -170,9 +170,7 @@ def averaging_by_a_contraction(
         return scale(consensus_rate, displacement), state
 
     facts = {"needs_every_message": True}
-    return messages.mechanism(
-        start, facts, {"contraction": code}, mix=at_rate, overlap=overlap
-    )
+    return messages.mechanism(start, facts, "contraction", mix=at_rate, overlap=overlap)
 
 
 def averaging_by_an_unbiased_code(
@@ -188,8 +186,7 @@ def averaging_by_an_unbiased_code(
       step: `(params, updates, state, send) -> (params, state)`. The new parameters are
         in float32 or wider, and `send` is :meth:`Messages.send`.
     """
-    name, code = messages.name, messages.compressor
-    check_unbiased(name, code)
+    check_class(messages.name, messages.compressor, "unbiased")
 
     def update(updates, state, params, /):
         messages.check(state, params)
@@ -202,10 +199,10 @@ def averaging_by_an_unbiased_code(
     facts = {
         "needs_every_message": True,
         # The models that neighbours know are those before this step's updates.
-        "overlap": f"{name} averages older ones; use gossip",
+        "overlap": f"{messages.name} averages older ones; use gossip",
         "moves_mean": True,  # What the code leaves out moves the mean.
     }
-    return messages.mechanism(start, facts, {"unbiased": code}, update=update)
+    return messages.mechanism(start, facts, "unbiased", update=update)
 
 
 def accumulate(total: PyTree, change: PyTree) -> PyTree:
