@@ -14,7 +14,6 @@ import os
 import pathlib
 import queue
 import shutil
-import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +23,7 @@ import jax
 import numpy as np
 
 from djax._arrays.keys import is_key
+from djax.transport import say
 
 PART = ".part"
 """Suffix of the names of files and folders that are not complete."""
@@ -168,11 +168,7 @@ class Steps:
         for text in self.failures[self._said :]:
             self._said += 1
             last = f"the last one is of step {max(self.held, default=0)}"
-            print(
-                f"checkpoint not saved: {text}; the run goes on, {last}",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"checkpoint not saved: {text}; the run goes on, {last}")
 
     def close(self) -> None:
         """Waits until everything is written, and ends the thread."""

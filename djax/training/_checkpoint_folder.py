@@ -13,11 +13,12 @@ import json
 import os
 import pathlib
 import socket
-import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
+
+from djax.transport import say
 
 from ._checkpoint_files import PART, CheckpointError, Saved, Steps, one_line
 
@@ -143,11 +144,7 @@ class Folder:
             )
         if damage and self._leads:
             older = f"step {found[0]}" if common else "an older one"
-            print(
-                f"{'; '.join(damage)}: going on from {older}",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"{'; '.join(damage)}: going on from {older}")
         return found
 
     def close(self, *, wait: bool = True) -> None:
@@ -210,10 +207,9 @@ class Folder:
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
-                print(
+                say(
                     f"checkpoints: {self.path} cannot be locked "
-                    f"({one_line(error)}): let no other run use it.",
-                    file=sys.stderr,
+                    f"({one_line(error)}): let no other run use it."
                 )
                 break
         self._lock.truncate(0)

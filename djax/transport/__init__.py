@@ -17,6 +17,7 @@ from ._launch import check_launcher, launcher_rank, launcher_size, share_node
 from ._mpi import MPITransport
 from ._packing import Packing, as_bytes, count_bytes, count_messages, exchange
 from ._start import Absent, meet, start_mpi
+from ._watch import say
 from ._zmq import ZMQTransport
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "launcher_size",
     "leave_alone",
     "meet",
+    "say",
     "share_node",
     "start_mpi",
 ]

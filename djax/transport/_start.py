@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import math
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -134,9 +133,8 @@ def watch(
 def _die_with_launcher() -> None:
     """Makes the kernel end this process when its MPICH launcher or guard dies."""
     parent = os.getppid()
-    name = pathlib.Path(f"/proc/{parent}/comm")
     with contextlib.suppress(OSError):
-        if name.read_text().startswith("hydra_pmi_prox"):
+        if _watch.is_launcher(parent):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
             if os.getppid() != parent:  # The parent has died meanwhile.
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -83,7 +83,7 @@ def missing(caller: int) -> tuple[set[int], set[int]]:
     try:
         size, local = (int(os.environ[x]) for x in ("PMI_SIZE", "MPI_LOCALNRANKS"))
         parents = _parents()
-        launcher = next(x for x in _ancestors(caller, parents) if _is_launcher(x))
+        launcher = next(x for x in _ancestors(caller, parents) if is_launcher(x))
     except (KeyError, OSError, StopIteration, ValueError):
         return set(), set()
     mine = {x for x, parent in parents.items() if parent == launcher}
@@ -125,7 +125,8 @@ def _read(process: int, file: str) -> bytes:
         return b""
 
 
-def _is_launcher(process: int) -> bool:
+def is_launcher(process: int) -> bool:
+    """Whether a process is MPICH's, which starts the ranks of a node."""
     command = pathlib.Path(f"/proc/{process}/comm").read_text()
     return command.startswith("hydra_pmi_prox")
 

@@ -7,7 +7,6 @@ far this worker is, notices lost workers, and takes part in the end of the run.
 
 import json
 import math
-import sys
 import threading
 import time
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import numpy as np
 
 from djax._interfaces import PyTree
 from djax.training import NonFiniteError
-from djax.transport import Message, Transport, as_bytes
+from djax.transport import Message, Transport, as_bytes, say
 
 from ._averagings import Averagings
 from ._ending import Ending, Result
@@ -272,7 +271,7 @@ class Averager:
                 f'worker {peer} {reason}. With transport="zmq" the others could go on '
                 "without it."
             )
-        print(f"worker {peer} is lost: it {reason}", file=sys.stderr, flush=True)
+        say(f"worker {peer} is lost: it {reason}")
         self._averagings.lose(peer)
 
     def _take_snapshot(self) -> None:

@@ -147,10 +147,8 @@ class Members:
         # A copy, since the main thread may change the status meanwhile.
         now, own = time.monotonic(), dataclasses.replace(self.own)
         left = (self._budget or 0) - self.gradients
-        enough = max(1, left // (4 * self.size))
-        counts = self._budget is not None and (
-            own.gradients - self._told.gradients >= enough
-        )
+        new = own.gradients - self._told.gradients
+        counts = self._budget is not None and new >= max(1, left // (4 * self.size))
         news = own != dataclasses.replace(
             self._told, gradients=own.gradients, phase=own.phase
         )
@@ -173,23 +171,17 @@ class Members:
             # This worker itself was stopped, and has not read the others' messages yet.
             self._signs = {peer: _Signs(now, now) for peer in self._signs}
         self._looked_at = now
-        for peer, signs in self._signs.items():
-            status = self.others.get(peer)
-            if status is None:
-                continue
+        changes = [self._signs[peer].changed for peer in self.others]
+        latest_change = max([self._own_changed, *changes])
+        for peer, status in self.others.items():
             rest = [self.own, *(s for r, s in self.others.items() if r != peer)]
-            if now - signs.heard > self._timeout:
+            if now - self._signs[peer].heard > self._timeout:
                 found[peer] = (
                     f"was not heard of for {self._timeout:g} s, last {status.phase}"
                 )
-            elif now - self._latest_change() > self._patience(status, rest):
+            elif now - latest_change > self._patience(status, rest):
                 found[peer] = f"has held up everyone: {status.phase}"
         return found
-
-    def _latest_change(self) -> float:
-        return max(
-            [self._own_changed, *(self._signs[peer].changed for peer in self.others)]
-        )
 
     def _patience(self, status: Status, rest: list[Status]) -> float:
         """Returns how long, in seconds, a worker may keep all others waiting."""

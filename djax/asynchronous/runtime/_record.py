@@ -31,27 +31,25 @@ class Record:
       origin: `time.perf_counter()` when the run began.
     """
 
+    # The codes are those of the module `array`, which NumPy shares.
     _TYPES = {
-        "before": "i4",
-        "gradients": "f8",
-        "staleness": "i4",
-        "averagings": "f8",
-        "peers": "i4",
-        "snapshots": "f8",
-        "snapshot_numbers": "i4",
-        "sketches": "f4",
-        "nonfinite": "i4",
-        "finite": "i4",
+        "before": "i",
+        "gradients": "d",
+        "staleness": "i",
+        "averagings": "d",
+        "peers": "i",
+        "snapshots": "d",
+        "snapshot_numbers": "i",
+        "sketches": "f",
+        "nonfinite": "i",
+        "finite": "i",
     }
     NAMES = tuple(_TYPES)
 
     def __init__(self, before: int = 0):
         """Starts an empty record."""
         self.origin = time.perf_counter()
-        codes = {"i4": "i", "f8": "d", "f4": "f"}
-        self._parts = {
-            name: array.array(codes[dtype]) for name, dtype in self._TYPES.items()
-        }
+        self._parts = {name: array.array(code) for name, code in self._TYPES.items()}
         self._parts["before"].append(before)
         self._parts["finite"].append(1)
 

@@ -8,7 +8,6 @@ workers, and a lost worker resumes from the state of a surviving one.
 """
 
 import functools
-import sys
 import warnings
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 
 from djax._interfaces import Communicator, PyTree
 from djax.training import Checkpointer, from_numpy, to_numpy
+from djax.transport import say
 
 from ..algorithms import EventTransformation
 
@@ -123,12 +123,10 @@ def _catch_up(
     donor = max(survivors, key=counts.__getitem__)
     if comm.rank == 0:
         for rank in lost:
-            print(
+            say(
                 f"worker {rank} was lost in the run before, after "
                 f"{counts[rank]} gradients by its checkpoint: it goes on from the "
-                f"state of worker {donor}, which has computed {counts[donor]}.",
-                file=sys.stderr,
-                flush=True,
+                f"state of worker {donor}, which has computed {counts[donor]}."
             )
     leaves, structure = jax.tree.flatten(start[:3])
     arrays = [*map(to_numpy, leaves)]

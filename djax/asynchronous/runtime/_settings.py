@@ -58,11 +58,9 @@ class Settings:
                 f"run: {most:.3g} averagings per gradient are more than a worker can "
                 f"count; rate must be at most {_MOST_RATE:g}."
             )
-        for name, value, known in (
-            ("pairing", self.pairing, PAIRINGS),
-            ("transport", self.transport, tuple(TRANSPORTS)),
-        ):
-            if value not in known:
+        known_names = {"pairing": PAIRINGS, "transport": tuple(TRANSPORTS)}
+        for name, known in known_names.items():
+            if (value := getattr(self, name)) not in known:
                 raise ValueError(f"run: {name} must be one of {known}, got {value!r}.")
         check_choice("run: nonfinite", self.nonfinite, NonFinite)
         if self.pairing == "edge_clocks" and not self.random_times:

@@ -195,9 +195,8 @@ def _snapshots(
         described = jax.tree.map(lambda x: _pad(x, longest), describe(events, waves))
         batches = stream.take(new, most) if stream else ()
         run, measured = program(run, described, batches, count)
-        measured, finite = jax.tree.map(
-            lambda x, new=new: x[:new], measured or ((), ())
-        )
+        both = measured or ((), ())
+        measured, finite = jax.tree.map(lambda x, new=new: x[:new], both)
         if raises and new:
             _check_finite(events, before, np.asarray(finite))
         before += new
@@ -227,9 +226,7 @@ def _check_finite(events: Events, before: int, finite: np.ndarray) -> None:
 
 
 def _pad(array: np.ndarray, length: int) -> np.ndarray:
-    return np.concatenate(
-        [array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)]
-    )
+    return np.pad(array, [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)])
 
 
 def _check_times(times: Sequence[float], duration: float) -> np.ndarray:
