@@ -154,22 +154,16 @@ class _Counter:
         self, schedule: Sequence[int], branches: Sequence[Callable], operands: tuple
     ) -> PyTree:
         """Marks what alternating branches send; the result has the right shapes."""
-        traces = [
-            jax.make_jaxpr(branch, return_shape=True)(*operands) for branch in branches
-        ]
+        trace = functools.partial(jax.make_jaxpr, return_shape=True)
+        traces = [trace(branch)(*operands) for branch in branches]
         costs = [cost_of(program.jaxpr, self.size) for program, _ in traces]
         # The number of passes through the schedule after which each branch has gone
         # through whole periods of its own.
-        taken = [schedule.count(index) for index in range(len(costs))]
-        passes = math.lcm(
-            *(
-                cost.period // math.gcd(cost.period, count)
-                for cost, count in zip(costs, taken, strict=True)
-            )
-        )
+        taken = [(cost, schedule.count(index)) for index, cost in enumerate(costs)]
+        passes = math.lcm(*(c.period // math.gcd(c.period, n) for c, n in taken))
         period = passes * len(schedule)
         total = CommunicationCost(period, (0,) * self.size, (0,) * self.size)
-        for cost, count in zip(costs, taken, strict=True):
+        for cost, count in taken:
             total += cost.times(passes * count // cost.period, period)
         _, shapes = traces[0]
         result = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

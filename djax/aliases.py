@@ -20,9 +20,9 @@ from ._arguments import (
     check_static,
 )
 from ._interfaces import Communicator, Compressor
-from .corrections import d2, gradient_tracking, interleave, on_updates
-from .corrections._d2 import check_d2
+from .corrections import check_d2, d2, gradient_tracking, interleave, on_updates
 from .mechanisms import (
+    Missing,
     all_reduce,
     choco_gossip,
     dcd,
@@ -32,7 +32,6 @@ from .mechanisms import (
     push_sum,
     relay,
 )
-from .mechanisms._relay import Missing
 from .topologies import Graph, Topology
 
 __all__ = [
@@ -369,11 +368,11 @@ def gradient_tracking_sgd(
       Pu and Nedić, `Distributed Stochastic Gradient Tracking Methods
       <https://arxiv.org/abs/1805.11454>`_, 2021
     """
-    check_reliable("gradient_tracking_sgd", communicator)
-    averaging = gossip(topology, communicator, consensus_rate=consensus_rate)
-    averaging = gradient_tracking(averaging)
     name = "gradient_tracking_sgd"
-    return _averaged(name, averaging, learning_rate, momentum, nesterov)
+    check_reliable(name, communicator)
+    averaging = gossip(topology, communicator, consensus_rate=consensus_rate)
+    tracking = gradient_tracking(averaging)
+    return _averaged(name, tracking, learning_rate, momentum, nesterov)
 
 
 def sgp(

@@ -8,14 +8,25 @@ a label of its graph.
 
 import dataclasses
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from djax._interfaces import Compressor, PyTree
 from djax.topologies import Graph
+
+
+class InterleaveState(NamedTuple):
+    """State of :func:`interleave`.
+
+    Attributes:
+      mechanism_states: the states of the mechanisms, in their order.
+    """
+
+    mechanism_states: tuple[optax.OptState, ...]
 
 
 @jax.tree_util.register_static

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +13,9 @@ from djax._arrays.matrices import dealing_out, is_matrix
 from djax._calls import by_its_call
 from djax._interfaces import PyTree
 from djax._mechanism.agreement import around
-from djax._mechanism.states import check_state
+from djax._mechanism.states import InterleaveState, check_state
 from djax._mechanism.value import Mechanism, parts_of
 from djax._transformations import as_transformation
-
-
-class InterleaveState(NamedTuple):
-    """State of :func:`interleave`.
-
-    Attributes:
-      mechanism_states: the states of the mechanisms, in their order.
-    """
-
-    mechanism_states: tuple[optax.OptState, ...]
 
 
 @by_its_call
@@ -63,7 +52,10 @@ def interleave(mechanisms: Sequence[optax.GradientTransformation]) -> Mechanism:
       Vogels et al., `RelaySum for Decentralized Deep Learning on Heterogeneous Data
       <https://arxiv.org/abs/2110.04175>`_, 2021, double binary trees
     """
-    _check_mechanisms(mechanisms)
+    # A mechanism is a tuple of functions, and so a sequence, too.
+    single = isinstance(mechanisms, optax.GradientTransformation)
+    if single or not isinstance(mechanisms, Sequence):
+        raise TypeError(f"interleave takes a list of mechanisms, got {mechanisms!r}.")
     if not mechanisms:
         raise ValueError("interleave needs at least one mechanism.")
     mechanisms = [
@@ -108,14 +100,6 @@ def interleave(mechanisms: Sequence[optax.GradientTransformation]) -> Mechanism:
         communicator=getattr(mechanisms[0], "communicator", None),
         parts=[part for mechanism in mechanisms for part in parts_of(mechanism)],
     )
-
-
-def _check_mechanisms(mechanisms: Any) -> None:
-    """Raises TypeError unless a value is a list, or another sequence."""
-    if isinstance(mechanisms, optax.GradientTransformation) or not isinstance(
-        mechanisms, Sequence
-    ):
-        raise TypeError(f"interleave takes a list of mechanisms, got {mechanisms!r}.")
 
 
 def _offsets(tree: PyTree) -> list[int]:

@@ -33,10 +33,9 @@ from djax._arrays.precision import promote
 from djax._calls import by_its_call
 from djax._interfaces import Communicator, PyTree
 from djax._mechanism.adapter import build
-from djax._mechanism.states import check_state
+from djax._mechanism.states import InterleaveState, check_state
 from djax._mechanism.value import Mechanism
 from djax._values import check_integer
-from djax.corrections import InterleaveState
 from djax.mixing import difference, finite_difference
 from djax.topologies import Graph, Topology
 from djax.topologies.checks import check_directed
