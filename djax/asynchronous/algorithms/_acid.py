@@ -43,16 +43,12 @@ from djax._arguments import check_rate
 from djax._arrays.precision import add, promote
 from djax._interfaces import PyTree
 
-from ._constants import AcidConstants, Asked, asked_of
+from ._constants import AcidConstants, Asked
 from ._transformation import (
     EventTransformation,
     check_base,
-    check_elapsed,
-    check_model,
-    difference,
     displacement,
-    init_alone,
-    known_elapsed,
+    event_transformation,
 )
 
 
@@ -126,7 +122,7 @@ def acid(
     check_base("acid", base)
     _check_constants(constants)
     values = constants.eta, constants.alpha, constants.alpha_tilde
-    asked = asked_of(constants)
+    asked = getattr(constants, "asked", None)  # Constants may be made by hand.
     if any(isinstance(value, jax.core.Tracer) for value in values):
         return _make_acid.__wrapped__(base, *values, asked)
     return _make_acid(base, *map(float, values), asked)
@@ -145,15 +141,11 @@ def _make_acid(
     Compiled programs are cached for each algorithm object. Algorithms that have equal
     constants and the same optimizer are one object, so that they share their programs.
     """
-    base = optax.with_extra_args_support(base)
 
-    def init_fn(params):
-        check_model("acid", params)
-        base_state = init_alone("acid", base, params)
+    def start(params, base_state):
         return AcidState(jax.tree.map(jnp.copy, params), base_state)
 
-    def mix_fn(params, state, elapsed):
-        check_elapsed(elapsed)
+    def mix(params, state, elapsed):
         share = -jnp.expm1(-2 * eta * elapsed) / 2
         flow = jax.tree.map(
             lambda x, m: share.astype(promote(x).dtype) * (promote(m) - promote(x)),
@@ -164,19 +156,14 @@ def _make_acid(
         momentum = add(state.momentum, flow, state.momentum, sign=-1)
         return params, state._replace(momentum=momentum)
 
-    def update_fn(grads, state, params=None, *, elapsed=None, **extra_args):
-        elapsed = known_elapsed("acid", elapsed)
-        params = check_model("acid", params)
-        mixed, state = mix_fn(params, state, elapsed)
-        step, base_state = base.update(grads, state.base_state, mixed, **extra_args)
-        momentum = optax.apply_updates(state.momentum, step)
+    def step(params, mixed, updates, state):
+        momentum = optax.apply_updates(state.momentum, updates)
         moved = jax.tree.map(
-            lambda x, u, y: promote(x) + promote(u) - promote(y), mixed, step, params
+            lambda x, u, y: promote(x) + promote(u) - promote(y), mixed, updates, params
         )
-        return optax.tree.cast_like(moved, params), AcidState(momentum, base_state)
+        return optax.tree.cast_like(moved, params), state._replace(momentum=momentum)
 
-    def average_fn(peer, state, params, *, sent=None):
-        apart = difference(params if sent is None else sent, peer)
+    def average(apart, state, params):
         momentum = jax.tree.map(
             lambda m, d: (promote(m) - alpha_tilde * d).astype(m.dtype),
             state.momentum,
@@ -184,7 +171,9 @@ def _make_acid(
         )
         return displacement(apart, alpha, params), state._replace(momentum=momentum)
 
-    return EventTransformation(init_fn, mix_fn, update_fn, average_fn, asked)
+    return event_transformation(
+        "acid", base, start=start, mix=mix, step=step, average=average, asked=asked
+    )
 
 
 def _check_constants(constants: Any) -> None:

@@ -8,12 +8,8 @@ import optax
 from ._transformation import (
     EventTransformation,
     check_base,
-    check_elapsed,
-    check_model,
-    difference,
     displacement,
-    init_alone,
-    known_elapsed,
+    event_transformation,
 )
 
 
@@ -66,24 +62,11 @@ def adpsgd(base: optax.GradientTransformation) -> EventTransformation:
 @functools.lru_cache(maxsize=8)
 def _make_adpsgd(base: optax.GradientTransformation) -> EventTransformation:
     """Makes the algorithm; the same optimizer gives the same object."""
-    base = optax.with_extra_args_support(base)
-
-    def init_fn(params):
-        check_model("adpsgd", params)
-        return ADPSGDState(init_alone("adpsgd", base, params))
-
-    def mix_fn(params, state, elapsed):
-        check_elapsed(elapsed)
-        return params, state
-
-    def update_fn(grads, state, params=None, *, elapsed=None, **extra_args):
-        elapsed = known_elapsed("adpsgd", elapsed)
-        params, state = mix_fn(check_model("adpsgd", params), state, elapsed)
-        step, base_state = base.update(grads, state.base_state, params, **extra_args)
-        return step, ADPSGDState(base_state)
-
-    def average_fn(peer, state, params, *, sent=None):
-        apart = difference(params if sent is None else sent, peer)
-        return displacement(apart, 0.5, params), state
-
-    return EventTransformation(init_fn, mix_fn, update_fn, average_fn)
+    return event_transformation(
+        "adpsgd",
+        base,
+        start=lambda params, base_state: ADPSGDState(base_state),
+        mix=lambda params, state, elapsed: (params, state),
+        step=lambda params, mixed, updates, state: (updates, state),
+        average=lambda apart, state, params: (displacement(apart, 0.5, params), state),
+    )

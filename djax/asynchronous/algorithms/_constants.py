@@ -106,11 +106,6 @@ class _MadeConstants(AcidConstants):
         return repr(AcidConstants(*self))
 
 
-def asked_of(constants: AcidConstants) -> Asked | None:
-    """Returns the rates that constants were made for, or None if made by hand."""
-    return getattr(constants, "asked", None)
-
-
 def edge_rates(topology: Topology, rate: ArrayLike = 1.0) -> np.ndarray:
     r"""Computes how often each pair of neighbours averages.
 

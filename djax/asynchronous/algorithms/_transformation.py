@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from djax._arrays.checks import check_params
-from djax._arrays.precision import promote
 from djax._interfaces import PyTree
 from djax._mechanism.refusals import refuse
 from djax._mechanism.value import collecting
 from djax._transformations import check_not_in_lockstep
+from djax.mixing import difference
 
 from ._constants import Asked
+
+_REMEDY = "keep it in the model_state, which gradient_fn carries along unaveraged"
 
 
 class EventTransformation(NamedTuple):
@@ -62,7 +64,66 @@ def other_rates(algorithm: EventTransformation, asked: Asked | None) -> str | No
     )
 
 
-def difference(sent: PyTree, peer: PyTree) -> PyTree:
+def event_transformation(
+    name: str,
+    base: optax.GradientTransformation,
+    *,
+    start: Callable[[PyTree, PyTree], Any],
+    mix: Callable[[PyTree, Any, Any], tuple[PyTree, Any]],
+    step: Callable[[PyTree, PyTree, PyTree, Any], tuple[PyTree, Any]],
+    average: Callable[[PyTree, Any, PyTree], tuple[PyTree, Any]],
+    asked: Asked | None = None,
+) -> EventTransformation:
+    """Makes an algorithm of what its own equations say; all others are common.
+
+    Args:
+      name: the algorithm, for errors.
+      base: the optimizer of a worker. Its state is the field `base_state` of the
+        algorithm's state.
+      start: `(params, base_state) -> state`.
+      mix: as in :class:`EventTransformation`.
+      step: `(params, mixed, updates, state) -> (updates, state)`, from the optimizer's
+        updates of the model `mixed` to the updates of the model `params`.
+      average: `(apart, state, params) -> (updates, state)`, where `apart` is the model
+        that was sent minus the neighbour's, in at least float32.
+      asked: as in :class:`EventTransformation`.
+    """
+    optimizer = optax.with_extra_args_support(base)
+
+    def init_fn(params):
+        check_params(name, params, _REMEDY)
+        with collecting() as parts:
+            base_state = optimizer.init(params)
+        refuse(name, parts, "mechanism")
+        return start(params, base_state)
+
+    def mix_fn(params, state, elapsed):
+        if not isinstance(elapsed, jax.Array) and not 0 <= elapsed < float("inf"):
+            raise ValueError(
+                f"elapsed is the time since the worker's previous event; got {elapsed}."
+            )
+        return mix(params, state, elapsed)
+
+    def update_fn(grads, state, params=None, *, elapsed=None, **extra_args):
+        if elapsed is None:
+            # A synchronous step would call the algorithm like an optimizer.
+            check_not_in_lockstep(name)
+            elapsed = 0.0
+        params = check_params(name, params, _REMEDY)
+        mixed, state = mix_fn(params, state, elapsed)
+        updates, base_state = optimizer.update(
+            grads, state.base_state, mixed, **extra_args
+        )
+        return step(params, mixed, updates, state._replace(base_state=base_state))
+
+    def average_fn(peer, state, params, *, sent=None):
+        apart = _difference(params if sent is None else sent, peer)
+        return average(apart, state, params)
+
+    return EventTransformation(init_fn, mix_fn, update_fn, average_fn, asked)
+
+
+def _difference(sent: PyTree, peer: PyTree) -> PyTree:
     """Returns `sent - peer` in at least float32.
 
     The two workers of a pair get the same numbers with opposite signs.
@@ -76,53 +137,12 @@ def difference(sent: PyTree, peer: PyTree) -> PyTree:
                 f"average: the peer sent an array of shape {jnp.shape(theirs)}, and "
                 f"received one of shape {jnp.shape(ours)}."
             )
-    return jax.tree.map(lambda x, y: promote(x) - promote(y), sent, peer)
+    return difference(sent, peer)
 
 
 def displacement(sent_minus_peer: PyTree, alpha: Any, params: PyTree) -> PyTree:
     """Returns the displacement that an averaging adds to a model, in its dtypes."""
     return optax.tree.cast_like(optax.tree.scale(-alpha, sent_minus_peer), params)
-
-
-def known_elapsed(name: str, elapsed: Any) -> Any:
-    """Returns the elapsed time, which is 0 by default; refuses synchronous training.
-
-    Synchronous training would call an asynchronous algorithm like an optimizer, that is
-    without an elapsed time.
-
-    Args:
-      name: the algorithm, for the error.
-      elapsed: the time, or None if the caller gives none.
-
-    Raises:
-      TypeError: if no time is given, and the caller is a synchronous step.
-    """
-    if elapsed is not None:
-        return elapsed
-    check_not_in_lockstep(name)
-    return 0.0
-
-
-def init_alone(name: str, base: Any, params: PyTree) -> optax.OptState:
-    """Makes the optimizer's state; raises ValueError if the optimizer averages, too."""
-    with collecting() as parts:
-        state = base.init(params)
-    refuse(name, parts, "mechanism")
-    return state
-
-
-def check_model(name: str, params: PyTree) -> PyTree:
-    """Returns the parameters; raises an error unless all of them can be averaged."""
-    remedy = "keep it in the model_state, which gradient_fn carries along unaveraged"
-    return check_params(name, params, remedy)
-
-
-def check_elapsed(elapsed: Any) -> None:
-    """Raises ValueError unless `elapsed` is traced, or finite and at least 0."""
-    if not isinstance(elapsed, jax.Array) and not 0 <= elapsed < float("inf"):
-        raise ValueError(
-            f"elapsed is the time since the worker's previous event; got {elapsed}."
-        )
 
 
 def check_base(name: str, base: Any) -> None:
