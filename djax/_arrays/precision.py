@@ -9,12 +9,11 @@ from djax._interfaces import PyTree
 
 def add(x: PyTree, y: PyTree, like: PyTree, sign: int = 1) -> PyTree:
     """Returns `x + sign * y`, added in float32 or wider, in the dtypes of `like`."""
-    return jax.tree.map(
-        lambda a, b, c: (promote(a) + sign * promote(b)).astype(jnp.result_type(c)),
-        x,
-        y,
-        like,
-    )
+
+    def of_leaf(a, b, c):
+        return (promote(a) + sign * promote(b)).astype(jnp.result_type(c))
+
+    return jax.tree.map(of_leaf, x, y, like)
 
 
 def scale(factor: ArrayLike, tree: PyTree) -> PyTree:

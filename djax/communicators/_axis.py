@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from djax._arrays.checks import check_averageable, check_leading_axis
@@ -90,12 +91,11 @@ class _AxisCommunicator:
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         check_averageable("mean", tree)
-        return jax.tree.map(
-            lambda x: jax.lax.pmean(promote(x), self.axis_name).astype(
-                jnp.result_type(x)
-            ),
-            tree,
-        )
+
+        def mean(x):
+            return jax.lax.pmean(promote(x), self.axis_name).astype(jnp.result_type(x))
+
+        return jax.tree.map(mean, tree)
 
     @_verb
     def broadcast(self, tree: PyTree) -> PyTree:
@@ -152,12 +152,8 @@ class SimulatedCommunicator(_AxisCommunicator):
 
         def mean(x):
             everyones = jax.lax.all_gather(promote(x), self.axis_name)
-            total = jnp.tensordot(
-                jnp.asarray(ones, everyones.dtype),
-                everyones,
-                axes=1,
-                precision=jax.lax.Precision.HIGHEST,
-            )
+            weights = jnp.asarray(ones, everyones.dtype)
+            total = jnp.tensordot(weights, everyones, axes=1, precision="highest")
             return (total / self.size).astype(jnp.result_type(x))
 
         return jax.tree.map(mean, tree)
@@ -218,17 +214,12 @@ class MeshCommunicator(_AxisCommunicator):
         return [i for i, d in enumerate(self.devices) if d.process_index == here]
 
     @property
-    def sharding(self) -> jax.sharding.NamedSharding:
+    def sharding(self) -> NamedSharding:
         """The layout of arrays with a leading axis of all workers."""
         mesh = jax.make_mesh(
-            (self.size,),
-            (self.axis_name,),
-            axis_types=(jax.sharding.AxisType.Auto,),
-            devices=self.devices,
+            (self.size,), (self.axis_name,), (AxisType.Auto,), devices=self.devices
         )
-        return jax.sharding.NamedSharding(
-            mesh, jax.sharding.PartitionSpec(self.axis_name)
-        )
+        return NamedSharding(mesh, PartitionSpec(self.axis_name))
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """See :class:`djax.Communicator`."""

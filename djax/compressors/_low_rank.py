@@ -104,12 +104,8 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
     def compose(x, left, right):
         if right is None:
             return left
-        product = jnp.einsum(
-            f"rm,rk->{layout(x, rows_axis)}",
-            promote(left),
-            promote(right),
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        spec = f"rm,rk->{layout(x, rows_axis)}"
+        product = jnp.einsum(spec, promote(left), promote(right), precision="highest")
         return from_matrix(product, x, rows_axis).astype(x.dtype)
 
     def decompress(message, like):

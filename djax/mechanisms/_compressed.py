@@ -104,11 +104,9 @@ class Messages:
 
     def check(self, state: Any, params: PyTree) -> None:
         """Raises unless the state belongs to this mechanism and these parameters."""
-        label, code = self._label.get("graph"), self.compressor
+        known = {"label": self._label.get("graph"), "compressor": self.compressor}
         trees = self._remembered
-        check_state(
-            self.name, state, self._kind, params, *trees, label=label, compressor=code
-        )
+        check_state(self.name, state, self._kind, params, *trees, **known)
 
     def send(self, tree: PyTree, state: Any) -> tuple[PyTree, PyTree, Any]:
         r"""Sends a tree to all neighbours, compressed.

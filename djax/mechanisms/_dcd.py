@@ -102,15 +102,11 @@ def dcd(
     messages = Messages("dcd", DCDState, topology, communicator, compressor)
 
     def step(params, updates, state, send):
-        change = jax.tree.map(
-            lambda x, u, d, known: (promote(x) + promote(u) + d - known).astype(
-                x.dtype
-            ),
-            params,
-            updates,
-            state.displacement,
-            state.estimate,
-        )
+        def of_leaf(x, u, d, known):
+            return (promote(x) + promote(u) + d - known).astype(x.dtype)
+
+        known = state.displacement, state.estimate
+        change = jax.tree.map(of_leaf, params, updates, *known)
         own, change, state = send(change, state)
         state = follow(state, own, change)
         return state.estimate, state

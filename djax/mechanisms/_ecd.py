@@ -117,13 +117,11 @@ def ecd(
 
     def step(params, updates, state, send):
         t = optax.safe_increment(state.step)
-        model = jax.tree.map(
-            lambda average, u, x, before: average + promote(u) + (promote(x) - before),
-            state.average,
-            updates,
-            params,
-            state.model,
-        )
+
+        def of_leaf(average, u, x, before):
+            return average + promote(u) + (promote(x) - before)
+
+        model = jax.tree.map(of_leaf, state.average, updates, params, state.model)
         beyond = jax.tree.map(
             lambda new, old: old + jnp.asarray(t, new.dtype) / 2 * (new - old),
             model,

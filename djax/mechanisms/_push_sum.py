@@ -169,18 +169,14 @@ def push_sum(
         now = jnp.asarray(exchanges) % schedule.period
         share = jnp.asarray(received)[now, communicator.rank()]
 
-        def keep(x, z):
-            if balanced:  # The share is 1.
-                return promote(x)
-            z = promote(jnp.where(jnp.isfinite(z), z, x))
-            return promote(x) - z + share.astype(z.dtype) * z
+        def of_leaf(x, z, d):
+            kept = promote(x)
+            if not balanced:  # Otherwise the share is 1.
+                z = promote(jnp.where(jnp.isfinite(z), z, x))
+                kept = kept - z + share.astype(z.dtype) * z
+            return (kept + d).astype(x.dtype)
 
-        return jax.tree.map(
-            lambda x, z, d: (keep(x, z) + d).astype(x.dtype),
-            mine,
-            heard.own,
-            heard.total,
-        )
+        return jax.tree.map(of_leaf, mine, heard.own, heard.total)
 
     return build(
         "push_sum",

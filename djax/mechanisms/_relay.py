@@ -266,8 +266,5 @@ def _add_models(total: PyTree, count: jax.Array, mean: PyTree, model: PyTree) ->
     A difference that is not finite counts as 0, as if those models were equal to this
     worker's model.
     """
-    return jax.tree.map(
-        lambda t, d: t + count.astype(t.dtype) * d,
-        total,
-        finite_difference(mean, model),
-    )
+    differences = finite_difference(mean, model)
+    return jax.tree.map(lambda t, d: t + count.astype(t.dtype) * d, total, differences)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.typing import ArrayLike
 
 from djax._counting import present_counter
@@ -66,9 +66,7 @@ def _choose(
 
     def run(index, constants, operands):
         functions = [
-            jax.extend.core.jaxpr_as_fun(
-                jax.extend.core.ClosedJaxpr(program.jaxpr, known)
-            )
+            jaxpr_as_fun(ClosedJaxpr(program.jaxpr, known))
             for program, known in zip(programs, constants, strict=True)
         ]
         if idle.count(False) == 1:
@@ -98,12 +96,8 @@ def _run_or_pass_on(
     def looped(active, index, constants, operands):
         def iteration(carry):
             some, operands = carry
-            results = [
-                _if_active(active, new, old)
-                for new, old in zip(
-                    run(index, constants, operands), operands, strict=True
-                )
-            ]
+            pairs = zip(run(index, constants, operands), operands, strict=True)
+            results = [_if_active(active, new, old) for new, old in pairs]
             return jnp.zeros_like(some), results
 
         carry = _any(active), operands

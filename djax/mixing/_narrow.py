@@ -23,19 +23,18 @@ def narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTr
     """
     dtype = jnp.dtype(communicator.message_dtype)
     leaves, treedef = jax.tree.flatten(message)
-    rounds = [_is_rounded(x, dtype) for x in leaves]
-    some = [x for x, is_rounded in zip(leaves, rounds, strict=True) if is_rounded]
+    places = [i for i, x in enumerate(leaves) if _is_rounded(x, dtype)]
+    some = [leaves[i] for i in places]
     if communicator.rounding_seed is None:
-        rounded = iter([_nearest(x, dtype) for x in some])
+        rounded = [_nearest(x, dtype) for x in some]
     else:
         key = jax.random.key(communicator.rounding_seed, impl="threefry2x32")
         some = list(map(promote, some))  # Noise in half precision would be too coarse.
         noise = bits.noise(jax.random.fold_in(key, step), some)
-        rounded = iter(map(functools.partial(_at_random, dtype=dtype), some, noise))
-    return treedef.unflatten(
-        next(rounded) if is_rounded else x
-        for x, is_rounded in zip(leaves, rounds, strict=True)
-    )
+        rounded = map(functools.partial(_at_random, dtype=dtype), some, noise)
+    for i, x in zip(places, rounded, strict=True):
+        leaves[i] = x
+    return treedef.unflatten(leaves)
 
 
 def _is_rounded(x: Any, dtype: Any) -> bool:

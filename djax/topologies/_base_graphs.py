@@ -259,9 +259,8 @@ def _parts(size: int, base: int) -> list[np.ndarray]:
 def _last_steps(part: np.ndarray, degree: int) -> list[np.ndarray]:
     """The steps by which a part averages after each subpart has the mean of all."""
     subparts, width = part.shape
-    if (
-        width == 1
-    ):  # Each subpart is one worker, and the workers agree but for rounding.
+    # Subparts of one worker each agree but for rounding.
+    if width == 1:
         return _hyper_hypercube(subparts, degree)
     return [np.kron(np.eye(subparts), step) for step in _hyper_hypercube(width, degree)]
 

@@ -166,7 +166,8 @@ def _best_constant(graph: nx.Graph) -> np.ndarray:
 
 
 def _fastest(graph: nx.Graph) -> np.ndarray:
-    incidence = _incidence(graph)
+    # 1 at one end of each edge, -1 at its other end.
+    incidence = nx.incidence_matrix(graph, range(len(graph)), oriented=True).toarray()
     start = best_constant(incidence @ incidence.T)
     matrix = np.zeros((len(graph), len(graph)))
     rows, columns = np.array(graph.edges, np.int64).T
@@ -227,11 +228,6 @@ def _adjacency(graph: nx.Graph) -> tuple[np.ndarray, np.ndarray]:
     """The multiplicities, `float64[n, n]`, and the degrees, `int64[n]`."""
     adjacency = nx.to_numpy_array(graph, range(len(graph)), weight="multiplicity")
     return adjacency, adjacency.sum(axis=1).astype(np.int64)
-
-
-def _incidence(graph: nx.Graph) -> np.ndarray:
-    """`float64[n, edges]`: 1 at one end of each edge, -1 at its other end."""
-    return nx.incidence_matrix(graph, range(len(graph)), oriented=True).toarray()
 
 
 def _with_own(matrix: np.ndarray) -> np.ndarray:

@@ -244,15 +244,8 @@ def _make_programs(
 
     def update(grads, params, state, arrival, before, after, global_step):
         params, state = arrived(params, state, arrival, before)
-        return applied(
-            algorithm,
-            skip,
-            grads,
-            state,
-            params,
-            elapsed=after,
-            global_step=global_step,
-        )
+        options = {"elapsed": after, "global_step": global_step}
+        return applied(algorithm, skip, grads, state, params, **options)
 
     return _Programs(*map(_jit, (settle, pack, send, update))), packing
 

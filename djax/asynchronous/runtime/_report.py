@@ -198,12 +198,9 @@ class Report:
             return squares.sum(0) / count
 
     def _of_snapshots(self, name: str) -> np.ndarray:
-        return np.stack(
-            [
-                record[name][np.isin(record["snapshot_numbers"], self.snapshot_numbers)]
-                for record in self.records.values()
-            ]
-        )
+        known, records = self.snapshot_numbers, self.records.values()
+        rows = [r[name][np.isin(r["snapshot_numbers"], known)] for r in records]
+        return np.stack(rows)
 
     @cached_property
     def events(self) -> Events:

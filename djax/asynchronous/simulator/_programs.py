@@ -175,7 +175,12 @@ def _looped(average, gradient_fn, apply, run: Run, waves: Wave, batches, count):
         wave = jax.tree.map(lambda x: x[w], waves)
         run = average(run, wave)
         if wave.workers.size:
-            results = _compute(gradient_fn, run, wave, batches)
+            # Gradients are computed from the models with which they were started.
+            results = jax.vmap(gradient_fn)(
+                take(run.started, wave.workers),
+                take(run.model_state, wave.workers),
+                take(batches, wave.slots),
+            )
             run, finite = apply(run, wave, results)
             new = results[2], finite
             measured = put(measured, wave.computing, (wave.slots, new, None))
@@ -245,15 +250,6 @@ def _average(algorithm, run: Run, wave: Wave) -> Run:
         writes.append((wave.ends[k], after, before[k]))
     params, state = put(everyone, wave.averaging, *writes)
     return run._replace(params=params, state=state)
-
-
-def _compute(gradient_fn, run: Run, wave: Wave, batches: PyTree):
-    """Computes gradients from the models with which they were started."""
-    return jax.vmap(gradient_fn)(
-        take(run.started, wave.workers),
-        take(run.model_state, wave.workers),
-        take(batches, wave.slots),
-    )
 
 
 def _apply(algorithm, skip, run: Run, wave: Wave, results) -> tuple[Run, jax.Array]:

@@ -34,11 +34,8 @@ class Rounds(NamedTuple):
     @property
     def idle_share(self) -> float:
         """Share of all workers' time that is spent waiting."""
-        return float(
-            1
-            - np.sum(self.finish - self.start[:, None])
-            / (self.finish.shape[1] * self.end[-1])
-        )
+        busy = np.sum(self.finish - self.start[:, None])
+        return float(1 - busy / (self.finish.shape[1] * self.end[-1]))
 
     def plot_timeline(
         self, ax: "Axes | None" = None, until: float | None = None

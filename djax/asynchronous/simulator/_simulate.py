@@ -155,13 +155,8 @@ def simulate(
                 "batches."
             )
         stream = Batches(batches, events)
-        check_gradient_fn(
-            "simulate",
-            gradient_fn,
-            jax.tree.map(lambda x: x[0], params),
-            jax.tree.map(lambda x: x[0], model_state),
-            stream.example,
-        )
+        model, state = jax.tree.map(lambda x: x[0], (params, model_state))
+        check_gradient_fn("simulate", gradient_fn, model, state, stream.example)
     start = copies((params, model_state))
     programs = make_programs(algorithm, gradient_fn, nonfinite == "skip")
     program = programs.dispatched if dispatch else programs.looped
@@ -232,9 +227,8 @@ def _pad(array: np.ndarray, length: int) -> np.ndarray:
 def _check_times(times: Sequence[float], duration: float) -> np.ndarray:
     """Returns the times of all snapshots, the end of the run included once."""
     given = np.asarray(times, np.float64)
-    end = np.isclose(
-        given, duration, rtol=1e-12, atol=0
-    )  # A time that is computed as a multiple may be larger by rounding.
+    # A time that is computed as a multiple may be larger by rounding.
+    end = np.isclose(given, duration, rtol=1e-12, atol=0)
     given = np.where(end, duration, given)
     if given.ndim != 1 or not (np.diff(given, prepend=0.0, append=duration) >= 0).all():
         raise ValueError(
