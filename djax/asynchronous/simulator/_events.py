@@ -9,7 +9,7 @@ import numpy as np
 from djax._values import counted, is_whole, read_only
 
 from ..algorithms import Asked
-from . import _plot
+from ._plot import draw_bars, finish_timeline, make_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,7 +137,11 @@ class Events:
 
     def plot_pairs(self, ax: "Axes | None" = None) -> "Axes":
         """Draws how often each pair averages, as a heat map; returns its axes."""
-        return _plot.plot_pairs(self.pair_counts, ax)
+        ax = make_axes(ax)
+        image = ax.imshow(self.pair_counts, cmap="viridis", interpolation="nearest")
+        ax.figure.colorbar(image, ax=ax, label="averagings")
+        ax.set(xlabel="worker", ylabel="worker")
+        return ax
 
     def plot_timeline(
         self, ax: "Axes | None" = None, until: float | None = None
@@ -154,15 +158,25 @@ class Events:
         Returns:
           The axes.
         """
-        gradients = self.is_gradient
-        finished = [self.time[gradients & (self.worker == i)] for i in range(self.size)]
-        meetings = np.stack([self.time, self.worker, self.peer])[:, ~gradients]
+        ax, gradients = make_axes(ax), self.is_gradient
         until = self.duration if until is None else until
-        return _plot.plot_timeline(finished, meetings, self.duration, ax, until)
+        for i in range(self.size) if gradients.any() else ():
+            finish = self.time[gradients & (self.worker == i)]
+            start = np.append(0.0, finish)  # The last gradient is not finished.
+            draw_bars(ax, i, start, np.append(finish, self.duration), until)
+        seen = ~gradients & (self.time <= until)
+        time, *ends = np.stack([self.time, self.worker, self.peer])[:, seen]
+        ax.vlines(time, *ends, color="crimson", linewidth=1)
+        ax.scatter(np.tile(time, 2), np.concatenate(ends), color="crimson", s=8)
+        return finish_timeline(ax, self.size, until)
 
     def plot_staleness(self, ax: "Axes | None" = None) -> "Axes":
         """Draws a histogram of the staleness, and returns its axes."""
-        return _plot.plot_staleness(self.staleness, ax)
+        ax, counts = make_axes(ax), np.bincount(self.staleness, minlength=1)
+        ax.bar(np.arange(len(counts)), counts / max(1, counts.sum()))
+        during = "averagings during a gradient's computation"
+        ax.set(xlabel=during, ylabel="share of gradients")
+        return ax
 
     def __repr__(self) -> str:
         gradients = int(self.is_gradient.sum())

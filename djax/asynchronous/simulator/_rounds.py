@@ -7,8 +7,8 @@ from numpy.typing import ArrayLike
 
 from djax._values import is_whole
 
-from . import _plot
 from ._durations import MOST_EVENTS, Durations
+from ._plot import BAR, draw_bars, finish_timeline, make_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,10 +40,17 @@ class Rounds(NamedTuple):
     def plot_timeline(
         self, ax: "Axes | None" = None, until: float | None = None
     ) -> "Axes":
-        """Draws each worker's gradients as bars; see :class:`Events`."""
-        end = float(self.end[-1])
-        until = end if until is None else until
-        return _plot.plot_rounds(self.start, self.finish, self.end, ax, until)
+        """Draws each worker's gradients as bars; see :class:`Events`.
+
+        Workers wait where there is no bar. A line is drawn at each all-reduce.
+        """
+        ax, end, size = make_axes(ax), self.end, self.finish.shape[1]
+        until = float(end[-1]) if until is None else until
+        for i in range(size):
+            draw_bars(ax, i, self.start, self.finish[:, i], until)
+        seen, reach = end[end <= until], BAR / 2
+        ax.vlines(seen, -reach, size - 1 + reach, color="crimson", linewidth=1)
+        return finish_timeline(ax, size, until)
 
 
 def draw_rounds(
