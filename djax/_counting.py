@@ -154,8 +154,8 @@ class _Counter:
         self, schedule: Sequence[int], branches: Sequence[Callable], operands: tuple
     ) -> PyTree:
         """Marks what alternating branches send; the result has the right shapes."""
-        trace = functools.partial(jax.make_jaxpr, return_shape=True)
-        traces = [trace(branch)(*operands) for branch in branches]
+        tracing = functools.partial(jax.make_jaxpr, return_shape=True)
+        traces = [tracing(branch)(*operands) for branch in branches]
         costs = [cost_of(program.jaxpr, self.size) for program, _ in traces]
         # The number of passes through the schedule after which each branch has gone
         # through whole periods of its own.

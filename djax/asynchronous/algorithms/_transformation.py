@@ -74,7 +74,7 @@ def event_transformation(
     average: Callable[[PyTree, Any, PyTree], tuple[PyTree, Any]],
     asked: Asked | None = None,
 ) -> EventTransformation:
-    """Makes an algorithm of what its own equations say; all others are common.
+    """Makes an algorithm of its own equations, with the checks that all of them share.
 
     Args:
       name: the algorithm, for errors.
