@@ -216,9 +216,8 @@ class MeshCommunicator(_AxisCommunicator):
     @property
     def sharding(self) -> NamedSharding:
         """The layout of arrays with a leading axis of all workers."""
-        mesh = jax.make_mesh(
-            (self.size,), (self.axis_name,), (AxisType.Auto,), devices=self.devices
-        )
+        options = {"axis_types": (AxisType.Auto,), "devices": self.devices}
+        mesh = jax.make_mesh((self.size,), (self.axis_name,), **options)
         return NamedSharding(mesh, PartitionSpec(self.axis_name))
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
