@@ -46,7 +46,7 @@ def swap(model, state, **extra):
 
 
 def program(transformation, steps=3):
-    """Makes updates of some steps, `[N, steps, ...]`, of the parameters; only traced."""
+    """Traces what makes updates of some steps, `[N, steps, ...]`, of parameters."""
 
     def worker(x):
         def step(state, t):
