@@ -12,7 +12,7 @@ from launch import mpirun
 
 import djax
 from djax import topologies
-from experiments.lib import sweep, tuning
+from experiments.lib import tuning
 from experiments.lib.quadratics import random_quadratics
 from experiments.relaysgd.methods import over
 
@@ -100,7 +100,7 @@ def test_what_is_tuned_is_what_a_run_does():
     with jax.enable_x64(True):
         steps, rates = tuning.tune_fastest(make, PROBLEMS[:2])
         runs = [
-            sweep.curves(make, problem, rate, 100)
+            tuning.curves(make, problem, rate, 100)
             for problem, rate in zip(PROBLEMS, rates, strict=False)
         ]
     for errors, first in zip(runs, steps, strict=True):
@@ -113,7 +113,7 @@ def test_a_plateau_is_where_a_run_settles():
     problem = random_quadratics(6, 4, 0.1, smallest=0.5, seed=0)
     with jax.enable_x64(True):
         (steps,), (rate,) = tuning.tune_plateau(make, [problem], goal=1e-5)
-        errors = sweep.curves(make, problem, rate, 3 * int(steps))
+        errors = tuning.curves(make, problem, rate, 3 * int(steps))
     assert 0.9e-5 < errors[int(steps)] < 1e-5  # Nearly, by the paper's rule.
     assert 0.8e-5 < errors[-1] < 1e-5
 
@@ -135,7 +135,7 @@ def test_noise_is_that_of_the_seed():
     make = over(djax.dpsgd, topologies.ring(6))
 
     def final(**options):
-        return sweep.curves(make, PROBLEMS[0], 0.1, 20, **options)[-1]
+        return tuning.curves(make, PROBLEMS[0], 0.1, 20, **options)[-1]
 
     assert final(noise=0.1) == final(noise=0.1) != final(noise=0.1, seed=1)
 

@@ -49,13 +49,16 @@ class Clocks:
     workers, instead of each worker's own number."""
 
     def durations(self, seed: int) -> dict[str, Any]:
-        """Returns how long gradients take, as arguments of functions that draw it."""
+        """Returns how long gradients take, in arguments of djax's functions."""
         speeds = self.speeds or 1.0
         return {"speeds": speeds, "variation": self.variation, "seed": seed}
 
 
 def check_clocks(clocks: Clocks, algorithm: str, live: bool) -> None:
-    """Raises UsageError if an algorithm, in real time if `live`, ignores an option."""
+    """Raises UsageError if an algorithm would ignore one of the options.
+
+    Workers that are `live` compute in real time, and not on virtual clocks.
+    """
     virtual = {"speeds", "variation"}
     known = virtual if algorithm == "all_reduce_sgd" else set()
     for name in changed(clocks).keys() - known:
@@ -118,9 +121,8 @@ class EventJob(Job):
     ) -> Record:
         """Adds a record to the history, and returns it.
 
-        The losses, `float[gradients]`, are those of all gradients up to that time.
-        Without them are the first `before` gradients, which an earlier part of the run
-        computed.
+        The losses, `float[gradients]`, are those of all gradients up to that time, but
+        for the first `before` ones, which an earlier part of the run has computed.
         """
         size = self.communicator.size
         step = (before + len(losses)) / size
@@ -192,7 +194,11 @@ class EventJob(Job):
 
 @dataclasses.dataclass
 class Virtual(EventJob):
-    """A training on virtual clocks, with requested averagings of a worker per time."""
+    """A training on virtual clocks.
+
+    The rate is the number of averagings of a worker per unit of time that was asked
+    for.
+    """
 
     events: asynchronous.Events
     rate: float

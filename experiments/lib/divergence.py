@@ -115,9 +115,10 @@ def watch_all(losses: np.ndarray, workers: int) -> None:
 
 
 def check_losses(losses: np.ndarray, workers: np.ndarray, when: str) -> None:
-    """Raises Diverged if a loss of `float[gradients]` is not finite; `when` says when.
+    """Raises Diverged if a loss of these workers is not finite.
 
-    The workers of the losses are `int[gradients]`; further entries are ignored.
+    Losses are `float[gradients]`, workers `int[gradients]`, and further workers are
+    ignored. The error says `when` the losses were computed.
     """
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:

@@ -103,7 +103,7 @@ def publish(
     """Writes `<script>.jsonl` and `<script>.png`, and shows the tables.
 
     The first line of the file says which versions and which machine computed the
-    records, each of which becomes a further line.
+    records. Each record is a further line.
     """
     path = config.path(script)
     head = {"smoke": config.smoke, **report.provenance()}

@@ -30,7 +30,7 @@ def make_graphs(
 ) -> tuple[Graph, ...]:
     """Builds the graph with a name, or the two trees of `double_binary_trees`.
 
-    The weights are the name of a rule, or a number.
+    The mixing weights are given by the name of a rule, or by a number.
     """
     lookup("--topology", name, NAMES)
     if name == "social_network" and size != 32:

@@ -143,7 +143,7 @@ def make_base(
 def scale_linearly(config: BaseOptimizer, samples: int) -> BaseOptimizer:
     """Scales the learning rate to the true batch size, if `linear_scaling` asks for it.
 
-    The batches of all workers together have that many samples.
+    The samples are those of a step of all workers together.
     """
     if config.linear_scaling is None:
         return config

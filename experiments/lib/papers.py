@@ -64,7 +64,10 @@ def describe(script: str, table: Table) -> str:
 
 
 def script(described: types.ModuleType) -> Callable[..., list[dict[str, Any]]]:
-    """Makes the command line of a module's `TABLE`; its docstring is the help text."""
+    """Makes the command line of the `TABLE` in a module.
+
+    The module's docstring is the help text.
+    """
     name, table = described.__name__.replace(".configs", ""), described.TABLE
 
     def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -31,7 +31,10 @@ class Quadratics(NamedTuple):
         return ((self.matrices @ x - self.offsets) ** 2).sum() / len(self.matrices)
 
     def heterogeneity(self) -> float:
-        r"""Computes :math:`\zeta^2 = \frac1n \sum_i \|A_i^\top (A_i x^* - b_i)\|^2`."""
+        r"""Computes the mean squared norm of the workers' gradients at the optimum.
+
+        It is :math:`\zeta^2 = \frac1n \sum_i \|A_i^\top (A_i x^* - b_i)\|^2`.
+        """
         residuals = self.matrices @ self.optimum - self.offsets
         gradients = np.einsum("nab,na->nb", self.matrices, residuals)
         return float((gradients**2).sum() / len(self.matrices))
@@ -46,7 +49,7 @@ def random_quadratics(
     smallest: float | None = None,
     seed: int = 1,
 ) -> Quadratics:
-    r"""Draws quadratics of which the heterogeneity at the optimum is :math:`\zeta^2`.
+    r"""Draws quadratics with a heterogeneity of :math:`\zeta^2` at the optimum.
 
     Args:
       distance: distance of the optimum from zero, where training starts.

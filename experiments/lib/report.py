@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class RunFolder:
-    """Writes the files of one run; only the process of rank 0 is active and writes."""
+    """Writes the files of one run; only the process of rank 0 does, and is `active`."""
 
     def __init__(
         self,

@@ -23,10 +23,12 @@ class Termination:
     """A context manager that notes signals which tell a run to end.
 
     Outside of the context, and in threads other than the main one, signals keep their
-    usual effect. A second Ctrl-C ends the process at once. The `number` is that of the
-    first signal, and 0 before. With `listen=False` nothing is noted. A function
-    `raises` is called with a signal as soon as it comes, for code that may stop in the
-    middle of a step.
+    usual effect. A second Ctrl-C ends the process at once. With `listen=False` nothing
+    is noted.
+
+    A function `raises` is called with the signal as soon as it comes, and raises; it is
+    for code that saves nothing and may stop in the middle of a step. Otherwise `number`
+    is the first signal that came, or 0.
     """
 
     def __init__(

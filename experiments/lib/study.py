@@ -76,7 +76,10 @@ def script(
     described: types.ModuleType,
     draw: Callable[[Study, Sequence[dict[str, Any]]], "Figure"],
 ) -> Callable[..., list[dict[str, Any]]]:
-    """Makes the command line of a module's `STUDY`; its docstring is the help text."""
+    """Makes the command line of the `STUDY` in a module.
+
+    The module's docstring is the help text.
+    """
 
     def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         config = figures.configure(file, described.__doc__, arguments, Config)
@@ -213,8 +216,8 @@ def _repeating(study: Study, ledger: Ledger) -> Iterator[_Job]:
 def _execute(config: train.Config, folder: str | None = None) -> dict[str, Any]:
     """Trains without output.
 
-    The result has the `history`, the `megabytes` that each worker sent, or None if the
-    training diverged, and then the `error`, else None.
+    The result has the `history`; the `megabytes` that each worker sent, None if the
+    training diverged; and the `error` of a training that diverged, else None.
     """
     with tempfile.TemporaryDirectory(dir=folder) as runs:
         run = train.Run(config.replace(runs=pathlib.Path(runs)))

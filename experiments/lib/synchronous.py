@@ -221,10 +221,11 @@ class Synchronous(Job):
         return simulation.init_workers(optimizer, self.communicator, self.params, state)
 
     def _time_steps(self) -> np.ndarray:
-        """Repeats the first steps to measure the seconds of one, without compiling.
+        """Repeats the first steps to measure how many seconds a step takes.
 
         The steps of a chunk are timed together, or fewer if they are slow. The result
-        is `float[TIMED_REPEATS, 2]`, with and without the mechanism.
+        is `float[TIMED_REPEATS, 2]`, with and without the mechanism. Compiling and
+        loading data do not count.
         """
         last = self.history[-1]
         local = len(self.communicator.local_ranks)

@@ -33,7 +33,7 @@ class Row:
     """A result of the paper, and how it is made.
 
     Attributes:
-      config: configuration with the learning rate of the paper's result if it is known.
+      config: configuration, with the paper's learning rate if it is known.
       setting: setting of the data or the workers, if the table has several.
       expected: the paper's result; a dash if none is known.
       tried: learning rates among which the paper chose.

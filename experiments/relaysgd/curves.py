@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..lib import figures, sweep, tuning
+from ..lib import figures, tuning
 from ..lib.quadratics import Quadratics, random_quadratics
 from .methods import ALIASES, COLORS, graph, over
 
@@ -56,7 +56,7 @@ class Method(NamedTuple):
     weights: float | str = "metropolis"
     seed: int = 0
 
-    def make(self, n: int, **options: Any) -> sweep.MakeOptimizer:
+    def make(self, n: int, **options: Any) -> tuning.MakeOptimizer:
         """Makes the optimizer of n workers; `options` are those of the graph."""
         return over(ALIASES[self.name], graph(self.topology, n, **options))
 
@@ -130,7 +130,7 @@ class Study(NamedTuple):
         recorded = rate if method.plateau else rate / 2
         run_with = min(recorded, method.cap)
         make = method.make(len(problem.matrices), weights=method.weights)
-        errors = sweep.curves(make, problem, run_with, steps, noise=self.noise)
+        errors = tuning.curves(make, problem, run_with, steps, noise=self.noise)
         end, stride = _end(errors, every), max(1, steps // POINTS)
         late = errors[len(errors) // 2 :]
         return {

@@ -29,7 +29,7 @@ import djax
 
 from ..lib import figures, tuning
 from ..lib.quadratics import random_quadratics
-from ..lib.sweep import MakeOptimizer
+from ..lib.tuning import MakeOptimizer
 from .methods import ALIASES, COLORS, graph, over
 
 DIM, PROBLEM = 10, {"distance": 100.0, "smallest": 0.5}

@@ -26,7 +26,7 @@ from tqdm import tqdm
 import djax
 from djax import Topology, topologies
 
-from ..lib import figures, sweep, tuning
+from ..lib import figures, tuning
 from ..lib.quadratics import random_quadratics
 from .methods import COLORS, over
 
@@ -68,7 +68,7 @@ def compute(
         vectors = 2 * len(topology.edges)  # Both ends of each edge send a vector.
         length = 3 * steps if method == "RelaySGD" else steps
         make = over(alias, topology)
-        errors = sweep.curves(make, problem, rate, length, noise=NOISE)
+        errors = tuning.curves(make, problem, rate, length, noise=NOISE)
         degrees = [len(topology.neighbors(i)) for i in range(topology.size)]
         below = errors < GOAL
         yield {

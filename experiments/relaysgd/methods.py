@@ -6,7 +6,7 @@ from typing import Any
 import djax
 from djax import topologies
 
-from ..lib.sweep import MakeOptimizer
+from ..lib.tuning import MakeOptimizer
 
 COLORS = {
     "RelaySGD": "tab:red",

@@ -64,8 +64,8 @@ class Dataset(NamedTuple):
     Attributes:
       normalize: `uint8[batch, ...] -> float32[batch, ...]`, which is applied to images
         on the device.
-      augment: `(key, uint8[batch, ...]) -> uint8[batch, ...]`, which is applied to
-        images of a training step before.
+      augment: `(key, uint8[batch, ...]) -> uint8[batch, ...]`, which changes images of
+        a training step at random before they are normalized.
       vocabulary: number of different tokens; 0 for images.
     """
 

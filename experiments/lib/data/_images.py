@@ -91,10 +91,10 @@ def _dataset(
     deviation: Sequence[float],
     padding: int | None,
 ) -> Dataset:
-    """Makes a data set of images, whose channels have this mean and deviation, of 255.
+    """Makes a data set from the mean and deviation of images' channels, over 255.
 
-    Training images are shifted by up to `padding` pixels and mirrored at random, or
-    if `padding` is None only normalized.
+    Training images are shifted by up to `padding` pixels and mirrored at random; if
+    `padding` is None, they are only normalized.
     """
 
     def normalize(images):
@@ -129,7 +129,7 @@ def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Ar
 
 
 def _pool(images: np.ndarray, side: int) -> np.ndarray:
-    """Replaces squares of `side` pixels by their rounded mean, and adds an axis."""
+    """Replaces squares of `side` pixels by their rounded mean; adds a channel axis."""
     if side == 1:
         return images[..., None]
     count, size, _ = images.shape

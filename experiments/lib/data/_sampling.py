@@ -58,7 +58,10 @@ class Sampler:
         self._kept_order = functools.lru_cache(2 * workers)(self._order)
 
     def indices(self, rank: int, start: int, stop: int) -> np.ndarray:
-        """Returns a worker's samples in steps, `int[stop - start, batch_size]`."""
+        """Returns a worker's samples in the steps from `start` to `stop - 1`.
+
+        They are `int[stop - start, batch_size]`.
+        """
         size, parts = self._batch_size, []
         for number, first, last in self.passes(start, stop):
             order, begin = self._kept_order(number, rank), number * self._pass
@@ -66,7 +69,10 @@ class Sampler:
         return np.concatenate(parts).reshape(-1, size)
 
     def passes(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Divides steps by passes; returns `(number, start, stop)` for each pass."""
+        """Divides the steps from `start` to `stop - 1` at the ends of passes.
+
+        The result has `(number, start, stop)` for each pass: its number, and its steps.
+        """
         numbers = range(start // self._pass, (stop - 1) // self._pass + 1)
         return [
             (i, max(start, i * self._pass), min(stop, (i + 1) * self._pass))

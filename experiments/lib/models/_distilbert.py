@@ -39,9 +39,9 @@ class DistilBERT(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
-        """Classifies texts, `int32[batch, length]`; the mask is false where they end.
+        """Maps texts, `int32[batch, length]`, to logits, `float32[batch, outputs]`.
 
-        Logits are `float32[batch, outputs]`.
+        The mask, `bool[batch, length]`, is false where a text is filled up.
         """
         length = tokens.shape[1]
         if length > self.positions:
@@ -126,10 +126,11 @@ _HEAD = ("pre_classifier", "classifier")
 
 
 def load_distilbert(params: Mapping[str, Any], path: str | pathlib.Path) -> dict:
-    """Replaces the parameters of a :class:`DistilBERT` by those in `model.safetensors`.
+    """Replaces the parameters of a :class:`DistilBERT` by pretrained ones.
 
-    The classifier keeps its parameters if the file, of the transformers library, has
-    none for it. ValueError is raised if the file or a tensor is missing or misshapen.
+    They are read from a `model.safetensors` of the transformers library. The classifier
+    keeps its parameters if the file has none for it. A ValueError is raised if the file
+    or a tensor is missing, or if a tensor has another shape.
     """
     from safetensors import safe_open
 

@@ -23,7 +23,10 @@ def uniform(bound: float) -> nn.initializers.Initializer:
 
 
 def dense(x: jax.Array, width: int, dtype: Any) -> jax.Array:
-    """Applies a dense layer, uniform in +-1 / sqrt(inputs) at first, as in PyTorch."""
+    """Applies a dense layer to `[batch, inputs]`, initialized as in PyTorch.
+
+    Kernel and bias are uniform between -1 / sqrt(inputs) and 1 / sqrt(inputs).
+    """
     init = uniform(x.shape[-1] ** -0.5)
     return nn.Dense(width, kernel_init=init, bias_init=init, dtype=dtype)(x)
 
@@ -75,7 +78,7 @@ class BatchNorm(nn.Module):
 
 
 class EvoNormS0(nn.Module):
-    r"""A normalization with a nonlinearity, without regard to other images of a batch.
+    r"""A normalization with a nonlinearity that treats each image by itself.
 
     .. math::
         y = \frac{x \, \sigma(v x)}{\sqrt{s^2_{w,h,c/g}(x) + \epsilon}} \gamma + \beta

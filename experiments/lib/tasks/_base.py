@@ -16,8 +16,8 @@ GradientFn = Callable[[Any, Any, Any], tuple[Any, Any, dict[str, jax.Array]]]
 class Setting(NamedTuple):
     """Which workers learn a task, from which samples, and how they compute gradients.
 
-    All but the first two are options of the same names. Only the data of the workers of
-    this process, the `local_ranks`, are read.
+    Only the data of the workers of this process, the `local_ranks`, are read. All other
+    fields but `workers` are options of the same names.
     """
 
     workers: int

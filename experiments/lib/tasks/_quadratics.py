@@ -19,10 +19,15 @@ def quadratics(
     r"""Makes the task of minimizing the mean of the workers' random quadratics.
 
     The gradient of worker i is :math:`A_i^\top (A_i x - b_i)` plus noise. The score is
-    the suboptimality of a model under the mean of all workers' objectives. The
-    heterogeneity is the mean squared norm of the workers' gradients at the optimum, the
-    noise the root of its own expected squared norm. The smallest singular value of each
-    matrix, whose largest is 1, is that of a Gaussian matrix if `smallest` is None.
+    the suboptimality of a model under the mean of all workers' objectives.
+
+    Args:
+      heterogeneity: mean squared norm of the workers' gradients at the optimum.
+      noise: standard deviation of a gradient's noise: the root of its expected squared
+        norm.
+      distance: distance of the optimum from the start.
+      smallest: smallest singular value of each matrix, whose largest is 1; None for the
+        singular values of a Gaussian matrix.
     """
     problem = random_quadratics(
         setting.workers,
