@@ -160,16 +160,12 @@ class EventJob(Job):
     def describe(self) -> Rows:
         """Returns rows of the final table about events, and about stale gradients."""
         counts, staleness = self.events.gradient_counts, self.events.staleness
+        done = f"{counts.mean():.5g} ({counts.min()}, {counts.max()})"
+        late = f"{staleness.mean():.3g} ({staleness.max(initial=0)})"
         return [
-            (
-                "gradients of a worker, mean (fewest, most)",
-                f"{counts.mean():.5g} ({counts.min()}, {counts.max()})",
-            ),
+            ("gradients of a worker, mean (fewest, most)", done),
             *super().describe(),
-            (
-                "averagings during a gradient, mean (most)",
-                f"{staleness.mean():.3g} ({staleness.max(initial=0)})",
-            ),
+            ("averagings during a gradient, mean (most)", late),
         ]
 
     def save(self, folder: RunFolder, title: str) -> None:
@@ -237,12 +233,10 @@ class Virtual(EventJob):
         """Returns rows of the final table: duration, and numbers of events."""
         events = self.events
         realized = events.averaging_counts.mean() / events.duration
+        rates = f"{realized:.4g} ({self.rate:.4g})"
         return [
             ("virtual time", f"{events.duration:.5g}"),
-            (
-                "averagings of a worker per time (asked)",
-                f"{realized:.4g} ({self.rate:.4g})",
-            ),
+            ("averagings of a worker per time (asked)", rates),
             *super().describe(),
         ]
 

@@ -19,9 +19,9 @@ import jax
 
 @contextlib.contextmanager
 def compiled_once() -> Iterator[None]:
-    """Keeps compiled programs until this process ends, so that later runs need not."""
+    """Keeps compiled programs in a folder, so that later runs need not compile them."""
     options = {
-        "jax_compilation_cache_dir": _keep_folder().name,
+        "jax_compilation_cache_dir": compiled_folder().name,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
@@ -36,13 +36,9 @@ def compiled_once() -> Iterator[None]:
 
 
 @functools.cache
-def _keep_folder() -> tempfile.TemporaryDirectory:
+def compiled_folder() -> tempfile.TemporaryDirectory:
+    """Makes the folder once; a process that exits abruptly has to remove it."""
     return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-
-
-def discard_compiled() -> None:
-    """Removes the folder of compiled programs, for a process that exits abruptly."""
-    _keep_folder().cleanup()
 
 
 @contextlib.contextmanager

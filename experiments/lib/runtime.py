@@ -86,11 +86,6 @@ class Live(EventJob):
     _absent: list[int] = dataclasses.field(init=False, default_factory=list)
 
     @property
-    def _gradients(self) -> int:
-        """Number of gradients that all workers compute together."""
-        return self.topology.size * self.steps
-
-    @property
     def ranks(self) -> Sequence[int]:
         """The ranks that were not lost; known once the run is over."""
         return sorted(set(self.report.records) - set(self._absent))
@@ -101,15 +96,15 @@ class Live(EventJob):
         The first losses of a resumed run are unknown, so that only losses that are not
         finite count as a divergence there.
         """
-        termination = Termination()
-        found = self._run(evaluations, advance, termination)
+        termination, gradients = Termination(), self.topology.size * self.steps
+        found = self._run(gradients, evaluations, advance, termination)
         self.report, self.events = found.report, found.report.events
         done = int(self.report.gradients_before.sum())
-        if done >= self._gradients and self.communicator.local_ranks[0] == 0:
+        if done >= gradients and self.communicator.local_ranks[0] == 0:
             print(
-                f"nothing is left to do: by their checkpoints the workers have "
-                f"computed {done} of {self._gradients} gradients; to go on, start the "
-                "same with larger --epochs",
+                "nothing is left to do: by their checkpoints the workers have "
+                f"computed {done} of {gradients} gradients; to go on, start the same "
+                "with larger --epochs",
                 file=sys.stderr,
                 flush=True,
             )
@@ -135,6 +130,7 @@ class Live(EventJob):
 
     def _run(
         self,
+        gradients: int,
         snapshots: int,
         advance: Callable[[float], object],
         termination: Termination,
@@ -143,9 +139,9 @@ class Live(EventJob):
         task, chunk = self.task, chunk_steps(self.task)
         epoch, passed = self.topology.size * task.steps_per_epoch, 0
 
-        def show(gradients):
+        def show(done):
             nonlocal passed
-            now = min(gradients, self._gradients)
+            now = min(done, gradients)
             advance((now - passed) / epoch)
             passed = now
 
@@ -164,7 +160,7 @@ class Live(EventJob):
                 self.communicator,
                 self.topology,
                 self.params,
-                gradients=self._gradients,
+                gradients=gradients,
                 rate=self.rate,
                 **dataclasses.asdict(self.options),
                 model_state=jax.tree.map(jnp.asarray, task.model_state),
@@ -224,16 +220,12 @@ class Live(EventJob):
         """Returns rows of the final table: speeds, averagings, and lost workers."""
         told, alive = self.report, self.ranks
         speed, idle = told.gradients_per_second[alive], told.idle_share[alive]
+        speeds = f"{speed.mean():.4g} ({speed.min():.4g})"
+        rates = f"{told.mean_rate:.4g} ({told.rate[alive].mean():.4g})"
         return [
             ("seconds", f"{told.seconds:.4g}"),
-            (
-                "gradients per second and worker, mean (slowest)",
-                f"{speed.mean():.4g} ({speed.min():.4g})",
-            ),
-            (
-                "averagings per gradient, mean (asked)",
-                f"{told.mean_rate:.4g} ({told.rate[alive].mean():.4g})",
-            ),
+            ("gradients per second and worker, mean (slowest)", speeds),
+            ("averagings per gradient, mean (asked)", rates),
             (
                 "idle share of the time, mean (most)",
                 f"{idle.mean():.1%} ({idle.max():.1%})",

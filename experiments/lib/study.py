@@ -136,7 +136,7 @@ def _stop(ledger: Ledger) -> NoReturn:
         flush=True,
     )
     sys.stdout.flush()
-    processes.discard_compiled()
+    processes.compiled_folder().cleanup()
     os._exit(INTERRUPTED)  # A run in a thread of this process would not end before.
 
 
