@@ -66,11 +66,7 @@ def set_up(
 ) -> tuple[asynchronous.EventTransformation, asynchronous.Events]:
     """Makes one of the methods on a ring, and draws its events on virtual clocks.
 
-    Args:
-      base: optimizer that each worker applies to its gradients.
-      size: number of workers.
-      gradients: mean number of gradients of a worker.
-      seed: seed of the virtual clocks.
+    Each of `size` workers computes `gradients` gradients on average.
     """
     rate, accelerated = METHODS[method]
     ring = topologies.ring(size)

@@ -1,7 +1,8 @@
 """Runs and tunes the compressed averaging methods of the consensus figure."""
 
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +23,11 @@ class Method(NamedTuple):
     """A way to average.
 
     Attributes:
-      make: makes the mechanism from a setting: nothing, the consensus rate, or the
-        consensus rate and a second parameter.
+      alias: makes the mechanism.
+      codes: the compressor, if `alias` takes one.
       grid: settings among which the best one is chosen, `float64[settings,
-        parameters]`.
+        parameters]`. The parameters are the consensus rate and the bound, or the first
+        or none of them.
       untuned: the setting that is used without tuning; None if there is nothing to
         tune.
       shorter: divisor of the number of steps, larger than 1 for methods that converge
@@ -35,41 +37,32 @@ class Method(NamedTuple):
     """
 
     color: str
-    make: Callable
+    alias: Callable
+    codes: tuple[djax.Compressor, ...] = ()
     grid: np.ndarray = np.array([[BEST_RATE]])
     untuned: tuple[float, ...] | None = None
     shorter: float = 1
     screening: int = 500
     sends_start: bool = False
 
+    def make(self, setting: Iterable[Any]) -> djax.Mechanism:
+        """Makes the mechanism with these parameters."""
+        parameters = dict(zip(("consensus_rate", "theta"), setting, strict=False))
+        return self.alias(RING, COMMUNICATOR, *self.codes, **parameters)
+
 
 def _power(color: str, **options: Any) -> Method:
-    def make(rate):
-        return djax.power_gossip(RING, COMMUNICATOR, consensus_rate=rate, **options)
-
-    return Method(color, make)
+    return Method(color, functools.partial(djax.power_gossip, **options))
 
 
 def _tuned(color: str, alias: Callable, code: djax.Compressor, **options) -> Method:
-    def make(rate):
-        return alias(RING, COMMUNICATOR, code, rate)
-
-    return Method(color, make, RATES, (BEST_RATE,), **options)
+    return Method(color, alias, (code,), RATES, (BEST_RATE,), **options)
 
 
-def _copies(color: str, alias: Callable) -> Method:
-    def make():
-        return alias(RING, COMMUNICATOR, compressors.quantize(8))
-
-    return Method(color, make, np.empty((1, 0)), shorter=10, sends_start=True)
-
-
+QSGD = (compressors.quantize(8),)
+COPIES = {"grid": np.empty((1, 0)), "shorter": 10, "sends_start": True}
 METHODS = {
-    "uncompressed gossip": Method(
-        "black",
-        lambda rate: djax.gossip(RING, COMMUNICATOR, consensus_rate=rate),
-        shorter=10,
-    ),
+    "uncompressed gossip": Method("black", djax.gossip, shorter=10),
     "PowerGossip": _power("tab:red"),
     "PowerGossip, random": _power("salmon", warm_start=False),
     "PowerGossip, signs": _power("tab:orange", sign=True),
@@ -91,13 +84,10 @@ METHODS = {
     ),
     "DeepSqueeze, sign": _tuned("tab:purple", djax.deep_squeeze, compressors.sign()),
     "Moniqua, 2 bits": Method(
-        "tab:brown",
-        lambda rate, theta: djax.moniqua(RING, COMMUNICATOR, theta, rate),
-        MONIQUA,
-        (BEST_RATE, 1.0),
+        "tab:brown", djax.moniqua, grid=MONIQUA, untuned=(BEST_RATE, 1.0)
     ),
-    "DCD, QSGD 8 bits": _copies("tab:pink", djax.dcd),
-    "ECD, QSGD 8 bits": _copies("tab:gray", djax.ecd),
+    "DCD, QSGD 8 bits": Method("tab:pink", djax.dcd, QSGD, **COPIES),
+    "ECD, QSGD 8 bits": Method("tab:gray", djax.ecd, QSGD, **COPIES),
 }
 
 
@@ -118,7 +108,7 @@ def errors(
 
     @COMMUNICATOR.spmd
     def worker(x, setting):
-        mechanism = method.make(*setting)
+        mechanism = method.make(setting)
 
         def step(carry, _):
             x, state = carry

@@ -80,7 +80,7 @@ def compute(
         start = PROBLEMS[data](side)
         for name, method in tqdm(methods.items(), desc=data, unit="method"):
             steps = max(1, int(all_steps / method.shorter))
-            mechanism = method.make(*method.grid[0].tolist())
+            mechanism = method.make(method.grid[0].tolist())
             cost = djax.communication_cost(mechanism, start[0], RING)
             runs = [(method.untuned is not None, *tune(method, start, steps))]
             if method.untuned is not None:

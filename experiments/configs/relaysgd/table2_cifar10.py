@@ -33,40 +33,28 @@ QUASI_GLOBAL = {"algorithm": "quasi_global_momentum", "topology": "ring"}
 D2 = {"algorithm": "d2_sgd", "topology": "ring", "check": False}
 SGP = {"algorithm": "sgp", "rounds": 2}
 
-METHODS = {
-    "all-reduce": PLAIN.replace(**ALL_REDUCE),
-    "all-reduce + momentum": MOMENTUM.replace(**ALL_REDUCE),
-    "RelaySGD, double trees": PLAIN.replace(**TREES),
-    "RelaySGD + momentum, double trees": MOMENTUM.replace(**TREES),
-    "RelaySGD, chain": PLAIN.replace(**CHAIN),
-    "RelaySGD + momentum, chain": MOMENTUM.replace(**CHAIN),
-    "D-PSGD, ring": PLAIN.replace(**DPSGD),
-    "D-PSGD + quasi-global momentum, ring": MOMENTUM.replace(**QUASI_GLOBAL),
-    "D², ring": PLAIN.replace(**D2),
-    "D² + momentum, ring": MOMENTUM.replace(**D2),
-    "SGP, one-peer exponential": PLAIN.replace(**SGP),
-    "SGP + momentum, one-peer exponential": MOMENTUM.replace(**SGP),
-    "RelaySum/Grad, chain": PLAIN.replace(**GRADIENTS),
-    "RelaySum/Grad + momentum, chain": MOMENTUM.replace(**GRADIENTS),
-}
 ALPHAS = (1.0, 0.1, 0.01)
-RATES = {
-    "all-reduce": (0.1, 0.1, 0.1),
-    "all-reduce + momentum": (0.1, 0.1, 0.1),
-    "RelaySGD, double trees": (1.2, 0.6, 0.3),
-    "RelaySGD + momentum, double trees": (0.6, 0.3, 0.15),
-    "RelaySGD, chain": (2.0, 2.0, 1.0),
-    "RelaySGD + momentum, chain": (0.5, 0.5, 0.125),
-    "D-PSGD, ring": (0.4, 0.1, 0.2),
-    "D-PSGD + quasi-global momentum, ring": (0.1, 0.025, 0.05),
-    "D², ring": (0.2, 0.2, 0.1),
-    "D² + momentum, ring": (0.05, 0.05, 0.0125),
-    "SGP, one-peer exponential": (0.4, 0.2, 0.2),
-    "SGP + momentum, one-peer exponential": (0.1, 0.1, 0.025),
-    "RelaySum/Grad, chain": (0.4, 0.4, 0.4),
-    "RelaySum/Grad + momentum, chain": (0.05, 0.1, 0.025),
+METHODS = {
+    "all-reduce": (PLAIN, ALL_REDUCE, (0.1, 0.1, 0.1)),
+    "all-reduce + momentum": (MOMENTUM, ALL_REDUCE, (0.1, 0.1, 0.1)),
+    "RelaySGD, double trees": (PLAIN, TREES, (1.2, 0.6, 0.3)),
+    "RelaySGD + momentum, double trees": (MOMENTUM, TREES, (0.6, 0.3, 0.15)),
+    "RelaySGD, chain": (PLAIN, CHAIN, (2.0, 2.0, 1.0)),
+    "RelaySGD + momentum, chain": (MOMENTUM, CHAIN, (0.5, 0.5, 0.125)),
+    "D-PSGD, ring": (PLAIN, DPSGD, (0.4, 0.1, 0.2)),
+    "D-PSGD + quasi-global momentum, ring": (
+        MOMENTUM,
+        QUASI_GLOBAL,
+        (0.1, 0.025, 0.05),
+    ),
+    "D², ring": (PLAIN, D2, (0.2, 0.2, 0.1)),
+    "D² + momentum, ring": (MOMENTUM, D2, (0.05, 0.05, 0.0125)),
+    "SGP, one-peer exponential": (PLAIN, SGP, (0.4, 0.2, 0.2)),
+    "SGP + momentum, one-peer exponential": (MOMENTUM, SGP, (0.1, 0.1, 0.025)),
+    "RelaySum/Grad, chain": (PLAIN, GRADIENTS, (0.4, 0.4, 0.4)),
+    "RelaySum/Grad + momentum, chain": (MOMENTUM, GRADIENTS, (0.05, 0.1, 0.025)),
 }
-"""The paper's learning rates, for each of `ALPHAS`."""
+"""The options of each method, and the paper's learning rate for each of `ALPHAS`."""
 GRIDS = {
     "all-reduce": (0.1, 0.2, 0.4, 0.8, 1.6),
     "all-reduce + momentum": (0.05, 0.1, 0.2),
@@ -120,16 +108,14 @@ brackets."""
 
 def _row(method: str, i: int) -> Row:
     """Makes a method's row for the i-th of `ALPHAS`."""
-    config, alpha = METHODS[method], ALPHAS[i]
-    split, grids = config.split or f"dirichlet:{alpha}", GRIDS
-    if alpha == 1:
-        grids = GRIDS | GRIDS_OF_EVEN_DATA
+    (common, options, rates), alpha = METHODS[method], ALPHAS[i]
+    options = {"split": f"dirichlet:{alpha}", "learning_rate": rates[i]} | options
     return Row(
         method,
-        config.replace(learning_rate=RATES[method][i], split=split),
+        common.replace(**options),
         setting=f"alpha {alpha:g}",
         expected=EXPECTED[method][i],
-        tried=grids[method],
+        tried=(GRIDS | GRIDS_OF_EVEN_DATA if alpha == 1 else GRIDS)[method],
     )
 
 
