@@ -1,7 +1,6 @@
 r"""Consensus distance against time, with and without the continuous momentum.
 
-Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
-Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
+Nabli, Belilovsky and Oyallon, A²CiD², 2023, https://arxiv.org/abs/2306.08289.
 
     python -m experiments.acid.consensus           # ring, exponential, complete
     python -m experiments.acid.consensus --smoke   # seconds

@@ -1,7 +1,6 @@
 r"""Constants of A²CiD² on seven graphs, and how much its momentum helps on each.
 
-Nabli et al., A²CiD²: Accelerating Asynchronous Communication in Decentralized Deep
-Learning, 2023, https://arxiv.org/abs/2306.08289.
+Nabli, Belilovsky and Oyallon, A²CiD², 2023, https://arxiv.org/abs/2306.08289.
 
     python -m experiments.acid.constants           # n up to 64
     python -m experiments.acid.constants --smoke   # n up to 8

@@ -1,7 +1,6 @@
 r"""For which curvature of the loss the momentum reduces the noise between workers.
 
-Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
-Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
+Nabli, Belilovsky and Oyallon, A²CiD², 2023, https://arxiv.org/abs/2306.08289.
 
     python -m experiments.acid.curvature           # half a minute
     python -m experiments.acid.curvature --smoke   # seconds

@@ -1,7 +1,6 @@
 r"""Figure 2: timelines of synchronous and of asynchronous workers.
 
-Nabli et al., A²CiD²: Accelerating Asynchronous Communication in Decentralized Deep
-Learning, 2023, https://arxiv.org/abs/2306.08289.
+Nabli, Belilovsky and Oyallon, A²CiD², 2023, https://arxiv.org/abs/2306.08289.
 
     python -m experiments.acid.fig2_timeline           # 8 units of time
     python -m experiments.acid.fig2_timeline --smoke   # 3

@@ -1,8 +1,7 @@
 r"""Heat map of how often each pair of workers averages.
 
-Nabli et al., A²CiD²: Accelerating Asynchronous Communication in Decentralized Deep
-Learning, 2023, https://arxiv.org/abs/2306.08289, show such a map for 32 workers of a
-real run.
+Nabli, Belilovsky and Oyallon, A²CiD², 2023, https://arxiv.org/abs/2306.08289, show such
+a map for 32 workers of a real run.
 
     python -m experiments.acid.pairings           # 200 gradients a worker
     python -m experiments.acid.pairings --smoke   # 10

@@ -1,8 +1,8 @@
 r"""How much longer training takes if one worker is four times as slow.
 
 AR-SGD is compared with asynchronous methods, whose fast workers need not wait and
-compute more gradients. Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous
-Communication in Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
+compute more gradients: Nabli, Belilovsky and Oyallon, A²CiD², 2023,
+https://arxiv.org/abs/2306.08289.
 
     python -m experiments.acid.stragglers           # 5 seeds
     python -m experiments.acid.stragglers --smoke   # seconds

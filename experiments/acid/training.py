@@ -1,9 +1,8 @@
 r"""Tests on a ring of 64 whether A²CiD² acts like doubling the communication rate.
 
 A²CiD² at rate 1 is compared with the baseline at rates 1 and 2. Nabli, Belilovsky and
-Oyallon, A²CiD²: Accelerating Asynchronous Communication in Decentralized Deep Learning,
-2023, https://arxiv.org/abs/2306.08289, write that "A²CiD² acts like doubling the
-communication rate" for ImageNet.
+Oyallon, A²CiD², 2023, https://arxiv.org/abs/2306.08289, write that "A²CiD² acts like
+doubling the communication rate" for ImageNet.
 
     python -m experiments.acid.training           # 5 seeds, 3 step sizes
     python -m experiments.acid.training --smoke   # seconds

@@ -1,9 +1,8 @@
 r"""Throughput, and loss against real time, with one of four workers 4 x as slow.
 
-Section 3.3 of the paper promises that workers never wait. Here this is measured in
-seconds instead of virtual time. Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating
-Asynchronous Communication in Decentralized Deep Learning, 2023,
-https://arxiv.org/abs/2306.08289.
+Section 3.3 of the paper promises that workers never wait: Nabli, Belilovsky and
+Oyallon, A²CiD², 2023, https://arxiv.org/abs/2306.08289. Here this is measured in
+seconds instead of virtual time.
 
     mpirun -n 4 python -m experiments.acid.wall_clock           # 3 seeds
     mpirun -n 4 python -m experiments.acid.wall_clock --smoke   # seconds
@@ -170,16 +169,9 @@ def make_table(records: list[figures.Record]):
             runs = figures.select(records, method=method, slower=slower)
             rates = figures.column(runs, "averagings_per_gradient")
             rate = float(np.mean(np.average(rates, axis=1, weights=speeds)))
-        rows.append(
-            [
-                "equal" if slower == 1 else f"one {slower} x slower",
-                method,
-                float(speed[:3].mean()),
-                float(speed[3]),
-                f"{(speed / alone)[:3].mean():.1%}",
-                rate,
-            ]
-        )
+        row = ["equal" if slower == 1 else f"one {slower} x slower", method]
+        row += [float(speed[:3].mean()), float(speed[3])]
+        rows.append([*row, f"{(speed / alone)[:3].mean():.1%}", rate])
     columns = ["speeds", "", "gradients/s of the first three", "of the last"]
     columns += ["share of solo", "averagings per gradient (asked: 1)"]
     return figures.table("Throughput of 4 workers on a ring", columns, rows)

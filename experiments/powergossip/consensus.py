@@ -132,17 +132,11 @@ def make_tables(records: list[figures.Record]) -> list:
             setting = ", ".join(f"{value:.3g}" for value in record["setting"])
             free = METHODS[record["method"]].untuned is None
             tuning = "fixed" if free else "tuned" if record["tuned"] else "untuned"
-            rows.append(
-                [
-                    record["method"],
-                    f"{tuning}: {setting}" if setting else tuning,
-                    record["bits_per_step"] / 1e3,
-                    record["steps_to_goal"],
-                    bits / 1e6 if bits else "never",
-                    f"{bits / power:.2f}" if bits and power else None,
-                    record["errors"][-1],
-                ]
-            )
+            row = [record["method"], f"{tuning}: {setting}" if setting else tuning]
+            row += [record["bits_per_step"] / 1e3, record["steps_to_goal"]]
+            row.append(bits / 1e6 if bits else "never")
+            row.append(f"{bits / power:.2f}" if bits and power else None)
+            rows.append([*row, record["errors"][-1]])
         columns = ["method", "rate (and bound)", "kbit/step", "steps to 1e-4", "Mbit"]
         columns += ["x PowerGossip's", "last error"]
         title = f"Consensus on {data}: bits that a worker sends until an error of"

@@ -1,7 +1,6 @@
 r"""The spectrum figure, on handwritten digits: of which rank neighbours' models differ.
 
-Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Compression
-in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
+Vogels, Karimireddy and Jaggi, PowerGossip, 2020, https://arxiv.org/abs/2008.01425.
 
     python -m experiments.powergossip.spectrum           # 16 workers, 90 epochs
     python -m experiments.powergossip.spectrum --smoke   # seconds

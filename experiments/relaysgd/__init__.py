@@ -1,1 +1,5 @@
-"""Reproduces figures and tables of Vogels et al., RelaySum, 2021."""
+"""Reproduces figures and tables of the paper of RelaySGD.
+
+Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
+https://arxiv.org/abs/2110.04175.
+"""

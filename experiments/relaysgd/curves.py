@@ -62,10 +62,9 @@ class Method(NamedTuple):
 
 
 class Study(NamedTuple):
-    """What one of the figures compares.
+    """What one of the figures, by its `number` in the paper, compares.
 
     Attributes:
-      number: number of the figure in the paper.
       zetas: heterogeneities; each has a panel.
       steps: number of steps of the curves in each panel.
       bottom: smallest error that the panels show.

@@ -1,7 +1,6 @@
 r"""Figure 10: RelaySGD relays models, and its variant RelaySum/Grad relays updates.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175, appendix.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175, appendix.
 
     python -m experiments.relaysgd.fig10_gradient_variant           # 32 workers
     python -m experiments.relaysgd.fig10_gradient_variant --smoke   # seconds

@@ -1,7 +1,6 @@
 r"""Figure 2: how the steps to an error of 1e-6 grow with the number of workers.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175.
 
     python -m experiments.relaysgd.fig2_topologies           # 10 seeds, n up to 96
     python -m experiments.relaysgd.fig2_topologies --smoke   # seconds

@@ -1,7 +1,6 @@
 r"""Figure 3: RelaySGD on trees of a social network, D-PSGD and D² on all its edges.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175.
 
     python -m experiments.relaysgd.fig3_social_network           # all 32 trees
     python -m experiments.relaysgd.fig3_social_network --smoke   # seconds

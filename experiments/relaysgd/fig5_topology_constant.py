@@ -1,7 +1,6 @@
 r"""Figure 5 (appendix): the constant of a tree in RelaySGD's rate of convergence.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175.
 
     python -m experiments.relaysgd.fig5_topology_constant           # n up to 32
     python -m experiments.relaysgd.fig5_topology_constant --smoke   # seconds

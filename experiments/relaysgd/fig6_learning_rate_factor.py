@@ -1,7 +1,6 @@
 r"""Figure 6 (appendix): the factor by which RelaySGD needs a larger learning rate.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175.
 
     python -m experiments.relaysgd.fig6_learning_rate_factor           # n up to 80
     python -m experiments.relaysgd.fig6_learning_rate_factor --smoke   # seconds

@@ -1,7 +1,6 @@
 r"""Figure 7: the effect of heterogeneity, under noise, on a ring and a chain.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175, appendix.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175, appendix.
 
     python -m experiments.relaysgd.fig7_heterogeneity           # 32 workers
     python -m experiments.relaysgd.fig7_heterogeneity --smoke   # seconds

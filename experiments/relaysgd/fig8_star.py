@@ -1,7 +1,6 @@
 r"""Figure 8: on a star, where RelaySGD has the smallest delay and D² is slow.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175, appendix.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175, appendix.
 
     python -m experiments.relaysgd.fig8_star           # 32 workers
     python -m experiments.relaysgd.fig8_star --smoke   # seconds

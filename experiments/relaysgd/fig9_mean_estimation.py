@@ -1,7 +1,6 @@
 r"""Figure 9 (appendix): distributed mean estimation, RelaySum against gossip.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175.
 
     python -m experiments.relaysgd.fig9_mean_estimation           # n up to 128
     python -m experiments.relaysgd.fig9_mean_estimation --smoke   # seconds
@@ -20,7 +19,6 @@ seconds on 2 cores.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,25 +37,10 @@ MEAN = 1.0
 SIZES, STEPS, RUNS = (8, 16, 32, 64, 128), 400, 40
 
 
-class Method(NamedTuple):
-    """A way to estimate the mean.
-
-    Attributes:
-      estimate: computes a worker's estimates after each step, `[T]`, from its samples
-        `[T]`, the graph and the communicator.
-      predict: computes the expected mean squared error after each step, `[T]`, from the
-        graph and T.
-    """
-
-    topology: str
-    estimate: Callable[[jax.Array, Topology, Communicator], jax.Array]
-    predict: Callable[[Topology, int], np.ndarray]
-
-
 def relay_estimates(
     samples: jax.Array, tree: Topology, communicator: Communicator
 ) -> jax.Array:
-    """Divides the sum of all samples that have arrived by their number."""
+    """Divides the sum of the samples `[T]` that have arrived by their number `[T]`."""
     relay = djax.on_updates(djax.relay(tree, communicator))
 
     def step(carry, sample):
@@ -74,7 +57,7 @@ def relay_estimates(
 def gossip_estimates(
     samples: jax.Array, topology: Topology, communicator: Communicator
 ) -> jax.Array:
-    """Averages running means over the neighbourhood in each step."""
+    """Averages running means over the neighbourhood in each step, `[T]`."""
     gossip = djax.gossip(topology, communicator)
 
     def step(carry, sample):
@@ -109,12 +92,16 @@ def predict_gossip(topology: Topology, steps: int) -> np.ndarray:
 
 
 METHODS = {
-    "RelaySum": Method("chain", relay_estimates, predict_relay),
-    "Gossip": Method("ring", gossip_estimates, predict_gossip),
+    "RelaySum": ("chain", relay_estimates, predict_relay),
+    "Gossip": ("ring", gossip_estimates, predict_gossip),
 }
+"""For each method the graph, and the functions that compute a worker's estimates and
+the expected mean squared error after each of T steps."""
 
 
-def measure(method: Method, topology: Topology, steps: int, runs: int) -> np.ndarray:
+def measure(
+    compute_estimates: Callable, topology: Topology, steps: int, runs: int
+) -> np.ndarray:
     """Measures the mean squared error over all workers and runs after each step.
 
     Samples depend on the number of workers only, so that all methods see the same.
@@ -124,7 +111,7 @@ def measure(method: Method, topology: Topology, steps: int, runs: int) -> np.nda
 
     @communicator.spmd
     def estimate(samples):
-        return method.estimate(samples, topology, communicator)
+        return compute_estimates(samples, topology, communicator)
 
     @jax.jit
     def run(key):
@@ -138,14 +125,14 @@ def compute(sizes: Sequence[int], steps: int, runs: int) -> Iterator[figures.Rec
     """Measures every method, and predicts its error."""
     jobs = list(itertools.product(METHODS, sizes))
     for name, n in tqdm(jobs, desc="figure 9", unit="line"):
-        method = METHODS[name]
-        topology = graph(method.topology, n)
+        kind, estimate, predict = METHODS[name]
+        topology = graph(kind, n)
         yield {
             "method": name,
-            "topology": method.topology,
+            "topology": kind,
             "n": n,
-            "mse": figures.rounded(measure(method, topology, steps, runs), 5),
-            "predicted": figures.rounded(method.predict(topology, steps), 5),
+            "mse": figures.rounded(measure(estimate, topology, steps, runs), 5),
+            "predicted": figures.rounded(predict(topology, steps), 5),
         }
 
 
@@ -177,11 +164,11 @@ def draw(records: list[figures.Record]):
     for n in sizes:
         panels[0].plot(elapsed, 1 / (n * elapsed), color=colors[n])
     panels[0].set(title="all samples: $1 / (nT)$", ylabel="mean squared error")
-    for axes, (name, method) in zip(panels[1:], METHODS.items(), strict=True):
+    for axes, (name, (kind, *_)) in zip(panels[1:], METHODS.items(), strict=True):
         for r in figures.select(records, method=name):
             axes.plot(elapsed, r["mse"], color=colors[r["n"]], lw=1.2)
             axes.plot(elapsed, r["predicted"], "k:", lw=0.8)
-        axes.set_title(f"{name}, {method.topology}")
+        axes.set_title(f"{name}, {kind}")
     for axes in panels:
         axes.set(yscale="log", xlim=(0, elapsed[-1]), ylim=(1e-5, 1))
         axes.set_xlabel("steps $T$")

@@ -1,7 +1,6 @@
 r"""Table 5, on handwritten digits: which methods tolerate lost messages.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175.
 
     python -m experiments.relaysgd.table5_message_loss           # 3 seeds
     python -m experiments.relaysgd.table5_message_loss --smoke   # seconds

@@ -1,7 +1,6 @@
 """CIFAR-10 and ResNet-18: accuracy by graph, number of workers, and rate.
 
-Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
-Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
+Nabli, Belilovsky and Oyallon, A²CiD², 2023, https://arxiv.org/abs/2306.08289.
 
 Under mpirun, workers compute in real time and do not wait for each other. Without
 mpirun, they are simulated on virtual clocks. Settings are those of the published

@@ -1,7 +1,6 @@
 r"""A²CiD² and its baseline on Fashion-MNIST: graphs, numbers of workers, and rates.
 
-Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
-Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
+Nabli, Belilovsky and Oyallon, A²CiD², 2023, https://arxiv.org/abs/2306.08289.
 
     python -m experiments.acid.table_fashion_mnist           # 30 minutes
     python -m experiments.acid.table_fashion_mnist --smoke   # a minute

@@ -1,7 +1,6 @@
 """ImageNet and ResNet-50: accuracy on rings of 16, 32 and 64 workers, at rates 1 and 2.
 
-Nabli, Belilovsky and Oyallon, A²CiD²: Accelerating Asynchronous Communication in
-Decentralized Deep Learning, 2023, https://arxiv.org/abs/2306.08289.
+Nabli, Belilovsky and Oyallon, A²CiD², 2023, https://arxiv.org/abs/2306.08289.
 
 The protocol is that of :mod:`experiments.configs.acid.table_cifar10`, except that the
 learning rate decays after 30, 60 and 80 % of the training, as in the published program.

@@ -1,7 +1,6 @@
 """CIFAR-10 and ResNet-20 on a ring of 8: quality against bytes.
 
-Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Compression
-in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
+Vogels, Karimireddy and Jaggi, PowerGossip, 2020, https://arxiv.org/abs/2008.01425.
 
 Settings, including the grids that were searched, are those of the published code;
 :mod:`experiments.powergossip.configurations` counts the bytes. In each epoch all data

@@ -1,7 +1,6 @@
 r"""The paper's image task on Fashion-MNIST: quality against bytes on a ring of 8.
 
-Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Compression
-in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
+Vogels, Karimireddy and Jaggi, PowerGossip, 2020, https://arxiv.org/abs/2008.01425.
 
     python -m experiments.powergossip.table_fashion_mnist           # 45 minutes
     python -m experiments.powergossip.table_fashion_mnist --smoke   # a minute

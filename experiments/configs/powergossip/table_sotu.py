@@ -1,7 +1,6 @@
 r"""The paper's language task on the State of the Union: perplexity against bytes.
 
-Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Compression
-in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
+Vogels, Karimireddy and Jaggi, PowerGossip, 2020, https://arxiv.org/abs/2008.01425.
 
     python -m experiments.powergossip.table_sotu           # an hour
     python -m experiments.powergossip.table_sotu --smoke   # a minute

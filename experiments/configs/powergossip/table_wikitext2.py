@@ -1,7 +1,6 @@
 """WikiText-2 and a three-layer LSTM on a ring of 16: perplexity against bytes.
 
-Vogels, Karimireddy and Jaggi, PowerGossip: Practical Low-Rank Communication Compression
-in Decentralized Deep Learning, 2020, https://arxiv.org/abs/2008.01425.
+Vogels, Karimireddy and Jaggi, PowerGossip, 2020, https://arxiv.org/abs/2008.01425.
 
 Settings, including the grids that were searched, are those of the published code;
 :mod:`experiments.configs.powergossip.table_cifar10` lists the differences. Each worker

@@ -1,7 +1,6 @@
 """Table 2: CIFAR-10 and VGG-11 with 16 workers, by the heterogeneity of their data.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175.
 
 Each worker's test accuracy is averaged over epochs 196 and 200, and the score is that
 of the worst worker. The paper's score is the mean over the seeds 1, 2 and 3. The paper

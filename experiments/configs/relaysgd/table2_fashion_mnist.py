@@ -1,7 +1,6 @@
 r"""Table 2, on Fashion-MNIST: 16 workers, by the heterogeneity of their data.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175.
 
     python -m experiments.relaysgd.table2_fashion_mnist           # 90 minutes
     python -m experiments.relaysgd.table2_fashion_mnist --smoke   # a minute

@@ -1,7 +1,6 @@
 """Table 3: ImageNet and ResNet-18 with EvoNorm, for 16 workers at alpha 0.1.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175.
 
 The score is the mean top-1 accuracy of the workers over the last 5 evaluations. The
 paper's code contains neither the number of workers, nor epochs, batch sizes or learning

@@ -1,7 +1,6 @@
 """Table 4: AG News, where 16 workers fine-tune DistilBERT with Adam at alpha 0.1.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175.
 
 The score is the mean test accuracy of the workers at the last of 10 evaluations. The
 paper's accuracies have the standard deviation of 3 seeds beside them. Texts have at

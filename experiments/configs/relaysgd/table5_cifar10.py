@@ -1,7 +1,6 @@
 """Table 5: CIFAR-10 and VGG-11, for 16 workers whose messages may be lost.
 
-Vogels et al., RelaySum for Decentralized Deep Learning on Heterogeneous Data, 2021,
-https://arxiv.org/abs/2110.04175.
+Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175.
 
 The protocol is that of :mod:`experiments.configs.relaysgd.table2_cifar10`, with alpha
 0.01, momentum 0.9 and the seed 1. If a message of RelaySGD is lost, the receiver puts
