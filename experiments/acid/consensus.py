@@ -33,17 +33,10 @@ from djax import asynchronous, topologies
 from ..lib import figures
 
 DIM, POINTS, GOAL = 10, 60, 1e-3
-GRAPHS = {
-    "ring": topologies.ring,
-    "exponential": topologies.exponential,
-    "complete": topologies.complete,
-}
-PREDICTED = {
-    "ring 16": (0.078, 0.233),
-    "ring 32": (0.019, 0.113),
-    "ring 64": (0.0048, 0.0588),
-}
-"""Predicted rates of decay, without and with acceleration."""
+GRAPHS = (topologies.ring, topologies.exponential, topologies.complete)
+PREDICTED = {16: (0.078, 0.233), 32: (0.019, 0.113), 64: (0.0048, 0.0588)}
+"""Predicted rates of decay on rings, without and with acceleration, by number of
+workers."""
 STYLES = {"plain": ("pairwise averaging", "tab:gray"), "acid": ("A²CiD²", "tab:blue")}
 """For each algorithm, its name and colour in the figure."""
 
@@ -81,8 +74,8 @@ def compute(sizes: Sequence[int], schedules: int) -> Iterator[figures.Record]:
     """Runs both algorithms on all graphs with these numbers of workers."""
     base = optax.identity()  # No gradients are computed.
     todo = list(itertools.product(GRAPHS, sizes))
-    for graph, size in tqdm(todo, desc="consensus", unit="graph"):
-        topology = GRAPHS[graph](size)
+    for make, size in tqdm(todo, desc="consensus", unit="graph"):
+        topology = make(size)
         constants = djax.acid_constants(topology)
         chi1, chi2 = constants.chi1, constants.chi2
         for name, algorithm, scale in (
@@ -95,7 +88,7 @@ def compute(sizes: Sequence[int], schedules: int) -> Iterator[figures.Record]:
             logs = np.log(curves).mean(0)
             late = times >= times[-1] / 2
             yield {
-                "graph": graph,
+                "graph": topology.name,
                 "workers": size,
                 "algorithm": name,
                 "chi1": chi1,
@@ -115,7 +108,8 @@ def make_tables(records: list[figures.Record]):
         graph = f"{plain['graph']} {plain['workers']}"
         decays = plain["decay_rate"], acid["decay_rate"]
         times = plain["time_to_goal"], acid["time_to_goal"]
-        slow, fast = PREDICTED.get(graph, (None, None))
+        known = PREDICTED if plain["graph"] == "ring" else {}
+        slow, fast = known.get(plain["workers"], (None, None))
         row = [graph, decays[0], slow, decays[1], fast, decays[1] / decays[0], *times]
         rows.append([*row, times[0] / times[1], (plain["chi1"] / plain["chi2"]) ** 0.5])
     columns = ["graph", "decay, plain", "predicted", "A²CiD²", "predicted", "gain"]
@@ -129,7 +123,7 @@ def draw(records: list[figures.Record]):
     figure, (panels,) = figures.panels((12, 3.8), 1, len(GRAPHS))
     sizes = figures.distinct(records, "workers")
     lines = dict(zip(sizes, ("-", "--", ":"), strict=False))
-    for axes, graph in zip(panels, GRAPHS, strict=True):
+    for axes, graph in zip(panels, figures.distinct(records, "graph"), strict=True):
         here = figures.select(records, graph=graph)
         for r in here:
             name, color = STYLES[r["algorithm"]]

@@ -8,8 +8,7 @@ Nabli, Belilovsky and Oyallon, A²CiD², 2023, https://arxiv.org/abs/2306.08289.
 :func:`djax.acid_constants` computes the constants for workers that average once per
 gradient; on stars and at the ends of chains they average less often. The time to
 consensus is proportional to chi1 without the momentum, and to sqrt(chi1 chi2) with the
-momentum. So the momentum makes it sqrt(chi1 / chi2) = 2 alpha_tilde times shorter.
-Nothing is trained.
+momentum, which is sqrt(chi1 / chi2) = 2 alpha_tilde times shorter. Nothing is trained.
 
 Expect chi1 and chi2 of the published code on rings and exponential graphs; the copies
 here are rounded to four decimals. Rings and chains gain most, 15 and 29 times at

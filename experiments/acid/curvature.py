@@ -37,7 +37,6 @@ from djax import asynchronous, topologies
 from ..lib import figures
 from .training import COLORS, METHODS, set_up
 
-BASELINE = "baseline, rate 1"
 CURVATURES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 STEP_SIZE, MOMENTA = 0.1, (0.0, 0.9)
 SIZE, STEPS_PER_EPOCH = 64, 100
@@ -46,7 +45,7 @@ SIZE, STEPS_PER_EPOCH = 64, 100
 def variances(
     method: str, momentum: float, size: int, gradients: int, copies: int
 ) -> np.ndarray:
-    """Measures the stationary variances of the workers around their mean.
+    """Measures for each of `CURVATURES` the workers' variance when it has settled.
 
     Args:
       momentum: momentum of SGD.
@@ -54,9 +53,6 @@ def variances(
       gradients: mean number of gradients of a worker. The first half is not measured,
         so that the variances can settle.
       copies: number of independent coordinates of each curvature.
-
-    Returns:
-      The variance for each of `CURVATURES`.
     """
     shape = (len(CURVATURES), copies)
     curvatures = jnp.asarray(CURVATURES)[:, None]
@@ -113,7 +109,7 @@ def draw(records: list[figures.Record]):
     figure, (panels,) = figures.panels((9, 4), 1, len(MOMENTA), sharey=True)
     for axes, momentum in zip(panels, MOMENTA, strict=True):
         mine = figures.select(records, momentum=momentum)
-        once = figures.column(mine, "variance", method=BASELINE)
+        once = figures.column(mine, "variance", method="baseline, rate 1")
         for method, color in COLORS.items():
             forgetting = figures.column(mine, "forgetting", method=method)
             ratios = np.divide(figures.column(mine, "variance", method=method), once)

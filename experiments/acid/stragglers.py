@@ -16,8 +16,7 @@ has a quarter of it.
 
 Expect AR-SGD to take two and a half times as long with the slow worker. (It is not four
 times, because workers of equal speed also wait for the slowest of 16 random times.)
-Expect the asynchronous methods to take hardly longer. The run takes 2 minutes on 2
-cores.
+Expect the asynchronous ones to take hardly longer. The run takes 2 minutes on 2 cores.
 """
 
 from collections.abc import Iterator
@@ -62,14 +61,8 @@ def train(
 ) -> figures.Record:
     """Trains once, and records the workers' mean accuracy at several times.
 
-    Args:
-      speeds: gradients of each worker per unit of time.
-      gradients: mean number of gradients of a worker.
-      seed: seed of the virtual clocks and of the initial parameters.
-
-    Returns:
-      The `times`, the `accuracy` at each of them, and the `idle_share`: the part of
-      their time in which workers wait.
+    The `speeds` are gradients per unit of time. A worker computes `gradients` on
+    average. The `idle_share` is the part of their time in which workers wait.
     """
     size = len(speeds)
     communicator = communicators.simulated(size)
@@ -104,10 +97,7 @@ def time_to_goal(record: figures.Record) -> float:
 
 
 def compute(size: int, gradients: int, seeds: int) -> Iterator[figures.Record]:
-    """Trains with every method and seed, without and with a slow worker.
-
-    Each of `size` workers computes `gradients` gradients on average.
-    """
+    """Trains with every method and seed, without and with a slow worker."""
     todo = [(slowest, seed) for slowest in SLOWEST for seed in range(seeds)]
     for slowest, seed in tqdm(todo, desc="stragglers", unit="seed"):
         speeds = np.ones(size)

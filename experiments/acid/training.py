@@ -44,12 +44,10 @@ METHODS = {
 """For each method, the averagings of a worker per gradient, and whether A²CiD²'s
 momentum is used."""
 COLORS = dict(zip(METHODS, ("tab:gray", "black", "tab:blue"), strict=True))
+QUADRATICS = functools.partial(tasks.quadratics, heterogeneity=1.0, noise=1.0)
 PROBLEMS = {
     "digits": ("dirichlet:0.1", tasks.digits),
-    "quadratics": (
-        "iid",
-        functools.partial(tasks.quadratics, heterogeneity=1.0, noise=1.0),
-    ),
+    "quadratics": ("iid", QUADRATICS),
 }
 """For each problem, the split of the samples and the function that makes the task."""
 STEP_SIZES = (0.05, 0.1, 0.2)

@@ -32,15 +32,11 @@ import djax
 from djax import communicators, topologies
 
 from ..lib import errors, evaluation, figures, runtime, tasks
+from . import stragglers
 
 WORKERS, BATCH_SIZE, WAIT, SLOWER = 4, 16, 0.02, 4
 RING, BASE = topologies.ring(WORKERS), optax.sgd(0.05, momentum=0.9)
-METHODS = {
-    "solo": "tab:green",
-    "AR-SGD": "tab:gray",
-    "AD-PSGD": "black",
-    "A²CiD²": "tab:blue",
-}
+METHODS = {"solo": "tab:green", **stragglers.METHODS}
 
 
 def make_task(communicator: djax.Communicator, wait: float, seed: int) -> tasks.Task:

@@ -7,9 +7,8 @@ Vogels, Karimireddy and Jaggi, PowerGossip, 2020, https://arxiv.org/abs/2008.014
 
 The script shows all settings of :mod:`experiments.configs.powergossip`. It does not
 train a ResNet-20 on CIFAR-10, nor an LSTM on WikiText-2: it counts what each method
-would send for the shapes of those models. To show that each optimizer runs, it learns
-handwritten digits for three steps on the configured number of workers. The run takes 1
-minute on 2 cores.
+would send for the shapes of those models. Each optimizer learns handwritten digits for
+three steps, to show that it runs. The run takes 1 minute on 2 cores.
 
 Expect the published numbers of bytes, but for top-k and half a byte of Moniqua.
 """
@@ -47,8 +46,7 @@ def try_out(
 ) -> list[float]:
     """Trains a linear model of handwritten digits for three steps, to see that it runs.
 
-    The result is the mean loss of the workers in each step. A training that diverges
-    raises an error.
+    Returns the workers' mean losses; a training that diverges raises an error.
     """
     n = communicator.size
     setting = tasks.Setting(n, range(n), "iid", batch_size, seed=0)

@@ -55,8 +55,7 @@ def normal_matrices(side: int) -> jax.Array:
 def photographs(side: int) -> jax.Array:
     """Cuts grey pieces out of two photographs, which are first shrunk to a third.
 
-    The result is `float32[workers, side, side]`. Six pieces of a photograph need a side
-    of at most 71 pixels.
+    The result is `float32[workers, side, side]`, where the side is at most 71 pixels.
     """
     grey = np.mean(datasets.load_sample_images().images, -1)[:, :426, :639] / 255
     small = grey.reshape(2, 142, 3, 213, 3).mean((2, 4))

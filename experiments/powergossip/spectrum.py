@@ -93,8 +93,7 @@ def _shares(values: np.ndarray) -> str:
 def compute(hidden: Sequence[int], epochs: int) -> Iterator[figures.Record]:
     """Trains with every method, and records the spectra of the workers' differences.
 
-    The MLP has hidden layers of these widths. The recorded epochs are scaled by
-    `epochs` / :data:`EPOCHS`.
+    With fewer `epochs` than :data:`EPOCHS`, those that are recorded are scaled.
     """
     setting = tasks.Setting(WORKERS, range(WORKERS), SPLIT, BATCH_SIZE, seed=0)
     task = tasks.digits(setting, hidden)
@@ -112,20 +111,17 @@ def compute(hidden: Sequence[int], epochs: int) -> Iterator[figures.Record]:
             workers, measured = steps(workers, task.epoch(epoch))
             if epoch not in due:
                 continue
-            names, spectra, shapes = zip(
-                *difference_spectra(workers.params), strict=True
-            )
+            found = difference_spectra(workers.params)
+            names, spectra, shapes = zip(*found, strict=True)
             values = [list(map(figures.rounded, x)) for x in spectra]
-            accuracy = np.asarray(evaluate(workers.params)["accuracy"])
+            scores = np.asarray(evaluate(workers.params)["accuracy"])
+            accuracy = {"mean": float(scores.mean()), "worst": float(scores.min())}
             yield {
                 "method": name,
                 "epoch": epoch,
                 "bytes_per_step": sent,
                 "loss": float(np.asarray(measured["loss"]).mean()),
-                "accuracy": {
-                    "mean": float(accuracy.mean()),
-                    "worst": float(accuracy.min()),
-                },
+                "accuracy": accuracy,
                 "shapes": dict(zip(names, shapes, strict=True)),
                 "spectra": dict(zip(names, values, strict=True)),
             }

@@ -84,8 +84,7 @@ class Study(NamedTuple):
     def script(self, name: str) -> Callable[..., list[figures.Record]]:
         """Makes the command line of the figure, see :func:`figures.script`.
 
-        With `--smoke` there are 4 workers, only the second heterogeneity, and few
-        steps.
+        With `--smoke` there are 4 workers, the second heterogeneity, and few steps.
         """
         full = self.zetas, self.steps, WORKERS, 70_000
         smoke = self.zetas[1:2], (40,), 4, 500
@@ -96,8 +95,7 @@ class Study(NamedTuple):
     ) -> Iterator[figures.Record]:
         """Tunes every method on every problem, and runs it with the recorded rate.
 
-        If no learning rate reaches the goal, `learning_rate` is None and the record has
-        no curve.
+        If no `learning_rate` reaches the goal, it is None and there is no curve.
         """
         for method in tqdm(self.methods, desc=f"figure {self.number}", unit="method"):
             options = {"smallest": SMALLEST, "seed": method.seed}

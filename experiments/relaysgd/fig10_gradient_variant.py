@@ -7,8 +7,7 @@ Vogels et al., RelaySum, 2021, https://arxiv.org/abs/2110.04175, appendix.
 
 The problems are the paper's random quadratics in 10 dimensions, draw by draw, with
 heterogeneity 0, 0.01 and 1 and without noise. D-PSGD is shown for comparison. For
-RelaySGD the paper's code records half of the fastest learning rate, and so does this
-script.
+RelaySGD half of the fastest learning rate is recorded, as in the paper's code.
 
 Expect the paper's tuned steps and rates, and its last errors to three digits.
 Heterogeneity harms both variants much less than D-PSGD. Only RelaySGD converges to the

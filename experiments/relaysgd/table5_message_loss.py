@@ -79,10 +79,7 @@ def train(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Trains with all peak learning rates and seeds in one program.
 
-    Args:
-      loss: probability with which a message is lost.
-      seeds: number of seeds of split, initial parameters and batches.
-      epochs: at least two.
+    A message is lost with the probability `loss`. There are at least two epochs.
 
     Returns:
       The accuracy of each worker, averaged over the last two epochs,

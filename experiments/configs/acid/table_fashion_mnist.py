@@ -12,8 +12,7 @@ gradients are clipped at norm 1. The learning rate has a linear warm-up over a s
 of the training, and decays after 50 and 75 % of it. There are 3 seeds. The task is
 scaled down: an MLP replaces ResNet-18, images of clothes replace CIFAR-10, batches have
 32 samples instead of 128, and there are 20 epochs instead of 300. For each graph and
-number of workers, every method is tuned on the same grid of learning rates with the
-first seed.
+size, every method is tuned on the same grid of learning rates with the first seed.
 
 The data are those of Debian's package dataset-fashion-mnist. On the ring of 64, expect
 the final consensus distance of A²CiD² at rate 1 to be a hundredth of the baseline's at

@@ -5,8 +5,7 @@ Nabli, Belilovsky and Oyallon, A²CiD², 2023, https://arxiv.org/abs/2306.08289.
 The protocol is that of :mod:`experiments.configs.acid.table_cifar10`, except that the
 learning rate decays after 30, 60 and 80 % of the training, as in the published program.
 The published program does not contain the number of epochs and the weight decay for
-ImageNet. The values here, 90 epochs of all workers together and 5e-5, are from memory
-of the paper.
+ImageNet. The 90 epochs of all workers together and 5e-5 are from memory of the paper.
 
 On the ring of 64, expect A²CiD² at rate 1 at or above its baseline at rate 2. On the
 ring of 16, expect all methods close to AR-SGD.

@@ -65,8 +65,7 @@ def row(
 ) -> Row:
     """Makes a row from learning rates in the form in which the published code has them.
 
-    There, `peak` and the searched rates `tried` are multiples of the rate before the
-    warm-up.
+    There, `peak` and the rates `tried` are multiples of the rate before the warm-up.
     """
     first = common.base.warmup_from
     rates = [round(factor * first, 6) for factor in (peak, *tried)]

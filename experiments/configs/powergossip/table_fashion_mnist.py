@@ -21,7 +21,7 @@ bytes. With averaging after the update D-PSGD is a point better; expect PowerGos
 3 iterations a point behind it, for 1/21 of the bytes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...lib.config import Config
@@ -40,10 +40,22 @@ AFTER = ", after the step"
 """The end of the names of methods that average after a step's update."""
 
 
-def make_methods(
-    before: Iterable[int], after: Iterable[int], **options: Any
-) -> dict[str, dict[str, Any]]:
-    """Makes the options of all methods of a study, by their names.
+def make_study(
+    title: str,
+    common: Config,
+    *,
+    before: Sequence[int],
+    after: Sequence[int],
+    rates: tuple[float, ...],
+    consensus_rates: Mapping[str, tuple[float, ...]],
+    accuracy: bool = True,
+    **options: Any,
+) -> Study:
+    """Makes a study in which PowerGossip is not tuned.
+
+    PowerGossip uses the learning rate of the D-PSGD that averages at the same time,
+    before or after the update. The other methods are tuned on the grid `rates`, some
+    also on a grid of `consensus_rates`.
 
     Args:
       before: numbers of iterations of PowerGossip that averages before the update.
@@ -53,7 +65,7 @@ def make_methods(
     dpsgd, power = cifar10.DPSGD, cifar10.POWER
     name = {n: f"PowerGossip, {n} iteration{'s' * (n > 1)}" for n in (*before, *after)}
     late = {"overlap": False}
-    return {
+    methods = {
         "all-reduce": cifar10.ALL_REDUCE,
         "D-PSGD": dpsgd | options,
         **{name[n]: power | options | {"iterations": n} for n in before},
@@ -64,23 +76,14 @@ def make_methods(
         "D-PSGD" + AFTER: dpsgd | late,
         **{name[n] + AFTER: power | late | {"iterations": n} for n in after},
     }
-
-
-def make_study(
-    title: str,
-    common: Config,
-    methods: Mapping[str, Mapping[str, Any]],
-    rates: tuple[float, ...],
-    variants: Mapping[str, tuple[Mapping[str, Any], ...]],
-    accuracy: bool = True,
-) -> Study:
-    """Makes a study in which PowerGossip is not tuned.
-
-    PowerGossip uses the learning rate of the D-PSGD that averages at the same time,
-    before or after the update. The other methods are tuned on the grid `rates`, some
-    together with further options, their `variants`.
-    """
     rows = [Row(method, common.replace(**own)) for method, own in methods.items()]
+    variants = {
+        method: tuple({"consensus_rate": rate} for rate in tried)
+        for method, tried in consensus_rates.items()
+    }
+    slow, fast = variants["Moniqua, 2 bits"]
+    low, high = {"theta": 0.25}, {"theta": 1.0}
+    variants["Moniqua, 2 bits"] = (slow | low, fast | low, fast | high)
     return Study(
         Table(title, tuple(rows), score="mean", accuracy=accuracy),
         rates=rates,
@@ -93,26 +96,17 @@ def make_study(
     )
 
 
-def consensus_rates(*rates: float) -> tuple[dict[str, Any], ...]:
-    """Makes variants that differ only in the consensus rate."""
-    return tuple({"consensus_rate": rate} for rate in rates)
-
-
-def moniqua(slow: float, fast: float) -> tuple[dict[str, Any], ...]:
-    """Makes variants of Moniqua: two consensus rates, the faster with two bounds."""
-    tried = ((slow, 0.25), (fast, 0.25), (fast, 1.0))
-    return tuple({"consensus_rate": rate, "theta": theta} for rate, theta in tried)
-
-
 STUDY = make_study(
     "PowerGossip on Fashion-MNIST: mean test accuracy of the workers in %",
     COMMON,
-    make_methods(before=(1, 2), after=(2, 3), consensus_rate=cifar10.RATE),
+    before=(1, 2),
+    after=(2, 3),
+    consensus_rate=cifar10.RATE,
     rates=(0.1, 0.2, 0.4),
-    variants={
-        "CHOCO, sign": consensus_rates(0.15, 0.45, 0.9),
-        "CHOCO, top 1 %": consensus_rates(0.0125, 0.0375, 0.1),
-        "DeepSqueeze, sign": consensus_rates(0.01, 0.05, 0.2),
-        "Moniqua, 2 bits": moniqua(0.005, 0.02),
+    consensus_rates={
+        "CHOCO, sign": (0.15, 0.45, 0.9),
+        "CHOCO, top 1 %": (0.0125, 0.0375, 0.1),
+        "DeepSqueeze, sign": (0.01, 0.05, 0.2),
+        "Moniqua, 2 bits": (0.005, 0.02),
     },
 )

@@ -28,7 +28,7 @@ eigenvalue :math:`\lambda` and the loss a curvature :math:`h`. The step
 """
 
 from ...lib.config import Config
-from .table_fashion_mnist import consensus_rates, make_methods, make_study, moniqua
+from .table_fashion_mnist import make_study
 
 COMMON = (
     Config(task="sotu", task_options={"vocabulary": 1000, "length": 30}, model="lstm")
@@ -41,13 +41,14 @@ COMMON = (
 STUDY = make_study(
     "PowerGossip on the State of the Union: mean held-out perplexity of workers",
     COMMON,
-    make_methods(before=(1, 2, 4), after=(1, 2)),
+    before=(1, 2, 4),
+    after=(1, 2),
     rates=(5.0, 10.0, 20.0, 40.0),
-    variants={
-        "CHOCO, sign": consensus_rates(0.2, 0.5, 0.8),
-        "CHOCO, top 1 %": consensus_rates(0.01, 0.05, 0.2),
-        "DeepSqueeze, sign": consensus_rates(0.02, 0.1, 0.4),
-        "Moniqua, 2 bits": moniqua(0.01, 0.1),
+    consensus_rates={
+        "CHOCO, sign": (0.2, 0.5, 0.8),
+        "CHOCO, top 1 %": (0.01, 0.05, 0.2),
+        "DeepSqueeze, sign": (0.02, 0.1, 0.4),
+        "Moniqua, 2 bits": (0.01, 0.1),
     },
     accuracy=False,
 )

@@ -7,8 +7,7 @@ The protocol is that of :mod:`experiments.configs.relaysgd.table2_cifar10`, with
 its own latest average in its place. If a message of D-PSGD is lost, the receiver
 divides by the total weight of the messages that arrived. The paper's code does so only
 since a correction after the submission, so D-PSGD may converge here where the paper has
-"diverges". :mod:`experiments.relaysgd.table5_message_loss` makes the table on digits in
-minutes.
+"diverges". :mod:`experiments.relaysgd.table5_message_loss` makes the table on digits.
 """
 
 from ...lib.tables import Choice, Row, Table
