@@ -72,11 +72,22 @@ def test_text_models_have_the_papers_sizes():
     assert sum(leaf.size for leaf in jax.tree.leaves(body)) == 66_362_880
 
 
+SHALLOW = {
+    "vgg11": {"layers": (64, "M")},
+    "resnet20": {"depth": 8},
+    "resnet18": {"blocks": (1, 1)},
+    "resnet50": {"blocks": (1, 1)},
+    "resnet18_evonorm": {"blocks": (1, 1)},
+}
+"""Options with which models compile fast; each layer is there at least once."""
+
+
 @pytest.mark.parametrize("name", models.IMAGE_MODELS)
 def test_narrow_models_compute_in_bfloat16(name):
     """Parameters, statistics and outputs are float32."""
     images = jnp.ones((2, 32, 32, 3))
-    model = models.IMAGE_MODELS[name](10, width=0.125, dtype=jnp.bfloat16)
+    options = SHALLOW.get(name, {})
+    model = models.IMAGE_MODELS[name](10, width=0.125, dtype=jnp.bfloat16, **options)
     variables = jax.jit(lambda: model.init(KEY, images, train=False))()
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     program = jax.jit(lambda v: model.apply(v, images, train=False))
@@ -104,8 +115,8 @@ def test_the_convolutions_of_vgg_start_as_the_paper_has_them():
 
 @pytest.mark.slow
 def test_dropout_is_of_training_alone():
-    model = models.IMAGE_MODELS["vgg11"](10, width=0.125)
-    images = jax.random.normal(KEY, (2, 32, 32, 3))
+    model = models.IMAGE_MODELS["vgg11"](10, width=0.125, **SHALLOW["vgg11"])
+    images = jax.random.normal(KEY, (2, 8, 8, 3))
     variables = jax.jit(lambda: model.init(KEY, images, train=False))()
 
     def apply(seed, train):
@@ -158,12 +169,18 @@ def test_models_differ_by_worker_under_vmap():
     model = models.IMAGE_MODELS["resnet8"](10, width=0.25)
     images = jax.random.normal(KEY, (2, 4, 8, 8, 1))
     keys = jax.random.split(KEY, 2)
-    variables = jax.vmap(lambda k, x: model.init(k, x, train=False))(keys, images)
 
+    @jax.jit
+    @jax.vmap
+    def init(key, x):
+        return model.init(key, x, train=False)
+
+    @jax.jit
     def apply(variables, x):
         return model.apply(variables, x, train=True, mutable=["batch_stats"])
 
-    together, after = jax.vmap(apply)(variables, images)
+    variables = init(keys, images)
+    together, after = jax.jit(jax.vmap(apply))(variables, images)
     for i in range(2):
         own, stats = apply(jax.tree.map(lambda x, i=i: x[i], variables), images[i])
         np.testing.assert_allclose(own, together[i], rtol=1e-4, atol=1e-5)
@@ -286,9 +303,10 @@ def test_distilbert_takes_weights_from_a_file(prefix, tmp_path):
     model = DistilBERT(9, 3, **TINY)
     tokens = rng.integers(1, 9, (2, 5))
     mask = np.array([[True] * 5, [True] * 3 + [False] * 2])
-    params = model.init(KEY, tokens, mask, train=False)["params"]
+    params = jax.jit(lambda: model.init(KEY, tokens, mask, train=False)["params"])()
     params = models.load_distilbert(params, tmp_path / "model.safetensors")
-    logits = model.apply({"params": params}, tokens, mask, train=False)
+    apply = jax.jit(lambda p: model.apply({"params": p}, tokens, mask, train=False))
+    logits = apply(params)
     plain = {name.removeprefix(prefix): w for name, w in weights.items()}
     for row in range(2):
         expected = reference(plain, tokens[row], mask[row])
@@ -298,7 +316,8 @@ def test_distilbert_takes_weights_from_a_file(prefix, tmp_path):
 def test_weights_that_do_not_fit_are_named(tmp_path):
     model = DistilBERT(9, 3, **TINY)
     tokens = jnp.zeros((1, 5), jnp.int32)
-    params = model.init(KEY, tokens, tokens == 0, train=False)["params"]
+    init = jax.jit(lambda: model.init(KEY, tokens, tokens == 0, train=False)["params"])
+    params = init()
     path = tmp_path / "model.safetensors"
     with pytest.raises(ValueError, match="no file"):
         models.load_distilbert(params, path)

@@ -5,12 +5,14 @@ import json
 import pathlib
 import shlex
 
+import jax
 import pytest
 from launch import mpirun
 
 from experiments import train
 from experiments.lib import study, tables
 from experiments.lib.config import check, command_line
+from experiments.lib.run import _make_task as make_task
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -95,6 +97,28 @@ def test_every_table_starts_in_simulation(script, capsys):
     table = described(script).TABLE
     assert len(records) == len({row.algorithm for row in table.rows})
     assert table.title[:20] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", TABLES)
+def test_the_models_of_every_table_have_gradients(script):
+    """At their full size, unlike in a smoke test; only shapes are computed."""
+    table = described(script).TABLE
+    models = {}
+    for row in table.rows:
+        options = row.config.model_options
+        models[row.config.model, json.dumps(options)] = row, options
+    for row, options in models.values():
+        tiny = tables.configure(table, row, smoke=True)
+        task = make_task(tiny.replace(model_options=options), 1, [0])
+
+        def gradient(task=task):
+            batch = jax.tree.map(lambda x: x[0, 0], task.batches(0, 1))
+            state = jax.tree.map(lambda x: x[0], task.model_state)
+            params = task.init(jax.random.key(0))
+            return params, task.gradient_fn(params, state, batch)[0]
+
+        params, gradients = jax.eval_shape(gradient)
+        assert gradients == params
 
 
 METHODS = {

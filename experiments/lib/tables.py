@@ -25,7 +25,8 @@ SMOKE = {
     "steps_per_epoch": 3,
     "evaluations": 1,
 }
-"""Options that make the training of any row tiny, for smoke tests."""
+"""Options that make the training of any row tiny, for smoke tests; a table may have
+further ones that make its model shallow."""
 
 
 @dataclasses.dataclass(frozen=True)

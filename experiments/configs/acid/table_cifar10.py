@@ -67,6 +67,7 @@ TABLE = Table(
     prepare="cifar10 --download",
     example=Choice("A²CiD², rate 1", "ring of 16"),
     hours=2,
+    smoke={"model_options": {"width": 0.125, "blocks": (1, 1)}},
     score="averaged",
     rows=tuple(
         make_rows(COMMON, (4, 8, 16, 32, 64), ("complete", "exponential", "ring"))

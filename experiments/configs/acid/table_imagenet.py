@@ -21,7 +21,7 @@ TABLE = Table(
     hours=12,
     smoke={
         "task_options": {"size": 32},
-        "model_options": {"width": 0.125, "stem": "imagenet", "blocks": (1, 1, 1, 1)},
+        "model_options": {"width": 0.125, "stem": "imagenet", "blocks": (1,)},
     },
     score="averaged",
     rows=tuple(

@@ -32,6 +32,7 @@ TABLE = Table(
     prepare="wikitext2",
     example=Choice("PowerGossip, 16 iterations"),
     hours=8,
+    smoke={"model_options": {"width": 0.125, "layers": 1}},
     score="mean",
     accuracy=False,
     rows=(

@@ -23,6 +23,9 @@ COMMON = (
 PLAIN = COMMON.replace(optimizer_options={"momentum": None, "nesterov": False})
 MOMENTUM = COMMON.replace(optimizer_options={"momentum": 0.9, "nesterov": True})
 
+SHALLOW = {"model_options": {"width": 0.125, "layers": (64, "M", 128, "M")}}
+"""Options of smoke tests: the first two convolutions of VGG-11."""
+
 ALL_REDUCE = {"algorithm": "all_reduce_sgd", "split": "iid"}
 TREES = {"algorithm": "relay_sgd", "topology": "double_binary_trees"}
 CHAIN = {"algorithm": "relay_sgd", "topology": "chain"}
@@ -123,5 +126,6 @@ TABLE = Table(
     prepare="cifar10 --download",
     example=Choice("RelaySGD + momentum, chain", "alpha 0.01"),
     last=2,
+    smoke=SHALLOW,
     rows=tuple(_row(method, i) for method in METHODS for i in range(len(ALPHAS))),
 )

@@ -45,7 +45,7 @@ TABLE = Table(
     ),
     smoke={
         "task_options": {"length": 32},
-        "model_options": {"width": 0.125, "layers": 2},
+        "model_options": {"width": 0.125, "layers": 1},
     },
     score="mean",
     rows=tuple(

@@ -11,7 +11,7 @@ since a correction after the submission, so D-PSGD may converge here where the p
 """
 
 from ...lib.tables import Choice, Row, Table
-from .table2_cifar10 import D2, MOMENTUM, QUASI_GLOBAL, SGP, TREES
+from .table2_cifar10 import D2, MOMENTUM, QUASI_GLOBAL, SGP, SHALLOW, TREES
 
 COMMON = MOMENTUM.replace(split="dirichlet:0.01")
 LOSSES = {"reliable": 0.0, "1 % lost": 0.01, "10 % lost": 0.1}
@@ -37,6 +37,7 @@ TABLE = Table(
     prepare="cifar10 --download",
     example=Choice("RelaySGD, double trees", "10 % lost"),
     last=2,
+    smoke=SHALLOW,
     rows=tuple(
         Row(
             method,

@@ -113,6 +113,7 @@ def resnet18(
     stem: Stem = "cifar",
     evonorm: bool = False,
     width: float = 1.0,
+    blocks: Sequence[int] = (2, 2, 2, 2),
     dtype: Any = jnp.float32,
 ) -> ResNet:
     """Makes a ResNet-18; the RelaySGD paper's, on ImageNet, is normalized by EvoNorm.
@@ -120,7 +121,7 @@ def resnet18(
     It has 11,173,962 parameters for ten classes of small images, and 11,689,512 for the
     1,000 classes of ImageNet.
     """
-    return _of_torchvision(outputs, (2, 2, 2, 2), stem, width, evonorm, dtype=dtype)
+    return _of_torchvision(outputs, blocks, stem, width, evonorm, dtype=dtype)
 
 
 def resnet50(
@@ -136,8 +137,6 @@ def resnet50(
     It has 23,520,842 parameters for ten classes of small images, and 25,557,032 for the
     1,000 classes of ImageNet.
     """
-    if len(blocks) != 4 or min(blocks) < 1:
-        raise ValueError(f"blocks={blocks} must be four, of at least 1.")
     return _of_torchvision(outputs, blocks, stem, width, bottleneck=True, dtype=dtype)
 
 
@@ -147,5 +146,7 @@ resnet18_evonorm = functools.partial(resnet18, evonorm=True, stem="imagenet")
 def _of_torchvision(outputs, blocks, stem, width, evonorm=False, **options) -> ResNet:
     if stem not in ("cifar", "imagenet"):
         raise ValueError(f"stem={stem} must be cifar or imagenet.")
-    widths = [scale(channels, width) for channels in (64, 128, 256, 512)]
+    if not 1 <= len(blocks) <= 4 or min(blocks) < 1:
+        raise ValueError(f"blocks={blocks} must be one to four, of at least 1.")
+    widths = [scale(w, width) for w in (64, 128, 256, 512)[: len(blocks)]]
     return ResNet(outputs, tuple(blocks), widths, stem=stem, evonorm=evonorm, **options)

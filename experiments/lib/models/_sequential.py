@@ -45,10 +45,18 @@ class VGG(nn.Module):
 
 
 def vgg11(
-    outputs: int, *, dropout: float = 0.5, width: float = 1.0, dtype: Any = jnp.float32
+    outputs: int,
+    *,
+    dropout: float = 0.5,
+    width: float = 1.0,
+    layers: Sequence[int | str] = LAYERS,
+    dtype: Any = jnp.float32,
 ) -> VGG:
-    """Makes VGG-11, which has 9,750,922 parameters for ten classes."""
-    layers = tuple(x if isinstance(x, str) else scale(x, width) for x in LAYERS)
+    """Makes VGG-11, which has 9,750,922 parameters for ten classes.
+
+    Other `layers` make shallower or deeper networks.
+    """
+    layers = tuple(x if isinstance(x, str) else scale(x, width) for x in layers)
     return VGG(outputs, layers, scale(512, width), dropout, dtype)
 
 
