@@ -37,6 +37,7 @@ os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 
@@ -58,6 +59,15 @@ def as_users():
     set_promotion("standard", "allow")
     yield
     set_promotion("strict", "raise")
+
+
+@pytest.fixture
+def unseen(monkeypatch):
+    """Trainings neither time their steps nor draw pictures, which takes a second."""
+    from experiments.lib import report, synchronous
+
+    monkeypatch.setattr(report.RunFolder, "save", lambda *arguments: None)
+    monkeypatch.setattr(synchronous, "time_steps", lambda *arguments: np.ones((5, 2)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,6 @@
 """Runs that are cut off, and go on as if they had not been."""
 
 import json
-import signal
 
 import jax
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from launch import mpirun, python
 
 from experiments import train
-from experiments.lib import processes, signals, synchronous, trainer
+from experiments.lib import processes
 
 ALGORITHMS = [
     "--algorithm dpsgd --drop-probability 0.2 --local-steps 2",
@@ -21,11 +20,11 @@ ALGORITHMS = [
 ]
 MOCK = "--mock --batch-size 8 --steps-per-epoch 3 --model-options width 0.125"
 TASKS = [
-    f"--task cifar10 --model resnet8 --split reshuffled {MOCK}",
+    f"--task cifar10 --model resnet18 --split reshuffled {MOCK} blocks (1,)",
     f"--task fashion_mnist --task-options augment True --accumulation 2 {MOCK}",
     f"--task sotu {MOCK} --accumulation 2 --model-options dropout 0.3 width 0.125",
     f"--task ag_news --task-options length 16 {MOCK} --model-options layers 1 "
-    "width 0.1 heads 2",
+    "width 0.05 heads 2",
 ]
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users")]
@@ -39,20 +38,13 @@ def run(options, folder):
 
 
 @pytest.mark.parametrize("options", ALGORITHMS + TASKS)
-def test_a_run_goes_on_as_if_nothing_had_happened(options, tmp_path, monkeypatch):
+def test_a_run_goes_on_as_if_nothing_had_happened(options, tmp_path):
     """After one epoch of two, and with all state: of optimizer, mechanism and model."""
-    whole = run(options, tmp_path)
-    halted = f"{options} --checkpoints {tmp_path}/saved"
-
-    class Halt(signals.Termination):
-        def __enter__(self):
-            self.number = int(signal.SIGTERM)
-            return self
-
-    with monkeypatch.context() as patch, pytest.raises(trainer.Stopped, match="step"):
-        patch.setattr(synchronous, "Termination", Halt)
-        run(halted, tmp_path)
-    resumed = run(f"{halted} --resume", tmp_path)
+    saving = f"{options} --checkpoints {tmp_path}/saved"
+    whole = run(f"{saving} --checkpoint-every 0.0001", tmp_path)
+    resumed = run(f"{saving} --resume", tmp_path)  # The end has not been saved.
+    assert resumed.history[0] == whole.history[0]  # Also in its time: it was saved.
+    assert resumed.history[1]["seconds"] != whole.history[1]["seconds"]
     for ours, theirs in zip(whole.history, resumed.history, strict=True):
         assert ours | {"seconds": 0} == theirs | {"seconds": 0}
     leaves = zip(*map(jax.tree.leaves, (whole.workers, resumed.workers)), strict=True)
@@ -64,8 +56,8 @@ def test_a_run_goes_on_as_if_nothing_had_happened(options, tmp_path, monkeypatch
 
 
 INTERRUPTED = "-m", "tests.interrupted"
-OPTIONS = ("--algorithm", "relay_sgd", "--topology", "chain", "--batch-size", "16")
-OPTIONS += ("--epochs", "3", "--evaluations", "3", "--drop-probability", "0.1")
+OPTIONS = ("--algorithm", "relay_sgd", "--topology", "chain", "--drop-probability")
+OPTIONS += ("0.1", "--epochs", "3", "--evaluations", "3", "--batch-size")
 
 
 def metrics(folder):
@@ -75,9 +67,9 @@ def metrics(folder):
     return [json.loads(line) | {"seconds": 0} for line in lines]
 
 
-def test_a_killed_simulation_is_resumed(tmp_path):
-    train.main([*OPTIONS, "--runs", f"{tmp_path}/whole"])
-    options = (*OPTIONS, "--runs", f"{tmp_path}/cut", "--resume")
+def test_a_killed_simulation_is_resumed(tmp_path, unseen):
+    train.main([*OPTIONS, "16", "--runs", f"{tmp_path}/whole"])
+    options = (*OPTIONS, "16", "--runs", f"{tmp_path}/cut", "--resume")
     options += ("--checkpoints", f"{tmp_path}/saved", "--checkpoint-every", "0.001")
     assert python(*INTERRUPTED, "SIGKILL", "0", "2", *options).returncode != 0
     stopped = python(*INTERRUPTED, "SIGTERM", "0", "2", *options)
@@ -87,21 +79,27 @@ def test_a_killed_simulation_is_resumed(tmp_path):
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
+BOTH = """
+import sys
+from experiments import train
+for line in sys.argv[1:]:
+    train.main(line.split())
+"""
+
+
 @pytest.mark.xdist_group("mpi")
 def test_a_killed_job_is_resumed(tmp_path):
     """Killed in its second epoch, ended by SIGTERM, and let go on to the end."""
-    whole = mpirun(
-        4, "-m", "experiments.train", *OPTIONS, "--runs", f"{tmp_path}/whole"
-    )
-    assert whole.returncode == 0, whole.stderr
-    options = (*OPTIONS, "--runs", f"{tmp_path}/cut", "--resume")
+    # Two workers have as many steps as the four of the simulation.
+    options = (*OPTIONS, "32", "--runs", f"{tmp_path}/cut", "--resume")
     options += ("--checkpoints", f"{tmp_path}/saved", "--checkpoint-every", "0.001")
-    killed = mpirun(4, *INTERRUPTED, "SIGKILL", "0", "2", *options)
+    killed = mpirun(2, *INTERRUPTED, "SIGKILL", "0", "2", *options)
     assert killed.returncode != 0
-    stopped = mpirun(4, *INTERRUPTED, "SIGTERM", "0", "2", *options)
+    stopped = mpirun(2, *INTERRUPTED, "SIGTERM", "0", "2", *options)
     assert stopped.returncode == 0, stopped.stderr
     assert stopped.stderr.count("stopped by SIGTERM after step 44") == 1
-    ended = mpirun(4, "-m", "experiments.train", *options)
+    whole = " ".join((*OPTIONS, "32", "--runs", f"{tmp_path}/whole"))
+    ended = mpirun(2, "-c", BOTH, " ".join(options), whole)
     assert ended.returncode == 0, ended.stderr
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
@@ -119,7 +117,7 @@ def test_workers_that_do_not_wait_end_and_go_on_together(tmp_path):
     assert 2 < records[0]["epoch"] < 4 and abs(records[-1]["epoch"] - 5) < 0.5
 
 
-def test_checkpoints_of_another_run_are_refused(tmp_path, capsys):
+def test_checkpoints_of_another_run_are_refused(tmp_path, capsys, unseen):
     shared = f"--runs {tmp_path} --checkpoints {tmp_path}/saved --epochs"
     train.main(f"{shared} 2 --checkpoint-every 0.05".split())
     for options, message in (
@@ -136,7 +134,7 @@ def test_checkpoints_of_another_run_are_refused(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_only_the_last_checkpoints_are_kept(tmp_path):
+def test_only_the_last_checkpoints_are_kept(tmp_path, unseen):
     options = (
         f"--checkpoints {tmp_path}/saved --checkpoint-every 0.0001 --keep-checkpoints 3"
     )

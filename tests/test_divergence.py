@@ -106,14 +106,14 @@ def test_a_divergence_that_stays_finite_ends_with_code_2(options, tmp_path, capf
         "--workers 2 --batch-size 1 --epochs 1 --steps-per-epoch 30",
     ],
 )
-def test_a_training_that_learns_little_has_not_diverged(options, tmp_path):
+def test_a_training_that_learns_little_has_not_diverged(options, tmp_path, unseen):
     train.main([*options.split(), "--runs", str(tmp_path)])
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "summary.json").read_text())["diverged"] is None
 
 
 @pytest.mark.slow
-def test_a_search_for_a_learning_rate_goes_on_after_a_divergence(capsys, monkeypatch):
+def test_a_search_for_a_learning_rate_goes_on_after_a_divergence(capsys, unseen):
     """Both that of a table for a cluster, and that of a study."""
     config = train.parse("--task digits --workers 4 --epochs 2 --evaluations 1".split())
     row = tables.Row("D-PSGD", config, tried=(1000.0, 1e9, 0.1))

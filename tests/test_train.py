@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from launch import mpirun, python
 
+from experiments import train
+
 TRAIN = ("-m", "experiments.train")
 
 FILES = {"config.json", "metrics.jsonl", "summary.json", "curves.png", "split.png"}
@@ -30,39 +32,80 @@ def last_record(runs):
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
 
 
+SAME = "--seed 1 --drop-probability 0.2 --epochs 2"
+SHOWN = [f"--algorithm {x} {SAME}" for x in ("dpsgd", "relay_sgd --topology chain")]
+RECORDED = [
+    "--task fashion_mnist --mock --model resnet18 --model-options width 0.125 blocks "
+    "(1,) --steps-per-epoch 2 --split reshuffled --task-options augment True "
+    f"--consensus-rate 0.5 {SAME}",
+    "--task quadratics --topology base_graph --message-dtype bfloat16 "
+    f"--rounding-seed 1 --drop-bursts 3 {SAME}",
+]
+TRAININGS = f"""
+import contextlib, json, os, sys
+from experiments import train
+folder = sys.argv[1]
+for number, line in enumerate({SHOWN + RECORDED}):
+    arguments = [*line.split(), "--runs", f"{{folder}}/runs"]
+    with open(f"{{folder}}/{{number}} of {{os.environ['PMI_RANK']}}", "w") as file:
+        if line in {SHOWN}:
+            with contextlib.redirect_stdout(file):
+                outcome = train.main(arguments)
+        else:
+            outcome = train.Run(train.parse(arguments)).train()
+        print(json.dumps(outcome.history[-1]), file=file)
+"""
+
+
+@pytest.fixture(scope="module")
+def over_mpi_of_three(tmp_path_factory):
+    """What rank 0 printed, and its last record, for each training.
+
+    All have one launch, since ranks take seconds to start.
+    """
+    folder = tmp_path_factory.mktemp("trainings")
+    result = mpirun(3, "-c", TRAININGS, str(folder))
+    assert result.returncode == 0, result.stderr
+    said = {}
+    for number, line in enumerate(SHOWN + RECORDED):
+        *printed, record = (folder / f"{number} of 0").read_text().splitlines()
+        said[line] = "\n".join(printed), json.loads(record)
+    return said
+
+
 @over_mpi
-@pytest.mark.parametrize(
-    ("size", "algorithm"),
-    [
-        (4, "--algorithm dpsgd"),
-        (3, "--algorithm relay_sgd --topology chain"),
-        (
-            2,
-            "--task fashion_mnist --mock --model resnet8 --model-options width 0.125 "
-            "--steps-per-epoch 2 --split reshuffled --task-options augment True "
-            "--consensus-rate 0.5 --epochs 2",
-        ),
-    ],
-)
-def test_simulation_and_mpi_print_the_same(size, algorithm, tmp_path):
-    options = ("--seed", "1", "--drop-probability", "0.05", "--epochs", "4")
-    options += tuple(algorithm.split())
-    workers = ("--workers", str(size))
-    here = python(*TRAIN, *workers, *options, "--runs", f"{tmp_path}/simulated")
-    there = mpirun(size, *TRAIN, *options, "--runs", f"{tmp_path}/mpi")
-    assert here.returncode == 0, here.stderr
-    assert there.returncode == 0, there.stderr
-    ours, theirs = table(here.stdout), table(there.stdout)
+@pytest.mark.parametrize("options", SHOWN)
+def test_simulation_and_mpi_print_the_same(
+    options, over_mpi_of_three, tmp_path, capsys, unseen
+):
+    arguments = ("--workers", "3", "--runs", str(tmp_path))
+    record = train.main([*options.split(), *arguments]).history[-1]
+    printed, theirs = over_mpi_of_three[options]
+    ours, shown = table(capsys.readouterr().out), table(printed)
     assert len(ours) == 11
+    for name in ours:
+        assert shown[name] == ours[name] or "time" in name or "of it" in name, name
+    check_records(record, theirs)
+
+
+@over_mpi
+@pytest.mark.parametrize("options", RECORDED)
+def test_simulation_and_mpi_end_with_the_same_numbers(
+    options, over_mpi_of_three, tmp_path
+):
+    config = train.parse([*options.split(), "--workers", "3", "--runs", str(tmp_path)])
+    _, theirs = over_mpi_of_three[options]
+    ours = train.Run(config).train().history[-1]
     # What is rounded in the models is more of their difference, after a normalization.
-    rounded = {"consensus distance"} if "resnet8" in algorithm else set()
-    for name in ours.keys() - rounded:
-        assert theirs[name] == ours[name] or "time" in name or "of it" in name, name
-    a, b = last_record(tmp_path / "simulated"), last_record(tmp_path / "mpi")
-    assert a.keys() == b.keys()
-    for key in a.keys() - {"seconds"}:
-        rtol = 2e-3 if key.replace("_", " ") in rounded else 2e-5
-        np.testing.assert_allclose(a[key], b[key], rtol=rtol, err_msg=key)
+    rounded = {"consensus_distance"} if "resnet18" in options else set()
+    check_records(ours, theirs, rounded)
+
+
+def check_records(ours, theirs, rounded=()):
+    assert ours.keys() == theirs.keys()
+    for key in ours.keys() - {"seconds"}:
+        rtol = 2e-3 if key in rounded else 2e-5
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=rtol, err_msg=key)
 
 
 @pytest.mark.slow
@@ -80,11 +123,9 @@ def test_every_worker_learns_digits_that_are_split_by_class(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_communication_they_do_not(tmp_path):
+def test_without_communication_they_do_not(tmp_path, unseen):
     """The split is hard: a worker alone knows only its own classes."""
-    options = ("--local-steps", "1000000", "--epochs", "20", "--runs", str(tmp_path))
-    result = python(*TRAIN, *options)
-    assert result.returncode == 0, result.stderr
+    train.main(f"--local-steps 1000000 --epochs 20 --runs {tmp_path}".split())
     assert last_record(tmp_path)["worst"] < 0.7
 
 
@@ -94,8 +135,8 @@ def test_without_communication_they_do_not(tmp_path):
     [
         "--workers 32 --topology social_network",
         "--workers 4 --communicator mesh --algorithm choco_sgd --consensus-rate 0.2",
-        "--workers 2 --communicator mesh --task cifar10 --mock --model resnet8 "
-        "--steps-per-epoch 2 --batch-size 4 --model-options width 0.125",
+        "--workers 2 --communicator mesh --task cifar10 --mock --model resnet18 "
+        "--steps-per-epoch 2 --batch-size 4 --model-options width 0.125 blocks (1,)",
         "--workers 32 --topology torus",
         "--workers 32 --topology exponential --weights lazy",
         "--workers 32 --topology hypercube --overlap",
@@ -122,9 +163,7 @@ def test_without_communication_they_do_not(tmp_path):
         "--algorithm ecd_psgd --optimizer adam --learning-rate 0.001",
     ],
 )
-def test_options(options, tmp_path):
-    from experiments import train  # In this process: it starts in a second.
-
+def test_options(options, tmp_path, unseen):
     result = train.main([*options.split(), "--epochs", "2", "--runs", str(tmp_path)])
     assert result.history[-1]["epoch"] == 2
     assert last_record(tmp_path)["consensus_distance"] >= 0
@@ -145,8 +184,6 @@ def test_options(options, tmp_path):
     ],
 )
 def test_virtual_clocks(options, tmp_path, capsys):
-    from experiments import train
-
     options = f"{options} --epochs 3 --evaluations 3 --runs {tmp_path}"
     first, _, last = train.main(options.split()).history
     assert 0 < first["time"] < last["time"]
@@ -162,10 +199,8 @@ def test_virtual_clocks(options, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["quantize --compressor-options bits 2", "random_k"])
-def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
+def test_choco_takes_the_contractions_among_random_codes(name, tmp_path, unseen):
     """The unbiased ones would make it diverge, without ever an infinite loss."""
-    from experiments import train
-
     options = f"--algorithm choco_sgd --consensus-rate 0.1 --compressor {name}"
     result = train.main([*options.split(), "--epochs", "4", "--runs", str(tmp_path)])
     assert result.history[-1]["loss"] < result.history[0]["loss"] < 3
@@ -263,8 +298,6 @@ def test_choco_takes_the_contractions_among_random_codes(name, tmp_path):
     ],
 )
 def test_mistakes_end_in_one_line(options, message, tmp_path, capfd):
-    from experiments import train
-
     with pytest.raises(SystemExit) as stop:
         train.main([*options.split(), "--runs", str(tmp_path)])
     assert stop.value.code == 2
@@ -275,25 +308,58 @@ def test_mistakes_end_in_one_line(options, message, tmp_path, capfd):
         assert error.splitlines()[-1].startswith("error: ")
 
 
+MISTAKES = {
+    "--topology rong": "choose from base_graph",
+    "--workers 3": "mpirun started 2 ranks",
+    "--communicator simulated": "launcher started 2",
+    "--learning-rate 1e9 --epochs 2": "training diverged: worker",
+    "--algorithm a2cid2 --variation 0": "--variation is of virtual clocks",
+    "--algorithm dpsgd --max-backlog 3": "--max-backlog is for workers in real",
+    "--algorithm a2cid2 --resume": "--resume needs the folder: --checkpoints",
+    "--bogus": "Unrecognized options:",
+    "--algorithm adpsgd --learning-rate 1e9 --epochs 9": "diverged: ",
+}
+"""Command lines, and what is said of them."""
+MISTAKEN = f"""
+import contextlib, os, sys
+from experiments import train
+folder = sys.argv[1]
+for number, line in enumerate({list(MISTAKES)}):
+    with open(f"{{folder}}/{{number}} of {{os.environ['PMI_RANK']}}", "w") as file:
+        with contextlib.redirect_stderr(file):
+            try:
+                train.main([*line.split(), "--runs", f"{{folder}}/runs"])
+            except SystemExit as stop:
+                print("code", stop.code, file=file)
+"""
+
+
+@pytest.fixture(scope="module")
+def said_of_mistakes(tmp_path_factory):
+    """What each of two ranks says of each mistake, in one launch."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    result = mpirun(2, "-c", MISTAKEN, str(folder), timeout=120)
+    assert result.returncode == 0 and "error" not in result.stderr, result.stderr
+    return {
+        line: [(folder / f"{number} of {rank}").read_text() for rank in range(2)]
+        for number, line in enumerate(MISTAKES)
+    }
+
+
 @over_mpi
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--topology rong", "choose from base_graph"),
-        ("--workers 3", "mpirun started 2 ranks"),
-        ("--communicator simulated", "launcher started 2"),
-        ("--learning-rate 1e9 --epochs 2", "training diverged: worker"),
-        ("--algorithm adpsgd --learning-rate 1e9 --epochs 9", "diverged: "),
-        ("--algorithm a2cid2 --variation 0", "--variation is of virtual clocks"),
-        ("--algorithm dpsgd --max-backlog 3", "--max-backlog is for workers in real"),
-        ("--algorithm a2cid2 --resume", "--resume needs the folder: --checkpoints"),
-        ("--bogus", "Unrecognized options:"),
-    ],
-)
-def test_mistakes_under_mpirun_are_said_once_by_all(options, message, tmp_path):
-    result = mpirun(2, *TRAIN, *options.split(), "--runs", str(tmp_path), timeout=120)
+@pytest.mark.parametrize("options", MISTAKES)
+def test_mistakes_under_mpirun_are_said_once_by_all(options, said_of_mistakes):
+    said = said_of_mistakes[options]
+    assert all(text.endswith("code 2\n") for text in said)
+    assert "".join(said).count(MISTAKES[options]) == 1
+    assert "Traceback" not in "".join(said)
+
+
+@over_mpi
+def test_a_mistake_under_mpirun_ends_all_with_code_2(tmp_path):
+    result = mpirun(2, *TRAIN, "--workers", "3", "--runs", str(tmp_path), timeout=120)
     assert result.returncode == 2
-    assert result.stderr.count(message) == 1
+    assert result.stderr.count("mpirun started 2 ranks") == 1
     assert "Traceback" not in result.stderr
 
 
@@ -303,17 +369,17 @@ def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
     # Random times would make the realized rate random.
     options += ("--pairing", "first_free", "--no-random-times")
     options += ("--checkpoints", f"{tmp_path}/saved", "--runs")
-    first = mpirun(4, *TRAIN, *options, f"{tmp_path}/a", "--epochs", "8", timeout=200)
+    first = mpirun(2, *TRAIN, *options, f"{tmp_path}/a", "--epochs", "4", timeout=200)
     assert first.returncode == 0, first.stderr
-    options += (f"{tmp_path}/b", "--resume", "--epochs", "60")
-    second = mpirun(4, *TRAIN, *options, timeout=200)
+    options += (f"{tmp_path}/b", "--resume", "--epochs", "24")
+    second = mpirun(2, *TRAIN, *options, timeout=200)
     assert second.returncode == 0, second.stderr
     rows = table(second.stdout)
     rate, asked = rows["averagings per gradient, mean (asked)"].split()
     assert asked == "(1)" and float(rate) == pytest.approx(1, rel=0.1)
     last, best = last_record(tmp_path / "a"), last_record(tmp_path / "b")
-    assert last["epoch"] == pytest.approx(8, abs=1)
-    assert best["epoch"] == pytest.approx(60, abs=1)
+    assert last["epoch"] == pytest.approx(4, abs=1)
+    assert best["epoch"] == pytest.approx(24, abs=1)
     assert best["worst"] > 0.85
     (folder,) = (tmp_path / "b").iterdir()
     assert {path.name for path in folder.iterdir()} == FILES | {
@@ -324,8 +390,8 @@ def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
     }
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     epochs = [json.loads(line)["epoch"] for line in lines]
-    # Looks are due at 18.4, 28.8, ...; the first run's before 8 are not repeated.
-    assert epochs == sorted(epochs) and 8 <= epochs[0] <= 25
+    # Looks are due at 8, 12, ...; the first run's before 4 are not repeated.
+    assert epochs == sorted(epochs) and 4 <= epochs[0] <= 10
 
 
 @over_mpi

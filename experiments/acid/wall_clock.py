@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "experiments.acid.wall_clock"
             )
     communicator = communicators.mpi()
-    sizes = (1.0, 3, 1) if config.smoke else (10.0, 25, 3)
+    sizes = (0.5, 3, 1) if config.smoke else (10.0, 25, 3)
     records = list(compute(communicator, *sizes))
     if communicator.rank() == 0:
         tables = [make_table(records)]
