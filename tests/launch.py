@@ -1,5 +1,7 @@
-"""Starts programs under mpirun, so that plain `pytest` covers MPI too."""
+"""Starts programs, also under mpirun, so that plain `pytest` covers MPI too."""
 
+import atexit
+import functools
 import os
 import pathlib
 import shutil
@@ -15,42 +17,95 @@ QUICK_COMPILATION = (
 """Flags with which XLA compiles in a third of its time; tests run a program once."""
 GUARD = str(ROOT / "djax" / "guard.py")
 """What `-m djax.guard` runs in the end; by its path it starts without JAX."""
+FORK_SERVER = str(ROOT / "tests" / "fork_server.py")
 
 
 def mpirun(
     ranks: int,
     *command: str,
+    guarded: bool = False,
+    fresh: bool = False,
     options: Sequence[str] = (),
     timeout: float = 300,
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a Python command on several ranks; a hang is an error."""
+    """Runs a Python command on several ranks; a hang is an error.
+
+    Args:
+      ranks: how many processes.
+      command: what follows `python` on a command line.
+      guarded: whether other ranks live on when one is killed.
+      fresh: whether each rank is a new process, where its start or its end is what is
+        tested. Other ranks are copies of a process that has imported djax already.
+      options: of mpirun.
+      timeout: seconds after which it is a hang.
+      environment: variables of the ranks.
+    """
     launcher = shutil.which("mpirun", path=pathlib.Path(sys.executable).parent)
     launcher = launcher or shutil.which("mpirun")
     assert launcher, "no mpirun: install the dependency group `dev`"
-    start = (launcher, *options, "-n", str(ranks), sys.executable)
+    start = [launcher, *options, "-n", str(ranks), sys.executable]
+    if guarded:
+        start[1:1] = ["-disable-auto-cleanup"]
+        start += [GUARD]
+    if not (fresh or any(name.startswith("JAX_") for name in environment)):
+        start += by_copies()
     return run(*start, *command, timeout=timeout, **environment)
 
 
-def python(*command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Runs a Python command."""
-    return run(sys.executable, *command, timeout=timeout)
+def python(
+    *command: str, fresh: bool = False, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Runs a Python command, in a new process or in a copy of one."""
+    start = [sys.executable] if fresh else [sys.executable, *by_copies()]
+    return run(*start, *command, timeout=timeout)
 
 
 def run(
     *command: str, timeout: float, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command in the repository's root, with one CPU device a process."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
-    environment["XLA_FLAGS"] = QUICK_COMPILATION
-    # Ranks outnumber cores: while one waits, MPICH lets the others compute.
-    environment["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # All but the first start faster.
     return subprocess.run(
         command,
         cwd=ROOT,
-        env=environment,
+        env=variables() | environment,
         capture_output=True,
         text=True,
         timeout=timeout,
     )
+
+
+def variables() -> dict[str, str]:
+    """The environment of what tests start."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = QUICK_COMPILATION
+    # Ranks outnumber cores: while one waits, MPICH lets the others compute.
+    environment["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # All but the first start faster.
+    return environment
+
+
+def by_copies() -> list[str]:
+    """What comes between `python` and a command that a copy of the server is to run."""
+    if sys.platform != "linux":  # The server needs what only Linux has.
+        return []
+    address = f"djax-tests-{os.getpid()}"
+    start_server(address)
+    return ["-I", "-S", FORK_SERVER, "ask", address]
+
+
+@functools.cache
+def start_server(address: str) -> subprocess.Popen:
+    """Starts the server of `fork_server.py`, which ends with this process."""
+    server = subprocess.Popen(
+        [sys.executable, FORK_SERVER, "serve", address],
+        cwd=ROOT,
+        env=variables() | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdin and server.stdout
+    server.stdout.readline()  # Clients may ask from now on.
+    atexit.register(server.wait)
+    atexit.register(server.stdin.close)
+    return server

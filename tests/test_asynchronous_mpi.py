@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from launch import GUARD, mpirun
+from launch import mpirun
 
 pytestmark = [pytest.mark.xdist_group("mpi"), pytest.mark.timeout(400)]
 
@@ -86,13 +86,10 @@ def run_ranks(
       arguments: for it.
       guarded: whether others live on when a process is killed.
       fails: whether it should.
-      options: of `mpirun`.
+      options: of :func:`launch.mpirun`.
     """
     command = ["-c", PREAMBLE + program, str(folder), *map(str, arguments)]
-    if guarded:
-        command[:0] = [GUARD]
-        options["options"] = ["-disable-auto-cleanup"]
-    result = mpirun(ranks, *command, **({"timeout": 120} | options))
+    result = mpirun(ranks, *command, **({"guarded": guarded, "timeout": 120} | options))
     print(result.stderr)  # Shown if the test fails.
     assert (result.returncode != 0) == fails, result.stdout + result.stderr
     return result

@@ -24,18 +24,17 @@ everybody = communicator.host_comm
 """
 
 
-def end(program, ranks=2, **environment):
+def end(program, **options):
     """Runs a program that begins by joining the others."""
-    return mpirun(
-        ranks, "-c", JOINED + program, timeout=90, DJAX_EXIT_TIMEOUT="3", **environment
-    )
+    command = "-c", JOINED + program
+    return mpirun(2, *command, timeout=90, DJAX_EXIT_TIMEOUT="2", **options)
 
 
 # ---- The end -------------------------------------------------------------------------
 
 
 def test_an_exit_code_of_one_rank_ends_all_with_it():
-    result = end("sys.exit(3) if rank == 1 else everybody.Barrier()")
+    result = end("sys.exit(3) if rank == 1 else everybody.Barrier()", fresh=True)
     assert result.returncode == 3
     assert "rank 1 of 2 ended with exit code 3: all ranks end." in result.stderr
 
@@ -72,7 +71,7 @@ try:
 except SystemExit:
     pass
 if rank == 0:
-    for _ in range(10):
+    for _ in range(8):
         time.sleep(0.5)
     print("the pictures are written")
 """)
@@ -94,7 +93,7 @@ if rank == 1:
 
 # ---- The start -----------------------------------------------------------------------
 
-FEW_SECONDS = {"DJAX_START_TIMEOUT": "4"}
+FEW_SECONDS = {"DJAX_START_TIMEOUT": "3"}
 
 
 def test_ranks_that_do_not_join_are_named():
@@ -110,7 +109,7 @@ djax.communicators.mpi()
     result = mpirun(3, "-c", program, timeout=60, **FEW_SECONDS)
     assert result.returncode == 1
     assert "rank 1 of 3 has not come to djax.communicators.mpi()" in result.stderr
-    assert "ranks [1] have not called it within 4 s" in result.stderr
+    assert "ranks [1] have not called it within 3 s" in result.stderr
 
 
 def test_ranks_that_do_not_start_mpi_are_named():
@@ -121,7 +120,7 @@ if os.environ["PMI_RANK"] == "1":
 import djax
 djax.communicators.mpi()
 """
-    result = mpirun(2, "-c", program, timeout=60, **FEW_SECONDS)
+    result = mpirun(2, "-c", program, fresh=True, timeout=60, **FEW_SECONDS)
     assert result.returncode != 0
     said = r"rank 0 of 2 is starting MPI since \d+ s: rank 1 has not come"
     assert re.search(said, result.stderr)
@@ -137,8 +136,6 @@ def test_limits_are_positive_numbers(monkeypatch, text):
 
 # ---- Processes that are killed -------------------------------------------------------
 
-GUARDED = ("-disable-auto-cleanup",)
-
 
 def test_the_start_does_not_wait_for_the_dead():
     program = """
@@ -148,7 +145,9 @@ if os.environ["PMI_RANK"] == "1":
 import djax
 djax.communicators.mpi()
 """
-    result = mpirun(3, "-m", "djax.guard", "-c", program, options=GUARDED, timeout=60)
+    command = "-m", "djax.guard", "-c", program
+    options = ("-disable-auto-cleanup",)
+    result = mpirun(3, *command, fresh=True, options=options, timeout=60)
     assert result.returncode != 0
     assert "rank 1 was ended by SIGKILL" in result.stderr
     for rank in (0, 2):  # Neither is held up by what the launcher says of the other.
@@ -166,13 +165,7 @@ if rank == 1:
 time.sleep(1)
 {rest}
 """
-    result = mpirun(
-        2,
-        *(GUARD, "-c", JOINED + program),
-        options=GUARDED,
-        timeout=60,
-        DJAX_EXIT_TIMEOUT="3",
-    )
+    result = end(program, guarded=True)
     assert result.returncode != 0
     if rest.startswith("print"):
         assert "my table" in result.stdout
@@ -274,9 +267,9 @@ def test_nobody_outlives_a_launcher_that_is_killed(tmp_path, guard):
 def test_a_mistake_on_one_rank_is_said_by_that_rank():
     """By a rank other than the first, which has nothing to complain about."""
     program = """
-import os, sys
+import argparse, functools, os, sys
 from experiments.lib import errors
-import argparse
+errors.exit_together = functools.partial(errors.exit_together, patience=2.0)
 with errors.heard_once():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed")
