@@ -147,18 +147,19 @@ def check_sums(outcomes, momentum):
 # ---- Runs in which nobody is lost ------------------------------------------------
 
 CONSERVATION = """
+jax.config.update("jax_enable_x64", True)
 params = {"double": np.full(3, rank + 1.0), "single": np.full((2, 2), rank, "f4")}
 fast = {"rate": 16, "max_backlog": 16}
 still = djax.acid(optax.sgd(1.0), djax.acid_constants(ring)._replace(eta=0.0))
-dump("acid", run(acid, Walk(params), 1340, **fast))
-dump("still", run(still, Walk(params), 400, pairing="first_free", **fast))
+dump("acid", run(acid, Walk(params), 1300, **fast))
+dump("still", run(still, Walk(params), 330, pairing="first_free", **fast))
 """
 
 
 @pytest.fixture(scope="module")
 def walks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("walks")
-    run_ranks(folder, 4, CONSERVATION, JAX_ENABLE_X64="1")
+    run_ranks(folder, 4, CONSERVATION)
     return {name: load(folder, name, range(4)) for name in ("acid", "still")}
 
 
@@ -211,7 +212,7 @@ for direct in "01":
     os.environ["MPI4JAX_USE_CUDA_MPI"] = direct
     options = {"rate": 2, "max_backlog": 2, "keep_snapshots": True}
     kinds.clear()
-    outcome = run(acid, Walk(large), 80, **options)
+    outcome = run(acid, Walk(large), 40, **options)
     dump(f"direct {direct}", {**outcome, "direct": True in kinds})
 dump("snapshots", run(acid, walk(), 200, keep_snapshots=True, snapshots=7))
 

@@ -42,8 +42,10 @@ momentum = djax.acid(
     optax.sgd(1.0, momentum=0.5), djax.acid_constants(ring)._replace(alpha_tilde=0.7)
 )
 
+first = len(sys.argv) == 2
+
 def die(turn):
-    if len(sys.argv) == 2 and rank == 1 and turn == 30:
+    if first and rank == 1 and turn == 30:
         os.kill(os.getpid(), signal.SIGKILL)
 
 def resume(gradients):
@@ -51,10 +53,10 @@ def resume(gradients):
     walk = Walk({"x": np.full(3, rank, "f4"), "y": np.ones(2, "f4")}, 4e-3, die)
     return run(
         momentum, walk, gradients, rate=4, checkpoints=checkpoints, transport="zmq",
-        timeout=20.0,
+        timeout=4.0 if first else 20.0,
     )
 
-if len(sys.argv) == 2:
+if first:
     dump("first", resume(150))
 else:
     dump("again", resume(100))
