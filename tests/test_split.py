@@ -20,6 +20,7 @@ def slices(x, sizes):
 
 @pytest.mark.slow
 @hypothesis.given(st.lists(st.integers(0, 4), max_size=5), st.integers(0, 2))
+@hypothesis.settings(max_examples=30)
 def test_pieces_are_slices(sizes, width):
     shape = (sum(sizes), *(width,) * (width > 0))
     x = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("as_users")
 
 
 def make(name, model=None, workers=2, split=None, **options):
-    """A task on random data; options of the setting, and of the model."""
+    """A compiled task on random data; options of the setting, and of the model."""
     known = {
         key: options.pop(key) for key in ("accumulation", "precision") if key in options
     }
@@ -31,7 +31,9 @@ def make(name, model=None, workers=2, split=None, **options):
         model_options=options,
         **known,
     )
-    return tasks.make_task(name, setting, {})
+    task = tasks.make_task(name, setting, {})
+    compiled = jax.jit(task.gradient_fn)
+    return task._replace(init=jax.jit(task.init), gradient_fn=compiled)
 
 
 def first(tree):
@@ -51,9 +53,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(name, options):
     params = whole.init(jax.random.key(0))
     batch = first(first(whole.epoch(1)))
     state = first(whole.model_state)
-    once, twice = (
-        jax.jit(task.gradient_fn)(params, state, batch) for task in (whole, parts)
-    )
+    once, twice = (task.gradient_fn(params, state, batch) for task in (whole, parts))
     for ours, theirs in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -107,17 +107,18 @@ def batch_statistics(task, params, worker):
     """Of the worker's first steps, one by one."""
     from experiments.lib.models import IMAGE_MODELS
 
-    model, found = IMAGE_MODELS["resnet8"](10, width=0.125), []
+    model = IMAGE_MODELS["resnet8"](10, width=0.125)
     batches = task.batches(0, min(10, task.steps_per_epoch))
     start = jax.tree.map(jnp.zeros_like, first(task.model_state))
-    for images in batches["image"][worker]:
-        _, after = model.apply(
-            {"params": params, **start},
-            (jnp.asarray(images, jnp.float32) / 255 - 0.2860) / 0.3530,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        found.append(jax.tree.map(lambda x: x / 0.1, after))
+
+    @jax.jit
+    def statistics(images):
+        images = (images.astype(jnp.float32) / 255 - 0.2860) / 0.3530
+        variables = {"params": params, **start}
+        _, after = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return jax.tree.map(lambda x: x / 0.1, after)
+
+    found = [statistics(images) for images in batches["image"][worker]]
     return jax.tree.map(lambda *xs: sum(xs) / len(xs), *found)
 
 
