@@ -27,6 +27,11 @@ class State(NamedTuple):
     met: tuple[int, ...]  # Averagings that the receiver has made with the sender.
 
 
+def put(values, place, value):
+    """Another tuple, with a value at a place."""
+    return (*values[:place], value, *values[place + 1 :])
+
+
 class World:
     """Workers as values: what one does depends on nothing but what it is told.
 
@@ -97,33 +102,34 @@ class World:
         kind, place = action
         if kind == "die":
             return self._die(state, place)
-        workers, told, channels, models, met = map(list, state)
+        workers, told, channels, models, met = state
         sender, i = (None, place) if kind == "order" else self.links[place]
         if kind == "order":
             call = self.orders[i][told[i]]
-            told[i] += 1
+            told = put(told, i, told[i] + 1)
         elif kind == "deliver":
             call = "receive", sender, channels[place][0]
-            channels[place] = channels[place][1:]
+            channels = put(channels, place, channels[place][1:])
         elif kind == "forget":
             call = "forget", sender
-            models[place] = 0
+            models = put(models, place, 0)
         else:
             call = ("ended",)
-            models[place] = 0
-            met[place] += 1
+            models = put(models, place, 0)
+            met = put(met, place, met[place] + 1)
             assert sum(met) <= 2 * sum(map(len, self.orders)), "endless averagings"
-        workers[i], out, began = self._tell(workers[i], *call)
+        number, out, began = self._tell(workers[i], *call)
         for peer, message in out:
             if workers[peer] != DEAD:
-                channels[self._link[i, peer]] += (int(message),)
+                link = self._link[i, peer]
+                channels = put(channels, link, (*channels[link], int(message)))
         if began is not None and workers[began] != DEAD:
             link = self._link[i, began]
             assert not models[link], "a second model before the first is read"
-            others = [self.known[w] for w in state.workers if w != DEAD]
+            others = [self.known[w] for w in workers if w != DEAD]
             assert not all(w.done for w in others), "an averaging after the end"
-            models[link] = 1
-        return State(*map(tuple, (workers, told, channels, models, met)))
+            models = put(models, link, 1)
+        return State(put(workers, i, number), told, channels, models, met)
 
     def _die(self, state, i):
         """What is on its way to the dead does not matter any more."""
@@ -139,23 +145,25 @@ class World:
 
 def explore(world):
     """The ends of all histories; fails if there is one without an end."""
-    unfinished = {world.start: True}
-    stack = [(world.start, iter(world.actions(world.start)))]
+    fresh = [True]  # Whether a history that leads here is still being explored.
+    marks = {world.start: fresh}
+    stack = [(world.start, fresh, iter(world.actions(world.start)))]
     ends = []
     while stack:
-        state, actions = stack[-1]
+        state, unfinished, actions = stack[-1]
         action = next(actions, None)
         if action is None:
-            unfinished[state] = False
+            unfinished[0] = False
             stack.pop()
             continue
         state = world.act(state, action)
-        if state in unfinished:
-            assert not unfinished[state], "workers can talk for ever"
+        fresh = [True]
+        mark = marks.setdefault(state, fresh)
+        if mark is not fresh:
+            assert not mark[0], "workers can talk for ever"
             continue
-        unfinished[state] = True
         following = world.actions(state)
-        stack.append((state, iter(following)))
+        stack.append((state, mark, iter(following)))
         if not following:
             ends.append(state)
     return ends
