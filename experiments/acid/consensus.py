@@ -49,8 +49,7 @@ def run(
 ) -> np.ndarray:
     """Measures consensus distances at some times, relative to their start at time 0.
 
-    The times of averaging are drawn as often as `schedules` says. The result is
-    `float64[schedules, times]`.
+    The averagings are drawn anew for each row of the result, `[schedules, times]`.
     """
     curves = []
     for seed in range(schedules):

@@ -70,12 +70,9 @@ def compute(choose: Callable[[Sequence[Row]], list[Row]]) -> list[figures.Record
     for name, row in tqdm(jobs, desc="configurations", unit="method"):
         config, communicator = row.config, make_communicator(row.config)
         assert config.epochs is not None
+        ring, steps = topologies.ring(communicator.size), config.epochs * STEPS
         optimizer = algorithms.make_optimizer(
-            config.averaging,
-            config.base,
-            config.epochs * STEPS,
-            [topologies.ring(communicator.size)],
-            communicator,
+            config.averaging, config.base, steps, [ring], communicator
         )
         cost = djax.communication_cost(optimizer, SHAPES[name](), communicator)
         records.append(
@@ -93,7 +90,7 @@ def compute(choose: Callable[[Sequence[Row]], list[Row]]) -> list[figures.Record
         (gossip,) = figures.column(
             records, "bytes_per_step", configuration=r["configuration"], method="D-PSGD"
         )
-        (r["ratio"],) = figures.rounded([gossip / r["bytes_per_step"]])
+        r["ratio"] = float(f"{gossip / r['bytes_per_step']:.4g}")
     return records
 
 
@@ -115,8 +112,8 @@ def make_settings():
         if any(common[name] != defaults[name] for common in commons)
     ]
     leaves = [jax.tree.leaves(shapes()) for shapes in SHAPES.values()]
-    for what, dimensions in (("parameters", 4), ("in vectors", 1)):
-        numbers = [sum(x.size for x in xs if x.ndim <= dimensions) for xs in leaves]
+    for what, most_axes in (("parameters", 4), ("in vectors", 1)):
+        numbers = [sum(x.size for x in xs if x.ndim <= most_axes) for xs in leaves]
         rows.append([what, *(f"{number:,}" for number in numbers)])
     return figures.table("Configurations", ["", *TABLES], rows)
 

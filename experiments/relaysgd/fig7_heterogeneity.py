@@ -40,7 +40,11 @@ STUDY = Study(
         Method("D-PSGD", "ring", DPSGD, (13, 1469, 19818), DPSGD_RATES, **SETTLING),
         Method("D²", "ring", D2, (18, 34, 54), D2_RATES, **DAMPED),
         Method(
-            *("Gradient tracking", "ring", TRACKING, (10, 301, 641), TRACKING_RATES),
+            "Gradient tracking",
+            "ring",
+            TRACKING,
+            (10, 301, 641),
+            TRACKING_RATES,
             **DAMPED,
         ),
         Method("RelaySGD", "chain", RELAY, (51, 51, 54), RELAY_RATES, cap=0.2),
