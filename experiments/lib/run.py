@@ -107,11 +107,10 @@ class Run:
 
     def _remedy(self) -> str:
         """Says which options of the algorithm to change after a divergence."""
-        averaging, base = self.config.averaging, self.config.base
-        steps = ["lower --learning-rate"]
-        if base.warmup < 1:
+        config, steps = self.config, ["lower --learning-rate"]
+        if config.base.warmup < 1:
             steps.append("lengthen --warmup")
-        if algorithms.may_be_too_fast(averaging):
+        if algorithms.may_be_too_fast(config.averaging):
             steps.append("lower --consensus-rate")
         return f"{', or '.join(steps)}.".capitalize()
 
@@ -129,8 +128,10 @@ class Run:
             rounds = djax.asynchronous.draw_rounds(size, self.steps, **durations)
         saving = config.saving.make(identify(config, self.graphs))
         saver = Checkpointer(saving, communicator) if saving else None
-        job = self.task, communicator, params, optimizer, base, self.epochs, cost
-        return synchronous.Synchronous(*job, rounds, saver, config.collapse)
+        job = self.task, communicator, params
+        return synchronous.Synchronous(
+            *job, optimizer, base, self.epochs, cost, rounds, saver, config.collapse
+        )
 
     def _make_asynchronous(
         self, params, live: bool
@@ -165,11 +166,12 @@ class Run:
         job = self.task, self.communicator, params, algorithm
         if live:
             saving = config.saving.make(identify(config, self.graphs, BUDGET))
-            how = config.runtime, rate, self.steps, config.seed, saving
-            return runtime.Live(*job, topology, *how)
-        gradients, durations = self.steps * topology.size, config.clocks.durations
+            return runtime.Live(
+                *job, topology, config.runtime, rate, self.steps, config.seed, saving
+            )
+        durations = config.clocks.durations(config.seed)
         events = djax.asynchronous.draw_events(
-            topology, rate, gradients=gradients, **durations(config.seed)
+            topology, rate, gradients=self.steps * topology.size, **durations
         )
         return asynchronous.Virtual(*job, events, rate)
 

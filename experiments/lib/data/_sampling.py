@@ -73,11 +73,9 @@ class Sampler:
 
         The result has `(number, start, stop)` for each pass: its number, and its steps.
         """
-        numbers = range(start // self._pass, (stop - 1) // self._pass + 1)
-        return [
-            (i, max(start, i * self._pass), min(stop, (i + 1) * self._pass))
-            for i in numbers
-        ]
+        size = self._pass
+        numbers = range(start // size, (stop - 1) // size + 1)
+        return [(i, max(start, i * size), min(stop, (i + 1) * size)) for i in numbers]
 
     def _order(self, number: int, rank: int) -> np.ndarray:
         """Returns a worker's samples in their order in a pass."""
