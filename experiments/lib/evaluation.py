@@ -1,5 +1,6 @@
 """Evaluates each worker's model, and the mean of all models."""
 
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -34,15 +35,9 @@ def make_assess(
     """
     local = communicator.local_ranks
     alone = len(local) < communicator.size  # Other processes have the other workers.
-    evaluate_one = jax.jit(task.evaluate)
-    evaluate_own = _make_evaluate(task, communicator, evaluate_one)
-    mean = jax.jit(communicator.spmd(communicator.mean))
-
-    @jax.jit
-    @communicator.spmd
-    def measure(params):
-        averaged = metrics.mean_params(params, communicator)
-        return averaged, metrics.consensus_distance(params, communicator)
+    dispatch = task.dispatch and len(local) > 1
+    evaluate_one, evaluate_own = _make_evaluate(task.evaluate, dispatch, communicator)
+    measure, mean = _make_means(communicator)
 
     def assess(params, model_state=None):
         averaged, distance = measure(params)
@@ -105,11 +100,30 @@ def _take(tree: Any, *index: int) -> Any:
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def _make_evaluate(task, communicator, evaluate_one) -> Callable:
-    """Makes a function that evaluates the models of all local workers on one batch."""
+@functools.lru_cache(maxsize=1)
+def _make_means(communicator: djax.Communicator) -> tuple[Callable, Callable]:
+    """Makes a function that returns the averaged model and the consensus distance, and
+    one that averages over workers. They are kept, so that later runs need not compile.
+    """
+
+    @jax.jit
+    @communicator.spmd
+    def measure(params):
+        averaged = metrics.mean_params(params, communicator)
+        return averaged, metrics.consensus_distance(params, communicator)
+
+    return measure, jax.jit(communicator.spmd(communicator.mean))
+
+
+@functools.lru_cache(maxsize=1)
+def _make_evaluate(evaluate_fn, dispatch, communicator) -> tuple[Callable, Callable]:
+    """Makes functions that evaluate one model, or the models of all local workers, on
+    one batch. They are kept as those of `_make_means` are.
+    """
+    evaluate_one = jax.jit(evaluate_fn)
 
     def together(params, model_state, batch):
-        worker = communicator.spmd(lambda p, s: task.evaluate(p, s, batch))
+        worker = communicator.spmd(lambda p, s: evaluate_fn(p, s, batch))
         return worker(params, model_state)
 
     def one_by_one(params, model_state, batch):
@@ -119,8 +133,7 @@ def _make_evaluate(task, communicator, evaluate_one) -> Callable:
         ]
         return jax.tree.map(lambda *xs: jnp.stack(xs), *results)
 
-    many = len(communicator.local_ranks) > 1
-    return one_by_one if task.dispatch and many else jax.jit(together)
+    return evaluate_one, one_by_one if dispatch else jax.jit(together)
 
 
 def _find_statistics(
