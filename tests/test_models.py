@@ -59,6 +59,15 @@ def test_image_models_have_the_papers_sizes(name, outputs, options, shape, param
         assert sum(leaf.ndim > 1 for leaf in leaves) == 22
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks", "most"),
+    [("resnet8", (1, 1, 1, 1), 3), ("resnet18", (), 4), ("resnet50", (3, 0, 6, 3), 4)],
+)
+def test_stages_that_there_are_not_are_refused(name, blocks, most):
+    with pytest.raises(ValueError, match=f"must be 1 to {most} numbers of at least 1"):
+        models.IMAGE_MODELS[name](10, blocks=blocks)
+
+
 def test_text_models_have_the_papers_sizes():
     lstm = models.LANGUAGE_MODELS["lstm"](28_869)
     tokens = jnp.zeros((1, 1), jnp.int32)
@@ -74,7 +83,8 @@ def test_text_models_have_the_papers_sizes():
 
 SHALLOW = {
     "vgg11": {"layers": (64, "M")},
-    "resnet20": {"depth": 8},
+    "resnet8": {"blocks": (1, 1)},
+    "resnet20": {"blocks": (1, 1)},
     "resnet18": {"blocks": (1, 1)},
     "resnet50": {"blocks": (1, 1)},
     "resnet18_evonorm": {"blocks": (1, 1)},
@@ -166,7 +176,7 @@ def test_evonorm_is_its_definition():
 
 @pytest.mark.slow
 def test_models_differ_by_worker_under_vmap():
-    model = models.IMAGE_MODELS["resnet8"](10, width=0.25)
+    model = models.IMAGE_MODELS["resnet8"](10, width=0.25, blocks=(1, 1))
     images = jax.random.normal(KEY, (2, 4, 8, 8, 1))
     keys = jax.random.split(KEY, 2)
 

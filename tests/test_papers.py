@@ -34,6 +34,11 @@ def described(script):
     return importlib.import_module(script.replace("experiments", "experiments.configs"))
 
 
+def table_of(script):
+    module = described(script)
+    return module.TABLE if script in TABLES else module.STUDY.table
+
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users")]
 
 
@@ -54,11 +59,10 @@ def test_there_is_a_script_for_each_table():
 
 @pytest.mark.parametrize("script", TABLES + STUDIES)
 def test_every_row_is_a_command_line(script):
-    module = described(script)
-    table = module.TABLE if script in TABLES else module.STUDY.table
+    table = table_of(script)
     rows = {(row.method, row.setting): row for row in table.rows}
     assert len(rows) == len(table.rows)
-    variants = {} if script in TABLES else module.STUDY.variants
+    variants = {} if script in TABLES else described(script).STUDY.variants
     for row in table.rows:
         assert not row.tried or row.learning_rate in row.tried, row
         assert row.config.workers and row.config.base.learning_rate > 0
@@ -99,10 +103,10 @@ def test_every_table_starts_in_simulation(script, capsys):
     assert table.title[:20] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", TABLES)
+@pytest.mark.parametrize("script", TABLES + STUDIES)
 def test_the_models_of_every_table_have_gradients(script):
     """At their full size, unlike in a smoke test; only shapes are computed."""
-    table = described(script).TABLE
+    table = table_of(script)
     models = {}
     for row in table.rows:
         options = row.config.model_options

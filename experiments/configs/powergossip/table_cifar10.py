@@ -50,6 +50,8 @@ TOP_1 = {"compressor": "top_k", "compressor_options": {"fraction": 0.01}}
 CHOCO_TOP = CHOCO_SIGN | TOP_1
 DEEP_SQUEEZE = DPSGD | {"algorithm": "deep_squeeze", "compressor": "sign"}
 MONIQUA = DPSGD | {"algorithm": "moniqua"}
+SHALLOW = {"model_options": {"width": 0.125, "blocks": (1,)}}
+"""Options of smoke tests: a single block of a residual network."""
 RATE = 1.308
 """The best consensus rate on a ring of 8, for all methods whose rate is not tuned."""
 
@@ -80,7 +82,7 @@ TABLE = Table(
     "CIFAR-10, mean test accuracy of the workers in %",
     prepare="cifar10 --download",
     example=Choice("PowerGossip, 1 iteration"),
-    smoke={"model_options": {"width": 0.125, "depth": 8}},
+    smoke=SHALLOW,
     score="mean",
     rows=(
         _row("all-reduce", ALL_REDUCE, 11.3, tried=(8, 11.3, 16)),

@@ -48,6 +48,7 @@ def make_study(
     after: Sequence[int],
     rates: tuple[float, ...],
     consensus_rates: Mapping[str, tuple[float, ...]],
+    smoke: Mapping[str, Any],
     accuracy: bool = True,
     **options: Any,
 ) -> Study:
@@ -60,6 +61,7 @@ def make_study(
     Args:
       before: numbers of iterations of PowerGossip that averages before the update.
       after: numbers of iterations of PowerGossip that averages after the update.
+      smoke: options that make rows tiny, in smoke tests.
       **options: options of D-PSGD and PowerGossip that average before the update.
     """
     dpsgd, power = cifar10.DPSGD, cifar10.POWER
@@ -85,7 +87,7 @@ def make_study(
     low, high = {"theta": 0.25}, {"theta": 1.0}
     variants["Moniqua, 2 bits"] = (slow | low, fast | low, fast | high)
     return Study(
-        Table(title, tuple(rows), score="mean", accuracy=accuracy),
+        Table(title, tuple(rows), smoke, score="mean", accuracy=accuracy),
         rates=rates,
         variants=variants,
         borrowed={
@@ -109,4 +111,5 @@ STUDY = make_study(
         "DeepSqueeze, sign": (0.01, 0.05, 0.2),
         "Moniqua, 2 bits": (0.005, 0.02),
     },
+    smoke=cifar10.SHALLOW,
 )

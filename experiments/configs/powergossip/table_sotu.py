@@ -50,5 +50,6 @@ STUDY = make_study(
         "DeepSqueeze, sign": (0.02, 0.1, 0.4),
         "Moniqua, 2 bits": (0.01, 0.1),
     },
+    smoke={"model_options": {"width": 0.125, "layers": 1}},
     accuracy=False,
 )

@@ -95,16 +95,22 @@ class ResNet(nn.Module):
 
 
 def resnet(
-    outputs: int, *, depth: int = 20, width: float = 1.0, dtype: Any = jnp.float32
+    outputs: int,
+    *,
+    depth: int = 20,
+    width: float = 1.0,
+    blocks: Sequence[int] | None = None,
+    dtype: Any = jnp.float32,
 ) -> ResNet:
     """Makes a residual network of 6 k + 2 layers for images of 32 x 32.
 
-    It has 272,474 parameters at depth 20 with ten classes.
+    It has 272,474 parameters at depth 20 with ten classes. Without `blocks` it has
+    three stages of k blocks each.
     """
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth={depth} must be 8, 14, 20, ...")
-    widths = [scale(channels, width) for channels in (16, 32, 64)]
-    return ResNet(outputs, (depth // 6,) * 3, widths, dtype=dtype)
+    blocks = (depth // 6,) * 3 if blocks is None else blocks
+    return ResNet(outputs, *_make_stages(blocks, (16, 32, 64), width), dtype=dtype)
 
 
 def resnet18(
@@ -146,7 +152,13 @@ resnet18_evonorm = functools.partial(resnet18, evonorm=True, stem="imagenet")
 def _of_torchvision(outputs, blocks, stem, width, evonorm=False, **options) -> ResNet:
     if stem not in ("cifar", "imagenet"):
         raise ValueError(f"stem={stem} must be cifar or imagenet.")
-    if not 1 <= len(blocks) <= 4 or min(blocks) < 1:
-        raise ValueError(f"blocks={blocks} must be one to four, of at least 1.")
-    widths = [scale(w, width) for w in (64, 128, 256, 512)[: len(blocks)]]
-    return ResNet(outputs, tuple(blocks), widths, stem=stem, evonorm=evonorm, **options)
+    stages = _make_stages(blocks, (64, 128, 256, 512), width)
+    return ResNet(outputs, *stages, stem=stem, evonorm=evonorm, **options)
+
+
+def _make_stages(blocks, channels, width) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the blocks and the widths of the stages, of which there may be fewer."""
+    most = len(channels)
+    if not 1 <= len(blocks) <= most or min(blocks) < 1:
+        raise ValueError(f"blocks={blocks} must be 1 to {most} numbers of at least 1.")
+    return tuple(blocks), tuple(scale(w, width) for w in channels[: len(blocks)])
