@@ -64,10 +64,11 @@ def as_users():
 @pytest.fixture
 def unseen(monkeypatch):
     """Trainings neither time their steps nor draw pictures, which takes a second."""
-    from experiments.lib import report, synchronous
+    from experiments.lib.report import RunFolder
+    from experiments.lib.synchronous import Synchronous
 
-    monkeypatch.setattr(report.RunFolder, "save", lambda *arguments: None)
-    monkeypatch.setattr(synchronous, "time_steps", lambda *arguments: np.ones((5, 2)))
+    monkeypatch.setattr(RunFolder, "save", lambda *arguments: None)
+    monkeypatch.setattr(Synchronous, "_time_steps", lambda self: np.ones((5, 2)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
