@@ -1,7 +1,6 @@
 """Tests of the communicators that need no mpirun."""
 
 import platform
-import subprocess
 import sys
 
 import conformance
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from launch import python
 
 import djax
 from djax import communicators, topologies
@@ -368,11 +368,9 @@ print(faults)
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc")
 def test_memory_of_large_arrays_is_kept():
-    done = subprocess.run(
-        [sys.executable, "-c", KEEP_MEMORY], capture_output=True, text=True, check=True
-    )
-    faults = int(done.stdout)
-    assert faults < 200_000  # Fewer than four times the pages of one array.
+    done = python("-c", KEEP_MEMORY)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 200_000  # Fewer than four times the pages of one array.
 
 
 @each_communicator

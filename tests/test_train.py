@@ -414,11 +414,7 @@ runtime.Live = Mortal
 options = "--algorithm adpsgd --transport zmq --timeout 4 --epochs 8 --runs {tmp_path}"
 train.main(options.split())
 """
-    result = mpirun(
-        *(3, "-m", "djax.guard", "-c", program),
-        options=("-disable-auto-cleanup",),
-        timeout=120,
-    )
+    result = mpirun(3, "-c", program, guarded=True, timeout=120)
     assert "worker 0 is lost" in result.stderr
     rows = table(result.stdout)
     assert "lost: worker 0" in rows and "accuracy, worst worker" not in rows
