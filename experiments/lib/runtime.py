@@ -222,14 +222,12 @@ class Live(EventJob):
         speed, idle = told.gradients_per_second[alive], told.idle_share[alive]
         speeds = f"{speed.mean():.4g} ({speed.min():.4g})"
         rates = f"{told.mean_rate:.4g} ({told.rate[alive].mean():.4g})"
+        waits = f"{idle.mean():.1%} ({idle.max():.1%})"
         return [
             ("seconds", f"{told.seconds:.4g}"),
             ("gradients per second and worker, mean (slowest)", speeds),
             ("averagings per gradient, mean (asked)", rates),
-            (
-                "idle share of the time, mean (most)",
-                f"{idle.mean():.1%} ({idle.max():.1%})",
-            ),
+            ("idle share of the time, mean (most)", waits),
             *super().describe(),
             *((f"lost: worker {rank}", reason) for rank, reason in told.lost.items()),
             *((f"lost: worker {rank}", "after the run") for rank in self._absent),

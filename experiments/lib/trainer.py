@@ -38,8 +38,7 @@ class Job:
 
     Attributes:
       params: initial parameters, with a leading axis of local workers.
-      workers: the local workers, a :class:`djax.simulation.Workers`; None before the
-        end.
+      workers: the local :class:`djax.simulation.Workers`; None before the end.
       history: a record for each evaluation so far.
       unsaved: reasons why checkpoints could not be written, from all processes.
     """

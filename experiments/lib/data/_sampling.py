@@ -58,10 +58,7 @@ class Sampler:
         self._kept_order = functools.lru_cache(2 * workers)(self._order)
 
     def indices(self, rank: int, start: int, stop: int) -> np.ndarray:
-        """Returns a worker's samples in the steps from `start` to `stop - 1`.
-
-        They are `int[stop - start, batch_size]`.
-        """
+        """Returns a worker's samples in steps, `int[stop - start, batch_size]`."""
         size, parts = self._batch_size, []
         for number, first, last in self.passes(start, stop):
             order, begin = self._kept_order(number, rank), number * self._pass
