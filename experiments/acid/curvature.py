@@ -47,12 +47,8 @@ def variances(
 ) -> np.ndarray:
     """Measures for each of `CURVATURES` the workers' variance when it has settled.
 
-    Args:
-      momentum: momentum of SGD.
-      size: number of workers.
-      gradients: mean number of gradients of a worker. The first half is not measured,
-        so that the variances can settle.
-      copies: number of independent coordinates of each curvature.
+    A worker computes `gradients` on average. The first half is not measured, so that
+    the variances can settle. Each curvature has `copies` of independent coordinates.
     """
     shape = (len(CURVATURES), copies)
     curvatures = jnp.asarray(CURVATURES)[:, None]

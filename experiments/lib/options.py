@@ -136,9 +136,8 @@ def check_options(
 ) -> dict[str, Any]:
     """Returns the options, or raises UsageError if the function does not take them.
 
-    Args:
-      what: text for errors that says whose options these are.
-      given: number of first arguments of the function that the user does not choose.
+    The first `given` arguments of the function are not options. Errors say `what` the
+    options belong to.
     """
     parameters = list(inspect.signature(make).parameters.values())[given:]
     known = {p.name: p.default for p in parameters if p.name not in without}

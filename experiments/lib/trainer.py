@@ -4,6 +4,7 @@ A training runs in steps, on virtual clocks, or in real time. For
 :mod:`experiments.train` each is a :class:`Job`.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable, Generator, Sequence
@@ -27,7 +28,7 @@ CHUNK_BYTES, CHUNK_STEPS = 64 * 2**20, 500
 
 
 @dataclasses.dataclass
-class Job:
+class Job(abc.ABC):
     """A training that is ready to start, the base class of all kinds.
 
     A record has `epoch` and `step` (means over the workers), `loss` (the mean training
@@ -55,6 +56,7 @@ class Job:
         """The ranks that were not lost; known once there is a record."""
         return range(self.communicator.size)
 
+    @abc.abstractmethod
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
         """Trains the local workers, and yields each record of the history.
 
@@ -67,11 +69,10 @@ class Job:
           Stopped: on every process alike, after SIGTERM or Ctrl-C.
           CheckpointError: on every process alike, if a checkpoint does not fit.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def traffic(self) -> dict[str, float]:
         """Returns, by name, what a worker has sent: the mean and the largest value."""
-        raise NotImplementedError
 
     def describe(self) -> Rows:
         """Returns rows of the final table that depend on the kind of training."""
@@ -79,7 +80,7 @@ class Job:
         told = f"{sent['megabytes_mean']:.5g} ({sent['megabytes_largest']:.5g})"
         return [("MB sent per worker, mean (largest)", told)]
 
-    def save(self, folder: RunFolder, title: str) -> None:
+    def save(self, folder: RunFolder, title: str) -> None:  # noqa: B027
         """Saves pictures that only this kind of training has."""
 
 

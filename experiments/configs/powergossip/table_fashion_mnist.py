@@ -58,11 +58,9 @@ def make_study(
     before or after the update. The other methods are tuned on the grid `rates`, some
     also on a grid of `consensus_rates`.
 
-    Args:
-      before: numbers of iterations of PowerGossip that averages before the update.
-      after: numbers of iterations of PowerGossip that averages after the update.
-      smoke: options that make rows tiny, in smoke tests.
-      **options: options of D-PSGD and PowerGossip that average before the update.
+    PowerGossip averages before the update with the numbers of iterations `before`, and
+    after the update with `after`. The `options` are those of D-PSGD and PowerGossip
+    that average before the update.
     """
     dpsgd, power = cifar10.DPSGD, cifar10.POWER
     name = {n: f"PowerGossip, {n} iteration{'s' * (n > 1)}" for n in (*before, *after)}

@@ -42,7 +42,6 @@ class Source(Protocol):
         `[*indices.shape, ...]`: `label`, int32, and either `image`, uint8 with axes for
         height, width and channel, or `tokens`, int32.
         """
-        ...
 
 
 class Arrays:

@@ -105,9 +105,8 @@ class TextSampler:
         text, documents = corpus.train, corpus.documents
         if split == "iid":
             order = np.random.default_rng(seed).permutation(len(documents) - 1)
-            text = np.concatenate(
-                [text[documents[i] : documents[i + 1]] for i in order]
-            )
+            parts = np.split(text, documents[1:-1])
+            text = np.concatenate([parts[i] for i in order])
         elif split != "contiguous":
             raise UsageError(
                 f"--split {split!r} is not for texts; write contiguous or iid."
