@@ -27,7 +27,7 @@ everybody = communicator.host_comm
 def end(program, **options):
     """Runs a program that begins by joining the others."""
     command = "-c", JOINED + program
-    return mpirun(2, *command, timeout=90, DJAX_EXIT_TIMEOUT="2", **options)
+    return mpirun(2, *command, timeout=90, DJAX_EXIT_TIMEOUT="3", **options)
 
 
 # ---- The end -------------------------------------------------------------------------
@@ -71,7 +71,7 @@ try:
 except SystemExit:
     pass
 if rank == 0:
-    for _ in range(8):
+    for _ in range(10):
         time.sleep(0.5)
     print("the pictures are written")
 """)
@@ -267,9 +267,9 @@ def test_nobody_outlives_a_launcher_that_is_killed(tmp_path, guard):
 def test_a_mistake_on_one_rank_is_said_by_that_rank():
     """By a rank other than the first, which has nothing to complain about."""
     program = """
-import argparse, functools, os, sys
+import argparse, os, sys
 from experiments.lib import errors
-errors.exit_together = functools.partial(errors.exit_together, patience=2.0)
+errors.PATIENCE = 2.0
 with errors.heard_once():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed")
