@@ -103,7 +103,8 @@ def run(table: Table, choice: Choice) -> list[dict[str, Any]]:
             what = {"method": row.method, "setting": row.setting, **options}
             found = run_row(table, config, smoke=choice.smoke)
             records.append(what | {"score": found})
-            jax.clear_caches()
+            if not choice.smoke:  # Programs of tiny runs are kept for the next ones.
+                jax.clear_caches()
     if speaks:
         figures.print_tables([results(table, records)], choice.smoke)
     return records

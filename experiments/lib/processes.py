@@ -19,9 +19,13 @@ import jax
 
 @contextlib.contextmanager
 def compiled_once() -> Iterator[None]:
-    """Keeps compiled programs in a folder, so that later runs need not compile them."""
+    """Keeps compiled programs in a folder, so that later runs need not compile them.
+
+    The folder is JAX's own, if the user has chosen one.
+    """
+    chosen = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
     options = {
-        "jax_compilation_cache_dir": compiled_folder().name,
+        "jax_compilation_cache_dir": chosen or compiled_folder().name,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
