@@ -176,11 +176,22 @@ class Run:
         return asynchronous.Virtual(*job, events, rate)
 
 
+_LAST_TASK: dict[str, tasks.Task] = {}
+"""The last task by its description. A table's next row needs not load its data again,
+nor compile its evaluation."""
+
+
 def _make_task(config: Config, size: int, local_ranks: Sequence[int]) -> tasks.Task:
     """Makes the task for the workers of this process, out of `size` workers."""
     named = {name: getattr(config, name) for name in tasks.Setting._fields[2:]}
     setting = tasks.Setting(size, local_ranks, **named)
-    task = tasks.make_task(config.task, setting, config.task_options)
+    described = repr((config.task, setting, setting.data.folder, config.task_options))
+    if described not in _LAST_TASK:
+        _LAST_TASK.clear()  # Data of two tasks may not fit in memory.
+        _LAST_TASK[described] = tasks.make_task(
+            config.task, setting, config.task_options
+        )
+    task = _LAST_TASK[described]
     if config.steps_per_epoch is not None:
         task = task._replace(steps_per_epoch=config.steps_per_epoch)
     if config.pooled_statistics and task.statistics is None:
