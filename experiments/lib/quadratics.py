@@ -51,6 +51,8 @@ def random_quadratics(
 ) -> Quadratics:
     r"""Draws quadratics with a heterogeneity of :math:`\zeta^2` at the optimum.
 
+    It is the mean squared norm of the workers' gradients there.
+
     Args:
       distance: distance of the optimum from zero, where training starts.
       smallest: smallest singular value of each :math:`A_i`. The singular values are

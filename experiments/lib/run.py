@@ -185,12 +185,11 @@ def _make_task(config: Config, size: int, local_ranks: Sequence[int]) -> tasks.T
     """Makes the task for the workers of this process, out of `size` workers."""
     named = {name: getattr(config, name) for name in tasks.Setting._fields[2:]}
     setting = tasks.Setting(size, local_ranks, **named)
-    described = repr((config.task, setting, setting.data.folder, config.task_options))
+    given = config.task, setting, config.task_options
+    described = repr((*given, setting.data.folder))
     if described not in _LAST_TASK:
         _LAST_TASK.clear()  # Data of two tasks may not fit in memory.
-        _LAST_TASK[described] = tasks.make_task(
-            config.task, setting, config.task_options
-        )
+        _LAST_TASK[described] = tasks.make_task(*given)
     task = _LAST_TASK[described]
     if config.steps_per_epoch is not None:
         task = task._replace(steps_per_epoch=config.steps_per_epoch)

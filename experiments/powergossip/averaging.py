@@ -96,13 +96,8 @@ def errors(
 ) -> np.ndarray:
     """Averages with all settings in one program, and measures the errors.
 
-    Args:
-      start: initial matrices of the workers, `[workers, ...]`.
-      settings: `[settings, parameters]`.
-
-    Returns:
-      The error before the first step and after each step, relative to the initial
-      error, `float64[settings, 1 + steps]`.
+    The errors before the first step and after each step, relative to the first one, are
+    `float64[settings, 1 + steps]`. The settings are `[settings, parameters]`.
     """
     target = start.mean(0)
 

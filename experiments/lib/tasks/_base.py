@@ -114,13 +114,11 @@ def make_gradient_fn(
 ) -> GradientFn:
     """Makes the gradient function of a :class:`Task`, whose loss is a mean over parts.
 
-    Args:
-      loss_fn: `(params, model_state, batch) -> (loss, model_state)`.
-      parts: number of parts of a batch that are computed one after another, which needs
-        less memory. With more than one, batches are dictionaries whose leaves are
-        `[samples, ...]`, except `key`.
-      rows: whether the model state has a row for each sample. If not, each part starts
-        with the model state that the part before has returned.
+    The loss is `(params, model_state, batch) -> (loss, model_state)`. Parts of a batch
+    are computed one after another, which needs less memory. With more than one, batches
+    are dictionaries whose leaves are `[samples, ...]`, except `key`. If the model state
+    has no `rows`, one for each sample, each part starts with the state that the part
+    before has returned.
     """
 
     def gradient_fn(params, model_state, batch):

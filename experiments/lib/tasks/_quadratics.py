@@ -21,13 +21,8 @@ def quadratics(
     The gradient of worker i is :math:`A_i^\top (A_i x - b_i)` plus noise. The score is
     the suboptimality of a model under the mean of all workers' objectives.
 
-    Args:
-      heterogeneity: mean squared norm of the workers' gradients at the optimum.
-      noise: standard deviation of a gradient's noise: the root of its expected squared
-        norm.
-      distance: distance of the optimum from the start.
-      smallest: smallest singular value of each matrix, whose largest is 1; None for the
-        singular values of a Gaussian matrix.
+    The root of the expected squared norm of a gradient's noise is `noise`. The other
+    arguments are those of :func:`experiments.lib.quadratics.random_quadratics`.
     """
     problem = random_quadratics(
         setting.workers,
