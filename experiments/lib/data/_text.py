@@ -27,9 +27,9 @@ def ag_news(
 ) -> Dataset:
     """Loads AG News from tensorflow-datasets: 120,000 short news texts of four kinds.
 
-    Texts are cut to `length` tokens. These are the word pieces of BERT, whose `vocab.txt`
-    is the `vocabulary_file`. Without such a file they are words, of which the most
-    frequent ones are kept, so that there are `vocabulary` different tokens.
+    Texts are cut to `length` tokens. These are the word pieces of BERT, listed in the
+    `vocabulary_file`. Without such a file they are words, of which the most frequent
+    ones are kept, so that there are `vocabulary` different tokens.
     """
     if options.mock:
         train, test = _mock_texts(length, 1000, 4)
@@ -166,10 +166,10 @@ def sotu(
 ) -> Corpus:
     """Loads the State of the Union: 249 speeches of presidents, from 1790 to 2026.
 
-    At the level of words, each lower-cased word, number or mark is a token; at the other
-    level each character is one. There are at most `vocabulary` different tokens: the
-    most frequent ones, and one for all others. With `held_out` 10, each tenth speech is
-    held out.
+    At the level of words each lower-cased word, number or mark is a token, at the other
+    level each character. There are at most `vocabulary` different tokens: the most
+    frequent ones, and one for all others. With `held_out` 10, each tenth speech is held
+    out.
     """
     if level not in ("word", "character"):
         raise ValueError(f"level={level} must be word or character.")
