@@ -152,12 +152,8 @@ def reference(
 ) -> np.ndarray:
     """Computes SGD with gossip with momentum for all workers at once, in NumPy.
 
-    :func:`djax.testing.assert_matches` calls this function with these arguments.
-
-    Args:
-      gradient: function from the models of all workers to their gradients.
-      x: `float[workers, 6]`, the initial models, like the final ones that are returned.
-      matrices: `float[period, workers, workers]`, the mixing matrix of each step.
+    :func:`djax.testing.assert_matches`, which calls this function, explains the
+    arguments.
     """
     displacement = np.zeros_like(x)
     for t in range(steps):

@@ -37,7 +37,6 @@ os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 import hypothesis
 import jax
-import numpy as np
 import pytest
 
 
@@ -63,12 +62,12 @@ def as_users():
 
 @pytest.fixture
 def unseen(monkeypatch):
-    """Trainings neither time their steps nor draw pictures, which takes a second."""
-    from experiments.lib.report import RunFolder
-    from experiments.lib.synchronous import Synchronous
+    """Trainings hardly time their steps, and draw no pictures: both take a second."""
+    from experiments.lib import report, synchronous
 
-    monkeypatch.setattr(RunFolder, "save", lambda *arguments: None)
-    monkeypatch.setattr(Synchronous, "_time_steps", lambda self: np.ones((5, 2)))
+    monkeypatch.setattr(report.RunFolder, "save", lambda *arguments: None)
+    monkeypatch.setattr(synchronous, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(synchronous, "TIMED_REPEATS", 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,9 +10,10 @@ code or signal. When the client is killed, so is the child.
     python tests/fork_server.py serve ADDRESS
     python -I -S tests/fork_server.py ask ADDRESS -c PROGRAM ARGUMENTS...
 
-The children of a server differ from processes that are started in the usual way: all of
-them have the same seed of Python's hashes, and what a module reads from the environment
-when it is imported, it has read from the server's.
+The children of a server differ from processes that are started in the usual way. All
+have the same seed of Python's hashes and of NumPy's global generator. What a module
+reads from the environment when it is imported, it has read from the server's. And the
+launcher is not among the parents of a child, which does not learn of its death.
 """
 
 import contextlib
@@ -69,6 +70,8 @@ def ask(address: str, arguments: Sequence[str]) -> int:
                 os.close(file)
         code = int(server.recv(16) or 1)
     if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)  # Without a traceback of this file.
         os.kill(os.getpid(), -code)
     return code
 
@@ -152,7 +155,8 @@ def _become(request: dict, files: Sequence[int]) -> Sequence[str]:
 def run(arguments: Sequence[str]) -> None:
     """Does what `python` does with these arguments."""
     how, *rest = arguments
-    sys.path.insert(0, "")
+    further = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = ["", *filter(None, further)]  # In place of this file's folder.
     if how == "-m":
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)

@@ -36,7 +36,8 @@ def mpirun(
       command: what follows `python` on a command line.
       guarded: whether other ranks live on when one is killed.
       fresh: whether each rank is a new process, where its start or its end is what is
-        tested. Other ranks are copies of a process that has imported djax already.
+        tested, or what it learns from its launcher. Other ranks are copies of a process
+        that has imported djax already, unless a variable of JAX is given.
       options: of mpirun.
       timeout: seconds after which it is a hang.
       environment: variables of the ranks.
@@ -53,12 +54,9 @@ def mpirun(
     return run(*start, *command, timeout=timeout, **environment)
 
 
-def python(
-    *command: str, fresh: bool = False, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """Runs a Python command, in a new process or in a copy of one."""
-    start = [sys.executable] if fresh else [sys.executable, *by_copies()]
-    return run(*start, *command, timeout=timeout)
+def python(*command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Runs a Python command in a copy of a process that has imported djax."""
+    return run(sys.executable, *by_copies(), *command, timeout=timeout)
 
 
 def run(
@@ -81,7 +79,7 @@ def variables() -> dict[str, str]:
     environment["XLA_FLAGS"] = QUICK_COMPILATION
     # Ranks outnumber cores: while one waits, MPICH lets the others compute.
     environment["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # All but the first start faster.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # Later starts find bytecode.
     return environment
 
 
@@ -103,9 +101,10 @@ def start_server(address: str) -> subprocess.Popen:
         env=variables() | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the tests, which then end the server.
     )
     assert server.stdin and server.stdout
-    server.stdout.readline()  # Clients may ask from now on.
+    assert server.stdout.readline(), "the server that forks ranks has not started"
     atexit.register(server.wait)
     atexit.register(server.stdin.close)
     return server

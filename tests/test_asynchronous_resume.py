@@ -53,7 +53,7 @@ def resume(gradients):
     walk = Walk({"x": np.full(3, rank, "f4"), "y": np.ones(2, "f4")}, 4e-3, die)
     return run(
         momentum, walk, gradients, rate=4, checkpoints=checkpoints, transport="zmq",
-        timeout=4.0 if first else 20.0,
+        timeout=8.0 if first else 20.0,
     )
 
 if first:

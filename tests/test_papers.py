@@ -12,7 +12,7 @@ from launch import mpirun
 from experiments import train
 from experiments.lib import study, tables
 from experiments.lib.config import check, command_line
-from experiments.lib.run import _make_task as make_task
+from experiments.lib.run import make_task
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -356,10 +356,20 @@ def test_mistakes_under_mpirun_are_said_once_by_all(options, said_of_mistakes):
 
 
 @over_mpi
-def test_a_mistake_under_mpirun_ends_all_with_code_2(tmp_path):
-    result = mpirun(2, *TRAIN, "--workers", "3", "--runs", str(tmp_path), timeout=120)
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--workers 3",
+        "--learning-rate 1e9 --epochs 2",
+        "--algorithm adpsgd --learning-rate 1e9 --epochs 9",
+    ],
+)
+def test_a_mistake_under_mpirun_ends_all_with_code_2(options, tmp_path):
+    """Before, and in the middle of, an exchange of messages."""
+    command = (*TRAIN, *options.split(), "--runs", str(tmp_path))
+    result = mpirun(2, *command, timeout=120)
     assert result.returncode == 2
-    assert result.stderr.count("mpirun started 2 ranks") == 1
+    assert result.stderr.count(MISTAKES[options]) == 1
     assert "Traceback" not in result.stderr
 
 

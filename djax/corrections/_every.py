@@ -91,7 +91,8 @@ def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
             state.step,
             [0] * (k - 1) + [1],
             (lambda *same: same, communicate),
-            *(updates, state.mechanism_state),
+            updates,
+            state.mechanism_state,
         )
         return updates, EveryState(optax.safe_increment(state.step), mechanism_state)
 

@@ -76,7 +76,7 @@ class Messages:
         Args:
           start: `params -> remembered`, the first fields of the first state.
           facts: see :func:`djax._mechanism.adapter.build`.
-          conditions: see :func:`djax._mechanism.adapter.build`.
+          kind: the class of codes that it needs, `contraction` or `unbiased`.
           **options: other arguments of :func:`djax._mechanism.adapter.build`.
         """
 

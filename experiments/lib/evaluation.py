@@ -142,9 +142,8 @@ def _find_statistics(
     """Returns the statistics of each local worker's model on the worker's own data.
 
     The statistics are means over batches and, if `mean` takes them, over workers. If
-    the task's statistics are pooled, the means of second moments are taken in place of
-    those of variances, since variances of several batches or workers do not add up to
-    theirs.
+    the task's statistics are pooled, second moments take the place of variances: unlike
+    variances, moments of several batches or workers can be averaged.
     """
     assert task.statistics is not None
     program = jax.jit(task.statistics)

@@ -44,7 +44,7 @@ class Run:
         self.graphs = graphs.make_graphs(
             config.topology, size, config.topology_options, config.weights
         )
-        self.task = _make_task(config, size, local)
+        self.task = make_task(config, size, local)
         base = optimizers.scale_linearly(config.base, size * config.batch_size)
         self.config = config = dataclasses.replace(config, base=base)
         self.epochs = self.task.epochs if config.epochs is None else config.epochs
@@ -138,13 +138,14 @@ class Run:
     ) -> asynchronous.Virtual | runtime.Live:
         config, name = self.config, self.config.averaging.algorithm
         algorithms.check_used(config.averaging, set())
+        topologies = graphs.take_fixed(name, self.graphs)
         for refused, why in (
             (
                 config.communicator == "mesh",
                 "is not for --communicator mesh: start it under mpirun, or leave the "
                 "option away to simulate it.",
             ),
-            (len(self.graphs) > 1, "needs one graph: choose a --topology."),
+            (len(topologies) > 1, "needs one graph: choose a --topology."),
             (config.collapse is not None, "has no option --collapse."),
             (
                 not live and config.saving != Saving(),
@@ -154,7 +155,7 @@ class Run:
         ):
             if refused:
                 raise UsageError(f"--algorithm {name} {why}")
-        (topology,), rate = graphs.take_fixed(name, self.graphs), config.clocks.rate
+        (topology,), rate = topologies, config.clocks.rate
         if name == "a2cid2" and rate == 0 and topology.size > 1:
             raise UsageError(
                 "--rate 0.0: no averagings connect worker 1 with the others; "
@@ -181,7 +182,7 @@ _LAST_TASK: dict[str, tasks.Task] = {}
 nor compile its evaluation."""
 
 
-def _make_task(config: Config, size: int, local_ranks: Sequence[int]) -> tasks.Task:
+def make_task(config: Config, size: int, local_ranks: Sequence[int]) -> tasks.Task:
     """Makes the task for the workers of this process, out of `size` workers."""
     named = {name: getattr(config, name) for name in tasks.Setting._fields[2:]}
     setting = tasks.Setting(size, local_ranks, **named)

@@ -62,7 +62,7 @@ class Method(NamedTuple):
 
 
 class Study(NamedTuple):
-    """What one of the figures, by its `number` in the paper, compares.
+    """What a figure compares; `number` is its number in the paper.
 
     Attributes:
       zetas: heterogeneities; each has a panel.
@@ -104,7 +104,7 @@ class Study(NamedTuple):
             limit = min(method.max_steps, max_steps)
             tuned = tune(method.make(workers), problems, goal=GOAL, max_steps=limit)
             for zeta2, problem, length, every, best, rate in zip(
-                zetas, problems, steps, method.every, *tuned, strict=False
+                zetas, problems, steps, method.every[: len(zetas)], *tuned, strict=True
             ):
                 record: figures.Record = {
                     "method": method.name,

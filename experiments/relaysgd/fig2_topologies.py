@@ -130,7 +130,8 @@ def make_tables(records: list[figures.Record]):
     """Shows the paper's steps, ours, and the deviation, for both heterogeneities."""
     rows = []
     for line in LINES:
-        for n in (n for n in line.sizes if n in line.means(records, ZETAS[0])):
+        known = line.means(records, ZETAS[0])
+        for n in filter(known.__contains__, line.sizes):
             row: list[Any] = [line.label, str(n)]
             for zeta2 in ZETAS:
                 paper, ours = line.published(zeta2)[n], line.means(records, zeta2)[n]
@@ -155,8 +156,10 @@ def draw(records: list[figures.Record]):
         for line in LINES:
             color, label = COLORS[line.method], line.label.removesuffix(", –")
             ours, paper = line.means(records, zeta2), line.published(zeta2)
-            axes.plot([*ours], [*ours.values()], line.style, color=color, label=label)
-            axes.plot([*paper], [*paper.values()], "o", color=color, mfc="none", ms=4)
+            points = list(ours), list(ours.values())
+            axes.plot(*points, line.style, color=color, label=label)
+            points = list(paper), list(paper.values())
+            axes.plot(*points, "o", color=color, mfc="none", ms=4)
         axes.set(ylim=(-10, 500), xlabel="number of workers $n$")
         axes.set_title(f"$\\zeta^2 = {zeta2:g}$")
     panels[0].set_ylabel("steps to $f(\\bar x) - f^\\star \\leq 10^{-6}$")

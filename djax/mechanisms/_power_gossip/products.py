@@ -1,7 +1,7 @@
 """Products of PowerGossip's factors with matrices, and with each other.
 
-The power iterations of one step are repeated here, too, of which only a few are
-compiled: an iteration sees what those before it have added to the matrices by products.
+This module also repeats the power iterations of one step, and compiles only a few of
+them. An iteration sees, as products, what earlier ones have added to the matrices.
 """
 
 import functools

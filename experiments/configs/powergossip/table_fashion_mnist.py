@@ -57,10 +57,8 @@ def make_study(
     PowerGossip uses the learning rate of the D-PSGD that averages at the same time,
     before or after the update. The other methods are tuned on the grid `rates`, some
     also on a grid of `consensus_rates`.
-
-    PowerGossip averages before the update with the numbers of iterations `before`, and
-    after the update with `after`. The `options` are those of D-PSGD and PowerGossip
-    that average before the update.
+    The numbers of iterations of PowerGossip are `before` if it averages before the
+    update, and else `after`. The `options` are those of methods that average before it.
     """
     dpsgd, power = cifar10.DPSGD, cifar10.POWER
     name = {n: f"PowerGossip, {n} iteration{'s' * (n > 1)}" for n in (*before, *after)}

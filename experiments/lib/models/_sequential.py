@@ -29,11 +29,13 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps `float[batch, H, W, C]`, H and W >= 32, to `float32[batch, outputs]`."""
+        """Maps `float[batch, H, W, C]`, to `float32[batch, outputs]`."""
         x = x.astype(self.dtype)
         for layer in self.layers:
             if isinstance(layer, str):
                 x = nn.max_pool(x, (2, 2), (2, 2))
+                if x.size == 0:
+                    raise ValueError("the layers halve images until no pixel is left.")
                 continue
             conv = nn.Conv(layer, (3, 3), kernel_init=he_normal, dtype=self.dtype)
             x = nn.relu(conv(x))
@@ -52,10 +54,9 @@ def vgg11(
     layers: Sequence[int | str] = LAYERS,
     dtype: Any = jnp.float32,
 ) -> VGG:
-    """Makes VGG-11, which has 9,750,922 parameters for ten classes.
-
-    Other `layers` make shallower or deeper networks.
-    """
+    """Makes VGG-11, which has 9,750,922 parameters for ten classes, or another VGG."""
+    if not all(x == "M" or (isinstance(x, int) and x > 0) for x in layers):
+        raise ValueError(f"layers={layers} must be positive numbers and 'M'.")
     layers = tuple(x if isinstance(x, str) else scale(x, width) for x in layers)
     return VGG(outputs, layers, scale(512, width), dropout, dtype)
 

@@ -92,7 +92,8 @@ def _make_classification(name, setting, options):
     if name in _IMAGES:
         known, given = models.IMAGE_MODELS, (dataset.classes,)
         side = dataset.train.read(np.zeros(1, int), (0,))["image"].shape[1]
-        if model_name == "vgg11" and side < 32:  # No pixel would be left.
+        whole = "layers" not in model_options
+        if model_name == "vgg11" and whole and side < 32:  # No pixel would be left.
             raise UsageError(
                 "--model vgg11 halves images five times and needs 32 pixels a side, "
                 f"but those of --task {name} have {side}; choose another --model, such "

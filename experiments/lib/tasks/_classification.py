@@ -40,13 +40,15 @@ def classification(
     )
     example = jax.tree.map(jnp.asarray, dataset.train.read(np.zeros(1, int), (0,)))
 
+    augment, normalize = dataset.augment, dataset.normalize  # Not the data itself.
+
     def inputs(batch, key):
         if "tokens" in batch:
             return batch["tokens"], batch["tokens"] > 0
         images = batch["image"]
         if key is not None:
-            images = dataset.augment(key, images)
-        return (dataset.normalize(images),)
+            images = augment(key, images)
+        return (normalize(images),)
 
     def init(key):
         variables = dict(model.init(key, *inputs(example, None), train=False))

@@ -18,11 +18,10 @@ def quadratics(
 ) -> Task:
     r"""Makes the task of minimizing the mean of the workers' random quadratics.
 
-    The gradient of worker i is :math:`A_i^\top (A_i x - b_i)` plus noise. The score is
-    the suboptimality of a model under the mean of all workers' objectives.
-
-    The root of the expected squared norm of a gradient's noise is `noise`. The other
-    arguments are those of :func:`experiments.lib.quadratics.random_quadratics`.
+    The gradient of worker i is :math:`A_i^\top (A_i x - b_i)` plus noise, the root of
+    whose expected squared norm is `noise`. The score is the suboptimality of a model
+    under the mean of all workers' objectives, which are those of
+    :func:`experiments.lib.quadratics.random_quadratics`.
     """
     problem = random_quadratics(
         setting.workers,
