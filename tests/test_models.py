@@ -68,6 +68,18 @@ def test_stages_that_there_are_not_are_refused(name, blocks, most):
         models.IMAGE_MODELS[name](10, blocks=blocks)
 
 
+@pytest.mark.parametrize("layers", [(64, "X"), (-4, "M"), (0,), (64.0, "M")])
+def test_layers_that_there_are_not_are_refused(layers):
+    with pytest.raises(ValueError, match="must be positive numbers and 'M'"):
+        models.IMAGE_MODELS["vgg11"](10, layers=layers)
+
+
+def test_layers_that_leave_no_pixel_are_refused():
+    model = models.IMAGE_MODELS["vgg11"](10, layers=(4, *["M"] * 4))
+    with pytest.raises(ValueError, match="until no pixel is left"):
+        shapes(model, jnp.zeros((1, 8, 8, 3)))
+
+
 def test_text_models_have_the_papers_sizes():
     lstm = models.LANGUAGE_MODELS["lstm"](28_869)
     tokens = jnp.zeros((1, 1), jnp.int32)
