@@ -289,15 +289,6 @@ def make_optimizer(
     return make_base(base, steps, call(recipe.optimizer, averaging))
 
 
-def may_be_too_fast(config: Algorithm) -> bool:
-    """Tells whether a smaller consensus rate may keep a training from diverging."""
-    recipe = ALGORITHMS.get(config.algorithm)
-    if recipe is None or "consensus_rate" not in recipe.options:
-        return False
-    # Compressed messages need a small rate; all others are stable up to 1.
-    return recipe.tuned or (config.consensus_rate or 1.0) > 1
-
-
 def check_used(config: Algorithm, known: set[str]) -> None:
     """Raises UsageError if the algorithm would ignore an option."""
     for name, value in changed(config).items():

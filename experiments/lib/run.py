@@ -110,8 +110,11 @@ class Run:
         config, steps = self.config, ["lower --learning-rate"]
         if config.base.warmup < 1:
             steps.append("lengthen --warmup")
-        if algorithms.may_be_too_fast(config.averaging):
-            steps.append("lower --consensus-rate")
+        recipe = algorithms.ALGORITHMS.get(config.averaging.algorithm)
+        if recipe is not None and "consensus_rate" in recipe.options:
+            # Compressed messages need a small rate; all others are stable up to 1.
+            if recipe.tuned or (config.averaging.consensus_rate or 1.0) > 1:
+                steps.append("lower --consensus-rate")
         return f"{', or '.join(steps)}.".capitalize()
 
     def _make_synchronous(self, params, model) -> synchronous.Synchronous:

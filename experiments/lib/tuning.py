@@ -8,6 +8,8 @@ The rules by which a run counts as failed, successful or settled, and the steps 
 which this is tested, are those of the RelaySGD paper's figures: Vogels et al.,
 `RelaySum for Decentralized Deep Learning on Heterogeneous Data
 <https://arxiv.org/abs/2110.04175>`_, 2021.
+
+This file is longer than 300 lines since each search relies on how runs are judged here.
 """
 
 from collections.abc import Callable, Sequence
