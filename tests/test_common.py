@@ -11,6 +11,7 @@ import pytest
 from conformance import ALGORITHMS, each_algorithm, make, train
 
 from djax import communicators, testing, topologies
+from djax.testing import _flatten, _unflatten
 
 SIZE = 8
 
@@ -27,12 +28,14 @@ def program(name, where=communicators.simulated, graph=topologies.star):
 
         def worker(hessian, target, x):
             def step(_, carry):
-                x, state = carry
-                updates, state = optimizer.update(hessian * (x - target), state, x)
-                return optax.apply_updates(x, updates), state
+                params, state = carry
+                gradient = _unflatten(hessian * (_flatten(params) - target))
+                updates, state = optimizer.update(gradient, state, params)
+                return optax.apply_updates(params, updates), state
 
             optimizer = optax.chain(optax.sgd(schedule), mechanism)
-            return jax.lax.fori_loop(0, steps, step, (x, optimizer.init(x)))[0]
+            carry = _unflatten(x), optimizer.init(_unflatten(x))
+            return _flatten(jax.lax.fori_loop(0, steps, step, carry)[0])
 
         return communicator.spmd(worker)(*problem)
 
@@ -125,7 +128,7 @@ def test_preserves_dtypes_and_carries_a_stable_state(name, dtype):
 def test_ignores_unknown_extra_args(name):
     topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
     mechanism = make(name, topology, communicator)
-    params = jnp.ones((SIZE, 3))
+    params = {"b": jnp.ones((SIZE, 3)), "w": jnp.ones((SIZE, 2, 2))}
 
     def worker(x, **surprise):
         return mechanism.update(x, mechanism.init(x), x, **surprise)
