@@ -26,11 +26,11 @@ from typing import NoReturn
 import tqdm
 import tyro
 
-from djax import communicators
+from djax import communicators, data
 from djax.training import CheckpointError
 from djax.transport import GUARD
 
-from .lib import errors, options, partition, report, signals, trainer
+from .lib import errors, options, report, signals, trainer
 from .lib.config import Config
 from .lib.run import Run
 
@@ -48,9 +48,9 @@ def execute(run: Run) -> trainer.Job:
     if folder.active:
         made_by = {"config": dataclasses.asdict(config), **report.provenance()}
         folder.write("config.json", made_by)
-        if (counts := run.task.class_counts) is not None:
+        if run.task.split is not None:
             title = f"{config.split}, {run.communicator.size} workers"
-            folder.save("split.png", partition.plot_classes(counts, title))
+            folder.save("split.png", data.plot_classes(*run.task.split, title))
     try:
         with _Bar(run) as bar, contextlib.closing(run.records(bar.advance)) as records:
             for record in records:

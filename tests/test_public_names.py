@@ -16,6 +16,7 @@ PACKAGES = [
     "djax.communicators",
     "djax.compressors",
     "djax.corrections",
+    "djax.data",
     "djax.mechanisms",
     "djax.metrics",
     "djax.mixing",

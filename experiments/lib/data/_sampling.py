@@ -27,8 +27,8 @@ class Sampler:
       the workers together have used as many samples as the data set has.
 
     Batches that would be incomplete are left out. Steps and passes over the samples are
-    counted from 0, over the whole training. The `class_counts`, `int[workers,
-    classes]`, are the samples of each class that a worker holds in the first epoch.
+    counted from 0, over the whole training. The `shares` are the indices of each
+    worker's samples in the first epoch.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class Sampler:
         """Divides the samples, whose classes are `labels`, `int[samples]`."""
         self._samples, self._workers = len(labels), workers
         self._batch_size, self._seed = batch_size, seed
-        self._shares: partition.Shares | None = None
-        if split == "reshuffled":
-            shares = [self._order(0, rank) for rank in range(workers)]
+        self._fixed = split != "reshuffled"
+        if not self._fixed:
+            self.shares = [self._order(0, rank) for rank in range(workers)]
         elif split == "whole":
-            self._shares = shares = [np.arange(len(labels))] * workers
+            self.shares = [np.arange(len(labels))] * workers
         else:
-            self._shares = shares = partition.split(labels, workers, split, seed)
-        smallest = min(map(len, shares))
+            self.shares = partition.split(labels, workers, split, seed)
+        smallest = min(map(len, self.shares))
         if not 1 <= batch_size <= smallest:
             raise UsageError(
                 f"--batch-size {batch_size} does not fit the smallest share of "
@@ -53,7 +53,6 @@ class Sampler:
         self._pass = smallest // batch_size
         whole = split == "whole"
         self.steps_per_epoch = max(1, self._pass // workers) if whole else self._pass
-        self.class_counts = partition.count_classes(labels, shares)
         # Keeps the current pass of each worker and the next one.
         self._kept_order = functools.lru_cache(2 * workers)(self._order)
 
@@ -76,11 +75,11 @@ class Sampler:
 
     def _order(self, number: int, rank: int) -> np.ndarray:
         """Returns a worker's samples in their order in a pass."""
-        if self._shares is None:  # One permutation deals the samples to all workers.
+        if not self._fixed:  # One permutation deals the samples to all workers.
             rng = np.random.default_rng((self._seed, number + 1))
             return np.array_split(rng.permutation(self._samples), self._workers)[rank]
         rng = np.random.default_rng((self._seed, number + 1, rank))
-        return rng.permutation(self._shares[rank])
+        return rng.permutation(self.shares[rank])
 
 
 class TextSampler:

@@ -55,8 +55,8 @@ class Task(NamedTuple):
         batches together. Otherwise the variance of the batches' means is left out.
       derive: takes the means of all measures, and adds measures that follow from them.
       dispatch: argument of :func:`djax.simulation.make_steps`.
-      class_counts: `int[workers, classes]`, how many samples of each class a worker
-        holds; None without classes.
+      split: the class of each training sample, and the indices of each worker's
+        samples in the first epoch; None without classes.
     """
 
     init: Callable[[jax.Array], Any]
@@ -72,7 +72,7 @@ class Task(NamedTuple):
     pooled_statistics: bool = False
     derive: Callable[[dict[str, Any]], dict[str, Any]] = lambda means: means
     dispatch: bool = False
-    class_counts: np.ndarray | None = None
+    split: tuple[np.ndarray, Sequence[np.ndarray]] | None = None
     epochs: int = 40
 
     def epoch(self, number: int) -> Any:

@@ -107,7 +107,7 @@ def classification(
         model_state=model_state if rest else (),
         statistics=statistics if rest else None,
         dispatch=convolutions,
-        class_counts=sampler.class_counts,
+        split=(dataset.train.labels, sampler.shares),
         epochs=epochs,
     )
 
