@@ -30,7 +30,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = ["_build", ".jupyter_cache", "jupyter_execute"]
 default_role = "literal"  # Single backticks in docstrings are code.
 nitpicky = True
 # The sites of other libraries are not looked up, so that the site builds offline.
@@ -56,6 +56,7 @@ napoleon_numpy_docstring = False
 
 html_theme = "sphinx_book_theme"
 html_title = "djax"
+html_logo = html_favicon = "_static/logo.svg"
 html_static_path = ["_static"]
 html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}
 
