@@ -8,6 +8,7 @@ build, as a warning or an undocumented public name does.
 import datetime
 import importlib.metadata
 import inspect
+import os
 import sys
 
 from sphinx.util import logging
@@ -29,6 +30,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinxext.opengraph",  # What other sites show beside a link.
 ]
 exclude_patterns = ["_build", ".jupyter_cache", "jupyter_execute"]
 default_role = "literal"  # Single backticks in docstrings are code.
@@ -54,10 +56,14 @@ autodoc_typehints_description_target = "documented"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
+ogp_image = "_static/social.png"
+ogp_site_url = os.environ.get("DJAX_SITE", "")  # Where the site will be published.
+
 html_theme = "sphinx_book_theme"
 html_title = "djax"
 html_logo = html_favicon = "_static/logo.svg"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}
 
 
