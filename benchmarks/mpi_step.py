@@ -14,8 +14,8 @@ time is measured, too. Mechanisms are compared with the following:
   of rank 1, 2 and 4 takes at most 3 passes. Behind SGD, the passes of SGD itself are
   subtracted.
 * *memory*: the arguments, results and temporary arrays of the program, as XLA reports
-  them. Aim: at most the parameters, what the README says that the algorithm keeps, and
-  one more model.
+  them. Aim: at most the parameters, what docs/choosing.md says that the algorithm
+  keeps, and one more model.
 
 With `--torch` they are compared with PyTorch over gloo, written in the manner of the
 algorithms' published code. Aim: gossip is 3 times and PowerGossip 4 times as fast.
@@ -151,7 +151,7 @@ class Bare:
 
 
 def kept(name: str, size: int) -> int:
-    """Number of models that a mechanism keeps, as the README says."""
+    """Number of models that a mechanism keeps, as docs/choosing.md says."""
     return {"relay": min(2, size - 1) + 1, "choco_gossip, sign": 2}.get(name, 0)
 
 

@@ -5,7 +5,6 @@ in `ALGORITHMS`.
 """
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 import references
+from launch import ROOT
 
 import djax
 from djax import communicators, compressors, testing
@@ -264,16 +264,16 @@ ALGORITHMS = {
 }
 """All mechanisms; the corrections appear around `gossip`."""
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+OWN_MECHANISM = ROOT / "docs" / "tutorials" / "own_mechanism.md"
 
 
 def own_mechanism() -> Callable[[djax.Communicator], djax.Mechanism]:
-    """The mechanism that the README writes, of a communicator."""
-    (block,) = [block for block in BLOCKS if "random_matching_gossip" in block]
-    definition, _, _ = block.partition("\nworkers = ")
+    """The mechanism that a tutorial writes, of a communicator."""
+    cells = re.findall(r"```{code-cell} .*?\n(.*?)```", OWN_MECHANISM.read_text(), re.S)
+    (cell,) = [cell for cell in cells if "def random_matching_gossip" in cell]
+    definition, _, _ = cell.partition("\nworkers = ")
     namespace: dict[str, Any] = {}
-    exec(compile(definition, str(README), "exec"), namespace)
+    exec(compile(definition, str(OWN_MECHANISM), "exec"), namespace)
     return namespace["random_matching_gossip"]
 
 

@@ -213,7 +213,7 @@ def test_rounding_at_random_is_right_on_average(dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize(("rate", "floor"), [(1.0, 0.0014), (0.3, 0.0004), (0.1, 1e-4)])
 def test_rounding_at_random_lowers_the_floor_of_the_consensus_distance(rate, floor):
-    """The numbers of the README: to the nearest number it is the same at each rate."""
+    """The numbers of the docs: to the nearest number it is the same at each rate."""
     rng = np.random.default_rng(0)
     x = 0.05 * rng.normal(size=(N, 500)) + rng.normal(size=500)
     floors = []

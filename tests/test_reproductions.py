@@ -67,7 +67,7 @@ def test_every_figure_and_table_has_committed_results(script):
     head, *lines = (results / f"{name}.jsonl").read_text().splitlines()
     assert json.loads(head)["smoke"] is False and lines
     assert (results / f"{name}.png").stat().st_size > 10_000
-    assert script in (ROOT / "experiments" / "README.md").read_text()
+    assert script in (ROOT / "docs" / "experiments.md").read_text()
 
 
 PROBLEMS = [

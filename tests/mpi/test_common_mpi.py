@@ -66,7 +66,7 @@ def test_same_to_rounding_in_double_precision(name):
 
 
 def test_a_mechanism_of_ones_own_is_the_same_as_in_simulation():
-    """The one that the README writes."""
+    """The one that a tutorial writes."""
     make = conformance.own_mechanism()
     reference = in_simulation(make)
     (mine,) = MPI.local_ranks
