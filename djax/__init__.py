@@ -31,8 +31,8 @@ processes of MPI.
   :func:`acid_constants`, and :mod:`djax.asynchronous`, which runs and simulates them,
 * mistakes of composition that would raise no error: :func:`check` finds them,
 * data: :mod:`djax.data` splits samples among workers, and makes their batches,
-* measurements: :mod:`djax.metrics` says how far the workers are from each other,
-  :func:`communication_cost` how much they send,
+* measurements: :mod:`djax.metrics` says how far the workers are from each other, and
+  how good their models are, :func:`communication_cost` how much they send,
 * predictions for RelaySGD: :mod:`djax.theory`, :func:`relay_learning_rate_factor`,
 * loops over many steps, and checkpoints: :mod:`djax.training`. Its loops are also in
   :mod:`djax.simulation`.

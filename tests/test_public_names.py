@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pydoc
+import re
 
 import pytest
 
@@ -101,12 +102,28 @@ def test_public_names_have_docstrings(package):
                 assert inspect.getdoc(function), function.__qualname__
 
 
+def section(doc, title):
+    """The indented lines below a title of a docstring; empty if there is no title."""
+    found = re.search(rf"^{title}:\n((?:  .*\n|\n)*)", f"{doc}\n", re.MULTILINE)
+    return found.group(1) if found else ""
+
+
 @each_package
 def test_public_functions_say_what_they_take(package):
+    """Each argument once, in the order of the signature, below the title `Args:`."""
     for function in filter(inspect.isfunction, public(package).values()):
-        doc = inspect.getdoc(function) or ""
-        for name in inspect.signature(function).parameters:
-            assert f"\n  {name}:" in doc or f"*{name}:" in doc, (function, name)
+        doc, signature = inspect.getdoc(function), inspect.signature(function)
+        told = re.findall(r"^  \*{0,2}(\w+):", section(doc, "Args"), re.MULTILINE)
+        assert told == list(signature.parameters), function
+
+
+def test_the_reading_of_docstrings_finds_arguments_below_their_title_alone():
+    doc = (
+        "A sum.\n\nArgs:\n  x: a number.\n  y: one more,\n    if any.\n\nReturns:\n  A."
+    )
+    assert section(doc, "Args") == "  x: a number.\n  y: one more,\n    if any.\n\n"
+    assert section(doc, "Returns") == "  A.\n"
+    assert section("A sum.\n\n  x: a number.\n  x: a number.", "Args") == ""
 
 
 @each_package

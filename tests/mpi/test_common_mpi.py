@@ -2,11 +2,12 @@
 
 import conformance
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conformance import each_algorithm, make, train
 
-from djax import communicators, topologies
+from djax import communicators, data, metrics, topologies
 
 MPI = communicators.mpi()
 SIZE, RANKS = MPI.size, np.asarray(MPI.local_ranks)
@@ -87,3 +88,43 @@ def test_the_same_messages_are_lost():
     actual = train(make("gossip", topology, lossy), lossy)
     np.testing.assert_allclose(actual[0], reference[mine], rtol=1e-5)
     assert np.abs(actual[0] - without_loss[mine]).max() > 1e-3
+
+
+def evaluate_fn(model, batch):
+    return {"loss": jnp.mean((model * batch["x"] - batch["y"]) ** 2)}
+
+
+HELD_OUT = [
+    {"x": np.linspace(0, 1, count), "y": np.full(count, 2.0)} for count in (7, 3)
+]
+MODELS = np.random.default_rng(0).normal(size=SIZE)
+
+
+@pytest.mark.parametrize("dispatch", [False, True])
+def test_every_rank_gets_the_scores_of_a_simulation(dispatch):
+    with jax.enable_x64(True):
+        found, expected = (
+            metrics.evaluate(evaluate_fn, models, HELD_OUT, where, dispatch=dispatch)
+            for models, where in ((MODELS[RANKS], MPI), (MODELS, SIMULATED))
+        )
+    ours, theirs = found["loss"], expected["loss"]
+    assert ours.workers.shape == (SIZE,)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-12)
+    communicators.check_agreement(MPI, "the scores", [ours])
+
+
+def test_ranks_with_different_held_out_data_are_refused():
+    mine = HELD_OUT[: 1 + (0 in MPI.local_ranks)]
+    with pytest.raises(ValueError, match=r"different numbers of samples, \[7, 10\]"):
+        metrics.evaluate(evaluate_fn, np.float32(MODELS[RANKS]), mine, MPI)
+
+
+def test_each_rank_makes_the_batches_of_its_worker():
+    labels = np.arange(100) % 7
+    shares = data.dirichlet(labels, SIZE, 0.5)
+    ours, everyones = (
+        data.batches(np.arange(100), shares, where, 4, epoch=3)
+        for where in (MPI, SIMULATED)
+    )
+    np.testing.assert_array_equal(ours, everyones[RANKS])
