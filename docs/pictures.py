@@ -5,6 +5,7 @@ picture; `social.png`, the card that other sites show beside a link to this one;
 `logo.svg`.
 """
 
+import math
 import pathlib
 from collections.abc import Callable
 
@@ -16,25 +17,20 @@ from matplotlib.patches import Circle, FancyBboxPatch, Wedge
 
 import djax
 
+Place = tuple[float, float]
 FOLDER = pathlib.Path(__file__).parent / "_static"
 WORKERS, CLASSES = 8, 5
 CLASS_COLORS = ["#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#a463f2"]
 INK, FAINT, ACCENT = "#2b2f36", "#c9ced6", "#1f6feb"
 
 
-def places(size: int, radius: float = 1.0) -> np.ndarray:
-    """Returns `float[size, 2]`, where on a circle the workers stand."""
-    angles = np.pi / 2 - 2 * np.pi * np.arange(size) / size
-    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+def places(size: int) -> list[Place]:
+    """Returns where on a circle the workers stand, the first one at the top."""
+    angles = [2 * math.pi * i / size for i in range(size)]
+    return [(math.sin(angle), math.cos(angle)) for angle in angles]
 
 
-def draw_graph(axes: Axes, topology: djax.Topology, where: np.ndarray) -> None:
-    """Draws the edges of a graph whose workers are at `where`, `float[size, 2]`."""
-    for i, j in topology.edges:
-        axes.plot(*where[[i, j]].T, color=FAINT, linewidth=2.5, zorder=0)
-
-
-def draw_shares(axes: Axes, place: np.ndarray, counts: np.ndarray, radius: float):
+def draw_shares(axes: Axes, place: Place, counts: np.ndarray, radius: float) -> None:
     """Draws a worker as a pie of the classes of its samples, `int[classes]`."""
     ends = np.concatenate([[0], np.cumsum(counts)]) * 360 / counts.sum()
     for color, start, end in zip(CLASS_COLORS, ends[:-1], ends[1:], strict=True):
@@ -48,7 +44,9 @@ def draw_workers(axes: Axes) -> None:
     labels = np.arange(2000) % CLASSES
     shares = djax.data.dirichlet(labels, WORKERS, 0.3, seed=1)
     where = places(WORKERS)
-    draw_graph(axes, djax.topologies.ring(WORKERS), where)
+    for i, j in djax.topologies.ring(WORKERS).edges:
+        line = zip(where[i], where[j], strict=True)
+        axes.plot(*line, color=FAINT, linewidth=2.5, zorder=0)
     for place, counts in zip(
         where, djax.data.count_classes(labels, shares), strict=True
     ):
@@ -57,13 +55,15 @@ def draw_workers(axes: Axes) -> None:
 
 def draw_step(axes: Axes) -> None:
     """Draws what one worker does in a step."""
-    where = np.asarray([[-1.15, 0.45], [0, 0.45], [1.15, 0.45]])
+    where = [(-1.15, 0.45), (0.0, 0.45), (1.15, 0.45)]
     names = ["$x_{i-1}$", "$x_i$", "$x_{i+1}$"]
     for place, name in zip(where, names, strict=True):
         own = name == "$x_i$"
         color, width = (ACCENT, 2.2) if own else (FAINT, 1.6)
         axes.add_patch(Circle(place, 0.3, facecolor="white", edgecolor=color, lw=width))
-        axes.text(*place, name, ha="center", va="center", size=14, color=INK)
+        axes.text(
+            place[0], place[1], name, ha="center", va="center", size=14, color=INK
+        )
     arrow = {
         "arrowstyle": "<->",
         "color": ACCENT,
