@@ -4,6 +4,7 @@ import re
 import shlex
 import tomllib
 
+import pytest
 import yaml
 from launch import ROOT
 
@@ -36,9 +37,24 @@ def test_the_changelog_has_this_version():
 
 def test_what_contributing_names_exists():
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    links = re.findall(r"\]\(([^)#]+)\)", text)
-    paths = re.findall(r"`((?:djax|experiments|benchmarks|tests)/[\w/.]*)`", text)
-    assert links and len(paths) > 20
-    patterns = ("_name.py",)  # Of the file that a contributor writes.
-    for path in {*links, *paths}:
-        assert path.endswith(patterns) or (ROOT / path).exists(), path
+    paths = re.findall(r"`((?:djax|docs|experiments|benchmarks|tests)/[\w/.]*)`", text)
+    assert len(paths) > 20
+    for path in paths:
+        assert path.endswith("_name.py") or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
+)
+def test_links_lead_to_files(name):
+    """Sphinx checks those within the site."""
+    file = ROOT / name
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text())
+    assert links
+    for link in links:
+        assert (file.parent / link).exists(), link
+
+
+def test_the_readme_is_short():
+    """What takes longer to read belongs to the site."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
