@@ -6,11 +6,13 @@ build, as a warning or an undocumented public name does.
 """
 
 import datetime
+import functools
 import importlib.metadata
 import inspect
 import os
 import sys
 
+from jupyter_cache.executors import utils as execution
 from sphinx.util import logging
 
 import djax
@@ -49,6 +51,9 @@ nb_execution_raise_on_error = True
 nb_execution_in_temp = True  # Notebooks write files.
 nb_execution_timeout = 300  # Seconds after which a cell counts as hanging.
 nb_merge_streams = True
+# The output of a shell cell comes in pieces of 100 characters. Between two pieces
+# myst-nb puts a line break; nbclient joins them as they are.
+execution.executenb = functools.partial(execution.executenb, coalesce_streams=True)
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
