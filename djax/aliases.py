@@ -2,10 +2,10 @@
 
 A reader of the papers looks for D-PSGD, and need not know that it is a chain of
 `optax.sgd` and :func:`djax.gossip`. Each function here returns such a chain.
-
-This file is longer than 300 lines because each function describes all of its arguments;
-most bodies are a single expression.
 """
+
+# This file is longer than 300 lines because each function describes all of its
+# arguments; most bodies are a single expression.
 
 from collections.abc import Sequence
 

@@ -1,5 +1,7 @@
 """Keeps the other processes of an MPI job alive when one of them is killed.
 
+It is started in front of a script or of a module::
+
     mpirun -disable-auto-cleanup -n 4 python -m djax.guard train.py ...
     mpirun -disable-auto-cleanup -n 4 python -m djax.guard -m experiments.train ...
 

@@ -67,7 +67,7 @@ def check(
       params: the parameters of ONE worker, or their shapes (`jax.ShapeDtypeStruct`).
 
     Returns:
-      None: an optimizer with mistakes raises an error.
+      None, since an optimizer with mistakes raises an error.
 
     Raises:
       TypeError: if `optimizer` is not an optax transformation, which also holds for

@@ -8,7 +8,8 @@ optimum :math:`c_i` and the update cancel, so that averaging moves nothing. With
 update :math:`u_i^t` of the links before it and any mechanism,
 
 .. math::
-   x_i^{t+1} &= \operatorname{average}_i(x_1^t + u_1^t + c_1^t, \dots), & c_i^0 &= 0, \\
+   x_i^{t+1} &= \operatorname{average}_i(x_1^t + u_1^t + c_1^t, \dots),
+       \qquad & c_i^0 &= 0, \\
    c_i^{t+1} &= x_i^{t+1} - x_i^t - u_i^t,
 
 which for gossip is :math:`x^{t+1} = W (2 x^t - x^{t-1} + u^t - u^{t-1})`.

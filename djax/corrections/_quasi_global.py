@@ -14,10 +14,10 @@ and the direction :math:`d_i` made of :math:`g_i` and :math:`m_i`.
 
 Lin et al., `Quasi-Global Momentum: Accelerating Decentralized Deep Learning on
 Heterogeneous Data <https://arxiv.org/abs/2102.04761>`_, 2021.
-
-This file is longer than 300 lines because it describes two algorithms of one paper,
-which share their code.
 """
+
+# This file is longer than 300 lines because it describes two algorithms of one paper,
+# which share their code.
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple

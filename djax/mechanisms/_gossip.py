@@ -6,10 +6,10 @@ neighbours',
 .. math:: x_i \leftarrow \textstyle\sum_j w_{ij} x_j
              = x_i + \textstyle\sum_j w_{ij} (x_j - x_i),
 
-with the weights of :attr:`djax.Topology.mixing_matrix`. The average is computed in the
-second form, with which equal models stay equal to the last bit. Since :math:`w_{ij} =
-w_{ji}`, one end of an edge gains what the other end loses, so that the mean over the
-workers is kept.
+with the weights of the mixing matrix of a :class:`djax.Topology`. The average is
+computed in the second form, with which equal models stay equal to the last bit. Since
+:math:`w_{ij} = w_{ji}`, one end of an edge gains what the other end loses, so that the
+mean over the workers is kept.
 
 Lian et al., `Can Decentralized Algorithms Outperform Centralized Algorithms?
 <https://arxiv.org/abs/1705.09056>`_, 2017.

@@ -8,10 +8,10 @@ step, and every worker gets it with the same weight. With :math:`u_i` the model 
 worker i after its own step,
 
 .. math::
-   M_{i \to j} &= u_i + \textstyle\sum_{k \ne j} M^{prev}_{k \to i}, &
+   M_{i \to j} &= u_i + \textstyle\sum_{k \ne j} M^{prev}_{k \to i}, \qquad &
    c_{i \to j} &= 1 + \textstyle\sum_{k \ne j} c^{prev}_{k \to i}, \\
    x_i &\leftarrow \tfrac1n \bigl(u_i + \textstyle\sum_j M_{j \to i}
-       + (n - \bar n_i) \, x^0\bigr), &
+       + (n - \bar n_i) \, x^0\bigr), \qquad &
    \bar n_i &= 1 + \textstyle\sum_j c_{j \to i}.
 
 :math:`M` is a sum of models, and :math:`c` is the number of models in this sum. The

@@ -18,10 +18,10 @@ then calculates with its own message *as it was sent*, that is, rounded like the
 messages of its neighbours. What one end of an edge loses, the other end gains, and the
 mean of all models stays where it is. If a worker used its own model without rounding,
 the mean would drift by the rounding errors.
-
-This file has more than 300 lines, so that the whole way of a message through a step can
-be read in one place; half of it are the docstrings of public functions.
 """
+
+# This file has more than 300 lines, so that the whole way of a message through a step
+# can be read in one place; half of it are the docstrings of public functions.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence

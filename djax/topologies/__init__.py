@@ -33,7 +33,7 @@ that make one schedule.
 
 Two functions help with graphs of your own: :func:`edge_coloring` splits exchanges into
 rounds, and :func:`contraction` tells how fast matrices bring workers together. The
-module :mod:`djax.topologies.checks` refuses graphs that a mechanism cannot use.
+module `djax.topologies.checks` refuses graphs that a mechanism cannot use.
 """
 
 from ._base_graphs import (

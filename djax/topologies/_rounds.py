@@ -40,7 +40,7 @@ def edge_coloring(graph: nx.Graph) -> Rounds:
       graph: a simple graph on the nodes `0, ..., n - 1`.
 
     Returns:
-      The rounds, each a full permutation of `range(n)` as a source list: in a round,
+      The rounds. Each is a full permutation of `range(n)` as a source list, in which
       node `i` hears `source[i]`, and `source[i] == i` says that it is silent. Each edge
       is in exactly one round. Equal graphs have equal rounds.
 

@@ -59,7 +59,7 @@ class Topology:
       >>> ring.mixing_matrix[0, :3].round(4).tolist()
       [0.3333, 0.3333, 0.0]
 
-    .. seealso:: :func:`from_networkx` makes a topology of any graph.
+    .. seealso:: :func:`djax.topologies.from_networkx` makes a topology of any graph.
     """
 
     graph: nx.Graph

@@ -44,7 +44,8 @@ def star(size: int, *, weights: Weights = "metropolis") -> Topology:
       weights: as in :func:`from_networkx`.
 
     Returns:
-      A :class:`Topology` of `size - 1` rounds: the hub talks to one worker at a time.
+      A :class:`Topology` of `size - 1` rounds, since the hub talks to one worker at a
+      time.
 
     Raises:
       ValueError: the size is not a positive integer.
@@ -179,8 +180,8 @@ def spanning_tree(
       weights: as in :func:`from_networkx`. Every edge of the tree has multiplicity 1.
 
     Returns:
-      A :class:`Topology`: a tree in which each worker is as far from the root as
-      before.
+      A :class:`Topology` without cycles, in which each worker is as far from the root
+      as before.
 
     Raises:
       TypeError: `topology` is not a topology, but for example a graph of networkx.

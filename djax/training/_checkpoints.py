@@ -207,7 +207,7 @@ class Checkpointer:
         """Waits until everything is written.
 
         Returns:
-          One line of text for each step that could not be written: by any process if
+          One line of text for each step that could not be written by any process if
           `together` is True, and else by this process.
         """
         if self._folder is None:

@@ -130,8 +130,8 @@ def make_steps(
       >>> def gradient_fn(x, model_state, target):
       ...     return x - target, model_state, {"loss": 0.5 * (x - target) ** 2}
       >>> x = djax.communicators.replicate(communicator, 0.0)
-      >>> workers = djax.simulation.init_workers(optimizer, communicator, x)
-      >>> steps = djax.simulation.make_steps(gradient_fn, optimizer, communicator)
+      >>> workers = djax.training.init_workers(optimizer, communicator, x)
+      >>> steps = djax.training.make_steps(gradient_fn, optimizer, communicator)
       >>> targets = jnp.asarray([[1.0] * 9, [3.0] * 9])  # [workers, steps]
       >>> workers, metrics = steps(workers, targets)
       >>> print(workers.params.round(2), metrics["loss"].shape)

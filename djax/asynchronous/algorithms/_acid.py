@@ -74,11 +74,11 @@ def acid(
 
     .. math::
        \text{mix:} \quad & x_i \leftarrow x_i + h (\tilde x_i - x_i),
-           & \tilde x_i &\leftarrow \tilde x_i - h (\tilde x_i - x_i) \\
+           \quad & \tilde x_i &\leftarrow \tilde x_i - h (\tilde x_i - x_i) \\
        \text{update:} \quad & \text{mix, then } x_i \leftarrow x_i + u_i,
-           & \tilde x_i &\leftarrow \tilde x_i + u_i \\
+           \quad & \tilde x_i &\leftarrow \tilde x_i + u_i \\
        \text{average:} \quad & x_i \leftarrow x_i - \alpha (x_i - x_j),
-           & \tilde x_i &\leftarrow \tilde x_i - \tilde\alpha (x_i - x_j)
+           \quad & \tilde x_i &\leftarrow \tilde x_i - \tilde\alpha (x_i - x_j)
 
     An averaging computes the difference of the two models that were exchanged, and adds
     displacements to the two copies that the worker has by then. So a gradient that is

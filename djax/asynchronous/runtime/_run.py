@@ -112,7 +112,7 @@ def run(
       algorithm: the algorithm, made by :func:`djax.acid` or :func:`djax.adpsgd`.
       gradient_fn: the function by which ONE worker computes its gradient,
         `(params, model_state, batch) -> (grads, model_state, metrics)`, as in
-        :func:`djax.simulation.make_steps`.
+        :func:`djax.training.make_steps`.
       batches: `epoch -> tree` with leaves `[1, steps, ...]`, this worker's data of the
         epochs 0, 1, ... All epochs have the same number of steps.
       communicator: the communicator, made by :func:`djax.communicators.mpi`.

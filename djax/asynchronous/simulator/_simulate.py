@@ -81,7 +81,7 @@ def simulate(
         (:func:`djax.communicators.replicate`).
       gradient_fn: the function by which ONE worker computes its gradient,
         `(params, model_state, batch) -> (grads, model_state, metrics)`, as in
-        :func:`djax.simulation.make_steps`. It is not needed if the events have no
+        :func:`djax.training.make_steps`. It is not needed if the events have no
         gradients.
       batches: `epoch -> tree` with leaves `[workers, steps, ...]`. A worker's gradients
         use its steps one after another, in the epochs 0, 1, ... All epochs need the

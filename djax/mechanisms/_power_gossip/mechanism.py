@@ -8,11 +8,11 @@ Of the two workers of an edge, let h be the one with the higher number, and l th
 with the lower number. The odd and the even iterations are
 
 .. math::
-   \text{odd: }  V &\leftarrow \mathrm{orth}(V), &
+   \text{odd: }  V &\leftarrow \mathrm{orth}(V), \qquad &
    U &\leftarrow M_h V - M_l V, \\
-   \text{even: } U &\leftarrow \mathrm{orth}(U), &
+   \text{even: } U &\leftarrow \mathrm{orth}(U), \qquad &
    V &\leftarrow M_h^\top U - M_l^\top U, \\
-   M_l &\leftarrow M_l + \rho w_{hl} U V^\top, &
+   M_l &\leftarrow M_l + \rho w_{hl} U V^\top, \qquad &
    M_h &\leftarrow M_h - \rho w_{hl} U V^\top,
 
 of which only :math:`M V` or :math:`M^\top U` is sent. :math:`U V^\top` is the
@@ -29,10 +29,10 @@ These are two passes over the parameters, whatever the number of neighbours.
 Vogels, Karimireddy and Jaggi, `PowerGossip: Practical Low-Rank Communication
 Compression in Decentralized Deep Learning <https://arxiv.org/abs/2008.01425>`_, 2020,
 Algorithm 1.
-
-This file is longer than 300 lines because half of it describes the algorithm and its
-arguments. What the iteration calls is in the files beside it.
 """
+
+# This file is longer than 300 lines because half of it describes the algorithm and
+# its arguments. What the iteration calls is in the files beside it.
 
 import functools
 from typing import NamedTuple
