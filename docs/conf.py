@@ -5,12 +5,17 @@ notebooks: their code is run while the site is built, and an error in it fails t
 build, as a warning or an undocumented public name does.
 """
 
+import ast
 import datetime
 import functools
 import importlib.metadata
 import inspect
 import os
+import re
 import sys
+import textwrap
+import typing
+from collections import abc
 
 from jupyter_cache.executors import utils as execution
 from sphinx.util import logging
@@ -40,7 +45,13 @@ nitpicky = True
 # The sites of other libraries are not looked up, so that the site builds offline.
 nitpick_ignore_regex = [
     (r"py:.*", rf"({name})(\..*)?")
-    for name in ("collections", "jax", "matplotlib", "networkx", "np", "numpy", "optax")
+    for name in (
+        *("collections", "jax", "jaxlib", "matplotlib", "networkx", "np", "npt"),
+        *("numpy", "nx", "optax", "os", "pathlib"),
+        # Names for types, which are not classes.
+        *("ArrayLike", "Axes", "DTypeLike", "Figure", "InitFn", "MixFn", "PyTree"),
+        *("Asked", "Weights"),
+    )
 ]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
@@ -56,10 +67,12 @@ nb_merge_streams = True
 execution.executenb = functools.partial(execution.executenb, coalesce_streams=True)
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_preserve_defaults = True
+autodoc_typehints = "none"  # `add_types` below adds them, as the source has them.
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Attributes", "params_style")]
+toc_object_entries_show_parents = "hide"
 
 ogp_image = "_static/social.png"
 ogp_site_url = os.environ.get("DJAX_SITE", "")  # Where the site will be published.
@@ -98,20 +111,98 @@ def check_reference(app, env):
 
 
 def link_public_name(app, env, node, contnode):
-    """Links a type of a signature, which has its private module, to its public name."""
+    """Links other names of a public object to the one under which it is documented.
+
+    Types of signatures have the names of private modules, and an object that two
+    modules offer is documented in one of them.
+    """
+    python, target = env.get_domain("py"), node.get("reftarget", "")
     if node.get("refdomain") != "py":
         return None
-    python = env.get_domain("py")
-    module, _, name = node["reftarget"].rpartition(".")
-    value = getattr(sys.modules.get(module), name, None)
-    for full_name, public in public_names().items():
-        if public is value and full_name in python.objects:
-            found = env, node["refdoc"], app.builder, "obj", full_name, node, contnode
-            return python.resolve_xref(*found)
+    names = public_names()
+    for known in (target, f"{node.get('py:module')}.{target}"):
+        module, _, name = known.rpartition(".")
+        value = getattr(sys.modules.get(module), name, None)
+        for full_name, public in names.items():
+            if public is value is not None and full_name in python.objects:
+                found = env, node["refdoc"], app.builder, "obj", full_name
+                return python.resolve_xref(*found, node, contnode)
+    return None
+
+
+class _WithPublicNames(ast.NodeTransformer):
+    """Writes types with their full names, of which Sphinx shows the last part."""
+
+    def __init__(self, known):
+        self.known = known
+        self.public = {id(value): name for name, value in public_names().items()}
+
+    def visit_Name(self, node):
+        """Replaces `Graph` by `~djax.topologies.Graph`, for example."""
+        value = self.known.get(node.id)
+        if typing.get_origin(value) is typing.Literal:
+            return ast.Name(f"~{value!r}")
+        if id(value) in self.public:
+            return ast.Name(f"~{self.public[id(value)]}")
+        standard = getattr(typing, node.id, None) or getattr(abc, node.id, None)
+        if value is not None and value is standard:
+            return ast.Name(f"~{value.__module__}.{node.id}")
+        return node
+
+
+def types_of(obj):
+    """Returns the types of a function's or class's arguments, and of what it returns.
+
+    The types are the text that the source has for them. Sphinx itself would look at
+    what the names stand for, such as a union of nine types for `ArrayLike`.
+    """
+    obj = inspect.unwrap(obj)
+    try:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(obj))).body
+    except (OSError, TypeError):  # Python has generated the function.
+        return {}
+    known = vars(inspect.getmodule(obj))
+    found = {"return": getattr(tree, "returns", None)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            found.setdefault(node.arg, node.annotation)
+        if isinstance(node, ast.AnnAssign):
+            found.setdefault(ast.unparse(node.target), node.annotation)
+    return {name: as_text(node, known) for name, node in found.items() if node}
+
+
+def as_text(annotation, known):
+    """Returns a type of the source as text with full names."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = ast.parse(annotation.value, mode="eval").body
+    return ast.unparse(_WithPublicNames(known).visit(annotation))
+
+
+def add_types(app, what, name, obj, options, lines):
+    """Adds the types of the source to the arguments that a docstring describes."""
+    del app, name, options
+    if what == "property":  # Napoleon takes the words before a colon for a type.
+        lines[:] = (inspect.getdoc(obj) or "").splitlines()
+    if what not in ("class", "exception", "function", "method"):
+        return
+    types = types_of(obj)
+    for i, line in reversed(list(enumerate(lines))):
+        found = re.match(r":param (\w+):", line)
+        if found and found[1] in types:
+            lines.insert(i, f":type {found[1]}: {types[found[1]]}")
+
+
+def add_returned_type(app, what, name, obj, options, arguments, returned):
+    """Adds the type that the source has for what a function returns."""
+    del app, name, options, returned
+    if what in ("function", "method") and (text := types_of(obj).get("return")):
+        return arguments, text
     return None
 
 
 def setup(app):
     """Connects the functions above with the build."""
+    app.connect("autodoc-process-docstring", add_types, priority=600)  # After napoleon.
+    app.connect("autodoc-process-signature", add_returned_type)
     app.connect("env-check-consistency", check_reference)
     app.connect("missing-reference", link_public_name)
