@@ -280,6 +280,18 @@ def own_mechanism() -> Callable[[djax.Communicator], djax.Mechanism]:
 DIM = 6
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Layer:
+    """Parameters that are a tree and can be called, as modules of Equinox."""
+
+    b: jax.Array
+    w: jax.Array
+
+    def __call__(self, x):
+        return self.w @ x + self.b
+
+
 def make(name: str, topology: djax.Topology, communicator: djax.Communicator):
     """The mechanism under its name in the table."""
     algorithm = ALGORITHMS[name]

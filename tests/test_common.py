@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import ALGORITHMS, each_algorithm, make, train
+from conformance import ALGORITHMS, Layer, each_algorithm, make, train
 
 from djax import communicators, testing, topologies
 from djax.testing import _flatten, _unflatten
@@ -136,6 +136,19 @@ def test_ignores_unknown_extra_args(name):
     plain = jax.make_jaxpr(communicator.spmd(worker))(params)
     told = functools.partial(worker, surprise=1)
     assert str(jax.make_jaxpr(communicator.spmd(told))(params)) == str(plain)
+
+
+@each_algorithm
+def test_parameters_that_can_be_called_are_like_a_dictionary(name):
+    topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
+    mechanism = make(name, topology, communicator)
+    arrays = {"b": jnp.ones((SIZE, 3)), "w": jnp.ones((SIZE, 2, 3))}
+
+    def worker(x):
+        return mechanism.update(x, mechanism.init(x), x)
+
+    called = jax.make_jaxpr(communicator.spmd(worker))(Layer(**arrays))
+    assert str(called) == str(jax.make_jaxpr(communicator.spmd(worker))(arrays))
 
 
 @each_algorithm

@@ -330,6 +330,22 @@ def test_masks_of_another_tree_are_named():
             WORKERS.spmd(djax.only(mask, gossip).init)(PARAMS)
 
 
+def test_a_mask_that_can_be_called_is_like_a_dictionary():
+    gossip = djax.gossip(RING, WORKERS)
+
+    def traced(mask, params):
+        averaging = djax.only(mask, gossip)
+
+        def worker(x):
+            return averaging.update(x, averaging.init(x), x)
+
+        return str(jax.make_jaxpr(WORKERS.spmd(worker))(params))
+
+    mask = {"b": True, "w": False}
+    called = traced(conformance.Layer(**mask), conformance.Layer(**PARAMS))
+    assert called == traced(mask, PARAMS)
+
+
 def test_extra_arguments_may_have_any_name():
     gossip = optax.chain(optax.sgd(0.1), djax.gossip(RING, WORKERS))
 

@@ -17,6 +17,14 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
+def is_function(value: Any) -> bool:
+    """Whether a value is a function, and no tree of arrays.
+
+    Modules of Equinox are trees that can be called, so that `callable` is not enough.
+    """
+    return callable(value) and jax.tree_util.all_leaves([value])
+
+
 def check_arrays(
     function: str, tree: PyTree, *, what: str = "", modules: bool = True
 ) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from djax._arguments import check_communicator, check_flags, check_reliable, check_sizes
+from djax._arrays.checks import is_function
 from djax._calls import by_its_call
 from djax._interfaces import Communicator, PyTree
 from djax._transformations import as_transformation
@@ -142,7 +143,7 @@ def only(mask: Any, mechanism: optax.GradientTransformation) -> Mechanism:
     masked = optax.masked(inner, mask)
 
     def init(params):
-        _check_mask(mask(params) if callable(mask) else mask, params)
+        _check_mask(mask(params) if is_function(mask) else mask, params)
         with around("only(mask, {})"):
             return masked.init(params)
 

@@ -34,6 +34,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax._arguments import check_sizes, check_weights
+from djax._arrays.checks import is_function
 from djax._arrays.keys import check_key, key_of_step
 from djax._arrays.precision import promote
 from djax._interfaces import Communicator, PyTree
@@ -333,7 +334,7 @@ def _rounds(
             return sent, sent
         return sent, narrow(sent, communicator, step)
 
-    once = None if callable(message) else with_wire(message)
+    once = None if is_function(message) else with_wire(message)
     drop_key = key_of_step(key, step)
     now = _place(steps, graph.period, step)
     for r in range(max(len(graph.rounds_at(t)) for t in steps)):
