@@ -19,6 +19,7 @@ run writes runs/<time>-<name>/ with its configuration, metrics and pictures.
 import contextlib
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -31,38 +32,41 @@ from djax.training import CheckpointError
 from djax.transport import GUARD
 
 from .lib import errors, options, report, signals, trainer
-from .lib.config import Config
+from .lib.config import Config, how_to_go_on
 from .lib.run import Run
 
 WRITING = 120.0
 """Seconds for which ranks wait at the end until rank 0 has written its files."""
-BY_CTRL_C = (
-    "stopped by Ctrl-C; no checkpoint was saved by this, so start it anew, or with "
-    "--resume where there are --checkpoints"
-)
 
 
 def execute(run: Run) -> trainer.Job:
     """Trains, shows the results, and writes them, also if the run ends early."""
-    config, folder, job = run.config, run.folder, run.job
-    if folder.active:
-        made_by = {"config": dataclasses.asdict(config), **report.provenance()}
-        folder.write("config.json", made_by)
-        if run.task.split is not None:
-            title = f"{config.split}, {run.communicator.size} workers"
-            folder.save("split.png", data.plot_classes(*run.task.split, title))
+    folder, job = run.folder, run.job
     try:
+        _begin_folder(run)
         with _Bar(run) as bar, contextlib.closing(run.records(bar.advance)) as records:
             for record in records:
                 # Rank 0 made the folder; if it is lost, the first other rank writes.
                 folder.active = min(job.ranks) in run.communicator.local_ranks
                 folder.append(record)
                 bar.show(run.task.score, record)
+        _publish(run)
     except (trainer.Diverged, trainer.Stopped, KeyboardInterrupt) as ending:
         _publish(run, ending)
         raise
-    _publish(run)
     return job
+
+
+def _begin_folder(run: Run) -> None:
+    """Writes the files of a run that are known before it begins."""
+    config, folder = run.config, run.folder
+    if not folder.active:
+        return
+    made_by = {"config": dataclasses.asdict(config), **report.provenance()}
+    folder.write("config.json", made_by)
+    if run.task.split is not None:
+        title = f"{config.split}, {run.communicator.size} workers"
+        folder.save("split.png", data.plot_classes(*run.task.split, title))
 
 
 class _Bar(tqdm.tqdm):
@@ -97,13 +101,12 @@ def _publish(run: Run, ending: BaseException | None = None) -> None:
     folder, job, history = run.folder, run.job, run.job.history
     diverged = isinstance(ending, trainer.Diverged)
     cut_off = ending is not None and not diverged
-    if cut_off and not history:
-        return
     title = f"{run.title}, seed {run.config.seed}" + ", cut off" * cut_off
     rows = report.summarize(run.task.score, history[-1]) if history else []
     sent = {}
     if cut_off:
-        rows.insert(0, ("epochs", f"{history[-1]['epoch']:.4g} of {run.epochs}"))
+        until = f"{history[-1]['epoch']:.4g}" if history else "none evaluated"
+        rows.insert(0, ("epochs", f"{until} of {run.epochs}"))
     elif history:
         job.save(folder, title)
         sent = job.traffic()
@@ -122,11 +125,13 @@ def _publish(run: Run, ending: BaseException | None = None) -> None:
             "rows": {name.strip(): value for name, value in rows},
             "sent_per_worker": sent,
             "diverged": str(ending) if diverged else None,
+            "columns": report.explain_columns(run.task.score, history),
         }
         folder.write("summary.json", summary)
         print(f"written to {folder.path}", flush=True)
-    alone = isinstance(ending, KeyboardInterrupt)  # Other ranks may not have got it.
-    all_here = history and not alone and len(job.ranks) == run.communicator.size
+    stopped = isinstance(ending, trainer.Stopped)  # All ranks know; Ctrl-C one alone.
+    together = stopped or (history and not isinstance(ending, KeyboardInterrupt))
+    all_here = together and len(job.ranks) == run.communicator.size
     if all_here and GUARD not in os.environ:
         errors.all_come(WRITING)
 
@@ -150,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> trainer.Job:
     try:
         config = parse(arguments)
     except KeyboardInterrupt:
-        end(signals.INTERRUPTED, BY_CTRL_C)
+        end(signals.INTERRUPTED, "stopped by Ctrl-C before the training began")
     with errors.one_line_errors(trainer.Diverged):
         return run_once(config)
 
@@ -163,14 +168,16 @@ def run_once(config: Config) -> trainer.Job:
     """
     run: Run | None = None
     try:
-        with errors.one_line_errors(Exception), options.said_as_options():
-            run = Run(config)
-        with errors.one_line_errors(CheckpointError, OSError):
-            job = execute(run)
+        with signals.Termination(raises=signals.interrupt):
+            with errors.one_line_errors(Exception), options.said_as_options():
+                run = Run(config)
+            with errors.one_line_errors(CheckpointError, OSError):
+                job = execute(run)
     except trainer.Stopped as stop:
-        end(stop.code, str(stop))
-    except KeyboardInterrupt:
-        end(signals.INTERRUPTED, BY_CTRL_C)
+        end(stop.code, f"{stop}; {how_to_go_on(config, stop.directory)}")
+    except KeyboardInterrupt as stop:
+        number = (*stop.args, signal.SIGINT)[0]
+        end(128 + number, _explain_interrupt(config, run, number))
     finally:
         if run is not None:
             run.folder.close()
@@ -181,6 +188,18 @@ def run_once(config: Config) -> trainer.Job:
             f"saved, the first: {job.unsaved[0]}",
         )
     return job
+
+
+def _explain_interrupt(config: Config, run: Run | None, number: int) -> str:
+    """Says what a signal has ended that came outside of the loop over the steps."""
+    said = f"stopped by {signals.name_of(number)}"
+    if run is not None and run.job.workers is not None:
+        return f"{said} after the training; its metrics are in {run.folder.path}"
+    if run is None:
+        said += " before the training began"
+    else:
+        said += "; nothing was saved by this"
+    return f"{said}; {how_to_go_on(config, config.saving.checkpoints)}"
 
 
 def end(code: int, message: str) -> NoReturn:

@@ -2,8 +2,11 @@
 
 import concurrent.futures
 import dataclasses
+import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +26,7 @@ from djax.training import (
     _checkpoint_folder,
 )
 from experiments import train
+from experiments.lib import synchronous
 from experiments.lib.config import identify
 
 pytestmark = pytest.mark.usefixtures("as_users")
@@ -401,10 +405,10 @@ train.main(arguments)
     ("name", "options", "code", "how"),
     [
         ("SIGINT", "--checkpoints {}/saved", 130, "Ctrl-C after step 22; to go on"),
-        ("SIGINT", "", 130, "Ctrl-C after step 22; to go on, start the same with"),
-        ("SIGTERM", "", 0, "SIGTERM after step 22; to go on, start the same with"),
-        ("SIGINT", "--algorithm a2cid2", 130, "stopped by Ctrl-C; virtual clocks"),
-        ("SIGTERM", "--algorithm a2cid2", 143, "stopped by SIGTERM; virtual clocks"),
+        ("SIGINT", "", 130, "Ctrl-C after step 22; to go on"),
+        ("SIGTERM", "", 0, "SIGTERM after step 22; to go on"),
+        ("SIGINT", "--algorithm a2cid2", 130, "repeats a run; to start anew"),
+        ("SIGTERM", "--algorithm a2cid2", 143, "repeats a run; to start anew"),
     ],
 )
 def test_a_signal_shows_what_there_is_and_how_to_go_on(
@@ -419,6 +423,16 @@ def test_a_signal_shows_what_there_is_and_how_to_go_on(
     assert "cut off" in result.stdout and "accuracy, worst worker" in result.stdout
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "curves.png").exists()
+    assert json.loads((folder / "summary.json").read_text())["rows"]["epochs"]
+    # What is said at the end is the whole command that goes on.
+    said = result.stderr.splitlines()[-1]
+    command = said.split(": python -m experiments.train ")[1]
+    saved = tmp_path / "saved" if "--checkpoints" in options else folder / "checkpoints"
+    again = train.parse(shlex.split(command))
+    expected = train.parse(line)
+    if "a2cid2" not in options:
+        expected = expected.replace(checkpoints=saved, resume=True)
+    assert again == expected
 
 
 @pytest.mark.xdist_group("mpi")
@@ -431,8 +445,54 @@ def test_ctrl_c_on_one_rank_ends_all_alike(algorithm, tmp_path):
     result = mpirun(2, "-m", "tests.interrupted", *how, *line.split())
     assert result.returncode == 130, result.stderr
     assert result.stderr.count("stopped by Ctrl-C") == 1
-    assert "--resume" in result.stderr and "Traceback" not in result.stderr
+    assert "to go on: mpirun -n 2 python -m experiments.train --" in result.stderr
+    assert f"--checkpoints {tmp_path}/saved --resume" in result.stderr
+    assert "Traceback" not in result.stderr
     assert "cut off" in result.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("moment", "options", "rest"),
+    [
+        ("config.json", "", "; nothing was saved by this; to start anew: "),
+        (
+            "config.json",
+            "--checkpoints {}/s",
+            "; nothing was saved by this; to go on: ",
+        ),
+        ("timing", "", " after the training; its metrics are in "),
+    ],
+)
+def test_a_signal_outside_of_the_steps_ends_in_one_line(
+    number, moment, options, rest, tmp_path, monkeypatch, capsys, unseen
+):
+    """Before the first step, and when the last steps are timed."""
+    write = train.report.RunFolder.write
+
+    def writing(folder, name, content):
+        write(folder, name, content)
+        if name == moment:
+            os.kill(os.getpid(), number)
+
+    def timing(job):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(train.report.RunFolder, "write", writing)
+    if moment == "timing":
+        monkeypatch.setattr(synchronous.Synchronous, "_time_steps", timing)
+    line = f"--epochs 1 --runs {tmp_path}/runs {options}".format(tmp_path).split()
+    with pytest.raises(SystemExit) as stop:
+        train.main(line)
+    output = capsys.readouterr()
+    assert stop.value.code == 128 + number
+    how = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    said = output.err.splitlines()[-1]
+    assert said.startswith(f"stopped by {how}{rest}")
+    assert "epochs" in output.out
+    (folder,) = (tmp_path / "runs").iterdir()
+    epochs = json.loads((folder / "summary.json").read_text())["rows"]["epochs"]
+    assert epochs == ("1 of 1" if moment == "timing" else "none evaluated of 1")
 
 
 def test_a_second_ctrl_c_ends_at_once():

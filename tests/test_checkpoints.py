@@ -1,6 +1,7 @@
 """Runs that are cut off, and go on as if they had not been."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -67,15 +68,22 @@ def metrics(folder):
     return [json.loads(line) | {"seconds": 0} for line in lines]
 
 
-def test_a_killed_simulation_is_resumed(tmp_path, unseen):
+def test_a_killed_simulation_is_resumed(tmp_path, unseen, capsys):
     train.main([*OPTIONS, "16", "--runs", f"{tmp_path}/whole"])
     options = (*OPTIONS, "16", "--runs", f"{tmp_path}/cut", "--resume")
     options += ("--checkpoints", f"{tmp_path}/saved", "--checkpoint-every", "0.001")
-    assert python(*INTERRUPTED, "SIGKILL", "0", "2", *options).returncode != 0
+    killed = python(*INTERRUPTED, "SIGKILL", "0", "2", *options)
+    assert killed.returncode != 0
+    new = f"{tmp_path}/saved has no checkpoint yet: the run begins from the start\n"
+    assert killed.stderr.count(new) == 1
     stopped = python(*INTERRUPTED, "SIGTERM", "0", "2", *options)
     assert stopped.returncode == 0, stopped.stderr
     assert stopped.stderr.count("stopped by SIGTERM after step 44") == 1
+    saved = f"{tmp_path}/saved"
+    assert stopped.stderr.count("resumed from step ") == 1
     train.main(options)
+    said = capsys.readouterr().err
+    assert said.count(f"resumed from step 44 of {saved}\n") == 1
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
@@ -110,9 +118,12 @@ def test_workers_that_do_not_wait_end_and_go_on_together(tmp_path):
     options += ("--checkpoints", f"{tmp_path}/saved", "--resume")
     stopped = mpirun(2, *INTERRUPTED, "SIGTERM", "1", "2", *options)
     assert stopped.returncode == 0, stopped.stderr
-    assert stopped.stderr.count("stopped by SIGTERM; to go on") == 1
+    assert stopped.stderr.count("stopped by SIGTERM; to go on: mpirun -n 2 ") == 1
+    assert stopped.stderr.count("/saved has no checkpoint yet: the run begins") == 1
     ended = mpirun(2, "-m", "experiments.train", *options)
     assert ended.returncode == 0, ended.stderr
+    said = rf"resumed from {tmp_path}/saved, after \d+ gradients of all workers\n"
+    assert len(re.findall(said, ended.stderr)) == 1
     records = metrics(tmp_path / "runs")
     assert 2 < records[0]["epoch"] < 4 and abs(records[-1]["epoch"] - 5) < 0.5
 

@@ -9,6 +9,7 @@ import pytest
 from launch import mpirun, python
 
 from experiments import train
+from experiments.lib import errors, report
 
 TRAIN = ("-m", "experiments.train")
 
@@ -30,6 +31,43 @@ def table(output: str) -> dict[str, str]:
 def last_record(runs):
     (folder,) = runs.iterdir()
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def columns_of(runs):
+    """The columns of the only run, which its summary explains in a sentence each."""
+    (folder,) = runs.iterdir()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    columns = set().union(*map(json.loads, lines))
+    told = json.loads((folder / "summary.json").read_text())["columns"]
+    assert told.keys() == columns and "megabytes" in columns
+    assert all(text.endswith(".") and "{" not in text for text in told.values())
+    return columns
+
+
+def test_every_column_is_explained_and_no_other(tmp_path, unseen):
+    """Those of real time and of survivors are also checked where they are run."""
+    found = set()
+    for number, options in enumerate(
+        (
+            "--algorithm all_reduce_sgd --speeds 1 1 1 0.25 --collapse 1 0.999",
+            "--algorithm a2cid2 --task quadratics",
+            "--task quadratics --task-options dim 3",
+        )
+    ):
+        runs = tmp_path / str(number)
+        train.main([*options.split(), "--epochs", "1", "--runs", str(runs)])
+        found |= columns_of(runs)
+    assert found == report.COLUMNS.keys()
+
+
+def test_a_run_that_diverges_has_a_summary(tmp_path, unseen):
+    options = "--task quadratics --learning-rate 1e9 --epochs 9 --evaluations 9"
+    with pytest.raises(SystemExit):
+        train.main([*options.split(), "--runs", str(tmp_path)])
+    (folder,) = tmp_path.iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["diverged"].startswith("training diverged: ")
+    assert summary["columns"] == {}
 
 
 SAME = "--seed 1 --drop-probability 0.2 --epochs 2"
@@ -204,6 +242,15 @@ def test_choco_takes_the_contractions_among_random_codes(name, tmp_path, unseen)
     options = f"--algorithm choco_sgd --consensus-rate 0.1 --compressor {name}"
     result = train.main([*options.split(), "--epochs", "4", "--runs", str(tmp_path)])
     assert result.history[-1]["loss"] < result.history[0]["loss"] < 3
+
+
+def test_choices_with_commas_are_quoted():
+    with pytest.raises(errors.UsageError) as caught:
+        errors.lookup("--method", "top k, 1", ["plain", "top k, 10", "b, c", ""])
+    assert str(caught.value) == (
+        "unknown --method 'top k, 1'; choose from '', 'b, c', plain, 'top k, 10'. Did "
+        "you mean 'top k, 10'?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -391,6 +438,7 @@ def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
     assert last["epoch"] == pytest.approx(4, abs=1)
     assert best["epoch"] == pytest.approx(24, abs=1)
     assert best["worst"] > 0.85
+    assert columns_of(tmp_path / "b") <= report.COLUMNS.keys()
     (folder,) = (tmp_path / "b").iterdir()
     assert {path.name for path in folder.iterdir()} == FILES | {
         "pairs.png",
@@ -430,6 +478,7 @@ train.main(options.split())
     assert "lost: worker 0" in rows and "accuracy, worst worker" not in rows
     assert float(rows["accuracy, averaged model"].strip("%")) > 30
     assert last_record(tmp_path)["epoch"] == pytest.approx(8, abs=0.5)
+    assert columns_of(tmp_path) <= report.COLUMNS.keys()
 
 
 @over_mpi

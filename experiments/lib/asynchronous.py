@@ -243,5 +243,5 @@ class Virtual(EventJob):
 
 def _stop(number: int) -> NoReturn:
     """Ends the run at once: nothing is saved, so it need not finish a step."""
-    why = "virtual clocks have no checkpoints, and the same seed repeats a run: "
-    raise stopped_unsaved(number, f"{why}start it anew")
+    why = "virtual clocks have no checkpoints, and the same seed repeats a run"
+    raise stopped_unsaved(number, why)

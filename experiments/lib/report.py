@@ -140,6 +140,45 @@ def summarize(score: str, last: Mapping[str, float]) -> list[tuple[str, str]]:
     ]
 
 
+COLUMNS = {
+    "epoch": "Passes over the training data so far, a mean over the workers.",
+    "step": "Gradients that a worker has computed so far, a mean over the workers.",
+    "loss": "Training loss, a mean over the workers and over the last epoch; in nats "
+    "where classes or words are predicted.",
+    "mean": "Mean of the scores of the workers' models on held-out data: {score}.",
+    "worst": "Worst score of a worker's model on held-out data: {score}.",
+    "averaged": "Score of the averaged model on held-out data: {score}.",
+    "mean_loss": "Mean of the losses of the workers' models on held-out data, in the "
+    "unit of `loss`.",
+    "averaged_loss": "Loss of the averaged model on held-out data, in the unit of "
+    "`loss`.",
+    "scores": "Score of each worker's model on held-out data, in the order of ranks: "
+    "{score}.",
+    "consensus_distance": "Mean squared distance of the workers' models from the "
+    "averaged model, in squared units of the parameters.",
+    "megabytes": "Megabytes (10^6 bytes) that a worker has sent so far, a mean over "
+    "the workers; of a resumed run in real time, since it was resumed.",
+    "seconds": "Seconds since the training began; of a resumed run in real time, since "
+    "it was resumed.",
+    "time": "On virtual clocks, time in units of one gradient of a worker of speed 1; "
+    "in real time, the same seconds as `seconds`.",
+    "collapsed": "True if the run was given up here, since no worker had reached the "
+    "score of --collapse.",
+}
+"""What the columns of `metrics.jsonl` mean; `{score}` is the score of the task."""
+_SCORES = {"accuracy": "accuracy, a share of the samples from 0 to 1"}
+"""Scores whose name does not tell their unit. All others have none."""
+
+
+def explain_columns(score: str, history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns what each column means that a history has, in one sentence each."""
+    told = _SCORES.get(score, f"{score}, without a unit")
+    found = set().union(*history)
+    return {
+        name: text.format(score=told) for name, text in COLUMNS.items() if name in found
+    }
+
+
 def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Prints a table of names and values."""
     table = rich.table.Table(title=title, show_header=False, title_justify="left")

@@ -10,6 +10,7 @@ import jax
 import djax
 from djax import communicators
 from djax.training import Checkpointer, Checkpoints
+from djax.transport import say
 
 from . import (
     algorithms,
@@ -131,6 +132,8 @@ class Run:
             rounds = djax.asynchronous.draw_rounds(size, self.steps, **durations)
         saving = config.saving.make(identify(config, self.graphs))
         saver = Checkpointer(saving, communicator) if saving else None
+        if saver is not None and config.saving.resume and 0 in communicator.local_ranks:
+            say(describe_start(saver))
         job = self.task, communicator, params
         return synchronous.Synchronous(
             *job, optimizer, base, self.epochs, cost, rounds, saver, config.collapse
@@ -178,6 +181,13 @@ class Run:
             topology, rate, gradients=self.steps * topology.size, **durations
         )
         return asynchronous.Virtual(*job, events, rate)
+
+
+def describe_start(saver: Checkpointer) -> str:
+    """Says from which step a run goes on that may be resumed."""
+    if saver.latest is None:
+        return f"{saver.directory} has no checkpoint yet: the run begins from the start"
+    return f"resumed from step {saver.latest} of {saver.directory}"
 
 
 _LAST_TASK: dict[str, tasks.Task] = {}

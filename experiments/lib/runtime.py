@@ -210,6 +210,7 @@ class Live(EventJob):
             "averaged": averaged[task.score],
             "averaged_loss": averaged["loss"],
             "consensus_distance": float(told.consensus_distance[-1]),
+            "megabytes": float(self._megabytes().mean()),
             "time": told.seconds,
             "seconds": told.seconds,
         }

@@ -26,8 +26,8 @@ class Termination:
     usual effect. A second Ctrl-C ends the process at once. With `listen=False` nothing
     is noted.
 
-    A function `raises` is called with the signal as soon as it comes, and raises; it is
-    for code that saves nothing and may stop in the middle of a step. Otherwise `number`
+    A function `raises` is called with the first signal as soon as it comes, and raises;
+    it is for code that saves nothing and may stop in the middle of a step. The `number`
     is the first signal that came, or 0.
     """
 
@@ -48,11 +48,11 @@ class Termination:
 
     def _hear(self, number: int, frame: Any) -> None:
         del frame
-        if self._raises is not None:
-            self._raises(number)
         now = time.monotonic()
         if not self.number:
             self.number, self._heard = int(number), now
+            if self._raises is not None:
+                self._raises(number)
         elif number == signal.SIGINT and now - self._heard > _TWICE:
             os.write(2, b"ended at once by a second Ctrl-C\n")
             os._exit(INTERRUPTED)
@@ -65,12 +65,18 @@ class Termination:
 
 
 class Stopped(Exception):
-    """Raised if a signal ends a run; the message says where the workers are saved."""
+    """Raised if a signal ends a run.
 
-    def __init__(self, message: str, code: int = 0):
-        """Keeps the message and the code."""
+    The `directory` is the folder of the checkpoints from which the run can continue;
+    None if there are none.
+    """
+
+    def __init__(
+        self, message: str, code: int, directory: pathlib.Path | str | None = None
+    ):
+        """Keeps the message, the exit code and the folder."""
         super().__init__(message)
-        self.code = code
+        self.code, self.directory = code, directory
 
 
 def stopped_and_saved(
@@ -80,21 +86,27 @@ def stopped_and_saved(
 
     If all workers stopped at the same step, `when` says so, as in " after step 22".
     """
-    how, code = _name(number), INTERRUPTED if number == signal.SIGINT else 0
-    rest = f"start the same with --checkpoints {directory} --resume"
+    said = f"stopped by {name_of(number)}{when}"
+    code = INTERRUPTED if number == signal.SIGINT else 0
     if unsaved:
-        return Stopped(
-            f"stopped by {how}{when}, but not all checkpoints could be saved: "
-            f"{unsaved[-1]}; to go on from the last ones, {rest}",
-            code or 1,
-        )
-    return Stopped(f"stopped by {how}{when}; to go on, {rest}", code)
+        said += f", but not all checkpoints could be saved: {unsaved[-1]}"
+        return Stopped(said, code or 1, directory)
+    return Stopped(said, code, directory)
 
 
 def stopped_unsaved(number: int, why: str) -> Stopped:
     """Makes the exception for a run that saves nothing when a signal ends it."""
-    return Stopped(f"stopped by {_name(number)}; {why}", 128 + number)
+    return Stopped(f"stopped by {name_of(number)}; {why}", 128 + number)
 
 
-def _name(number: int) -> str:
+def interrupt(number: int) -> NoReturn:
+    """Raises for SIGTERM what Python raises for Ctrl-C, with the number of the signal.
+
+    This is for the parts of a program that no loop over steps looks after.
+    """
+    raise KeyboardInterrupt(number)
+
+
+def name_of(number: int) -> str:
+    """Returns how a signal is called in messages."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

@@ -8,6 +8,7 @@ workers, and a lost worker resumes from the state of a surviving one.
 """
 
 import functools
+import pathlib
 import warnings
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ def begin(
     model_state: PyTree,
     saver: Checkpointer | None,
     budget: int | None,
+    resume: bool,
 ) -> Start:
     """Returns the state from which this worker starts.
 
@@ -57,6 +59,7 @@ def begin(
       model_state: the initial model state of this worker.
       saver: restores this worker; None if the run has no checkpoints.
       budget: number of gradients of all workers together, or None.
+      resume: whether the run may be a resumed one, so that rank 0 says what it is.
     """
     if communicator.size > 1:
         everyones = _make_share(communicator)(jax.tree.map(lambda x: x[None], params))
@@ -71,6 +74,8 @@ def begin(
     comm = getattr(communicator, "host_comm")  # noqa: B009
     counts = comm.allgather(start.finished)
     lost = find_lost(counts, comm.allgather(named))
+    if comm.rank == 0 and resume:
+        say(describe_start(saver.directory, sum(counts)))
     if comm.rank == 0 and (text := describe_used_budget(counts, budget)):
         warnings.warn(f"asynchronous.run: {text}", stacklevel=3)
     return _catch_up(comm, start, counts, lost, saver) if lost else start
@@ -145,6 +150,18 @@ def _catch_up(
     if comm.rank not in lost:
         saver.save(start.finished, start[:3], [])
     return start
+
+
+def describe_start(directory: pathlib.Path, finished: int) -> str:
+    """Says where a run goes on that may be resumed.
+
+    Args:
+      directory: the folder of the checkpoints.
+      finished: number of gradients of all workers in the checkpoints.
+    """
+    if not finished:
+        return f"{directory} has no checkpoint yet: the run begins from the start"
+    return f"resumed from {directory}, after {finished} gradients of all workers"
 
 
 def describe_used_budget(counts: Sequence[int], budget: int | None) -> str:

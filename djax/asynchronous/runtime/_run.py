@@ -149,7 +149,8 @@ def run(
         number of gradients of all workers together.
       stop: a function that is called after each gradient of this worker. Once it
         returns True on any rank, the run ends for all workers.
-      checkpoints: where to save and resume; by default nothing is saved.
+      checkpoints: where to save and resume; by default nothing is saved. If `resume` is
+        True in it, rank 0 says on stderr after how many gradients the run goes on.
       transport: what carries the messages, `"mpi"` or `"zmq"`. With `"zmq"` the other
         workers continue when a worker is lost. For this the job has to be launched with
         `mpirun -disable-auto-cleanup` and :mod:`djax.guard`.
@@ -239,7 +240,10 @@ def run(
     if checkpoints is not None:
         identity = identify(algorithm, settings, params, model_state)
         saver = Checkpointer(checkpoints, communicator, identity, together=False)
-    start = begin(algorithm, communicator, params, model_state, saver, gradients)
+    resume = checkpoints is not None and checkpoints.resume
+    start = begin(
+        algorithm, communicator, params, model_state, saver, gradients, resume
+    )
     model = Model(
         algorithm, start.params, start.state, start.finished, nonfinite == "skip"
     )
