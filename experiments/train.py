@@ -177,7 +177,9 @@ def run_once(config: Config) -> trainer.Job:
         end(stop.code, f"{stop}; {how_to_go_on(config, stop.directory)}")
     except KeyboardInterrupt as stop:
         number = (*stop.args, signal.SIGINT)[0]
-        end(128 + number, _explain_interrupt(config, run, number))
+        # The first rank that exits ends the others; rank 0 may still write its files.
+        patience = 0.0 if run is None else errors.PATIENCE
+        end(128 + number, _explain_interrupt(config, run, number), patience)
     finally:
         if run is not None:
             run.folder.close()
@@ -202,10 +204,15 @@ def _explain_interrupt(config: Config, run: Run | None, number: int) -> str:
     return f"{said}; {how_to_go_on(config, config.saving.checkpoints)}"
 
 
-def end(code: int, message: str) -> NoReturn:
-    """Ends this process; rank 0 prints a line on stderr."""
+def end(code: int, message: str, patience: float = 0.0) -> NoReturn:
+    """Ends this process; rank 0 prints a line on stderr.
+
+    The process waits for `patience` seconds until all ranks call this function.
+    """
     if communicators.launcher_rank() == 0:
         print(message, file=sys.stderr, flush=True)
+    if patience:
+        errors.all_come(patience)
     sys.exit(code)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import NoReturn
 
 import jax
@@ -91,10 +91,34 @@ class Synchronous(Job):
 
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
         """See :class:`experiments.lib.trainer.Job`."""
-        task, saver = self.task, self.saver
-        workers, position = self._begin()
-        yield from list(position.history)
-        advance(position.step / task.steps_per_epoch)
+        saver = self.saver
+        with (
+            contextlib.nullcontext() if saver is None else contextlib.closing(saver),
+            # From the start on: the first steps are compiled for seconds to minutes.
+            Termination(listen=saver is not None) as termination,
+        ):
+            workers, position = self._begin()
+            yield from list(position.history)
+            advance(position.step / self.task.steps_per_epoch)
+            workers = yield from self._take_steps(
+                workers, position, termination, evaluations, advance
+            )
+            if saver is not None:
+                self.unsaved = saver.finish()
+        self.workers = workers
+        if "collapsed" not in position.history[-1]:
+            position.watch.check()
+
+    def _take_steps(
+        self,
+        workers: simulation.Workers,
+        position: Position,
+        termination: Termination,
+        evaluations: int,
+        advance: Callable[[float], object],
+    ) -> Generator[Record, None, simulation.Workers]:
+        """Trains from a position on, yields records, and returns the workers."""
+        task = self.task
         steps = self._make_steps(self.optimizer)
         assess = make_assess(task, self.communicator)
         due = {round((i + 1) * self.epochs / evaluations) for i in range(evaluations)}
@@ -104,11 +128,7 @@ class Synchronous(Job):
         def load(i):
             return task.batches(*chunks[i]) if i < len(chunks) else None
 
-        with (
-            contextlib.nullcontext() if saver is None else contextlib.closing(saver),
-            Termination(listen=saver is not None) as termination,
-            Prefetch(load) as loaded,
-        ):
+        with Prefetch(load) as loaded:
             for i, (first, last) in enumerate(chunks):
                 try:
                     workers, measured = steps(workers, loaded(i))
@@ -129,11 +149,7 @@ class Synchronous(Job):
                         if "collapsed" in record:
                             break
                 self._save(workers, position, termination.number)
-            if saver is not None:
-                self.unsaved = saver.finish()
-        self.workers = workers
-        if "collapsed" not in position.history[-1]:
-            position.watch.check()
+        return workers
 
     def _begin(self) -> tuple[simulation.Workers, Position]:
         """Returns workers and position, from the checkpoint or at the start."""
