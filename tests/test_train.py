@@ -44,6 +44,7 @@ def columns_of(runs):
     return columns
 
 
+@pytest.mark.slow
 def test_every_column_is_explained_and_no_other(tmp_path, unseen):
     """Those of real time and of survivors are also checked where they are run."""
     found = set()

@@ -1,7 +1,6 @@
 """Describes a training by its options, which are those of the command line."""
 
 import dataclasses
-import os
 import pathlib
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +10,6 @@ import djax
 from djax import communicators
 from djax.topologies import Graph
 from djax.training import Checkpoints
-from djax.transport import GUARD
 
 from . import asynchronous, graphs, ranges, tasks
 from .algorithms import Algorithm
@@ -166,28 +164,6 @@ def command_line(config: Config) -> str:
     defaults = flatten(Config())
     options = {k: v for k, v in flatten(config).items() if v != defaults[k]}
     return shlex.join(write_flags(options))
-
-
-def how_to_go_on(config: Config, directory: pathlib.Path | str | None) -> str:
-    """Says which command continues a run from its checkpoints, or starts it anew.
-
-    Args:
-      config: the run as it was started.
-      directory: the folder of the checkpoints; None if there are none.
-    """
-    said = "to start anew"
-    if directory is not None:
-        saved = pathlib.Path(directory).absolute()
-        said, config = "to go on", config.replace(checkpoints=saved, resume=True)
-    start = "python -m experiments.train"
-    if (size := communicators.launcher_size()) is not None:
-        start = f"mpirun -n {size} {start}"
-        if GUARD in os.environ:
-            start = (
-                f"mpirun -disable-auto-cleanup -n {size} python -m djax.guard -m "
-                "experiments.train"
-            )
-    return f"{said}: {start} {command_line(config)}".rstrip()
 
 
 def check(config: Config) -> None:
