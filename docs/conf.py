@@ -17,7 +17,9 @@ import textwrap
 import typing
 from collections import abc
 
+from docutils import nodes
 from jupyter_cache.executors import utils as execution
+from sphinx import addnodes
 from sphinx.util import logging
 
 import djax
@@ -110,24 +112,43 @@ def check_reference(app, env):
             logger.warning("docs/reference lacks %s", name)
 
 
-def link_public_name(app, env, node, contnode):
-    """Links other names of a public object to the one under which it is documented.
+def documented_name(name, env):
+    """Returns the name under which the object of this name is documented, or None.
 
-    Types of signatures have the names of private modules, and an object that two
-    modules offer is documented in one of them.
+    An object may have several names: its module is private, or two modules offer it.
     """
-    python, target = env.get_domain("py"), node.get("reftarget", "")
+    documented = env.get_domain("py").objects
+    module, _, last = name.rpartition(".")
+    value = getattr(sys.modules.get(module), last, None)
+    same = (x for x, public in public_names().items() if public is value is not None)
+    return name if name in documented else next(filter(documented.get, same), None)
+
+
+def link_public_name(app, env, node, contnode):
+    """Links the other names of a public object, such as types of private modules."""
+    target = node.get("reftarget", "")
     if node.get("refdomain") != "py":
         return None
-    names = public_names()
-    for known in (target, f"{node.get('py:module')}.{target}"):
-        module, _, name = known.rpartition(".")
-        value = getattr(sys.modules.get(module), name, None)
-        for full_name, public in names.items():
-            if public is value is not None and full_name in python.objects:
-                found = env, node["refdoc"], app.builder, "obj", full_name
-                return python.resolve_xref(*found, node, contnode)
+    for name in (target, f"{node.get('py:module')}.{target}"):
+        if found := documented_name(name, env):
+            return link(app, node["refdoc"], found, contnode)
     return None
+
+
+def link_literals(app, doctree, page):
+    """Links names in backticks, such as `djax.gossip`, to the reference."""
+    for node in list(doctree.findall(nodes.literal)):
+        name = re.fullmatch(r"(djax(\.\w+)+)(\(\))?", node.astext())
+        is_link = isinstance(node.parent, (nodes.reference, addnodes.pending_xref))
+        if name and not is_link and (found := documented_name(name[1], app.env)):
+            node.replace_self(link(app, page, found, node.deepcopy()))
+
+
+def link(app, page, name, content):
+    """Returns the link of a page to an object that the reference documents."""
+    python = app.env.get_domain("py")
+    found = app.env, page, app.builder, "obj", name, addnodes.pending_xref()
+    return python.resolve_xref(*found, content)
 
 
 class _WithPublicNames(ast.NodeTransformer):
@@ -204,5 +225,6 @@ def setup(app):
     """Connects the functions above with the build."""
     app.connect("autodoc-process-docstring", add_types, priority=600)  # After napoleon.
     app.connect("autodoc-process-signature", add_returned_type)
+    app.connect("doctree-resolved", link_literals)
     app.connect("env-check-consistency", check_reference)
     app.connect("missing-reference", link_public_name)
