@@ -11,8 +11,7 @@ function of :func:`djax.training.make_steps` takes. The order of a worker's samp
 depends on seed, epoch and rank alone. A simulation, a mesh and processes of MPI
 therefore see the same batches, and a run can be resumed at any epoch.
 
-Everything here is computed by NumPy on the host. This file is longer than 300 lines
-because half of it describes arguments and results, and shows examples.
+Everything here is computed by NumPy on the host.
 
 Examples:
   >>> import djax, numpy as np
@@ -24,6 +23,9 @@ Examples:
   >>> batches["image"].shape  # [workers, steps, batch, ...]
   (4, 7, 32, 8, 8)
 """
+
+# This file is longer than 300 lines because half of it describes arguments and results,
+# and shows examples.
 
 import math
 from collections.abc import Sequence

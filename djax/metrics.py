@@ -6,8 +6,7 @@ The first three functions, :func:`mean_params`, :func:`worker_distance` and
 them makes one all-reduce of arrays like the parameters.
 
 :func:`evaluate` is called outside of the program of one worker, between training steps.
-It evaluates the model of every worker, and the averaged model, on held-out data. This
-file is longer than 300 lines because a third of it describes arguments and results.
+It evaluates the model of every worker, and the averaged model, on held-out data.
 
 Examples:
   >>> import djax, jax, jax.numpy as jnp
@@ -17,6 +16,9 @@ Examples:
   >>> print(communicator.spmd(distance)(params))
   [5. 5.]
 """
+
+# This file is longer than 300 lines because a third of it describes arguments and
+# results.
 
 import functools
 import operator
