@@ -1,11 +1,14 @@
 """The simulator's speeds give the same numbers."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conformance import each_way
 
 import djax
 from djax import communicators, simulation, topologies
@@ -101,6 +104,33 @@ def test_model_state_stays_local():
     workers, _ = run(communicators.simulated(SIZE), dispatch=False)
     (mean,) = jax.tree.leaves(workers.model_state)
     assert np.ptp(np.asarray(mean), axis=0).max() > 1e-4
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(eq=False)
+class Node:
+    """A tree that does not define equality, as the states of Equinox."""
+
+    value: jax.Array
+
+
+@each_way
+def test_trees_need_not_define_equality(make, dispatch):
+    communicator = make(2)
+    optimizer = djax.all_reduce_sgd(1.0, communicator)
+
+    def gradient_fn(params, model_state, batch):
+        return Node(params.value - batch), Node(model_state.value + 1), {}
+
+    workers = simulation.init_workers(
+        optimizer, communicator, Node(jnp.zeros(2)), Node(jnp.zeros(2))
+    )
+    steps = simulation.make_steps(
+        gradient_fn, optimizer, communicator, dispatch=dispatch
+    )
+    workers, _ = steps(workers, jnp.asarray([[1.0] * 3, [3.0] * 3]))
+    np.testing.assert_allclose(workers.params.value, [2.0, 2.0])
+    np.testing.assert_array_equal(workers.model_state.value, [3.0, 3.0])
 
 
 def test_steps_do_not_retrace():

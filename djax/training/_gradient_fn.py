@@ -65,14 +65,15 @@ def check_gradients(name: str, made: Any, params: PyTree, model_state: PyTree) -
             f"{name}: gradient_fn must return gradients, model_state and metrics, got "
             f"{_outline(made)}."
         )
-    if (shapes := jax.tree.map(jnp.shape, params)) != jax.tree.map(jnp.shape, made[0]):
+    if not _alike(jnp.shape, params, made[0]):
+        shapes, found = jax.tree.map(jnp.shape, (params, made[0]))
         raise TypeError(
             f"{name}: gradient_fn must return gradients of the shapes {shapes}, got "
-            f"{jax.tree.map(jnp.shape, made[0])}."
+            f"{found}."
         )
     _check_number_kinds(name, params, made[0])
-    kinds, found = _kinds(model_state), _kinds(made[1])
-    if kinds != found:
+    if not _alike(_kind, model_state, made[1]):
+        kinds, found = jax.tree.map(_kind, (model_state, made[1]))
         raise TypeError(
             f"{name}: gradient_fn must return a model_state like {kinds}, got {found}."
         )
@@ -126,10 +127,20 @@ def _check_number_kinds(name: str, params: PyTree, grads: PyTree) -> None:
             )
 
 
-def _kinds(tree: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree
-    )
+def _alike(kind: Callable[[Any], Any], one: PyTree, other: PyTree) -> bool:
+    """Whether two trees have the same structure, and leaves of the same kinds.
+
+    The trees themselves cannot be compared by `==`: a class of nodes need not define
+    equality, such as the `State` of Equinox.
+    """
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(kind(x) == kind(y) for x, y in leaves)
+
+
+def _kind(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
 def _outline(tree: Any) -> str:
