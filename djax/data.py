@@ -27,6 +27,7 @@ Examples:
 # This file is longer than 300 lines because half of it describes arguments and results,
 # and shows examples.
 
+import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -276,16 +277,9 @@ def plot_classes(
       'worker'
     """
     counts = count_classes(labels, shares)
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "plot_classes draws with matplotlib, which is missing: pip install "
-            "matplotlib."
-        ) from error
     workers, classes = counts.shape
     size = (2 + 0.45 * classes, 1.5 + min(0.35 * workers, 12))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _picture_class()(figsize=size, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(counts, cmap="Blues", aspect="auto")
     if workers <= _MOST_NUMBERED:
@@ -299,6 +293,29 @@ def plot_classes(
     axes.set_yticks(range(0, workers, math.ceil(workers / _MOST_NUMBERED)))
     figure.colorbar(image, label="samples")
     return figure
+
+
+def _picture_class() -> type["Figure"]:
+    """Makes a class of figures that notebooks show.
+
+    Of matplotlib's own figures, notebooks show those that pyplot has made. But pyplot
+    may start a graphical user interface, which a training must not need.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "plot_classes draws with matplotlib, which is missing: pip install "
+            "matplotlib."
+        ) from error
+
+    class Picture(Figure):
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+    return Picture
 
 
 def batches(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from IPython.core.formatters import PNGFormatter
 
 import djax
 from djax import communicators, data
@@ -82,6 +83,11 @@ def test_the_picture_names_classes_and_counts():
     assert ticks == ["ant", "cat", "dog"]
     shown = {text.get_text() for text in axes.texts}
     assert shown == {str(n or "·") for n in data.count_classes(names, SHARES).ravel()}
+
+
+def test_notebooks_show_the_picture():
+    shown = PNGFormatter()(data.plot_classes(LABELS, SHARES))
+    assert shown.startswith(b"\x89PNG")
 
 
 def test_a_picture_of_many_workers_has_no_numbers():
