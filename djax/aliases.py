@@ -427,6 +427,7 @@ def power_gossip_sgd(
     momentum: ArrayLike | None = None,
     nesterov: bool = False,
     consensus_rate: float = 1.0,
+    rows_axis: int = -1,
     overlap: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""D-PSGD whose neighbours exchange their differences in low rank.
@@ -443,6 +444,7 @@ def power_gossip_sgd(
       momentum: decay of the local momentum, which is not communicated.
       nesterov: whether that momentum is Nesterov's.
       consensus_rate: see :func:`djax.power_gossip`.
+      rows_axis: see :func:`djax.power_gossip`; 0 for weights of equinox and PyTorch.
       overlap: see :func:`djax.power_gossip`; True in the paper's experiments.
 
     Returns:
@@ -458,13 +460,15 @@ def power_gossip_sgd(
       Compression in Decentralized Deep Learning <https://arxiv.org/abs/2008.01425>`_,
       2020
     """
-    check_static("power_gossip_sgd", rank=rank, iterations=iterations)
+    static = {"rank": rank, "iterations": iterations, "rows_axis": rows_axis}
+    check_static("power_gossip_sgd", **static)
     averaging = power_gossip(
         topology,
         communicator,
         rank,
         iterations,
         consensus_rate=consensus_rate,
+        rows_axis=rows_axis,
         overlap=overlap,
     )
     return _averaged("power_gossip_sgd", averaging, learning_rate, momentum, nesterov)

@@ -27,7 +27,6 @@ Examples:
 # This file is longer than 300 lines because half of it describes arguments and results,
 # and shows examples.
 
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ from ._interfaces import Communicator, PyTree
 from ._values import check_integer, describe, is_number
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 __all__ = ["batches", "count_classes", "dirichlet", "iid", "plot_classes", "shards"]
 __dir__ = __all__.copy  # For dir() and completion.
@@ -251,71 +250,47 @@ def count_classes(labels: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarra
 
 
 def plot_classes(
-    labels: np.ndarray, shares: Sequence[np.ndarray], title: str = ""
-) -> "Figure":
-    """Draws how many samples of each class each worker holds.
+    labels: np.ndarray, shares: Sequence[np.ndarray], ax: "Axes | None" = None
+) -> "Axes":
+    """Draws with matplotlib how many samples of each class each worker holds.
 
     Args:
       labels: the class of each sample, `[samples]`.
       shares: the indices of each worker's samples, as :func:`dirichlet` returns them.
-      title: the title of the picture.
+      ax: where to draw; by default new axes.
 
     Returns:
-      A figure of matplotlib. In a notebook it is shown if it is the last value of a
-      cell; `figure.savefig("split.png")` writes it into a file.
+      The axes.
 
     Raises:
-      ImportError: if matplotlib is missing.
       ValueError: if `labels` is not one-dimensional, or `shares` is not a list of
         arrays of indices of samples.
 
     Examples:
       >>> import djax, numpy as np
       >>> labels = np.arange(1000) % 10
-      >>> figure = djax.data.plot_classes(labels, djax.data.dirichlet(labels, 4, 0.1))
-      >>> figure.axes[0].get_ylabel()
+      >>> ax = djax.data.plot_classes(labels, djax.data.dirichlet(labels, 4, 0.1))
+      >>> ax.get_ylabel()
       'worker'
     """
     counts = count_classes(labels, shares)
     workers, classes = counts.shape
-    size = (2 + 0.45 * classes, 1.5 + min(0.35 * workers, 12))
-    figure = _picture_class()(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(counts, cmap="Blues", aspect="auto")
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        size = (2 + 0.45 * classes, 1.5 + min(0.35 * workers, 12))
+        _, ax = plt.subplots(figsize=size, layout="constrained")
+    image = ax.imshow(counts, cmap="Blues", aspect="auto")
     if workers <= _MOST_NUMBERED:
         for (worker, column), count in np.ndenumerate(counts):
             color = "white" if count > counts.max() / 2 else "black"
             style = {"ha": "center", "va": "center", "size": 8, "color": color}
-            axes.text(column, worker, str(count or "·"), **style)
-    names = list(map(str, np.unique(np.asarray(labels))))
-    axes.set(xlabel="class", ylabel="worker", title=title)
-    axes.set_xticks(range(classes), names)
-    axes.set_yticks(range(0, workers, math.ceil(workers / _MOST_NUMBERED)))
-    figure.colorbar(image, label="samples")
-    return figure
-
-
-def _picture_class() -> type["Figure"]:
-    """Makes a class of figures that notebooks show.
-
-    Of matplotlib's own figures, notebooks show those that pyplot has made. But pyplot
-    may start a graphical user interface, which a training must not need.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "plot_classes draws with matplotlib, which is missing: pip install "
-            "matplotlib."
-        ) from error
-
-    class Picture(Figure):
-        def _repr_png_(self) -> bytes:
-            file = io.BytesIO()
-            self.savefig(file, format="png")
-            return file.getvalue()
-
-    return Picture
+            ax.text(column, worker, str(count or "·"), **style)
+    ax.set(xlabel="class", ylabel="worker")
+    ax.set_xticks(range(classes), list(map(str, np.unique(np.asarray(labels)))))
+    ax.set_yticks(range(0, workers, math.ceil(workers / _MOST_NUMBERED)))
+    ax.figure.colorbar(image, ax=ax, label="samples")
+    return ax
 
 
 def batches(

@@ -66,8 +66,12 @@ def _begin_folder(run: Run) -> None:
     made_by = {"config": dataclasses.asdict(config), **report.provenance()}
     folder.write("config.json", made_by)
     if run.task.split is not None:
-        title = f"{config.split}, {run.communicator.size} workers"
-        folder.save("split.png", data.plot_classes(*run.task.split, title))
+        size = run.communicator.size
+        figure, ((axes,),) = report.panels((7, 2 + min(0.3 * size, 12)))
+        data.plot_classes(*run.task.split, axes)
+        axes.set(title=f"{config.split}, {size} workers")
+        axes.grid(False)
+        folder.save("split.png", figure)
 
 
 class _Bar(tqdm.tqdm):

@@ -65,7 +65,7 @@ STATIC = {
         lambda f: f(RING, WORKERS, rank=1),
     ),
     "power_gossip_sgd": (
-        ("rank", "iterations"),
+        ("rank", "iterations", "rows_axis"),
         lambda f: f(0.1, RING, WORKERS, rank=1),
     ),
     "moniqua": (("bits",), lambda f: f(RING, WORKERS, 1.0, 0.1)),
