@@ -157,7 +157,7 @@ def test_every_table_starts_under_mpirun():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "RelaySGD"], "unknown --method 'RelaySGD'; choose from D-PSGD"),
+        (["--method", "RelaySGD"], "unknown --method 'RelaySGD'; choose from 'D-PSGD"),
         (["--setting", "alpha 2"], "choose from alpha 0.01, alpha 0.1, alpha 1"),
         (["--smoke", "--", "--epochs", "0"], "--epochs 0 must be at least 1"),
     ],

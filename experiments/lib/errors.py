@@ -22,21 +22,19 @@ class UsageError(Exception):
 def lookup(kind: str, name: str, choices: Iterable[str]) -> str:
     """Returns `name` if it is a choice, else raises UsageError with suggestions.
 
-    Names that contain commas, and an empty name, are quoted, so that the list of
-    choices can be read.
+    If a choice contains a comma or is empty, all are quoted, so that the list can be
+    read.
     """
     choices = sorted(choices)
     if name not in choices:
-        near = [quote(x) for x in difflib.get_close_matches(name, choices, 1)]
-        meant = f" Did you mean {near[0]}?" if near else ""
-        known = ", ".join(map(quote, choices))
-        raise UsageError(f"unknown {kind} {name!r}; choose from {known}.{meant}")
+        plain = all(choice and "," not in choice for choice in choices)
+        shown = {choice: choice if plain else repr(choice) for choice in choices}
+        near = difflib.get_close_matches(name, choices, 1)
+        meant = f" Did you mean {shown[near[0]]}?" if near else ""
+        raise UsageError(
+            f"unknown {kind} {name!r}; choose from {', '.join(shown.values())}.{meant}"
+        )
     return name
-
-
-def quote(name: str) -> str:
-    """Returns a name as an element of a list that is separated by commas."""
-    return repr(name) if "," in name or not name else name
 
 
 @contextlib.contextmanager
