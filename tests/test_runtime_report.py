@@ -98,6 +98,7 @@ def test_what_a_report_says():
     assert report.averagings_per_second.tolist() == [0.5, 0.5, 0]
     assert report.idle_share.tolist() == [0.25, 0, 0]
     assert report.staleness.tolist() == [1, 3, 5]
+    assert report.plot_staleness().patches[5].get_height() == pytest.approx(1 / 3)
     assert repr(report).startswith("Report(3 workers: 3 gradients and 3 averagings in")
 
 
@@ -114,6 +115,13 @@ def test_a_report_as_events():
     assert events.pair_counts.tolist() == PAIRS
     assert events.gradient_counts.tolist() == [2, 1, 0]
     assert len(make_report(dict.fromkeys(range(3), noted([], []))).events) == 0
+
+
+def test_a_worker_that_waits_is_drawn_as_waiting():
+    bars, *_, meetings, _ = make_report().plot_timeline(until=4.5).collections
+    spans = [path.get_extents().intervalx.tolist() for path in bars.get_paths()]
+    assert spans == [[0, 2]]  # The record of worker 1 is the first one.
+    assert len(meetings.get_segments()) == 2
 
 
 @pytest.mark.parametrize("lost", range(3))

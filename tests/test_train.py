@@ -447,6 +447,12 @@ def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
         "staleness.png",
         "trace.json",
     }
+    trace = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    stale = [
+        e["args"]["averagings meanwhile"] for e in trace if e["tid"] == 0 and "dur" in e
+    ]
+    late = rows["averagings during a gradient, mean (most)"]
+    assert late == f"{np.mean(stale):.3g} ({max(stale)})"
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     epochs = [json.loads(line)["epoch"] for line in lines]
     # Looks are due at 8, 12, ...; the first run's before 4 are not repeated.

@@ -111,6 +111,11 @@ class EventJob(Job):
     algorithm: asynchronous.EventTransformation
     events: asynchronous.Events = dataclasses.field(init=False)
 
+    @property
+    def told(self) -> asynchronous.Events | asynchronous.Report:
+        """What knows when gradients were computed, and how stale they were."""
+        return self.events
+
     def measure(
         self,
         time: float,
@@ -159,7 +164,7 @@ class EventJob(Job):
 
     def describe(self) -> Rows:
         """Returns rows of the final table about events, and about stale gradients."""
-        counts, staleness = self.events.gradient_counts, self.events.staleness
+        counts, staleness = self.events.gradient_counts, self.told.staleness
         done = f"{counts.mean():.5g} ({counts.min()}, {counts.max()})"
         late = f"{staleness.mean():.3g} ({staleness.max(initial=0)})"
         return [
@@ -174,13 +179,13 @@ class EventJob(Job):
             return
         from matplotlib.figure import Figure  # Slow to import.
 
-        events = self.events
+        events, told = self.events, self.told
         gradients = max(1.0, events.gradient_counts.mean())
         until = min(1.0, 10 / gradients) * events.duration
         for name, draw in {
             "pairs": events.plot_pairs,
-            "timeline": functools.partial(events.plot_timeline, until=until),
-            "staleness": events.plot_staleness,
+            "timeline": functools.partial(told.plot_timeline, until=until),
+            "staleness": told.plot_staleness,
         }.items():
             figure = Figure(figsize=(7, 5), layout="constrained")
             draw(figure.subplots())

@@ -90,6 +90,11 @@ class Live(EventJob):
         """The ranks that were not lost; known once the run is over."""
         return sorted(set(self.report.records) - set(self._absent))
 
+    @property
+    def told(self) -> asynchronous.Report:
+        """See :class:`experiments.lib.asynchronous.EventJob`."""
+        return self.report
+
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
         """See :class:`experiments.lib.trainer.Job`.
 

@@ -5,12 +5,22 @@ import json
 import pathlib
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._plot import (
+    draw_averagings,
+    draw_bars,
+    draw_staleness,
+    finish_timeline,
+    make_axes,
+)
 from ..simulator import NOBODY, Events
 from ._settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -160,7 +170,13 @@ class Report:
 
     @cached_property
     def staleness(self) -> np.ndarray:
-        """`int64[gradients]`: averagings during each gradient, worker by worker."""
+        """`int64[gradients]`: averagings during each gradient, worker by worker.
+
+        Counted are the averagings of the worker from the moment when it takes its model
+        for the gradient until the gradient is applied. Averagings for which the worker
+        waits between two gradients do not count, since the next gradient is computed
+        at the model after them.
+        """
         parts = [record["staleness"] for _, record in sorted(self.records.items())]
         return np.concatenate([*parts, np.zeros(0, np.int32)]).astype(np.int64)
 
@@ -204,7 +220,13 @@ class Report:
 
     @cached_property
     def events(self) -> Events:
-        """All gradients and averagings, at the times when they ended, in seconds."""
+        """All gradients and averagings, at the times when they ended, in seconds.
+
+        Events know no beginnings, so that each gradient seems to begin when the one
+        before has ended. If workers loaded data or waited in between, as they do with a
+        `max_backlog`, the staleness and the timeline of this report are right, and
+        those of the events count the waiting as part of the gradients.
+        """
         rows = []
         for rank, record in self.records.items():
             rows += [(end, rank, NOBODY) for end in record["gradients"][:, 1]]
@@ -217,6 +239,34 @@ class Report:
         rows.sort()
         time, worker, peer = np.array(rows).T if rows else np.zeros((3, 0))
         return Events(self.size, time, worker, peer, max(time, default=0.0))
+
+    def plot_timeline(
+        self, ax: "Axes | None" = None, until: float | None = None
+    ) -> "Axes":
+        """Draws each worker's gradients as bars and the averagings as lines.
+
+        Args:
+          ax: where to draw; by default new axes.
+          until: end of the picture in seconds; by default the end of the run.
+
+        Returns:
+          The axes.
+        """
+        ax, events = make_axes(ax), self.events
+        until = events.duration if until is None else until
+        for rank, record in self.records.items():
+            begin, end = record["gradients"].T
+            draw_bars(ax, rank, begin, end, until)
+        seen = ~events.is_gradient & (events.time <= until)
+        draw_averagings(ax, events.time[seen], events.worker[seen], events.peer[seen])
+        finish_timeline(ax, self.size, until).set_xlabel("seconds")
+        return ax
+
+    def plot_staleness(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws a histogram of the staleness, and returns its axes."""
+        ax = make_axes(ax)
+        draw_staleness(ax, self.staleness)
+        return ax
 
     def save_trace(self, path: str | pathlib.Path) -> None:
         """Writes a timeline in Chrome's format, which https://ui.perfetto.dev opens.

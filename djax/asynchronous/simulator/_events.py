@@ -8,8 +8,14 @@ import numpy as np
 
 from djax._values import counted, is_whole, read_only
 
+from .._plot import (
+    draw_averagings,
+    draw_bars,
+    draw_staleness,
+    finish_timeline,
+    make_axes,
+)
 from ..algorithms import Asked
-from ._plot import draw_bars, finish_timeline, make_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,17 +171,13 @@ class Events:
             start = np.append(0.0, finish)  # The last gradient is not finished.
             draw_bars(ax, i, start, np.append(finish, self.duration), until)
         seen = ~gradients & (self.time <= until)
-        time, *ends = np.stack([self.time, self.worker, self.peer])[:, seen]
-        ax.vlines(time, *ends, color="crimson", linewidth=1)
-        ax.scatter(np.tile(time, 2), np.concatenate(ends), color="crimson", s=8)
+        draw_averagings(ax, self.time[seen], self.worker[seen], self.peer[seen])
         return finish_timeline(ax, self.size, until)
 
     def plot_staleness(self, ax: "Axes | None" = None) -> "Axes":
         """Draws a histogram of the staleness, and returns its axes."""
-        ax, counts = make_axes(ax), np.bincount(self.staleness, minlength=1)
-        ax.bar(np.arange(len(counts)), counts / max(1, counts.sum()))
-        during = "averagings during a gradient's computation"
-        ax.set(xlabel=during, ylabel="share of gradients")
+        ax = make_axes(ax)
+        draw_staleness(ax, self.staleness)
         return ax
 
     def __repr__(self) -> str:

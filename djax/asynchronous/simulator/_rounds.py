@@ -7,8 +7,8 @@ from numpy.typing import ArrayLike
 
 from djax._values import is_whole
 
+from .._plot import BAR, draw_bars, finish_timeline, make_axes
 from ._durations import MOST_EVENTS, Durations
-from ._plot import BAR, draw_bars, finish_timeline, make_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -35,6 +35,23 @@ def draw_bars(
     )
 
 
+def draw_averagings(
+    ax: "Axes", time: np.ndarray, worker: np.ndarray, peer: np.ndarray
+) -> None:
+    """Draws each averaging as a line between the two workers that averaged."""
+    ax.vlines(time, worker, peer, color="crimson", linewidth=1)
+    ends = np.concatenate([worker, peer])
+    ax.scatter(np.tile(time, 2), ends, color="crimson", s=8)
+
+
+def draw_staleness(ax: "Axes", staleness: np.ndarray) -> None:
+    """Draws a histogram of the staleness of gradients."""
+    counts = np.bincount(staleness, minlength=1)
+    ax.bar(np.arange(len(counts)), counts / max(1, counts.sum()))
+    during = "averagings during a gradient's computation"
+    ax.set(xlabel=during, ylabel="share of gradients")
+
+
 def finish_timeline(ax: "Axes", size: int, until: float) -> "Axes":
     """Gives a timeline of `size` workers its labels and limits."""
     ax.set(xlabel="time", ylabel="worker", xlim=(0, until), ylim=(size - 0.5, -0.5))
