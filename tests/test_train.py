@@ -433,6 +433,8 @@ def test_workers_in_real_time_learn_and_are_resumed(tmp_path):
     second = mpirun(2, *TRAIN, *options, timeout=200)
     assert second.returncode == 0, second.stderr
     rows = table(second.stdout)
+    assert rows["the rows below count from"] == "the resumption of the run"
+    assert "the rows below count from" not in table(first.stdout)
     rate, asked = rows["averagings per gradient, mean (asked)"].split()
     assert asked == "(1)" and float(rate) == pytest.approx(1, rel=0.1)
     last, best = last_record(tmp_path / "a"), last_record(tmp_path / "b")
@@ -484,6 +486,12 @@ train.main(options.split())
     rows = table(result.stdout)
     assert "lost: worker 0" in rows and "accuracy, worst worker" not in rows
     assert float(rows["accuracy, averaged model"].strip("%")) > 30
+    (folder,) = tmp_path.iterdir()  # Its rows are not broken into lines.
+    told = json.loads((folder / "summary.json").read_text())["rows"]
+    assert told["the rows below leave out"] == "lost workers: 0"
+    counts = told["gradients of a worker, mean (fewest, most)"]
+    mean, fewest, most = map(float, re.findall(r"[\d.]+", counts))
+    assert 0 < fewest <= most and mean == pytest.approx((fewest + most) / 2, rel=1e-4)
     assert last_record(tmp_path)["epoch"] == pytest.approx(8, abs=0.5)
     assert columns_of(tmp_path) <= report.COLUMNS.keys()
 

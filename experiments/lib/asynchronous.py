@@ -116,6 +116,11 @@ class EventJob(Job):
         """What knows when gradients were computed, and how stale they were."""
         return self.events
 
+    @property
+    def counted(self) -> list[int]:
+        """The ranks of the workers whose gradients and averagings are known."""
+        return list(range(self.communicator.size))
+
     def measure(
         self,
         time: float,
@@ -145,16 +150,17 @@ class EventJob(Job):
         return record
 
     def _megabytes(self, until: float = math.inf) -> np.ndarray:
-        """Returns the megabytes that each worker sent until then, `float[workers]`."""
+        """Returns the megabytes that each counted worker sent until then."""
         events = self.events
         model_bytes = sum(x.nbytes // len(x) for x in jax.tree.leaves(self.params))
         met = ~events.is_gradient & (events.time <= until)
         pairs = np.concatenate([events.worker[met], events.peer[met]])
-        return np.bincount(pairs, minlength=events.size) * (model_bytes / 1e6)
+        meetings = np.bincount(pairs, minlength=events.size)[self.counted]
+        return meetings * (model_bytes / 1e6)
 
     def traffic(self) -> dict[str, float]:
         """See :class:`experiments.lib.trainer.Job`."""
-        sent, averagings = self._megabytes(), self.events.averaging_counts
+        sent, averagings = self._megabytes(), self.events.averaging_counts[self.counted]
         return {
             "megabytes_mean": float(sent.mean()),
             "megabytes_largest": float(sent.max()),
@@ -164,7 +170,8 @@ class EventJob(Job):
 
     def describe(self) -> Rows:
         """Returns rows of the final table about events, and about stale gradients."""
-        counts, staleness = self.events.gradient_counts, self.told.staleness
+        counts = self.events.gradient_counts[self.counted]
+        staleness = self.told.staleness
         done = f"{counts.mean():.5g} ({counts.min()}, {counts.max()})"
         late = f"{staleness.mean():.3g} ({staleness.max(initial=0)})"
         return [

@@ -95,6 +95,11 @@ class Live(EventJob):
         """See :class:`experiments.lib.asynchronous.EventJob`."""
         return self.report
 
+    @property
+    def counted(self) -> list[int]:
+        """See :class:`experiments.lib.asynchronous.EventJob`."""
+        return sorted(self.report.records)
+
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
         """See :class:`experiments.lib.trainer.Job`.
 
@@ -224,12 +229,18 @@ class Live(EventJob):
 
     def describe(self) -> Rows:
         """Returns rows of the final table: speeds, averagings, and lost workers."""
-        told, alive = self.report, self.ranks
+        told, alive = self.report, self.counted
+        lost, limits = ", ".join(map(str, sorted(told.lost))), []
+        if told.gradients_before.any():
+            limits.append(("the rows below count from", "the resumption of the run"))
+        if lost:
+            limits.append(("the rows below leave out", f"lost workers: {lost}"))
         speed, idle = told.gradients_per_second[alive], told.idle_share[alive]
         speeds = f"{speed.mean():.4g} ({speed.min():.4g})"
         rates = f"{told.mean_rate:.4g} ({told.rate[alive].mean():.4g})"
         waits = f"{idle.mean():.1%} ({idle.max():.1%})"
         return [
+            *limits,
             ("seconds", f"{told.seconds:.4g}"),
             ("gradients per second and worker, mean (slowest)", speeds),
             ("averagings per gradient, mean (asked)", rates),
