@@ -120,6 +120,12 @@ def test_workers_that_do_not_wait_end_and_go_on_together(tmp_path):
     assert stopped.returncode == 0, stopped.stderr
     assert stopped.stderr.count("stopped by SIGTERM; to go on: mpirun -n 2 ") == 1
     assert stopped.stderr.count("/saved has no checkpoint yet: the run begins") == 1
+    (folder,) = (tmp_path / "runs").iterdir()
+    pictures = {"pairs.png", "timeline.png", "staleness.png"}
+    assert pictures | {"trace.json"} <= {path.name for path in folder.iterdir()}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert "gradients of a worker, mean (fewest, most)" in summary["rows"]
+    assert summary["sent_per_worker"]["averagings_mean"] > 0
     ended = mpirun(2, "-m", "experiments.train", *options)
     assert ended.returncode == 0, ended.stderr
     said = rf"resumed from {tmp_path}/saved, after \d+ gradients of all workers\n"

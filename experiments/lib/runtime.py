@@ -100,6 +100,11 @@ class Live(EventJob):
         """See :class:`experiments.lib.asynchronous.EventJob`."""
         return sorted(self.report.records)
 
+    @property
+    def reported(self) -> bool:
+        """Whether the workers have exchanged their records, as they do at every end."""
+        return hasattr(self, "report")
+
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
         """See :class:`experiments.lib.trainer.Job`.
 

@@ -56,6 +56,14 @@ class Job(abc.ABC):
         """The ranks that were not lost; known once there is a record."""
         return range(self.communicator.size)
 
+    @property
+    def reported(self) -> bool:
+        """Whether a run that a signal has cut off knows what it did until then.
+
+        If so, `traffic`, `describe` and `save` can be called.
+        """
+        return False
+
     @abc.abstractmethod
     def train(self, evaluations: int, advance: Callable[[float], object]) -> Records:
         """Trains the local workers, and yields each record of the history.
