@@ -186,7 +186,7 @@ class Averager:
         if self.error is not None and not self._noticed.wait(self._settings.timeout):
             self._transport.abort(
                 f"rank {self._members.rank}: {self.error} Meanwhile this rank was "
-                f"{self._describe()}."
+                f"{self._phase} for {time.monotonic() - self._since:.0f} s."
             )
 
     def _pause(self) -> float:
@@ -213,7 +213,7 @@ class Averager:
         self._averagings.advance()
         self._take_snapshot()
         members.own.done = self._finishing and self._averagings.pairing.done
-        members.own.phase = self._describe()
+        members.own.phase = self._phase
         members.tell()
         done = all(status.done for status in members.everyone)
         return done and self._averagings.pairing.quiet and self._ending.advance()
@@ -223,9 +223,6 @@ class Averager:
         if not self._started.is_set():
             self.record.origin = time.perf_counter()
             self._started.set()
-
-    def _describe(self) -> str:
-        return f"{self._phase} for {time.monotonic() - self._since:.0f} s"
 
     def _handle(self, message: Message) -> None:
         kind, *content = json.loads(message.header)

@@ -177,10 +177,14 @@ class Members:
             rest = [self.own, *(s for r, s in self.others.items() if r != peer)]
             if now - self._signs[peer].heard > self._timeout:
                 found[peer] = (
-                    f"was not heard of for {self._timeout:g} s, last {status.phase}"
+                    f"was not heard of for {self._timeout:g} s; when last heard of, "
+                    f"it was {status.phase}"
                 )
             elif now - latest_change > self._patience(status, rest):
-                found[peer] = f"has held up everyone: {status.phase}"
+                seconds = now - latest_change
+                found[peer] = (
+                    f"has held up everyone for {seconds:.0f} s: it was {status.phase}"
+                )
         return found
 
     def _patience(self, status: Status, rest: list[Status]) -> float:
