@@ -142,6 +142,10 @@ def test_statuses_are_told_when_they_matter(monkeypatch):
     assert not tells()
     clock.now += 0.2
     assert tells() and not tells()  # A fifth of the timeout is over.
+    hear_status(members, 1, 0, True, False, "")
+    assert not tells(gradients=11)
+    clock.now += 1.1
+    assert tells() and not tells()  # A second later, it is news.
 
 
 def test_what_changes_while_it_is_told_is_told_next(monkeypatch):

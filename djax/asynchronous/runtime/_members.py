@@ -16,6 +16,9 @@ from ._settings import Settings
 # A rank may call `run` this many timeouts later than the first one, and a worker may
 # load data and compile for this many timeouts after all others are ready.
 START_PATIENCE = 10
+# Seconds after which others learn of new gradients, which they show as progress, and by
+# which the learning rate of `in_global_steps` decays.
+_NEWS = 1.0
 
 
 class WorkerLost(RuntimeError):
@@ -71,9 +74,10 @@ class Members:
     """One worker's view of all workers.
 
     Every worker sends its status to all others several times in a `timeout`, as a sign
-    of life. It also sends its status after a number of gradients, which becomes smaller
-    when fewer gradients are left in the budget. So all workers learn in time that all
-    together have computed enough.
+    of life, and while it computes gradients at least about once a second. It also sends
+    its status after a number of gradients, which becomes smaller when fewer gradients
+    are left in the budget. So all workers learn in time that all together have computed
+    enough.
 
     Args:
       rank: rank of this worker.
@@ -152,7 +156,8 @@ class Members:
         news = own != dataclasses.replace(
             self._told, gradients=own.gradients, phase=own.phase
         )
-        if counts or news or now - self._told_at >= self._timeout / 5:
+        patience = min(self._timeout / 5, _NEWS if new else math.inf)
+        if counts or news or now - self._told_at >= patience:
             self.say(None, Say.STATUS, *dataclasses.astuple(own))
             self._told, self._told_at = own, now
         if news:
