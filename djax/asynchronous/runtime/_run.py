@@ -148,9 +148,19 @@ def run(
       progress: a function that is called after each gradient of this worker, with the
         number of gradients of all workers together.
       stop: a function that is called after each gradient of this worker. Once it
-        returns True on any rank, the run ends for all workers.
-      checkpoints: where to save and resume; by default nothing is saved. If `resume` is
-        True in it, rank 0 says on stderr after how many gradients the run goes on.
+        returns True on any rank, the run ends for all workers, with an outcome as at
+        any other end. `run` handles no signals. A script that is to end its run on
+        SIGTERM or Ctrl-C sets a flag in a handler of its own, which `stop` returns::
+
+          signals = []
+          for number in (signal.SIGTERM, signal.SIGINT):
+              signal.signal(number, lambda number, frame: signals.append(number))
+          outcome = djax.asynchronous.run(..., stop=lambda: bool(signals))
+
+      checkpoints: where to save and resume; by default nothing is saved. Each worker
+        saves from time to time, and at the end of the run, also if `stop` has ended
+        it. If `resume` is True in it, rank 0 says on stderr after how many gradients
+        the run goes on.
       transport: what carries the messages, `"mpi"` or `"zmq"`. With `"zmq"` the other
         workers continue when a worker is lost. For this the job has to be launched with
         `mpirun -disable-auto-cleanup` and :mod:`djax.guard`.
