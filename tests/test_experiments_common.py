@@ -1,4 +1,4 @@
-"""Tests of what the experiments share: splits, tasks, optimizers."""
+"""Tests of what the experiments share: splits, tasks, optimizers, tables."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import djax
-from experiments.lib import algorithms, optimizers, partition, tasks
+from djax.asynchronous.runtime._record import Record
+from experiments.lib import algorithms, optimizers, partition, runtime, tasks
 from experiments.lib.errors import UsageError
 from experiments.lib.quadratics import random_quadratics
 
@@ -355,3 +356,22 @@ def test_d2_is_checked_at_its_consensus_rate_and_on_all_graphs():
     make_optimizer((ring,), algorithm="d2_sgd", consensus_rate=0.5)
     with pytest.raises(ValueError, match="d2_sgd diverges"):
         make_optimizer((star, ring), algorithm="d2_sgd")
+
+
+def test_a_resumed_run_that_computes_nothing_has_a_table():
+    """Worker 1 is lost; worker 0 had computed all gradients in the run before."""
+    records = {0: Record.unpack(Record(before=7).pack())}
+    communicator, ring = djax.communicators.simulated(2), djax.topologies.ring(2)
+    job = runtime.Live(
+        *(None, communicator, np.zeros((1, 3)), None),
+        *(ring, runtime.Runtime(), 1.0, 7, 0),
+    )
+    assert not job.reported
+    job.report = djax.asynchronous.Report(2, np.ones(2), {1: "has died"}, records)
+    job.events = job.report.events
+    rows = dict(job.describe())
+    assert job.reported
+    assert rows["the rows below count from"] == "the resumption of the run"
+    assert rows["the rows below leave out"] == "lost workers: 1"
+    assert rows["averagings during a gradient, mean (most)"] == "0 (0)"
+    assert job.traffic()["averagings_largest"] == 0

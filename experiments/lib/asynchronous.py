@@ -173,7 +173,8 @@ class EventJob(Job):
         counts = self.events.gradient_counts[self.counted]
         staleness = self.told.staleness
         done = f"{counts.mean():.5g} ({counts.min()}, {counts.max()})"
-        late = f"{staleness.mean():.3g} ({staleness.max(initial=0)})"
+        mean = staleness.sum() / max(1, len(staleness))  # A run may compute nothing.
+        late = f"{mean:.3g} ({staleness.max(initial=0)})"
         return [
             ("gradients of a worker, mean (fewest, most)", done),
             *super().describe(),
