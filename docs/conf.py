@@ -25,6 +25,7 @@ extensions = [
     "myst_nb",  # Markdown and notebooks.
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # Equations are readable without a network, too.
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
@@ -74,4 +75,9 @@ html_title = "djax"
 html_logo = html_favicon = "_static/logo.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}
+html_theme_options = {
+    "logo": {"text": "djax"},
+    "navbar_persistent": [],  # The sidebar has the search.
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+}

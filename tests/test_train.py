@@ -249,8 +249,8 @@ def test_choices_with_commas_are_quoted():
     with pytest.raises(errors.UsageError) as caught:
         errors.lookup("--method", "top k, 1", ["plain", "top k, 10", "b, c", ""])
     assert str(caught.value) == (
-        "unknown --method 'top k, 1'; choose from '', 'b, c', plain, 'top k, 10'. Did "
-        "you mean 'top k, 10'?"
+        "unknown --method 'top k, 1'; choose from '', 'b, c', 'plain', 'top k, 10'. "
+        "Did you mean 'top k, 10'?"
     )
 
 

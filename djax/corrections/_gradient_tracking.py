@@ -50,9 +50,10 @@ def gradient_tracking(mechanism: optax.GradientTransformation) -> Mechanism:
        x_i &\leftarrow \operatorname{average}_i(x_1 + u_1 + c_1, \dots, x_n + u_n + c_n)
        \\ c_i &\leftarrow \operatorname{average}_i(u_1 + c_1, \dots, u_n + c_n) - u_i
 
-    It sends twice what the mechanism sends, since it averages models and updates. No
-    message may be lost: the corrections would no longer sum to zero, and the workers
-    would settle at a wrong point.
+    The corrections :math:`c_i` begin with 0. Gradient tracking sends twice what the
+    mechanism sends, since it averages models and updates. No message may be lost: the
+    corrections would no longer sum to zero, and the workers would settle at a wrong
+    point.
 
     Args:
       mechanism: any mechanism without `overlap` that loses no messages. It is used
