@@ -169,8 +169,7 @@ def assert_matches(
       reference: the algorithm for all workers at once: `(gradient, x, learning_rate,
         steps, matrices) -> x`. The rows of `x`, `float[workers, 6]`, are the models of
         the workers, `gradient(x)` returns their gradients, and `matrices` is
-        `graph.matrices`, `float[period, workers, workers]`. Steps are counted from 0:
-        step `t` averages by `matrices[t % period]`.
+        `graph.matrices`, `float[period, workers, workers]`; step 0 uses the first one.
       graph: a :class:`djax.Topology` or :class:`djax.Schedule`.
       communicators: where to run the mechanism. By default it runs wherever there can
         be as many workers as the graph has: in simulation, on the devices of this

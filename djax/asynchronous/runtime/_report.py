@@ -1,5 +1,8 @@
 """What the workers of a run did, as numbers, pictures and timelines."""
 
+# This file is longer than 300 lines because it is one public class, whose properties
+# describe their arrays.
+
 import dataclasses
 import json
 import pathlib
