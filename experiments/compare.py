@@ -159,23 +159,17 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def check_columns(runs: Sequence[Run], config: Config) -> None:
     """Raises UsageError for a run that lacks what is to be drawn."""
+    columns_of_x = {choice: column for choice, (column, _) in X.items()}
+    columns_of_y = {choice: choice for choice in (*SCORES, *LOSSES)}
+    axes = (("x", config.x, columns_of_x), ("y", config.y, columns_of_y))
     for run in runs:
         known = set().union(*run.history)
-        axes = (
-            (
-                "x",
-                config.x,
-                X[config.x][0],
-                {x: column for x, (column, _) in X.items()},
-            ),
-            ("y", config.y, config.y, {y: y for y in (*SCORES, *LOSSES)}),
-        )
-        for axis, choice, column, choices in axes:
-            if column not in known:
-                has = [name for name, other in choices.items() if other in known]
+        for axis, choice, columns in axes:
+            if columns[choice] not in known:
+                has = [name for name, column in columns.items() if column in known]
                 raise UsageError(
-                    f"--{axis} {choice}: {run.folder} has no column {column!r}; "
-                    f"choose from {', '.join(has)}."
+                    f"--{axis} {choice}: {run.folder} has no column "
+                    f"{columns[choice]!r}; choose from {', '.join(has)}."
                 )
 
 

@@ -112,12 +112,13 @@ def _publish(run: Run, ending: BaseException | None = None) -> None:
     if cut_off:
         until = f"{history[-1]['epoch']:.4g}" if history else "none evaluated"
         rows.insert(0, ("epochs", f"{until} of {run.epochs}"))
-    if job.reported if cut_off else history:
+    known = job.reported if cut_off else bool(history)  # What the workers did.
+    if known:
         job.save(folder, title)
         sent = job.traffic()
     if ending is None and history[-1].get("collapsed"):
         rows.append(("given up, collapsed, in epoch", f"{history[-1]['epoch']}"))
-    if ending is None or (cut_off and job.reported):
+    if known and not diverged:
         rows += job.describe()
     if folder.active:
         if not diverged:
