@@ -21,6 +21,11 @@ REASONS = {
     "old_models": "{by} needs the average of this step's models, but {mechanism} "
     "averages older ones too, with which it diverges: use gossip, or "
     "gradient_tracking in place of {by}.",
+    "averages_updates": "{by} averages models, but {mechanism} averages updates and "
+    "leaves the models apart: give {by} the mechanism without {mechanism}.",
+    "weighted": "{by} compares models before and after an averaging, but {mechanism} "
+    "changes their weights on this graph: use a graph whose matrices are doubly "
+    "stochastic.",
     "uneven_sums": "{by} ends at a wrong point with {mechanism}, {remedy}.",
     "rounded_sums": "{by} sums up the rounding errors of {mechanism}'s weights, and "
     "moves away from the right point: use gradient_tracking in place of {by}.",
@@ -39,6 +44,8 @@ REASONS = {
 * `losses`: the communicator loses messages;
 * `needs_every_message`: the mechanism fails if a message is lost;
 * `old_models`: models of several steps are averaged;
+* `averages_updates`: updates are averaged, which does not draw models together;
+* `weighted`: models carry weights, which change when they are averaged;
 * `uneven_sums`: the sum of the averages over all steps is not the sum of the models;
 * `rounded_sums`: the two sums differ by rounding errors that point in one direction;
 * `optimizer`: the mechanism is also an optimizer;

@@ -7,6 +7,7 @@ from ._every import EveryState, every
 from ._gradient_tracking import GradientTrackingState, gradient_tracking
 from ._interleave import InterleaveState, interleave
 from ._on_updates import on_updates
+from ._outer import FragmentState, OuterState, outer
 from ._quasi_global import (
     QuasiGlobalAdamState,
     QuasiGlobalMomentumState,
@@ -17,8 +18,10 @@ from ._quasi_global import (
 __all__ = [
     "D2State",
     "EveryState",
+    "FragmentState",
     "GradientTrackingState",
     "InterleaveState",
+    "OuterState",
     "QuasiGlobalAdamState",
     "QuasiGlobalMomentumState",
     "d2",
@@ -26,6 +29,7 @@ __all__ = [
     "gradient_tracking",
     "interleave",
     "on_updates",
+    "outer",
     "quasi_global_adam",
     "quasi_global_momentum",
 ]

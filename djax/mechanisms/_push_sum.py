@@ -185,7 +185,7 @@ def push_sum(
         schedule,
         mix=mix,
         overlap=overlap,
-        facts={"rounded_sums": not balanced},
+        facts={"rounded_sums": not balanced, "weighted": not balanced},
         matrices=(lambda: schedule.matrices) if rounds == 1 else None,
         per_rank=["key"],
     )

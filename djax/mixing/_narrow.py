@@ -31,7 +31,7 @@ def narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTr
         key = jax.random.key(communicator.rounding_seed, impl="threefry2x32")
         some = list(map(promote, some))  # Noise in half precision would be too coarse.
         noise = bits.noise(jax.random.fold_in(key, step), some)
-        rounded = map(functools.partial(_at_random, dtype=dtype), some, noise)
+        rounded = map(functools.partial(round_at_random, dtype=dtype), some, noise)
     for i, x in zip(places, rounded, strict=True):
         leaves[i] = x
     return treedef.unflatten(leaves)
@@ -49,7 +49,7 @@ def _nearest(x: jax.Array, dtype: Any) -> jax.Array:
     return jnp.where(jnp.isfinite(x), jnp.clip(x, -largest, largest), x).astype(dtype)
 
 
-def _at_random(x: jax.Array, noise: jax.Array, dtype: Any) -> jax.Array:
+def round_at_random(x: jax.Array, noise: jax.Array, dtype: Any) -> jax.Array:
     """Rounds up or down at random, so that the expectation is `x`."""
     info = jnp.finfo(dtype)
     _, exponent = jnp.frexp(x)

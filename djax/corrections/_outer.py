@@ -1,0 +1,385 @@
+r"""Outer optimizers: many local steps, then a step along what all workers have learnt.
+
+Workers that are connected by slow links cannot average in every step. DiLoCo lets every
+worker make :math:`H` steps by its own optimizer, and then treats the distance that the
+workers have moved on average as a gradient, the outer gradient, for a second optimizer.
+With the anchor :math:`\varphi_i`, the model at which the worker started its local steps,
+and any mechanism in the place of the exact average,
+
+.. math::
+   \Delta_i &= \varphi_i - \operatorname{average}_i(x_1, \dots, x_n), \\
+   \varphi_i &\leftarrow \varphi_i + \operatorname{outer\ optimizer}(\Delta_i), \\
+   x_i &\leftarrow \varphi_i.
+
+Several published algorithms are of this form. With Nesterov momentum it is DiLoCo, with
+heavy-ball momentum SlowMo and, over random pairs of workers, NoLoCo. With fragments of
+the model that are averaged one after the other, and applied some steps after they were
+sent, it is Streaming DiLoCo.
+
+Douillard et al., `DiLoCo: Distributed Low-Communication Training of Language Models
+<https://arxiv.org/abs/2311.08105>`_, 2023; Douillard et al., `Streaming DiLoCo with
+overlapping communication <https://arxiv.org/abs/2501.18512>`_, 2025; Wang et al.,
+`SlowMo: Improving Communication-Efficient Distributed SGD with Slow Momentum
+<https://arxiv.org/abs/1910.00643>`_, 2020; Kolehmainen et al., `NoLoCo: No-all-reduce
+Low Communication Training Method for Large Models <https://arxiv.org/abs/2506.10911>`_,
+2025.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from djax._arguments import check_choice, check_rate, check_static
+from djax._arrays.checks import check_params
+from djax._arrays.precision import add, promote
+from djax._calls import by_its_call
+from djax._counting import present_counter
+from djax._interfaces import PyTree
+from djax._mechanism.adapter import wrap
+from djax._mechanism.agreement import around
+from djax._mechanism.order import observing
+from djax._mechanism.refusals import refuse
+from djax._mechanism.states import check_state
+from djax._mechanism.value import Mechanism, parts_of
+from djax._transformations import as_transformation
+from djax._values import check_integer
+from djax.mixing import alternate
+
+from ._anchors import Anchors, Memory
+from ._fragments import Slots, check_fragments, number_leaves, pick, put
+
+Fragments = int | PyTree | Callable[[PyTree], PyTree]
+
+
+class FragmentState(NamedTuple):
+    r"""What :func:`outer` keeps for one fragment of the model.
+
+    Attributes:
+      anchor: :math:`\varphi_i`, a tree like the fragment: the model after the last
+        outer step.
+      optimizer_state: the state of the outer optimizer.
+      mechanism_state: the state of the mechanism.
+    """
+
+    anchor: PyTree
+    optimizer_state: optax.OptState
+    mechanism_state: optax.OptState
+
+
+class OuterState(NamedTuple):
+    """State of :func:`outer`.
+
+    Attributes:
+      step: `int32[]`, the number of updates so far.
+      fragments: a :class:`FragmentState` for each fragment.
+      sent: with `delay`, arrays that hold the fragment that is being averaged, as it
+        was sent; `()` otherwise.
+    """
+
+    step: ArrayLike
+    fragments: tuple[FragmentState, ...]
+    sent: tuple[jax.Array, ...]
+
+
+@by_its_call
+def outer(
+    period: int,
+    optimizer: optax.GradientTransformation,
+    mechanism: optax.GradientTransformation,
+    *,
+    fragments: Fragments = 1,
+    delay: int = 0,
+    blend: float | jax.Array = 1.0,
+    anchor_dtype: Literal["bfloat16"] | None = None,
+    anchor_memory: Memory = "device",
+) -> Mechanism:
+    r"""Averages rarely, and steps by an outer optimizer along what was learnt.
+
+    Last in a chain, behind the optimizer of the local steps. After every `period`-th
+    step,
+
+    .. math::
+       \Delta_i &= \varphi_i - \operatorname{average}_i(x_1, \dots, x_n), \\
+       \varphi_i &\leftarrow \varphi_i + \operatorname{outer\ optimizer}(\Delta_i), \\
+       x_i &\leftarrow \beta \varphi_i + (1 - \beta) x_i,
+
+    with the anchor :math:`\varphi_i` and the blend :math:`\beta`. The optimizer in
+    front acts in every step and keeps its own state, which is neither averaged nor
+    reset. With `optax.sgd(1.0)` as outer optimizer, `outer` is :func:`djax.every`. With
+    `optax.sgd(0.7, 0.9, nesterov=True)` over :func:`djax.all_reduce`, it is DiLoCo.
+
+    With `fragments`, the model is cut into :math:`F` fragments, one of which is
+    averaged every `period / F` steps, in turn: the network is used more evenly. With
+    `delay`, a fragment is sent as it is after such a step, and the outer step is made
+    that many local steps later. The workers need not wait for the messages meanwhile.
+    A blend below 1 keeps a part of what the worker has learnt in these steps.
+
+    Args:
+      period: the number of steps in which every fragment is averaged once.
+      optimizer: the outer optimizer, such as `optax.sgd(0.7, 0.9, nesterov=True)`. It
+        is given :math:`\Delta_i` in place of a gradient, and has a state for each
+        fragment.
+      mechanism: any mechanism without `overlap`, such as :func:`djax.all_reduce`,
+        :func:`djax.gossip`, :func:`djax.relay` or :func:`djax.power_gossip`. It has a
+        state for each fragment.
+      fragments: their number, if the leaves are to be split in their order into
+        fragments of about equal size; or a tree of numbers 0, 1, ... like the
+        parameters, or a prefix of one, with the fragment of each leaf; or a function
+        from the parameters to such a tree. Fragment 0 is the first to be averaged.
+      delay: the number of local steps between sending a fragment and the outer step,
+        less than `period / F`. Over MPI, the messages travel during these steps. In
+        simulation and on a mesh, the exchange is made when its result is applied.
+      blend: :math:`\beta`, the weight of the anchor in the new model, in (0, 1]. A
+        float, or a scalar array. The Streaming DiLoCo paper calls :math:`1 - \beta` the
+        mixing factor.
+      anchor_dtype: `"bfloat16"` keeps the anchors in half of the memory. They are
+        rounded at random, so that small outer steps are not lost.
+      anchor_memory: `"host"` keeps the anchors and the states of the outer optimizer
+        outside of the accelerator's memory between outer steps.
+
+    Returns:
+      A :class:`djax.Mechanism` that needs `params`, with an :class:`OuterState`. A
+      worker keeps a copy of the model, what the optimizer keeps and, with `delay`, a
+      copy of the largest fragment.
+
+    Raises:
+      ValueError: if `period` is not a positive integer or, in `init`, not a multiple of
+        the number of fragments; if `delay` is too long; if an argument is out of its
+        range; if the mechanism overlaps, averages updates, weights models as
+        :func:`djax.push_sum` does on directed graphs, is a correction that has to see
+        every step, or an optimizer.
+
+    Examples:
+      >>> import djax, optax
+      >>> workers = djax.communicators.simulated(8)
+      >>> nesterov = optax.sgd(0.7, momentum=0.9, nesterov=True)
+      >>> diloco = djax.outer(500, nesterov, djax.all_reduce(workers))
+      >>> optimizer = optax.chain(optax.adamw(4e-4), diloco)
+
+    References:
+      Douillard et al., `DiLoCo: Distributed Low-Communication Training of Language
+      Models <https://arxiv.org/abs/2311.08105>`_, 2023, Algorithm 1
+
+      Douillard et al., `Streaming DiLoCo with overlapping communication
+      <https://arxiv.org/abs/2501.18512>`_, 2025, Algorithm 2
+    """
+    check_static("outer", period=period, delay=delay)
+    period = check_integer(period, "outer: period")
+    delay = check_integer(delay, "outer: delay", minimum=0)
+    optimizer = as_transformation("outer", optimizer)
+    mechanism = as_transformation("outer", mechanism)
+    if isinstance(optimizer, Mechanism):
+        refuse("outer: optimizer", parts_of(optimizer), "mechanism")
+    refuse(
+        "outer",
+        parts_of(mechanism),
+        *("optimizer", "every_step", "overlap", "averages_updates", "weighted"),
+    )
+    check_rate("outer: blend", blend)
+    if not isinstance(blend, jax.core.Tracer) and blend > 1:
+        raise ValueError(f"outer: blend must be at most 1, got {blend}.")
+    check_choice("outer: anchor_dtype", anchor_dtype, Literal["bfloat16", None])
+    check_choice("outer: anchor_memory", anchor_memory, Memory)
+    known = check_fragments("outer", fragments)
+    if known is not None:
+        _check_times(period, known, delay)
+    steps = _OuterSteps(
+        period, delay, blend, optimizer, mechanism, Anchors(anchor_dtype, anchor_memory)
+    )
+
+    def init(params):
+        check_params("outer", params)
+        numbers = number_leaves("outer", fragments, params)
+        _check_times(period, max(numbers) + 1, delay)
+        with around(f"outer({period}, {{}}, delay={delay}, fragments={numbers})"):
+            parts = range(max(numbers) + 1)
+            states = tuple(steps.start(pick(params, numbers, f)) for f in parts)
+        sent = Slots(params, numbers).empty() if delay else ()
+        return OuterState(jnp.zeros((), jnp.int32), states, sent)
+
+    def update(updates, state, params=None, **extra):
+        params = check_params("outer", params)
+        check_state("outer", state, OuterState, params)
+        numbers = number_leaves("outer", fragments, params)
+        if len(state.fragments) != max(numbers) + 1:
+            raise ValueError(
+                f"outer has {max(numbers) + 1} fragments, but the state belongs to "
+                f"{len(state.fragments)}: make a new state by its init."
+            )
+        places = Slots(params, numbers).places
+        states, sent = list(state.fragments), list(state.sent)
+        for f, place in enumerate(places):
+            part = pick(updates, numbers, f)
+            mine = [sent[i] for i in place] if delay else []
+            part, states[f], mine = steps.step(
+                *(f, len(places), state.step, pick(params, numbers, f), extra),
+                *(part, states[f], mine),
+            )
+            updates = put(updates, numbers, f, part)
+            for i, array in zip(place, mine, strict=False):
+                sent[i] = array
+        step = optax.safe_increment(state.step)
+        return updates, OuterState(step, tuple(states), tuple(sent))
+
+    return wrap("outer", mechanism, init, update, {"optimizer": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class _OuterSteps:
+    """The steps of one fragment; the attributes are arguments of :func:`outer`."""
+
+    period: int
+    delay: int
+    blend: float | jax.Array
+    optimizer: optax.GradientTransformationExtraArgs
+    mechanism: optax.GradientTransformationExtraArgs
+    anchors: Anchors
+
+    def start(self, params: PyTree) -> FragmentState:
+        """Returns the first state of a fragment."""
+        anchor = self.anchors.store(jax.tree.map(jnp.copy, params), params, 0)
+        optimizer_state = self.optimizer.init(self.anchors.load(anchor, params))
+        return FragmentState(
+            anchor, self.anchors.move_out(optimizer_state), self.mechanism.init(params)
+        )
+
+    def step(
+        self,
+        number: int,
+        count: int,
+        step: ArrayLike,
+        params: PyTree,
+        extra: dict[str, Any],
+        *changing: PyTree,
+    ) -> tuple[PyTree, FragmentState, list[jax.Array]]:
+        """Makes one step of a fragment, which is a local step in most cases.
+
+        Args:
+          number: the number of the fragment.
+          count: the number of all fragments.
+          step: `int32[]`, the number of steps so far.
+          params: the fragment before this step.
+          extra: the extra arguments of the update.
+          *changing: the updates of the fragment, its state, and the arrays that hold
+            the fragment while it is averaged. They are also what is returned.
+        """
+        first = (number + 1) * self.period // count - 1
+        schedule = [0] * self.period
+        if not self.delay:
+            schedule[first] = 1
+            average = functools.partial(self._average, step, params, extra)
+            return alternate(step, schedule, (_local, average), *changing)
+        schedule[first] = 1
+        schedule[(first + self.delay) % self.period] = 2
+        send = functools.partial(self._send, params)
+        apply = functools.partial(self._apply, step, params, extra)
+        if first + self.delay >= self.period:
+            apply = _if_sent(step >= self.period, apply)
+        return alternate(step, schedule, (_local, send, apply), *changing)
+
+    def _average(self, step, params, extra, updates, state, sent):
+        """An averaging step without delay."""
+        averaged, mechanism_state = self._mixed(updates, state, params, extra)
+        average = _sum(params, averaged)
+        anchor, state = self._outer_step(step, average, params, state, extra)
+        updates = self._towards(anchor, params, updates)
+        return updates, state._replace(mechanism_state=mechanism_state), sent
+
+    def _send(self, params, updates, state, sent):
+        """Sends the fragment as it is after this step."""
+        after = jax.tree.leaves(optax.apply_updates(params, updates))
+        del sent
+        return updates, state, after
+
+    def _apply(self, step, params, extra, updates, state, sent):
+        """Makes the outer step for a fragment that was sent before."""
+        model = jax.tree.unflatten(jax.tree.structure(params), sent)
+        nothing = optax.tree.zeros_like(model)
+        averaged, mechanism_state = self._mixed(nothing, state, model, extra)
+        average = _sum(model, averaged)
+        anchor, state = self._outer_step(step, average, params, state, extra)
+        updates = self._towards(anchor, params, updates)
+        return updates, state._replace(mechanism_state=mechanism_state), sent
+
+    def _mixed(self, updates, state, params, extra):
+        """Lets the mechanism average."""
+        with observing() as observer:
+            found = self.mechanism.update(
+                updates, state.mechanism_state, params, **extra
+            )
+            observer.compare_given(updates)
+        return found
+
+    def _outer_step(self, step, average, params, state, extra):
+        """Returns the new anchor, in float32 or wider, and the state that keeps it."""
+        anchor = self.anchors.load(state.anchor, params)
+        optimizer_state = self.anchors.move_in(state.optimizer_state)
+        gradient = add(anchor, average, like=params, sign=-1)
+        change, optimizer_state = self.optimizer.update(
+            gradient, optimizer_state, anchor, **extra
+        )
+        anchor = _sum(anchor, change)
+        state = state._replace(
+            anchor=self.anchors.store(anchor, params, step + 1),
+            optimizer_state=self.anchors.move_out(optimizer_state),
+        )
+        return anchor, state
+
+    def _towards(self, anchor, params, updates):
+        """Returns updates that blend the model after this step with the anchor."""
+
+        def of_leaf(a, x, u):
+            x, u = promote(x), promote(u)
+            if not isinstance(self.blend, jax.Array) and self.blend == 1:
+                return a - x
+            return u + jnp.asarray(self.blend, a.dtype) * (a - (x + u))
+
+        moved = jax.tree.map(of_leaf, anchor, params, updates)
+        return optax.tree.cast_like(moved, updates)
+
+
+def _local(*changing: PyTree) -> tuple[PyTree, ...]:
+    """A local step, which changes nothing but the model."""
+    return changing
+
+
+def _if_sent(sent: jax.Array, apply: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes an outer step that is left out if nothing was sent.
+
+    The outer step that belongs to the end of a period is made at the start of the next
+    one. At the start of the first period, nothing has been sent.
+    """
+    if present_counter() is not None:  # While costs are counted, periods are alike.
+        return apply
+
+    def guarded(*changing):
+        return jax.lax.cond(sent, lambda *c: tuple(apply(*c)), _local, *changing)
+
+    return guarded
+
+
+def _sum(model: PyTree, change: PyTree) -> PyTree:
+    """Adds in float32 or wider."""
+    return jax.tree.map(lambda x, d: promote(x) + promote(d), model, change)
+
+
+def _check_times(period: int, fragments: int, delay: int) -> None:
+    """Raises ValueError unless fragments are averaged at equal distances."""
+    between, rest = divmod(period, fragments)
+    if rest or not between:
+        least = max(between, 1) * fragments
+        raise ValueError(
+            f"outer: period must be a multiple of the {fragments} fragments, got "
+            f"{period}; the nearest are {least} and {least + fragments}."
+        )
+    if delay >= between:
+        raise ValueError(
+            f"outer: delay must be less than period / fragments = {between}, the number "
+            f"of steps until the next fragment is sent; got {delay}."
+        )
