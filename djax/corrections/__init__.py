@@ -7,6 +7,7 @@ from ._every import EveryState, every
 from ._gradient_tracking import GradientTrackingState, gradient_tracking
 from ._interleave import InterleaveState, interleave
 from ._on_updates import on_updates
+from ._outer import Fragments as Fragments
 from ._outer import FragmentState, OuterState, outer
 from ._quasi_global import (
     QuasiGlobalAdamState,

@@ -71,7 +71,7 @@ class Anchors:
         return self._move(tree, jax.memory.Space.Host)
 
     def move_in(self, tree: PyTree) -> PyTree:
-        """Moves arrays to the memory of the device, where it can calculate with them."""
+        """Moves arrays to the memory of the device, which calculates with them."""
         return self._move(tree, jax.memory.Space.Device)
 
     def _move(self, tree: PyTree, space: Any) -> PyTree:

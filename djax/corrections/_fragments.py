@@ -5,14 +5,14 @@ replaced by `optax.MaskedNode()`, which has no leaves. In this way, mechanisms a
 optimizers find a leaf of a fragment under the same path as in the model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from djax._arrays.checks import is_function, named_leaves
+from djax._arrays.checks import is_function
 from djax._interfaces import PyTree
 from djax._values import check_integer, is_whole
 

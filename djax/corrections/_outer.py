@@ -3,8 +3,8 @@ r"""Outer optimizers: many local steps, then a step along what all workers have 
 Workers that are connected by slow links cannot average in every step. DiLoCo lets every
 worker make :math:`H` steps by its own optimizer, and then treats the distance that the
 workers have moved on average as a gradient, the outer gradient, for a second optimizer.
-With the anchor :math:`\varphi_i`, the model at which the worker started its local steps,
-and any mechanism in the place of the exact average,
+The anchor :math:`\varphi_i` is the model at which the worker started its local steps.
+With any mechanism in the place of the exact average,
 
 .. math::
    \Delta_i &= \varphi_i - \operatorname{average}_i(x_1, \dots, x_n), \\
@@ -285,11 +285,8 @@ class _OuterSteps:
 
     def _average(self, step, params, extra, updates, state, sent):
         """An averaging step without delay."""
-        averaged, mechanism_state = self._mixed(updates, state, params, extra)
-        average = _sum(params, averaged)
-        anchor, state = self._outer_step(step, average, params, state, extra)
-        updates = self._towards(anchor, params, updates)
-        return updates, state._replace(mechanism_state=mechanism_state), sent
+        anchor, state = self._outer_step(step, updates, params, state, extra)
+        return self._towards(anchor, params, updates), state, sent
 
     def _send(self, params, updates, state, sent):
         """Sends the fragment as it is after this step."""
@@ -301,35 +298,28 @@ class _OuterSteps:
         """Makes the outer step for a fragment that was sent before."""
         model = jax.tree.unflatten(jax.tree.structure(params), sent)
         nothing = optax.tree.zeros_like(model)
-        averaged, mechanism_state = self._mixed(nothing, state, model, extra)
-        average = _sum(model, averaged)
-        anchor, state = self._outer_step(step, average, params, state, extra)
-        updates = self._towards(anchor, params, updates)
-        return updates, state._replace(mechanism_state=mechanism_state), sent
+        anchor, state = self._outer_step(step, nothing, model, state, extra)
+        return self._towards(anchor, params, updates), state, sent
 
-    def _mixed(self, updates, state, params, extra):
-        """Lets the mechanism average."""
-        with observing() as observer:
-            found = self.mechanism.update(
-                updates, state.mechanism_state, params, **extra
-            )
-            observer.compare_given(updates)
-        return found
-
-    def _outer_step(self, step, average, params, state, extra):
-        """Returns the new anchor, in float32 or wider, and the state that keeps it."""
+    def _outer_step(self, step, updates, params, state, extra):
+        """Averages, and returns the new anchor, in float32 or wider, and the state."""
         anchor = self.anchors.load(state.anchor, params)
         optimizer_state = self.anchors.move_in(state.optimizer_state)
-        gradient = add(anchor, average, like=params, sign=-1)
+        with observing() as observer:
+            averaged, mechanism_state = self.mechanism.update(
+                updates, state.mechanism_state, params, anchor=anchor, **extra
+            )
+            observer.compare_given(updates)
+        gradient = add(anchor, _sum(params, averaged), like=params, sign=-1)
         change, optimizer_state = self.optimizer.update(
             gradient, optimizer_state, anchor, **extra
         )
         anchor = _sum(anchor, change)
-        state = state._replace(
-            anchor=self.anchors.store(anchor, params, step + 1),
-            optimizer_state=self.anchors.move_out(optimizer_state),
+        return anchor, FragmentState(
+            self.anchors.store(anchor, params, step + 1),
+            self.anchors.move_out(optimizer_state),
+            mechanism_state,
         )
-        return anchor, state
 
     def _towards(self, anchor, params, updates):
         """Returns updates that blend the model after this step with the anchor."""
@@ -380,6 +370,6 @@ def _check_times(period: int, fragments: int, delay: int) -> None:
         )
     if delay >= between:
         raise ValueError(
-            f"outer: delay must be less than period / fragments = {between}, the number "
-            f"of steps until the next fragment is sent; got {delay}."
+            f"outer: delay must be less than period / fragments = {between}, the "
+            f"number of steps until the next fragment is sent; got {delay}."
         )

@@ -1,8 +1,4 @@
-"""Algorithms by the names that papers use: SGD and a mechanism, in one call.
-
-A reader of the papers looks for D-PSGD, and need not know that it is a chain of
-`optax.sgd` and :func:`djax.gossip`. Each function here returns such a chain.
-"""
+"""Algorithms that average in every step: SGD and a mechanism, in one call."""
 
 # This file is longer than 300 lines because each function describes all of its
 # arguments; most bodies are a single expression.
@@ -12,16 +8,16 @@ from collections.abc import Sequence
 import optax
 from jax.typing import ArrayLike
 
-from ._arguments import (
+from djax._arguments import (
     check_decay,
     check_flags,
     check_rate,
     check_reliable,
     check_static,
 )
-from ._interfaces import Communicator, Compressor
-from .corrections import check_d2, d2, gradient_tracking, interleave, on_updates
-from .mechanisms import (
+from djax._interfaces import Communicator, Compressor
+from djax.corrections import check_d2, d2, gradient_tracking, interleave, on_updates
+from djax.mechanisms import (
     Missing,
     all_reduce,
     choco_gossip,
@@ -32,23 +28,7 @@ from .mechanisms import (
     push_sum,
     relay,
 )
-from .topologies import Graph, Topology
-
-__all__ = [
-    "all_reduce_sgd",
-    "choco_sgd",
-    "d2_sgd",
-    "dcd_psgd",
-    "dpsgd",
-    "ecd_psgd",
-    "exact_diffusion",
-    "gradient_tracking_sgd",
-    "power_gossip_sgd",
-    "relay_sgd",
-    "relay_sgd_grad",
-    "sgp",
-]
-__dir__ = __all__.copy  # For dir() and completion.
+from djax.topologies import Graph, Topology
 
 
 def _sgd(
