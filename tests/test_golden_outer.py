@@ -225,7 +225,8 @@ def test_slowmo(case):
 
     The paper's anchor is the common start. fairscale takes the model after the first
     local step, which differs between workers, unless it is initialized before (cases
-    `_init0`): here that model replaces the anchor. If fairscale keeps a piece of the
+    `_init0`): here that model replaces the anchor. With SGP it is the model before the
+    workers gossip. If fairscale keeps a piece of the
     anchor on each worker ("memory efficient"), the pieces come from different workers. torchdistX averages after steps 1,
     1 + S, 1 + 2 S, ..., and makes no slow step after the first: here the first step is
     the local optimizer's alone, with an exact average.
@@ -247,8 +248,9 @@ def test_slowmo(case):
         settings = options["kw"]
         period = settings["slowmo_frequency"]
         slow = settings["slowmo_momentum"], settings["slowmo_lr"]
-        pieces = settings["slowmo_memory_efficient"]
-        change = None if "init0" in options else anchored_late(workers, pieces)
+        if "init0" not in options:
+            pieces = settings["slowmo_memory_efficient"]
+            change = anchored_late(local, workers, pieces)
         if base == "local":
             often = djax.every(settings["localsgd_frequency"], djax.all_reduce(workers))
             local = optax.chain(local, often)
@@ -269,22 +271,25 @@ def test_slowmo(case):
     assert_reproduced("slowmo_n4", case, xs)
 
 
-def anchored_late(workers, pieces):
-    """Makes a step after which, if it is the first, the model becomes the anchor.
+def anchored_late(local, workers, pieces):
+    """Makes a step in which, if it is the first, the local step leads to the anchor.
 
     Args:
+      local: makes the local step, before the workers gossip.
       workers: connects the workers.
       pieces: whether all workers share an anchor, of which each of them has a piece.
     """
 
     def change(t, optimizer, gradients, state, params):
+        moved, _ = local.update(gradients, state[0][0], params)
+        moved = optax.apply_updates(params, moved)
         updates, state = optimizer.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
         (fragment,) = state[-1].fragments
-        anchor = [piece(x, i, len(params)) for i, x in enumerate(params)]
+        anchor = [piece(x, i, len(params)) for i, x in enumerate(moved)]
         anchor = optax.tree.where(t == 0, anchor, fragment.anchor)
-        moved = state[-1]._replace(fragments=(fragment._replace(anchor=anchor),))
-        return params, (*state[:-1], moved)
+        fragments = (fragment._replace(anchor=anchor),)
+        return params, (*state[:-1], state[-1]._replace(fragments=fragments))
 
     def piece(x, coordinate, count):
         if not pieces:

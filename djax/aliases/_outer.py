@@ -351,8 +351,8 @@ def _reset_every(
             inner = optimizer.init(params)
         if parts:
             raise ValueError(
-                f"slowmo: base_state='reset' would reset {parts[0].name}, too, which is "
-                "a part of the base optimizer: use 'keep' or 'average'."
+                f"slowmo: base_state='reset' would reset {parts[0].name}, too, which "
+                "is a part of the base optimizer: use 'keep' or 'average'."
             )
         return ResetState(jnp.zeros((), jnp.int32), inner)
 
