@@ -83,6 +83,14 @@ def narrow(communicator):
     return dataclasses.replace(communicator, message_dtype="bfloat16")
 
 
+def first_and_others(params):
+    """Two fragments of a model, or one if it has a single leaf."""
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef.unflatten(min(i, 1) for i in range(len(leaves)))
+
+
+NESTEROV = optax.sgd(0.7, 0.6, nesterov=True)
+
 ALGORITHMS = {
     "gossip": Algorithm(lambda t, c: djax.gossip(t, c), references.gossip),
     "gossip_overlap": Algorithm(
@@ -198,6 +206,54 @@ ALGORITHMS = {
         references.quasi_global_adam,
         converges=False,  # With a constant step size.
         keeps_mean=False,  # Its steps have a length of their own.
+        alone_is_base=False,
+    ),
+    "outer": Algorithm(
+        lambda t, c: djax.outer(3, NESTEROV, djax.gossip(t, c)),
+        references.outer(lambda W, x: lambda y: W @ y, 3, 0.7, 0.6),
+        exact=False,
+        alone_is_base=False,
+    ),
+    "outer_relay": Algorithm(
+        lambda t, c: djax.outer(3, NESTEROV, djax.relay(t, c)),
+        references.outer(references.relay_average, 3, 0.7, 0.6),
+        graph=djax.topologies.spanning_tree,
+        exact=False,
+        keeps_mean=False,
+        alone_is_base=False,
+    ),
+    "outer_power_gossip": Algorithm(
+        lambda t, c: djax.outer(2, NESTEROV, djax.power_gossip(t, c)),
+        references.outer(
+            lambda W, x: references.power_gossip_average([W]), 2, 0.7, 0.6
+        ),
+        exact=False,
+        alone_is_base=False,
+    ),
+    "outer_streaming": Algorithm(
+        lambda t, c: djax.outer(
+            *(6, NESTEROV, djax.all_reduce(c)),
+            fragments=first_and_others,
+            delay=2,
+            blend=0.75,
+        ),
+        references.streaming(3, (slice(0, 2), slice(2, 6)), 2, 0.75, 0.7, 0.6),
+        exact=False,
+        alone_is_base=False,
+    ),
+    "noloco": Algorithm(
+        lambda t, c: djax.noloco(
+            optax.identity(),
+            c,
+            period=2,
+            consensus_rate=0.5,
+            schedule=djax.topologies.random_matchings(t.size, seed=1),
+        ),
+        references.noloco(
+            lambda n: djax.topologies.random_matchings(n, seed=1).matrices,
+            *(2, 0.7, 0.5, 0.5),
+        ),
+        exact=False,
         alone_is_base=False,
     ),
     "power_gossip": Algorithm(

@@ -64,6 +64,70 @@ def gossip_every(k):
     return run
 
 
+def outer(make_average, period, rate, momentum, *, nesterov=True):
+    """Many local steps, then a step of momentum along what was learnt.
+
+    Args:
+      make_average: from the mixing matrix and the start to a function that averages.
+      period: the number of steps between two averagings.
+      rate: the outer learning rate.
+      momentum: the outer momentum.
+      nesterov: whether the outer momentum is Nesterov's.
+    """
+
+    def run(gradient, x, learning_rate, steps, W):
+        average, anchor, u = make_average(W, x), x, np.zeros_like(x)
+        for step in range(1, steps + 1):
+            x = x - learning_rate * gradient(x)
+            if step % period == 0:
+                moved = anchor - average(x)
+                u = momentum * u + moved
+                anchor = anchor - rate * (moved + momentum * u if nesterov else u)
+                x = anchor
+        return x
+
+    return run
+
+
+def streaming(between, fragments, delay, blend, rate, momentum):
+    """The exact average of one fragment of the coordinates after the other."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        anchor, u, sent = x.copy(), np.zeros_like(x), {}
+        for step in range(1, steps + 1):
+            x = x - learning_rate * gradient(x)
+            count, rest = divmod(step, between)
+            if count and rest == 0:
+                now = fragments[(count - 1) % len(fragments)]
+                sent[step + delay] = now, x[:, now].mean(0, keepdims=True)
+            if step in sent:
+                now, mean = sent[step]
+                moved = anchor[:, now] - mean
+                u[:, now] = momentum * u[:, now] + moved
+                anchor[:, now] -= rate * (moved + momentum * u[:, now])
+                x[:, now] = blend * anchor[:, now] + (1 - blend) * x[:, now]
+        return x
+
+    return run
+
+
+def noloco(matrices, period, rate, momentum, consensus):
+    """With a term for what was learnt, and another one for the anchors."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        anchor, u = x, np.zeros_like(x)
+        for step in range(1, steps + 1):
+            x = x - learning_rate * gradient(x)
+            if step % period == 0:
+                pairs = _at(matrices, x, step // period - 1)
+                u = momentum * u + rate * pairs @ (x - anchor)
+                u = u + consensus * (pairs @ anchor - anchor)
+                x = anchor = anchor + u
+        return x
+
+    return run
+
+
 def gossip_on_updates(gradient, x, learning_rate, steps, W):
     for _ in range(steps):
         x = x - learning_rate * W @ gradient(x)
@@ -81,22 +145,31 @@ def gossip_interleaved(gradient, x, learning_rate, steps, W):
 
 
 def relay(gradient, x, learning_rate, steps, W, missing="initial", overlap=False):
+    average = relay_average(W, x, missing, overlap)
+    for _ in range(steps):
+        x = average(x - learning_rate * gradient(x), x)
+    return x
+
+
+def relay_average(W, start, missing="initial", overlap=False):
     """Sums over the half-step models of all workers, each from its own past."""
-    n, start, past = len(x), x, []
+    n, past = len(start), []
     hops = _hops(W)
     delays = hops if overlap else np.maximum(hops - 1, 0)
-    for t in range(steps):
-        y = x - learning_rate * gradient(x)
+
+    def average(y, x=None):
+        t = len(past)
         past.append(y)
         pads = {"initial": np.tile(start[0], (n, 1)), "latest": x, "self": y}
-        new = np.empty_like(x)
+        new = np.empty_like(y)
         for i in range(n):
             heard = [past[t - d][j] for j, d in enumerate(delays[i]) if d <= t]
             if missing != "renormalize":
                 heard += [pads[missing][i]] * (n - len(heard))
             new[i] = np.mean(heard, axis=0)
-        x = new
-    return x
+        return new
+
+    return average
 
 
 def relay_on_updates(gradient, x, learning_rate, steps, W):
@@ -305,48 +378,57 @@ def _noise(key, count):
 
 
 def power_gossip(rank=1, iterations=1, overlap=False, rate=1.0, matrices=None):
+    def run(gradient, x, learning_rate, steps, W):
+        period = [W] if matrices is None else matrices(len(x))
+        average = power_gossip_average(period, rank, iterations, rate)
+        for _ in range(steps):
+            update = -learning_rate * gradient(x)
+            x = average(x) + update if overlap else average(x + update)
+        return x
+
+    return run
+
+
+def power_gossip_average(period, rank=1, iterations=1, rate=1.0):
     """One edge after the other; the matrix of [b, w] is w transposed, b a vector.
 
     In even periods the side of the first iteration changes after each period, too.
     """
+    n, k = len(period[0]), 0
+    steps, factors = itertools.count(), {}
+    for edge in itertools.combinations(range(n), 2):
+        both = _first_vectors(rank, n * edge[0] + edge[1])
+        factors[edge, 0], factors[edge, 1] = both
 
-    def run(gradient, x, learning_rate, steps, W):
-        n, k = len(x), 0
-        period = [W] if matrices is None else matrices(n)
-        factors = {}
-        for edge in itertools.combinations(range(n), 2):
-            both = _first_vectors(rank, n * edge[0] + edge[1])
-            factors[edge, 0], factors[edge, 1] = both
-        for t in range(steps):
-            W = period[t % len(period)]
-            edges = [(i, j) for i in range(n) for j in range(i + 1, n) if W[i, j]]
-            if iterations % 2 and len(period) % 2 == 0 and t and t % len(period) == 0:
-                k += 1
-            update = -learning_rate * gradient(x)
-            y = x if overlap else x + update
-            new = y.copy()
-            new[:, :2] = W @ y[:, :2]
-            for _ in range(iterations):
-                k += 1
-                M = new[:, 2:].reshape(n, 2, 2).swapaxes(1, 2)
-                moved = M.copy()
-                for low, high in edges:
-                    gap = M[high] - M[low]
-                    U, V = factors[(low, high), 0], factors[(low, high), 1]
-                    if k % 2:
-                        V = _orth(V)
-                        U = gap @ V
-                    else:
-                        U = _orth(U)
-                        V = gap.T @ U
-                    factors[(low, high), 0], factors[(low, high), 1] = U, V
-                    moved[low] += rate * W[low, high] * U @ V.T
-                    moved[high] -= rate * W[low, high] * U @ V.T
-                new[:, 2:] = moved.swapaxes(1, 2).reshape(n, 4)
-            x = new + update if overlap else new
-        return x
+    def average(y):
+        nonlocal k
+        t = next(steps)
+        W = period[t % len(period)]
+        edges = [(i, j) for i in range(n) for j in range(i + 1, n) if W[i, j]]
+        if iterations % 2 and len(period) % 2 == 0 and t and t % len(period) == 0:
+            k += 1
+        new = y.copy()
+        new[:, :2] = W @ y[:, :2]
+        for _ in range(iterations):
+            k += 1
+            M = new[:, 2:].reshape(n, 2, 2).swapaxes(1, 2)
+            moved = M.copy()
+            for low, high in edges:
+                gap = M[high] - M[low]
+                U, V = factors[(low, high), 0], factors[(low, high), 1]
+                if k % 2:
+                    V = _orth(V)
+                    U = gap @ V
+                else:
+                    U = _orth(U)
+                    V = gap.T @ U
+                factors[(low, high), 0], factors[(low, high), 1] = U, V
+                moved[low] += rate * W[low, high] * U @ V.T
+                moved[high] -= rate * W[low, high] * U @ V.T
+            new[:, 2:] = moved.swapaxes(1, 2).reshape(n, 4)
+        return new
 
-    return run
+    return average
 
 
 def _first_vectors(rank, edge):

@@ -226,10 +226,10 @@ def test_slowmo(case):
     The paper's anchor is the common start. fairscale takes the model after the first
     local step, which differs between workers, unless it is initialized before (cases
     `_init0`): here that model replaces the anchor. With SGP it is the model before the
-    workers gossip. If fairscale keeps a piece of the
-    anchor on each worker ("memory efficient"), the pieces come from different workers. torchdistX averages after steps 1,
-    1 + S, 1 + 2 S, ..., and makes no slow step after the first: here the first step is
-    the local optimizer's alone, with an exact average.
+    workers gossip. If fairscale keeps a piece of the anchor on each worker ("memory
+    efficient"), the pieces come from different workers. torchdistX averages after steps
+    1, 1 + S, 1 + 2 S, ..., and makes no slow step after the first: here the first step
+    is the local optimizer's alone, with an exact average.
     """
     options, problem = CASES["slowmo_n4", case], PROBLEMS["slowmo_n4"]
     workers = communicators.simulated(4)
