@@ -386,10 +386,11 @@ def _with_anchors(mechanism: Mechanism, ratio: float) -> Mechanism:
     def init(params):
         return average.init(params), average.init(params)
 
-    def update(updates, state, params, *, anchor, **extra):
-        nothing = optax.tree.zeros_like(anchor)
+    def update(updates, state, params, **extra):
+        # The parameters that an outer optimizer gives to its mechanism are the anchor.
+        nothing = optax.tree.zeros_like(updates)
         updates, models = average.update(updates, state[0], params, **extra)
-        consensus, anchors = average.update(nothing, state[1], anchor, **extra)
+        consensus, anchors = average.update(nothing, state[1], params, **extra)
         scaled = jax.tree.map(lambda c: (ratio - 1) * c, consensus)
         return add(updates, scaled, like=updates), (models, anchors)
 

@@ -285,38 +285,42 @@ class _OuterSteps:
 
     def _average(self, step, params, extra, updates, state, sent):
         """An averaging step without delay."""
-        anchor, state = self._outer_step(step, updates, params, state, extra)
+        model = optax.apply_updates(params, updates)
+        anchor, state = self._outer_step(step, model, state, extra)
         return self._towards(anchor, params, updates), state, sent
 
     def _send(self, params, updates, state, sent):
         """Sends the fragment as it is after this step."""
-        after = jax.tree.leaves(optax.apply_updates(params, updates))
         del sent
-        return updates, state, after
+        model = optax.apply_updates(params, updates)
+        return updates, state, jax.tree.leaves(model)
 
     def _apply(self, step, params, extra, updates, state, sent):
         """Makes the outer step for a fragment that was sent before."""
         model = jax.tree.unflatten(jax.tree.structure(params), sent)
-        nothing = optax.tree.zeros_like(model)
-        anchor, state = self._outer_step(step, nothing, model, state, extra)
+        anchor, state = self._outer_step(step, model, state, extra)
         return self._towards(anchor, params, updates), state, sent
 
-    def _outer_step(self, step, updates, params, state, extra):
+    def _outer_step(self, step, model, state, extra):
         """Averages, and returns the new anchor, in float32 or wider, and the state."""
-        anchor = self.anchors.load(state.anchor, params)
+        anchor = self.anchors.load(state.anchor, model)
         optimizer_state = self.anchors.move_in(state.optimizer_state)
-        with observing() as observer:
+        # The mechanism is given the anchor as the parameters, and the way to the model
+        # as updates. What it returns is the outer gradient with another sign. If all
+        # workers have the same anchor and average exactly, they have the same outer
+        # gradients to the last bit, and their anchors stay the same.
+        learnt = add(model, anchor, like=model, sign=-1)
+        with observing():
             averaged, mechanism_state = self.mechanism.update(
-                updates, state.mechanism_state, params, anchor=anchor, **extra
+                learnt, state.mechanism_state, anchor, **extra
             )
-            observer.compare_given(updates)
-        gradient = add(anchor, _sum(params, averaged), like=params, sign=-1)
+        gradient = jax.tree.map(jnp.negative, averaged)
         change, optimizer_state = self.optimizer.update(
             gradient, optimizer_state, anchor, **extra
         )
-        anchor = _sum(anchor, change)
+        anchor = jax.tree.map(lambda a, c: promote(a) + promote(c), anchor, change)
         return anchor, FragmentState(
-            self.anchors.store(anchor, params, step + 1),
+            self.anchors.store(anchor, model, step + 1),
             self.anchors.move_out(optimizer_state),
             mechanism_state,
         )
@@ -352,11 +356,6 @@ def _if_sent(sent: jax.Array, apply: Callable[..., Any]) -> Callable[..., Any]:
         return jax.lax.cond(sent, lambda *c: tuple(apply(*c)), _local, *changing)
 
     return guarded
-
-
-def _sum(model: PyTree, change: PyTree) -> PyTree:
-    """Adds in float32 or wider."""
-    return jax.tree.map(lambda x, d: promote(x) + promote(d), model, change)
 
 
 def _check_times(period: int, fragments: int, delay: int) -> None:
