@@ -160,7 +160,8 @@ def relay_average(W, start, missing="initial", overlap=False):
     def average(y, x=None):
         t = len(past)
         past.append(y)
-        pads = {"initial": np.tile(start[0], (n, 1)), "latest": x, "self": y}
+        latest = y if x is None else x
+        pads = {"initial": np.tile(start[0], (n, 1)), "latest": latest, "self": y}
         new = np.empty_like(y)
         for i in range(n):
             heard = [past[t - d][j] for j, d in enumerate(delays[i]) if d <= t]

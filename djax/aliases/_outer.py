@@ -12,14 +12,21 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._arguments import check_choice, check_decay, check_flags, check_rate
+from djax._arguments import (
+    check_choice,
+    check_communicator,
+    check_decay,
+    check_flags,
+    check_rate,
+)
+from djax._arrays.checks import check_params
 from djax._arrays.precision import add
 from djax._calls import by_its_call
 from djax._interfaces import Communicator
 from djax._mechanism.adapter import wrap
 from djax._mechanism.value import Mechanism, collecting
 from djax._transformations import as_transformation
-from djax._values import check_integer, is_communicator
+from djax._values import check_integer
 from djax.corrections import Fragments, every, outer
 from djax.mechanisms import all_reduce, gossip
 from djax.mixing import alternate
@@ -284,9 +291,10 @@ def noloco(
 
 def _mechanism(name: str, averaging: Averaging) -> optax.GradientTransformation:
     """Returns a mechanism; a communicator stands for the exact average."""
-    if is_communicator(averaging):
-        return all_reduce(averaging)
-    return as_transformation(name, averaging)
+    if isinstance(averaging, optax.GradientTransformation):
+        return as_transformation(name, averaging)
+    check_communicator(name, averaging)
+    return all_reduce(averaging)
 
 
 def _behind(
@@ -357,6 +365,7 @@ def _reset_every(
         return ResetState(jnp.zeros((), jnp.int32), inner)
 
     def update(updates, state, params=None, **extra):
+        params = check_params("slowmo", params)
         updates, inner = optimizer.update(updates, state.inner_state, params, **extra)
         inner = alternate(
             state.step,

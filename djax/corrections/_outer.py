@@ -280,7 +280,7 @@ class _OuterSteps:
         send = functools.partial(self._send, params)
         apply = functools.partial(self._apply, step, params, extra)
         if first + self.delay >= self.period:
-            apply = _if_sent(step >= self.period, apply)
+            apply = _if_sent(jnp.asarray(step) >= self.period, apply)
         return alternate(step, schedule, (_local, send, apply), *changing)
 
     def _average(self, step, params, extra, updates, state, sent):
