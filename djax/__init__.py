@@ -18,6 +18,9 @@ processes of MPI.
   :func:`dcd`, :func:`ecd`,
 * corrections, which wrap any mechanism: :func:`d2`, :func:`gradient_tracking`,
   :func:`every`, :func:`interleave`, :func:`on_updates`, :func:`only`,
+* outer optimizers, which average rarely, over any mechanism: :func:`outer`, and by
+  their papers' names :func:`diloco`, :func:`streaming_diloco`, :func:`slowmo`,
+  :func:`noloco`,
 * mechanisms of your own: :func:`mechanism` makes a mechanism out of two functions,
   :mod:`djax.mixing` exchanges messages with the neighbours, and `djax.testing` compares
   the mechanism with NumPy (`import djax` does not import it),
