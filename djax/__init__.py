@@ -25,7 +25,7 @@ processes of MPI.
   :mod:`djax.mixing` exchanges messages with the neighbours, and `djax.testing` compares
   the mechanism with NumPy (`import djax` does not import it),
 * optimizers that contain any mechanism: :func:`quasi_global_momentum`,
-  :func:`quasi_global_adam`,
+  :func:`quasi_global_adam`; :func:`decentralized` can average their state, too,
 * whole algorithms under their papers' names: :func:`dpsgd`, :func:`relay_sgd`,
   :func:`relay_sgd_grad`, :func:`d2_sgd`, :func:`exact_diffusion`,
   :func:`gradient_tracking_sgd`, :func:`sgp`, :func:`power_gossip_sgd`,
@@ -69,6 +69,7 @@ from . import (
     mechanisms,
     metrics,
     mixing,
+    optimizers,
     simulation,
     theory,
     topologies,
@@ -90,6 +91,7 @@ from .asynchronous import (
 )
 from .corrections import *  # noqa: F403
 from .mechanisms import *  # noqa: F403
+from .optimizers import *  # noqa: F403
 from .theory import relay_learning_rate_factor
 from .topologies import Schedule, Topology
 
@@ -120,6 +122,7 @@ __all__ = [
     "metrics",
     "mixing",
     "only",
+    "optimizers",
     "relay_learning_rate_factor",
     "simulation",
     "theory",
@@ -129,4 +132,5 @@ __all__ = [
 __all__ += aliases.__all__
 __all__ += corrections.__all__
 __all__ += mechanisms.__all__
+__all__ += optimizers.__all__
 __dir__ = __all__.copy  # For dir() and completion.

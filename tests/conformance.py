@@ -34,6 +34,8 @@ class Algorithm(NamedTuple):
       averages_models: whether it needs parameters, and draws those together.
       keeps_mean: whether the mean over workers stays, also of different starts.
       alone_is_base: whether an only worker runs the base optimizer.
+      keeps_dtypes: whether updates keep their dtypes beside parameters of another one,
+        which momentum of optax does not.
       message_dtype: to which messages are rounded: two programs that differ by rounding
         errors of the models may round a message to different numbers.
     """
@@ -46,6 +48,7 @@ class Algorithm(NamedTuple):
     averages_models: bool = True
     keeps_mean: bool = True
     alone_is_base: bool = True
+    keeps_dtypes: bool = True
     message_dtype: str | None = None
 
 
@@ -255,6 +258,29 @@ ALGORITHMS = {
         ),
         exact=False,
         alone_is_base=False,
+    "decentralized": Algorithm(
+        lambda t, c: optax.chain(
+            optax.scale(-1.0),
+            djax.decentralized(
+                optax.sgd(1.0, momentum=0.5), djax.gossip(t, c), average_state=True
+            ),
+        ),
+        references.momentum_averaged(),
+        alone_is_base=False,
+        keeps_dtypes=False,
+    ),
+    "decentralized_rarely": Algorithm(
+        lambda t, c: optax.chain(
+            optax.scale(-1.0),
+            djax.decentralized(
+                optax.sgd(1.0, momentum=0.5),
+                djax.gossip(t, c),
+                average_state=djax.every(3, djax.all_reduce(c)),
+            ),
+        ),
+        references.momentum_averaged(3),
+        alone_is_base=False,
+        keeps_dtypes=False,
     ),
     "power_gossip": Algorithm(
         lambda t, c: djax.power_gossip(t, c),

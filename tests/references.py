@@ -266,6 +266,44 @@ def quasi_global_momentum(gradient, x, learning_rate, steps, W, mu=0.5):
     return x
 
 
+def momentum(gradient, x, steps, average_model, average_state, rate=0.1, mu=0.9):
+    """With `(t, x) -> x` that averages in step t, from 1; also returns the momentum."""
+    m = np.zeros_like(x)
+    for t in range(1, steps + 1):
+        m = mu * m + gradient(x)
+        x, m = average_model(t, x - rate * m), average_state(t, m)
+    return x, m
+
+
+def adam(gradient, x, steps, average_model, average_state, rate=0.1):
+    """As `momentum`; returns the models and both moments."""
+    m, v = np.zeros_like(x), np.zeros_like(x)
+    for t in range(1, steps + 1):
+        g = gradient(x)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        x = average_model(t, x - rate * step)
+        m, v = average_state(t, m), average_state(t, v)
+    return x, m, v
+
+
+def momentum_averaged(k=1):
+    """Over W, or in every k-th step exactly; the gradients are as above."""
+
+    def run(gradient, x, learning_rate, steps, W, mu=0.5):
+        m = np.zeros_like(x)
+        for t in range(1, steps + 1):
+            m = mu * m + learning_rate * gradient(x)
+            x = W @ (x - m)
+            if k == 1:
+                m = W @ m
+            elif t % k == 0:
+                m = np.broadcast_to(m.mean(0), m.shape)
+        return x
+
+    return run
+
+
 def quasi_global_adam(gradient, x, learning_rate, steps, W, rate=0.05):
     m, v = np.zeros_like(x), np.zeros_like(x)
     for t in range(1, steps + 1):

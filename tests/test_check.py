@@ -104,6 +104,12 @@ MISTAKES = {
         lambda: optax.chain(SGD, GOSSIP, optax.clip(1.0)),
         r"Averaging moves the mean .* by 1\d\.\d% .* in front of the mechanism",
     ),
+    "averaging before the step, with averaged moments": (
+        lambda: djax.decentralized(
+            optax.chain(GOSSIP, ADAM), optax.identity(), average_state=GOSSIP
+        ),
+        "Models that start apart do not .* in 4096 steps .* Put the mechanism last",
+    ),
     "normalizing behind the mechanism": (
         lambda: optax.chain(SGD, GOSSIP, optax.clip_by_global_norm(1.0)),
         "Averaging moves the mean .* in front of the mechanism",
@@ -204,6 +210,12 @@ FINE = {
     "moniqua": lambda: optax.chain(SGD, djax.moniqua(RING, WORKERS, 0.25, 0.005)),
     "quasi_global_momentum": lambda: djax.quasi_global_momentum(WARM_UP, GOSSIP),
     "quasi_global_adam": lambda: djax.quasi_global_adam(0.1, djax.only(W, GOSSIP)),
+    "averaged momentum": lambda: djax.decentralized(
+        MOMENTUM, GOSSIP, average_state=True
+    ),
+    "Adam with averaged moments": lambda: djax.decentralized(
+        ADAMW, GOSSIP, average_state=djax.every(50, djax.all_reduce(WORKERS))
+    ),
     "inject_hyperparams": lambda: optax.inject_hyperparams(djax.dpsgd)(
         WARM_UP, RING, WORKERS
     ),

@@ -204,7 +204,7 @@ def test_refuses_integers(name):
         mechanism.init(params)
 
 
-@each_algorithm
+@pytest.mark.parametrize("name", [k for k, a in ALGORITHMS.items() if a.keeps_dtypes])
 def test_updates_keep_their_own_dtype(name):
     """As behind an optimizer that computes in half precision, or in more."""
     topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)

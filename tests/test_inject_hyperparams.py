@@ -25,6 +25,7 @@ MAKERS = {
     "d2_sgd": (0.1, RING, WORKERS),
     "dcd": (RING, WORKERS, FINE),
     "dcd_psgd": (0.1, RING, WORKERS, FINE),
+    "decentralized": (optax.sgd(0.1, momentum=0.9), GOSSIP),
     "deep_squeeze": (RING, WORKERS, CODE, 0.1),
     "dpsgd": (0.1, RING, WORKERS),
     "ecd": (RING, WORKERS, FINE),

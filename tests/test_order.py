@@ -20,6 +20,13 @@ WRONG = {
     "behind": optax.chain(GOSSIP, optax.sgd(0.1)),
     "masked behind": optax.chain(optax.masked(GOSSIP, ONE), optax.sgd(0.1)),
     "clipped": optax.chain(optax.sgd(0.1), GOSSIP, optax.clip(0.1)),
+    "clipped within": djax.decentralized(
+        optax.sgd(0.1), optax.chain(GOSSIP, optax.clip(0.1))
+    ),
+    "clipped outside": optax.chain(
+        djax.decentralized(optax.sgd(0.1, 0.9), GOSSIP, average_state=True),
+        optax.clip(0.1),
+    ),
     "corrected behind": optax.chain(
         djax.d2(djax.gossip(RING, WORKERS, consensus_rate=0.5)), optax.sgd(0.1)
     ),
@@ -38,6 +45,9 @@ RIGHT = {
         djax.every(2, djax.on_updates(djax.all_reduce(WORKERS))), optax.adam(0.1)
     ),
     "quasi-global": djax.quasi_global_momentum(0.1, GOSSIP),
+    "averaged state": djax.decentralized(
+        optax.adam(0.1), GOSSIP, average_state=djax.every(2, djax.all_reduce(WORKERS))
+    ),
     "injected": optax.inject_hyperparams(djax.dpsgd, static_args=["nesterov"])(
         0.1, RING, WORKERS
     ),

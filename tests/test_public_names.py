@@ -21,6 +21,7 @@ PACKAGES = [
     "djax.mechanisms",
     "djax.metrics",
     "djax.mixing",
+    "djax.optimizers",
     "djax.simulation",
     "djax.testing",
     "djax.theory",
@@ -73,8 +74,8 @@ def test_nothing_that_a_module_defines_is_left_out(package):
 
 
 def test_the_names_of_mechanisms_corrections_and_aliases_are_those_of_djax():
-    for package in ("djax.aliases", "djax.corrections", "djax.mechanisms"):
-        for name, value in public(package).items():
+    for package in ("aliases", "corrections", "mechanisms", "optimizers"):
+        for name, value in public(f"djax.{package}").items():
             assert getattr(djax, name) is value
 
 

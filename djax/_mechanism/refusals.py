@@ -65,7 +65,9 @@ class Part(NamedTuple):
         place of True there may be a text, which is the remedy for the error. Two more
         facts are for :func:`djax.check`. `moves_mean`: the mechanism does not promise
         to keep the mean of the workers. `averages_updates`: it averages updates, which
-        does not draw the workers' models together.
+        does not draw the workers' models together. One more fact is for
+        :func:`djax.decentralized`. `compresses`: its messages leave out a part of what
+        is averaged.
       matrices: returns the mixing matrices of the steps, `float64[period, n, n]`; None
         if they are not known.
       conditions: conditions of convergence that only a trial can test. Under

@@ -30,6 +30,7 @@ InitFn = Callable[[PyTree], PyTree]
 MixFn = Callable[..., tuple[PyTree, PyTree]]
 
 _PARTS: ContextVar[list[Part] | None] = ContextVar("djax_parts", default=None)
+_WITHOUT_STATES: ContextVar[bool] = ContextVar("djax_without_states", default=False)
 
 
 class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
@@ -130,9 +131,20 @@ def collecting() -> AbstractContextManager[list[Part]]:
     return setting(_PARTS, [])
 
 
+def without_states() -> AbstractContextManager[bool]:
+    """Lets the `init` of mechanisms return a number in place of a state.
+
+    Whoever looks for arrays in the state of an optimizer, such as Adam's moments, then
+    finds none in the states of the mechanisms that the optimizer contains.
+    """
+    return setting(_WITHOUT_STATES, True)
+
+
 def _announcing(parts: Sequence[Part], init: InitFn) -> Any:
     @functools.wraps(init)
     def announced(params):
+        if _WITHOUT_STATES.get():
+            return 0
         if (found := _PARTS.get()) is not None:
             found.extend(parts)
         return init(params)

@@ -167,7 +167,7 @@ def averaging_by_a_contraction(
         displacement, state = mix(model, state, messages.send)
         return scale(consensus_rate, displacement), state
 
-    facts = {"needs_every_message": True}
+    facts = {"needs_every_message": True, "compresses": True}
     return messages.mechanism(start, facts, "contraction", mix=at_rate, overlap=overlap)
 
 
@@ -196,6 +196,7 @@ def averaging_by_an_unbiased_code(
 
     facts = {
         "needs_every_message": True,
+        "compresses": True,
         # The models that neighbours know are those before this step's updates.
         "overlap": f"{messages.name} averages older ones; use gossip",
         "moves_mean": True,  # What the code leaves out moves the mean.

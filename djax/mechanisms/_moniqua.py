@@ -171,7 +171,7 @@ def moniqua(
         mix=mix,
         overlap=overlap,
         skips_silent_steps=True,
-        facts={"needs_every_message": True},
+        facts={"needs_every_message": True, "compresses": True},
         conditions={"distance": theta},
     )
 

@@ -330,7 +330,7 @@ def power_gossip(
         mix=mix,
         overlap=overlap,
         skips_silent_steps=True,
-        facts={"needs_every_message": True},
+        facts={"needs_every_message": True, "compresses": True},
         # These are the matrices of full rank. With a lower rank less is averaged.
         matrices=mixing_matrices(topology, consensus_rate),
     )
