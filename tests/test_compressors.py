@@ -22,6 +22,7 @@ CODES = {
     "random_k": compressors.random_k(0.2),
     "sign": compressors.sign(),
     "low_rank": compressors.low_rank(2),
+    "dct": compressors.dct(3, chunk=8),
     "quantize": compressors.quantize(4, bucket_size=16),
     "quantize_contraction": compressors.quantize(3, bucket_size=16, unbiased=False),
 }
@@ -57,6 +58,7 @@ def errors(x, y):
         ("top_k_rank", lambda x: _like_rank(x, 2) / x.size),
         ("sign", lambda x: float(abs(x).sum() ** 2 / (x.size * (x**2).sum()))),
         ("low_rank", lambda x: min(2, *_matrix(x)) / min(_matrix(x))),
+        ("dct", lambda x: {216: 3 / 36, 70: 3 / 35, 5: 3 / 5, 1: 1.0}[x.size]),
     ],
 )
 def test_deterministic_codes_contract(name, delta):
@@ -159,7 +161,9 @@ def test_keeps_shapes_and_dtypes_under_jit_and_vmap(name, dtype):
         assert y.shape == (2, *x[leaf].shape) and y.dtype == dtype
 
 
-@pytest.mark.parametrize("name", ["identity", "top_k", "random_k", "sign", "low_rank"])
+@pytest.mark.parametrize(
+    "name", ["identity", "top_k", "random_k", "sign", "low_rank", "dct"]
+)
 def test_what_has_been_compressed_passes_unchanged(name):
     once = through(CODES[name], tree(5))
     twice = through(CODES[name], once)
@@ -186,6 +190,7 @@ D = sum(math.prod(shape) for shape in SHAPES.values())
         ("random_k", 4 * (43 + 14 + 1 + 1) + 4),
         ("sign", math.ceil(D / 8) + 4 * len(SHAPES)),
         ("low_rank", 4 * (2 * (6 + 36) + 2 * (7 + 10) + 5 + 1)),
+        ("dct", (4 + 1) * (6 * 3 + 2 * 3 + 3 + 1)),
         ("quantize", math.ceil(4 * D / 8) + 4 * (14 + 5 + 1 + 1)),
     ],
 )
@@ -253,6 +258,8 @@ def test_low_rank_is_the_best_of_its_rank_whichever_axis_has_the_rows():
         (lambda: compressors.random_k(1.5), r"random_k: fraction must be in \(0, 1\]"),
         (lambda: compressors.random_k(rank=0), "random_k: rank must be an integer"),
         (lambda: compressors.low_rank(0), "low_rank: rank must be an integer"),
+        (lambda: compressors.dct(0), "dct: k must be an integer of at least 1, got 0"),
+        (lambda: compressors.dct(2, chunk=0.5), "dct: chunk must be an integer"),
         (lambda: compressors.quantize(1), "bits must be 2 to 8, got 1"),
         (lambda: compressors.quantize(4.0), "bits must be 2 to 8, got 4.0"),
         (

@@ -18,6 +18,7 @@ code                                   class                        sent for a l
 :func:`random_k`, `unbiased=True`      unbiased, d/k - 1            4 k bytes
 :func:`sign`                           contraction, 1/d or more     d/8 + 4 bytes
 :func:`low_rank`                       contraction, r/min(m, k)     4 r (m + k) bytes
+:func:`dct` with blocks of h × w       contraction, k/(h w)         6 k bytes a block
 :func:`quantize` to b bits             unbiased, see there          b d/8 bytes, scales
 :func:`quantize`, `unbiased=False`     contraction                  b d/8 bytes, scales
 =====================================  ===========================  ===================
@@ -31,6 +32,7 @@ The numbers of bytes are for leaves of float32. All codes treat each leaf by its
 Codes that pack bits put the bits of all leaves of a tree into one array.
 """
 
+from ._dct import DctMessage, dct
 from ._identity import identity
 from ._low_rank import LowRankMessage, low_rank
 from ._message_bytes import message_bytes
@@ -39,6 +41,7 @@ from ._sign import SignMessage, sign
 from ._sparse import RandomKMessage, RandomKState, TopKMessage, random_k, top_k
 
 __all__ = [
+    "DctMessage",
     "LowRankMessage",
     "QuantizeState",
     "QuantizedMessage",
@@ -46,6 +49,7 @@ __all__ = [
     "RandomKState",
     "SignMessage",
     "TopKMessage",
+    "dct",
     "identity",
     "low_rank",
     "message_bytes",

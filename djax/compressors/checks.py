@@ -13,6 +13,7 @@ _CALLS = {
         "random_k": "random_k(0.01)",
         "sign": "sign()",
         "low_rank": "low_rank(1)",
+        "dct": "dct(32)",
         "quantize": "quantize(4, unbiased=False)",
     },
     "unbiased": {
