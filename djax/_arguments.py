@@ -7,7 +7,9 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from djax._arrays.precision import promote
 from djax._interfaces import Communicator
 from djax._values import describe, is_communicator
 from djax.topologies import Graph, Schedule, Topology, contraction
@@ -140,6 +142,25 @@ def check_rate(name: str, rate: Any, *, zero: bool = False) -> None:
         raise ValueError(f"{name} must be {least} and finite, got {rate}.")
 
 
+def rate_of_step(
+    learning_rate: optax.ScalarOrSchedule, step: jax.typing.ArrayLike
+) -> jax.Array:
+    """Returns the learning rate of a step, in float32 or wider.
+
+    Args:
+      learning_rate: a number, or a schedule of the learning rate.
+      step: `int32[]`, the number of steps so far.
+
+    Raises:
+      ValueError: if a schedule returns no number.
+    """
+    rate = learning_rate(step) if callable(learning_rate) else learning_rate
+    check_rate("the learning rate", rate, zero=True)
+    rate = jnp.asarray(rate)
+    # Half precision would round the smallest rates to zero.
+    return promote(rate) if jnp.issubdtype(rate.dtype, jnp.floating) else rate
+
+
 def check_decay(name: str, decay: Any) -> None:
     """Raises ValueError unless a decay is a number in [0, 1), or a traced number."""
     check_rate(name, decay, zero=True)
@@ -211,7 +232,7 @@ def check_static(name: str, **values: Any) -> None:
     for key, value in values.items():
         if isinstance(value, jax.Array):
             raise ValueError(
-                f"{name}: {key} must be an integer that is known before programs are "
+                f"{name}: {key} must be a number that is known before programs are "
                 f"compiled, got {value!r}; use optax.inject_hyperparams({name}, "
                 f"static_args={tuple(values)!r})."
             )

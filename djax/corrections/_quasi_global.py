@@ -27,7 +27,13 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from djax._arguments import check_choice, check_decay, check_flags, check_rate
+from djax._arguments import (
+    check_choice,
+    check_decay,
+    check_flags,
+    check_rate,
+    rate_of_step,
+)
 from djax._arrays.checks import check_params, check_real
 from djax._arrays.precision import add, promote, scale
 from djax._calls import by_its_call
@@ -311,7 +317,7 @@ def _fed_by_averages(
     def update(grads, state, params=None, **extra_args):
         params = check_params(name, params)
         check_state(name, state, kind, params, *fields)
-        rate, buffers = _value(learning_rate, state.step), tuple(state[:-2])
+        rate, buffers = rate_of_step(learning_rate, state.step), tuple(state[:-2])
         time = jnp.asarray(optax.safe_increment(state.step))
 
         def step_along(buffers):
@@ -336,12 +342,3 @@ def _fed_by_averages(
 
     facts = {"optimizer": True, "moves_mean": moves_mean}
     return wrap(name, mechanism, init, update, facts)
-
-
-def _value(learning_rate: optax.ScalarOrSchedule, step: ArrayLike) -> jax.Array:
-    """The learning rate of a step, in float32 or wider."""
-    rate = learning_rate(step) if callable(learning_rate) else learning_rate
-    check_rate("the learning rate", rate, zero=True)
-    rate = jnp.asarray(rate)
-    # Half precision would round the smallest rates to zero.
-    return promote(rate) if jnp.issubdtype(rate.dtype, jnp.floating) else rate
