@@ -120,6 +120,11 @@ ALGORITHMS = {
     "gossip_every": Algorithm(
         lambda t, c: djax.every(3, djax.gossip(t, c)), references.gossip_every(3)
     ),
+    "gossip_sparse": Algorithm(
+        lambda t, c: djax.sparse(djax.gossip(t, c), 0.4),
+        references.sparse("random", 0.4),
+        exact=False,
+    ),
     "gossip_on_updates": Algorithm(
         lambda t, c: djax.on_updates(djax.gossip(t, c)),
         references.gossip_on_updates,

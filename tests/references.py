@@ -6,6 +6,7 @@ start, the learning rate, the number of steps and the mixing matrix, and returns
 """
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,14 @@ def outer(make_average, period, rate, momentum, *, nesterov=True):
                 u = momentum * u + moved
                 anchor = anchor - rate * (moved + momentum * u if nesterov else u)
                 x = anchor
+def sparse(selection, fraction):
+    """Only some coordinates of the leaves b (2 entries) and w (4) are averaged."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        for step in range(steps):
+            x = x - learning_rate * gradient(x)
+            for c in _selected(selection, fraction, step, (2, 4)):
+                x[:, c] = W @ x[:, c]
         return x
 
     return run
@@ -126,6 +135,56 @@ def noloco(matrices, period, rate, momentum, consensus):
         return x
 
     return run
+def _selected(selection, p, step, sizes):
+    """The coordinates of a step, one after the other."""
+    starts, key = np.cumsum([0, *sizes]), jax.random.key(0)
+    if selection == "random":  # There is room for all of them, in leaves so small.
+        words = jax.random.bits(jax.random.fold_in(key, step), (2, sum(sizes)))
+        for start, end in itertools.pairwise(starts):
+            place = start - 1
+            for k in range(start, end):
+                place += 1 + _failures(p, *map(int, words[:, k]))
+                if place < end:
+                    yield place
+        return
+    parts = math.ceil(1 / p)
+    counts = [min(parts, n) if selection == "partitioned" else parts for n in sizes]
+    for count in set(counts):
+        draw = jax.random.fold_in(key, count)
+        if selection == "partitioned":
+            draw = jax.random.fold_in(draw, step // count)
+        some = [i for i, other in enumerate(counts) if other == count]
+        tables = [_table(sizes[i]) for i in some]
+        total = sum(8 * (rows + columns) for rows, columns in tables)
+        words = iter(np.asarray(jax.random.bits(draw, (total,))).tolist())
+        for i, (rows, columns) in zip(some, tables, strict=True):
+            down = [[next(words) for _ in range(columns)] for _ in range(8)]
+            across = [[next(words) for _ in range(rows)] for _ in range(8)]
+            part = np.array_split(np.arange(sizes[i]), count)[step % count]
+            for cell in part.tolist():
+                while True:
+                    row, column = divmod(cell, columns)
+                    for k in range(8):
+                        row = (row + down[k][column]) % rows
+                        column = (column + across[k][row]) % columns
+                    cell = row * columns + column
+                    if cell < sizes[i]:
+                        break
+                yield starts[i] + cell
+
+
+def _failures(p, first, second):
+    """A geometric number, m times one geometric number plus the rest, another one."""
+    q, longest = 1 - p, 32 * math.log(2) / p
+    m = math.isqrt(math.ceil(longest)) + 1
+    rest = sum(first < 2**32 * (q**r - q**m) / (1 - q**m) for r in range(1, m))
+    more = sum(second < 2**32 * q ** (m * k) for k in range(1, m + 2))
+    return m * more + rest
+
+
+def _table(size):
+    columns = math.isqrt(size - 1) + 1
+    return math.ceil(size / columns), columns
 
 
 def gossip_on_updates(gradient, x, learning_rate, steps, W):

@@ -78,6 +78,7 @@ STATIC = {
         lambda f: f(0.1, topologies.one_peer_exponential(N), WORKERS),
     ),
     "every": (("k",), lambda f: f(2, GOSSIP)),
+    "sparse": (("fraction",), lambda f: f(GOSSIP, 0.5)),
 }
 
 

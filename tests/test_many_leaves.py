@@ -26,6 +26,8 @@ DRAWING = {
     "deep_squeeze": lambda c: djax.deep_squeeze(RING, c, ROUNDED["biased"], 0.1),
     "dcd": lambda c: djax.dcd(RING, c, ROUNDED["unbiased"]),
     "ecd": lambda c: djax.ecd(RING, c, ROUNDED["unbiased"]),
+    "sparse": lambda c: djax.sparse(djax.gossip(RING, c), 0.3),
+    "parts": lambda c: djax.sparse(djax.gossip(RING, c), 0.3, selection="shuffled"),
     "random_k": lambda c: djax.choco_gossip(RING, c, compressors.random_k(0.5), 0.1),
 }
 each_drawing = pytest.mark.parametrize("name", DRAWING)

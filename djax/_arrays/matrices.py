@@ -13,7 +13,7 @@ from djax._values import is_whole
 
 from .checks import named_leaves
 
-_DEALT_OUT: ContextVar[bool] = ContextVar("djax_dealt_out", default=False)
+_DEALT_OUT: ContextVar[str | None] = ContextVar("djax_dealt_out", default=None)
 
 
 def is_matrix(x: Any) -> bool:
@@ -79,15 +79,18 @@ def check_rows_axis(name: str, params: PyTree, rows_axis: int) -> None:
             )
 
 
-def dealing_out() -> AbstractContextManager[bool]:
+def dealing_out(by: str) -> AbstractContextManager[str]:
     """Marks the `init` of mechanisms that are given vectors in place of matrices.
 
-    :func:`djax.interleave` gives single coordinates to each of its mechanisms, so that
-    they see vectors only. A mechanism that compresses matrices would then send
-    everything uncompressed, without an error. Only the mechanism itself knows that, and
-    raises an error by :func:`check_not_dealt_out`.
+    :func:`djax.interleave` and :func:`djax.sparse` give single coordinates to their
+    mechanisms, so that these see vectors only. A mechanism that compresses matrices
+    would then send everything uncompressed, without an error. Only the mechanism itself
+    knows that, and raises an error by :func:`check_not_dealt_out`.
+
+    Args:
+      by: the name of the function that deals out coordinates.
     """
-    return setting(_DEALT_OUT, True)
+    return setting(_DEALT_OUT, by)
 
 
 def check_not_dealt_out(name: str) -> None:
@@ -96,9 +99,8 @@ def check_not_dealt_out(name: str) -> None:
     Args:
       name: the name of the mechanism or code, which compresses matrices.
     """
-    if _DEALT_OUT.get():
+    if by := _DEALT_OUT.get():
         raise ValueError(
-            f"{name} compresses matrices, but djax.interleave deals out their single "
-            f"coordinates, so that it would send everything: use {name} without "
-            "interleave."
+            f"{name} compresses matrices, but djax.{by} deals out their single "
+            f"coordinates, so that it would send everything: use {name} without {by}."
         )

@@ -26,6 +26,9 @@ REASONS = {
     "weighted": "{by} compares models before and after an averaging, but {mechanism} "
     "changes their weights on this graph: use a graph whose matrices are doubly "
     "stochastic.",
+    "partial": "{by} corrects every parameter in every step, but {mechanism} averages "
+    "some of them at a time, with which it diverges: use gradient_tracking in place of "
+    "{by}.",
     "uneven_sums": "{by} ends at a wrong point with {mechanism}, {remedy}.",
     "rounded_sums": "{by} sums up the rounding errors of {mechanism}'s weights, and "
     "moves away from the right point: use gradient_tracking in place of {by}.",
@@ -46,6 +49,7 @@ REASONS = {
 * `old_models`: models of several steps are averaged;
 * `averages_updates`: updates are averaged, which does not draw models together;
 * `weighted`: models carry weights, which change when they are averaged;
+* `partial`: only some of the coordinates are averaged in a step;
 * `uneven_sums`: the sum of the averages over all steps is not the sum of the models;
 * `rounded_sums`: the two sums differ by rounding errors that point in one direction;
 * `optimizer`: the mechanism is also an optimizer;

@@ -15,6 +15,7 @@ from ._quasi_global import (
     quasi_global_adam,
     quasi_global_momentum,
 )
+from ._sparse import SparseState, sparse
 
 __all__ = [
     "D2State",
@@ -25,6 +26,7 @@ __all__ = [
     "OuterState",
     "QuasiGlobalAdamState",
     "QuasiGlobalMomentumState",
+    "SparseState",
     "d2",
     "every",
     "gradient_tracking",
@@ -33,5 +35,6 @@ __all__ = [
     "outer",
     "quasi_global_adam",
     "quasi_global_momentum",
+    "sparse",
 ]
 __dir__ = __all__.copy  # For dir() and completion.

@@ -79,7 +79,7 @@ def d2(mechanism: optax.GradientTransformation, *, check: bool = True) -> Mechan
       ValueError: if the mechanism overlaps, loses messages or averages older models; if
         it is :func:`djax.gossip` with an eigenvalue below -1/3, or over a schedule on
         which the recursion grows, :func:`djax.push_sum` with weights that are not 1,
-        another correction, or an optimizer such as
+        :func:`djax.sparse`, another correction, or an optimizer such as
         :func:`djax.quasi_global_momentum`.
 
     Examples:
@@ -96,7 +96,10 @@ def d2(mechanism: optax.GradientTransformation, *, check: bool = True) -> Mechan
       <https://arxiv.org/abs/1702.05122>`_, 2019
     """
     check_flags("d2", check=check)
-    refused = ("losses", "old_models", "rounded_sums", "optimizer", "correction")
+    refused = (
+        *("losses", "old_models", "partial", "rounded_sums"),
+        *("optimizer", "correction"),
+    )
     made = corrected("d2", mechanism, D2State, refused)
     for part in parts_of(mechanism) if check else ():
         if part.matrices is not None:

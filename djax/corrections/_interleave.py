@@ -68,7 +68,7 @@ def interleave(mechanisms: Sequence[optax.GradientTransformation]) -> Mechanism:
         check_params("interleave", params)
         shares = _deal(params, count)
         cut = any(is_matrix(x) for x in jax.tree.leaves(params))
-        with dealing_out() if cut else contextlib.nullcontext():
+        with dealing_out("interleave") if cut else contextlib.nullcontext():
             states = []
             for i, share in enumerate(shares):
                 with around(f"interleave({i + 1} of {count}: {{}})"):
