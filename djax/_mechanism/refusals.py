@@ -38,7 +38,7 @@ REASONS = {
     "mechanism": "{by} averages by itself, between the gradients: give it the "
     "optimizer alone, without {mechanism}.",
     "every_step": "{mechanism} has to see the updates of all steps, and would end at a "
-    "wrong point within {by}: use {mechanism}(every(k, ...)).",
+    "wrong point within {by}: {remedy}.",
 }
 """For each fact about a mechanism, the error that names it as the reason of a refusal.
 

@@ -65,5 +65,9 @@ def corrected(
         correction = add(tracked, updates, like=state.correction, sign=-1)
         return averaged, kind(correction, *states)
 
-    facts = {"needs_every_message": True, "correction": True, "every_step": True}
+    facts = {
+        "needs_every_message": True,
+        "correction": True,
+        "every_step": f"use {name}(every(k, ...))",
+    }
     return wrap(name, mechanism, init, update, facts)

@@ -31,6 +31,7 @@ from djax._mechanism.value import Mechanism, parts_of
 from djax.topologies import Topology
 
 from ._corrected import corrected
+from ._stability import growth, rounded_down, smallest_eigenvalue
 
 # With a smaller eigenvalue, the recursion of D² has one outside of the unit circle.
 SMALLEST_EIGENVALUE = -1 / 3
@@ -109,8 +110,8 @@ def d2(mechanism: optax.GradientTransformation, *, check: bool = True) -> Mechan
 
 def _check_convergence(mechanism: str, matrices: np.ndarray) -> None:
     """Raises ValueError if D² diverges with these matrices, one for each step."""
-    if len(matrices) == 1 and np.allclose(matrices[0], matrices[0].T):
-        smallest = float(np.linalg.eigvalsh(matrices[0])[0])
+    smallest = smallest_eigenvalue(matrices)
+    if smallest is not None:
         if smallest >= SMALLEST_EIGENVALUE - 1e-6:  # Rates may be float32.
             return
         problem = (
@@ -119,33 +120,15 @@ def _check_convergence(mechanism: str, matrices: np.ndarray) -> None:
             "or half the consensus_rate"
         )
     else:
-        growth = _growth(matrices)
-        if growth < 1 - 1e-9:  # If nothing shrinks, rounding errors add up.
+        factor = growth(matrices)
+        if factor < 1 - 1e-9:  # If nothing shrinks, rounding errors add up.
             return
         problem = (
             "over a period the differences between the workers, which have to shrink, "
-            f"are multiplied by {growth:.4g}. Use a smaller consensus_rate (that of "
+            f"are multiplied by {factor:.4g}. Use a smaller consensus_rate (that of "
             "exact diffusion is 0.5), or a topology in place of a schedule"
         )
     raise ValueError(f"d2 diverges with this {mechanism}: {problem}.")
-
-
-def _growth(matrices: np.ndarray) -> float:
-    r"""Returns the factor by which differences between workers grow over a period.
-
-    Without gradients :math:`x^{t+1} = W^t (2 x^t - x^{t-1})`. The columns of the
-    matrices sum to one. If the values of the workers sum to zero, they therefore keep
-    this sum, and the values of all workers but one describe them.
-    """
-    reduced = matrices[:, 1:, 1:] - matrices[:, 1:, :1]
-    count = reduced.shape[1]
-    product = np.eye(2 * count)
-    for matrix in reduced:
-        step = np.block([[2 * matrix, -matrix], [np.eye(count), np.zeros_like(matrix)]])
-        product = step @ product
-        if np.abs(product).max() > 1e100:  # It grows; the rest would overflow.
-            return float("inf")
-    return float(np.abs(np.linalg.eigvals(product)).max(initial=0.0))
 
 
 def check_d2(name: str, topology: Topology, consensus_rate: float = 1.0) -> None:
@@ -171,6 +154,4 @@ def _largest_edge_weight(topology: Topology, consensus_rate: float) -> float:
     """The largest equal weight of all edges that D² allows, rounded down."""
     laplacian = nx.laplacian_matrix(topology.graph, weight="multiplicity").toarray()
     stable = (1 - SMALLEST_EIGENVALUE) / np.linalg.eigvalsh(laplacian)[-1]
-    largest = min(stable / consensus_rate, 1 / laplacian.diagonal().max())
-    digits = 10 ** (3 - np.floor(np.log10(largest)))
-    return float(np.floor(largest * digits) / digits)
+    return rounded_down(min(stable / consensus_rate, 1 / laplacian.diagonal().max()))
