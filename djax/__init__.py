@@ -21,6 +21,9 @@ processes of MPI.
 * outer optimizers, which average rarely, over any mechanism: :func:`outer`, and by
   their papers' names :func:`diloco`, :func:`streaming_diloco`, :func:`slowmo`,
   :func:`noloco`,
+* corrections, which wrap any mechanism: :func:`d2`, :func:`gradient_tracking`, with
+  local steps :func:`led`, :func:`k_gt`, :func:`prox_skip`; :func:`every`,
+  :func:`interleave`, :func:`on_updates`, :func:`only`,
 * mechanisms of your own: :func:`mechanism` makes a mechanism out of two functions,
   :mod:`djax.mixing` exchanges messages with the neighbours, and `djax.testing` compares
   the mechanism with NumPy (`import djax` does not import it),

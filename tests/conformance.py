@@ -94,6 +94,10 @@ def first_and_others(params):
 
 NESTEROV = optax.sgd(0.7, 0.6, nesterov=True)
 
+COINS = [True, False, False, True, False]
+"""In which steps ProxSkip averages; then again from the start."""
+
+
 ALGORITHMS = {
     "gossip": Algorithm(lambda t, c: djax.gossip(t, c), references.gossip),
     "gossip_overlap": Algorithm(
@@ -181,6 +185,20 @@ ALGORITHMS = {
     "gradient_tracking": Algorithm(
         lambda t, c: djax.gradient_tracking(djax.gossip(t, c)),
         references.gradient_tracking,
+    ),
+    "led": Algorithm(
+        lambda t, c: djax.led(3, djax.gossip(t, c), 0.25),
+        references.led(3, 0.25),
+    ),
+    "k_gt": Algorithm(
+        lambda t, c: djax.k_gt(3, djax.gossip(t, c), 0.8),
+        references.k_gt(3, 0.8),
+        alone_is_base=False,  # At a rate below 1 a period counts in part.
+    ),
+    "prox_skip": Algorithm(
+        lambda t, c: djax.prox_skip(COINS, djax.gossip(t, c), 0.3, chi=1.5),
+        references.prox_skip(COINS, 0.3, 1.5),
+        exact=False,
     ),
     "push_sum": Algorithm(
         lambda t, c: djax.push_sum(directed(t.size), c),

@@ -299,6 +299,52 @@ def gradient_tracking(gradient, x, learning_rate, steps, W):
     return x
 
 
+def led(period, rate):
+    """As the paper has it, with the dual variable y, and a loop over the periods."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        y = np.zeros_like(x)
+        for step in range(1, steps + 1):
+            x = x - learning_rate * gradient(x) - rate * y
+            if step % period == 0:
+                local, x = x, W @ x
+                y = y + local - x
+        return x
+
+    return run
+
+
+def prox_skip(coins, rate, chi):
+    """As the paper has it, with the dual variable y and the matrix of heads."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        heads = np.eye(len(W)) - (np.eye(len(W)) - W) / (2 * chi)
+        y = np.zeros_like(x)
+        for step in range(steps):
+            z = x - learning_rate * gradient(x) - y
+            x = heads @ z if coins[step % len(coins)] else z
+            y = y + rate * (z - x)
+        return x
+
+    return run
+
+
+def k_gt(period, rate):
+    """With the correction C of gradients, and the anchor X of each period."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        C, X = np.zeros_like(x), x
+        for step in range(1, steps + 1):
+            x = x - learning_rate * (gradient(x) + C)
+            if step % period == 0:
+                Z = (X - x) / (period * learning_rate)
+                C = C - Z + W @ Z
+                X = x = W @ (X - rate * (X - x))
+        return x
+
+    return run
+
+
 def push_sum(matrices, rounds=1, overlap=False):
     """The gradients at z, as everywhere in the table: z / w is tested by itself."""
 

@@ -48,6 +48,8 @@ cases = {
     "mechanism": (djax.moniqua(ring, MPI, 1.0, 0.1) if odd else gossip, x),
     "rate": (djax.gossip(ring, MPI, consensus_rate=0.5 if odd else 1.0), x),
     "every": (optax.chain(optax.sgd(0.1), djax.every(k, gossip)), x),
+    "led": (djax.led(4, gossip, 0.1 if odd else 0.2), x),
+    "coins": (djax.prox_skip(0.5, gossip, 0.1, key=jax.random.key(k)), x),
     "code": (djax.choco_gossip(ring, MPI, code, 0.1), x),
     "key": (djax.power_gossip(ring, MPI, key=jax.random.key(k)), x),
     "schedule": (
@@ -71,6 +73,8 @@ NAMED = {
     "mechanism": "the mechanism is gossip on ranks 0, 2 but moniqua on rank 1",
     "rate": "consensus_rate is 1.0 on ranks 0, 2 but 0.5 on rank 1",
     "every": "the mechanism is every(4, gossip) on ranks 0, 2 but every(3, gossip)",
+    "led": "the mechanism is led(4, gossip, 0.2, share=1.0) on ranks 0, 2 but led(4, ",
+    "coins": "the mechanism is prox_skip(0.5, the key [0, 4], gossip, 0.1, share=0.5) ",
     "code": "the compressor's messages is",
     "key": "key is the key [0, 4] on ranks 0, 2 but the key [0, 3] on rank 1",
     "compiled key": "key is the key [0, 4] on ranks 0, 2 but the key [0, 3] on rank 1",

@@ -79,6 +79,9 @@ STATIC = {
     ),
     "every": (("k",), lambda f: f(2, GOSSIP)),
     "sparse": (("fraction",), lambda f: f(GOSSIP, 0.5)),
+    "led": (("period",), lambda f: f(2, GOSSIP, 0.1)),
+    "k_gt": (("period",), lambda f: f(2, GOSSIP)),
+    "prox_skip": (("probability", "key"), lambda f: f(0.5, GOSSIP, 0.1)),
 }
 
 

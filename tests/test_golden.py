@@ -1,9 +1,11 @@
 """Trajectories of the published implementations, see golden/README.md."""
 
+import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
+import networkx as nx
 import numpy as np
 import optax
 import pytest
@@ -211,3 +213,77 @@ def test_aliases_follow_the_distributed_code(case):
         theirs -= 4 * degree
         assert degree == {1: 2, 2: 4}.get(trees) or graph in ("binary-tree", "3-tree")
     assert cost.max_bytes == theirs
+
+
+NOT_IN_DJAX = {
+    "EXTRA": "averages models without this step's updates, as D² with overlap would, "
+    "which djax refuses",
+    "AugDGM": "averages the sum of estimate and change; gradient_tracking averages the "
+    "estimate, and adds the change afterwards",
+}
+DECENTBENCH = [
+    (graph, case, options)
+    for graph in ("ring8", "irr8")
+    for case, options in json.loads(
+        (GOLDEN / f"decentbench_{graph}.json").read_text()
+    ).items()
+]
+
+
+def decentbench_mechanism(options, gossip, coins):
+    """djax's mechanism for a case, and the number of steps in one of its rounds.
+
+    Args:
+      options: the case's options, under decent-bench's names.
+      gossip: makes gossip of its keyword arguments.
+      coins: in which steps ProxSkip averages; None for other algorithms.
+    """
+    rate, period = options.get("aux_step_size"), options.get("num_local_steps", 1)
+    makers = {
+        "LED": lambda: djax.led(period, gossip(), rate),
+        "KGT": lambda: djax.k_gt(period, gossip(), rate),
+        "ProxSkip": lambda: djax.prox_skip(coins, gossip(), rate, options["chi"]),
+        "ED": lambda: djax.d2(gossip(consensus_rate=0.5)),
+        "NIDS": lambda: djax.d2(gossip(consensus_rate=0.5)),
+        "ATC_Tracking": lambda: djax.gradient_tracking(gossip()),
+        "DGD": lambda: gossip(overlap=True),
+    }
+    return makers[options["alg"]](), period
+
+
+@pytest.mark.parametrize(
+    ("graph", "case", "options"),
+    [
+        pytest.param(graph, case, options, id=f"{case}-{graph}")
+        for graph, case, options in DECENTBENCH
+        if options["alg"] not in NOT_IN_DJAX
+    ],
+)
+def test_mechanisms_follow_decentbench(graph, case, options):
+    """One entry of a trajectory is a round, which ends with an averaging."""
+    data = np.load(GOLDEN / f"decentbench_{graph}.npz")
+    weights, expected = data["W"], data[f"x__{case}"]
+    if options["alg"] == "NIDS":
+        expected = expected[1:]  # Its first step is of SGD; D² starts with the second.
+    edges = nx.from_numpy_array((weights > 0) & ~np.eye(8, dtype=bool))
+    topology = topologies.from_networkx(edges, weights=weights)
+    communicator = communicators.simulated(8)
+    with jax.enable_x64(True):
+        mechanism, period = decentbench_mechanism(
+            options,
+            lambda **keywords: djax.gossip(topology, communicator, **keywords),
+            data.get(f"coins__{case}"),
+        )
+        actual = trajectory(
+            optax.chain(optax.sgd(options["step_size"]), mechanism),
+            communicator,
+            {
+                "A": data["A"],
+                "b": data["b"],
+                "x0": expected[0],
+                "kept_steps": period * np.arange(len(expected)),
+            },
+            lambda x: x,
+            lambda x: x,
+        )
+    assert_close(actual, expected)

@@ -63,6 +63,9 @@ def test_corrections_sum_to_zero(wrap):
     [
         djax.d2,
         djax.gradient_tracking,
+        lambda m: djax.led(2, m, 0.1),
+        lambda m: djax.k_gt(2, m),
+        lambda m: djax.prox_skip(0.5, m, 0.1),
         lambda m: djax.quasi_global_momentum(0.1, m),
         lambda m: djax.quasi_global_adam(0.1, m),
     ],

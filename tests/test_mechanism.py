@@ -33,6 +33,9 @@ MAKERS = {
     "on_updates": lambda: djax.on_updates(djax.gossip(RING, WORKERS)),
     "d2": lambda: djax.d2(djax.gossip(RING, WORKERS, consensus_rate=0.5)),
     "tracking": lambda: djax.gradient_tracking(djax.gossip(RING, WORKERS)),
+    "led": lambda: djax.led(2, djax.gossip(RING, WORKERS), 0.1),
+    "k_gt": lambda: djax.k_gt(2, djax.gossip(RING, WORKERS)),
+    "prox_skip": lambda: djax.prox_skip(0.5, djax.gossip(RING, WORKERS), 0.1),
     "own": lambda: djax.mechanism(start, swap, WORKERS, RING),
 }
 
@@ -207,6 +210,9 @@ def test_corrections_refuse_what_they_cannot_ask(name):
     for correct in (
         djax.d2,
         djax.gradient_tracking,
+        lambda m: djax.led(2, m, 0.1),
+        lambda m: djax.k_gt(2, m),
+        lambda m: djax.prox_skip(0.5, m, 0.1),
         lambda m: djax.quasi_global_momentum(0.1, m),
         lambda m: djax.quasi_global_adam(0.1, m),
     ):

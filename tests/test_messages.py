@@ -189,7 +189,13 @@ def test_who_can_do_without_a_message_is_welcome(name):
 
 @pytest.mark.parametrize(
     ("correct", "name"),
-    [(djax.d2, "d2"), (djax.gradient_tracking, "gradient_tracking")],
+    [
+        (djax.d2, "d2"),
+        (djax.gradient_tracking, "gradient_tracking"),
+        (lambda m: djax.led(2, m, 0.1), "led"),
+        (lambda m: djax.k_gt(2, m), "k_gt"),
+        (lambda m: djax.prox_skip(0.5, m, 0.1), "prox_skip"),
+    ],
 )
 def test_corrections_refuse_lost_messages(correct, name):
     """Their corrections would no longer sum to zero, and end at wrong points."""
@@ -213,10 +219,15 @@ def test_their_aliases_refuse_lost_messages_at_once(alias):
         alias(0.1, topologies.ring(4), lossy)
 
 
-def test_d2_refuses_relay():
+def test_d2_led_and_prox_skip_refuse_relay():
     c = communicators.simulated(4)
+    relay = djax.every(2, djax.relay(topologies.chain(4), c))
     with pytest.raises(ValueError, match="d2.*relay.*gradient_tracking"):
-        djax.d2(djax.every(2, djax.relay(topologies.chain(4), c)))
+        djax.d2(relay)
+    with pytest.raises(ValueError, match="led.*relay.*gradient_tracking"):
+        djax.led(2, relay, 0.1)
+    with pytest.raises(ValueError, match="prox_skip.*relay.*gradient_tracking"):
+        djax.prox_skip(0.5, relay, 0.1)
 
 
 @pytest.mark.parametrize("missing", ["initial", "latest", "self", "renormalize"])

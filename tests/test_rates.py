@@ -26,6 +26,9 @@ TAKES_A_RATE = {
     "power_gossip: vector_rate": lambda rate: djax.power_gossip(
         RING, WORKERS, vector_rate=rate
     ),
+    "led": lambda rate: djax.led(1, GOSSIP, rate),
+    "k_gt": lambda rate: djax.k_gt(2, GOSSIP, rate),
+    "prox_skip": lambda rate: djax.prox_skip(0.5, GOSSIP, rate),
     "quasi_global_momentum": lambda rate: djax.quasi_global_momentum(rate, GOSSIP),
     "quasi_global_adam": lambda rate: djax.quasi_global_adam(rate, GOSSIP),
 }

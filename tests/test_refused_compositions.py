@@ -24,6 +24,18 @@ REFUSED = {
         lambda: djax.gradient_tracking(MOMENTUM),
         "gradient_tracking the mechanism alone",
     ),
+    "led around an optimizer": (
+        lambda: djax.led(2, MOMENTUM),
+        "led the mechanism alone",
+    ),
+    "k_gt around an optimizer": (
+        lambda: djax.k_gt(2, MOMENTUM),
+        "k_gt the mechanism alone",
+    ),
+    "prox_skip around an optimizer": (
+        lambda: djax.prox_skip(0.5, MOMENTUM, 0.1),
+        "prox_skip the mechanism alone",
+    ),
     "every around an optimizer": (
         lambda: djax.every(2, MOMENTUM),
         "every the mechanism alone",
@@ -39,6 +51,26 @@ REFUSED = {
     "a correction of a correction": (
         lambda: djax.d2(djax.d2(GOSSIP)),
         "corrects already",
+    ),
+    "led of a correction": (
+        lambda: djax.led(2, djax.d2(GOSSIP)),
+        "led corrects what d2 corrects already",
+    ),
+    "k_gt of a correction": (
+        lambda: djax.k_gt(2, djax.gradient_tracking(GOSSIP)),
+        "k_gt corrects what gradient_tracking corrects already",
+    ),
+    "a correction of prox_skip": (
+        lambda: djax.d2(djax.prox_skip(0.5, GOSSIP, 0.1)),
+        "d2 corrects what prox_skip corrects already",
+    ),
+    "every around led": (
+        lambda: djax.every(4, djax.led(2, GOSSIP, 0.1)),
+        "led makes local steps by itself, so use it without every",
+    ),
+    "every around k_gt": (
+        lambda: djax.every(4, djax.k_gt(2, GOSSIP)),
+        "k_gt makes local steps by itself, so use it without every",
     ),
     "every around d2": (
         lambda: djax.every(4, djax.d2(GOSSIP)),
@@ -59,6 +91,37 @@ REFUSED = {
     "every around tracking": (
         lambda: djax.every(4, djax.gradient_tracking(GOSSIP)),
         r"use gradient_tracking\(every\(k, ...\)\)",
+    ),
+    "led with too large a rate": (
+        lambda: djax.led(4, GOSSIP),
+        "at dual_rate=1: the largest stable dual_rate is 0.25. Larger rates are stable "
+        "at half the consensus_rate, or on a topology with weights='lazy'",
+    ),
+    "prox_skip with too large a rate": (
+        lambda: djax.prox_skip(0.25, GOSSIP, 1.0),
+        "prox_skip diverges with this gossip at dual_rate=1: the largest",
+    ),
+    "prox_skip without heads": (
+        lambda: djax.prox_skip([False, False], GOSSIP, 0.1),
+        "none of the 2 coins is heads",
+    ),
+    "prox_skip with coins that are numbers": (
+        lambda: djax.prox_skip([1, 0], GOSSIP, 0.1),
+        r"must be a number, or a sequence of booleans, .* got \[1, 0\]",
+    ),
+    "prox_skip with too large a probability": (
+        lambda: djax.prox_skip(1.5, GOSSIP, 0.1),
+        r"prox_skip: probability must be in \(0, 1\], got 1.5",
+    ),
+    "prox_skip with a small chi": (
+        lambda: djax.prox_skip(0.5, GOSSIP, 0.1, chi=0.5),
+        "prox_skip: chi must be at least 1, got 0.5",
+    ),
+    "prox_skip with a key of a program": (
+        lambda: jax.jit(lambda key: djax.prox_skip(0.5, GOSSIP, 0.1, key=key))(
+            jax.random.key(0)
+        ),
+        "prox_skip: key must be known before programs are compiled",
     ),
     "d2 with too large a rate": (
         lambda: djax.d2(djax.gossip(RING, WORKERS, consensus_rate=1.2)),

@@ -66,6 +66,11 @@ OTHERS = {
         djax.every(2, GOSSIP),
         "every needs its own state, EveryState",
     ),
+    "a correction": (
+        djax.led(2, GOSSIP, 0.1),
+        djax.prox_skip(0.5, GOSSIP, 0.1),
+        "prox_skip needs its own state, ProxSkipState, got LEDState",
+    ),
     "another optimizer": (
         djax.quasi_global_momentum(0.1, GOSSIP),
         djax.quasi_global_adam(0.1, GOSSIP),
@@ -80,6 +85,9 @@ WITH_MODELS = {
     "relay": djax.relay(CHAIN, WORKERS),
     "d2": djax.d2(djax.all_reduce(WORKERS)),
     "gradient_tracking": djax.gradient_tracking(GOSSIP),
+    "led": djax.led(2, GOSSIP, 0.1),
+    "k_gt": djax.k_gt(2, GOSSIP),
+    "prox_skip": djax.prox_skip(0.5, GOSSIP, 0.1),
     "power_gossip": djax.power_gossip(RING, WORKERS),
     "quasi_global_momentum": djax.quasi_global_momentum(0.1, GOSSIP),
     "quasi_global_adam": djax.quasi_global_adam(0.1, GOSSIP),

@@ -16,6 +16,11 @@ def add(x: PyTree, y: PyTree, like: PyTree, sign: int = 1) -> PyTree:
     return jax.tree.map(of_leaf, x, y, like)
 
 
+def difference(x: PyTree, y: PyTree) -> PyTree:
+    """Returns `x - y`, in float32 or wider."""
+    return jax.tree.map(lambda a, b: promote(a) - promote(b), x, y)
+
+
 def scale(factor: ArrayLike, tree: PyTree) -> PyTree:
     """Multiplies a tree of arrays by one number, in the dtypes of the tree."""
     return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, tree)

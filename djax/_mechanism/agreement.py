@@ -79,7 +79,7 @@ def _facts(mechanism: str, params: PyTree, given: dict[str, Any]) -> dict[str, A
             facts["the compressor"] = value.compress.__qualname__.partition(".")[0]
             facts["the compressor's messages"] = _message_type(value, params)
         else:
-            facts[name] = _text(value)
+            facts[name] = text_of(value)
     return facts
 
 
@@ -102,7 +102,8 @@ def _message_type(code: Compressor, params: PyTree) -> str:
     return " ".join(map(_type, jax.tree.leaves(message)))
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """The text by which an argument is compared; of a traced one, only its type."""
     if isinstance(value, jax.core.Tracer):
         return _type(value)
     if is_key(value):

@@ -6,9 +6,12 @@ from ._d2 import check_d2 as check_d2
 from ._every import EveryState, every
 from ._gradient_tracking import GradientTrackingState, gradient_tracking
 from ._interleave import InterleaveState, interleave
+from ._k_gt import KGTState, k_gt
+from ._led import LEDState, led
 from ._on_updates import on_updates
 from ._outer import Fragments as Fragments
 from ._outer import FragmentState, OuterState, outer
+from ._prox_skip import ProxSkipState, prox_skip
 from ._quasi_global import (
     QuasiGlobalAdamState,
     QuasiGlobalMomentumState,
@@ -24,6 +27,9 @@ __all__ = [
     "GradientTrackingState",
     "InterleaveState",
     "OuterState",
+    "KGTState",
+    "LEDState",
+    "ProxSkipState",
     "QuasiGlobalAdamState",
     "QuasiGlobalMomentumState",
     "SparseState",
@@ -31,8 +37,11 @@ __all__ = [
     "every",
     "gradient_tracking",
     "interleave",
+    "k_gt",
+    "led",
     "on_updates",
     "outer",
+    "prox_skip",
     "quasi_global_adam",
     "quasi_global_momentum",
     "sparse",
