@@ -7,9 +7,7 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from djax._arrays.precision import promote
 from djax._interfaces import Communicator
 from djax._values import describe, is_communicator
 from djax.topologies import Graph, Schedule, Topology, contraction
@@ -140,25 +138,6 @@ def check_rate(name: str, rate: Any, *, zero: bool = False) -> None:
     if not (0 < float(rate) < float("inf") or (zero and float(rate) == 0)):
         least = "at least 0" if zero else "positive"
         raise ValueError(f"{name} must be {least} and finite, got {rate}.")
-
-
-def rate_of_step(
-    learning_rate: optax.ScalarOrSchedule, step: jax.typing.ArrayLike
-) -> jax.Array:
-    """Returns the learning rate of a step, in float32 or wider.
-
-    Args:
-      learning_rate: a number, or a schedule of the learning rate.
-      step: `int32[]`, the number of steps so far.
-
-    Raises:
-      ValueError: if a schedule returns no number.
-    """
-    rate = learning_rate(step) if callable(learning_rate) else learning_rate
-    check_rate("the learning rate", rate, zero=True)
-    rate = jnp.asarray(rate)
-    # Half precision would round the smallest rates to zero.
-    return promote(rate) if jnp.issubdtype(rate.dtype, jnp.floating) else rate
 
 
 def check_decay(name: str, decay: Any) -> None:

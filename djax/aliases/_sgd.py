@@ -11,11 +11,11 @@ from jax.typing import ArrayLike
 from djax._arguments import (
     check_decay,
     check_flags,
-    check_rate,
     check_reliable,
     check_static,
 )
 from djax._interfaces import Communicator, Compressor
+from djax._learning_rate import check_learning_rate
 from djax.corrections import check_d2, d2, gradient_tracking, interleave, on_updates
 from djax.mechanisms import (
     Missing,
@@ -38,8 +38,7 @@ def _sgd(
     nesterov: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns `optax.sgd`. Its numbers are checked here, since optax does not check."""
-    if not callable(learning_rate):
-        check_rate(f"{name}: learning_rate", learning_rate, zero=True)
+    check_learning_rate(name, learning_rate)
     if momentum is not None:
         check_decay(f"{name}: momentum", momentum)
     check_flags(name, nesterov=nesterov)

@@ -31,13 +31,12 @@ from djax._arguments import (
     check_choice,
     check_decay,
     check_flags,
-    check_rate,
-    rate_of_step,
 )
 from djax._arrays.checks import check_params, check_real
 from djax._arrays.precision import add, promote, scale
 from djax._calls import by_its_call
 from djax._interfaces import PyTree
+from djax._learning_rate import SMALLEST_LEARNING_RATE, check_learning_rate, rate_at
 from djax._mechanism.adapter import wrap
 from djax._mechanism.agreement import around
 from djax._mechanism.refusals import refuse
@@ -46,10 +45,6 @@ from djax._mechanism.value import Mechanism, parts_of
 from djax._transformations import as_transformation
 
 Form = Literal["nesterov", "heavy_ball", "normalized"]
-
-# A change of the model is divided by the learning rate. Below this rate, as at the
-# start or the end of a schedule, the change says nothing about the gradients.
-SMALLEST_LEARNING_RATE = 1e-8
 
 
 class QuasiGlobalMomentumState(NamedTuple):
@@ -302,8 +297,7 @@ def _fed_by_averages(
     """
     mechanism = as_transformation(name, mechanism)
     refuse(name, parts_of(mechanism), "opaque", "overlap", "optimizer")
-    if not callable(learning_rate):
-        check_rate(f"{name}: learning_rate", learning_rate, zero=True)
+    check_learning_rate(name, learning_rate)
     fields = kind._fields[:-2]
 
     def init(params):
@@ -317,7 +311,7 @@ def _fed_by_averages(
     def update(grads, state, params=None, **extra_args):
         params = check_params(name, params)
         check_state(name, state, kind, params, *fields)
-        rate, buffers = rate_of_step(learning_rate, state.step), tuple(state[:-2])
+        rate, buffers = rate_at(learning_rate, state.step), tuple(state[:-2])
         time = jnp.asarray(optax.safe_increment(state.step))
 
         def step_along(buffers):
