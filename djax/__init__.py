@@ -29,6 +29,9 @@ processes of MPI.
   the mechanism with NumPy (`import djax` does not import it),
 * optimizers that contain any mechanism: :func:`quasi_global_momentum`,
   :func:`quasi_global_adam`; :func:`decentralized` can average their state, too,
+  :func:`quasi_global_adam`,
+* optimizers that send more than models, or average between their parts:
+  :func:`momentum_tracking`, :func:`beer`, :func:`gut`,
 * whole algorithms under their papers' names: :func:`dpsgd`, :func:`relay_sgd`,
   :func:`relay_sgd_grad`, :func:`d2_sgd`, :func:`exact_diffusion`,
   :func:`gradient_tracking_sgd`, :func:`sgp`, :func:`power_gossip_sgd`,

@@ -305,6 +305,51 @@ ALGORITHMS = {
         alone_is_base=False,
         keeps_dtypes=False,
     ),
+    "momentum_tracking": Algorithm(
+        lambda t, c: optax.chain(
+            optax.scale(-1.0), djax.momentum_tracking(1.0, t, c, momentum=0.5)
+        ),
+        references.momentum_tracking,
+        exact=False,
+        alone_is_base=False,
+    ),
+    "momentum_tracking_in_time": Algorithm(
+        lambda t, c: optax.chain(
+            optax.scale(-1.0),
+            djax.momentum_tracking(
+                1.0, in_time(t.size), c, momentum=0.5, first_mean=False
+            ),
+        ),
+        references.momentum_tracking_in_time(matrices_in_time),
+        exact=False,
+        alone_is_base=False,
+    ),
+    "beer": Algorithm(
+        lambda t, c: optax.chain(
+            optax.scale(-1.0), djax.beer(1.0, t, c, compressors.top_k(0.5), 0.4)
+        ),
+        references.beer,
+        exact=False,
+    ),
+    "gut": Algorithm(
+        lambda t, c: optax.chain(optax.scale(-1.0), djax.gut(1.0, t, c, scaling=0.5)),
+        references.gut,
+    ),
+    "gut_momentum": Algorithm(
+        lambda t, c: optax.chain(
+            optax.scale(-1.0),
+            djax.gut(
+                *(1.0, t, c),
+                momentum=0.5,
+                nesterov=True,
+                scaling=0.1,
+                consensus_rate=0.9,
+            ),
+        ),
+        lambda *args: references.gut(*args, mu=0.1, m=0.5, nesterov=True, rate=0.9),
+        exact=False,
+        alone_is_base=False,
+    ),
     "power_gossip": Algorithm(
         lambda t, c: djax.power_gossip(t, c),
         references.power_gossip(),

@@ -471,6 +471,58 @@ def choco(gradient, x, learning_rate, steps, W, rate=0.4, overlap=False, sent=No
     return x
 
 
+def momentum_tracking(gradient, x, learning_rate, steps, W, beta=0.5, decay=0.0):
+    g, rates = gradient(x), np.broadcast_to(learning_rate, steps)
+    u = c = (g - g.mean(0)) / (1 - beta)
+    for rate in rates:
+        u = beta * u + gradient(x) + decay * x
+        x = W @ x - rate * (u - c)
+        c = W @ (c - u) + u
+    return x
+
+
+def momentum_tracking_in_time(matrices):
+    """With the tracked direction y: y <- W y + change of the momentum."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        u = y = gradient(x)
+        for t in range(steps):
+            W = _at(matrices, x, t)
+            x = W @ x - learning_rate * y
+            y = W @ y - u + (u := 0.5 * u + gradient(x))
+        return x
+
+    return run
+
+
+def beer(gradient, x, learning_rate, steps, W, rate=0.4, code=top_k):
+    """With all copies at hand. The published order: first x, then v."""
+    known_x, known_v, g = np.zeros_like(x), np.zeros_like(x), gradient(x)
+    v = g
+    for eta in np.broadcast_to(learning_rate, steps):
+        x = x + rate * (W @ known_x - known_x) - eta * v
+        known_x = known_x + code(x - known_x)
+        v = v + rate * (W @ known_v - known_v) - g + (g := gradient(x))
+        known_v = known_v + code(v - known_v)
+    return x
+
+
+def gut(gradient, x, learning_rate, steps, W, mu=0.5, m=0.0, nesterov=False, rate=1.0):
+    """Returns the points at which the next gradients would be taken."""
+    L, b = W - np.eye(len(W)), 1 + m + nesterov * m**2
+    public, old, v, point = x, np.zeros_like(x), np.zeros_like(x), x
+    rates = np.broadcast_to(learning_rate, steps)
+    for eta, before in zip(rates, [rates[0], *rates], strict=False):
+        heard = W @ (x - public) + b * L @ public
+        public, q = x, L @ x
+        d = gradient(point) - q / before
+        y = d - mu / before * heard - mu * old
+        old, v = d, m * v + y
+        x = x + rate * q - rate**2 * q - eta * (y + m * v if nesterov else v)
+        point = x + rate * L @ x
+    return point
+
+
 def deep_squeeze(gradient, x, learning_rate, steps, W, rate=0.05):
     error = np.zeros_like(x)
     for _ in range(steps):

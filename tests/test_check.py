@@ -216,6 +216,10 @@ FINE = {
     "Adam with averaged moments": lambda: djax.decentralized(
         ADAMW, GOSSIP, average_state=djax.every(50, djax.all_reduce(WORKERS))
     ),
+    "momentum_tracking": lambda: djax.momentum_tracking(WARM_UP, RING, WORKERS),
+    "beer": lambda: djax.beer(0.1, RING, WORKERS, compressors.top_k(0.1), 0.1),
+    "gut": lambda: djax.gut(0.1, RING, WORKERS),
+    "gut with momentum": lambda: djax.gut(0.1, RING, WORKERS, momentum=0.9),
     "inject_hyperparams": lambda: optax.inject_hyperparams(djax.dpsgd)(
         WARM_UP, RING, WORKERS
     ),

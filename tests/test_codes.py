@@ -14,6 +14,7 @@ from experiments.lib.errors import UsageError
 
 RING, COMMUNICATOR = topologies.ring(4), communicators.simulated(4)
 CONTRACTIONS = {
+    "beer": lambda code: djax.beer(0.1, RING, COMMUNICATOR, code, 0.1),
     "choco_gossip": lambda code: djax.choco_gossip(RING, COMMUNICATOR, code, 0.1),
     "choco_sgd": lambda code: djax.choco_sgd(0.1, RING, COMMUNICATOR, code, 0.1),
     "deep_squeeze": lambda code: djax.deep_squeeze(RING, COMMUNICATOR, code, 0.1),

@@ -20,6 +20,7 @@ COMPRESS_MATRICES = {
     "power_gossip": djax.power_gossip(RING, WORKERS),
     "choco_gossip": djax.choco_gossip(RING, WORKERS, LOW_RANK, 0.1),
     "deep_squeeze": djax.deep_squeeze(RING, WORKERS, LOW_RANK, 0.1),
+    "beer": djax.beer(0.1, RING, WORKERS, LOW_RANK, 0.1),
     "every": djax.every(2, djax.power_gossip(RING, WORKERS)),
 }
 

@@ -53,6 +53,9 @@ NEEDY = {
     "power_gossip": lambda t, c, q: djax.power_gossip(t, c),
     "d2": lambda t, c, q: djax.d2(djax.gossip(t, c)),
     "gradient_tracking": lambda t, c, q: djax.gradient_tracking(djax.gossip(t, c)),
+    "momentum_tracking": lambda t, c, q: djax.momentum_tracking(0.1, t, c),
+    "beer": lambda t, c, q: djax.beer(0.1, t, c, q, 0.4),
+    "gut": lambda t, c, q: djax.gut(0.1, t, c),
 }
 """Mechanisms that cannot."""
 
@@ -331,6 +334,8 @@ OF_A_GRAPH = {
     "choco_gossip": lambda t, c: NEEDY["choco_gossip"](t, c, IDENTITY),
     "dcd": lambda t, c: NEEDY["dcd"](t, c, IDENTITY),
     "ecd": lambda t, c: NEEDY["ecd"](t, c, IDENTITY),
+    "beer": lambda t, c: NEEDY["beer"](t, c, IDENTITY),
+    "gut": lambda t, c: NEEDY["gut"](t, c, IDENTITY),
 }
 """Mechanisms whose state belongs to one graph."""
 

@@ -48,6 +48,9 @@ RIGHT = {
     "averaged state": djax.decentralized(
         optax.adam(0.1), GOSSIP, average_state=djax.every(2, djax.all_reduce(WORKERS))
     ),
+    "momentum tracking": djax.momentum_tracking(0.1, RING, WORKERS),
+    "beer": djax.beer(0.1, RING, WORKERS, djax.compressors.sign(), 0.1),
+    "gut": djax.gut(0.1, RING, WORKERS),
     "injected": optax.inject_hyperparams(djax.dpsgd, static_args=["nesterov"])(
         0.1, RING, WORKERS
     ),

@@ -73,7 +73,7 @@ def test_nothing_that_a_module_defines_is_left_out(package):
     assert defined <= set(module.__all__)
 
 
-def test_the_names_of_mechanisms_corrections_and_aliases_are_those_of_djax():
+def test_the_names_of_all_algorithms_are_those_of_djax():
     for package in ("aliases", "corrections", "mechanisms", "optimizers"):
         for name, value in public(f"djax.{package}").items():
             assert getattr(djax, name) is value

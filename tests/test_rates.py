@@ -29,6 +29,20 @@ TAKES_A_RATE = {
     "led": lambda rate: djax.led(1, GOSSIP, rate),
     "k_gt": lambda rate: djax.k_gt(2, GOSSIP, rate),
     "prox_skip": lambda rate: djax.prox_skip(0.5, GOSSIP, rate),
+    "beer": lambda rate: djax.beer(
+        0.1, RING, WORKERS, djax.compressors.top_k(0.5), rate
+    ),
+    "beer: learning_rate": lambda rate: djax.beer(
+        rate, RING, WORKERS, djax.compressors.top_k(0.5), 0.1
+    ),
+    "gut": lambda rate: djax.gut(rate, RING, WORKERS),
+    "gut: consensus_rate": lambda rate: djax.gut(
+        0.1, RING, WORKERS, scaling=0.1, consensus_rate=rate
+    ),
+    "momentum_tracking": lambda rate: djax.momentum_tracking(rate, RING, WORKERS),
+    "momentum_tracking: weight_decay": lambda rate: djax.momentum_tracking(
+        0.1, RING, WORKERS, weight_decay=rate
+    ),
     "quasi_global_momentum": lambda rate: djax.quasi_global_momentum(rate, GOSSIP),
     "quasi_global_adam": lambda rate: djax.quasi_global_adam(rate, GOSSIP),
 }

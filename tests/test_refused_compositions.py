@@ -48,6 +48,18 @@ REFUSED = {
         lambda: djax.quasi_global_adam(0.1, MOMENTUM),
         "quasi_global_adam the mechanism alone",
     ),
+    "every around an optimizer that tracks": (
+        lambda: djax.every(2, djax.momentum_tracking(0.1, RING, WORKERS)),
+        "the mechanism alone, without momentum_tracking",
+    ),
+    "d2 around an optimizer that tracks": (
+        lambda: djax.d2(djax.beer(0.1, RING, WORKERS, compressors.sign(), 0.1)),
+        "the mechanism alone, without beer",
+    ),
+    "momentum around an optimizer that tracks": (
+        lambda: djax.quasi_global_momentum(0.1, djax.gut(0.1, RING, WORKERS)),
+        "the mechanism alone, without gut",
+    ),
     "a correction of a correction": (
         lambda: djax.d2(djax.d2(GOSSIP)),
         "corrects already",

@@ -31,6 +31,11 @@ OTHERS = {
         djax.choco_gossip(RING, WORKERS, TOP, 0.1),
         "choco_gossip needs its own state, ChocoState, got DCDState",
     ),
+    "another optimizer of the kind": (
+        djax.momentum_tracking(0.1, RING, WORKERS),
+        djax.gut(0.1, RING, WORKERS),
+        "gut needs its own state, GutState, got MomentumTrackingState",
+    ),
     "gossip": (
         GOSSIP,
         djax.relay(CHAIN, WORKERS),
@@ -91,6 +96,9 @@ WITH_MODELS = {
     "power_gossip": djax.power_gossip(RING, WORKERS),
     "quasi_global_momentum": djax.quasi_global_momentum(0.1, GOSSIP),
     "quasi_global_adam": djax.quasi_global_adam(0.1, GOSSIP),
+    "momentum_tracking": djax.momentum_tracking(0.1, RING, WORKERS),
+    "beer": djax.beer(0.1, RING, WORKERS, TOP, 0.1),
+    "gut": djax.gut(0.1, RING, WORKERS),
 }
 
 

@@ -24,6 +24,9 @@ TOPOLOGIES = {
     "moniqua": lambda t: djax.moniqua(t, COMMUNICATOR, 1.0, 0.1),
     "choco_gossip": lambda t: djax.choco_gossip(t, COMMUNICATOR, SIGN, 0.1),
     "deep_squeeze": lambda t: djax.deep_squeeze(t, COMMUNICATOR, SIGN, 0.1),
+    "momentum_tracking": lambda t: djax.momentum_tracking(0.1, t, COMMUNICATOR),
+    "beer": lambda t: djax.beer(0.1, t, COMMUNICATOR, SIGN, 0.1),
+    "gut": lambda t: djax.gut(0.1, t, COMMUNICATOR),
     "dcd": lambda t: djax.dcd(t, COMMUNICATOR, FINE),
     "ecd": lambda t: djax.ecd(t, COMMUNICATOR, FINE),
     "dpsgd": lambda t: djax.dpsgd(0.1, t, COMMUNICATOR),
@@ -43,6 +46,7 @@ TOPOLOGIES = {
 TAKE_SCHEDULES = {
     *("gossip", "power_gossip", "moniqua", "deep_squeeze", "dpsgd", "d2_sgd"),
     *("choco_gossip", "choco_sgd", "dcd", "ecd"),
+    *("momentum_tracking", "beer", "gut"),
 }
 SCHEDULES = {
     "push_sum": lambda s: djax.push_sum(s, COMMUNICATOR),

@@ -1,12 +1,12 @@
-"""What CHOCO-Gossip, DeepSqueeze, DCD-PSGD and ECD-PSGD share.
+"""What CHOCO-Gossip, DeepSqueeze, DCD-PSGD, ECD-PSGD and BEER share.
 
-All four send one compressed tree to all neighbours in each step, and remember trees
-like the parameters. They differ in what they send and in what they remember; the file
-of each says that in one function. The checks, the state of the code, the count of the
-steps and the message itself are the same for all of them, and are here.
+All of them send one compressed tree to all neighbours in each step, and remember trees
+like this one. They differ in what they send and in what they remember; the file of each
+says that in one function. The checks, the state of the code, the count of the steps and
+the message itself are the same for all of them, and are here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,9 +49,9 @@ class Messages:
         Args:
           name: the name of the mechanism, for errors.
           kind: the class of the mechanism's states. Its first fields are the trees that
-            the mechanism remembers. Then come `compressor_state` and `step`. The last
-            field is `graph`, if the trees are sums over neighbours: the graph then must
-            not change.
+            the mechanism remembers, which are like those that it sends. Then come
+            `compressor_state` and `step`. The last field is `graph`, if the trees are
+            sums over neighbours: the graph then must not change.
           graph: the graph and its weights.
           communicator: how messages travel; it must not lose any.
           compressor: the code C.
@@ -81,10 +81,7 @@ class Messages:
         """
 
         def init(params):
-            remembered = start(params)
-            code = jax.tree.map(self._own_key, self.compressor.init(params))
-            step = jnp.zeros((), jnp.int32)
-            return self._kind(*remembered, code, step, **self._label)
+            return self.state(start(params), params)
 
         return build(
             self.name,
@@ -97,16 +94,30 @@ class Messages:
             **options,
         )
 
+    def state(
+        self, remembered: Sequence[PyTree], sent: PyTree, **others: PyTree
+    ) -> Any:
+        """Makes the first state.
+
+        Args:
+          remembered: the first fields of the state.
+          sent: a tree like those that are sent.
+          **others: the other fields, besides those of this class.
+        """
+        code = jax.tree.map(self._own_key, self.compressor.init(sent))
+        step = jnp.zeros((), jnp.int32)
+        return self._kind(*remembered, code, step, **others, **self._label)
+
     def _own_key(self, leaf: Any) -> Any:
         """Makes a PRNG key the worker's own, and returns anything else as it is."""
         rank = self.communicator.rank()
         return jax.random.fold_in(leaf, rank) if is_key(leaf) else leaf
 
-    def check(self, state: Any, params: PyTree) -> None:
-        """Raises unless the state belongs to this mechanism and these parameters."""
+    def check(self, state: Any, sent: PyTree) -> None:
+        """Raises unless the state belongs to this mechanism, and to trees like one."""
         known = {"label": self._label.get("graph"), "compressor": self.compressor}
         trees = self._remembered
-        check_state(self.name, state, self._kind, params, *trees, **known)
+        check_state(self.name, state, self._kind, sent, *trees, **known)
 
     def send(self, tree: PyTree, state: Any) -> tuple[PyTree, PyTree, Any]:
         r"""Sends a tree to all neighbours, compressed.
