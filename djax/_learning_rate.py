@@ -36,8 +36,9 @@ def rate_at(learning_rate: optax.ScalarOrSchedule, step: ArrayLike) -> jax.Array
     rate = learning_rate(step) if callable(learning_rate) else learning_rate
     check_rate("the learning rate", rate, zero=True)
     rate = jnp.asarray(rate)
-    # Half precision would round the smallest rates to zero.
-    return promote(rate) if jnp.issubdtype(rate.dtype, jnp.floating) else rate
+    if not jnp.issubdtype(rate.dtype, jnp.floating):
+        return rate.astype(float)
+    return promote(rate)  # Half precision would round the smallest rates to zero.
 
 
 def per_rank_of(learning_rate: optax.ScalarOrSchedule) -> list[str]:

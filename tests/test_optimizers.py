@@ -123,7 +123,7 @@ def test_without_scaling_gut_is_gossip_before_the_step():
 @pytest.mark.parametrize("first_mean", [True, False])
 def test_the_first_step_of_momentum_tracking(first_mean):
     """Along the mean of all gradients, or along each worker's own."""
-    optimizer = djax.momentum_tracking(1.0, RING, WORKERS, first_mean=first_mean)
+    optimizer = djax.momentum_tracking(1, RING, WORKERS, first_mean=first_mean)
     gradients = jnp.arange(8.0) ** 2
 
     def worker(gradient):
@@ -178,7 +178,7 @@ def test_a_warm_up_of_gut_from_zero():
 def test_gut_eval_params_finds_the_models_in_any_state():
     part = {"body": True, "head": False}
     optimizer = optax.chain(
-        optax.scale(1.0), djax.only(part, djax.gut(0.1, RING, WORKERS))
+        optax.scale(1.0), djax.only(part, djax.gut(1, RING, WORKERS))
     )
     x = {"body": jnp.arange(8.0), "head": jnp.arange(8.0)}
 

@@ -196,10 +196,8 @@ def gut(
     def update(grads, state, params, /):
         trees = "model", "displacement", "correction"
         check_state("gut", state, GutState, params, *trees, label=label)
-        rate, step = (
-            rate_at(learning_rate, state.step),
-            optax.safe_increment(state.step),
-        )
+        rate = rate_at(learning_rate, state.step)
+        step = optax.safe_increment(state.step)
         before, old = state.displacement, state.learning_rate
         own = jax.tree.map(
             lambda g, q: g.astype(q.dtype) - q / old.astype(q.dtype), grads, before

@@ -1,11 +1,11 @@
 r"""Momentum Tracking: every worker follows an estimate of all workers' mean momentum.
 
 If the workers' data differ, so do their momenta, and the larger the decay of the
-momentum is, the farther D-PSGD with momentum ends from the optimum. Gradient tracking
-in front of a local momentum would not change that: the momentum would again be each
-worker's own. Here the momentum itself is tracked. The correction :math:`c_i` of a
-worker is the difference of its own momentum :math:`u_i` and its estimate of the mean
-momentum. With the gradient :math:`g_i` and the learning rate :math:`\gamma`,
+momentum is, the farther D-PSGD with momentum ends from the optimum. Momentum Tracking
+ends at the optimum, whatever the decay is. Each worker steps along an estimate of the
+mean of all momenta. Its correction :math:`c_i` is the difference of its own momentum
+:math:`u_i` and this estimate. With the gradient :math:`g_i` and the learning rate
+:math:`\gamma`,
 
 .. math::
    u_i &\leftarrow \beta u_i + g_i, \\
@@ -14,6 +14,11 @@ momentum. With the gradient :math:`g_i` and the learning rate :math:`\gamma`,
 
 The corrections sum to zero over the workers, so that the mean of all models moves along
 the mean of all momenta.
+
+:func:`djax.gradient_tracking_sgd` with a momentum tracks momenta, too, but times the
+learning rate, and it averages the models after the step. Here the corrections do not
+contain the learning rates of earlier steps, and the models are averaged before the
+step.
 
 Takezawa et al., `Momentum Tracking: Momentum Acceleration for Decentralized Deep
 Learning on Heterogeneous Data <https://arxiv.org/abs/2209.15505>`_, 2022.
@@ -138,7 +143,7 @@ def momentum_tracking(
 
         def from_mean(old, correction):
             apart = add(grads, communicator.mean(grads), like=old, sign=-1)
-            apart = scale(1 / (1 - jnp.asarray(momentum)), apart)
+            apart = scale(1 / (1 - momentum), apart)
             return apart, optax.tree.cast_like(apart, correction)
 
         branches = (lambda *same: same), from_mean
