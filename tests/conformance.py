@@ -86,6 +86,10 @@ def narrow(communicator):
     return dataclasses.replace(communicator, message_dtype="bfloat16")
 
 
+COINS = [True, False, False, True, False]
+"""In which steps ProxSkip averages; then again from the start."""
+
+
 def first_and_others(params):
     """Two fragments of a model, or one if it has a single leaf."""
     leaves, treedef = jax.tree.flatten(params)
@@ -93,10 +97,6 @@ def first_and_others(params):
 
 
 NESTEROV = optax.sgd(0.7, 0.6, nesterov=True)
-
-COINS = [True, False, False, True, False]
-"""In which steps ProxSkip averages; then again from the start."""
-
 
 ALGORITHMS = {
     "gossip": Algorithm(lambda t, c: djax.gossip(t, c), references.gossip),
@@ -281,29 +281,6 @@ ALGORITHMS = {
         ),
         exact=False,
         alone_is_base=False,
-    "decentralized": Algorithm(
-        lambda t, c: optax.chain(
-            optax.scale(-1.0),
-            djax.decentralized(
-                optax.sgd(1.0, momentum=0.5), djax.gossip(t, c), average_state=True
-            ),
-        ),
-        references.momentum_averaged(),
-        alone_is_base=False,
-        keeps_dtypes=False,
-    ),
-    "decentralized_rarely": Algorithm(
-        lambda t, c: optax.chain(
-            optax.scale(-1.0),
-            djax.decentralized(
-                optax.sgd(1.0, momentum=0.5),
-                djax.gossip(t, c),
-                average_state=djax.every(3, djax.all_reduce(c)),
-            ),
-        ),
-        references.momentum_averaged(3),
-        alone_is_base=False,
-        keeps_dtypes=False,
     ),
     "momentum_tracking": Algorithm(
         lambda t, c: optax.chain(
@@ -349,6 +326,30 @@ ALGORITHMS = {
         lambda *args: references.gut(*args, mu=0.1, m=0.5, nesterov=True, rate=0.9),
         exact=False,
         alone_is_base=False,
+    ),
+    "decentralized": Algorithm(
+        lambda t, c: optax.chain(
+            optax.scale(-1.0),
+            djax.decentralized(
+                optax.sgd(1.0, momentum=0.5), djax.gossip(t, c), average_state=True
+            ),
+        ),
+        references.momentum_averaged(),
+        alone_is_base=False,
+        keeps_dtypes=False,
+    ),
+    "decentralized_rarely": Algorithm(
+        lambda t, c: optax.chain(
+            optax.scale(-1.0),
+            djax.decentralized(
+                optax.sgd(1.0, momentum=0.5),
+                djax.gossip(t, c),
+                average_state=djax.every(3, djax.all_reduce(c)),
+            ),
+        ),
+        references.momentum_averaged(3),
+        alone_is_base=False,
+        keeps_dtypes=False,
     ),
     "power_gossip": Algorithm(
         lambda t, c: djax.power_gossip(t, c),

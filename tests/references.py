@@ -65,26 +65,6 @@ def gossip_every(k):
     return run
 
 
-def outer(make_average, period, rate, momentum, *, nesterov=True):
-    """Many local steps, then a step of momentum along what was learnt.
-
-    Args:
-      make_average: from the mixing matrix and the start to a function that averages.
-      period: the number of steps between two averagings.
-      rate: the outer learning rate.
-      momentum: the outer momentum.
-      nesterov: whether the outer momentum is Nesterov's.
-    """
-
-    def run(gradient, x, learning_rate, steps, W):
-        average, anchor, u = make_average(W, x), x, np.zeros_like(x)
-        for step in range(1, steps + 1):
-            x = x - learning_rate * gradient(x)
-            if step % period == 0:
-                moved = anchor - average(x)
-                u = momentum * u + moved
-                anchor = anchor - rate * (moved + momentum * u if nesterov else u)
-                x = anchor
 def sparse(selection, fraction):
     """Only some coordinates of the leaves b (2 entries) and w (4) are averaged."""
 
@@ -98,43 +78,6 @@ def sparse(selection, fraction):
     return run
 
 
-def streaming(between, fragments, delay, blend, rate, momentum):
-    """The exact average of one fragment of the coordinates after the other."""
-
-    def run(gradient, x, learning_rate, steps, W):
-        anchor, u, sent = x.copy(), np.zeros_like(x), {}
-        for step in range(1, steps + 1):
-            x = x - learning_rate * gradient(x)
-            count, rest = divmod(step, between)
-            if count and rest == 0:
-                now = fragments[(count - 1) % len(fragments)]
-                sent[step + delay] = now, x[:, now].mean(0, keepdims=True)
-            if step in sent:
-                now, mean = sent[step]
-                moved = anchor[:, now] - mean
-                u[:, now] = momentum * u[:, now] + moved
-                anchor[:, now] -= rate * (moved + momentum * u[:, now])
-                x[:, now] = blend * anchor[:, now] + (1 - blend) * x[:, now]
-        return x
-
-    return run
-
-
-def noloco(matrices, period, rate, momentum, consensus):
-    """With a term for what was learnt, and another one for the anchors."""
-
-    def run(gradient, x, learning_rate, steps, W):
-        anchor, u = x, np.zeros_like(x)
-        for step in range(1, steps + 1):
-            x = x - learning_rate * gradient(x)
-            if step % period == 0:
-                pairs = _at(matrices, x, step // period - 1)
-                u = momentum * u + rate * pairs @ (x - anchor)
-                u = u + consensus * (pairs @ anchor - anchor)
-                x = anchor = anchor + u
-        return x
-
-    return run
 def _selected(selection, p, step, sizes):
     """The coordinates of a step, one after the other."""
     starts, key = np.cumsum([0, *sizes]), jax.random.key(0)
@@ -185,6 +128,70 @@ def _failures(p, first, second):
 def _table(size):
     columns = math.isqrt(size - 1) + 1
     return math.ceil(size / columns), columns
+
+
+def outer(make_average, period, rate, momentum, *, nesterov=True):
+    """Many local steps, then a step of momentum along what was learnt.
+
+    Args:
+      make_average: from the mixing matrix and the start to a function that averages.
+      period: the number of steps between two averagings.
+      rate: the outer learning rate.
+      momentum: the outer momentum.
+      nesterov: whether the outer momentum is Nesterov's.
+    """
+
+    def run(gradient, x, learning_rate, steps, W):
+        average, anchor, u = make_average(W, x), x, np.zeros_like(x)
+        for step in range(1, steps + 1):
+            x = x - learning_rate * gradient(x)
+            if step % period == 0:
+                moved = anchor - average(x)
+                u = momentum * u + moved
+                anchor = anchor - rate * (moved + momentum * u if nesterov else u)
+                x = anchor
+        return x
+
+    return run
+
+
+def streaming(between, fragments, delay, blend, rate, momentum):
+    """The exact average of one fragment of the coordinates after the other."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        anchor, u, sent = x.copy(), np.zeros_like(x), {}
+        for step in range(1, steps + 1):
+            x = x - learning_rate * gradient(x)
+            count, rest = divmod(step, between)
+            if count and rest == 0:
+                now = fragments[(count - 1) % len(fragments)]
+                sent[step + delay] = now, x[:, now].mean(0, keepdims=True)
+            if step in sent:
+                now, mean = sent[step]
+                moved = anchor[:, now] - mean
+                u[:, now] = momentum * u[:, now] + moved
+                anchor[:, now] -= rate * (moved + momentum * u[:, now])
+                x[:, now] = blend * anchor[:, now] + (1 - blend) * x[:, now]
+        return x
+
+    return run
+
+
+def noloco(matrices, period, rate, momentum, consensus):
+    """With a term for what was learnt, and another one for the anchors."""
+
+    def run(gradient, x, learning_rate, steps, W):
+        anchor, u = x, np.zeros_like(x)
+        for step in range(1, steps + 1):
+            x = x - learning_rate * gradient(x)
+            if step % period == 0:
+                pairs = _at(matrices, x, step // period - 1)
+                u = momentum * u + rate * pairs @ (x - anchor)
+                u = u + consensus * (pairs @ anchor - anchor)
+                x = anchor = anchor + u
+        return x
+
+    return run
 
 
 def gossip_on_updates(gradient, x, learning_rate, steps, W):
