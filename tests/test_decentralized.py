@@ -99,9 +99,9 @@ def test_exact_averages_of_both_are_local_steps_that_forget_their_worker():
     for steps, equal in ((10, True), (12, False)):
         models, state = train(optimizer, steps=steps)
         moments = state.optimizer_state[0]
-        for tree in (models, moments.mu, moments.nu):
-            for x in jax.tree.leaves(tree):
-                assert np.allclose(x, x[:1], rtol=1e-5, atol=1e-6) == equal
+        assert np.allclose(models, models[:1], rtol=1e-5, atol=1e-6) == equal
+        for x in jax.tree.leaves((moments.mu, moments.nu)):
+            assert (x == x[:1]).all() == equal
         np.testing.assert_array_equal(moments.count, steps)
 
 
@@ -252,6 +252,7 @@ UNFIT = {
     "decentralized": lambda: djax.decentralized(ADAM, GOSSIP),
     "outer": lambda: djax.outer(4, optax.sgd(0.7), EXACT),
     "on_updates": lambda: djax.on_updates(GOSSIP),
+    "all_reduce": lambda: djax.all_reduce(WORKERS, overlap=True),
     "push_sum": lambda: djax.push_sum(UNEVEN, communicators.simulated(2)),
     "choco_gossip": lambda: djax.choco_gossip(RING, WORKERS, CODE, 0.1),
     "deep_squeeze": lambda: djax.deep_squeeze(RING, WORKERS, CODE, 0.1),
@@ -273,6 +274,22 @@ def test_what_cannot_average_a_state_is_refused(name):
             djax.decentralized(ADAM, mechanism, average_state=average_state)
     djax.decentralized(ADAM, unfit)
     djax.decentralized(ADAM, unfit, average_state=GOSSIP)
+
+
+def test_a_worker_that_is_isolated_leaves_the_moments_of_others_finite():
+    optimizer = djax.decentralized(ADAM, GOSSIP, average_state=True)
+
+    def gradient_fn(params, model_state, batch):
+        return jax.tree.map(lambda x: x - batch, params), model_state, {}
+
+    workers = djax.training.init_workers(optimizer, WORKERS, MODELS)
+    steps = djax.training.make_steps(
+        gradient_fn, optimizer, WORKERS, nonfinite="isolate"
+    )
+    workers, _ = steps(workers, jnp.ones((N, 9)).at[3, 4].set(jnp.nan))
+    for x in jax.tree.leaves((workers.params, workers.opt_state.optimizer_state)):
+        finite = np.isfinite(np.asarray(x, np.float32)).reshape(N, -1).all(axis=1)
+        assert finite[np.arange(N) != 3].all()
 
 
 def test_what_has_no_state_or_is_no_mechanism_is_told():
@@ -310,8 +327,8 @@ def smallest(mechanism, steps=30):
     def worker(x):
         def step(carry, _):
             x, state = carry
-            updates, state = mechanism.update(jnp.zeros_like(x), state, x)
-            return (x + updates, state), (x + updates).min()
+            x, state = mechanism.update(x, state, jnp.zeros_like(x))
+            return (x, state), x.min()
 
         return jax.lax.scan(step, (x, mechanism.init(x)), length=steps)[1].min()
 

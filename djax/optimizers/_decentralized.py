@@ -30,7 +30,7 @@ from djax._mechanism.states import check_state
 from djax._mechanism.value import Mechanism, parts_of
 from djax._transformations import as_transformation
 
-from ._moments import displaced, moments_of
+from ._moments import moments_of, with_moments
 
 _REMEDY = (
     "Give it a plain average, such as "
@@ -44,6 +44,8 @@ _UNFIT = {
     "weighted": "multiplies what it averages by weights on this graph",
     "compresses": "compresses messages, after which second moments such as Adam's may "
     "be negative, or too small to be divided by",
+    "overlap": "averages models without the updates of the present step, while a state "
+    "is averaged with them (use overlap=False)",
 }
 """For facts about a mechanism, why it cannot average the state of an optimizer."""
 
@@ -101,9 +103,10 @@ def decentralized(
       optimizer: the optimizer of each worker, such as `optax.adam(1e-3)`. Its state is
         looked through by a call of its `init` without arrays.
       mechanism: what averages the models, as the last link of a chain would.
-      average_state: a mechanism that averages the state, such as `djax.gossip(ring,
-        communicator)` or `djax.every(50, djax.all_reduce(communicator))`. True stands
-        for `mechanism` once more. None or False averages no state.
+      average_state: a mechanism without `overlap` that averages the state, such as
+        `djax.gossip(ring, communicator)` or `djax.every(50,
+        djax.all_reduce(communicator))`. True stands for `mechanism` once more. None or
+        False averages no state.
 
     Returns:
       A :class:`djax.Mechanism` that takes gradients and needs `params`, with a
@@ -112,10 +115,10 @@ def decentralized(
 
     Raises:
       ValueError: if `average_state` is an optimizer, a correction such as
-        :func:`djax.d2`, :func:`djax.on_updates`, or one of the mechanisms that second
-        moments do not bear; in `init`, if the optimizer has no state like the
-        parameters, or if `optax.tree.map_params` does not find it, as in that of
-        `optax.flatten`.
+        :func:`djax.d2`, or :func:`djax.on_updates`; if it overlaps, or is one of the
+        mechanisms that second moments do not bear; in `init`, if the optimizer has no
+        state like the parameters, or if `optax.tree.map_params` does not find it, as in
+        that of `optax.flatten`.
 
     Examples:
       >>> import djax, optax
@@ -236,9 +239,11 @@ def _averaged(
             f"but the state belongs to {len(average_states)}: make a new state by its "
             "init."
         )
+    # As updates of zeros, moments are replaced by their averages themselves, which an
+    # exact average makes equal on all workers, and stay as they are in local steps.
     found = [
-        averaging.update(optax.tree.zeros_like(tree), state, tree, **extra_args)
+        averaging.update(tree, state, optax.tree.zeros_like(tree), **extra_args)
         for tree, state in zip(moments, average_states, strict=True)
     ]
-    displacements, states = zip(*found, strict=True)
-    return displaced(optimizer, optimizer_state, displacements), states
+    averages, states = zip(*found, strict=True)
+    return with_moments(optimizer, optimizer_state, averages), states

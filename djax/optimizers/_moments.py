@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from djax._arrays.precision import add
 from djax._interfaces import PyTree
 from djax._mechanism.value import without_states
 
@@ -52,29 +51,26 @@ def moments_of(
     return moments
 
 
-def displaced(
+def with_moments(
     optimizer: optax.GradientTransformation,
     state: optax.OptState,
-    displacements: Sequence[PyTree],
+    moments: Sequence[PyTree],
 ) -> optax.OptState:
-    """Returns a state in which each tree of :func:`moments_of` is displaced.
+    """Returns a state with other trees in the places of those of :func:`moments_of`.
 
     Args:
       optimizer: the optimizer to which the state belongs.
       state: the state.
-      displacements: what is added to each of the trees. The sums are in float32 or
-        wider, and keep the dtypes of the state.
+      moments: the new trees.
     """
-    rest = iter(displacements)
+    rest = iter(moments)
 
     def of_tree(tree):
-        floats = _floats(tree)
-        if not jax.tree.leaves(floats):
+        if not jax.tree.leaves(_floats(tree)):
             return tree
-        moved = add(floats, next(rest), like=floats)
         return jax.tree.map(
             lambda old, new: old if isinstance(new, optax.MaskedNode) else new,
-            *(tree, moved),
+            *(tree, next(rest)),
         )
 
     return _map_trees(optimizer, of_tree, state)
