@@ -31,6 +31,7 @@ from djax._arguments import (
     check_choice,
     check_decay,
     check_flags,
+    check_rate,
 )
 from djax._arrays.checks import check_params, check_real
 from djax._arrays.precision import add, promote, scale
