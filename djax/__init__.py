@@ -17,13 +17,12 @@ processes of MPI.
   :mod:`djax.compressors` :func:`choco_gossip`, :func:`deep_squeeze`, :func:`moniqua`,
   :func:`dcd`, :func:`ecd`,
 * corrections, which wrap any mechanism: :func:`d2`, :func:`gradient_tracking`,
-  :func:`every`, :func:`interleave`, :func:`on_updates`, :func:`only`,
+  :func:`every`, :func:`sparse`, :func:`interleave`, :func:`on_updates`, :func:`only`;
+  for the local steps between two averagings :func:`led`, :func:`k_gt`,
+  :func:`prox_skip`,
 * outer optimizers, which average rarely, over any mechanism: :func:`outer`, and by
   their papers' names :func:`diloco`, :func:`streaming_diloco`, :func:`slowmo`,
   :func:`noloco`,
-* corrections, which wrap any mechanism: :func:`d2`, :func:`gradient_tracking`, with
-  local steps :func:`led`, :func:`k_gt`, :func:`prox_skip`; :func:`every`,
-  :func:`interleave`, :func:`on_updates`, :func:`only`,
 * mechanisms of your own: :func:`mechanism` makes a mechanism out of two functions,
   :mod:`djax.mixing` exchanges messages with the neighbours, and `djax.testing` compares
   the mechanism with NumPy (`import djax` does not import it),
@@ -31,7 +30,7 @@ processes of MPI.
   :func:`quasi_global_adam`; :func:`decentralized` can average their state, too,
   :func:`quasi_global_adam`,
 * optimizers that send more than models, or average between their parts:
-  :func:`momentum_tracking`, :func:`beer`, :func:`gut`,
+  :func:`momentum_tracking`, :func:`beer`, :func:`gut`, :func:`demo`,
 * whole algorithms under their papers' names: :func:`dpsgd`, :func:`relay_sgd`,
   :func:`relay_sgd_grad`, :func:`d2_sgd`, :func:`exact_diffusion`,
   :func:`gradient_tracking_sgd`, :func:`sgp`, :func:`power_gossip_sgd`,

@@ -234,6 +234,16 @@ ALGORITHMS = {
         keeps_mean=False,  # Its steps have a length of their own.
         alone_is_base=False,
     ),
+    "demo": Algorithm(
+        lambda t, c: optax.chain(
+            optax.scale(-1.0), djax.demo(0.05, c, decay=0.9, k=1, weight_decay=0.1)
+        ),
+        references.demo,
+        exact=False,
+        converges=False,  # Its steps are signs of a constant size.
+        keeps_mean=False,  # The weights decay.
+        alone_is_base=False,
+    ),
     "outer": Algorithm(
         lambda t, c: djax.outer(3, NESTEROV, djax.gossip(t, c)),
         references.outer(lambda W, x: lambda y: W @ y, 3, 0.7, 0.6),
@@ -385,6 +395,13 @@ ALGORITHMS = {
     "choco_gossip_overlap": Algorithm(
         lambda t, c: djax.choco_gossip(t, c, compressors.top_k(0.5), 0.4, overlap=True),
         lambda *args: references.choco(*args, overlap=True),
+        exact=False,
+    ),
+    "choco_gossip_dct": Algorithm(
+        lambda t, c: djax.choco_gossip(t, c, compressors.dct(1), 0.2),
+        lambda *args: references.choco(
+            *args, rate=0.2, code=references.largest_coefficient
+        ),
         exact=False,
     ),
     "deep_squeeze": Algorithm(

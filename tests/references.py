@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import scipy.fft
 
 
 def gossip(gradient, x, learning_rate, steps, W, rate=1.0):
@@ -82,7 +83,8 @@ def _selected(selection, p, step, sizes):
     """The coordinates of a step, one after the other."""
     starts, key = np.cumsum([0, *sizes]), jax.random.key(0)
     if selection == "random":  # There is room for all of them, in leaves so small.
-        words = jax.random.bits(jax.random.fold_in(key, step), (2, sum(sizes)))
+        draw = jax.random.fold_in(key, step)
+        words = jax.random.bits(draw, (2, sum(sizes)), np.uint32)
         for start, end in itertools.pairwise(starts):
             place = start - 1
             for k in range(start, end):
@@ -99,7 +101,7 @@ def _selected(selection, p, step, sizes):
         some = [i for i, other in enumerate(counts) if other == count]
         tables = [_table(sizes[i]) for i in some]
         total = sum(8 * (rows + columns) for rows, columns in tables)
-        words = iter(np.asarray(jax.random.bits(draw, (total,))).tolist())
+        words = iter(np.asarray(jax.random.bits(draw, (total,), np.uint32)).tolist())
         for i, (rows, columns) in zip(some, tables, strict=True):
             down = [[next(words) for _ in range(columns)] for _ in range(8)]
             across = [[next(words) for _ in range(rows)] for _ in range(8)]
@@ -467,12 +469,51 @@ def sign(x):
     )
 
 
-def choco(gradient, x, learning_rate, steps, W, rate=0.4, overlap=False, sent=None):
+def largest_coefficient(x):
+    """Of the cosine transforms of the leaves b (a vector) and w (2 x 2)."""
+    leaves = []
+    for leaf in (x[:, :2].reshape(-1, 1, 2), x[:, 2:].reshape(-1, 2, 2)):
+        found = scipy.fft.dctn(leaf, axes=(1, 2), norm="ortho")
+        found *= abs(found) == abs(found).max((1, 2), keepdims=True)
+        back = scipy.fft.idctn(found, axes=(1, 2), norm="ortho")
+        leaves.append(back.reshape(len(x), -1))
+    return np.concatenate(leaves, axis=1)
+
+
+def demo(gradient, x, learning_rate, steps, W, rate=0.05, decay=0.9, weight_decay=0.1):
+    """What goes in are the gradients times the learning rate of the table."""
+    residual = np.zeros_like(x)
+    for _ in range(steps):
+        residual = decay * residual + rate * learning_rate * gradient(x)
+        sent = largest_coefficient(residual)
+        residual = residual - sent
+        gathered = []
+        for leaf in (sent[:, :2].reshape(-1, 1, 2), sent[:, 2:].reshape(-1, 2, 2)):
+            found = scipy.fft.dctn(leaf, axes=(1, 2), norm="ortho")
+            count = np.maximum(1, (abs(found) > 1e-15).sum(0))
+            mean = found.sum(0) / count
+            gathered.append(scipy.fft.idctn(mean, norm="ortho").ravel())
+        step = np.sign(np.concatenate(gathered))[None]
+        x = x - rate * step - rate * weight_decay * x
+    return x
+
+
+def choco(
+    gradient,
+    x,
+    learning_rate,
+    steps,
+    W,
+    rate=0.4,
+    overlap=False,
+    sent=None,
+    code=None,
+):
     """With all copies x̂ at hand: x + rate (W - I) x̂; `sent` rounds the messages."""
     known = np.zeros_like(x)
     for _ in range(steps):
         update = -learning_rate * gradient(x)
-        message = top_k((x if overlap else x + update) - known)
+        message = (code or top_k)((x if overlap else x + update) - known)
         known = known + (sent(message) if sent else message)
         x = x + update + rate * (W @ known - known)
     return x

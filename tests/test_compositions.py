@@ -83,6 +83,7 @@ STATIC = {
     "led": (("period",), lambda f: f(2, GOSSIP, 0.1)),
     "k_gt": (("period",), lambda f: f(2, GOSSIP)),
     "prox_skip": (("probability", "key"), lambda f: f(0.5, GOSSIP, 0.1)),
+    "demo": (("k", "chunk"), lambda f: f(0.1, WORKERS, k=2, chunk=8)),
 }
 
 

@@ -7,16 +7,19 @@ on each other. Each of them takes gradients, and returns the updates of the para
 
 from ._beer import BeerState, beer
 from ._decentralized import DecentralizedState, decentralized
+from ._demo import DemoState, demo
 from ._gut import GutState, gut, gut_eval_params
 from ._momentum_tracking import MomentumTrackingState, momentum_tracking
 
 __all__ = [
     "BeerState",
     "DecentralizedState",
+    "DemoState",
     "GutState",
     "MomentumTrackingState",
     "beer",
     "decentralized",
+    "demo",
     "gut",
     "gut_eval_params",
     "momentum_tracking",
