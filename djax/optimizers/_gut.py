@@ -165,7 +165,9 @@ def gut(
     if check:
         check_convergence(topology, scaling, decay, nesterov, consensus_rate)
     sgd = optax.identity() if momentum is None else optax.trace(decay, nesterov)
-    lead = decay + decay * decay if nesterov else decay  # b - 1
+    # The mean change of the neighbours' models is the own change plus the change of the
+    # displacement. Of the factor b therefore b - 1 remains.
+    lead = decay + decay * decay if nesterov else decay
     label = label_of(topology, weights=True)
 
     def exchange(model, step):
@@ -175,9 +177,9 @@ def gut(
         """What the next step adds to the worker's own gradient."""
 
         def of_leaf(dx, q, p, d):
-            mean_change = dx + q + jnp.asarray(lead, q.dtype) * p
-            mu = jnp.asarray(scaling, q.dtype)
-            return -(q + mu * mean_change) / rate.astype(q.dtype) - mu * d
+            numbers = (jnp.asarray(x, q.dtype) for x in (scaling, lead, 1 / rate))
+            mu, more, inverse = numbers
+            return -inverse * (q + mu * (dx + q + more * p)) - mu * d
 
         return jax.tree.map(of_leaf, change, displacement, before, old)
 
@@ -199,9 +201,7 @@ def gut(
         rate = rate_at(learning_rate, state.step)
         step = optax.safe_increment(state.step)
         before, old = state.displacement, state.learning_rate
-        own = jax.tree.map(
-            lambda g, q: g.astype(q.dtype) - q / old.astype(q.dtype), grads, before
-        )
+        own = add(grads, scale(1 / old, before), like=before, sign=-1)
         direction = add(grads, state.correction, like=before)
         direction, momentum_state = sgd.update(direction, state.momentum)
         kept = consensus_rate * (1 - consensus_rate)
