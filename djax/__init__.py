@@ -28,7 +28,6 @@ processes of MPI.
   the mechanism with NumPy (`import djax` does not import it),
 * optimizers that contain any mechanism: :func:`quasi_global_momentum`,
   :func:`quasi_global_adam`; :func:`decentralized` can average their state, too,
-  :func:`quasi_global_adam`,
 * optimizers that send more than models, or average between their parts:
   :func:`momentum_tracking`, :func:`beer`, :func:`gut`, :func:`demo`,
 * whole algorithms under their papers' names: :func:`dpsgd`, :func:`relay_sgd`,
