@@ -298,3 +298,60 @@ with errors.readers_may_leave():
     result = python("-c", program)
     assert result.returncode == 128 + signal.SIGPIPE
     assert not result.stderr
+
+
+# ---- Exchanges in the background -----------------------------------------------------
+
+STREAMING = """
+import jax, jax.numpy as jnp, optax
+from djax.communicators import _background
+outer = djax.outer(4, optax.sgd(1.0), djax.all_reduce(communicator), delay=2)
+params = jnp.float32(rank)
+state = outer.init(params)
+
+@jax.jit
+def step(params, state):
+    updates, state = outer.update(jnp.ones_like(params), state, params)
+    return optax.apply_updates(params, updates), state
+
+def steps(params, state, count):
+    for _ in range(count):
+        params, state = jax.block_until_ready(step(params, state))
+    return params, state
+"""
+
+
+def test_an_exchange_that_nobody_waits_for_is_finished():
+    """After 4 steps, the model has been sent, and the exchange is not yet compiled."""
+    result = end(f"{STREAMING}steps(params, state, 4)", fresh=True)
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr
+
+
+def test_an_exit_code_does_not_wait_for_an_exchange():
+    result = end(f"""{STREAMING}
+steps(params, state, 4)
+sys.exit(3) if rank == 1 else everybody.Barrier()
+""")
+    assert result.returncode == 3
+    assert "rank 1 of 2 ended with exit code 3: all ranks end." in result.stderr
+
+
+def test_an_error_in_the_second_thread_ends_all():
+    result = end(f"""{STREAMING}
+def make(self, values):
+    raise RuntimeError("out of cheese")
+
+if rank == 1:
+    _background.Exchange._make = make
+steps(params, state, 8)
+""")
+    assert result.returncode != 0
+    assert "rank 1 of 2 failed" in result.stderr
+    assert "out of cheese" in result.stderr
+
+
+def test_an_exchange_of_one_rank_alone_ends_all():
+    result = end(f"{STREAMING}steps(params, state, 3 + rank)")
+    assert result.returncode == 1
+    assert "rank 1 of 2 has ended, and so have all others, but " in result.stderr

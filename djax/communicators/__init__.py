@@ -240,7 +240,7 @@ def mpi(
     transport.share_node(world)
     if world.size > 1:
         transport.end_together(world)
-    communicator = MPICommunicator(comm.Dup(), comm.Dup(), *messages)
+    communicator = MPICommunicator(comm.Dup(), comm.Dup(), comm.Dup(), *messages)
     return short_form(communicator, *drops)
 
 

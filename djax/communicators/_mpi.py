@@ -20,7 +20,7 @@ from djax._interfaces import PyTree
 from djax._transformations import lockstep
 from djax.transport import exchange
 
-from . import _common, _compare
+from . import _background, _common, _compare
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,12 +33,15 @@ class MPICommunicator:
       comm: carries the messages of compiled programs. Nothing else may use it, since
         calls of mpi4jax and of mpi4py on one communicator overtake each other.
       host_comm: carries what processes exchange between programs.
+      background_comm: carries the messages of exchanges that travel while a program
+        goes on.
       message_dtype: see :class:`djax.Communicator`.
       rounding_seed: see :class:`djax.Communicator`.
     """
 
     comm: MPI.Comm
     host_comm: MPI.Comm
+    background_comm: MPI.Comm
     message_dtype: str | None = None
     rounding_seed: int | None = None
 
@@ -62,6 +65,32 @@ class MPICommunicator:
         """See :class:`djax.Communicator`."""
         return self.comm.Get_rank()
 
+    @property
+    def _comm(self) -> MPI.Comm:
+        """Carries the messages of the program that is being traced."""
+        return self.background_comm if _background.background.value else self.comm
+
+    def in_background(
+        self, function: Callable[..., PyTree], *like: PyTree
+    ) -> _background.Exchange | None:
+        """Prepares an exchange that travels while the program goes on.
+
+        The program starts the exchange by its `start` and takes the result by its
+        `finish`, later than that and at the same places on all ranks.
+
+        Args:
+          function: the exchange, a pure function of trees of arrays.
+          *like: traced arrays like its arguments.
+
+        Returns:
+          None if the program has to make the exchange itself. This is so if two threads
+          may not call MPI at the same time, and in the cases that
+          :func:`_background.prepare` names.
+        """
+        if self.size == 1 or MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            return None
+        return _background.prepare(function, *like)
+
     @accounted
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
         """See :class:`djax.Communicator`."""
@@ -74,7 +103,7 @@ class MPICommunicator:
 
     def _send_and_receive(self, tree: PyTree, sender: int, receiver: int) -> PyTree:
         return exchange(
-            tree, lambda x: mpi4jax.sendrecv(x, x, sender, receiver, comm=self.comm)
+            tree, lambda x: mpi4jax.sendrecv(x, x, sender, receiver, comm=self._comm)
         )
 
     @accounted
@@ -102,7 +131,7 @@ class MPICommunicator:
         check_averageable("mean", tree)
         sums = exchange(
             jax.tree.map(promote, tree),
-            lambda x: mpi4jax.allreduce(x, MPI.SUM, comm=self.comm),
+            lambda x: mpi4jax.allreduce(x, MPI.SUM, comm=self._comm),
         )
         return jax.tree.map(
             lambda s, x: (s / self.size).astype(jnp.result_type(x)), sums, tree
@@ -111,7 +140,7 @@ class MPICommunicator:
     @accounted
     def broadcast(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
-        return exchange(tree, lambda x: mpi4jax.bcast(x, 0, comm=self.comm))
+        return exchange(tree, lambda x: mpi4jax.bcast(x, 0, comm=self._comm))
 
     def agreed(self, value: ArrayLike) -> ArrayLike:
         """See :class:`djax.Communicator`."""

@@ -120,6 +120,18 @@ def outer(
     that many local steps later. The workers need not wait for the messages meanwhile.
     A blend below 1 keeps a part of what the worker has learnt in these steps.
 
+    **How messages travel during local steps.** mpi4jax has no non-blocking operations.
+    Over MPI, a second thread of each rank therefore makes the exchange, on the CPU,
+    while the program makes local steps; in the outer step the program waits if the
+    result is not there yet. Until then the rank keeps copies, in the host's memory, of
+    the fragment, of its anchor and of the mechanism's state. On a GPU these are copied
+    from the device, and the results back to it. Some exchanges are made in the outer
+    step itself: if MPI does not let two threads communicate (`MPI_THREAD_MULTIPLE`), if
+    the mechanism uses a traced value besides its state and the models, such as an extra
+    argument, or if `update` is called outside of `jax.jit`. This is also so in
+    simulation, where nothing travels, and on a mesh: XLA's collectives end within the
+    step that starts them, so that a delay saves no time there.
+
     Args:
       period: the number of steps in which every fragment is averaged once.
       optimizer: the outer optimizer, such as `optax.sgd(0.7, 0.9, nesterov=True)`. It
@@ -133,8 +145,7 @@ def outer(
         parameters, or a prefix of one, with the fragment of each leaf; or a function
         from the parameters to such a tree. Fragment 0 is the first to be averaged.
       delay: the number of local steps between sending a fragment and the outer step,
-        less than `period / F`. Over MPI, the messages travel during these steps. In
-        simulation and on a mesh, the exchange is made when its result is applied.
+        less than `period / F`. Over MPI, the messages travel during these steps.
       blend: :math:`\beta`, the weight of the anchor in the new model, in (0, 1]. A
         float, or a scalar array. The Streaming DiLoCo paper calls :math:`1 - \beta` the
         mixing factor.
@@ -277,8 +288,10 @@ class _OuterSteps:
             return alternate(step, schedule, (_local, average), *changing)
         schedule[first] = 1
         schedule[(first + self.delay) % self.period] = 2
-        send = functools.partial(self._send, params)
-        apply = functools.partial(self._apply, step, params, extra)
+        _, state, _ = changing
+        early = self._in_background(state, params, extra)
+        send = functools.partial(self._send, early, params)
+        apply = functools.partial(self._apply, early, step, params, extra)
         if first + self.delay >= self.period:
             apply = _if_sent(jnp.asarray(step) >= self.period, apply)
         return alternate(step, schedule, (_local, send, apply), *changing)
@@ -286,34 +299,52 @@ class _OuterSteps:
     def _average(self, step, params, extra, updates, state, sent):
         """An averaging step without delay."""
         model = optax.apply_updates(params, updates)
-        anchor, state = self._outer_step(step, model, state, extra)
+        exchange = functools.partial(self._exchange, extra)
+        anchor, state = self._outer_step(exchange, step, model, state, extra)
         return self._towards(anchor, params, updates), state, sent
 
-    def _send(self, params, updates, state, sent):
+    def _send(self, early, params, updates, state, sent):
         """Sends the fragment as it is after this step."""
         del sent
         model = optax.apply_updates(params, updates)
+        if early is not None:
+            anchor = self.anchors.load(state.anchor, model)
+            early.start(state.mechanism_state, model, anchor)
         return updates, state, jax.tree.leaves(model)
 
-    def _apply(self, step, params, extra, updates, state, sent):
+    def _apply(self, early, step, params, extra, updates, state, sent):
         """Makes the outer step for a fragment that was sent before."""
         model = jax.tree.unflatten(jax.tree.structure(params), sent)
-        anchor, state = self._outer_step(step, model, state, extra)
+        exchange = functools.partial(self._exchange, extra)
+        if early is not None:
+            exchange = early.finish
+        anchor, state = self._outer_step(exchange, step, model, state, extra)
         return self._towards(anchor, params, updates), state, sent
 
-    def _outer_step(self, step, model, state, extra):
-        """Averages, and returns the new anchor, in float32 or wider, and the state."""
-        anchor = self.anchors.load(state.anchor, model)
-        optimizer_state = self.anchors.move_in(state.optimizer_state)
+    def _in_background(self, state, params, extra):
+        """Returns the exchange if it can travel during the local steps, else None."""
+        communicator = getattr(self.mechanism, "communicator", None)
+        prepare = getattr(communicator, "in_background", None)
+        if prepare is None or present_counter() is not None:
+            return None
+        exchange = functools.partial(self._exchange, extra)
+        return prepare(exchange, state.mechanism_state, params, params)
+
+    def _exchange(self, extra, mechanism_state, model, anchor):
+        """Averages, and returns what the mechanism does."""
         # The mechanism is given the anchor as the parameters, and the way to the model
         # as updates. What it returns is the outer gradient with another sign. If all
         # workers have the same anchor and average exactly, they have the same outer
         # gradients to the last bit, and their anchors stay the same.
         learnt = add(model, anchor, like=model, sign=-1)
         with observing():
-            averaged, mechanism_state = self.mechanism.update(
-                learnt, state.mechanism_state, anchor, **extra
-            )
+            return self.mechanism.update(learnt, mechanism_state, anchor, **extra)
+
+    def _outer_step(self, exchange, step, model, state, extra):
+        """Averages, and returns the new anchor, in float32 or wider, and the state."""
+        anchor = self.anchors.load(state.anchor, model)
+        optimizer_state = self.anchors.move_in(state.optimizer_state)
+        averaged, mechanism_state = exchange(state.mechanism_state, model, anchor)
         gradient = jax.tree.map(jnp.negative, averaged)
         change, optimizer_state = self.optimizer.update(
             gradient, optimizer_state, anchor, **extra

@@ -11,7 +11,14 @@ four parts:
   MPI or over sockets.
 """
 
-from ._end import GUARD, end_now, end_on_exceptions, end_together, leave_alone
+from ._end import (
+    GUARD,
+    before_the_end,
+    end_now,
+    end_on_exceptions,
+    end_together,
+    leave_alone,
+)
 from ._interface import Array, Message, Transport
 from ._launch import check_launcher, launcher_rank, launcher_size, share_node
 from ._mpi import MPITransport
@@ -31,6 +38,7 @@ __all__ = [
     "Transport",
     "ZMQTransport",
     "as_bytes",
+    "before_the_end",
     "check_launcher",
     "count_bytes",
     "count_messages",

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -89,6 +90,20 @@ def end_together(world: Any) -> None:
         _end = _End(world)
 
 
+def before_the_end(finish: Callable[[float], bool]) -> None:
+    """Registers work of another thread that has to be done before MPI ends.
+
+    When the programs of all ranks have ended, each rank waits for such work, as it may
+    exchange messages with other ranks. If it is not done in time, all ranks end.
+
+    Args:
+      finish: waits for the work at most for some seconds, and returns whether it is
+        done.
+    """
+    if _end is not None:
+        _end.unfinished.append(finish)
+
+
 def leave_alone(rank: int) -> None:
     """Lets this process end without waiting for other ranks, since some are lost.
 
@@ -129,6 +144,7 @@ class _End:
     Attributes:
       alone: whether this process ends without the others.
       failed: whether a process that ends without the others ends by an exception.
+      unfinished: see :func:`before_the_end`.
     """
 
     def __init__(self, world: Any):
@@ -136,6 +152,7 @@ class _End:
         from mpi4py import MPI
 
         self.alone = self.failed = False
+        self.unfinished: list[Callable[[float], bool]] = []
         self._name = f"rank {world.rank} of {world.size}"
         self._mpi, self._world = MPI, world
         self._limit = seconds_of(EXIT_TIMEOUT)
@@ -245,6 +262,7 @@ class _End:
             if code and self._guard is None and self._silent(_FIRST_WORD):
                 self._end_all(code)
             self._wait()
+            self._finish(code)
         if self.alone or self._apart or self._death:  # MPI's end would wait for ever.
             _flush()
             os._exit(code)
@@ -263,6 +281,18 @@ class _End:
                 f"life since, for {self._patience:.0f} s: it does not wait.",
                 0 if self._guard is not None else 1,
             )
+
+    def _finish(self, code: int) -> None:
+        """Waits for what :func:`before_the_end` was given."""
+        for finish in self.unfinished:
+            # After a failure, nobody needs the result, and others may have failed, too.
+            if not finish(_FIRST_WORD if code else self._limit):
+                self._stop(
+                    f"{self._name} has ended, and so have all others, but an exchange "
+                    "that it has started does not end: it does not wait. All ranks "
+                    "have to communicate equally often.",
+                    code or 1,
+                )
 
     @property
     def _patience(self) -> float:
