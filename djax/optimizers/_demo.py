@@ -26,12 +26,12 @@ from djax._arguments import (
     check_rate,
     check_reliable,
     check_static,
-    rate_of_step,
 )
 from djax._arrays.checks import check_real
 from djax._arrays.precision import add, promote, scale
 from djax._calls import by_its_call
 from djax._interfaces import Communicator, PyTree
+from djax._learning_rate import check_learning_rate, per_rank_of, rate_at
 from djax._mechanism.adapter import build
 from djax._mechanism.states import check_state
 from djax._mechanism.value import Mechanism
@@ -123,8 +123,7 @@ def demo(
     """
     check_communicator("demo", communicator)
     check_reliable("demo", communicator)
-    if not callable(learning_rate):
-        check_rate("demo: learning_rate", learning_rate, zero=True)
+    check_learning_rate("demo", learning_rate)
     check_decay("demo: decay", decay)
     check_rate("demo: weight_decay", weight_decay, zero=True)
     check_static("demo", k=k, chunk=chunk)
@@ -138,7 +137,7 @@ def demo(
 
     def update(grads, state, params, /):
         check_state("demo", state, DemoState, params, "residual")
-        rate = rate_of_step(learning_rate, state.step)
+        rate = rate_at(learning_rate, state.step)
         residual = jax.tree.map(
             lambda d, g: scale(decay, d) + scale(rate, promote(g).astype(d.dtype)),
             *(state.residual, grads),
@@ -165,7 +164,7 @@ def demo(
         facts=dict.fromkeys(
             ("optimizer", "needs_every_message", "averages_updates"), True
         ),
-        per_rank=["learning_rate"] if callable(learning_rate) else [],
+        per_rank=per_rank_of(learning_rate),
     )
 
 
