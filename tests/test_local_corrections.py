@@ -1,7 +1,5 @@
 """LED, K-GT and ProxSkip: what they are the same as, what they cost, and refuse."""
 
-import itertools
-
 import conformance
 import jax
 import jax.numpy as jnp
@@ -13,6 +11,7 @@ from test_every import waiting_loops
 import djax
 from djax import communicators, topologies, training
 from djax.corrections._prox_skip import _largest_rate
+from djax.corrections._stability import growth
 
 SIZE = 8
 RING = topologies.ring(SIZE)
@@ -219,12 +218,19 @@ def diverges(mechanism):
     return not np.abs(final).max() < 100
 
 
-LIMITS = [
-    *itertools.product([1, 3], [1.0, 0.6], [RING, topologies.star(SIZE)]),
-]
+def test_the_growth_over_local_steps_is_that_of_matrices_with_identities():
+    matrices = topologies.base_graph(6).matrices
+    local = np.eye(6)
+    stretched = [m for each in matrices for m in (local, local, each)]
+    found = growth(matrices, [3], 0.4)
+    assert growth(np.array(stretched), [1], 0.4) == pytest.approx(found)
+    assert growth(matrices, [1, 5]) > growth(matrices, [1, 1])
 
 
-@pytest.mark.parametrize(("period", "rate", "graph"), LIMITS)
+@pytest.mark.parametrize(
+    ("period", "rate", "graph"),
+    [(1, 1.0, RING), (3, 1.0, topologies.star(SIZE)), (3, 0.6, RING)],
+)
 def test_led_names_the_largest_stable_rate(period, rate, graph):
     smallest = 1 - rate * (1 - graph.lambda_min)
     expected = 2 * (1 + smallest) / (1 - smallest) / period

@@ -76,13 +76,21 @@ REFUSED = {
         lambda: djax.d2(djax.prox_skip(0.5, GOSSIP, 0.1)),
         "d2 corrects what prox_skip corrects already",
     ),
+    "led of a share of the coordinates": (
+        lambda: djax.led(2, djax.sparse(GOSSIP, 0.1), 0.1),
+        "led corrects every parameter in every step, but sparse",
+    ),
+    "prox_skip of updates": (
+        lambda: djax.prox_skip(0.5, djax.on_updates(GOSSIP), 0.1),
+        "prox_skip the mechanism without on_updates",
+    ),
     "every around led": (
         lambda: djax.every(4, djax.led(2, GOSSIP, 0.1)),
-        "led makes local steps by itself, so use it without every",
+        "led makes local steps by itself, so put it alone behind the optimizer",
     ),
     "every around k_gt": (
         lambda: djax.every(4, djax.k_gt(2, GOSSIP)),
-        "k_gt makes local steps by itself, so use it without every",
+        "k_gt makes local steps by itself, so put it alone behind the optimizer",
     ),
     "every around d2": (
         lambda: djax.every(4, djax.d2(GOSSIP)),

@@ -76,6 +76,11 @@ OTHERS = {
         djax.prox_skip(0.5, GOSSIP, 0.1),
         "prox_skip needs its own state, ProxSkipState, got LEDState",
     ),
+    "a period without an anchor": (
+        djax.k_gt(1, GOSSIP),
+        djax.k_gt(2, GOSSIP),
+        "k_gt: the state's anchor is not like the parameters",
+    ),
     "another optimizer": (
         djax.quasi_global_momentum(0.1, GOSSIP),
         djax.quasi_global_adam(0.1, GOSSIP),

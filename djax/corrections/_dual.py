@@ -72,8 +72,9 @@ def dual(
     """
     average = as_transformation(name, mechanism)
     check_rate(f"{name}: dual_rate", dual_rate)
-    refused = ("opaque", "overlap", "losses", "old_models", "rounded_sums")
-    refuse(name, parts_of(mechanism), *refused, "optimizer", "correction")
+    refused = ("losses", "old_models", "partial", "averages_updates", "rounded_sums")
+    refused = ("opaque", "overlap", *refused, "optimizer", "correction")
+    refuse(name, parts_of(mechanism), *refused)
     traced = any(isinstance(x, jax.core.Tracer) for x in (dual_rate, share))
     for part in parts_of(mechanism) if check and not traced else ():
         if part.matrices is not None:
@@ -123,7 +124,8 @@ def dual(
     facts = {
         "needs_every_message": True,
         "correction": True,
-        "every_step": f"{name} makes local steps by itself, so use it without every",
+        "every_step": f"{name} makes local steps by itself, so put it alone behind the "
+        "optimizer",
     }
     return wrap(name, mechanism, init, update, facts)
 

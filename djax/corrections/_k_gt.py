@@ -127,6 +127,7 @@ def k_gt(
     refused = ("losses", "uneven_sums", "optimizer", "correction")
     refuse("k_gt", parts_of(mechanism), "opaque", "overlap", *refused)
     tracker = on_updates(mechanism)
+    models = ("correction", "anchor") if period > 1 else ("correction",)
     form = f"k_gt({period}, {{}}, {text_of(rate)})"
 
     def init(params):
@@ -141,7 +142,7 @@ def k_gt(
 
     def update(updates, state, params=None, **extra_args):
         params = check_params("k_gt", params)
-        check_state("k_gt", state, KGTState, params, "correction")
+        check_state("k_gt", state, KGTState, params, *models)
 
         def communicate(both, correction, anchor, model_state, update_state):
             # For the mechanism, a period is one step from the anchor.
@@ -173,6 +174,7 @@ def k_gt(
     facts = {
         "needs_every_message": True,
         "correction": True,
-        "every_step": "k_gt makes local steps by itself, so use it without every",
+        "every_step": "k_gt makes local steps by itself, so put it alone behind the "
+        "optimizer",
     }
     return wrap("k_gt", mechanism, init, update, facts)

@@ -105,9 +105,10 @@ def led(
 
     Raises:
       ValueError: if the period is not a positive integer; if the rate is not positive,
-        or too large for this mechanism; if the mechanism overlaps, loses messages or
-        averages older models, or is :func:`djax.push_sum` with weights that are not 1,
-        another correction, or an optimizer such as :func:`djax.quasi_global_momentum`.
+        or too large for this mechanism; if the mechanism overlaps, loses messages, or
+        averages older models, updates or only some coordinates in a step; or if it is
+        :func:`djax.push_sum` with weights that are not 1, another correction, or an
+        optimizer such as :func:`djax.quasi_global_momentum`.
 
     Examples:
       >>> import djax, optax

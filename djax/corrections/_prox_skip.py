@@ -130,10 +130,10 @@ def prox_skip(
       TypeError: if `key` is not a key.
       ValueError: if the probability is not in (0, 1], or no coin is heads; if the
         probability or the key are traced; if the rate is not positive, or too large for
-        this mechanism; if `chi` is below 1; if the mechanism overlaps, loses messages
-        or averages older models, or is :func:`djax.push_sum` with weights that are not
-        1, another correction, or an optimizer such as
-        :func:`djax.quasi_global_momentum`.
+        this mechanism; if `chi` is below 1; if the mechanism overlaps, loses messages,
+        or averages older models, updates or only some coordinates in a step; or if it
+        is :func:`djax.push_sum` with weights that are not 1, another correction, or an
+        optimizer such as :func:`djax.quasi_global_momentum`.
 
     Examples:
       >>> import djax, optax
