@@ -28,6 +28,8 @@ MAKERS = {
     "dcd_psgd": (0.1, RING, WORKERS, FINE),
     "decentralized": (optax.sgd(0.1, momentum=0.9), GOSSIP),
     "deep_squeeze": (RING, WORKERS, CODE, 0.1),
+    "demo": (0.1, WORKERS),
+    "diloco": (optax.sgd(0.1), WORKERS),
     "dpsgd": (0.1, RING, WORKERS),
     "ecd": (RING, WORKERS, FINE),
     "ecd_psgd": (0.1, RING, WORKERS, FINE),
@@ -42,7 +44,9 @@ MAKERS = {
     "led": (2, GOSSIP, 0.1),
     "momentum_tracking": (0.1, RING, WORKERS),
     "moniqua": (RING, WORKERS, 1.0, 0.1),
+    "noloco": (optax.sgd(0.1), WORKERS),
     "on_updates": (GOSSIP,),
+    "outer": (4, optax.sgd(1.0), GOSSIP),
     "power_gossip": (RING, WORKERS),
     "power_gossip_sgd": (0.1, RING, WORKERS),
     "prox_skip": (0.5, GOSSIP, 0.1),
@@ -53,6 +57,9 @@ MAKERS = {
     "relay_sgd": (0.1, CHAIN, WORKERS),
     "relay_sgd_grad": (0.1, CHAIN, WORKERS),
     "sgp": (0.1, DIRECTED, WORKERS),
+    "slowmo": (optax.sgd(0.1), WORKERS),
+    "sparse": (GOSSIP, 0.1),
+    "streaming_diloco": (optax.sgd(0.1), WORKERS),
 }
 
 

@@ -4,7 +4,8 @@ A reader of the papers looks for D-PSGD, and need not know that it is a chain of
 `optax.sgd` and :func:`djax.gossip`. Each function here returns such a chain.
 """
 
-from ._outer import diloco, noloco, slowmo, streaming_diloco
+from ._diloco import diloco, streaming_diloco
+from ._noloco import noloco
 from ._sgd import (
     all_reduce_sgd,
     choco_sgd,
@@ -19,6 +20,7 @@ from ._sgd import (
     relay_sgd_grad,
     sgp,
 )
+from ._slowmo import slowmo
 
 __all__ = [
     "all_reduce_sgd",

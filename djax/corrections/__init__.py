@@ -10,7 +10,8 @@ from ._k_gt import KGTState, k_gt
 from ._led import LEDState, led
 from ._on_updates import on_updates
 from ._outer import Fragments as Fragments
-from ._outer import FragmentState, OuterState, outer
+from ._outer import OuterState, outer
+from ._outer_steps import FragmentState
 from ._prox_skip import ProxSkipState, prox_skip
 from ._quasi_global import (
     QuasiGlobalAdamState,

@@ -1,0 +1,169 @@
+"""SlowMo: local steps of any base optimizer, and slow steps with a momentum."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from djax._arguments import check_choice, check_decay, check_rate, check_static
+from djax._arrays.checks import check_params
+from djax._learning_rate import SMALLEST_LEARNING_RATE, check_learning_rate
+from djax._mechanism.value import Mechanism, collecting
+from djax._transformations import as_transformation
+from djax._values import check_integer
+from djax.corrections import every, outer
+from djax.mechanisms import all_reduce
+from djax.mixing import alternate
+from djax.optimizers import decentralized
+
+from ._outer import Averaging, behind, mechanism_of
+
+BaseState = Literal["keep", "reset", "average"]
+
+
+def slowmo(
+    optimizer: optax.GradientTransformation,
+    averaging: Averaging | None,
+    *,
+    period: int = 12,
+    outer_learning_rate: float = 1.0,
+    outer_momentum: float = 0.7,
+    learning_rate: optax.ScalarOrSchedule = 1.0,
+    base_state: BaseState = "keep",
+) -> optax.GradientTransformationExtraArgs:
+    r"""SlowMo: local steps, then a slow momentum step.
+
+    .. math::
+       u_i &\leftarrow \beta u_i + (\varphi_i - \bar x_i) / \gamma_t, \\
+       \varphi_i &\leftarrow \varphi_i - \alpha \gamma_t u_i, \qquad
+       x_i \leftarrow \varphi_i
+
+    The buffers :math:`u_i` are in the unit of gradients, so that a change of the
+    learning rate :math:`\gamma_t` scales them.
+
+    The optimizer in front may communicate itself. With
+    `optax.chain(optax.sgd(0.1), djax.push_sum(schedule, workers))` it is the paper's
+    SGP with SlowMo.
+
+    Args:
+      optimizer: the base optimizer, which makes the local steps.
+      averaging: a communicator or a mechanism, as for :func:`djax.diloco`; or None, if
+        every worker makes its slow step from its own model, since the base optimizer
+        averages already ("no average" in the paper).
+      period: the number :math:`\tau` of steps between two slow steps.
+      outer_learning_rate: :math:`\alpha`, the slow learning rate.
+      outer_momentum: :math:`\beta`, the slow momentum. The paper uses 0.4 to 0.8.
+      learning_rate: :math:`\gamma_t`, the schedule of the base optimizer's learning
+        rate. A constant has no effect. A rate below 1e-8 counts as 1e-8.
+      base_state: what becomes of the base optimizer's state in a slow step: it is kept,
+        reset to its first value, or averaged exactly over the workers.
+
+    Returns:
+      `chain(optimizer, outer(period, slow_momentum, mechanism))`.
+
+    Raises:
+      ValueError: if an argument is out of its range, or if the state of the base
+        optimizer is to be averaged without a communicator.
+
+    Examples:
+      >>> import djax, optax
+      >>> workers = djax.communicators.simulated(8)
+      >>> base = optax.sgd(0.1, momentum=0.9, nesterov=True)
+      >>> optimizer = djax.slowmo(base, workers, period=12, base_state="reset")
+
+    References:
+      Wang et al., `SlowMo: Improving Communication-Efficient Distributed SGD with Slow
+      Momentum <https://arxiv.org/abs/1910.00643>`_, 2020, Algorithm 1
+    """
+    check_static("slowmo", period=period)
+    period = check_integer(period, "slowmo: period")
+    check_rate("slowmo: outer_learning_rate", outer_learning_rate)
+    check_decay("slowmo: outer_momentum", outer_momentum)
+    check_choice("slowmo: base_state", base_state, BaseState)
+    rate = _rate_of_slow_steps(learning_rate, period)
+    slow = optax.chain(
+        optax.scale_by_schedule(lambda count: 1 / rate(count)),
+        optax.trace(outer_momentum),
+        optax.scale_by_schedule(lambda count: -outer_learning_rate * rate(count)),
+    )
+    mechanism = _nothing() if averaging is None else mechanism_of("slowmo", averaging)
+    slow_steps = outer(period, slow, mechanism)
+    if base_state == "reset":
+        optimizer = _reset_every(period, as_transformation("slowmo", optimizer))
+    if base_state != "average":
+        return behind("slowmo", optimizer, slow_steps)
+    communicator = getattr(mechanism, "communicator", None)
+    if communicator is None:
+        raise ValueError(
+            "slowmo: base_state='average' needs a communicator: pass one as averaging, "
+            "or a mechanism that has one."
+        )
+    exact = every(period, all_reduce(communicator))
+    return decentralized(optimizer, slow_steps, average_state=exact)
+
+
+def _rate_of_slow_steps(
+    learning_rate: optax.ScalarOrSchedule, period: int
+) -> Callable[[ArrayLike], ArrayLike]:
+    """Returns the learning rate in the last local step before each slow step."""
+    check_learning_rate("slowmo", learning_rate, zero=False)
+    if not callable(learning_rate):
+        return lambda count: learning_rate
+
+    def rate(count):
+        last = learning_rate((count + 1) * period - 1)
+        return jnp.maximum(last, SMALLEST_LEARNING_RATE)
+
+    return rate
+
+
+def _nothing() -> Mechanism:
+    """A mechanism in which every worker stays alone."""
+    return Mechanism(
+        lambda params: optax.EmptyState(),
+        lambda updates, state, params=None, **extra: (updates, state),
+        name="no_average",
+    )
+
+
+class ResetState(NamedTuple):
+    """State of a base optimizer that is reset from time to time.
+
+    Attributes:
+      step: `int32[]`, the number of updates so far.
+      inner_state: the state of the base optimizer.
+    """
+
+    step: ArrayLike
+    inner_state: optax.OptState
+
+
+def _reset_every(
+    period: int, optimizer: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+    """Resets the state of an optimizer after every `period`-th step."""
+
+    def init(params):
+        with collecting() as parts:
+            inner = optimizer.init(params)
+        if parts:
+            raise ValueError(
+                f"slowmo: base_state='reset' would reset {parts[0].name}, too, which "
+                "is a part of the base optimizer: use 'keep' or 'average'."
+            )
+        return ResetState(jnp.zeros((), jnp.int32), inner)
+
+    def update(updates, state, params=None, **extra):
+        params = check_params("slowmo", params)
+        updates, inner = optimizer.update(updates, state.inner_state, params, **extra)
+        inner = alternate(
+            state.step,
+            [0] * (period - 1) + [1],
+            (lambda inner: inner, lambda inner: optimizer.init(params)),
+            inner,
+        )
+        return updates, ResetState(optax.safe_increment(state.step), inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
