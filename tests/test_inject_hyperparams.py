@@ -85,7 +85,9 @@ def test_it_works_or_says_what_is_static(name):
             optimizer = make(*MAKERS[name])
             return optimizer.update(params, optimizer.init(params), params)[0]
 
-        return jax.eval_shape(jax.jit(WORKERS.spmd(worker)), jnp.zeros((N, 2, 3)))
+        leaf = jnp.zeros((N, 2, 3))
+        params = {name: leaf for name in "abcd"}  # As many as there are fragments.
+        return jax.eval_shape(jax.jit(WORKERS.spmd(worker)), params)
 
     try:
         step(())
