@@ -122,7 +122,7 @@ def sparse(
       >>> averaging = djax.sparse(djax.all_reduce(workers), 0.005)
       >>> sparta = optax.chain(optax.adamw(1e-3), averaging)
       >>> weights = jax.ShapeDtypeStruct((1000, 1000), "float32")
-      >>> djax.communication_cost(sparta, weights, workers).mean_bytes
+      >>> djax.communication_cost(averaging, weights, workers).mean_bytes
       21716
 
     References:
