@@ -132,10 +132,13 @@ def test_a_divergence_advises_only_options_that_the_algorithm_has():
         ("--consensus-rate 0.5", False),
         ("--consensus-rate 1.3", True),
         ("--algorithm moniqua --consensus-rate 0.1", True),
+        ("--outer noloco", False),
     ):
         run = train.Run(train.parse([*algorithm.split(), "--runs", "runs"]))
         run.folder.path.rmdir()
         assert ("--consensus-rate" in run._remedy()) == advised, algorithm
+        outer = "or lower --outer-learning-rate." in run._remedy()
+        assert outer == ("--outer" in algorithm)
 
 
 def published_rate(epoch, first, factor, milestones):
@@ -187,6 +190,8 @@ def test_powergossip_has_the_published_schedule(
         "--decay-at --collapse 20 0.11 --speeds 1 1 0.25 --max-backlog None",
         "--learning-rate 0.016666666666666666 --checkpoints folder --resume",
         "--topology matcha --topology-options base star budget 0.3 --overlap",
+        "--outer diloco --outer-learning-rate 0.5 --no-outer-nesterov",
+        "--outer streaming_diloco --fragments 2 --delay 0 --blend 0.25",
     ],
 )
 def test_a_configuration_says_by_which_arguments_it_is_made(line):

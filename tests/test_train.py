@@ -80,6 +80,11 @@ RECORDED = [
     "--task quadratics --topology base_graph --message-dtype bfloat16 "
     f"--rounding-seed 1 --drop-bursts 3 {SAME}",
 ]
+RESUMED = (
+    "--outer streaming_diloco --outer-period 12 --fragments 2 --delay 4 --optimizer "
+    "adam --learning-rate 0.003 --evaluations 2 --epochs 2"
+)
+"""An epoch has 14 steps. The second fragment has been sent and not yet been applied."""
 TRAININGS = f"""
 import contextlib, json, os, sys
 from experiments import train
@@ -93,6 +98,12 @@ for number, line in enumerate({SHOWN + RECORDED}):
         else:
             outcome = train.Run(train.parse(arguments)).train()
         print(json.dumps(outcome.history[-1]), file=file)
+saving = f"--runs {{folder}}/runs --checkpoints {{folder}}/saved"
+for more in ("--checkpoint-every 0.0001", "--resume"):
+    arguments = f"{RESUMED} {{saving}} {{more}}".split()
+    outcome = train.Run(train.parse(arguments)).train()
+    with open(f"{{folder}}/resumed of {{os.environ['PMI_RANK']}}", "a") as file:
+        print(json.dumps(outcome.history), file=file)
 """
 
 
@@ -109,6 +120,8 @@ def over_mpi_of_three(tmp_path_factory):
     for number, line in enumerate(SHOWN + RECORDED):
         *printed, record = (folder / f"{number} of 0").read_text().splitlines()
         said[line] = "\n".join(printed), json.loads(record)
+    whole, resumed = (folder / "resumed of 0").read_text().splitlines()
+    said[RESUMED] = json.loads(whole), json.loads(resumed)
     return said
 
 
@@ -138,6 +151,18 @@ def test_simulation_and_mpi_end_with_the_same_numbers(
     # What is rounded in the models is more of their difference, after a normalization.
     rounded = {"consensus_distance"} if "resnet18" in options else set()
     check_records(ours, theirs, rounded)
+
+
+@over_mpi
+def test_a_fragment_on_its_way_is_resumed_over_mpi(over_mpi_of_three, tmp_path):
+    """To the same bits; and its numbers are those of the simulation."""
+    whole, resumed = over_mpi_of_three[RESUMED]
+    assert whole[0] == resumed[0]  # Also in its time, since it was saved.
+    assert whole[1]["seconds"] != resumed[1]["seconds"]
+    assert whole[1] | {"seconds": 0} == resumed[1] | {"seconds": 0}
+    config = train.parse([*RESUMED.split(), "--workers", "3", "--runs", str(tmp_path)])
+    for ours, theirs in zip(train.Run(config).train().history, whole, strict=True):
+        check_records(ours, theirs)
 
 
 def check_records(ours, theirs, rounded=()):
@@ -200,6 +225,12 @@ def test_without_communication_they_do_not(tmp_path, unseen):
         "--algorithm moniqua --theta 0.5 --bits 4 --consensus-rate 0.1",
         "--algorithm dcd_psgd --workers 8",
         "--algorithm ecd_psgd --optimizer adam --learning-rate 0.001",
+        "--outer diloco --outer-period 11 --algorithm all_reduce_sgd",
+        "--outer streaming_diloco --outer-period 4 --fragments 2 --delay 1 "
+        "--algorithm relay_sgd --topology double_binary_trees --optimizer adamw "
+        "--learning-rate 0.003",
+        "--outer slowmo --base-state reset --algorithm power_gossip",
+        "--outer noloco --outer-period 11 --topology random_matchings",
     ],
 )
 def test_options(options, tmp_path, unseen):
@@ -321,6 +352,25 @@ def test_choices_with_commas_are_quoted():
             "--algorithm power_gossip --topology double_binary_trees",
             "needs whole matrices",
         ),
+        ("--outer diloco", "--outer-period 500 is too long .* of 440 steps"),
+        ("--outer slowmo --blend 0.5", "slowmo has no option --blend, only --outer-p"),
+        ("--outer noloco --no-outer-nesterov", "noloco has no option --no-outer-nest"),
+        ("--outer-period 20", "--outer-period needs an outer optimizer"),
+        ("--outer slowmo --local-steps 4", "without --outer: use --outer-period 4"),
+        ("--outer slowmo --overlap", "leave --overlap away"),
+        ("--outer streaming_diloco --outer-period 21", "^error: --outer-period must"),
+        ("--outer streaming_diloco --delay 25", "--delay must be less than --outer-p"),
+        ("--outer streaming_diloco --fragments 5", "--fragments 5, but the parameters"),
+        ("--outer slowmo --algorithm d2_sgd", "leave --outer away, and use --local-s"),
+        (
+            "--outer slowmo --algorithm relay_sgd_grad --topology chain",
+            "averages gradients: choose --algorithm relay_sgd",
+        ),
+        (
+            "--outer slowmo --algorithm quasi_global_momentum",
+            "is an optimizer of its own: choose --algorithm dpsgd",
+        ),
+        ("--outer slowmo --algorithm a2cid2", "a2cid2 has no outer optimizer"),
         ("--rank 2", "dpsgd has no option --rank, only --consensus-rate"),
         ("--algorithm moniqua --consensus-rate 0.1 --bits 1", "bits must be 2 to 8"),
         ("--rate 2", "dpsgd has no option --rate; a2cid2 and adpsgd have"),

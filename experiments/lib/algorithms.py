@@ -11,10 +11,13 @@ import optax
 import djax
 from djax.topologies import Graph
 
+from . import adapters
 from . import graphs as needs
-from .errors import UsageError, lookup
+from .compression import make_compressor
+from .errors import UsageError
 from .optimizers import BaseOptimizer, make_base
-from .options import Options, changed, check_options, write_flags
+from .options import Options, changed, write_flags
+from .outer import NO_OUTER, Outer, check_outer, make_outer
 from .ranges import flag
 
 
@@ -118,49 +121,6 @@ def _arguments(make: Callable) -> dict[str, inspect.Parameter]:
     return {name: parameters[name] for name in parameters if name in fields}
 
 
-def _gossip_for_d2(
-    graph: Graph,
-    communicator: djax.Communicator,
-    consensus_rate: float = 1.0,
-    check: bool = True,
-) -> djax.Mechanism:
-    """Makes gossip for D², and refuses a fixed graph on which D² diverges.
-
-    The check is that of :func:`djax.d2_sgd`, whose error names weights that work.
-    """
-    if check and isinstance(graph, djax.Topology):
-        djax.d2_sgd(1.0, graph, communicator, consensus_rate=consensus_rate)
-    return djax.gossip(graph, communicator, consensus_rate=consensus_rate)
-
-
-def _quasi_global_momentum(mechanism: djax.Mechanism, overlap: bool) -> Callable:
-    def make(learning_rate, momentum=0.9, nesterov=False):
-        if momentum is None:
-            raise UsageError(
-                "--algorithm quasi_global_momentum needs a momentum, as in "
-                "--optimizer-options momentum 0.9."
-            )
-        return djax.quasi_global_momentum(
-            learning_rate,
-            mechanism,
-            momentum=momentum,
-            form="nesterov" if nesterov else "heavy_ball",
-            overlap=overlap,
-        )
-
-    return make
-
-
-def _quasi_global_adam(mechanism: djax.Mechanism) -> Callable:
-    def make(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
-        return djax.quasi_global_adam(learning_rate, mechanism, b1=b1, b2=b2, eps=eps)
-
-    return make
-
-
-_gossip = functools.partial(djax.gossip, overlap=False)
-"""Gossip without overlap; corrections and quasi-global optimizers set it themselves."""
-
 ALGORITHMS = {
     "all_reduce_sgd": Recipe(djax.all_reduce, gradients=True),
     "dpsgd": Recipe(djax.gossip),
@@ -172,17 +132,19 @@ ALGORITHMS = {
         around=djax.on_updates,
         local_steps=False,
     ),
-    "d2_sgd": Recipe(_gossip_for_d2, around=djax.d2),
+    "d2_sgd": Recipe(adapters.gossip_for_d2, around=djax.d2),
     "exact_diffusion": Recipe(
-        functools.partial(_gossip, consensus_rate=0.5),
+        functools.partial(adapters.gossip, consensus_rate=0.5),
         around=functools.partial(djax.d2, check=True),
     ),
-    "gradient_tracking_sgd": Recipe(_gossip, around=djax.gradient_tracking),
+    "gradient_tracking_sgd": Recipe(adapters.gossip, around=djax.gradient_tracking),
     "sgp": Recipe(djax.push_sum, needs.take_changing),
     "quasi_global_momentum": Recipe(
-        _gossip, base="sgd", optimizer=_quasi_global_momentum
+        adapters.gossip, base="sgd", optimizer=adapters.quasi_global_momentum
     ),
-    "quasi_global_adam": Recipe(_gossip, base="adam", optimizer=_quasi_global_adam),
+    "quasi_global_adam": Recipe(
+        adapters.gossip, base="adam", optimizer=adapters.quasi_global_adam
+    ),
     "power_gossip": Recipe(djax.power_gossip, needs.take_one_with_both_ways),
     "choco_sgd": Recipe(djax.choco_gossip, needs.take_fixed),
     "deep_squeeze": Recipe(djax.deep_squeeze),
@@ -193,55 +155,16 @@ ALGORITHMS = {
 """The algorithms in which workers wait for each other, by their names."""
 
 
-COMPRESSORS: dict[str, dict[str, Any]] = {
-    "identity": {},
-    "top_k": {"fraction": 0.1},
-    "random_k": {"fraction": 0.1},
-    "sign": {},
-    "low_rank": {"rank": 1},
-    "quantize": {"bits": 8},
-}
-"""The codes of :mod:`djax.compressors`, with their default options."""
-
-
-def _make_compressor(config: Algorithm, *, unbiased: bool) -> djax.Compressor:
-    """Makes the code of messages, which is to be unbiased, or else a contraction."""
-    name = config.compressor or ("quantize" if unbiased else "top_k")
-    lookup("--compressor", name, COMPRESSORS)
-    make = getattr(djax.compressors, name)
-    parameters = inspect.signature(make).parameters
-    options = COMPRESSORS[name]
-    if config.compressor_options:  # Keep only what the code cannot do without.
-        missing = inspect.Parameter.empty
-        options = {k: v for k, v in options.items() if parameters[k].default is missing}
-    if "unbiased" in parameters:
-        options = {"unbiased": unbiased} | options
-    options = {**options, **config.compressor_options}
-    what = f"--compressor-options of {name}"
-    try:
-        code = make(**check_options(what, make, options, given=0))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--compressor {name}: {error}") from error
-    if unbiased and not code.unbiased:
-        raise UsageError(
-            f"--algorithm {config.algorithm} needs an unbiased code, which "
-            f"--compressor {name} is not here: choose identity, quantize or random_k, "
-            "and leave their option unbiased away."
-        )
-    if not unbiased and not code.contraction:
-        raise UsageError(
-            f"--algorithm {config.algorithm} needs a contraction, which --compressor "
-            f"{name} is not with --compressor-options unbiased True: leave that option "
-            "away."
-        )
-    return code
-
-
 def _call_with(config: Algorithm, recipe: Recipe, make: Callable, *args: Any) -> Any:
     """Calls `make` with those options of the configuration that are its arguments."""
     values: dict[str, Any] = {name: getattr(config, name) for name in _arguments(make)}
     if "compressor" in values:
-        values["compressor"] = _make_compressor(config, unbiased=recipe.unbiased)
+        values["compressor"] = make_compressor(
+            config.algorithm,
+            config.compressor,
+            config.compressor_options,
+            unbiased=recipe.unbiased,
+        )
     if "consensus_rate" in values and config.consensus_rate is None:
         if recipe.tuned:
             raise UsageError(
@@ -258,6 +181,7 @@ def make_optimizer(
     steps: int,
     graphs: Sequence[Graph],
     communicator: djax.Communicator,
+    outer: Outer = NO_OUTER,
 ) -> optax.GradientTransformation:
     """Makes the optimizer of a decentralized algorithm around a base optimizer.
 
@@ -265,6 +189,8 @@ def make_optimizer(
     """
     recipe = ALGORITHMS[config.algorithm]
     check_used(config, recipe.options)
+    check_outer(outer)
+    _check_fits(config, recipe, outer)
     graphs = recipe.graphs(config.algorithm, graphs)
     if config.compressor == "low_rank":
         needs.check_whole("--compressor low_rank", graphs)
@@ -274,6 +200,8 @@ def make_optimizer(
     else:
         parts = [call(recipe.mechanism, graph, communicator) for graph in graphs]
         mechanism = parts[0] if len(parts) == 1 else djax.interleave(parts)
+    if outer.outer is not None:
+        return make_outer(outer, base, steps, mechanism)
     if recipe.gradients and config.local_steps == 1:  # Local SGD averages models.
         return optax.chain(djax.on_updates(mechanism), make_base(base, steps))
     averaging = djax.every(config.local_steps, mechanism)
@@ -287,6 +215,29 @@ def make_optimizer(
             f"no other optimizer: use --optimizer {recipe.base}, not {base.optimizer}."
         )
     return make_base(base, steps, call(recipe.optimizer, averaging))
+
+
+def _check_fits(config: Algorithm, recipe: Recipe, outer: Outer) -> None:
+    """Raises UsageError if an outer optimizer does not fit the algorithm."""
+    if outer.outer is None:
+        return
+    if config.local_steps != 1:
+        raise UsageError(
+            f"--local-steps {config.local_steps} is for algorithms without --outer: "
+            f"use --outer-period {config.local_steps}."
+        )
+    reason = None
+    if recipe.around is djax.on_updates:
+        reason = "averages gradients: choose --algorithm relay_sgd"
+    elif recipe.around is not None:
+        reason = "corrects every step: leave --outer away, and use --local-steps"
+    elif recipe.optimizer is not None:
+        reason = "is an optimizer of its own: choose --algorithm dpsgd"
+    if reason is not None:
+        raise UsageError(
+            f"--outer {outer.outer} needs an algorithm that only averages models, but "
+            f"{config.algorithm} {reason}."
+        )
 
 
 def check_used(config: Algorithm, known: set[str]) -> None:

@@ -18,6 +18,7 @@ from .data import DataOptions
 from .errors import UsageError
 from .optimizers import BaseOptimizer
 from .options import Options, changed, write_flags
+from .outer import NO_OUTER, Outer
 from .runtime import Runtime
 
 
@@ -50,6 +51,7 @@ class Config:
 
     base: BaseOptimizer = BaseOptimizer()
     averaging: Algorithm = Algorithm()
+    rarely: Outer = NO_OUTER
     clocks: Clocks = Clocks()
     runtime: Runtime = Runtime()
     data: DataOptions = DataOptions()
@@ -130,7 +132,7 @@ class Config:
     seed: int = 0
     """Seed of the split, the initial parameters, the batches and the lost messages."""
     name: str | None = None
-    """Name of the run's folder; by default task, algorithm and topology."""
+    """Name of the run's folder; by default task, --outer, algorithm and topology."""
     runs: pathlib.Path = pathlib.Path("runs")
     """Folder in which the run's folder is made."""
     tensorboard: bool = False

@@ -88,6 +88,11 @@ _SAID = {
     "not change with time",
     r"\bhalf the consensus_rate\b": "half the --consensus-rate",
     r"^\w+: consensus_rate (?=must be)": "--consensus-rate ",
+    r"\buse \w+ without overlap=True": "leave --overlap away",
+    r"^outer: period (?=must be)": "--outer-period ",
+    r"^outer: delay (?=must be)": "--delay ",
+    r"\bperiod / fragments\b": "--outer-period / --fragments",
+    r"^outer: fragments=(?=\d)": "--fragments ",
     r"^draw_(?:events|rounds): (?=(?:rate|speeds|variation)\b)": "--",
     r"\bthe rate, the speeds, or what ends the run\b": "--rate, --speeds or --epochs",
     r"^d2 diverges with this gossip: over a period\b": "D² diverges over this "

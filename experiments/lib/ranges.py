@@ -66,6 +66,12 @@ RANGES = {
     "decay_over": SHARE,
     "consensus_rate": POSITIVE,
     "local_steps": AT_LEAST_ONE,
+    "outer_period": AT_LEAST_ONE,
+    "outer_learning_rate": POSITIVE,
+    "outer_momentum": Range(0, 1, open_above=True),
+    "fragments": AT_LEAST_ONE,
+    "delay": NOT_NEGATIVE,
+    "blend": Range(0, 1, open_below=True),
     "rounds": AT_LEAST_ONE,
     "rank": AT_LEAST_ONE,
     "iterations": AT_LEAST_ONE,
@@ -96,6 +102,7 @@ RANGES = {
 ARGUMENTS = {
     *("consensus_rate", "local_steps", "rounds", "rank", "iterations", "theta", "bits"),
     *("rate", "speeds", "variation", "drop_probability"),
+    *("outer_learning_rate", "outer_momentum", "fragments", "delay", "blend"),
 }
 """Options that have the same names as arguments of djax's functions."""
 

@@ -18,6 +18,7 @@ from . import (
     errors,
     graphs,
     optimizers,
+    outer,
     report,
     runtime,
     synchronous,
@@ -74,7 +75,13 @@ class Run:
         communicators.check_agreement(
             self.communicator, "the initial parameters", [model] * len(local)
         )
-        self.title = f"{config.task}-{algorithm}-{config.topology}{size}"
+        named = (
+            config.task,
+            config.rarely.outer,
+            algorithm,
+            f"{config.topology}{size}",
+        )
+        self.title = "-".join(filter(None, named))
         name = config.name or self.title
         self.folder = report.RunFolder(
             config.runs, name, self.communicator, config.tensorboard
@@ -116,13 +123,14 @@ class Run:
             # Compressed messages need a small rate; all others are stable up to 1.
             if recipe.tuned or (config.averaging.consensus_rate or 1.0) > 1:
                 steps.append("lower --consensus-rate")
+        if config.rarely.outer is not None:
+            steps.append("lower --outer-learning-rate")
         return f"{', or '.join(steps)}.".capitalize()
 
     def _make_synchronous(self, params, model) -> synchronous.Synchronous:
         config, communicator = self.config, self.communicator
-        optimizer = algorithms.make_optimizer(
-            config.averaging, config.base, self.steps, self.graphs, communicator
-        )
+        how = config.averaging, config.base, self.steps, self.graphs, communicator
+        optimizer = algorithms.make_optimizer(*how, config.rarely)
         base = optimizers.make_base(config.base, self.steps)
         cost = djax.communication_cost(optimizer, model, communicator)
         rounds = None
@@ -152,6 +160,10 @@ class Run:
                 "option away to simulate it.",
             ),
             (len(topologies) > 1, "needs one graph: choose a --topology."),
+            (
+                config.rarely != outer.NO_OUTER,
+                "has no outer optimizer.",
+            ),
             (config.collapse is not None, "has no option --collapse."),
             (
                 not live and config.saving != Saving(),
