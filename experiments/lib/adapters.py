@@ -8,6 +8,8 @@ own, or fewer.
 import functools
 from collections.abc import Callable
 
+import jax
+
 import djax
 from djax.topologies import Graph
 
@@ -60,3 +62,41 @@ def quasi_global_adam(mechanism: djax.Mechanism) -> Callable:
 
 gossip = functools.partial(djax.gossip, overlap=False)
 """Gossip without overlap; corrections and quasi-global optimizers set it themselves."""
+
+
+def lazy_gossip(
+    graph: Graph, communicator: djax.Communicator, consensus_rate: float = 0.5
+) -> djax.Mechanism:
+    """Makes gossip at half the consensus rate, over which LED is exact diffusion."""
+    return djax.gossip(graph, communicator, consensus_rate=consensus_rate)
+
+
+def led(
+    mechanism: djax.Mechanism,
+    local_steps: int,
+    dual_rate: float | None = None,
+    check: bool = True,
+) -> djax.Mechanism:
+    """Makes LED, by default with the dual rate that is stable with `lazy_gossip`."""
+    rate = 1 / local_steps if dual_rate is None else dual_rate
+    return djax.led(local_steps, mechanism, rate, check=check)
+
+
+def k_gt(
+    mechanism: djax.Mechanism, local_steps: int, k_gt_rate: float
+) -> djax.Mechanism:
+    """Makes K-GT; its rate has another name, since asynchronous workers have one."""
+    return djax.k_gt(local_steps, mechanism, k_gt_rate)
+
+
+def prox_skip(
+    mechanism: djax.Mechanism,
+    probability: float,
+    dual_rate: float | None,
+    chi: float,
+    coin_seed: int,
+    check: bool = True,
+) -> djax.Mechanism:
+    """Makes ProxSkip, by default with the dual rate that is stable with all gossip."""
+    rate, key = dual_rate or probability, jax.random.key(coin_seed)
+    return djax.prox_skip(probability, mechanism, rate, chi, key, check=check)

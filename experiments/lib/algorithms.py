@@ -27,17 +27,30 @@ class Algorithm:
 
     algorithm: str = "dpsgd"
     """The algorithm, under its paper's name: all_reduce_sgd, dpsgd, relay_sgd,
-    relay_sgd_grad, d2_sgd, exact_diffusion, gradient_tracking_sgd, sgp,
-    quasi_global_momentum (for --optimizer sgd), quasi_global_adam (for --optimizer
-    adam). power_gossip, choco_sgd, deep_squeeze, moniqua, dcd_psgd and ecd_psgd
-    compress messages. a2cid2 and adpsgd are asynchronous."""
+    relay_sgd_grad, d2_sgd, exact_diffusion, gradient_tracking_sgd, sgp; led, k_gt and
+    prox_skip, which correct local steps for data that differ; quasi_global_momentum
+    (for --optimizer sgd), quasi_global_adam (for --optimizer adam). power_gossip,
+    choco_sgd, deep_squeeze, moniqua, dcd_psgd and ecd_psgd compress messages. a2cid2
+    and adpsgd are asynchronous."""
     consensus_rate: float | None = None
-    """Step size of the averaging; 1 by default. It has no default for choco_sgd,
-    deep_squeeze and moniqua: they need a small one if their messages are coarse."""
+    """Step size of the averaging; 1 by default, for led 0.5. It has no default for
+    choco_sgd, deep_squeeze and moniqua: they need a small one if their messages are
+    coarse."""
     overlap: bool = False
     """Send messages that do not depend on this step's gradients."""
     local_steps: int = 1
     """Number of local steps between two averaging steps."""
+    dual_rate: float | None = None
+    """How much of what an averaging changed in the models goes into the correction of
+    led or prox_skip; by default 1 over --local-steps, and --probability."""
+    k_gt_rate: float = 1.0
+    """Share of the way since the last averaging that counts in k_gt."""
+    probability: float = 0.25
+    """Probability with which the workers of prox_skip average in a step."""
+    chi: float = 1.0
+    """How careful the averaging of prox_skip is: models go 1 / (2 chi) of the way."""
+    coin_seed: int = 0
+    """Seed of the coins of prox_skip."""
     missing: Literal["initial", "latest", "self", "renormalize"] | None = None
     """What relay_sgd puts in place of models that have not reached a worker."""
     rounds: int = 1
@@ -64,7 +77,8 @@ class Algorithm:
     """Bits of each coordinate in moniqua's messages."""
     check: bool = True
     """Refuse graphs on which d2_sgd diverges: fixed graphs whose mixing matrix has an
-    eigenvalue below -1/3, and many of the graphs that change with time."""
+    eigenvalue below -1/3, and many of the graphs that change with time. Also refuse a
+    --dual-rate with which led or prox_skip diverges."""
 
 
 class Recipe(NamedTuple):
@@ -84,7 +98,8 @@ class Recipe(NamedTuple):
       optimizer: takes a mechanism, and returns a function with the arguments of optax's
         function called `base`; for algorithms that combine averaging and optimizer.
       unbiased: whether compressed messages have to be unbiased.
-      local_steps: whether there may be local steps between two averaging steps.
+      local_steps: whether there may be local steps between two averaging steps. If
+        `around` makes them itself, this is False.
     """
 
     mechanism: Callable[..., djax.Mechanism]
@@ -138,6 +153,9 @@ ALGORITHMS = {
         around=functools.partial(djax.d2, check=True),
     ),
     "gradient_tracking_sgd": Recipe(adapters.gossip, around=djax.gradient_tracking),
+    "led": Recipe(adapters.lazy_gossip, around=adapters.led, local_steps=False),
+    "k_gt": Recipe(adapters.gossip, around=adapters.k_gt, local_steps=False),
+    "prox_skip": Recipe(adapters.gossip, around=adapters.prox_skip, local_steps=False),
     "sgp": Recipe(djax.push_sum, needs.take_changing),
     "quasi_global_momentum": Recipe(
         adapters.gossip, base="sgd", optimizer=adapters.quasi_global_momentum
@@ -204,7 +222,9 @@ def make_optimizer(
         return make_outer(outer, base, steps, mechanism)
     if recipe.gradients and config.local_steps == 1:  # Local SGD averages models.
         return optax.chain(djax.on_updates(mechanism), make_base(base, steps))
-    averaging = djax.every(config.local_steps, mechanism)
+    averaging = mechanism
+    if recipe.local_steps:
+        averaging = djax.every(config.local_steps, mechanism)
     if recipe.around is not None:
         averaging = call(recipe.around, averaging)
     if recipe.optimizer is None:
@@ -221,11 +241,6 @@ def _check_fits(config: Algorithm, recipe: Recipe, outer: Outer) -> None:
     """Raises UsageError if an outer optimizer does not fit the algorithm."""
     if outer.outer is None:
         return
-    if config.local_steps != 1:
-        raise UsageError(
-            f"--local-steps {config.local_steps} is for algorithms without --outer: "
-            f"use --outer-period {config.local_steps}."
-        )
     reason = None
     if recipe.around is djax.on_updates:
         reason = "averages gradients: choose --algorithm relay_sgd"
@@ -237,6 +252,11 @@ def _check_fits(config: Algorithm, recipe: Recipe, outer: Outer) -> None:
         raise UsageError(
             f"--outer {outer.outer} needs an algorithm that only averages models, but "
             f"{config.algorithm} {reason}."
+        )
+    if config.local_steps != 1:
+        raise UsageError(
+            f"--local-steps {config.local_steps} is for algorithms without --outer: "
+            f"use --outer-period {config.local_steps}."
         )
 
 

@@ -66,6 +66,11 @@ RANGES = {
     "decay_over": SHARE,
     "consensus_rate": POSITIVE,
     "local_steps": AT_LEAST_ONE,
+    "dual_rate": POSITIVE,
+    "k_gt_rate": POSITIVE,
+    "probability": Range(0, 1, open_below=True),
+    "chi": AT_LEAST_ONE,
+    "coin_seed": Range(0, 2**32, open_above=True),
     "outer_period": AT_LEAST_ONE,
     "outer_learning_rate": POSITIVE,
     "outer_momentum": Range(0, 1, open_above=True),
@@ -101,7 +106,7 @@ RANGES = {
 
 ARGUMENTS = {
     *("consensus_rate", "local_steps", "rounds", "rank", "iterations", "theta", "bits"),
-    *("rate", "speeds", "variation", "drop_probability"),
+    *("rate", "speeds", "variation", "drop_probability", "dual_rate", "probability"),
     *("outer_learning_rate", "outer_momentum", "fragments", "delay", "blend"),
 }
 """Options that have the same names as arguments of djax's functions."""

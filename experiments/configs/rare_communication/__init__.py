@@ -1,0 +1,1 @@
+"""Describes the comparison of methods that communicate rarely."""

@@ -1,0 +1,1 @@
+"""Compares methods whose workers average rarely."""
