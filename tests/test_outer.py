@@ -56,12 +56,21 @@ def trained(optimizer, params, steps, communicator=WORKERS):
     return jax.jit(communicator.spmd(worker))(params, models(1))
 
 
-@pytest.mark.parametrize("name", [k for k in MECHANISMS if k != "every"])
+AVERAGES = {name: m for name, m in MECHANISMS.items() if name != "every"} | {
+    "base graph": djax.gossip(topologies.base_graph(N), WORKERS),
+    "interleave": djax.interleave([GOSSIP, MEAN]),
+    "only": djax.only({"w": True, "b": False}, GOSSIP),
+    "deep_squeeze": djax.deep_squeeze(RING, WORKERS, djax.compressors.sign(), 0.1),
+    "moniqua": djax.moniqua(RING, WORKERS, 8.0, 0.5, bits=8),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
 def test_a_plain_outer_step_is_every(name):
     params = {"w": jnp.zeros((N, 3, 2)), "b": jnp.arange(1.0 * N)[:, None]}
-    outer = djax.outer(3, optax.sgd(1.0), MECHANISMS[name])
+    outer = djax.outer(3, optax.sgd(1.0), AVERAGES[name])
     found = average(outer, WORKERS, params, steps=12)
-    expected = average(djax.every(3, MECHANISMS[name]), WORKERS, params, steps=12)
+    expected = average(djax.every(3, AVERAGES[name]), WORKERS, params, steps=12)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=2e-6),
         *(found, expected),
