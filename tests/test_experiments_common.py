@@ -259,6 +259,24 @@ def quasi_global(make, **options):
     )
 
 
+def corrected(name):
+    """Of the arguments of an alias; local steps with a correction have none."""
+
+    def alias(rate, graph, communicator, **momentum):
+        gossip = djax.gossip(graph, communicator)
+        half = djax.gossip(graph, communicator, consensus_rate=0.5)
+        averaging = {
+            "led": lambda: djax.led(2, half, dual_rate=1 / 2),
+            "k_gt": lambda: djax.k_gt(2, gossip, 0.5),
+            "prox_skip": lambda: djax.prox_skip(
+                0.6, gossip, 0.6, chi=2.0, key=jax.random.key(7)
+            ),
+        }
+        return optax.chain(optax.sgd(rate, **momentum), averaging[name]())
+
+    return alias
+
+
 @pytest.mark.parametrize(
     ("config", "alias", "graph"),
     [
@@ -269,6 +287,17 @@ def quasi_global(make, **options):
         ({"algorithm": "d2_sgd"}, djax.d2_sgd, RING),
         ({"algorithm": "exact_diffusion"}, djax.exact_diffusion, RING),
         ({"algorithm": "gradient_tracking_sgd"}, djax.gradient_tracking_sgd, RING),
+        ({"algorithm": "led", "local_steps": 2}, corrected("led"), RING),
+        (
+            {"algorithm": "k_gt", "local_steps": 2, "k_gt_rate": 0.5},
+            corrected("k_gt"),
+            RING,
+        ),
+        (
+            {"algorithm": "prox_skip", "probability": 0.6, "chi": 2.0, "coin_seed": 7},
+            corrected("prox_skip"),
+            RING,
+        ),
         ({"algorithm": "sgp"}, djax.sgp, djax.topologies.one_peer_exponential(4)),
         (
             {"algorithm": "quasi_global_momentum"},
@@ -326,6 +355,8 @@ def test_algorithms_are_those_of_djax(config, alias, graph):
         ({"algorithm": "all_reduce_sgd", "consensus_rate": 2.0}, "--consensus-rate"),
         ({"algorithm": "d2_sgd", "overlap": True}, "d2_sgd has no option --overlap"),
         ({"algorithm": "exact_diffusion", "overlap": True}, "--overlap"),
+        ({"algorithm": "k_gt", "dual_rate": 0.5}, "k_gt has no option --dual-rate"),
+        ({"algorithm": "prox_skip", "local_steps": 2}, "no option --local-steps"),
         ({"algorithm": "gradient_tracking_sgd", "overlap": True}, "--overlap"),
         ({"algorithm": "quasi_global_adam", "overlap": True}, "--overlap"),
         (

@@ -191,6 +191,7 @@ def test_powergossip_has_the_published_schedule(
         "--learning-rate 0.016666666666666666 --checkpoints folder --resume",
         "--topology matcha --topology-options base star budget 0.3 --overlap",
         "--outer diloco --outer-learning-rate 0.5 --no-outer-nesterov",
+        "--algorithm prox_skip --probability 0.5 --chi 2 --coin-seed 3 --dual-rate 0.1",
         "--outer streaming_diloco --fragments 2 --delay 0 --blend 0.25",
     ],
 )

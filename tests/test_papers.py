@@ -21,8 +21,8 @@ def scripts(call):
     """Those that have such a call."""
     return [
         f"experiments.{path.parent.name}.{path.stem}"
-        for path in sorted((ROOT / "experiments").glob("*/table*.py"))
-        if call in path.read_text()
+        for path in sorted((ROOT / "experiments").glob("*/*.py"))
+        if path.parent.name != "lib" and call in path.read_text()
     ]
 
 
@@ -54,7 +54,7 @@ def test_there_is_a_script_for_each_table():
         "acid.table_cifar10",
         "acid.table_imagenet",
     }
-    assert len(STUDIES) == 4
+    assert len(STUDIES) == 5
 
 
 @pytest.mark.parametrize("script", TABLES + STUDIES)

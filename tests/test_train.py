@@ -225,6 +225,9 @@ def test_without_communication_they_do_not(tmp_path, unseen):
         "--algorithm moniqua --theta 0.5 --bits 4 --consensus-rate 0.1",
         "--algorithm dcd_psgd --workers 8",
         "--algorithm ecd_psgd --optimizer adam --learning-rate 0.001",
+        "--algorithm led --local-steps 4 --no-check --dual-rate 0.5",
+        "--algorithm k_gt --local-steps 4 --topology double_binary_trees",
+        "--algorithm prox_skip --topology base_graph --workers 6",
         "--outer diloco --outer-period 11 --algorithm all_reduce_sgd",
         "--outer streaming_diloco --outer-period 4 --fragments 2 --delay 1 "
         "--algorithm relay_sgd --topology double_binary_trees --optimizer adamw "
@@ -352,6 +355,15 @@ def test_choices_with_commas_are_quoted():
             "--algorithm power_gossip --topology double_binary_trees",
             "needs whole matrices",
         ),
+        (
+            "--algorithm led --local-steps 4 --dual-rate 5",
+            "at --dual-rate 5: the largest stable --dual-rate is 1. .*--consensus-rate",
+        ),
+        (
+            "--algorithm prox_skip --dual-rate 3 --topology random_matchings",
+            "They shrink at --dual-rate 0.375",
+        ),
+        ("--outer slowmo --algorithm led", "led corrects every step: leave --outer"),
         ("--outer diloco", "--outer-period 500 is too long .* of 440 steps"),
         ("--outer slowmo --blend 0.5", "slowmo has no option --blend, only --outer-p"),
         ("--outer noloco --no-outer-nesterov", "noloco has no option --no-outer-nest"),
