@@ -16,6 +16,7 @@ checkpoint, the exchange is made then. Both give the same result to the last bit
 """
 
 import functools
+import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -61,6 +62,7 @@ class Exchange:
         self._call, self._read = jax.jit(jaxpr_as_fun(program)), read
         self._x64 = jax.enable_x64.value
         self._started: tuple[list[np.ndarray], Future] | None = None
+        self._memory: list[np.ndarray] = []  # New memory costs more than copying does.
 
     def start(self, *args: PyTree) -> None:
         """Starts the exchange when the program comes here, and waits for nothing.
@@ -82,8 +84,12 @@ class Exchange:
         )
 
     def _start(self, *args: jax.Array) -> None:
-        values = [np.array(x) for x in args]  # A copy, as XLA will reuse the memory.
-        self._started = values, _thread().submit(self._make, values)
+        if self._started is not None or not self._memory:
+            # The last exchange was given up, and may still read from its memory.
+            self._memory = [_memory(x.shape, x.dtype) for x in args]
+        for mine, x in zip(self._memory, args, strict=True):
+            np.copyto(mine, x)  # XLA will use the memory of `x` for other things.
+        self._started = self._memory, _thread().submit(self._make, self._memory)
 
     def _finish(self, *args: jax.Array) -> list[np.ndarray]:
         values = list(map(np.asarray, args))
@@ -160,6 +166,12 @@ def _original(plain: jax.Array, form: _Form) -> jax.Array:
     if not isinstance(form, np.dtype):
         return jax.random.wrap_key_data(plain, impl=form)
     return jax.lax.bitcast_convert_type(plain, form) if _is_wide(form) else plain
+
+
+def _memory(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Returns an array that a program of JAX can read without copying it."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return transport.aligned(size).view(dtype).reshape(shape)
 
 
 def _same(some: np.ndarray, others: np.ndarray) -> bool:

@@ -22,7 +22,7 @@ from ._end import (
 from ._interface import Array, Message, Transport
 from ._launch import check_launcher, launcher_rank, launcher_size, share_node
 from ._mpi import MPITransport
-from ._packing import Packing, as_bytes, count_bytes, count_messages, exchange
+from ._packing import Packing, aligned, as_bytes, count_bytes, count_messages, exchange
 from ._start import Absent, meet, start_mpi
 from ._watch import say
 from ._zmq import ZMQTransport
@@ -37,6 +37,7 @@ __all__ = [
     "Packing",
     "Transport",
     "ZMQTransport",
+    "aligned",
     "as_bytes",
     "before_the_end",
     "check_launcher",
