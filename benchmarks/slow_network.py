@@ -182,25 +182,42 @@ def run(config: Config, megabits: int, programs: str) -> list[dict[str, Any]]:
       megabits: bandwidth of the device, in Mbit/s.
       programs: folder of compiled programs, which all bandwidths share.
     """
-    burst = max(2 * LARGEST_PACKET, 1_200_000 * megabits // 8 // TICKS)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "records.json"
-        script = (
-            "ip link set lo up && tc qdisc add dev lo root tbf "
-            f'rate {megabits}mbit burst {burst} latency 200ms && exec "$@"'
+        behind_slow_link(
+            megabits,
+            config.workers,
+            *("benchmarks.slow_network", "--measure-into", str(path)),
+            *("--seconds", str(config.seconds), "--repeats", str(config.repeats)),
+            *("--workers", str(config.workers)),
+            JAX_COMPILATION_CACHE_DIR=programs,
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         )
-        command = ["unshare", "-n", "sh", "-c", script, "sh", "mpirun"]
-        command += ["-launcher", "fork", "-hosts", "localhost"]
-        command += ["-n", str(config.workers), sys.executable, "-m"]
-        command += ["benchmarks.slow_network", "--measure-into", str(path)]
-        command += ["--seconds", str(config.seconds), "--repeats", str(config.repeats)]
-        command += ["--workers", str(config.workers)]
-        root = pathlib.Path(__file__).parent.parent
-        environment = {**os.environ, **COMMUNICATION}
-        environment["JAX_COMPILATION_CACHE_DIR"] = programs
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        subprocess.run(command, cwd=root, env=environment, check=True)
         return [{"megabits": megabits, **r} for r in json.loads(path.read_text())]
+
+
+def behind_slow_link(
+    megabits: int, ranks: int, *module: str, **environment: str
+) -> None:
+    """Runs a module of Python on ranks that share one slow link.
+
+    Args:
+      megabits: bandwidth of the link, in Mbit/s.
+      ranks: number of ranks.
+      *module: the module and its arguments.
+      **environment: variables of the ranks.
+    """
+    burst = max(2 * LARGEST_PACKET, 1_200_000 * megabits // 8 // TICKS)
+    script = (
+        "ip link set lo up && tc qdisc add dev lo root tbf "
+        f'rate {megabits}mbit burst {burst} latency 200ms && exec "$@"'
+    )
+    command = ["unshare", "-n", "sh", "-c", script, "sh", "mpirun"]
+    command += ["-launcher", "fork", "-hosts", "localhost"]
+    command += ["-n", str(ranks), sys.executable, "-m", *module]
+    root = pathlib.Path(__file__).parent.parent
+    environment = {**os.environ, **COMMUNICATION, **environment}
+    subprocess.run(command, cwd=root, env=environment, check=True)
 
 
 def obstacle() -> str | None:
