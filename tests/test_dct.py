@@ -43,26 +43,32 @@ def test_follows_the_published_code(case):
         np.testing.assert_allclose(array, expected[name], rtol=1e-9, atol=1e-9)
 
 
+@jax.jit
+def both_ways(x):
+    """What is sent of an array, its coefficients, and these transformed back."""
+    code, coefficients = compressors.dct(3, chunk=6), _dct.transform(x, 6)
+    message, _ = code.compress(x, code.init(x))
+    sent = code.decompress(message, x)
+    return message.values, sent, coefficients, _dct.inverse(coefficients, x, 6)
+
+
 @hypothesis.given(
-    shape=st.sampled_from([(), (7,), (13, 1), (12, 20), (6, 64), (2, 3, 4, 6)]),
-    k=st.sampled_from([1, 4]),
+    shape=st.sampled_from([(), (13, 1), (12, 20), (2, 3, 4, 6)]),
     seed=st.integers(0, 10**6),
 )
 @hypothesis.settings(max_examples=20)
-def test_splits_the_energy_between_what_is_sent_and_what_is_left(shape, k, seed):
+def test_splits_the_energy_between_what_is_sent_and_what_is_left(shape, seed):
+    x = np.random.default_rng(seed).normal(size=shape)
     with jax.enable_x64(True):
-        x = jnp.asarray(np.random.default_rng(seed).normal(size=shape))
-        code = compressors.dct(k, chunk=6)
-        message, _ = code.compress(x, code.init(x))
-        sent, coefficients = code.decompress(message, x), _dct.transform(x, 6)
-        parts = jnp.vdot(sent, sent) + jnp.vdot(x - sent, x - sent)
-        for energy in (parts, jnp.vdot(coefficients, coefficients)):
-            np.testing.assert_allclose(energy, jnp.vdot(x, x), rtol=1e-12)
-        again = _dct.inverse(coefficients, x, 6)
-        np.testing.assert_allclose(again, x, rtol=1e-9, atol=1e-12)
-        largest = np.sort(abs(coefficients), axis=-1)[:, ::-1][:, :k]
-        found = np.sort(abs(message.values), axis=-1)[:, ::-1]
-        np.testing.assert_allclose(found, largest, rtol=1e-12)
+        values, sent, coefficients, again = map(np.asarray, both_ways(jnp.asarray(x)))
+    energy = np.square(x).sum()
+    for parts in ([sent, x - sent], [coefficients]):
+        found = sum(np.square(part).sum() for part in parts)
+        np.testing.assert_allclose(found, energy, rtol=1e-12)
+    np.testing.assert_allclose(again, x, rtol=1e-9, atol=1e-12)
+    largest = np.sort(abs(coefficients), axis=-1)[:, ::-1][:, :3]
+    found = np.sort(abs(values), axis=-1)[:, ::-1]
+    np.testing.assert_allclose(found, largest, rtol=1e-12)
 
 
 def test_each_block_is_transformed_along_both_axes():

@@ -196,7 +196,7 @@ def test_local_coordinates_stay_as_the_local_step_made_them():
         u, state = averaging.update(0.5 * x, state, x)
         return x + u
 
-    moved = np.asarray(WORKERS.spmd(worker)(x))
+    moved = np.asarray(jax.jit(WORKERS.spmd(worker))(x))
     mean = np.broadcast_to(1.5 * x.mean(0, keepdims=True), x.shape)
     averaged = np.isclose(moved, mean, atol=1e-5).all(0)
     assert averaged.sum() == 3
