@@ -219,6 +219,22 @@ def test_slowmo_resets_the_state_of_the_base_optimizer():
     assert is_zero.tolist() == [False, False, True, False, False, True, False]
 
 
+def test_a_reset_leaves_the_schedule_of_the_learning_rate_as_it_is():
+    falling = optax.linear_schedule(0.1, 0.0, 10)
+    base = optax.chain(
+        optax.trace(0.9),
+        optax.inject_hyperparams(optax.sgd)(falling),
+        optax.sgd(falling),
+    )
+    reset = djax.slowmo(base, WORKERS, period=2, base_state="reset")
+    _, states = trained(reset, models(), 4)
+    trace, injected, scheduled = states[0].inner_state
+    assert not trace.trace["a"][:, -1].any()
+    assert injected.count[:, -1].tolist() == [4] * N
+    np.testing.assert_allclose(injected.hyperparams["learning_rate"][:, -1], falling(3))
+    assert optax.tree.get(scheduled, "count")[:, -1].tolist() == [4] * N
+
+
 def test_slowmo_averages_the_state_of_the_base_optimizer():
     base = optax.sgd(0.1, 0.9)
     averaged = djax.slowmo(base, WORKERS, period=3, base_state="average")

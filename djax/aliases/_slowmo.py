@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
+from optax.schedules import InjectHyperparamsState, InjectStatefulHyperparamsState
 
 from djax._arguments import check_choice, check_decay, check_rate, check_static
 from djax._arrays.checks import check_params
@@ -21,6 +23,8 @@ from djax.optimizers import decentralized
 from ._outer import Averaging, behind, mechanism_of
 
 BaseState = Literal["keep", "reset", "average"]
+
+_INJECTED = InjectHyperparamsState, InjectStatefulHyperparamsState
 
 
 def slowmo(
@@ -58,7 +62,8 @@ def slowmo(
       learning_rate: :math:`\gamma_t`, the schedule of the base optimizer's learning
         rate. A constant has no effect. A rate below 1e-8 counts as 1e-8.
       base_state: what becomes of the base optimizer's state in a slow step: it is kept,
-        reset to its first value, or averaged exactly over the workers.
+        reset to its first value, or averaged exactly over the workers. A reset leaves
+        schedules of the learning rate and injected hyperparameters as they are.
 
     Returns:
       `chain(optimizer, outer(period, slow_momentum, mechanism))`.
@@ -161,9 +166,31 @@ def _reset_every(
         inner = alternate(
             state.step,
             [0] * (period - 1) + [1],
-            (lambda inner: inner, lambda inner: optimizer.init(params)),
+            (lambda inner: inner, lambda inner: _reset(inner, optimizer.init(params))),
             inner,
         )
         return updates, ResetState(optax.safe_increment(state.step), inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _reset(state: optax.OptState, first: optax.OptState) -> optax.OptState:
+    """Resets the buffers of an optimizer, but not its hyperparameters.
+
+    A schedule of the learning rate would otherwise start again after each slow step,
+    and never come to its end.
+
+    Args:
+      state: the present state of the optimizer.
+      first: the state from which it started.
+    """
+
+    def of_node(old, new):
+        if isinstance(old, _INJECTED):
+            return old._replace(inner_state=_reset(old.inner_state, new.inner_state))
+        return old if isinstance(old, optax.ScaleByScheduleState) else new
+
+    def is_node(x):
+        return isinstance(x, (optax.ScaleByScheduleState, *_INJECTED))
+
+    return jax.tree.map(of_node, state, first, is_leaf=is_node)
