@@ -8,7 +8,8 @@ meanwhile. There are two remedies: an outer optimizer, which steps along what al
 workers have learnt (DiLoCo, SlowMo, NoLoCo), and a correction of every local step (LED,
 K-GT). This study compares them at the same number of averagings. It also puts DiLoCo
 over other averagings than all-reduce: over gossip on a ring, over PowerGossip's
-compressed messages, and over RelaySum on double binary trees.
+compressed messages, and over RelaySum on double binary trees. Compressed messages are
+small, so that PowerGossip is also shown with an averaging in every second step.
 
 8 workers have 1,437 digits of 8 x 8 pixels, whose classes are split by a Dirichlet
 distribution with alpha 0.1. They train a small MLP for 40 epochs of 11 steps, with
@@ -17,10 +18,14 @@ second epoch. D-PSGD in every step is the baseline. The learning rate warms up o
 twentieth of the training, and falls to a tenth after 50 and 75 % of it, smoothly:
 corrections still have the size of the old updates when the learning rate falls.
 
-Every method is tuned on the same grid of 4 learning rates, with 3 settings of its own
-each, on the first seed. Those of the outer optimizers are the pairs of learning rate
-and momentum that are the defaults of DiLoCo, SlowMo and NoLoCo. The score is the mean
-test accuracy of the workers at the last two evaluations, over 3 seeds.
+Every method is tuned on the same grid of 4 learning rates, each with 3 settings of the
+method, on the first seed. Plain all-reduce has nothing else to set. The settings of the
+outer optimizers are the pairs of learning rate and momentum that are the defaults of
+DiLoCo, SlowMo and NoLoCo. The score is the mean test accuracy of the workers at the
+last two evaluations. There are 3 seeds.
+
+Expect DiLoCo and SlowMo to come within a point of D-PSGD in every step, for 1/44 of the
+bytes, and D-PSGD itself to lose 10 points if it averages as rarely.
 """
 
 from ...lib.config import Config
@@ -44,7 +49,7 @@ OUTER_OPTIMIZERS = tuple(
     for rate, momentum in ((0.7, 0.9), (1.0, 0.7), (0.7, 0.5))
 )
 CONSENSUS_RATES = tuple({"consensus_rate": rate} for rate in (1.0, 0.75, 0.5))
-DUAL_RATES = tuple({"dual_rate": share / PERIOD} for share in (2.0, 1.0, 0.5))
+DUAL_RATES = tuple({"dual_rate": share / PERIOD} for share in (1.0, 0.5, 0.25))
 TRACKING_RATES = tuple({"k_gt_rate": rate} for rate in (1.0, 0.5, 0.25))
 
 METHODS = {
@@ -58,6 +63,10 @@ METHODS = {
     "K-GT": (LOCAL | {"algorithm": "k_gt"}, TRACKING_RATES),
     "DiLoCo over gossip": (DILOCO, OUTER_OPTIMIZERS),
     "DiLoCo over PowerGossip": (DILOCO | POWER, OUTER_OPTIMIZERS),
+    "DiLoCo over PowerGossip, every 2 steps": (
+        DILOCO | POWER | {"outer_period": 2},
+        OUTER_OPTIMIZERS,
+    ),
     "DiLoCo over RelaySum": (DILOCO | TREES, OUTER_OPTIMIZERS),
 }
 """The options of each method, and the settings among which it is tuned."""
@@ -73,6 +82,6 @@ STUDY = Study(
             for method, (options, _) in METHODS.items()
         ),
     ),
-    rates=(0.025, 0.05, 0.1, 0.2),
+    rates=(0.05, 0.1, 0.2, 0.4),
     variants={method: variants for method, (_, variants) in METHODS.items()},
 )
