@@ -129,7 +129,7 @@ def test_fragments_of_one_shape_share_the_memory_of_what_was_sent():
 def test_an_anchor_in_bfloat16_takes_half_of_the_memory():
     sgd = optax.sgd(0.7)
     states = [
-        djax.outer(4, sgd, MEAN, anchor_dtype=dtype).init(one_model())
+        jax.eval_shape(djax.outer(4, sgd, MEAN, anchor_dtype=dtype).init, one_model())
         for dtype in (None, "bfloat16")
     ]
     full, half = (nbytes(state.fragments) for state in states)
@@ -321,11 +321,37 @@ def test_init_refuses_fragments_that_do_not_fit(fragments, said):
         djax.outer(8, NESTEROV, MEAN, fragments=fragments).init(one_model())
 
 
+@pytest.mark.parametrize("fragments", [1, lambda params: {}])
+def test_no_parameters_have_nothing_to_average(fragments):
+    outer = djax.outer(2, NESTEROV, MEAN, fragments=fragments, delay=1)
+
+    def worker(_):
+        return outer.update({}, outer.init({}), {})[0]
+
+    assert WORKERS.spmd(worker)(jnp.zeros(N)) == {}
+
+
+def test_complex_anchors_are_not_rounded():
+    outer = djax.outer(2, NESTEROV, MEAN, anchor_dtype="bfloat16")
+    with pytest.raises(TypeError, match=r"anchor_dtype is for real.*complex64"):
+        outer.init(jnp.zeros(2, jnp.complex64))
+
+
 def test_a_state_of_other_fragments_is_refused():
     two, four = (djax.outer(4, NESTEROV, MEAN, fragments=k) for k in (2, 4))
     params = one_model()
     with pytest.raises(ValueError, match="belongs to 2"):
         four.update(params, two.init(params), params)
+
+
+def test_noloco_refuses_what_it_cannot_use():
+    falling = optax.linear_schedule(0.7, 0.1, 10)
+    with pytest.raises(ValueError, match="noloco: with a consensus_rate, outer_"):
+        djax.noloco(
+            *(optax.sgd(0.1), WORKERS), outer_learning_rate=falling, consensus_rate=0.5
+        )
+    with pytest.raises(TypeError, match="noloco needs a communicator"):
+        djax.noloco(optax.sgd(0.1), GOSSIP)
 
 
 def test_slowmo_refuses_what_it_cannot_reset_or_average():

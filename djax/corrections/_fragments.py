@@ -63,7 +63,8 @@ def number_leaves(name: str, fragments: Any, params: PyTree) -> list[int]:
             f"{jax.tree.structure(params)}, or a prefix of it, got {labels}."
         ) from error
     numbers = jax.tree.leaves(spread)
-    _count(name, numbers)
+    if jax.tree.leaves(params):
+        _count(name, numbers)
     return [int(number) for number in numbers]
 
 
@@ -75,7 +76,7 @@ def pick(tree: PyTree, numbers: Sequence[int], fragment: int) -> PyTree:
       numbers: for each leaf the number of its fragment.
       fragment: the number of the fragment.
     """
-    if max(numbers) == 0:
+    if max(numbers, default=0) == 0:
         return tree
     leaves, treedef = jax.tree.flatten(tree)
     mine = [
@@ -123,7 +124,7 @@ class Slots:
         slots: list[tuple[Any, int]] = []  # The kind of each slot, and a count in it.
         self.places: list[list[int]] = []
         leaves = jax.tree.leaves(params)
-        for fragment in range(max(numbers) + 1):
+        for fragment in range(max(numbers, default=0) + 1):
             used: dict[Any, int] = {}
             mine = []
             for leaf, number in zip(leaves, numbers, strict=True):
@@ -155,7 +156,7 @@ def _count(name: str, numbers: Sequence[Any]) -> int:
 
 def _split_evenly(name: str, count: int, leaves: Sequence[Any]) -> list[int]:
     """Splits leaves, in their order, into groups of about equally many coordinates."""
-    if count > len(leaves):
+    if count > max(len(leaves), 1):
         raise ValueError(
             f"{name}: fragments={count}, but the parameters have only {len(leaves)} "
             "leaves, and a leaf is not cut: use fewer fragments, or keep the layers in "
@@ -163,7 +164,7 @@ def _split_evenly(name: str, count: int, leaves: Sequence[Any]) -> list[int]:
         )
     sizes = np.array([np.size(leaf) for leaf in leaves], float)
     ends = np.cumsum(sizes)
-    middles = (ends - sizes / 2) / max(ends[-1], 1)
+    middles = (ends - sizes / 2) / max(sizes.sum(), 1)
     numbers = np.minimum((middles * count).astype(int), count - 1)
     # Every fragment needs a leaf, also if a few leaves have most coordinates.
     for i in range(len(leaves)):

@@ -34,7 +34,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax._arguments import check_choice, check_rate, check_static
-from djax._arrays.checks import check_params
+from djax._arrays.checks import check_params, check_real
 from djax._calls import by_its_call
 from djax._interfaces import PyTree
 from djax._mechanism.adapter import wrap
@@ -140,6 +140,7 @@ def outer(
       copy of the largest fragment.
 
     Raises:
+      TypeError: in `init`, if a parameter is complex and `anchor_dtype` is given.
       ValueError: if `period` is not a positive integer or, in `init`, not a multiple of
         the number of fragments; if `delay` is too long; if an argument is out of its
         range; if the mechanism overlaps, averages updates, weights models as
@@ -186,11 +187,13 @@ def outer(
 
     def init(params):
         check_params("outer", params)
+        if anchor_dtype is not None:
+            check_real("outer with anchor_dtype", params)
         numbers = number_leaves("outer", fragments, params)
-        _check_times(period, max(numbers) + 1, delay)
+        count = max(numbers, default=0) + 1
+        _check_times(period, count, delay)
         with around(f"outer({period}, {{}}, delay={delay}, fragments={numbers})"):
-            parts = range(max(numbers) + 1)
-            states = tuple(steps.start(pick(params, numbers, f)) for f in parts)
+            states = tuple(steps.start(pick(params, numbers, f)) for f in range(count))
         sent = Slots(params, numbers).empty() if delay else ()
         return OuterState(jnp.zeros((), jnp.int32), states, sent)
 
@@ -198,12 +201,12 @@ def outer(
         params = check_params("outer", params)
         check_state("outer", state, OuterState, params)
         numbers = number_leaves("outer", fragments, params)
-        if len(state.fragments) != max(numbers) + 1:
+        places = Slots(params, numbers).places
+        if len(state.fragments) != len(places):
             raise ValueError(
-                f"outer has {max(numbers) + 1} fragments, but the state belongs to "
+                f"outer has {len(places)} fragments, but the state belongs to "
                 f"{len(state.fragments)}: make a new state by its init."
             )
-        places = Slots(params, numbers).places
         states, sent = list(state.fragments), list(state.sent)
         for f, place in enumerate(places):
             part = pick(updates, numbers, f)
