@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from djax._arguments import check_rate, check_static
+from djax._arguments import check_communicator, check_rate, check_static
 from djax._arrays.precision import add
 from djax._calls import by_its_call
 from djax._interfaces import Communicator
@@ -22,7 +22,7 @@ def noloco(
     communicator: Communicator,
     *,
     period: int = 50,
-    outer_learning_rate: float = 0.7,
+    outer_learning_rate: optax.ScalarOrSchedule = 0.7,
     outer_momentum: float = 0.5,
     consensus_rate: float | None = None,
     schedule: Graph | None = None,
@@ -49,12 +49,18 @@ def noloco(
       period: the number of local steps between two outer steps.
       outer_learning_rate: :math:`\eta`.
       outer_momentum: :math:`\mu`.
-      consensus_rate: :math:`\gamma`; None is :math:`\eta`.
+      consensus_rate: :math:`\gamma`; None is :math:`\eta`, which may then also be a
+        schedule.
       schedule: who averages with whom in each outer step, if it is not
         `djax.topologies.random_matchings(communicator.size, period=256)`.
 
     Returns:
       `chain(optimizer, outer(period, sgd, gossip))`.
+
+    Raises:
+      TypeError: if `communicator` is not a communicator.
+      ValueError: if a number is out of its range, or if the outer learning rate is a
+        schedule and `consensus_rate` is given.
 
     Examples:
       >>> import djax, optax
@@ -66,18 +72,24 @@ def noloco(
       Large Models <https://arxiv.org/abs/2506.10911>`_, 2025
     """
     check_static("noloco", period=period)
+    check_communicator("noloco", communicator)
     sgd = outer_sgd("noloco", outer_learning_rate, outer_momentum, nesterov=False)
     if schedule is None:
         schedule = random_matchings(communicator.size, period=256)
     pairs = gossip(schedule, communicator)
     if consensus_rate is not None:
         check_rate("noloco: consensus_rate", consensus_rate)
+        if callable(outer_learning_rate):  # The ratio of the rates would vary.
+            raise ValueError(
+                "noloco: with a consensus_rate, outer_learning_rate must be a number; "
+                "a schedule goes through optax.inject_hyperparams."
+            )
         pairs = _with_anchors(pairs, consensus_rate / outer_learning_rate)
     return behind("noloco", optimizer, outer(period, sgd, pairs))
 
 
 @by_its_call
-def _with_anchors(mechanism: Mechanism, ratio: float) -> Mechanism:
+def _with_anchors(mechanism: Mechanism, ratio: float | jax.Array) -> Mechanism:
     r"""Averages models, and moves them by the averages of the anchors as well.
 
     .. math::
