@@ -19,7 +19,7 @@ ALGORITHMS = [
     "--algorithm moniqua --consensus-rate 0.1 --overlap",
     "--algorithm quasi_global_momentum --clip-norm 1 --precision bfloat16",
     "--algorithm k_gt --local-steps 4",
-    "--algorithm prox_skip",
+    "--algorithm prox_skip --learning-rate 0.03 --decay-over 0.2",
     # An epoch has 11 steps: the second fragment has been sent and not been applied.
     "--outer streaming_diloco --outer-period 10 --fragments 2 --delay 3 --optimizer "
     "adam --learning-rate 0.003",
