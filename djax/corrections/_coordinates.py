@@ -35,7 +35,8 @@ LARGEST_SIZE = np.iinfo(np.int32).max
 
 # The probability that a step would select more coordinates of a leaf than it can send.
 _EXCESS = 1e-9
-# Of five coordinates, so many rounds make all 120 orders about equally probable.
+# Rounds of shifts. With 8 of them, all 120 orders of five coordinates are about
+# equally probable.
 _ROUNDS = 8
 
 Selection = Literal["random", "shuffled", "partitioned"]
@@ -213,7 +214,7 @@ Order = tuple[jax.Array, jax.Array]
 
 
 def _orders(key: jax.Array, leaves: Mapping[int, int]) -> list[Order]:
-    """Draws the orders of so many leaves of each size."""
+    """Draws an order for each leaf of each size."""
     lengths, shapes, most = [], [], []
     for size, count in leaves.items():
         rows, columns = _table(size)
@@ -231,7 +232,7 @@ def _orders(key: jax.Array, leaves: Mapping[int, int]) -> list[Order]:
 
 def _part(order: Order, now: jax.Array, count: int, size: int) -> jax.Array:
     """Returns the coordinates of part `now` of some leaves, `int32[leaves, k]`."""
-    least, more = divmod(size, count)  # So many parts have one coordinate more.
+    least, more = divmod(size, count)  # `more` parts have one coordinate more.
     start = now * least + jnp.minimum(now, more)
     length = jnp.where(now < more, least + 1, least)
     place = jnp.arange(least + (more > 0), dtype=jnp.int32)

@@ -153,7 +153,7 @@ def _check_rate(
         remedy = f"the largest stable dual_rate is {rounded_down(largest):.4g}"
     else:
         # If nothing shrinks, rounding errors add up: a growth of 1 is too much.
-        grown = functools.partial(growth, matrices, _gaps(schedule))
+        grown = functools.partial(growth, matrices, _intervals(schedule))
         if (factor := grown(dual_rate)) < 1 - 1e-9:
             return
         halves = (dual_rate / 2**k for k in range(1, 12))
@@ -171,7 +171,7 @@ def _check_rate(
     )
 
 
-def _gaps(schedule: Sequence[int]) -> list[int]:
+def _intervals(schedule: Sequence[int]) -> list[int]:
     """The number of steps up to each averaging, if the schedule repeats itself."""
     averaging = np.flatnonzero(schedule)
     return np.diff(averaging, prepend=averaging[-1] - len(schedule)).tolist()

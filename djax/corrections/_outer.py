@@ -108,9 +108,9 @@ def outer(
     from the device, and the results back to it. Some exchanges are made in the outer
     step itself: if MPI does not let two threads communicate (`MPI_THREAD_MULTIPLE`), if
     the mechanism uses a traced value besides its state and the models, such as an extra
-    argument, or if `update` is called outside of `jax.jit`. This is also so in
-    simulation, where nothing travels, and on a mesh: XLA's collectives end within the
-    step that starts them, so that a delay saves no time there.
+    argument, or if `update` is called outside of `jax.jit`. In simulation nothing
+    travels, and on a mesh XLA's collectives end within the step that starts them. All
+    exchanges are made in the outer step there, and a delay saves no time.
 
     Args:
       period: the number of steps in which every fragment is averaged once.
@@ -132,7 +132,10 @@ def outer(
       anchor_dtype: `"bfloat16"` keeps the anchors in half of the memory. They are
         rounded at random, so that small outer steps are not lost.
       anchor_memory: `"host"` keeps the anchors and the states of the outer optimizer
-        outside of the accelerator's memory between outer steps.
+        outside of the accelerator's memory between outer steps. A program of your own
+        that donates this state has to donate the parameters as well, and to return both
+        in the order of its arguments, as those of :mod:`djax.training` do. JAX 0.10
+        may otherwise take memory of the host for that of the device, and abort.
 
     Returns:
       A :class:`djax.Mechanism` that needs `params`, with an :class:`OuterState`. A

@@ -129,10 +129,11 @@ class OuterSteps:
 
     def _exchange(self, extra, mechanism_state, model, anchor):
         """Averages, and returns what the mechanism does."""
-        # The mechanism is given the anchor as the parameters, and the way to the model
-        # as updates. What it returns is the outer gradient with another sign. If all
-        # workers have the same anchor and average exactly, they have the same outer
-        # gradients to the last bit, and their anchors stay the same.
+        # The mechanism is given the anchor as the parameters, and the difference of the
+        # model and the anchor as updates. What it returns is the outer gradient with
+        # another sign. If all workers have the same anchor and average exactly, they
+        # have the same outer gradients to the last bit, and their anchors stay the
+        # same.
         learnt = add(model, anchor, like=model, sign=-1)
         with observing():
             return self.mechanism.update(learnt, mechanism_state, anchor, **extra)

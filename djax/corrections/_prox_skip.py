@@ -44,8 +44,8 @@ from djax._values import check_share
 
 from ._dual import dual
 
-# So many coins are drawn, and then repeated: enough for their share of heads to be near
-# the probability.
+# The coins are drawn once, and then repeated. With at least these numbers of coins and
+# of expected heads, the share of heads is near the probability.
 FEWEST_COINS, FEWEST_HEADS = 1024, 16
 
 

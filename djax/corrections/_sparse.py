@@ -77,13 +77,13 @@ def sparse(
     * `"shuffled"`: the coordinates are put into a random order once, which is cut into
       P parts. The parts take turns, so that each coordinate is averaged in every P-th
       step;
-    * `"partitioned"`: likewise, but a new order is drawn whenever all parts had their
-      turn. A leaf of less than P coordinates has d parts.
+    * `"partitioned"`: as `"shuffled"`, but a new order is drawn whenever all parts had
+      their turn. A leaf of less than P coordinates has d parts.
 
-    What travels, for each leaf, are as many numbers in each step, in the dtype of the
-    leaf, and no indices. With `"shuffled"` and `"partitioned"` they are
-    :math:`\lceil d / P \rceil` numbers. With `"random"` the number of coordinates
-    varies, and the vector that travels has room for more than :math:`p d` of them: for
+    Indices are not sent. What travels for each leaf is a vector in the dtype of the
+    leaf, which has the same length in every step. With `"shuffled"` and `"partitioned"`
+    the length is :math:`\lceil d / P \rceil`. With `"random"` the number of selected
+    coordinates varies, and the vector has room for more than :math:`p d` of them: for
     the smallest number that is exceeded with a probability below :math:`10^{-9}`, about
     :math:`p d + 6 \sqrt{p d}`. For a million coordinates and p = 0.005 these are 5429
     numbers. The room that is not used travels as zeros. Coordinates for which there is

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Over random coins and a schedule, common periods may be very long. So many averagings
-# show the rate of growth well enough.
+# Random coins over a schedule of graphs may repeat only after a very long time. The
+# growth is therefore computed over about this number of averagings at most.
 MOST_AVERAGINGS = 4096
 
 
@@ -32,7 +32,7 @@ def smallest_eigenvalue(matrices: np.ndarray) -> float | None:
 
 
 def growth(
-    matrices: np.ndarray, gaps: Sequence[int] = (1,), dual_rate: float = 1.0
+    matrices: np.ndarray, intervals: Sequence[int] = (1,), dual_rate: float = 1.0
 ) -> float:
     r"""Returns the factor by which differences between workers grow over a period.
 
@@ -41,17 +41,17 @@ def growth(
 
     Args:
       matrices: `float[period, n, n]`, the mixing matrices of a period.
-      gaps: :math:`\tau`, the number of steps up to each averaging of a period.
+      intervals: :math:`\tau`, the number of steps up to each averaging of a period.
       dual_rate: :math:`\beta`.
     """
     reduced = matrices[:, 1:, 1:] - matrices[:, 1:, :1]
     # The columns are starts, with 1 in one number of a model or a correction.
     model, correction = np.split(np.eye(2 * reduced.shape[1]), 2)
-    averagings = math.lcm(len(matrices), len(gaps))
+    averagings = math.lcm(len(matrices), len(intervals))
     if averagings > MOST_AVERAGINGS:
         averagings = len(matrices) * math.ceil(MOST_AVERAGINGS / len(matrices))
     for t in range(averagings):
-        before = model + gaps[t % len(gaps)] * correction
+        before = model + intervals[t % len(intervals)] * correction
         model = reduced[t % len(matrices)] @ before
         correction = correction + dual_rate * (model - before)
         largest = max(np.abs(x).max(initial=0) for x in (model, correction))
