@@ -304,6 +304,15 @@ def test_what_has_no_state_or_is_no_mechanism_is_told():
         djax.decentralized(djax.adpsgd(ADAM), GOSSIP)
 
 
+def test_no_parameters_have_no_moments():
+    optimizer = djax.decentralized(ADAM, GOSSIP, average_state=True)
+
+    def worker(_):
+        return optimizer.update({}, optimizer.init({}), {})[0]
+
+    assert WORKERS.spmd(worker)(MODELS) == {}
+
+
 def test_a_state_of_another_optimizer_is_told():
     optimizer = djax.decentralized(ADAM, GOSSIP, average_state=True)
     state = WORKERS.spmd(djax.decentralized(ADAM, GOSSIP).init)(MODELS)

@@ -17,6 +17,7 @@ With the moments :math:`m_i` of an optimizer and its updates :math:`u_i`, a step
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -143,7 +144,7 @@ def decentralized(
         with around("decentralized(optimizer, {})"):
             mechanism_state = mechanism.init(params)
         average_states = ()
-        if averaging is not None:
+        if averaging is not None and jax.tree.leaves(params):
             with around("decentralized(..., average_state={})"):
                 trees = moments_of(optimizer, optimizer_state)
                 average_states = tuple(map(averaging.init, trees))
@@ -155,7 +156,7 @@ def decentralized(
             updates, state.optimizer_state, params, **extra_args
         )
         average_states = ()
-        if averaging is not None:
+        if averaging is not None and jax.tree.leaves(updates):
             optimizer_state, average_states = _averaged(
                 *(averaging, optimizer, optimizer_state, state.average_states),
                 **extra_args,
