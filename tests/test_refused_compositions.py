@@ -84,6 +84,10 @@ REFUSED = {
         lambda: djax.prox_skip(0.5, djax.on_updates(GOSSIP), 0.1),
         "prox_skip the mechanism without on_updates",
     ),
+    "k_gt of updates": (
+        lambda: djax.k_gt(2, djax.on_updates(GOSSIP)),
+        "k_gt the mechanism without on_updates",
+    ),
     "every around led": (
         lambda: djax.every(4, djax.led(2, GOSSIP, 0.1)),
         "led makes local steps by itself, so put it alone behind the optimizer",

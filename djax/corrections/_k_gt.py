@@ -107,8 +107,8 @@ def k_gt(
 
     Raises:
       ValueError: if the period is not a positive integer, or the rate is not positive;
-        or if the mechanism overlaps or loses messages, is another correction, or an
-        optimizer such as :func:`djax.quasi_global_momentum`.
+        or if the mechanism overlaps, loses messages or averages updates, is another
+        correction, or an optimizer such as :func:`djax.quasi_global_momentum`.
 
     Examples:
       >>> import djax, optax
@@ -124,7 +124,7 @@ def k_gt(
     period = check_integer(period, "k_gt: period")
     check_rate("k_gt: rate", rate)
     average = as_transformation("k_gt", mechanism)
-    refused = ("losses", "uneven_sums", "optimizer", "correction")
+    refused = ("losses", "averages_updates", "uneven_sums", "optimizer", "correction")
     refuse("k_gt", parts_of(mechanism), "opaque", "overlap", *refused)
     tracker = on_updates(mechanism)
     models = ("correction", "anchor") if period > 1 else ("correction",)
