@@ -235,6 +235,20 @@ def test_a_reset_leaves_the_schedule_of_the_learning_rate_as_it_is():
     assert optax.tree.get(scheduled, "count")[:, -1].tolist() == [4] * N
 
 
+def test_slowmo_bears_a_learning_rate_of_zero():
+    """The rate is zero in the second slow step, and the training goes on."""
+
+    def rate(step):
+        return jnp.where((step >= 3) & (step < 6), 0.0, 0.1)
+
+    optimizer = djax.slowmo(optax.sgd(rate), WORKERS, period=3, learning_rate=rate)
+    found, states = trained(optimizer, models(), 12)
+    distance = jnp.abs(found["a"].mean(0) - models(1)["a"].mean(0)[None]).max((1, 2))
+    assert distance[-1] < 0.6 * distance[0]
+    trace = states[-1].fragments[0].optimizer_state.trace["a"]
+    np.testing.assert_array_equal(trace[:, 5], trace[:, 4])
+
+
 def test_slowmo_averages_the_state_of_the_base_optimizer():
     base = optax.sgd(0.1, 0.9)
     averaged = djax.slowmo(base, WORKERS, period=3, base_state="average")

@@ -44,6 +44,22 @@ REFUSED = {
         lambda: djax.on_updates(MOMENTUM),
         "mechanism alone",
     ),
+    "on_updates around a correction": (
+        lambda: djax.on_updates(djax.d2(GOSSIP, check=False)),
+        "moves no model: use d2 without on_updates",
+    ),
+    "on_updates around a correction of local steps": (
+        lambda: djax.on_updates(djax.k_gt(2, GOSSIP)),
+        "moves no model: use k_gt without on_updates",
+    ),
+    "d2 around on_updates": (
+        lambda: djax.d2(djax.on_updates(GOSSIP)),
+        "mechanism without on_updates",
+    ),
+    "tracking around on_updates": (
+        lambda: djax.gradient_tracking(djax.on_updates(GOSSIP)),
+        "mechanism without on_updates",
+    ),
     "an optimizer in an optimizer": (
         lambda: djax.quasi_global_adam(0.1, MOMENTUM),
         "quasi_global_adam the mechanism alone",

@@ -35,6 +35,8 @@ REASONS = {
     "optimizer": "{by} takes a mechanism, but {mechanism} is an optimizer and a "
     "mechanism in one: give {by} the mechanism alone, without {mechanism}.",
     "correction": "{by} corrects what {mechanism} corrects already: use one of them.",
+    "corrects_models": "{mechanism} corrects models by how averaging moves them, but "
+    "{by} averages updates and moves no model: use {mechanism} without {by}.",
     "mechanism": "{by} averages by itself, between the gradients: give it the "
     "optimizer alone, without {mechanism}.",
     "every_step": "{mechanism} has to see the updates of all steps, and would end at a "
@@ -54,6 +56,7 @@ REASONS = {
 * `rounded_sums`: the two sums differ by rounding errors that point in one direction;
 * `optimizer`: the mechanism is also an optimizer;
 * `correction`: the mechanism already corrects for differences between workers' data;
+* `corrects_models`: the same, which makes no sense where only updates are averaged;
 * `mechanism`: the mechanism averages, which is true of every mechanism;
 * `every_step`: the mechanism ends at a wrong point unless it sees every step.
 """
@@ -96,7 +99,9 @@ def refuse(by: str, parts: Iterable[Part], *facts: str) -> None:
     """
     for part in parts:
         losses = part.communicator.drop_probability if part.communicator else 0.0
-        true = {"mechanism": True, "losses": losses > 0} | dict(part.facts)
+        corrects = part.facts.get("correction")
+        always = {"mechanism": True, "losses": losses > 0, "corrects_models": corrects}
+        true = always | dict(part.facts)
         for name in facts:
             if remedy := true.get(name):
                 if remedy is True:

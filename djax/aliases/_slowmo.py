@@ -60,7 +60,8 @@ def slowmo(
       outer_learning_rate: :math:`\alpha`, the slow learning rate.
       outer_momentum: :math:`\beta`, the slow momentum. The paper uses 0.4 to 0.8.
       learning_rate: :math:`\gamma_t`, the schedule of the base optimizer's learning
-        rate. A constant has no effect. A rate below 1e-8 counts as 1e-8.
+        rate. A constant has no effect. Where the rate is below 1e-8, the buffers
+        stay as they are, since the change of the model says nothing about gradients.
       base_state: what becomes of the base optimizer's state in a slow step: it is kept,
         reset to its first value, or averaged exactly over the workers. A reset leaves
         schedules of the learning rate and injected hyperparameters as they are.
@@ -88,11 +89,7 @@ def slowmo(
     check_decay("slowmo: outer_momentum", outer_momentum)
     check_choice("slowmo: base_state", base_state, BaseState)
     rate = _rate_of_slow_steps(learning_rate, period)
-    slow = optax.chain(
-        optax.scale_by_schedule(lambda count: 1 / rate(count)),
-        optax.trace(outer_momentum),
-        optax.scale_by_schedule(lambda count: -outer_learning_rate * rate(count)),
-    )
+    slow = _slow_momentum(rate, outer_learning_rate, outer_momentum)
     mechanism = _nothing() if averaging is None else mechanism_of("slowmo", averaging)
     slow_steps = outer(period, slow, mechanism)
     if base_state == "reset":
@@ -118,10 +115,55 @@ def _rate_of_slow_steps(
         return lambda count: learning_rate
 
     def rate(count):
-        last = learning_rate((count + 1) * period - 1)
-        return jnp.maximum(last, SMALLEST_LEARNING_RATE)
+        return learning_rate((count + 1) * period - 1)
 
     return rate
+
+
+class SlowMomentumState(NamedTuple):
+    """State of the outer optimizer of :func:`slowmo`.
+
+    Attributes:
+      trace: :math:`u_i`, a tree like the parameters, in the unit of gradients.
+      count: `int32[]`, the number of slow steps so far.
+    """
+
+    trace: optax.Updates
+    count: ArrayLike
+
+
+def _slow_momentum(
+    rate: Callable[[ArrayLike], ArrayLike], learning_rate: float, decay: float
+) -> optax.GradientTransformation:
+    r"""Makes SlowMo's outer optimizer.
+
+    With the change :math:`\Delta` of the model, the step is :math:`-\alpha (\gamma_t
+    \beta u + \Delta)`, in which nothing is divided by the rate.
+    """
+
+    def init(params):
+        trace = jax.tree.map(jnp.zeros_like, params)
+        return SlowMomentumState(trace, jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+        now = jnp.asarray(rate(state.count))
+        known = now >= SMALLEST_LEARNING_RATE
+        inverse = 1 / jnp.where(known, now, 1)
+
+        def step(u, d):
+            moved = now.astype(u.dtype) * decay * u + d
+            return (-learning_rate * moved).astype(d.dtype)
+
+        def remember(u, d):
+            followed = decay * u + inverse.astype(u.dtype) * d
+            return jnp.where(known, followed, u).astype(u.dtype)
+
+        steps = jax.tree.map(step, state.trace, updates)
+        trace = jax.tree.map(remember, state.trace, updates)
+        return steps, SlowMomentumState(trace, optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init, update)
 
 
 def _nothing() -> Mechanism:

@@ -43,7 +43,8 @@ def corrected(
       ValueError: if one of the refused facts is true of the mechanism.
     """
     average = as_transformation(name, mechanism)
-    refuse(name, parts_of(mechanism), "opaque", "overlap", *refused)
+    always = "opaque", "overlap", "averages_updates"
+    refuse(name, parts_of(mechanism), *always, *refused)
     tracker = None if track is None else track(mechanism)
     used = (average,) if tracker is None else (average, tracker)
 

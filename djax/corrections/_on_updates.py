@@ -24,14 +24,14 @@ def on_updates(mechanism: optax.GradientTransformation) -> Mechanism:
     averages the gradients.
 
     Args:
-      mechanism: any mechanism.
+      mechanism: any mechanism that is no correction, such as :func:`djax.d2`.
 
     Returns:
       A :class:`djax.Mechanism` with the state of `mechanism`.
 
     Raises:
       ValueError: if the mechanism is an optimizer such as
-        :func:`djax.quasi_global_momentum`.
+        :func:`djax.quasi_global_momentum`, or a correction such as :func:`djax.d2`.
 
     Examples:
       >>> import djax, optax
@@ -44,7 +44,7 @@ def on_updates(mechanism: optax.GradientTransformation) -> Mechanism:
       <https://arxiv.org/abs/2110.04175>`_, 2021, RelaySum/Grad
     """
     mechanism = as_transformation("on_updates", mechanism)
-    refuse("on_updates", parts_of(mechanism), "optimizer")
+    refuse("on_updates", parts_of(mechanism), "optimizer", "corrects_models")
 
     def init(params):
         with around("on_updates({})"):
