@@ -43,7 +43,7 @@ nitpick_ignore_regex = [
         *("numpy", "nx", "optax", "os", "pathlib"),
         # Names for types, which are not classes.
         *("ArrayLike", "Axes", "DTypeLike", "Figure", "InitFn", "MixFn", "PyTree"),
-        *("Asked", "Averaging", "Fragments", "Weights"),
+        *("Asked", "AnchorDtype", "Averaging", "Fragments", "Memory", "Weights"),
     )
 ]
 

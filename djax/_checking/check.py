@@ -129,7 +129,7 @@ def _problems_of_averaging(trial: Trial, parts: Sequence[Part]) -> list[str]:
     apart = met.together & ~(met.shrunk < 0.99)
     moved = met.together & ~apart & (met.mean_moved > _MOVED + 16 * trial.precisions)
     if apart.any():
-        problems.append(_stays_apart(trial, met, apart))
+        problems.append(_stays_apart(trial, met, apart, parts))
     elif (silent := cut_off(trial, parts, met)).any():
         problems.append(_is_cut_off(trial, met, silent))
     if moved.any() and _keep_mean(parts):
@@ -137,7 +137,10 @@ def _problems_of_averaging(trial: Trial, parts: Sequence[Part]) -> list[str]:
     return problems
 
 
-def _stays_apart(trial: Trial, met: Meeting, apart: np.ndarray) -> str:
+def _stays_apart(
+    trial: Trial, met: Meeting, apart: np.ndarray, parts: Sequence[Part]
+) -> str:
+    outer = any(part.name == "outer" for part in parts)
     worst = np.nanmax(met.shrunk[apart], initial=0) ** 0.5
     return (
         "Models that start apart do not come together without gradients: in "
@@ -145,6 +148,8 @@ def _stays_apart(trial: Trial, met: Meeting, apart: np.ndarray) -> str:
         f"{_where(trial, apart)}. Put the mechanism last, as in {_REMEDY}: an "
         "optimizer behind it takes the averaging for a gradient. If it is the last "
         "link, its consensus rate is too large, or its code too coarse."
+        + " The momentum or the learning rate of the outer optimizer may be too large."
+        * outer
     )
 
 

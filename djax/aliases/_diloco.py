@@ -6,7 +6,7 @@ Each of them is a base optimizer and :func:`djax.outer`, in one call.
 import optax
 
 from djax._arguments import check_static
-from djax.corrections import Fragments, outer
+from djax.corrections import AnchorDtype, Fragments, Memory, outer
 
 from ._outer import Averaging, behind, mechanism_of, outer_sgd
 
@@ -19,6 +19,8 @@ def diloco(
     outer_learning_rate: optax.ScalarOrSchedule = 0.7,
     outer_momentum: float = 0.9,
     nesterov: bool = True,
+    anchor_dtype: AnchorDtype = None,
+    anchor_memory: Memory = "device",
 ) -> optax.GradientTransformationExtraArgs:
     r"""DiLoCo: many local steps, then a step of Nesterov momentum along their average.
 
@@ -29,7 +31,11 @@ def diloco(
        x_i \leftarrow \varphi
 
     The defaults are those of the paper, which uses AdamW for the local steps. Its state
-    stays with the worker; `djax.decentralized` averages it, too.
+    stays with the worker; :func:`djax.decentralized` averages it, too.
+
+    A mechanism that compresses its messages, such as :func:`djax.power_gossip`, needs a
+    smaller outer momentum, of at most 0.5. What its averages leave out changes from one
+    averaging to the next, and a larger momentum drives the models apart.
 
     Args:
       optimizer: the optimizer of the local steps, such as `optax.adamw(4e-4)`.
@@ -39,11 +45,16 @@ def diloco(
       period: the number H of local steps between two averagings.
       outer_learning_rate: :math:`\eta`, a number, or a schedule that is given the
         number of outer steps so far.
-      outer_momentum: :math:`\mu`.
+      outer_momentum: :math:`\mu`; at most 0.5 with compressed messages.
       nesterov: whether the outer momentum is Nesterov's, as published, or heavy ball.
+      anchor_dtype: see :func:`djax.outer`; `"bfloat16"` halves the anchors.
+      anchor_memory: see :func:`djax.outer`; `"host"` keeps them in the host's memory.
 
     Returns:
       `chain(optimizer, outer(period, sgd, mechanism))`.
+
+    Warns:
+      UserWarning: if the mechanism compresses, and the outer momentum is above 0.5.
 
     Examples:
       >>> import djax, optax
@@ -58,8 +69,9 @@ def diloco(
     """
     check_static("diloco", period=period)
     sgd = outer_sgd("diloco", outer_learning_rate, outer_momentum, nesterov)
-    mechanism = mechanism_of("diloco", averaging)
-    return behind("diloco", optimizer, outer(period, sgd, mechanism))
+    mechanism = mechanism_of("diloco", averaging, outer_momentum)
+    anchors = {"anchor_dtype": anchor_dtype, "anchor_memory": anchor_memory}
+    return behind("diloco", optimizer, outer(period, sgd, mechanism, **anchors))
 
 
 def streaming_diloco(
@@ -73,6 +85,8 @@ def streaming_diloco(
     outer_learning_rate: optax.ScalarOrSchedule = 0.4,
     outer_momentum: float = 0.9,
     nesterov: bool = True,
+    anchor_dtype: AnchorDtype = None,
+    anchor_memory: Memory = "device",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Streaming DiLoCo: one fragment of the model after the other, without waiting.
 
@@ -97,6 +111,8 @@ def streaming_diloco(
       outer_learning_rate: as for :func:`djax.diloco`.
       outer_momentum: as for :func:`djax.diloco`.
       nesterov: as for :func:`djax.diloco`.
+      anchor_dtype: see :func:`djax.outer`; `"bfloat16"` halves the anchors.
+      anchor_memory: see :func:`djax.outer`; `"host"` keeps them in the host's memory.
 
     Returns:
       `chain(optimizer, outer(period, sgd, mechanism, fragments, delay, blend))`.
@@ -116,9 +132,11 @@ def streaming_diloco(
     streaming = outer(
         period,
         sgd,
-        mechanism_of(name, averaging),
+        mechanism_of(name, averaging, outer_momentum),
         fragments=fragments,
         delay=delay,
         blend=blend,
+        anchor_dtype=anchor_dtype,
+        anchor_memory=anchor_memory,
     )
     return behind(name, optimizer, streaming)

@@ -10,7 +10,7 @@ from djax._interfaces import Communicator
 from djax._mechanism.adapter import wrap
 from djax._mechanism.value import Mechanism
 from djax._transformations import as_transformation
-from djax.corrections import outer
+from djax.corrections import AnchorDtype, Memory, outer
 from djax.mechanisms import gossip
 from djax.topologies import Graph, random_matchings
 
@@ -26,6 +26,8 @@ def noloco(
     outer_momentum: float = 0.5,
     consensus_rate: float | None = None,
     schedule: Graph | None = None,
+    anchor_dtype: AnchorDtype = None,
+    anchor_memory: Memory = "device",
 ) -> optax.GradientTransformationExtraArgs:
     r"""NoLoCo: DiLoCo between random pairs of workers, without all-reduce.
 
@@ -53,6 +55,8 @@ def noloco(
         schedule.
       schedule: who averages with whom in each outer step, if it is not
         `djax.topologies.random_matchings(communicator.size, period=256)`.
+      anchor_dtype: see :func:`djax.outer`; `"bfloat16"` halves the anchors.
+      anchor_memory: see :func:`djax.outer`; `"host"` keeps them in the host's memory.
 
     Returns:
       `chain(optimizer, outer(period, sgd, gossip))`.
@@ -85,7 +89,8 @@ def noloco(
                 "a schedule goes through optax.inject_hyperparams."
             )
         pairs = _with_anchors(pairs, consensus_rate / outer_learning_rate)
-    return behind("noloco", optimizer, outer(period, sgd, pairs))
+    anchors = {"anchor_dtype": anchor_dtype, "anchor_memory": anchor_memory}
+    return behind("noloco", optimizer, outer(period, sgd, pairs, **anchors))
 
 
 @by_its_call

@@ -15,7 +15,7 @@ from djax._learning_rate import SMALLEST_LEARNING_RATE, check_learning_rate
 from djax._mechanism.value import Mechanism, collecting
 from djax._transformations import as_transformation
 from djax._values import check_integer
-from djax.corrections import every, outer
+from djax.corrections import AnchorDtype, Memory, every, outer
 from djax.mechanisms import all_reduce
 from djax.mixing import alternate
 from djax.optimizers import decentralized
@@ -36,6 +36,8 @@ def slowmo(
     outer_momentum: float = 0.7,
     learning_rate: optax.ScalarOrSchedule = 1.0,
     base_state: BaseState = "keep",
+    anchor_dtype: AnchorDtype = None,
+    anchor_memory: Memory = "device",
 ) -> optax.GradientTransformationExtraArgs:
     r"""SlowMo: local steps, then a slow momentum step.
 
@@ -65,6 +67,8 @@ def slowmo(
       base_state: what becomes of the base optimizer's state in a slow step: it is kept,
         reset to its first value, or averaged exactly over the workers. A reset leaves
         schedules of the learning rate and injected hyperparameters as they are.
+      anchor_dtype: see :func:`djax.outer`; `"bfloat16"` halves the anchors.
+      anchor_memory: see :func:`djax.outer`; `"host"` keeps them in the host's memory.
 
     Returns:
       `chain(optimizer, outer(period, slow_momentum, mechanism))`.
@@ -90,8 +94,13 @@ def slowmo(
     check_choice("slowmo: base_state", base_state, BaseState)
     rate = _rate_of_slow_steps(learning_rate, period)
     slow = _slow_momentum(rate, outer_learning_rate, outer_momentum)
-    mechanism = _nothing() if averaging is None else mechanism_of("slowmo", averaging)
-    slow_steps = outer(period, slow, mechanism)
+    mechanism = (
+        _nothing()
+        if averaging is None
+        else mechanism_of("slowmo", averaging, outer_momentum)
+    )
+    anchors = {"anchor_dtype": anchor_dtype, "anchor_memory": anchor_memory}
+    slow_steps = outer(period, slow, mechanism, **anchors)
     if base_state == "reset":
         optimizer = _reset_every(period, as_transformation("slowmo", optimizer))
     if base_state != "average":

@@ -1,6 +1,8 @@
 """Corrections: they wrap a mechanism, and change when it averages, and what."""
 
 # Names that are imported with `as` are for other packages of djax, not for users.
+from ._anchors import AnchorDtype as AnchorDtype
+from ._anchors import Memory as Memory
 from ._d2 import D2State, d2
 from ._d2 import check_d2 as check_d2
 from ._every import EveryState, every
