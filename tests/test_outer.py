@@ -276,6 +276,28 @@ def test_check_finds_nothing_wrong(optimizer):
         djax.check(optimizer, WORKERS, one_model())
 
 
+@pytest.mark.parametrize("make", [djax.diloco, djax.streaming_diloco, djax.slowmo])
+def test_a_large_momentum_over_compressed_messages_is_warned_of(make):
+    compressing = djax.power_gossip(RING, WORKERS)
+    with pytest.warns(UserWarning, match="power_gossip.*at most 0.5 was safe"):
+        make(optax.sgd(0.1), compressing, outer_momentum=0.9)
+    make(optax.sgd(0.1), compressing, outer_momentum=0.5)
+    make(optax.sgd(0.1), GOSSIP, outer_momentum=0.9)
+
+
+def test_check_names_the_outer_optimizer_if_models_move_apart():
+    outer = djax.outer(1, optax.sgd(0.7, 0.99), djax.power_gossip(RING, WORKERS))
+    with pytest.raises(ValueError, match="outer optimizer may be too large"):
+        djax.check(optax.chain(optax.sgd(0.1), outer), WORKERS, one_model())
+
+
+@pytest.mark.parametrize("make", [djax.diloco, djax.slowmo, djax.noloco])
+def test_anchors_of_named_algorithms_can_be_halved(make):
+    optimizer = make(optax.sgd(0.1), WORKERS, anchor_dtype="bfloat16")
+    anchor = optimizer.init(one_model())[-1].fragments[0].anchor
+    assert {x.dtype.name for x in jax.tree.leaves(anchor)} == {"bfloat16"}
+
+
 def push_sum():
     """Push-sum on a graph that changes the weights of the models."""
     directed = topologies.from_matrices([[[0.5, 1.0], [0.5, 0.0]]])
