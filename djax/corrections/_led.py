@@ -83,9 +83,10 @@ def led(
     .. math:: \tau \beta < 2 (1 + \lambda) / (1 - \lambda).
 
     At half the consensus rate :math:`\lambda` is not negative, so that :math:`\beta =
-    1 / \tau` is always stable. Larger rates are refused, up to the bound itself, which
-    D² allows as well. Over schedules, `led` refuses a rate with which differences
-    between the workers grow.
+    1 / \tau` is always stable. Rates above the bound are refused. The bound itself is
+    allowed, as in :func:`djax.d2`, although differences between the workers may then
+    change their signs without shrinking. Over schedules, `led` refuses every rate with
+    which the differences do not shrink.
 
     The correction is in the unit of updates. If the learning rate falls suddenly, the
     corrections are too large for some averagings, and move the workers apart: let it
