@@ -6,16 +6,17 @@
 
 Each RUN is the folder of a run. A run is called by the options in which it differs from
 the other runs. Runs that differ in the seed alone are shown together, by the mean and
-the standard deviation over the seeds. Values that a run does not know, such as the
+the standard deviation over the seeds. A run that was stopped is left out if the run
+that continues it is shown. Of runs with the same options and the same seed, which would
+be counted twice, the newest is shown. Values that a run does not know, such as the
 worst worker's after workers were lost, are left out.
 """
 
 import dataclasses
-import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import rich.table
@@ -25,6 +26,7 @@ from .lib import config as configs
 from .lib import errors, figures, report
 from .lib.errors import UsageError
 from .lib.options import write_flags
+from .lib.stored import Run, leave_out, load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,66 +84,6 @@ class Config:
     """File of the picture."""
 
 
-class Run(NamedTuple):
-    """A run that is compared: its folder, its options by name, and its records."""
-
-    folder: pathlib.Path
-    options: dict[str, Any]
-    history: list[dict[str, Any]]
-
-    def values(self, column: str) -> np.ndarray:
-        """Returns the numbers of a column, with nan where a record lacks it."""
-        found = [record.get(column, np.nan) for record in self.history]
-        return np.asarray(found, np.float64)
-
-
-def load(folder: pathlib.Path) -> Run:
-    """Reads a run; raises UsageError if the folder is not that of a run."""
-    if not folder.is_dir():
-        raise UsageError(
-            f"{folder} is not a folder; pass the folders of runs, such as "
-            "runs/<time>-<name>."
-        )
-    config, metrics = folder / "config.json", folder / "metrics.jsonl"
-    if not config.exists():
-        raise UsageError(
-            f"{folder} is not the folder of a run: it has no config.json; pass folders "
-            "such as runs/<time>-<name>."
-        )
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    if not lines:
-        missing = "is empty" if metrics.exists() else "is missing"
-        raise UsageError(
-            f"{folder} has no metrics yet: its metrics.jsonl {missing}; wait for the "
-            "first evaluation, or leave this run away."
-        )
-    try:
-        history = [json.loads(line) for line in lines]
-        options = _flatten(json.loads(config.read_text())["config"])
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"{folder} has a file that cannot be read: {error}") from error
-    if options.get("workers") is None and "scores" in history[-1]:
-        # Under mpirun the number of workers is that of the processes.
-        options["workers"] = len(history[-1]["scores"])
-    return Run(folder, options, history)
-
-
-def _flatten(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of a configuration and of its parts, as the command line."""
-    parts = {
-        field.name
-        for field in dataclasses.fields(configs.Config)
-        if dataclasses.is_dataclass(field.type)
-    }
-    found: dict[str, Any] = {}
-    for name, value in options.items():
-        if name in parts:
-            found |= value
-        else:
-            found[name] = tuple(value) if isinstance(value, list) else value
-    return found
-
-
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Returns the runs by their labels; those of one label differ in the seed alone."""
     ignored = configs.UNESSENTIAL | {"seed"}
@@ -196,6 +138,18 @@ def _last(runs: Sequence[Run], column: str) -> str | None:
     return f"{told} ± {deviation:.2g}" if deviation else told
 
 
+def _uneven(label: str, runs: Sequence[Run]) -> str | None:
+    """Says if the runs of a label, which are averaged, are not of one length."""
+    counts = {len(run.history) for run in runs}
+    if len(counts) == 1:
+        return None
+    ends = ", ".join(f"{run.folder} ({run.epoch:.4g})" for run in runs)
+    return (
+        f"the runs of {label} end at different epochs: {ends}; the curve ends with the "
+        "shortest, and the table averages the last values of each"
+    )
+
+
 def draw(groups: Mapping[str, Sequence[Run]], config: Config) -> "Figure":
     """Draws a curve for each label, with a band of the standard deviation."""
     column, label = X[config.x]
@@ -235,12 +189,14 @@ def compare(config: Config) -> dict[str, list[Run]]:
     """Prints the table and writes the picture; returns the runs by their labels."""
     if not config.runs:
         raise UsageError("no runs are given; pass their folders, as in runs/*digits*.")
-    runs = [load(folder) for folder in dict.fromkeys(config.runs)]
+    folders = {folder.resolve(): folder for folder in config.runs}
+    runs, notes = leave_out([load(folder) for folder in folders.values()])
     check_columns(runs, config)
     groups = group(runs)
+    notes += filter(None, map(_uneven, groups, groups.values()))
     draw(groups, config).savefig(config.out, dpi=150)
     figures.print_tables([make_table(groups)], smoke=False)
-    print(f"written: {config.out}")
+    print(*notes, f"written: {config.out}", sep="\n")
     return groups
 
 

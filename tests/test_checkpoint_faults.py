@@ -26,7 +26,7 @@ from djax.training import (
     _checkpoint_folder,
 )
 from experiments import train
-from experiments.lib import synchronous
+from experiments.lib import stored, synchronous
 from experiments.lib.config import identify
 
 pytestmark = pytest.mark.usefixtures("as_users")
@@ -493,6 +493,8 @@ def test_a_signal_outside_of_the_steps_ends_in_one_line(
     (folder,) = (tmp_path / "runs").iterdir()
     epochs = json.loads((folder / "summary.json").read_text())["rows"]["epochs"]
     assert epochs == ("1 of 1" if moment == "timing" else "none evaluated of 1")
+    if moment == "timing":
+        assert stored.load(folder).ended
 
 
 def test_a_second_ctrl_c_ends_at_once():

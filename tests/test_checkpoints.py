@@ -9,7 +9,7 @@ import pytest
 from launch import mpirun, python
 
 from experiments import train
-from experiments.lib import processes
+from experiments.lib import processes, stored
 
 ALGORITHMS = [
     "--algorithm dpsgd --drop-probability 0.2 --local-steps 2",
@@ -91,6 +91,11 @@ def test_a_killed_simulation_is_resumed(tmp_path, unseen, capsys):
     said = capsys.readouterr().err
     assert said.count(f"resumed from step 44 of {saved}\n") == 1
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    # Killed, stopped and resumed, it is compared with others as one run.
+    killed, stopped, ended = map(stored.load, sorted((tmp_path / "cut").iterdir()))
+    assert not killed.ended and not stopped.ended
+    shown, (line,) = stored.leave_out([killed, stopped, ended])
+    assert shown == [ended] and str(killed.folder) in line
 
 
 BOTH = """

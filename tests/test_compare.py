@@ -155,7 +155,7 @@ def test_what_a_run_with_lost_workers_lacks_is_a_dash(tmp_path, capsys):
 
 def test_mistakes_end_in_one_line(tmp_path, capsys):
     good = write_run(tmp_path / "good", history())
-    timed = write_run(tmp_path / "timed", history(time=3.0))
+    timed = write_run(tmp_path / "timed", history(time=3.0), seed=1)
     young = write_run(tmp_path / "young", [])
     begun, broken = tmp_path / "begun", tmp_path / "broken"
     begun.mkdir()
