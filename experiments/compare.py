@@ -16,7 +16,7 @@ import dataclasses
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import rich.table
@@ -57,6 +57,9 @@ SHOWN = (*SCORES, "loss", "consensus_distance", "megabytes", "seconds")
 WIDE = 20.0
 """If the last values on the horizontal axis differ by this factor, the axis is
 logarithmic: the curve of the shortest run would be too short to be seen."""
+NAMING = {"task", "algorithm", "topology"}
+"""Options that say what a run is. If they differ, it is called by them even where they
+have their defaults."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +96,26 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     ]
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        options = {name: run.options.get(name) for name in differing}
+        options = _naming({name: run.options.get(name) for name in differing})
         label = " ".join(write_flags(options)) or runs[0].folder.name
         groups.setdefault(label, []).append(run)
     return groups
+
+
+def _naming(differing: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the options that differ between runs by which a run is called.
+
+    They are the options that the run has set. A run that has set none is called by
+    their defaults.
+    """
+    defaults = configs.flatten(configs.Config())
+    has_value = {k: v for k, v in differing.items() if v is not None}
+    chosen = {
+        name: value
+        for name, value in has_value.items()
+        if name in NAMING or repr(value) != repr(defaults.get(name))
+    }
+    return chosen or has_value or dict(list(differing.items())[:1])
 
 
 def check_columns(runs: Sequence[Run], config: Config) -> None:

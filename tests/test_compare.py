@@ -123,6 +123,42 @@ def test_the_number_of_processes_is_an_option(tmp_path):
     assert labels == {"--workers 2", "--workers 3"}
 
 
+def test_runs_are_called_by_options_that_are_set(tmp_path):
+    outer = {"outer": "diloco", "outer_period": 20, "fragments": None}
+    streaming = outer | {"outer": "streaming_diloco", "fragments": 2, "delay": 3}
+    write_run(tmp_path / "a", history())
+    write_run(tmp_path / "b", history(), rarely=outer)
+    write_run(tmp_path / "c", history(), rarely=streaming, base={"learning_rate": 0.2})
+    write_run(tmp_path / "d", history(), averaging={"algorithm": "sgp"}, batch_size=32)
+    labels = [line.get_label() for line in drawn(tmp_path).lines]
+    assert labels == [
+        "--algorithm dpsgd",
+        "--algorithm dpsgd --outer diloco --outer-period 20",
+        "--learning-rate 0.2 --algorithm dpsgd --outer streaming_diloco "
+        "--outer-period 20 --fragments 2 --delay 3",
+        "--algorithm sgp",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "plain", "changed"),
+    [
+        ({"batch_size": 8}, "--batch-size 32", "--batch-size 8"),
+        (
+            {"message_dtype": "float16", "rounding_seed": 1},
+            "--message-dtype None",
+            "--message-dtype float16 --rounding-seed 1",
+        ),
+    ],
+)
+def test_a_run_that_sets_no_option_is_called_by_defaults(
+    options, plain, changed, tmp_path
+):
+    write_run(tmp_path / "a", history())
+    write_run(tmp_path / "b", history(), **options)
+    assert [line.get_label() for line in drawn(tmp_path).lines] == [plain, changed]
+
+
 @pytest.mark.parametrize(
     ("x", "y", "scales"),
     [
