@@ -32,7 +32,7 @@ import tyro
 import djax
 from djax import communicators
 
-from . import contest, slow_network
+from . import contest, slow_link
 
 AIM = 0.95
 PERIOD, DELAY = 20, 10
@@ -123,17 +123,11 @@ def measure(config: Config) -> list[dict[str, Any]]:
 def main() -> None:
     """The command line."""
     config = tyro.cli(Config, description=__doc__)
-    if config.measure_into is not None:
-        records = measure(config)
-        if communicators.launcher_rank() == 0:
-            config.measure_into.write_text(json.dumps(records))
-        return
-    if (reason := slow_network.obstacle()) is not None:
-        print(f"overlap_outer: skipped: {reason}")
+    if slow_link.is_done("overlap_outer", config, measure):
         return
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "records.json"
-        slow_network.behind_slow_link(
+        slow_link.run_behind(
             *(config.megabits, 2, "benchmarks.overlap_outer"),
             *("--measure-into", str(path), "--repeats", str(config.repeats)),
             *("--wait", str(config.wait)),

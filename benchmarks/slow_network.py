@@ -18,11 +18,7 @@ Linux only, with `unshare`, `ip` and `tc` (Debian: util-linux, iproute2), and as
 
 import dataclasses
 import json
-import os
 import pathlib
-import shutil
-import subprocess
-import sys
 import tempfile
 from typing import Any
 
@@ -36,15 +32,11 @@ import djax
 from djax import communicators, topologies
 from experiments.lib import models
 
-from . import contest, field, images
+from . import contest, field, images, slow_link
 
-SHARE_OF_GOSSIP = 1 / 20
-SHARE_OF_ALL_REDUCE = 1 / 15
+# At 100 Mbit, the share of another mechanism's own time that is allowed at most.
+AIMS = {"power_gossip, rank 1": ("gossip", 1 / 20), "DiLoCo": ("all_reduce", 1 / 15)}
 PERIOD = 20  # Steps between two averagings of DiLoCo.
-# Ticks of the kernel's clock in a second. The token bucket has to hold at least the
-# bytes that pass between two ticks.
-TICKS = 250
-LARGEST_PACKET = 1 << 16  # Bytes of a packet on the loopback device.
 NETWORK = models.resnet(10, depth=20, width=2.0)
 BATCH_SIZE, SIZE = 16, 32  # Images of a rank in a step, and their width.
 CONTESTANTS = (
@@ -57,13 +49,6 @@ CONTESTANTS = (
     "DiLoCo",
     "PowerGossip-DiLoCo",
 )
-COMMUNICATION = {
-    "MPIR_CVAR_NOLOCAL": "1",  # Messages are not passed through shared memory.
-    "MPIR_CVAR_CH4_NETMOD": "ofi",
-    "FI_PROVIDER": "tcp",
-    "FI_TCP_IFACE": "lo",
-    "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",  # There may be more ranks than cores.
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +169,7 @@ def run(config: Config, megabits: int, programs: str) -> list[dict[str, Any]]:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "records.json"
-        behind_slow_link(
+        slow_link.run_behind(
             megabits,
             config.workers,
             *("benchmarks.slow_network", "--measure-into", str(path)),
@@ -194,42 +179,6 @@ def run(config: Config, megabits: int, programs: str) -> list[dict[str, Any]]:
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         )
         return [{"megabits": megabits, **r} for r in json.loads(path.read_text())]
-
-
-def behind_slow_link(
-    megabits: int, ranks: int, *module: str, **environment: str
-) -> None:
-    """Runs a module of Python on ranks that share one slow link.
-
-    Args:
-      megabits: bandwidth of the link, in Mbit/s.
-      ranks: number of ranks.
-      *module: the module and its arguments.
-      **environment: variables of the ranks.
-    """
-    burst = max(2 * LARGEST_PACKET, 1_200_000 * megabits // 8 // TICKS)
-    script = (
-        "ip link set lo up && tc qdisc add dev lo root tbf "
-        f'rate {megabits}mbit burst {burst} latency 200ms && exec "$@"'
-    )
-    command = ["unshare", "-n", "sh", "-c", script, "sh", "mpirun"]
-    command += ["-launcher", "fork", "-hosts", "localhost"]
-    command += ["-n", str(ranks), sys.executable, "-m", *module]
-    root = pathlib.Path(__file__).parent.parent
-    environment = {**os.environ, **COMMUNICATION, **environment}
-    subprocess.run(command, cwd=root, env=environment, check=True)
-
-
-def obstacle() -> str | None:
-    """Says why the network cannot be slowed down on this machine, or nothing."""
-    missing = [name for name in ("unshare", "ip", "tc") if shutil.which(name) is None]
-    if missing:
-        return f"needs {', '.join(missing)}; Debian has them in util-linux, iproute2."
-    if os.geteuid() != 0:
-        return 'needs root: sudo env "PATH=$PATH" python -m benchmarks.slow_network.'
-    if subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode:
-        return "may not make a network namespace here."
-    return None
 
 
 def draw(records: list[dict[str, Any]]) -> Figure:
@@ -255,13 +204,7 @@ def draw(records: list[dict[str, Any]]) -> Figure:
 def main() -> None:
     """The command line."""
     config = tyro.cli(Config, description=__doc__)
-    if config.measure_into is not None:
-        records = measure(config)
-        if communicators.launcher_rank() == 0:
-            config.measure_into.write_text(json.dumps(records))
-        return
-    if (reason := obstacle()) is not None:
-        print(f"slow_network: skipped: {reason}")
+    if slow_link.is_done("slow_network", config, measure):
         return
     with tempfile.TemporaryDirectory() as programs:
         found = [run(config, megabits, programs) for megabits in config.megabits]
@@ -273,23 +216,14 @@ def main() -> None:
         rows = []
         for record in mine:
             name = record["mechanism"]
-            share = alone[name] / alone["gossip"]
+            share = np.median(alone[name] / alone["gossip"])
+            times = 1e3 * np.array([record["step"], record["alone"]])
+            sent = f"{record['bytes'] / 1e6:.3f}"
             met = None
-            if megabits == 100 and name.startswith("power"):
-                met = contest.verdict(np.median(share), SHARE_OF_GOSSIP)
-            if megabits == 100 and name == "DiLoCo":
-                of_all_reduce = np.median(alone[name] / alone["all_reduce"])
-                met = contest.verdict(of_all_reduce, SHARE_OF_ALL_REDUCE)
-            rows.append(
-                [
-                    record["mechanism"],
-                    contest.spread(1e3 * np.array(record["step"])),
-                    contest.spread(1e3 * np.array(record["alone"])),
-                    f"{np.median(share):.3f}",
-                    f"{record['bytes'] / 1e6:.3f}",
-                    met,
-                ]
-            )
+            if megabits == 100 and name in AIMS:
+                peer, aim = AIMS[name]
+                met = contest.verdict(np.median(alone[name] / alone[peer]), aim)
+            rows.append([name, *map(contest.spread, times), f"{share:.3f}", sent, met])
         columns = ["", "step, ms", "alone, ms", "/ gossip", "MB of all", "aim"]
         title = f"{megabits} Mbit/s, {config.workers} ranks"
         tables.append((title, columns, rows))

@@ -94,8 +94,9 @@ def streaming_diloco(
     steps. The outer step is made `delay` local steps later, so that messages travel
     while the workers compute. It is blended with what the worker has learnt meanwhile,
     :math:`x_i \leftarrow \beta \varphi + (1 - \beta) x_i`. The paper also sends
-    messages in 4 bits: give the communicator a `message_dtype`, or use a mechanism that
-    compresses.
+    messages in 4 bits. An exact average sends at least 32 bits; for narrower messages
+    use a mechanism that sends to neighbours, such as :func:`djax.gossip` over a
+    communicator with a `message_dtype`, or one that compresses.
 
     Args:
       optimizer: the optimizer of the local steps, such as `optax.adamw(4e-4)`.
@@ -116,6 +117,9 @@ def streaming_diloco(
 
     Returns:
       `chain(optimizer, outer(period, sgd, mechanism, fragments, delay, blend))`.
+
+    Warns:
+      UserWarning: as :func:`djax.diloco`.
 
     Examples:
       >>> import djax, optax

@@ -77,6 +77,10 @@ def slowmo(
       ValueError: if an argument is out of its range, or if the state of the base
         optimizer is to be averaged without a communicator.
 
+    Warns:
+      UserWarning: as :func:`djax.diloco`, which the default momentum of 0.7 does with
+        compressed messages.
+
     Examples:
       >>> import djax, optax
       >>> workers = djax.communicators.simulated(8)

@@ -17,7 +17,7 @@ from djax._arrays.precision import promote
 from djax._interfaces import PyTree
 from djax.mixing._narrow import round_at_random
 
-AnchorDtype = Literal["bfloat16"] | None
+AnchorDtype = Literal["bfloat16", None]
 Memory = Literal["device", "host"]
 
 

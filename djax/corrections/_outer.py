@@ -26,7 +26,7 @@ Low Communication Training Method for Large Models <https://arxiv.org/abs/2506.1
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -186,7 +186,7 @@ def outer(
     check_rate("outer: blend", blend)
     if not isinstance(blend, jax.core.Tracer) and blend > 1:
         raise ValueError(f"outer: blend must be at most 1, got {blend}.")
-    check_choice("outer: anchor_dtype", anchor_dtype, Literal["bfloat16", None])
+    check_choice("outer: anchor_dtype", anchor_dtype, AnchorDtype)
     check_choice("outer: anchor_memory", anchor_memory, Memory)
     known = check_fragments("outer", fragments)
     if known is not None:
