@@ -23,7 +23,7 @@ ALGORITHMS = [
     # An epoch has 11 steps: the second fragment has been sent and not been applied.
     "--outer streaming_diloco --outer-period 10 --fragments 2 --delay 3 --optimizer "
     "adam --learning-rate 0.003",
-    "--outer slowmo --base-state reset --algorithm power_gossip",
+    "--outer slowmo --outer-momentum 0.5 --base-state reset --algorithm power_gossip",
 ]
 MOCK = "--mock --batch-size 8 --steps-per-epoch 3 --model-options width 0.125"
 TASKS = [

@@ -125,17 +125,12 @@ def test_the_models_of_every_table_have_gradients(script):
         assert gradients == params
 
 
-METHODS = {
+METHODS = {  # One table of each paper.
     "relaysgd.table2_cifar10": "RelaySGD + momentum, double trees",
-    "relaysgd.table3_imagenet": "D-PSGD + quasi-global momentum, ring",
-    "relaysgd.table4_ag_news": "Relay-Adam, chain",
-    "relaysgd.table5_cifar10": "SGP, one-peer exponential",
-    "powergossip.table_cifar10": "PowerGossip, 2 iterations",
     "powergossip.table_wikitext2": "CHOCO, sign",
     "acid.table_cifar10": "A²CiD², rate 1",
-    "acid.table_imagenet": "AR-SGD",
 }
-EVERY_TABLE = """
+SOME_TABLES = """
 import importlib, sys
 for argument in sys.argv[1:]:
     script, method = argument.split("=")
@@ -145,9 +140,8 @@ for argument in sys.argv[1:]:
 
 
 @pytest.mark.xdist_group("mpi")
-def test_every_table_starts_under_mpirun():
-    assert {f"experiments.{script}" for script in METHODS} == set(TABLES)
-    result = mpirun(2, "-c", EVERY_TABLE, *map("=".join, METHODS.items()))
+def test_tables_start_under_mpirun():
+    result = mpirun(2, "-c", SOME_TABLES, *map("=".join, METHODS.items()))
     assert result.returncode == 0, result.stderr
     started = [line for line in result.stdout.splitlines() if "--workers 2" in line]
     for line, method in zip(started, METHODS.values(), strict=True):
@@ -170,6 +164,7 @@ def test_what_cannot_be_chosen_is_said(options, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:diloco. with the compressed messages")
 @pytest.mark.parametrize("script", STUDIES)
 def test_every_study_is_made(script, tmp_path, capsys):
     module = importlib.import_module(script)

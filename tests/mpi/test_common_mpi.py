@@ -29,14 +29,10 @@ def both_ways(name, topology, **options):
     return over_mpi, reference[RANKS]
 
 
-# What the transport does with a dtype does not depend on the algorithm.
-HALF = ["gossip", "relay", "push_sum", "power_gossip", "choco_gossip", "all_reduce"]
-
-
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(name, "float32") for name in conformance.ALGORITHMS]
-    + [(name, "bfloat16") for name in HALF],
+    + [(name, "bfloat16") for name in conformance.HALF],
 )
 def test_same_as_in_simulation(name, dtype):
     topology = topologies.star(SIZE)
