@@ -232,7 +232,8 @@ def test_without_communication_they_do_not(tmp_path, unseen):
         "--outer streaming_diloco --outer-period 4 --fragments 2 --delay 1 "
         "--algorithm relay_sgd --topology double_binary_trees --optimizer adamw "
         "--learning-rate 0.003",
-        "--outer slowmo --outer-momentum 0.5 --base-state reset --algorithm power_gossip",
+        "--outer slowmo --outer-momentum 0.5 --base-state reset "
+        "--algorithm power_gossip",
         "--outer noloco --outer-period 11 --topology random_matchings",
     ],
 )
