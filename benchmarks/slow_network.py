@@ -89,12 +89,21 @@ class Program:
         gradient_fn = images.make_gradient(NETWORK)
         data = images.batch((BATCH_SIZE,), SIZE)
 
+        @communicator.spmd
         def step(params, state):
             grads = gradient_fn(params, model_state, data)[0] if train else params
             updates, state = optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        self.step = jax.jit(communicator.spmd(step), donate_argnums=(0, 1))
+        def make_steps(params, state, count):
+            if train:
+                return step(params, state)
+            return jax.lax.fori_loop(0, count, lambda _, c: step(*c), (params, state))
+
+        # Calling a program takes milliseconds, which a training spends once for many
+        # steps. In a loop, however, XLA computes convolutions slowly on CPUs.
+        self.a_call = 1 if train else None
+        self.make_steps = jax.jit(make_steps, donate_argnums=(0, 1))
         self.params = communicators.replicate(communicator, params)
         self.state = jax.jit(communicator.spmd(optimizer.init))(self.params)
         rarely = getattr(mechanism, "name", None) == "outer"
@@ -102,8 +111,9 @@ class Program:
 
     def __call__(self):
         """Runs some steps, and waits for all ranks."""
-        for _ in range(self.steps):
-            self.params, self.state = self.step(self.params, self.state)
+        a_call = self.a_call or self.steps
+        for _ in range(self.steps // a_call):
+            self.params, self.state = self.make_steps(self.params, self.state, a_call)
         jax.block_until_ready(self.params)
         self.communicator.host_comm.Barrier()
         return ()
