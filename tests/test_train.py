@@ -222,6 +222,7 @@ def test_without_communication_they_do_not(tmp_path, unseen):
         "--algorithm choco_sgd --consensus-rate 0.2 --compressor quantize "
         "--compressor-options bits 4 unbiased False --local-steps 2",
         "--algorithm deep_squeeze --compressor sign --consensus-rate 0.02",
+        "--algorithm choco_sgd --compressor dct --consensus-rate 0.1",
         "--algorithm moniqua --theta 0.5 --bits 4 --consensus-rate 0.1",
         "--algorithm dcd_psgd --workers 8",
         "--algorithm ecd_psgd --optimizer adam --learning-rate 0.001",
@@ -336,7 +337,7 @@ def test_choices_with_commas_are_quoted():
         ("--algorithm sgp --rounds 0", "rounds must be"),
         ("--algorithm quasi_global_adam", "use --optimizer adam, not sgd"),
         ("--algorithm choco_sgd", "choco_sgd needs a --consensus-rate"),
-        ("--algorithm choco_sgd --compressor topk", "choose from identity, low_rank"),
+        ("--algorithm choco_sgd --compressor topk", "choose from dct, identity"),
         (
             "--algorithm choco_sgd --consensus-rate 1 --compressor-options fraction 2",
             r"--compressor top_k: top_k: fraction must be in \(0, 1\]",

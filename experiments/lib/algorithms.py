@@ -64,13 +64,13 @@ class Algorithm:
     at random vectors."""
     compressor: str | None = None
     """Code of the messages of choco_sgd, deep_squeeze, dcd_psgd and ecd_psgd: identity,
-    top_k, random_k, sign, low_rank or quantize; top_k by default. dcd_psgd and ecd_psgd
-    need a fine and unbiased code (identity, random_k or quantize): quantize by default.
-    """
+    top_k, random_k, sign, low_rank, dct or quantize; top_k by default. dcd_psgd and
+    ecd_psgd need a fine and unbiased code (identity, random_k or quantize): quantize by
+    default."""
     compressor_options: Options = dataclasses.field(default_factory=dict)
     """Arguments of the code, as in `fraction 0.01`, `rank 2` or `bits 4`; by default
-    `fraction 0.1`, `rank 1`, `bits 8`. Random codes are unbiased for dcd_psgd and
-    ecd_psgd, and contractions for choco_sgd and deep_squeeze."""
+    `fraction 0.1`, `rank 1`, `k 32` (dct), `bits 8`. Random codes are unbiased for
+    dcd_psgd and ecd_psgd, and contractions for choco_sgd and deep_squeeze."""
     theta: float = 1.0
     """Largest difference between neighbours of moniqua in a coordinate."""
     bits: int = 2

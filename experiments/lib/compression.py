@@ -15,6 +15,7 @@ COMPRESSORS: dict[str, dict[str, Any]] = {
     "random_k": {"fraction": 0.1},
     "sign": {},
     "low_rank": {"rank": 1},
+    "dct": {"k": 32},
     "quantize": {"bits": 8},
 }
 """The codes of :mod:`djax.compressors`, with their default options."""
