@@ -152,8 +152,8 @@ def errors(path: pathlib.Path) -> list[dict[str, Any]]:
 
     def on_the_line(point):
         """Seconds that the bytes of a step take on the shared link."""
-        ranks = point["ranks"]
-        passed = 2 * (ranks - 1) / ranks if point["mechanism"] == "all_reduce" else 1
+        ranks, is_ring = point["ranks"], point["mechanism"] in ("all_reduce", "DiLoCo")
+        passed = 2 * (ranks - 1) / ranks if is_ring else 1
         return 8 * passed * point["bytes"] / (1e6 * point["megabits"])
 
     records = []
