@@ -468,10 +468,10 @@ def make(name: str, topology: djax.Topology, communicator: djax.Communicator):
 
 each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
-HALF = ["gossip", "relay", "push_sum", "power_gossip", "choco_gossip", "all_reduce"]
-"""Algorithms to test in half precision as well, where messages travel.
+EVERY_DTYPE = "gossip relay push_sum power_gossip choco_gossip all_reduce".split()
+"""Algorithms with which each communicator is tested in half precision as well.
 
-What a communicator does with a dtype does not depend on the algorithm.
+What it does with a dtype does not depend on the algorithm.
 """
 
 each_way = pytest.mark.parametrize(

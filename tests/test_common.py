@@ -52,22 +52,26 @@ def run(
 
 
 @each_algorithm
-@pytest.mark.parametrize("graph", ["ring", "exponential", "binary_tree"])
-def test_matches_the_dense_reference(name, graph):
-    topology = getattr(topologies, graph)(SIZE)
+@pytest.mark.parametrize(
+    ("graph", "where"),
+    [
+        ("ring", communicators.simulated),
+        ("exponential", communicators.simulated),
+        ("binary_tree", communicators.simulated),
+        ("star", communicators.mesh),
+    ],
+)
+def test_matches_the_dense_reference(name, graph, where):
+    topology, communicator = getattr(topologies, graph)(SIZE), where(SIZE)
     with jax.enable_x64(True):
-        communicator = communicators.simulated(SIZE)
         mechanism = make(name, topology, communicator)
         actual = train(mechanism, communicator, dtype=jnp.float64)
         expected = conformance.expected(name, topology)  # Some draw with jax.random.
     np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [(name, "float32") for name in ALGORITHMS]
-    + [(name, "bfloat16") for name in conformance.HALF],
-)
+@pytest.mark.parametrize("name", conformance.EVERY_DTYPE)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_same_in_simulation_and_on_a_mesh(name, dtype):
     simulated = run(name, dtype=dtype)
     sharded = run(name, communicators.mesh, dtype=dtype)

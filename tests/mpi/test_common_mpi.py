@@ -32,7 +32,7 @@ def both_ways(name, topology, **options):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(name, "float32") for name in conformance.ALGORITHMS]
-    + [(name, "bfloat16") for name in conformance.HALF],
+    + [(name, "bfloat16") for name in conformance.EVERY_DTYPE],
 )
 def test_same_as_in_simulation(name, dtype):
     topology = topologies.star(SIZE)
