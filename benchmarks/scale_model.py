@@ -152,8 +152,9 @@ def errors(path: pathlib.Path) -> list[dict[str, Any]]:
 
     def on_the_line(point):
         """Seconds that the bytes of a step take on the shared link."""
-        ranks, is_ring = point["ranks"], point["mechanism"] in ("all_reduce", "DiLoCo")
-        passed = 2 * (ranks - 1) / ranks if is_ring else 1
+        ranks, passed = point["ranks"], 1.0
+        if point["mechanism"] in ("all_reduce", "DiLoCo"):  # Around a ring.
+            passed = 2 * (ranks - 1) / ranks
         return 8 * passed * point["bytes"] / (1e6 * point["megabits"])
 
     records = []

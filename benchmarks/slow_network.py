@@ -100,9 +100,7 @@ class Program:
                 return step(params, state)
             return jax.lax.fori_loop(0, count, lambda _, c: step(*c), (params, state))
 
-        # Calling a program takes milliseconds, which a training spends once for many
-        # steps. In a loop, however, XLA computes convolutions slowly on CPUs.
-        self.a_call = 1 if train else None
+        self.train = train
         self.make_steps = jax.jit(make_steps, donate_argnums=(0, 1))
         self.params = communicators.replicate(communicator, params)
         self.state = jax.jit(communicator.spmd(optimizer.init))(self.params)
@@ -111,9 +109,11 @@ class Program:
 
     def __call__(self):
         """Runs some steps, and waits for all ranks."""
-        a_call = self.a_call or self.steps
-        for _ in range(self.steps // a_call):
-            self.params, self.state = self.make_steps(self.params, self.state, a_call)
+        # A call of a program takes milliseconds, which would count with each step of a
+        # mechanism alone. But in a loop, XLA computes convolutions slowly on CPUs.
+        calls, steps = (self.steps, 1) if self.train else (1, self.steps)
+        for _ in range(calls):
+            self.params, self.state = self.make_steps(self.params, self.state, steps)
         jax.block_until_ready(self.params)
         self.communicator.host_comm.Barrier()
         return ()

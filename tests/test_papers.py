@@ -125,12 +125,17 @@ def test_the_models_of_every_table_have_gradients(script):
         assert gradients == params
 
 
-METHODS = {  # One table of each paper.
+METHODS = {
     "relaysgd.table2_cifar10": "RelaySGD + momentum, double trees",
+    "relaysgd.table3_imagenet": "D-PSGD + quasi-global momentum, ring",
+    "relaysgd.table4_ag_news": "Relay-Adam, chain",
+    "relaysgd.table5_cifar10": "SGP, one-peer exponential",
+    "powergossip.table_cifar10": "PowerGossip, 2 iterations",
     "powergossip.table_wikitext2": "CHOCO, sign",
     "acid.table_cifar10": "A²CiD², rate 1",
+    "acid.table_imagenet": "AR-SGD",
 }
-SOME_TABLES = """
+EVERY_TABLE = """
 import importlib, sys
 for argument in sys.argv[1:]:
     script, method = argument.split("=")
@@ -140,8 +145,9 @@ for argument in sys.argv[1:]:
 
 
 @pytest.mark.xdist_group("mpi")
-def test_tables_start_under_mpirun():
-    result = mpirun(2, "-c", SOME_TABLES, *map("=".join, METHODS.items()))
+def test_every_table_starts_under_mpirun():
+    assert {f"experiments.{script}" for script in METHODS} == set(TABLES)
+    result = mpirun(2, "-c", EVERY_TABLE, *map("=".join, METHODS.items()))
     assert result.returncode == 0, result.stderr
     started = [line for line in result.stdout.splitlines() if "--workers 2" in line]
     for line, method in zip(started, METHODS.values(), strict=True):
