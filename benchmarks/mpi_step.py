@@ -4,15 +4,16 @@
     mpirun -n 2 python -m benchmarks.mpi_step --torch   # with the extra torch
 
 No gradients are computed. Each mechanism runs alone, and then behind SGD, whose own
-time is measured, too. Mechanisms are compared with the following:
+time is measured, too: in a chain, and by `djax.decentralized`. Mechanisms are compared
+with the following:
 
 * *bare*: the least that the messages cost. mpi4py's `Sendrecv` exchanges all parameters
   as one array with each neighbour, into a buffer that is used again, and an axpy of
   BLAS adds them. Behind SGD there is one axpy more. Aim: gossip takes at most 1.1 times
-  as long.
+  as long, and at most 1.25 times behind SGD.
 * *a pass*: a program that reads the parameters and writes them once. Aim: PowerGossip
-  of rank 1, 2 and 4 takes at most 3 passes. Behind SGD, the passes of SGD itself are
-  subtracted.
+  of rank 1, 2 and 4 takes at most 3 passes, alone and behind SGD, whose own passes are
+  subtracted there.
 * *memory*: the arguments, results and temporary arrays of the program, as XLA reports
   them. Aim: at most the parameters, what docs/choosing.md says that the algorithm
   keeps, and one more model.
@@ -32,12 +33,14 @@ import scipy.linalg
 import threadpoolctl
 import tyro
 
+import djax
 from djax import communicators, topologies
+from djax.training import apply_gradients
 from experiments.lib import models
 
 from . import contest, field, images
 
-SLOWER_THAN_BARE = 1.1
+SLOWER_THAN_BARE = {"alone": 1.1, "SGD, decentralized": 1.25}
 PASSES = 3.0
 FASTER_THAN_TORCH = {"gossip": 3.0, "power_gossip": 4.0}
 SENDRECV, ALLREDUCE = "bare Sendrecv + axpy", "bare Allreduce + axpy"
@@ -84,8 +87,7 @@ class Program:
         def worker(params, state, grads):
             def step(carry, _):
                 params, state = carry
-                updates, state = optimizer.update(grads, state, params)
-                return (optax.apply_updates(params, updates), state), None
+                return apply_gradients(optimizer, grads, state, params), None
 
             return jax.lax.scan(step, (params, state), length=steps)[0]
 
@@ -158,15 +160,20 @@ def kept(name: str, size: int) -> int:
 def contestants(config: Config, communicator, params) -> Iterator[tuple[Any, Any]]:
     """Yields each contestant's name, whether it is behind SGD, and its function."""
     given = communicator, params, config.steps
-    for behind, base in (("alone", optax.set_to_zero()), ("SGD", optax.sgd(RATE))):
+    yield ("a pass", "alone"), Program(field.a_pass(), *given)
+    yield ("none", "SGD"), Program(optax.sgd(RATE), *given)
+    for behind, sgd in (("alone", False), ("SGD", True)):
         for name, mechanism in field.mechanisms(communicator).items():
-            if (name, behind) != ("none", "alone"):
-                yield (name, behind), Program(optax.chain(base, mechanism), *given)
+            if name == "none":
+                continue
+            base = optax.sgd(RATE) if sgd else optax.set_to_zero()
+            yield (name, behind), Program(optax.chain(base, mechanism), *given)
+            if sgd:
+                one = djax.decentralized(base, mechanism)
+                yield (name, "SGD, decentralized"), Program(one, *given)
             # Bare messages run next to their mechanism, as memory changes its speed.
             if bare := BARE.get(name):
-                yield (bare, behind), Bare(*given, behind == "SGD", bare == ALLREDUCE)
-        if behind == "alone":
-            yield ("a pass", behind), Program(field.a_pass(), *given)
+                yield (bare, behind), Bare(*given, sgd, bare == ALLREDUCE)
 
 
 def measure(config: Config, communicator, model: str) -> list[dict[str, Any]]:
@@ -184,9 +191,11 @@ def measure(config: Config, communicator, model: str) -> list[dict[str, Any]]:
             if behind == "alone":
                 record["memory"] = runs[name, behind].memory()
                 record["memory allowed"] = 2 + kept(name, communicator.size)
+            sgd = behind != "alone"
             if name in BARE:
-                record["bare"] = (taken / seconds[BARE[name], behind]).tolist()
-            rest = taken - seconds["none", "SGD"] if behind == "SGD" else taken
+                bare = seconds[BARE[name], "SGD" if sgd else "alone"]
+                record["bare"] = (taken / bare).tolist()
+            rest = taken - seconds["none", "SGD"] if sgd else taken
             record["passes"] = (rest / seconds["a pass", "alone"]).tolist()
         records.append(record)
     return records
@@ -228,19 +237,19 @@ def table(records: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of the records of :func:`measure`."""
     rows = []
     for record in records:
-        name, alone = record["contestant"], record["behind"] == "alone"
+        name, behind = record["contestant"], record["behind"]
         ratios = [record.get("bare"), record.get("passes")]
         aim = memory = None
-        if alone and name == "gossip":
-            aim = contest.verdict(np.median(record["bare"]), SLOWER_THAN_BARE)
-        elif alone and name.startswith("power_gossip"):
+        if name == "gossip" and (most := SLOWER_THAN_BARE.get(behind)):
+            aim = contest.verdict(np.median(record["bare"]), most)
+        elif name.startswith("power_gossip") and behind != "SGD":
             aim = contest.verdict(np.median(record["passes"]), PASSES)
         if "memory" in record:
             met = contest.verdict(record["memory"], record["memory allowed"])
             memory = f"{record['memory']:.2f}, {met}"
         rows.append(
             [
-                name + ("" if alone else " (SGD)"),
+                name + ("" if behind == "alone" else f" ({behind})"),
                 contest.spread(record["milliseconds"]),
                 *(ratio and contest.spread(ratio) for ratio in ratios),
                 aim,

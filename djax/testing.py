@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 from . import communicators as _communicators
 from ._interfaces import Communicator, PyTree
 from .topologies import Graph
+from .training import apply_gradients
 
 __all__ = [
     "Make",
@@ -125,8 +126,8 @@ def _program(
         def step(carry, _):
             params, state = carry
             gradient = _unflatten(hessian * (_flatten(params) - target))
-            updates, state = optimizer.update(gradient, state, params, **extra_args)
-            return (optax.apply_updates(params, updates), state), None
+            carry = apply_gradients(optimizer, gradient, state, params, **extra_args)
+            return carry, None
 
         carry = _unflatten(x), optimizer.init(_unflatten(x))
         (params, _), _ = jax.lax.scan(step, carry, length=steps)

@@ -25,8 +25,9 @@ from djax.mixing import alternate
 from djax.topologies import Graph
 
 from .agreement import check_same
+from .order import report_call
 from .refusals import Part
-from .value import InitFn, Mechanism, MixFn, parts_of
+from .value import AdvanceFn, InitFn, Mechanism, MixFn, parts_of
 
 
 def build(
@@ -38,6 +39,7 @@ def build(
     mix: MixFn | None = None,
     update: Callable[..., Any] | None = None,
     overlap: bool = False,
+    adds_displacement: bool = False,
     facts: Mapping[str, bool | str | None] = {},
     matrices: Callable[[], np.ndarray] | None = None,
     conditions: Mapping[str, Any] = {},
@@ -57,6 +59,7 @@ def build(
       update: `(updates, state, params, **extra) -> (updates, state)`, in place of
         `mix`, if the result is not the sum of the updates and a displacement.
       overlap: whether `mix` is given the parameters without the updates.
+      adds_displacement: see :class:`Mechanism`. It need not be given with `mix`.
       facts: for names of :data:`djax._mechanism.refusals.REASONS`, whether they are
         true of the mechanism. The fact `overlap` need not be given here.
       matrices: returns the mixing matrices of the steps: see :class:`Part`.
@@ -114,6 +117,7 @@ def build(
         communicator=communicator,
         graph=graph,
         parts=[part],
+        adds_displacement=adds_displacement or (mix is not None and not overlap),
     )
     return made
 
@@ -125,6 +129,7 @@ def wrap(
     update: Callable[..., Any],
     facts: Mapping[str, bool | str | None] | None = None,
     parts: Sequence[Part] | None = None,
+    advance: AdvanceFn | None = None,
 ) -> Mechanism:
     """Makes a mechanism that wraps another one.
 
@@ -135,6 +140,7 @@ def wrap(
       update: `(updates, state, params, **extra) -> (updates, state)`.
       facts: the wrapper's own facts, besides those of the inner mechanism, if any.
       parts: the parts of the mechanism, if they are not those of the inner mechanism.
+      advance: see :class:`Mechanism`.
     """
     own = () if facts is None else (Part(name, None, facts),)
     return Mechanism(
@@ -144,6 +150,7 @@ def wrap(
         communicator=getattr(inner, "communicator", None),
         graph=getattr(inner, "graph", None),
         parts=(*own, *(parts_of(inner) if parts is None else parts)),
+        advance=advance,
     )
 
 
@@ -153,12 +160,41 @@ def _displacing(name: str, mix: Any, overlap: bool) -> Callable[..., Any]:
     def update(updates, state, params, /, **extra):
         model = params if overlap else optax.apply_updates(params, updates)
         displacement, state = _mixed(name, mix, model, state, extra)
-        updates = jax.tree.map(
-            lambda u, d: (promote(u) + d).astype(u.dtype), updates, displacement
-        )
-        return updates, state
+        return displaced(updates, params, model, displacement), state
 
     return update
+
+
+def displaced(
+    updates: PyTree, params: PyTree, model: PyTree, displacement: PyTree
+) -> PyTree:
+    """Adds a displacement to updates, and reports the parameters after the step.
+
+    Args:
+      updates: the updates.
+      params: the parameters.
+      model: the model that was averaged. The parameters after the step are reported if
+        it is the parameters with the updates, and not the parameters themselves.
+      displacement: how far the averaging moves the model, in float32 or wider.
+    """
+    moved = jax.tree.map(
+        lambda u, d: (promote(u) + d).astype(u.dtype), updates, displacement
+    )
+    after = (
+        None
+        if model is params
+        else jax.tree.map(_after, params, moved, model, displacement)
+    )
+    report_call(updates, moved, params, after)
+    return moved
+
+
+def _after(x: Any, moved: Any, y: jax.Array, d: jax.Array) -> Any:
+    """Returns a leaf of the parameters after a step, in its own dtype."""
+    if jnp.finfo(y.dtype).bits < 32:
+        # The model has been rounded, by which small updates may be lost.
+        return optax.apply_updates(x, moved)
+    return (y + d).astype(y.dtype)
 
 
 def _given_what_it_names(function: Any) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Finds mechanisms that seem to stand at a wrong place of a chain.
+"""Watches at which places of a chain mechanisms stand.
 
 If an optimizer stands behind a mechanism, it treats the displacement of the averaging
 as if it were a gradient, and training ends at a wrong point without an error. This can
@@ -6,6 +6,12 @@ be seen while a step is traced, at no cost: the updates that the mechanism retur
 then other arrays than the updates that the whole chain returns. That is only a reason
 for suspicion, since some wrappers of optax rightly change what a chain returns.
 :func:`djax.check` finds out whether the suspicion is right.
+
+If a mechanism stands at the end, where it belongs, the chain returns the mechanism's
+own updates. The mechanism averaged models, and made updates of the result only because
+a transformation of optax returns updates. A training loop that would add them to the
+parameters takes the averaged model instead, and so reads the parameters and the updates
+once less.
 """
 
 from contextlib import AbstractContextManager
@@ -26,11 +32,15 @@ class _Call(NamedTuple):
       trace: the trace in which the call was made; a branch is traced separately.
       given: the updates that the mechanism was given.
       returned: the updates that it returned.
+      params: the parameters that it was given.
+      model: the parameters after the step, if the mechanism has computed them.
     """
 
     trace: Any
     given: PyTree
     returned: PyTree
+    params: PyTree
+    model: PyTree | None
 
 
 class Observer:
@@ -60,6 +70,27 @@ class Observer:
         if self.calls and _differs(self.calls[-1], self.calls[-1].returned, updates):
             self._suspect()
 
+    def model_after(self, updates: PyTree, params: PyTree) -> PyTree | None:
+        """Returns the parameters after a step, if the last mechanism has computed them.
+
+        Args:
+          updates: the updates that the chain returned.
+          params: the parameters before the step.
+
+        Returns:
+          None unless these are the updates that the mechanism returned, and the
+          parameters that it was given.
+        """
+        if not self.calls:
+            return None
+        call = self.calls[-1]
+        same = call.trace == _trace() and all(
+            [id(leaf) for leaf in jax.tree.leaves(known)]
+            == [id(leaf) for leaf in jax.tree.leaves(present)]
+            for known, present in ((call.returned, updates), (call.params, params))
+        )
+        return call.model if same else None
+
     def _suspect(self) -> None:
         self.suspicious = True
         if self._outer is not None:
@@ -74,15 +105,20 @@ def observing() -> AbstractContextManager[Observer]:
     return setting(_OBSERVER, Observer(_OBSERVER.get()))
 
 
-def report_call(given: PyTree, returned: PyTree) -> None:
+def report_call(
+    given: PyTree, returned: PyTree, params: PyTree, model: PyTree | None
+) -> None:
     """Tells the present observer, if there is one, of a call of a mechanism's update.
 
     Args:
       given: the updates that the mechanism was given.
       returned: the updates that it returned.
+      params: the parameters that it was given.
+      model: the parameters after the step, in their dtypes; None if the mechanism has
+        not computed them.
     """
     if (observer := _OBSERVER.get()) is not None:
-        observer.calls.append(_Call(_trace(), given, returned))
+        observer.calls.append(_Call(_trace(), given, returned, params, model))
 
 
 def _differs(call: _Call, some: PyTree, all_: PyTree) -> bool:

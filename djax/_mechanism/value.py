@@ -28,6 +28,7 @@ from .refusals import Part
 
 InitFn = Callable[[PyTree], PyTree]
 MixFn = Callable[..., tuple[PyTree, PyTree]]
+AdvanceFn = Callable[..., tuple[PyTree, PyTree]]
 
 _PARTS: ContextVar[list[Part] | None] = ContextVar("djax_parts", default=None)
 _WITHOUT_STATES: ContextVar[bool] = ContextVar("djax_without_states", default=False)
@@ -57,6 +58,11 @@ class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
       overlap: whether the messages of a step are independent of the step's updates.
       needs_every_message: whether the mechanism fails if a message is lost.
       parts: facts about each of the mechanisms that this one consists of.
+      adds_displacement: whether a step is the sum of parameters and updates, and a
+        displacement that only depends on this sum.
+      advance: `(updates, state, params, **extra) -> (params, state)`, a faster way to
+        the parameters after a step, if there is one: see
+        :func:`djax.training.apply_gradients`.
     """
 
     mix: MixFn
@@ -64,6 +70,8 @@ class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
     communicator: Communicator | None
     graph: Graph | None
     parts: tuple[Part, ...]
+    adds_displacement: bool
+    advance: AdvanceFn | None
 
     def __new__(
         cls,
@@ -75,6 +83,8 @@ class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
         communicator: Communicator | None = None,
         graph: Graph | None = None,
         parts: Sequence[Part] = (),
+        adds_displacement: bool = False,
+        advance: AdvanceFn | None = None,
     ):
         """See :class:`Mechanism`; by default `mix` is derived from `update`."""
         updates = any(part.facts.get("averages_updates") for part in parts)
@@ -83,6 +93,7 @@ class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
         self.mix = _mix_of(update) if mix is None else mix
         self.name, self.communicator, self.graph = name, communicator, graph
         self.parts = tuple(parts)
+        self.adds_displacement, self.advance = adds_displacement, advance
         return self
 
     @property
@@ -157,10 +168,11 @@ def _reporting(update: Callable[..., Any], place_matters: bool) -> Any:
 
     @functools.wraps(update)
     def reporting(updates, state, /, params=None, **extra):
-        with observing():  # Hides the calls of mechanisms within this one.
+        with observing() as within:  # Hides the calls of mechanisms within this one.
             returned = update(updates, state, params, **extra)
         if place_matters:
-            report_call(updates, returned[0])
+            model = within.model_after(returned[0], params)
+            report_call(updates, returned[0], params, model)
         return returned
 
     return reporting

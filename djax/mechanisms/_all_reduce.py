@@ -11,6 +11,7 @@ from djax._arrays.precision import promote
 from djax._calls import by_its_call
 from djax._interfaces import Communicator
 from djax._mechanism.adapter import build
+from djax._mechanism.order import report_call
 from djax._mechanism.value import Mechanism
 
 
@@ -77,13 +78,16 @@ def all_reduce(communicator: Communicator, *, overlap: bool = False) -> Mechanis
         # The mean itself becomes the new model. If a displacement were added to the
         # updates, rounding errors would make the workers differ.
         step = jax.tree.map(lambda m, x: promote(m) - promote(x), mean, params)
-        return optax.tree.cast_like(step, fresh), state
+        step = optax.tree.cast_like(step, fresh)
+        report_call(fresh, step, params, mean)
+        return step, state
 
     return build(
         "all_reduce",
         init,
         communicator,
         update=update,
+        adds_displacement=not overlap,
         facts={"overlap": overlap, "needs_every_message": True},
         sends_to_neighbors=False,
     )

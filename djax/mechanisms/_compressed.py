@@ -24,6 +24,7 @@ from djax._arrays.keys import is_key
 from djax._arrays.precision import promote, scale
 from djax._interfaces import Communicator, Compressor, PyTree
 from djax._mechanism.adapter import build
+from djax._mechanism.order import report_call
 from djax._mechanism.states import check_state, label_of
 from djax._mechanism.value import Mechanism
 from djax.compressors.checks import check_class
@@ -200,10 +201,11 @@ def averaging_by_an_unbiased_code(
     def update(updates, state, params, /):
         messages.check(state, params)
         target, state = step(params, updates, state, messages.send)
-        updates = jax.tree.map(
+        moved = jax.tree.map(
             lambda t, x, u: (t - promote(x)).astype(u.dtype), target, params, updates
         )
-        return updates, state
+        report_call(updates, moved, params, optax.tree.cast_like(target, params))
+        return moved, state
 
     facts = {
         "needs_every_message": True,

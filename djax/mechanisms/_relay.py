@@ -40,7 +40,7 @@ from djax._arrays.keys import check_key
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
 from djax._interfaces import Communicator, OutsideError, PyTree
-from djax._mechanism.adapter import build
+from djax._mechanism.adapter import build, displaced
 from djax._mechanism.states import check_state, label_of
 from djax._mechanism.value import Mechanism
 from djax.mixing import finite_difference
@@ -196,7 +196,8 @@ def relay(
             stand_in = state.initial if missing == "initial" else params
             total = _add_models(total, tree.size - number, stand_in, model)
         divisor = number if missing == "renormalize" else tree.size
-        updates = _divide_and_add(total, divisor, updates, like=updates)
+        displacement = jax.tree.map(lambda t: t / jnp.asarray(divisor, t.dtype), total)
+        updates = displaced(updates, params, model, displacement)
         step = optax.safe_increment(state.step)
         return updates, RelayState(messages, counts, state.initial, step, label)
 
@@ -229,6 +230,7 @@ def relay(
         communicator,
         tree,
         update=update,
+        adds_displacement=missing != "latest",
         facts={
             # With overlap it averages the messages of the step before.
             "overlap": overlap,

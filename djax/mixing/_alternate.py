@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import custom_vmap
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.typing import ArrayLike
 
+from djax._arrays.in_place import in_place
 from djax._counting import present_counter
 from djax._interfaces import PyTree
 
@@ -64,7 +64,7 @@ def _choose(
     idle = [program.jaxpr.outvars == program.jaxpr.invars for program in programs]
     constants = [program.consts for program in programs]
 
-    def run(index, constants, operands):
+    def run(operands, index, constants):
         functions = [
             jaxpr_as_fun(ClosedJaxpr(program.jaxpr, known))
             for program, known in zip(programs, constants, strict=True)
@@ -74,79 +74,9 @@ def _choose(
         return jax.lax.switch(index, functions, *operands)
 
     if not any(idle):
-        return run(index, constants, operands)
+        return run(operands, index, constants)
     active = ~jnp.asarray(idle)[index]
-    return _run_or_pass_on(run, active, index, constants, operands)
-
-
-def _run_or_pass_on(
-    run: Callable[..., list[jax.Array]],
-    active: jax.Array,
-    index: jax.Array,
-    constants: list[Any],
-    operands: list[jax.Array],
-) -> list[jax.Array]:
-    """Returns `run(index, constants, operands)` if `active`, else the operands.
-
-    This is a loop of one iteration, or of none. A conditional would copy the operands
-    that it returns, whereas a loop without iterations leaves them where they are.
-    """
-
-    @jax.custom_jvp
-    def looped(active, index, constants, operands):
-        def iteration(carry):
-            some, operands = carry
-            pairs = zip(run(index, constants, operands), operands, strict=True)
-            results = [_if_active(active, new, old) for new, old in pairs]
-            return jnp.zeros_like(some), results
-
-        carry = _any(active), operands
-        return jax.lax.while_loop(lambda carry: carry[0], iteration, carry)[1]
-
-    @looped.defjvp
-    def _(primals, tangents):
-        # JAX has no reverse-mode derivatives of a `while_loop`, but of a conditional.
-        def conditional(active, index, constants, operands):
-            return jax.lax.cond(
-                active,
-                lambda operands: list(run(index, constants, operands)),
-                lambda operands: operands,
-                operands,
-            )
-
-        return jax.jvp(conditional, primals, tangents)
-
-    return looped(active, index, constants, operands)
-
-
-@custom_vmap
-def _any(flag: jax.Array) -> jax.Array:
-    """Returns the flag; under a `vmap` of several flags, whether any of them is set."""
-    return flag
-
-
-@_any.def_vmap
-def _(axis_size, in_batched, flag):
-    return _any(flag.any(axis=0)), False
-
-
-@custom_vmap
-def _if_active(active: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """Returns `new`; under a `vmap` of several flags, only where `active` is set."""
-    return new
-
-
-@_if_active.def_vmap
-def _(axis_size, in_batched, active, new, old):
-    new, old = (
-        x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
-        for x, batched in zip((new, old), in_batched[1:], strict=True)
-    )
-    if not in_batched[0]:
-        return _if_active(active, new, old), True
-    # The axes of the flags are the leading axes of the arrays.
-    flags = active.reshape(active.shape + (1,) * (new.ndim - active.ndim))
-    return jnp.where(flags, new, old), True
+    return in_place(run, active, operands, index, constants)
 
 
 def _simulated_axes(programs: Sequence[Any]) -> list[Any]:

@@ -2,10 +2,13 @@
 
 :func:`init_workers` and :func:`make_steps` train all local workers for many steps at a
 time. A :class:`Checkpointer` saves the workers, so that a run that was killed can be
-resumed. :mod:`djax.simulation` offers the same two functions under an earlier name.
+resumed. In a loop of your own, :func:`apply_gradients` makes a worker's step.
+:mod:`djax.simulation` offers the first two functions under an earlier name.
 """
 
 # Names that are imported with `as` are for other packages of djax, not for users.
+from djax._mechanism.apply import apply_gradients
+
 from ._checkpoint_files import CheckpointError
 from ._checkpoint_files import from_numpy as from_numpy
 from ._checkpoint_files import to_numpy as to_numpy
@@ -26,6 +29,7 @@ __all__ = [
     "NonFiniteError",
     "StepsFn",
     "Workers",
+    "apply_gradients",
     "init_workers",
     "make_steps",
 ]

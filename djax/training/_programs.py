@@ -22,6 +22,7 @@ import optax
 
 from djax._arrays.finite import all_finite
 from djax._interfaces import Communicator, PyTree
+from djax._mechanism.apply import apply_gradients
 from djax._mechanism.order import observing
 from djax.communicators import replicate
 
@@ -84,12 +85,10 @@ class OneWorker:
                 all_finite(grads), grads, model_state, workers.model_state
             )
         with observing() as observer:
-            updates, opt_state = self.optimizer.update(
-                grads, workers.opt_state, workers.params
+            params, opt_state = apply_gradients(
+                self.optimizer, grads, workers.opt_state, workers.params
             )
-            observer.compare_returned(updates)
         self.suspicions.append(observer.suspicious)
-        params = optax.apply_updates(workers.params, updates)
         flaws = flaw(grads, params) if self.nonfinite == "raise" else ()
         return Workers(params, opt_state, model_state), (metrics, flaws)
 

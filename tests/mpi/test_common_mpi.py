@@ -4,10 +4,12 @@ import conformance
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conformance import each_algorithm, make, train
 
-from djax import communicators, data, metrics, topologies
+import djax
+from djax import communicators, data, metrics, testing, topologies
 
 MPI = communicators.mpi()
 SIZE, RANKS = MPI.size, np.asarray(MPI.local_ranks)
@@ -60,6 +62,22 @@ def test_same_to_rounding_in_double_precision(name):
             )
             reference = conformance.expected(name, topology, steps=steps)[RANKS]
     np.testing.assert_allclose(over_mpi, reference, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["gossip", "relay", "all_reduce", "power_gossip"])
+def test_a_step_in_place_is_the_step_of_the_chain(name):
+    base = optax.sgd(0.1, 0.9)
+    with jax.enable_x64(True):
+        arrays = testing._arrays(MPI, "float64")
+        mechanism = make(name, topologies.chain(SIZE), MPI)
+        ours, chain = (
+            jax.jit(testing._program(optimizer, MPI, 20))(*arrays)
+            for optimizer in (
+                djax.decentralized(base, mechanism),
+                optax.chain(base, mechanism),
+            )
+        )
+    np.testing.assert_allclose(ours, chain, rtol=1e-9)
 
 
 def test_a_mechanism_of_ones_own_is_the_same_as_in_simulation():
