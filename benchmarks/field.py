@@ -1,4 +1,4 @@
-"""The mechanisms that benchmarks between processes compare, and training steps."""
+"""The mechanisms that benchmarks between processes compare, and steps with them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,8 @@ import jax
 import optax
 
 import djax
-from djax import compressors, simulation, topologies
+from djax import communicators, compressors, simulation, topologies
+from djax.training import apply_gradients
 
 
 def mechanisms(communicator: Any) -> dict[str, optax.GradientTransformation]:
@@ -63,3 +64,47 @@ def training(
         return workers.params
 
     return run
+
+
+class Program:
+    """Some steps of one optimizer as one program, on parameters of its own.
+
+    Args:
+      optimizer: the optimizer of each worker.
+      communicator: connects the ranks.
+      params: initial parameters; they are copied.
+      steps: number of steps of one run.
+    """
+
+    def __init__(self, optimizer, communicator, params, steps: int):
+        """Makes the program."""
+        self.params = communicators.replicate(communicator, params)
+        self.grads = jax.tree.map(lambda x: 0.5 * x, self.params)
+        self.state = jax.jit(communicator.spmd(optimizer.init))(self.params)
+
+        def worker(params, state, grads):
+            def step(carry, _):
+                params, state = carry
+                return apply_gradients(optimizer, grads, state, params), None
+
+            return jax.lax.scan(step, (params, state), length=steps)[0]
+
+        self.program = jax.jit(communicator.spmd(worker), donate_argnums=(0, 1))
+
+    def __call__(self):
+        """Runs it."""
+        self.params, self.state = self.program(self.params, self.state, self.grads)
+        return self.params
+
+    def memory(self) -> float:
+        """Its largest memory, in units of the parameters' size."""
+        lowered = self.program.lower(self.params, self.state, self.grads)
+        memory = lowered.compile().memory_analysis()
+        assert memory is not None, "this backend does not say what memory it takes"
+        peak = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+        return peak / sum(x.nbytes for x in jax.tree.leaves(self.params))

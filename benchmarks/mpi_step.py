@@ -35,7 +35,6 @@ import tyro
 
 import djax
 from djax import communicators, topologies
-from djax.training import apply_gradients
 from experiments.lib import models
 
 from . import contest, field, images
@@ -66,50 +65,6 @@ def parameters(model: str) -> Any:
     """Random values with the shapes of the network's parameters."""
     network = getattr(models, model)(1000, stem="imagenet")
     return images.start(network, 64)[0]
-
-
-class Program:
-    """Some steps of one optimizer as one program, on parameters of its own.
-
-    Args:
-      optimizer: the optimizer of each worker.
-      communicator: connects the ranks.
-      params: initial parameters; they are copied.
-      steps: number of steps of one run.
-    """
-
-    def __init__(self, optimizer, communicator, params, steps: int):
-        """Makes the program."""
-        self.params = communicators.replicate(communicator, params)
-        self.grads = jax.tree.map(lambda x: 0.5 * x, self.params)
-        self.state = jax.jit(communicator.spmd(optimizer.init))(self.params)
-
-        def worker(params, state, grads):
-            def step(carry, _):
-                params, state = carry
-                return apply_gradients(optimizer, grads, state, params), None
-
-            return jax.lax.scan(step, (params, state), length=steps)[0]
-
-        self.program = jax.jit(communicator.spmd(worker), donate_argnums=(0, 1))
-
-    def __call__(self):
-        """Runs it."""
-        self.params, self.state = self.program(self.params, self.state, self.grads)
-        return self.params
-
-    def memory(self) -> float:
-        """Its largest memory, in units of the parameters' size."""
-        lowered = self.program.lower(self.params, self.state, self.grads)
-        memory = lowered.compile().memory_analysis()
-        assert memory is not None, "this backend does not say what memory it takes"
-        peak = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes
-            - memory.alias_size_in_bytes
-        )
-        return peak / sum(x.nbytes for x in jax.tree.leaves(self.params))
 
 
 class Bare:
@@ -160,17 +115,17 @@ def kept(name: str, size: int) -> int:
 def contestants(config: Config, communicator, params) -> Iterator[tuple[Any, Any]]:
     """Yields each contestant's name, whether it is behind SGD, and its function."""
     given = communicator, params, config.steps
-    yield ("a pass", "alone"), Program(field.a_pass(), *given)
-    yield ("none", "SGD"), Program(optax.sgd(RATE), *given)
+    yield ("a pass", "alone"), field.Program(field.a_pass(), *given)
+    yield ("none", "SGD"), field.Program(optax.sgd(RATE), *given)
     for behind, sgd in (("alone", False), ("SGD", True)):
         for name, mechanism in field.mechanisms(communicator).items():
             if name == "none":
                 continue
             base = optax.sgd(RATE) if sgd else optax.set_to_zero()
-            yield (name, behind), Program(optax.chain(base, mechanism), *given)
+            yield (name, behind), field.Program(optax.chain(base, mechanism), *given)
             if sgd:
                 one = djax.decentralized(base, mechanism)
-                yield (name, "SGD, decentralized"), Program(one, *given)
+                yield (name, "SGD, decentralized"), field.Program(one, *given)
             # Bare messages run next to their mechanism, as memory changes its speed.
             if bare := BARE.get(name):
                 yield (bare, behind), Bare(*given, sgd, bare == ALLREDUCE)
@@ -206,16 +161,18 @@ def against_torch(config: Config, communicator, model: str) -> list[dict[str, An
     from . import torch_step  # PyTorch is an optional dependency.
 
     given = communicator, parameters(model), config.steps
-    torch_step.start(communicator)
-    theirs = {"gossip": torch_step.Gossip(*given)}
+    torch_step.start(communicator.host_comm)
+    weights = topologies.ring(communicator.size).mixing_matrix
+    equal = weights, jax.tree.leaves(given[1]), config.steps
+    theirs = {"gossip": torch_step.Gossip(*equal)}
     for rank in (1, 2, 4):
-        theirs[f"power_gossip, rank {rank}"] = torch_step.PowerGossip(*given, rank)
+        theirs[f"power_gossip, rank {rank}"] = torch_step.PowerGossip(*equal, rank)
     runs: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, run in theirs.items():
         optimizer = optax.chain(
             optax.set_to_zero(), field.mechanisms(communicator)[name]
         )
-        runs[name, "djax"] = Program(optimizer, *given)
+        runs[name, "djax"] = field.Program(optimizer, *given)
         runs[name, "torch"] = run
     barrier = communicator.host_comm.Barrier
     times = contest.in_turns(runs, config.repeats, barrier)

@@ -14,6 +14,7 @@ from experiments.lib.quadratics import random_quadratics
 from . import field
 
 DIM = 10  # Parameters of the quadratics.
+RATE = 0.01  # Learning rate of SGD.
 
 
 class Problem(NamedTuple):
@@ -43,29 +44,33 @@ def mlp(layers: Sequence[int], n: int, steps: int, batch_size: int) -> Problem:
     images = jax.random.normal(keys[-2], (*lead, layers[0]))
     labels = jax.random.randint(keys[-1], lead, 0, layers[-1])
 
+    return Problem(params, mlp_gradient, (images, labels))
+
+
+def mlp_gradient(params, model_state, batch):
+    """The gradient function of :func:`mlp`, of the mean loss of a batch."""
+
     def loss(params, images, labels):
         hidden = jax.nn.relu(images @ params[0]["w"] + params[0]["b"])
         logits = hidden @ params[1]["w"] + params[1]["b"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean()
 
-    def gradient(params, model_state, batch):
-        value, grads = jax.value_and_grad(loss)(params, *batch)
-        return grads, model_state, {"loss": value}
-
-    return Problem(params, gradient, (images, labels))
+    value, grads = jax.value_and_grad(loss)(params, *batch)
+    return grads, model_state, {"loss": value}
 
 
 def quadratics(n: int, steps: int) -> Problem:
     """The random quadratics of RelaySGD's paper, which workers keep as model state."""
     problem = random_quadratics(n, DIM, 1.0)
     own = tuple(jnp.asarray(x, "f4") for x in (problem.matrices, problem.offsets))
+    return Problem(jnp.zeros(DIM), quadratic_gradient, jnp.zeros((n, steps)), own)
 
-    def gradient(x, own, batch):
-        matrix, offset = own
-        return matrix.T @ (matrix @ x - offset), own, ()
 
-    return Problem(jnp.zeros(DIM), gradient, jnp.zeros((n, steps)), own)
+def quadratic_gradient(x, own, batch):
+    """The gradient function of :func:`quadratics`; the batch plays no role."""
+    matrix, offset = own
+    return matrix.T @ (matrix @ x - offset), own, ()
 
 
 def prepare(problem: Problem, make: Callable, n: int) -> Callable[[], Any]:
@@ -73,9 +78,36 @@ def prepare(problem: Problem, make: Callable, n: int) -> Callable[[], Any]:
     communicator = communicators.simulated(n)
     params = communicators.replicate(communicator, problem.params)
     return field.training(
-        optax.chain(optax.sgd(0.01), make(communicator)),
+        optax.chain(optax.sgd(RATE), make(communicator)),
         communicator,
         (params, problem.model_state),
         problem.gradient_fn,
         problem.batches,
     )
+
+
+def descend(mechanism: Any, communicator: Any, steps: int) -> Callable:
+    """Makes SGD with a mechanism on quadratics, for sweeps.
+
+    Returns:
+      A function `(learning_rate, problem)` that returns the distance of the workers'
+      mean model from the optimum. It can be under `jit` and `vmap`.
+    """
+
+    def run(learning_rate, problem):
+        optimizer = optax.chain(optax.sgd(learning_rate), mechanism)
+
+        def worker(matrix, offset):
+            def step(carry, _):
+                x, state = carry
+                grads = matrix.T @ (matrix @ x - offset)
+                updates, state = optimizer.update(grads, state, x)
+                return (optax.apply_updates(x, updates), state), None
+
+            x = jnp.zeros_like(offset)
+            return jax.lax.scan(step, (x, optimizer.init(x)), length=steps)[0][0]
+
+        x = communicator.spmd(worker)(problem.matrices, problem.offsets).mean(axis=0)
+        return jnp.linalg.norm(x - problem.optimum)
+
+    return run

@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 
 import djax
@@ -31,6 +30,7 @@ from djax import communicators, topologies
 from experiments.lib.quadratics import random_quadratics
 
 from . import contest
+from .small_tasks import descend
 
 AIM = 10.0
 
@@ -54,23 +54,7 @@ def make_run(config: Config, algorithm: str):
         "relay, chain": djax.relay(chain, communicator),
     }[algorithm]
 
-    def run(learning_rate, problem):
-        optimizer = optax.chain(optax.sgd(learning_rate), mechanism)
-
-        def worker(matrix, offset):
-            def step(carry, _):
-                x, state = carry
-                grads = matrix.T @ (matrix @ x - offset)
-                updates, state = optimizer.update(grads, state, x)
-                return (optax.apply_updates(x, updates), state), None
-
-            x = jnp.zeros_like(offset)
-            return jax.lax.scan(step, (x, optimizer.init(x)), length=config.steps)[0][0]
-
-        x = communicator.spmd(worker)(problem.matrices, problem.offsets).mean(axis=0)
-        return jnp.linalg.norm(x - problem.optimum)
-
-    return run
+    return descend(mechanism, communicator, config.steps)
 
 
 def measure(config: Config, algorithm: str) -> list[dict[str, Any]]:

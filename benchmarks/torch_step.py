@@ -1,33 +1,32 @@
 """Gossip and PowerGossip in PyTorch over gloo, in the manner of their published code.
 
-These are the opponents of `benchmarks.mpi_step --torch`. Models are lists of tensors.
-Tensors are packed into one buffer, which is sent to each neighbour by `isend`; messages
-are received one after another, and unpacked. Matrices are multiplied one by one for
-each neighbour.
+These are the opponents of `benchmarks.mpi_step --torch` and of `benchmarks.races`. They
+import neither JAX nor djax, so that their memory and their start can be measured, too.
+Models are lists of tensors. Tensors are packed into one buffer, which is sent to each
+neighbour by `isend`; messages are received one after another, and unpacked. Matrices
+are multiplied one by one for each neighbour.
 """
 
 import socket
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from djax import topologies
 
-
-def start(communicator: Any) -> None:
-    """Makes the ranks a process group of PyTorch."""
+def start(comm: Any) -> None:
+    """Makes the ranks of a communicator of mpi4py a process group of PyTorch."""
     with socket.socket() as free:
         free.bind(("", 0))
         address = (socket.gethostname(), free.getsockname()[1])
-    host, port = communicator.host_comm.bcast(address)
+    host, port = comm.bcast(address)
     dist.init_process_group(
         "gloo",
         init_method=f"tcp://{host}:{port}",
-        rank=communicator.rank(),
-        world_size=communicator.size,
+        rank=comm.rank,
+        world_size=comm.size,
     )
 
 
@@ -36,28 +35,27 @@ def stop() -> None:
     dist.destroy_process_group()
 
 
-def tensors(params: Any) -> list[torch.Tensor]:
-    """Converts the parameters to tensors in PyTorch's layout, with outputs first."""
-    leaves = [np.array(x) for x in jax.tree.leaves(params)]
-    return [torch.from_numpy(np.ascontiguousarray(x.T)) for x in leaves]
+def tensors(leaves: Sequence[Any]) -> list[torch.Tensor]:
+    """Converts arrays to tensors in PyTorch's layout, with outputs first."""
+    return [torch.from_numpy(np.ascontiguousarray(np.array(x).T)) for x in leaves]
 
 
 class Gossip:
     """D-PSGD's averaging on a ring.
 
     Args:
-      communicator: connects the ranks.
-      params: initial parameters.
+      weights: the weights of a graph, `float[n, n]`.
+      leaves: initial parameters, arrays.
       steps: number of steps of one run.
     """
 
-    def __init__(self, communicator, params, steps: int):
+    def __init__(self, weights: np.ndarray, leaves: Sequence[Any], steps: int):
         """Takes over the parameters."""
-        self.params, self.steps = tensors(params), steps
-        topology = topologies.ring(communicator.size)
-        self.rank = communicator.rank()
-        self.peers = sorted(topology.graph.neighbors(self.rank))
-        self.weights = topology.mixing_matrix[self.rank]
+        self.params, self.steps = tensors(leaves), steps
+        self.rank = dist.get_rank()
+        self.weights = weights[self.rank]
+        peers = np.flatnonzero(self.weights).tolist()
+        self.peers = [i for i in peers if i != self.rank]
 
     def __call__(self):
         """Runs the steps."""
@@ -83,21 +81,23 @@ class PowerGossip(Gossip):
     """PowerGossip's averaging on a ring, by one iteration.
 
     Args:
-      communicator: connects the ranks.
-      params: initial parameters.
+      weights: the weights of a graph, `float[n, n]`.
+      leaves: initial parameters, arrays.
       steps: number of steps of one run.
       rank: number of columns of each message.
     """
 
-    def __init__(self, communicator, params, steps: int, rank: int):
+    def __init__(
+        self, weights: np.ndarray, leaves: Sequence[Any], steps: int, rank: int
+    ):
         """Takes over the parameters; draws the factors of each edge."""
-        super().__init__(communicator, params, steps)
+        super().__init__(weights, leaves, steps)
         self.matrices = [x.view(len(x), -1) for x in self.params if x.ndim > 1]
         self.vectors = [x for x in self.params if x.ndim <= 1]
         self.factors, self.number = {}, 1
         for peer in self.peers:
             low, high = sorted((self.rank, peer))
-            generator = torch.Generator().manual_seed(low * communicator.size + high)
+            generator = torch.Generator().manual_seed(low * len(weights) + high)
             self.factors[peer] = tuple(
                 [
                     torch.randn(m.shape[side], min(rank, *m.shape), generator=generator)
