@@ -37,6 +37,7 @@ machine and the versions are the same.
 
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -86,9 +87,11 @@ class Contestant:
         self.result = folder / f"{side}.npy"
         launcher = ["mpirun", "-n", str(race.ranks)] if race.ranks else []
         arguments = side, race.function, str(folder / "problem.npz"), str(self.result)
-        # The first run is to compile, even where other programs find what is compiled.
+        # The first run is to compile, even where other programs find what is compiled;
+        # but later starts find the bytecode of the first.
         environment = os.environ.copy()
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        for name in ("JAX_COMPILATION_CACHE_DIR", "PYTHONDONTWRITEBYTECODE"):
+            environment.pop(name, None)
         self._process = subprocess.Popen(
             [*launcher, *PYTHON, "-m", contestant.__name__, *arguments],
             stdin=subprocess.PIPE,
@@ -113,10 +116,9 @@ class Contestant:
 
     def end(self) -> float:
         """Ends the process; returns its largest memory in MB."""
-        self._input.close()
-        kilobytes = int(self.read())
-        self._process.wait()
-        return kilobytes / 1e3
+        with self._process:
+            self._input.close()
+            return int(self.read()) / 1e3
 
 
 def whole(side: str, race: problems.Race, folder: pathlib.Path) -> float:
@@ -164,6 +166,8 @@ def measure(config: Config, race: problems.Race) -> dict[str, Any]:
     }
     return {
         "race": race.title,
+        "peer": f"{config.peer} {importlib.metadata.version(config.peer)}",
+        "commit": contest.machine()["commit"],
         "steps": race.steps,
         **{
             f"{key}, {side}": values.tolist()

@@ -19,6 +19,7 @@ import importlib
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,8 +54,17 @@ def _ranks() -> Any:
 
 
 def _lines(comm: Any) -> Iterator[str]:
-    """Yields the lines of rank 0's standard input on all ranks."""
-    while line := comm.bcast(sys.stdin.readline() if comm.rank == 0 else None):
+    """Yields the lines of rank 0's standard input on all ranks.
+
+    MPI waits by asking again and again, which would take a core from the other side.
+    """
+    while True:
+        line = sys.stdin.readline() if comm.rank == 0 else None
+        request = comm.Ibarrier()
+        while not request.Test():
+            time.sleep(1e-3)
+        if not (line := comm.bcast(line)):
+            return
         yield line
 
 
