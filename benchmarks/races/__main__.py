@@ -2,6 +2,8 @@
 
     python -m benchmarks.races --peer numpy
     uv run --extra torch python -m benchmarks.races --peer torch
+    uv run --isolated --python 3.13 --no-default-groups --extra experiments \\
+        --with decent-bench python -m benchmarks.races --peer decent_bench
     python -m benchmarks.races --peer numpy --races quadratics sweep
 
 A race is a short run, as one makes while trying something out. All races but the last
@@ -29,7 +31,7 @@ same result. Then the following is measured, in turns:
   runs, by all workers' gradients. Aim: djax takes at most as long as the peer.
 * *whole*: the time of a new process from its start to its end, with a single run in it;
   imports and compilation are included. Aim: djax takes at most 3 times as long.
-* *memory*: the largest that this process has occupied; of two processes, the first's.
+* *MB*: the largest memory of that process; of two processes, the first's. No aim.
 
 The results of races that are not run stay in `results/races_<peer>.json`, if the
 machine and the versions are the same.
@@ -52,7 +54,7 @@ import tyro
 from .. import contest
 from . import contestant, problems
 
-PYTHON = [sys.executable]
+PYTHON = [sys.executable]  # Starts a contestant; tests start copies of a process.
 FASTER = 1.0
 WHOLE = 3.0
 

@@ -76,28 +76,23 @@ def _weights(n: int) -> np.ndarray:
 
 
 def _own(n: int, seed: int = 1) -> dict[str, np.ndarray]:
-    drawn = random_quadratics(n, DIM, 1.0, seed=seed)._asdict()
-    return {name: array.astype("f4") for name, array in drawn.items()}
+    drawn = random_quadratics(n, DIM, 1.0, seed=seed)
+    return {name: getattr(drawn, name).astype("f4") for name in ("matrices", "offsets")}
 
 
 def _quadratics(n: int, steps: int) -> Race:
     def arrays():
-        own, rate = _own(n), np.float32(RATE)
-        del own["optimum"]
-        return own | {"weights": _weights(n), "rate": rate, "steps": steps}
+        rate = np.float32(RATE)
+        return _own(n) | {"weights": _weights(n), "rate": rate, "steps": steps}
 
-    title = f"quadratics, {n} workers"
-    return Race(title, "quadratics", steps, arrays)
+    return Race(f"quadratics, {n} workers", "quadratics", steps, arrays)
 
 
 def _local_steps(n: int, steps: int) -> Race:
     def arrays():
-        own = _own(n)
-        del own["optimum"]
-        return own | {"rate": np.float32(RATE), "steps": steps, "period": PERIOD}
+        return _own(n) | {"rate": np.float32(RATE), "steps": steps, "period": PERIOD}
 
-    title = f"quadratics, {PERIOD} local steps"
-    return Race(title, "local_steps", steps, arrays)
+    return Race(f"quadratics, {PERIOD} local steps", "local_steps", steps, arrays)
 
 
 def _mlp(n: int, steps: int, period: int) -> Race:
@@ -119,12 +114,11 @@ def _mlp(n: int, steps: int, period: int) -> Race:
 
 def _asynchronous(n: int, gradients: int) -> Race:
     def arrays():
-        own, rate = _own(n), np.float32(RATE)
-        del own["optimum"]
         ring = topologies.ring(n)
         events = asynchronous.draw_events(ring, gradients=n * gradients)
         names = "worker", "peer", "time", "duration"
-        return own | {"rate": rate} | {name: getattr(events, name) for name in names}
+        drawn = {name: getattr(events, name) for name in names}
+        return _own(n) | drawn | {"rate": np.float32(RATE)}
 
     title = f"asynchronous, {n} workers"
     return Race(title, "asynchronous", n * gradients, arrays)
@@ -132,10 +126,11 @@ def _asynchronous(n: int, gradients: int) -> Race:
 
 def _sweep(n: int, steps: int, points: int) -> Race:
     def arrays():
-        seeds = [_own(n, seed) for seed in range(points)]
-        stacked = {name: np.stack([own[name] for own in seeds]) for name in seeds[0]}
+        seeds = [random_quadratics(n, DIM, 1.0, seed=seed) for seed in range(points)]
+        stacked = jax.tree.map(lambda *own: np.stack(own).astype("f4"), *seeds)
         rates = np.geomspace(1e-3, 0.1, points).astype("f4")
-        return stacked | {"weights": _weights(n), "rates": rates, "steps": steps}
+        own = {"weights": _weights(n), "rates": rates, "steps": steps}
+        return stacked._asdict() | own
 
     title = f"sweep, {points} x {points} runs"
     return Race(title, "sweep", steps, arrays)
