@@ -62,10 +62,12 @@ Examples:
   2.5
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import (
     accounting,
     aliases,
-    asynchronous,
     communicators,
     compressors,
     corrections,
@@ -85,19 +87,22 @@ from ._mechanism.public import mechanism, only
 from ._mechanism.value import Mechanism
 from .accounting import CommunicationCost, communication_cost
 from .aliases import *  # noqa: F403
-from .asynchronous import (
-    AcidConstants,
-    AcidState,
-    ADPSGDState,
-    acid,
-    acid_constants,
-    adpsgd,
-)
 from .corrections import *  # noqa: F403
 from .mechanisms import *  # noqa: F403
 from .optimizers import *  # noqa: F403
 from .theory import relay_learning_rate_factor
 from .topologies import Schedule, Topology
+
+if TYPE_CHECKING:
+    from . import asynchronous
+    from .asynchronous import (
+        AcidConstants,
+        AcidState,
+        ADPSGDState,
+        acid,
+        acid_constants,
+        adpsgd,
+    )
 
 __all__ = [
     "ADPSGDState",
@@ -138,3 +143,15 @@ __all__ += corrections.__all__
 __all__ += mechanisms.__all__
 __all__ += optimizers.__all__
 __dir__ = __all__.copy  # For dir() and completion.
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `djax.asynchronous` when it, or one of its names here, is first used.
+
+    The package is a quarter of djax's code, and most programs have no use for it.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    asynchronous = importlib.import_module(".asynchronous", __name__)
+    value = asynchronous if name == "asynchronous" else getattr(asynchronous, name)
+    return globals().setdefault(name, value)

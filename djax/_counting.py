@@ -14,7 +14,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -114,10 +113,15 @@ class CommunicationCost:
         )
 
 
-# Marks a place in a traced program at which a message would be sent.
-_message_p = jax.extend.core.Primitive("djax_message")
-_message_p.multiple_results = True
-_message_p.def_abstract_eval(lambda *avals, cost: avals)
+@functools.cache
+def _mark() -> Any:
+    """The primitive that marks a place at which a program would send a message."""
+    import jax.extend  # Here, so that `import djax` need not wait for it.
+
+    mark = jax.extend.core.Primitive("djax_message")
+    mark.multiple_results = True
+    mark.def_abstract_eval(lambda *avals, cost: avals)
+    return mark
 
 
 class _Counter:
@@ -183,7 +187,7 @@ class _Counter:
 
     def _bind(self, tree: PyTree, cost: CommunicationCost) -> PyTree:
         leaves, treedef = jax.tree.flatten(tree)
-        return jax.tree.unflatten(treedef, _message_p.bind(*leaves, cost=cost))
+        return jax.tree.unflatten(treedef, _mark().bind(*leaves, cost=cost))
 
 
 _TRACES = itertools.count()
@@ -238,7 +242,7 @@ def cost_of(jaxpr: Any, size: int) -> CommunicationCost:
     """Adds up the costs of all marks in a traced program."""
     total = nothing = CommunicationCost(1, (0,) * size, (0,) * size)
     for equation in jaxpr.eqns:
-        if equation.primitive is _message_p:
+        if equation.primitive is _mark():
             total += equation.params["cost"]
             continue
         costs = [cost_of(inner, size) for inner in jaxprs_in(equation)]

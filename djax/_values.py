@@ -8,8 +8,9 @@ import operator
 import reprlib
 from typing import Any
 
-import networkx as nx
 import numpy as np
+
+from djax import _networkx as nx
 
 
 def is_array(value: Any) -> bool:

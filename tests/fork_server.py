@@ -176,7 +176,10 @@ def main() -> None:
         sys.exit(ask(address, arguments))
     with listen(address) as listener:
         print("clients may ask", flush=True)  # They wait for the imports.
+        import jax.extend  # noqa: F401
+        import networkx  # noqa: F401
         import pytest  # noqa: F401
+        import scipy.special  # noqa: F401
 
         import experiments.train  # noqa: F401
 

@@ -1,10 +1,16 @@
-"""Modules import downwards only: there is no cycle, not even of types alone."""
+"""Modules import downwards only, and `import djax` imports little that it may not need.
+
+There is no cycle of imports, not even of types alone.
+"""
 
 import ast
 import pathlib
 import re
+import sys
 
+import launch
 import networkx as nx
+import pytest
 
 import djax
 
@@ -79,3 +85,29 @@ def test_the_reading_finds_imports():
     assert ("djax.mixing._alternate", "djax._counting") in graph.edges
     assert ("djax.mechanisms._gossip", "djax.mixing") in graph.edges
     assert ("djax", "djax.mechanisms") in graph.edges
+
+
+def test_djax_imports_some_modules_only_when_they_are_used():
+    """What a new process has imported after `import djax`, and after a first use."""
+    later = ("networkx", "scipy", "matplotlib", "jax.extend", "djax.asynchronous")
+    program = (
+        "import sys, djax\n"
+        f"print([name for name in {later} if name in sys.modules])\n"
+        "topology = djax.topologies.ring(4)\n"
+        "from djax import asynchronous\n"
+        "print(djax.acid is asynchronous.acid, 'networkx' in sys.modules)\n"
+    )
+    result = launch.run(sys.executable, "-c", program, timeout=60)
+    assert result.stdout == "[]\nTrue True\n", result.stderr
+
+
+def test_names_that_are_imported_later_are_those_of_their_package():
+    names = set(djax.asynchronous.__all__) & set(djax.__all__)
+    assert {"acid", "adpsgd", "acid_constants"} <= names
+    for name in names:
+        assert getattr(djax, name) is getattr(djax.asynchronous, name)
+
+
+def test_a_name_that_djax_lacks_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'djax' has no attribute 'gosip'"):
+        djax.gosip  # noqa: B018

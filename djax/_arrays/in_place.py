@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from djax._interfaces import PyTree
 
@@ -68,7 +67,7 @@ def in_place_on_cpu(function: Callable[..., PyTree], old: PyTree, *others: Any) 
     leaves, more = jax.tree.leaves(old), jax.tree.leaves(others)
 
     def run(leaves, more, constants):
-        return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, constants))(*leaves, *more)
+        return as_function(program, constants)(*leaves, *more)
 
     def looped(leaves, more, constants):
         flag = leaves[0][(0,) * leaves[0].ndim].astype(bool)
@@ -80,6 +79,19 @@ def in_place_on_cpu(function: Callable[..., PyTree], old: PyTree, *others: Any) 
     cpu = looped if _fits(program, leaves) else run
     new = jax.lax.platform_dependent(leaves, more, program.consts, cpu=cpu, default=run)
     return jax.tree.unflatten(jax.tree.structure(like), new)
+
+
+def as_function(program: Any, constants: list[jax.Array]) -> Callable[..., list]:
+    """Makes a function of arrays of a traced program.
+
+    Args:
+      program: what `jax.make_jaxpr` returns.
+      constants: the values of `program.consts`.
+    """
+    # Here, so that `import djax` need not wait for it.
+    from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+    return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, constants))
 
 
 def _fits(program: Any, leaves: list[jax.Array]) -> bool:

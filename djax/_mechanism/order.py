@@ -19,7 +19,6 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 
 from djax._context import setting
 from djax._interfaces import PyTree
@@ -130,4 +129,6 @@ def _differs(call: _Call, some: PyTree, all_: PyTree) -> bool:
 
 
 def _trace() -> Any:
+    import jax.extend  # Here, so that `import djax` need not wait for it.
+
     return jax.extend.core.get_opaque_trace_state()

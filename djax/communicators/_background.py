@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
-from jax.extend.core import jaxpr_as_fun
 from jaxlib.xla_client import make_cpu_client
 
 from djax import transport
@@ -56,6 +55,9 @@ class Exchange:
           program: the traced exchange, a function of plain arrays.
           read: makes the result of the plain arrays that the program returns.
         """
+        # Here, so that `import djax` need not wait for it.
+        from jax.extend.core import jaxpr_as_fun
+
         self._results = [
             jax.ShapeDtypeStruct(x.shape, x.dtype) for x in program.out_avals
         ]

@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.fft
 
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
@@ -192,4 +191,6 @@ def _matrix(n: int, dtype: Any) -> jax.Array:
 
 @functools.cache
 def _exact_matrix(n: int) -> np.ndarray:
+    import scipy.fft  # Here, since few programs need it.
+
     return read_only(scipy.fft.dct(np.eye(n), axis=0, norm="ortho"))

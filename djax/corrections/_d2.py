@@ -21,10 +21,10 @@ Tang et al., `D²: Decentralized Training over Decentralized Data
 from typing import NamedTuple
 
 import jax
-import networkx as nx
 import numpy as np
 import optax
 
+from djax import _networkx as nx
 from djax._arguments import check_flags
 from djax._calls import by_its_call
 from djax._mechanism.value import Mechanism, parts_of

@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.typing import ArrayLike
 
-from djax._arrays.in_place import in_place
+from djax._arrays.in_place import as_function, in_place
 from djax._counting import present_counter
 from djax._interfaces import PyTree
 
@@ -66,7 +65,7 @@ def _choose(
 
     def run(operands, index, constants):
         functions = [
-            jaxpr_as_fun(ClosedJaxpr(program.jaxpr, known))
+            as_function(program, known)
             for program, known in zip(programs, constants, strict=True)
         ]
         if idle.count(False) == 1:

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
+from djax import _networkx as nx
 from djax._values import describe
 
 from ._rounding import numbers
@@ -26,7 +26,7 @@ _ROUNDING = 1e-13
 
 
 def from_networkx(
-    graph: nx.Graph, *, weights: Weights = "metropolis", name: str = "graph"
+    graph: "nx.Graph", *, weights: Weights = "metropolis", name: str = "graph"
 ) -> Topology:
     r"""Makes a topology of any connected undirected graph.
 
@@ -114,7 +114,7 @@ def from_links(
     return from_networkx(graph, weights=weights, name=name)
 
 
-def _numbered(graph: nx.Graph) -> nx.Graph:
+def _numbered(graph: "nx.Graph") -> "nx.Graph":
     """Returns the graph with the workers' numbers as its nodes."""
     workers = range(len(graph))
     if set(graph) == set(workers):  # They may be of another type, such as 1.0.
@@ -128,7 +128,7 @@ def _numbered(graph: nx.Graph) -> nx.Graph:
     return nx.relabel_nodes(graph, dict(zip(nodes, workers, strict=True)))
 
 
-def _mixing_matrix(graph: nx.Graph, weights: Weights) -> np.ndarray:
+def _mixing_matrix(graph: "nx.Graph", weights: Weights) -> np.ndarray:
     """The mixing matrix that `weights` stands for, `float64[n, n]`.
 
     Only the name of a rule and a constant weight are checked here. A given array is
@@ -146,26 +146,26 @@ def _mixing_matrix(graph: nx.Graph, weights: Weights) -> np.ndarray:
     return _constant(graph, array.item()) if array.ndim == 0 else array
 
 
-def _metropolis(graph: nx.Graph) -> np.ndarray:
+def _metropolis(graph: "nx.Graph") -> np.ndarray:
     adjacency, degree = _adjacency(graph)
     return _with_own(adjacency / (1 + np.maximum(degree[:, np.newaxis], degree)))
 
 
-def _uniform(graph: nx.Graph) -> np.ndarray:
+def _uniform(graph: "nx.Graph") -> np.ndarray:
     adjacency, degree = _adjacency(graph)
     return _with_own(adjacency / (1 + degree.max()))
 
 
-def _lazy(graph: nx.Graph) -> np.ndarray:
+def _lazy(graph: "nx.Graph") -> np.ndarray:
     return (_metropolis(graph) + np.eye(len(graph))) / 2
 
 
-def _best_constant(graph: nx.Graph) -> np.ndarray:
+def _best_constant(graph: "nx.Graph") -> np.ndarray:
     adjacency, degree = _adjacency(graph)
     return _with_own(best_constant(np.diag(degree) - adjacency) * adjacency)
 
 
-def _fastest(graph: nx.Graph) -> np.ndarray:
+def _fastest(graph: "nx.Graph") -> np.ndarray:
     # 1 at one end of each edge, -1 at its other end.
     incidence = nx.incidence_matrix(graph, range(len(graph)), oriented=True).toarray()
     start = best_constant(incidence @ incidence.T)
@@ -175,7 +175,7 @@ def _fastest(graph: nx.Graph) -> np.ndarray:
     return _with_own(matrix)
 
 
-def _constant(graph: nx.Graph, weight: float) -> np.ndarray:
+def _constant(graph: "nx.Graph", weight: float) -> np.ndarray:
     adjacency, degree = _adjacency(graph)
     if not weight > 0:
         raise ValueError(f"weights={weight} must be positive")
@@ -194,7 +194,7 @@ def _constant(graph: nx.Graph, weight: float) -> np.ndarray:
     return _with_own(weight * adjacency)
 
 
-def _largest_constant(graph: nx.Graph, degree: np.ndarray) -> str:
+def _largest_constant(graph: "nx.Graph", degree: np.ndarray) -> str:
     """Says which edge weights are small enough: the remedy in an error."""
     if degree.min() == degree.max() and nx.is_bipartite(graph):
         smaller = math.floor(1e6 / (1 + degree.max())) / 1e6
@@ -203,7 +203,7 @@ def _largest_constant(graph: nx.Graph, degree: np.ndarray) -> str:
     return f"the largest admissible weight is {largest}"
 
 
-_RULES: dict[str, Callable[[nx.Graph], np.ndarray]] = {
+_RULES: dict[str, Callable[["nx.Graph"], np.ndarray]] = {
     "metropolis": _metropolis,
     "uniform": _uniform,
     "lazy": _lazy,
@@ -224,7 +224,7 @@ def best_constant(laplacian: np.ndarray) -> float:
     return float(2 / (eigenvalues[1] + eigenvalues[-1]))
 
 
-def _adjacency(graph: nx.Graph) -> tuple[np.ndarray, np.ndarray]:
+def _adjacency(graph: "nx.Graph") -> tuple[np.ndarray, np.ndarray]:
     """The multiplicities, `float64[n, n]`, and the degrees, `int64[n]`."""
     adjacency = nx.to_numpy_array(graph, range(len(graph)), weight="multiplicity")
     return adjacency, adjacency.sum(axis=1).astype(np.int64)

@@ -2,9 +2,9 @@
 
 from math import isqrt
 
-import networkx as nx
 import numpy as np
 
+from djax import _networkx as nx
 from djax._values import check_integer
 
 from ._from_networkx import Weights, from_links, from_networkx

@@ -6,8 +6,9 @@ Only pictures need matplotlib, so that it is imported when one is drawn.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
+
+from djax import _networkx as nx
 
 from ._topology_checks import TOLERANCE
 
@@ -23,7 +24,7 @@ Layout = dict[int, tuple[float, float]]
 
 
 def plot_graph(
-    graph: nx.Graph, weights: np.ndarray, title: str, ax: "Axes | None"
+    graph: "nx.Graph", weights: np.ndarray, title: str, ax: "Axes | None"
 ) -> "Axes":
     """Draws trees outwards from their center, and other graphs on a circle.
 
@@ -72,7 +73,7 @@ def plot_steps(
     return shown
 
 
-def _graph_of_step(matrix: np.ndarray) -> nx.Graph:
+def _graph_of_step(matrix: np.ndarray) -> "nx.Graph":
     """Exchanges as edges, and the messages of a directed step as directed edges."""
     is_symmetric = np.abs(matrix - matrix.T).max() <= TOLERANCE
     messages = (matrix != 0) & ~np.eye(len(matrix), dtype=bool)
@@ -80,20 +81,20 @@ def _graph_of_step(matrix: np.ndarray) -> nx.Graph:
     return nx.from_numpy_array(messages.T, create_using=kind)
 
 
-def _draw(graph: nx.Graph, layout: Layout, ax: "Axes", **options: Any) -> None:
+def _draw(graph: "nx.Graph", layout: Layout, ax: "Axes", **options: Any) -> None:
     style = {"node_color": "white", "edgecolors": "black", "edge_color": "gray"}
     nx.draw_networkx(graph, layout, ax=ax, **style, **options)
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_axis_off()
 
 
-def _circle_layout(graph: nx.Graph) -> Layout:
+def _circle_layout(graph: "nx.Graph") -> Layout:
     """Places the nodes clockwise on a circle, the first one at the top."""
     angles = np.pi / 2 - 2 * np.pi * np.arange(len(graph)) / len(graph)
     return {i: (np.cos(angle), np.sin(angle)) for i, angle in enumerate(angles)}
 
 
-def _tree_layout(graph: nx.Graph) -> Layout:
+def _tree_layout(graph: "nx.Graph") -> Layout:
     """Places leaves at equal angles, and a parent amid its children.
 
     The distance from the center of the picture is the depth of a node.

@@ -6,9 +6,9 @@ for a whole period instead, from a seed, and repeats afterwards.
 
 import math
 
-import networkx as nx
 import numpy as np
 
+from djax import _networkx as nx
 from djax._values import check_integer, check_share
 
 from ._schedule import Schedule

@@ -7,8 +7,9 @@ from one by rounding alone are made exact. Larger deviations stay, and are refus
 
 from typing import Any
 
-import networkx as nx
 import numpy as np
+
+from djax import _networkx as nx
 
 # By how much the sum of weights that should be 1 may differ from 1, for weights in
 # single and in half precision. The unit is the distance from 1 to the next larger

@@ -12,9 +12,9 @@ colours.
 import random
 from itertools import cycle, product
 
-import networkx as nx
 import numpy as np
 
+from djax import _networkx as nx
 from djax._values import read_only
 
 from ._topology_checks import TOLERANCE
@@ -26,7 +26,7 @@ Rounds = tuple[tuple[int, ...], ...]
 _MOVES = 100
 
 
-def edge_coloring(graph: nx.Graph) -> Rounds:
+def edge_coloring(graph: "nx.Graph") -> Rounds:
     r"""Splits the edges of a graph into few matchings.
 
     With :math:`\Delta` the largest number of neighbours, there are

@@ -1,7 +1,8 @@
 """Checks of the matrices of a schedule, and how fast they bring workers together."""
 
-import networkx as nx
 import numpy as np
+
+from djax import _networkx as nx
 
 from ._topology_checks import NEGLIGIBLE, TOLERANCE
 
@@ -139,6 +140,6 @@ def _check_contraction(matrices: np.ndarray) -> None:
         )
 
 
-def _as_graph(links: np.ndarray) -> nx.DiGraph:
+def _as_graph(links: np.ndarray) -> "nx.DiGraph":
     """The graph with an edge from each sender, a column, to each of its receivers."""
     return nx.from_numpy_array(links.T, create_using=nx.DiGraph)

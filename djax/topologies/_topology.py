@@ -4,9 +4,9 @@ import dataclasses
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 
+from djax import _networkx as nx
 from djax._values import counted, describe, read_only
 
 from ._plot import plot_graph
@@ -62,7 +62,7 @@ class Topology:
     .. seealso:: :func:`djax.topologies.from_networkx` makes a topology of any graph.
     """
 
-    graph: nx.Graph
+    graph: "nx.Graph"
     mixing_matrix: np.ndarray
     name: str = "graph"
 
@@ -242,7 +242,7 @@ class Topology:
         return f"Topology({', '.join(parts)})"
 
 
-def _frozen_copy(graph: nx.Graph) -> nx.Graph:
+def _frozen_copy(graph: "nx.Graph") -> "nx.Graph":
     """Copies a graph with all nodes, edges and neighbours in ascending order."""
     copy = nx.empty_graph(len(graph))
     edges = graph.edges.data("multiplicity", default=1)

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import networkx as nx
 import numpy as np
 
+from djax import _networkx as nx
 from djax._values import check_integer, describe, is_array, is_communicator
 
 # The sum of float64 weights that should be 1 differs from 1 by far less than this.
@@ -79,7 +79,7 @@ def check_is_graph(name: str, graph: Any) -> None:
     raise TypeError(f"{name} needs a networkx.Graph, got {describe(graph)}; {remedy}")
 
 
-def check_graph(graph: nx.Graph) -> None:
+def check_graph(graph: "nx.Graph") -> None:
     """Raises ValueError unless a graph can be that of a topology.
 
     It has to be connected, simple, undirected, and on the nodes `0, ..., n - 1`.
@@ -122,12 +122,12 @@ def _check_edge(i: int, j: int, multiplicity: Any) -> None:
         )
 
 
-def _unreached(graph: nx.Graph) -> set[int]:
+def _unreached(graph: "nx.Graph") -> set[int]:
     """The workers to which no path leads from worker 0."""
     return set(graph) - nx.node_connected_component(graph, 0)
 
 
-def check_mixing_matrix(matrix: np.ndarray, graph: nx.Graph) -> None:
+def check_mixing_matrix(matrix: np.ndarray, graph: "nx.Graph") -> None:
     """Raises ValueError unless a matrix mixes along the edges of a graph.
 
     It has to be symmetric, doubly stochastic and zero between workers that are not
@@ -206,7 +206,7 @@ def _check_contraction(matrix: np.ndarray) -> None:
         )
 
 
-def _check_consensus(matrix: np.ndarray, graph: nx.Graph) -> None:
+def _check_consensus(matrix: np.ndarray, graph: "nx.Graph") -> None:
     """Raises ValueError unless the powers of nonnegative weights converge to the mean.
 
     They do if the edges of positive weight connect all workers. If no worker gives a

@@ -1,7 +1,6 @@
 """Graphs without cycles, on which RelaySGD passes sums from worker to worker."""
 
-import networkx as nx
-
+from djax import _networkx as nx
 from djax._values import check_integer
 
 from ._from_networkx import Weights, from_links

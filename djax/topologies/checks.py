@@ -7,9 +7,9 @@ builder, or a builder that was not called. The errors name the call that was mea
 from collections.abc import Sequence
 from typing import Any
 
-import networkx as nx
 import numpy as np
 
+from djax import _networkx as nx
 from djax._values import describe, is_array, is_communicator
 
 from ._schedule import Schedule

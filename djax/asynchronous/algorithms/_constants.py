@@ -24,10 +24,10 @@ Decentralized Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Proposit
 
 from typing import NamedTuple
 
-import networkx as nx
 import numpy as np
 from numpy.typing import ArrayLike
 
+from djax import _networkx as nx
 from djax.topologies import Topology
 from djax.topologies.checks import check_undirected
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import networkx as nx
 import numpy as np
 from jax.typing import ArrayLike
 
+from djax import _networkx as nx
 from djax import mixing
 from djax._arrays.split import split, unravel
 from djax._interfaces import Communicator, PyTree
