@@ -1,7 +1,8 @@
 """Starts workers with equal values, and checks that values are equal."""
 
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,16 +42,22 @@ def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
 
     check_communicator("replicate", communicator)
     check_arrays("replicate", tree)
+    sharding, count = communicator.sharding, len(communicator.local_ranks)
+    if sharding is not None:  # On a mesh, rows of all ranks.
+        count = communicator.size
+    return _stacked(sharding)(tree, count)
+
+
+@functools.lru_cache(maxsize=8)
+def _stacked(sharding: Any) -> Callable[[PyTree, int], PyTree]:
+    """Makes a function that repeats all arrays of a tree, in one program."""
 
     def stack(tree, count):
         return jax.tree.map(
             lambda x: jnp.broadcast_to(jnp.asarray(x), (count, *np.shape(x))), tree
         )
 
-    if (sharding := communicator.sharding) is not None:  # On a mesh, rows of all ranks.
-        everywhere = jax.jit(stack, static_argnums=1, out_shardings=sharding)
-        return everywhere(tree, communicator.size)
-    return stack(tree, len(communicator.local_ranks))
+    return jax.jit(stack, static_argnums=1, out_shardings=sharding)
 
 
 def check_agreement(

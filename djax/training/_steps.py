@@ -59,9 +59,14 @@ def init_workers(
     check_communicator("init_workers", communicator)
     check_arrays("init_workers", params, modules=False)
     check_arrays("init_workers", model_state)
-    opt_state = jax.jit(communicator.spmd(optimizer.init))(params)
-    params, model_state = jax.tree.map(jnp.copy, (params, model_state))
-    return Workers(params, opt_state, model_state)
+
+    @jax.jit
+    def start(params, model_state):  # One program: each takes milliseconds to compile.
+        opt_state = communicator.spmd(optimizer.init)(params)
+        params, model_state = jax.tree.map(jnp.copy, (params, model_state))
+        return Workers(params, opt_state, model_state)
+
+    return start(params, model_state)
 
 
 def make_steps(

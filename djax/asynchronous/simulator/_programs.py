@@ -1,6 +1,7 @@
 """Compiled programs that run waves of events, with all workers on one device."""
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from djax import metrics
 from djax._arrays.finite import all_finite
+from djax._arrays.precision import promote
 from djax._interfaces import PyTree
 from djax.communicators import simulated
 from djax.training import GradientFn
@@ -93,7 +94,9 @@ class Programs(NamedTuple):
     """The compiled programs of a simulation.
 
     Attributes:
-      init: `params -> state` makes the states of all workers.
+      start: `(params, model_state, computes) -> run` makes all workers as they are
+        before the first event, out of copies. `computes` says whether there are
+        gradients, for which the models are copied once more.
       looped: `(run, waves, batches, count) -> (run, (metrics, finite))` runs all waves
         in one program, and returns `(run, ())` if there are no gradients. `finite` is
         `bool[gradients, 2]`, from :func:`djax.asynchronous._finite.applied`.
@@ -103,7 +106,7 @@ class Programs(NamedTuple):
         is the time since each worker's last event, `float[n]`.
     """
 
-    init: Callable[..., PyTree]
+    start: Callable[..., Run]
     snapshot: Callable[..., dict[str, PyTree]]
     looped: Callable[..., tuple[Run, PyTree]]
     dispatched: Callable[..., tuple[Run, PyTree]]
@@ -134,9 +137,19 @@ def make_programs(
         gradient,
         jax.jit(apply, donate_argnums=0),
     )
-    init = jax.jit(lambda params: jax.vmap(algorithm.init)(params))
+    start = jax.jit(functools.partial(_start, algorithm), static_argnums=2)
     snapshot = jax.jit(functools.partial(_snapshot, algorithm))
-    return Programs(init, snapshot, jax.jit(looped, donate_argnums=0), dispatched)
+    return Programs(start, snapshot, jax.jit(looped, donate_argnums=0), dispatched)
+
+
+def _start(algorithm, params: PyTree, model_state: PyTree, computes: bool) -> Run:
+    """See :class:`Programs`."""
+    return Run(
+        params=copies(params),
+        state=jax.vmap(algorithm.init)(params),
+        started=copies(params) if computes else (),
+        model_state=copies(model_state),
+    )
 
 
 def _snapshot(algorithm, run: Run, since: jax.Array) -> dict[str, PyTree]:
@@ -155,14 +168,18 @@ def _distance(params: PyTree, finite: jax.Array) -> jax.Array:
     communicator = simulated(size)
 
     def distance(params, finite):
-        # A model that is not finite is replaced by the mean of the finite ones, which
-        # adds nothing to the sum.
-        kept = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), params)
+        # Zeros in place of models that are not finite add nothing to the sums.
+        kept = jax.tree.map(
+            lambda x: jnp.where(finite, promote(x), jnp.zeros_like(promote(x))), params
+        )
         mean = jax.tree.map(
             lambda x: x * (size / count).astype(x.dtype), communicator.mean(kept)
         )
-        moved = jax.tree.map(lambda x, m: jnp.where(finite, x, m), params, mean)
-        return metrics.consensus_distance(moved, communicator)
+        squares = jax.tree.map(
+            lambda x, m: jnp.sum(jnp.square(jnp.abs(x - m))), kept, mean
+        )
+        own = functools.reduce(operator.add, jax.tree.leaves(squares))
+        return communicator.mean(jnp.where(finite, own, jnp.zeros_like(own)))
 
     return communicator.spmd(distance)(params, finite)[0] * (size / count)
 

@@ -23,8 +23,7 @@ from .._finite import describe as describe_nonfinite
 from ..algorithms import EventTransformation, other_rates
 from ._batches import Batches
 from ._events import Events
-from ._programs import Run, describe, make_programs
-from ._rows import copies
+from ._programs import describe, make_programs
 from ._waves import capacities, level
 
 
@@ -155,25 +154,29 @@ def simulate(
                 "batches."
             )
         stream = Batches(batches, events)
-        model, state = jax.tree.map(lambda x: x[0], (params, model_state))
-        check_gradient_fn("simulate", gradient_fn, model, state, stream.example)
-    start = copies((params, model_state))
+        _check_gradient_fn(gradient_fn, params, model_state, stream)
     programs = make_programs(algorithm, gradient_fn, nonfinite == "skip")
     program = programs.dispatched if dispatch else programs.looped
     raises = nonfinite == "raise"
-    return _snapshots(programs, program, events, start, stream, ends, raises)
+    run = programs.start(params, model_state, stream is not None)
+    return _snapshots(programs, program, events, run, stream, ends, raises)
+
+
+def _check_gradient_fn(
+    gradient_fn: GradientFn, params: PyTree, model_state: PyTree, stream: Batches
+) -> None:
+    """Raises TypeError unless a gradient of the first worker is as it should be."""
+
+    def first(tree):
+        return jax.tree.map(lambda x: x[0], tree)
+
+    model, state = jax.eval_shape(first, (params, model_state))
+    check_gradient_fn("simulate", gradient_fn, model, state, stream.example)
 
 
 def _snapshots(
-    programs, program, events, start, stream, ends, raises
+    programs, program, events, run, stream, ends, raises
 ) -> Iterator[Snapshot]:
-    params, model_state = start
-    run = Run(
-        params=params,
-        state=programs.init(params),
-        started=copies(params) if stream else (),
-        model_state=model_state,
-    )
     sizes = capacities(events)
     last = np.searchsorted(events.time, ends, side="right")
     spans = list(zip([0, *last[:-1]], last, strict=True))
@@ -191,11 +194,11 @@ def _snapshots(
         batches = stream.take(new, most) if stream else ()
         run, measured = program(run, described, batches, count)
         both = measured or ((), ())
-        measured, finite = jax.tree.map(lambda x, new=new: x[:new], both)
+        measured, finite = jax.tree.map(lambda x, new=new: _first(x, new), both)
         if raises and new:
             _check_finite(events, before, np.asarray(finite))
         before += new
-        since = jnp.asarray(end - events.last_times(end), jnp.result_type(float))
+        since = np.asarray(end - events.last_times(end), jnp.result_type(float))
         yield Snapshot(
             time=float(end), metrics=measured, **programs.snapshot(run, since)
         )
@@ -218,6 +221,11 @@ def _check_finite(events: Events, before: int, finite: np.ndarray) -> None:
     number = int((workers == worker).sum())
     text = describe_nonfinite(worker, number, finite[first])
     raise NonFiniteError(f"simulate: {text}", (worker,), number - 1)
+
+
+def _first(array: jax.Array, count: int) -> jax.Array:
+    """Returns the first rows; JAX would compile a program for each number of rows."""
+    return array if len(array) == count else jax.device_put(np.asarray(array)[:count])
 
 
 def _pad(array: np.ndarray, length: int) -> np.ndarray:
