@@ -32,7 +32,7 @@ from djax import communicators, data
 from djax.training import CheckpointError
 from djax.transport import GUARD
 
-from .lib import errors, options, report, signals, trainer
+from .lib import errors, options, processes, report, signals, trainer
 from .lib.config import Config, command_line
 from .lib.run import Run
 
@@ -158,6 +158,7 @@ def parse(
 
 def main(arguments: Sequence[str] | None = None) -> trainer.Job:
     """Runs the command line."""
+    processes.keep_compiled()
     try:
         config = parse(arguments)
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ import rich.console
 import rich.table
 import tyro
 
-from . import report
+from . import processes, report
 from .report import panels as panels
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def configure(
     arguments: Sequence[str] | None,
     kind: type[C] = Config,
 ) -> C:
-    """Reads the command line of a figure's script."""
+    """Reads the command line of a figure's script, and keeps what it compiles."""
+    processes.keep_compiled()
     path = pathlib.Path(script)
     config = tyro.cli(
         kind,

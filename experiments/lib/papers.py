@@ -71,6 +71,7 @@ def script(described: types.ModuleType) -> Callable[..., list[dict[str, Any]]]:
     name, table = described.__name__.replace(".configs", ""), described.TABLE
 
     def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        processes.keep_compiled()
         with errors.heard_once():
             choice = tyro.cli(
                 Choice,
