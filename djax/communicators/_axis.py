@@ -158,6 +158,25 @@ class SimulatedCommunicator(_AxisCommunicator):
 
         return jax.tree.map(mean, tree)
 
+    def combine(self, tree: PyTree, weights: jax.Array) -> PyTree:
+        """Returns a weighted sum of the trees of all workers, in float32 or wider.
+
+        In the program of all workers it is a product of the matrix of their weights and
+        the matrix of their trees. Other communicators have no such method, since their
+        workers would have to send their trees to all others.
+
+        Args:
+          tree: this worker's arrays of floats.
+          weights: `float[size]`, this worker's weight for the tree of each worker.
+        """
+
+        def of_leaf(x):
+            everyones = jax.lax.all_gather(promote(x), self.axis_name)
+            mine = weights.astype(everyones.dtype)
+            return jnp.tensordot(mine, everyones, axes=1, precision="highest")
+
+        return jax.tree.map(of_leaf, tree)
+
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """See :class:`djax.Communicator`."""
         _common.check_function(fn)

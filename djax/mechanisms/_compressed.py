@@ -141,7 +141,7 @@ class Messages:
             return difference(code.decompress(theirs, tree), own)
 
         heard = mixing.weighted_sum(
-            message, read, self.graph, self.communicator, step=step
+            message, read, self.graph, self.communicator, values=own, step=step
         )
         next_step = optax.safe_increment(step)
         state = state._replace(

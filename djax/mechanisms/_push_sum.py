@@ -163,9 +163,9 @@ def push_sum(
         If messages are rounded, :math:`z` is the rounded value, and the worker keeps
         what the rounding leaves out. In this way the sum over all workers is kept.
         """
-        heard = mixing.weighted_sum(
-            message, read, schedule, communicator, step=exchanges, key=key
-        )
+        values = mixing.as_sent(message, communicator, exchanges)
+        options = {"values": values, "step": exchanges, "key": key}
+        heard = mixing.weighted_sum(message, read, schedule, communicator, **options)
         now = jnp.asarray(exchanges) % schedule.period
         share = jnp.asarray(received)[now, communicator.rank()]
 

@@ -20,11 +20,8 @@ mean of all models stays where it is. If a worker used its own model without rou
 the mean would drift by the rounding errors.
 """
 
-# This file has more than 300 lines, so that the whole way of a message through a step
-# can be read in one place; half of it are the docstrings of public functions.
-
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -34,15 +31,16 @@ import optax
 from jax.typing import ArrayLike
 
 from djax._arguments import check_sizes, check_weights
-from djax._arrays.checks import is_function
-from djax._arrays.keys import check_key, key_of_step
+from djax._arrays.keys import check_key
 from djax._arrays.precision import promote
 from djax._interfaces import Communicator, PyTree
 from djax.topologies import Graph
 from djax.topologies.checks import check_graph_kind
 
 from ._alternate import alternate
+from ._many_rounds import by_loop, by_product, choose
 from ._narrow import narrow
+from ._rounds import Heard, mine, read_back, rounds
 
 __all__ = [
     "Heard",
@@ -57,25 +55,6 @@ __all__ = [
     "weighted_sum",
 ]
 __dir__ = __all__.copy  # For dir() and completion.
-
-
-class Heard(NamedTuple):
-    """What a worker receives in one round.
-
-    Attributes:
-      message: the neighbour's message, as it was sent; the worker's own message if it
-        has no neighbour in this round.
-      own: the worker's own message, as it was sent.
-      weight: `float[]`, the mixing weight of the neighbour in this step; 0 if the
-        worker has no neighbour in this round, or if the message was lost.
-      arrived: `bool[]`, whether the message arrived; the Python value True if the
-        communicator loses no messages.
-    """
-
-    message: PyTree
-    own: PyTree
-    weight: jax.Array
-    arrived: jax.Array | bool
 
 
 class Sum(NamedTuple):
@@ -152,6 +131,7 @@ def weighted_sum(
     graph: Graph,
     communicator: Communicator,
     *,
+    values: PyTree | None = None,
     step: ArrayLike | None = None,
     key: jax.Array | None = None,
 ) -> Sum:
@@ -169,6 +149,11 @@ def weighted_sum(
         both as they were sent, and returns a tree of arrays in float32 or wider.
       graph: the neighbours and the mixing weights :math:`w_{ij}`.
       communicator: how messages travel.
+      values: a tree :math:`v_i` like the result of `read`, if
+        :math:`\operatorname{read}(m_j, m_i) = v_j - v_i` wherever all numbers are
+        finite. In simulation, a step of many rounds is then a single matrix product.
+        With :func:`difference` and :func:`finite_difference` the messages are these
+        values, and need not be passed.
       step: see :func:`displacement`.
       key: PRNG key that decides which messages are lost; `jax.random.key(0)` by
         default.
@@ -179,14 +164,25 @@ def weighted_sum(
     _check("mixing.weighted_sum", graph, communicator, key)
     step = _known_step("mixing.weighted_sum", graph, communicator, step)
     own = as_sent(message, communicator, step)
-    # Steps with equally many rounds share one compiled branch.
+    if read in (difference, finite_difference):
+        values = own
+    # Steps that are computed in the same way share one compiled branch.
     counts = [len(graph.rounds_at(t)) for t in range(graph.period)]
-    kinds = sorted(set(counts))
+    ways = [choose(count, values is not None, communicator) for count in counts]
+    kinds = sorted(set(ways), key=str)
 
     def over_rounds(kind, message, step):
-        steps = [t for t, count in enumerate(counts) if count == kinds[kind]]
+        steps = [t for t, way in enumerate(ways) if way == kinds[kind]]
+        looped = functools.partial(
+            by_loop, message, own, read, graph, communicator, steps, step
+        )
+        if kinds[kind] == "product":
+            repair = None if read is finite_difference else looped
+            return by_product(values, graph, communicator, steps, step, repair), None
+        if kinds[kind] == "loop":
+            return looped(), None
         total = weight = None
-        for heard in _rounds(message, graph, communicator, steps, step, key):
+        for heard in rounds(message, graph, communicator, steps, step, key):
             found = read(heard.message, own)
             if heard.arrived is not True:
                 nothing = optax.tree.zeros_like(found)
@@ -200,10 +196,10 @@ def weighted_sum(
             weight = jnp.zeros(())
         return total, weight
 
-    if len(kinds) == 1:
-        return Sum(own, *over_rounds(0, message, step))
     branches = [functools.partial(over_rounds, i) for i in range(len(kinds))]
-    schedule = [kinds.index(n) for n in counts]
+    if len(kinds) == 1:
+        return Sum(own, *branches[0](message, step))
+    schedule = [kinds.index(way) for way in ways]
     return Sum(own, *alternate(step, schedule, branches, message, step))
 
 
@@ -236,7 +232,7 @@ def exchange(
     """
     _check("mixing.exchange", graph, communicator, key)
     step = _known_step("mixing.exchange", graph, communicator, step)
-    return _rounds(message, graph, communicator, range(graph.period), step, key)
+    return rounds(message, graph, communicator, range(graph.period), step, key)
 
 
 def as_sent(
@@ -255,7 +251,7 @@ def as_sent(
     if communicator.message_dtype is None:
         return message
     step = _known_step("mixing.as_sent", None, communicator, step)
-    return _read(narrow(message, communicator, step), message)
+    return read_back(narrow(message, communicator, step), message)
 
 
 def difference(theirs: PyTree, mine: PyTree) -> PyTree:
@@ -315,71 +311,4 @@ def _known_step(
 def _own_weight(graph: Graph, communicator: Communicator, step: ArrayLike) -> jax.Array:
     """`float[]`, the weight that this worker gives to its own model in a step."""
     diagonals = np.diagonal(graph.matrices, axis1=1, axis2=2)
-    return _mine(diagonals, communicator, jnp.asarray(step) % graph.period)
-
-
-def _rounds(
-    message: PyTree | Callable[[int], PyTree],
-    graph: Graph,
-    communicator: Communicator,
-    steps: Sequence[int],
-    step: ArrayLike,
-    key: jax.Array | None,
-) -> Iterator[Heard]:
-    """Makes the rounds of a step, which is one of `steps` of the graph's period."""
-
-    def with_wire(sent):
-        """The message, and the rounded one that travels, if messages are rounded."""
-        if communicator.message_dtype is None:
-            return sent, sent
-        return sent, narrow(sent, communicator, step)
-
-    once = None if is_function(message) else with_wire(message)
-    drop_key = key_of_step(key, step)
-    now = _place(steps, graph.period, step)
-    for r in range(max(len(graph.rounds_at(t)) for t in steps)):
-        sources, weights = zip(*(_round(graph, t, r) for t in steps), strict=True)
-        sent, wire = once or with_wire(message(r))
-        if len(set(sources)) == 1:
-            source, index = sources[0], None
-            received = communicator.permute(wire, source)
-        else:
-            source, index = sources, now
-            received = communicator.permute_one_of(wire, source, index)
-        own = wire
-        if wire is not sent:
-            received, own = _read(received, sent), _read(wire, sent)
-        arrived = communicator.arrived(source, drop_key, step=step, index=index)
-        weight = _mine(np.array(weights), communicator, now)
-        if arrived is not True:
-            weight = jnp.where(arrived, weight, 0)
-        yield Heard(received, own, weight, arrived)
-
-
-def _round(graph: Graph, t: int, r: int) -> tuple[Sequence[int], np.ndarray]:
-    """The senders and weights of round `r` of step `t`; beyond the last, of silence."""
-    if r < len(rounds := graph.rounds_at(t)):
-        return rounds[r], graph.round_weights_at(t)[r]
-    return tuple(range(graph.size)), np.zeros(graph.size)
-
-
-def _mine(table: np.ndarray, communicator: Communicator, now: ArrayLike) -> jax.Array:
-    """Looks up this worker's entry for a step in a table `[steps, n]`."""
-    rank = communicator.rank()
-    if len(table) == 1:
-        return jnp.asarray(table[0])[rank]
-    return jnp.asarray(table)[now, rank]
-
-
-def _place(steps: Sequence[int], period: int, step: ArrayLike) -> ArrayLike:
-    """`int32[]`, the position of the present step of the period within `steps`."""
-    now = jnp.asarray(step, jnp.int32) % period
-    if len(steps) == period:
-        return now
-    places = np.zeros(period, np.int32)
-    places[list(steps)] = np.arange(len(steps))
-    return jnp.asarray(places)[now]
-
-
-def _read(wire: PyTree, like: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: x.astype(jnp.result_type(y)), wire, like)
+    return mine(diagonals, communicator, jnp.asarray(step) % graph.period)

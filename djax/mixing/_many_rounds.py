@@ -1,0 +1,181 @@
+"""Steps of many rounds, in simulation: one matrix product, or a loop.
+
+On a graph with many neighbours a step has many rounds. In simulation, a program that
+makes all of them one after the other compiles slowly, and takes longer the more rounds
+it has, since every round reads all models again. If the workers share a device, there
+are two other ways:
+
+* :func:`by_product` computes the step of all workers as one product of the mixing
+  matrix and their messages. That is possible where what is read out of messages is a
+  difference of values.
+* :func:`by_loop` makes one round in a loop over the rounds. The size of the program
+  does not depend on their number.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from djax._arrays.finite import all_finite
+from djax._arrays.precision import difference, promote
+from djax._counting import present_counter
+from djax._interfaces import Communicator, PyTree
+from djax.topologies import Graph
+
+from ._alternate import alternate
+from ._narrow import narrow
+from ._rounds import mine, place, read_back, round_of
+
+# With more than 4 + n / 16 rounds of n workers, a product takes less time than the
+# rounds one after the other, and with more than 32 rounds a loop does. Both numbers
+# were measured on CPUs, for 16 to 1,024 workers.
+_FEW_ROUNDS = 4
+_WORKERS_A_ROUND = 16
+_LONG = 32
+# Weights that should be equal differ by rounding errors only, far less than this.
+_ROUNDING = 1e-12
+
+
+def choose(count: int, linear: bool, communicator: Communicator) -> str | int:
+    """Returns in which way a step is computed.
+
+    Args:
+      count: the number of rounds of the step.
+      linear: whether what is read out of messages is a difference of values.
+      communicator: how messages travel.
+
+    Returns:
+      "product", "loop", or `count` for the rounds one after the other.
+    """
+    simulated = (
+        hasattr(communicator, "combine")
+        and not communicator.drop_probability
+        and present_counter() is None
+    )
+    if simulated and linear:
+        if count > _FEW_ROUNDS + communicator.size / _WORKERS_A_ROUND:
+            return "product"
+    elif simulated and count > _LONG:
+        return "loop"
+    return count
+
+
+def by_product(
+    values: PyTree,
+    graph: Graph,
+    communicator: Any,
+    steps: Sequence[int],
+    step: ArrayLike,
+    repair: Callable[[], PyTree] | None,
+) -> PyTree:
+    r"""Returns :math:`\sum_j w_{ij} (v_j - v_i)` of a step, in float32 or wider.
+
+    The product is taken of the differences :math:`v_j - v_0` from the values of
+    worker 0. With these differences, the result for equal values is exactly 0, and its
+    rounding errors are relative to how far apart the workers are.
+
+    Args:
+      values: this worker's :math:`v_i`, a tree of arrays of floats.
+      graph: the neighbours and the mixing weights.
+      communicator: has the method `combine`.
+      steps: the steps of the graph's period of which this may be one.
+      step: `int32[]`, the number of steps so far.
+      repair: makes the rounds. It is called for the result if some number is not
+        finite; the program computes that branch only then. None leaves out differences
+        that are not finite.
+    """
+    matrices = graph.matrices[list(steps)]
+    if repair is None and np.abs(matrices - 1 / graph.size).max() <= _ROUNDING:
+        return _from_the_mean(values, communicator)
+    rests = matrices - matrices.sum(axis=2)[:, :, None] * np.eye(graph.size)
+    weights = mine(rests, communicator, place(steps, graph.period, step))
+    start = jax.tree.map(_zero_if_not_finite, communicator.broadcast(values))
+    moved = difference(values, start)
+
+    def without_the_infinite():
+        ranks = jnp.arange(graph.size, dtype=jnp.int32)
+        others = jnp.where(ranks == communicator.rank(), 0, weights)
+        known = jax.tree.map(lambda x: jnp.isfinite(x).astype(x.dtype), moved)
+        finite = jax.tree.map(_zero_if_not_finite, moved)
+        sums = communicator.combine((finite, known), others)
+        return jax.tree.map(lambda m, x, s, w: m * (s - w * x), known, finite, *sums)
+
+    # A number that is not finite makes its coordinate so for every worker, since 0
+    # times infinity is NaN: the result of worker 0 tells of all.
+    total = communicator.combine(moved, weights)
+    sound = all_finite(communicator.broadcast(total))
+    return _unless(sound, lambda _: (repair or without_the_infinite)(), total)
+
+
+def _from_the_mean(values: PyTree, communicator: Any) -> PyTree:
+    """The sum on a complete graph of equal weights, in the time of an all-reduce.
+
+    Each worker gets :math:`s - c v_i`, in which s is the sum of the finite values over
+    n, and c the share of the workers that have one. Usually c is 1.
+    """
+
+    def with_shares(_):
+        finite = jax.tree.map(_zero_if_not_finite, values)
+        known = jax.tree.map(lambda x: jnp.isfinite(x).astype(x.dtype), values)
+        return communicator.mean((finite, known))
+
+    values = jax.tree.map(promote, values)
+    mean = communicator.mean(values)
+    usual = mean, jax.tree.map(jnp.ones_like, mean)
+    mean, share = _unless(all_finite(mean), with_shares, usual)
+    return jax.tree.map(
+        lambda x, m, c: _zero_if_not_finite(m - c * x), values, mean, share
+    )
+
+
+def _unless(sound: jax.Array, fn: Callable[[PyTree], PyTree], tree: PyTree) -> PyTree:
+    """Returns the tree, or `fn(tree)` unless it is sound."""
+    return alternate(jnp.where(sound, 0, 1), (0, 1), (lambda x: x, fn), tree)
+
+
+def _zero_if_not_finite(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+
+def by_loop(
+    message: PyTree,
+    own: PyTree,
+    read: Callable[[PyTree, PyTree], PyTree],
+    graph: Graph,
+    communicator: Communicator,
+    steps: Sequence[int],
+    step: ArrayLike,
+) -> PyTree:
+    r"""Returns :math:`\sum_j w_{ij} \operatorname{read}(m_j, m_i)`, round after round.
+
+    Args:
+      message: what this worker sends, :math:`m_i`.
+      own: the message as it was sent.
+      read: see :func:`djax.mixing.weighted_sum`.
+      graph: the neighbours and the mixing weights.
+      communicator: a communicator that loses no messages.
+      steps: the steps of the graph's period of which this may be one.
+      step: `int32[]`, the number of steps so far.
+    """
+    wire = message
+    if communicator.message_dtype is not None:
+        wire = narrow(message, communicator, step)
+    count = max(len(graph.rounds_at(t)) for t in steps)
+    exchanges = [round_of(graph, t, r) for t in steps for r in range(count)]
+    sources, weights = zip(*exchanges, strict=True)
+    first = place(steps, graph.period, step) * count
+
+    def one_round(total, r):
+        received = communicator.permute_one_of(wire, sources, first + r)
+        found = read(read_back(received, message), own)
+        weight = mine(np.array(weights), communicator, first + r)
+        part = jax.tree.map(lambda x: weight.astype(x.dtype) * x, found)
+        return jax.tree.map(jnp.add, total, part), None
+
+    nothing = jax.tree.map(jnp.zeros_like, read(own, own))
+    rounds = jnp.arange(count, dtype=jnp.int32)
+    return jax.lax.scan(one_round, nothing, rounds)[0]
