@@ -64,7 +64,9 @@ def check_weights(name: str, graph: Graph, communicator: Communicator) -> None:
       graph: the graph and its weights.
       communicator: how messages travel, and whether they may be lost.
     """
-    if communicator.drop_probability and (graph.matrices < 0).any():
+    if communicator.drop_probability and any(
+        graph.weights_at(t).data.min(initial=0) < 0 for t in range(graph.period)
+    ):
         raise ValueError(
             f"{name}: some weights of {graph!r} are negative. Where messages are lost, "
             "the weights of the others are divided by their sum, which takes weights "

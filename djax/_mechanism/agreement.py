@@ -7,6 +7,7 @@ each mechanism compares parameters, graphs and options between all ranks once.
 """
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
@@ -71,10 +72,10 @@ def _facts(mechanism: str, params: PyTree, given: dict[str, Any]) -> dict[str, A
         facts[f"params{path}"] = _type(leaf)
     for name, value in given.items():
         if isinstance(value, Topology):
-            facts["the graph"] = _labelled(value, value.rounds)
-            facts["the graph's weights"] = _labelled(value, value.mixing_matrix)
+            facts["the graph"] = _labelled(value, [np.asarray(value.rounds)])
+            facts["the graph's weights"] = _labelled(value, _weights(value))
         elif isinstance(value, Schedule):
-            facts["the schedule"] = _labelled(value, value.matrices)
+            facts["the schedule"] = _labelled(value, _weights(value))
         elif isinstance(value, Compressor):
             facts["the compressor"] = value.compress.__qualname__.partition(".")[0]
             facts["the compressor's messages"] = _message_type(value, params)
@@ -83,11 +84,22 @@ def _facts(mechanism: str, params: PyTree, given: dict[str, Any]) -> dict[str, A
     return facts
 
 
-def _labelled(graph: Graph, numbers: Any) -> GraphLabel:
+def _weights(graph: Graph) -> Iterator[np.ndarray]:
+    """The weights of all steps and their places."""
+    for t in range(graph.period):
+        matrix = graph.weights_at(t).copy()
+        # Different machines may round the same weights differently.
+        matrix.data = np.round(matrix.data, 9)
+        matrix.eliminate_zeros()
+        yield from (matrix.indptr, matrix.indices, matrix.data)
+
+
+def _labelled(graph: Graph, numbers: Iterable[np.ndarray]) -> GraphLabel:
     """Makes a label that compares a graph by its numbers, and shows it by its name."""
-    # Different machines may round the same weights differently.
-    rounded = np.round(np.asarray(numbers, np.float64), 9) + 0.0
-    digest = hashlib.sha256(f"{rounded.shape}".encode() + rounded.tobytes())
+    digest = hashlib.sha256()
+    for array in numbers:
+        same = array.astype(np.float64)
+        digest.update(f"{same.shape}".encode() + same.tobytes())
     return GraphLabel(graph.name, graph.size, digest.hexdigest()[:12])
 
 

@@ -60,7 +60,10 @@ def label_of(graph: Graph, *, weights: bool) -> GraphLabel:
         rounds = np.asarray(graph.rounds_at(t), np.int64)
         digest.update(f"{len(rounds)} rounds".encode() + rounds.tobytes())
     if weights:
-        digest.update(graph.matrices.tobytes())
+        for t in range(graph.period):
+            matrix = graph.weights_at(t)
+            places = np.concatenate([matrix.indptr, matrix.indices]).astype(np.int64)
+            digest.update(places.tobytes() + matrix.data.tobytes())
     return GraphLabel(graph.name, graph.size, digest.hexdigest()[:12])
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -124,7 +125,8 @@ def push_sum(
     check_static("push_sum", rounds=rounds)
     check_flags("push_sum", overlap=overlap)
     rounds = check_integer(rounds, "push_sum: rounds")
-    received, balanced = schedule.matrices.sum(axis=2), schedule.doubly_stochastic
+    steps, balanced = range(schedule.period), schedule.doubly_stochastic
+    received = np.array([schedule.weights_at(t).sum(axis=1) for t in steps])
 
     def init(params):
         averaged = jax.tree.map(lambda _: optax.EmptyState(), params)

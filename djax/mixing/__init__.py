@@ -310,5 +310,5 @@ def _known_step(
 
 def _own_weight(graph: Graph, communicator: Communicator, step: ArrayLike) -> jax.Array:
     """`float[]`, the weight that this worker gives to its own model in a step."""
-    diagonals = np.diagonal(graph.matrices, axis1=1, axis2=2)
-    return mine(diagonals, communicator, jnp.asarray(step) % graph.period)
+    diagonals = [graph.weights_at(t).diagonal() for t in range(graph.period)]
+    return mine(np.array(diagonals), communicator, jnp.asarray(step) % graph.period)

@@ -88,7 +88,7 @@ def by_product(
         finite; the program computes that branch only then. None leaves out differences
         that are not finite.
     """
-    matrices = graph.matrices[list(steps)]
+    matrices = np.array([graph.weights_at(t).toarray() for t in steps])
     if repair is None and np.abs(matrices - 1 / graph.size).max() <= _ROUNDING:
         return _from_the_mean(values, communicator)
     rests = matrices - matrices.sum(axis=2)[:, :, None] * np.eye(graph.size)

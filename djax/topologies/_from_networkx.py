@@ -5,7 +5,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,12 @@ from djax._values import describe
 
 from ._rounding import numbers
 from ._semidefinite import fastest_weights
+from ._sparse import add_diagonal, edge_array, from_edges, is_sparse
 from ._topology import Topology
 from ._topology_checks import NEGLIGIBLE, TOLERANCE, check_graph, check_is_graph
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Rule = Literal["metropolis", "uniform", "lazy", "best_constant", "fastest"]
 Weights = Rule | float | npt.ArrayLike
@@ -128,7 +132,7 @@ def _numbered(graph: "nx.Graph") -> "nx.Graph":
     return nx.relabel_nodes(graph, dict(zip(nodes, workers, strict=True)))
 
 
-def _mixing_matrix(graph: "nx.Graph", weights: Weights) -> np.ndarray:
+def _mixing_matrix(graph: "nx.Graph", weights: Weights) -> Any:
     """The mixing matrix that `weights` stands for, `float64[n, n]`.
 
     Only the name of a rule and a constant weight are checked here. A given array is
@@ -136,6 +140,8 @@ def _mixing_matrix(graph: "nx.Graph", weights: Weights) -> np.ndarray:
     """
     if isinstance(weights, str) and weights in _RULES:
         return _RULES[weights](graph) if len(graph) > 1 else np.ones((1, 1))
+    if is_sparse(weights):
+        return weights
     array = numbers(weights)
     if array is None:
         raise ValueError(
@@ -146,36 +152,39 @@ def _mixing_matrix(graph: "nx.Graph", weights: Weights) -> np.ndarray:
     return _constant(graph, array.item()) if array.ndim == 0 else array
 
 
-def _metropolis(graph: "nx.Graph") -> np.ndarray:
+def _metropolis(graph: "nx.Graph") -> "csr_array":
+    size, edges = len(graph), edge_array(graph)
+    _, degree = _adjacency(graph)
+    larger = np.maximum(degree[edges[:, 0]], degree[edges[:, 1]])
+    return _with_own(from_edges(size, edges, edges[:, 2] / (1 + larger)))
+
+
+def _uniform(graph: "nx.Graph") -> "csr_array":
+    size, edges = len(graph), edge_array(graph)
+    _, degree = _adjacency(graph)
+    return _with_own(from_edges(size, edges, edges[:, 2] / (1 + degree.max())))
+
+
+def _lazy(graph: "nx.Graph") -> "csr_array":
+    return add_diagonal(_metropolis(graph), np.ones(len(graph))) / 2
+
+
+def _best_constant(graph: "nx.Graph") -> "csr_array":
     adjacency, degree = _adjacency(graph)
-    return _with_own(adjacency / (1 + np.maximum(degree[:, np.newaxis], degree)))
+    laplacian = np.diag(degree) - adjacency.toarray()
+    return _with_own(best_constant(laplacian) * adjacency)
 
 
-def _uniform(graph: "nx.Graph") -> np.ndarray:
-    adjacency, degree = _adjacency(graph)
-    return _with_own(adjacency / (1 + degree.max()))
-
-
-def _lazy(graph: "nx.Graph") -> np.ndarray:
-    return (_metropolis(graph) + np.eye(len(graph))) / 2
-
-
-def _best_constant(graph: "nx.Graph") -> np.ndarray:
-    adjacency, degree = _adjacency(graph)
-    return _with_own(best_constant(np.diag(degree) - adjacency) * adjacency)
-
-
-def _fastest(graph: "nx.Graph") -> np.ndarray:
+def _fastest(graph: "nx.Graph") -> "csr_array":
     # 1 at one end of each edge, -1 at its other end.
     incidence = nx.incidence_matrix(graph, range(len(graph)), oriented=True).toarray()
     start = best_constant(incidence @ incidence.T)
-    matrix = np.zeros((len(graph), len(graph)))
-    rows, columns = np.array(graph.edges, np.int64).T
-    matrix[rows, columns] = matrix[columns, rows] = fastest_weights(incidence, start)
-    return _with_own(matrix)
+    edges = np.array(graph.edges, np.int64)
+    values = fastest_weights(incidence, start)
+    return _with_own(from_edges(len(graph), edges, values))
 
 
-def _constant(graph: "nx.Graph", weight: float) -> np.ndarray:
+def _constant(graph: "nx.Graph", weight: float) -> "csr_array":
     adjacency, degree = _adjacency(graph)
     if not weight > 0:
         raise ValueError(f"weights={weight} must be positive")
@@ -203,7 +212,7 @@ def _largest_constant(graph: "nx.Graph", degree: np.ndarray) -> str:
     return f"the largest admissible weight is {largest}"
 
 
-_RULES: dict[str, Callable[["nx.Graph"], np.ndarray]] = {
+_RULES: dict[str, Callable[["nx.Graph"], "csr_array"]] = {
     "metropolis": _metropolis,
     "uniform": _uniform,
     "lazy": _lazy,
@@ -224,15 +233,16 @@ def best_constant(laplacian: np.ndarray) -> float:
     return float(2 / (eigenvalues[1] + eigenvalues[-1]))
 
 
-def _adjacency(graph: "nx.Graph") -> tuple[np.ndarray, np.ndarray]:
+def _adjacency(graph: "nx.Graph") -> "tuple[csr_array, np.ndarray]":
     """The multiplicities, `float64[n, n]`, and the degrees, `int64[n]`."""
-    adjacency = nx.to_numpy_array(graph, range(len(graph)), weight="multiplicity")
+    edges = edge_array(graph)
+    adjacency = from_edges(len(graph), edges, edges[:, 2].astype(np.float64))
     return adjacency, adjacency.sum(axis=1).astype(np.int64)
 
 
-def _with_own(matrix: np.ndarray) -> np.ndarray:
+def _with_own(matrix: "csr_array") -> "csr_array":
     """Fills the diagonal, the workers' weights for themselves: rows then sum to 1."""
     rest = 1 - matrix.sum(axis=1)
     # If the other weights sum to 1 already, rounding may leave a little less than 0.
-    np.fill_diagonal(matrix, np.where(rest > -_ROUNDING, np.maximum(rest, 0.0), rest))
-    return matrix
+    own = np.where(rest > -_ROUNDING, np.maximum(rest, 0.0), rest)
+    return add_diagonal(matrix, own)

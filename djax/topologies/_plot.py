@@ -24,13 +24,13 @@ Layout = dict[int, tuple[float, float]]
 
 
 def plot_graph(
-    graph: "nx.Graph", weights: np.ndarray, title: str, ax: "Axes | None"
+    graph: "nx.Graph", widths: np.ndarray, title: str, ax: "Axes | None"
 ) -> "Axes":
     """Draws trees outwards from their center, and other graphs on a circle.
 
     Args:
       graph: a graph on the nodes `0, ..., n - 1`.
-      weights: `float64[n, n]`. The width of an edge is proportional to its weight.
+      widths: `float64[edges]`, to which the widths of the edges are proportional.
       title: the title of the picture.
       ax: where to draw; by default new axes.
     """
@@ -39,7 +39,6 @@ def plot_graph(
 
         _, ax = plt.subplots()
     edges = list(graph.edges)
-    widths = np.abs([weights[edge] for edge in edges])
     widths = _WIDEST_EDGE * widths / widths.max(initial=1e-12)
     layout = _tree_layout if nx.is_tree(graph) else _circle_layout
     _draw(graph, layout(graph), ax, edgelist=edges, width=widths, font_size=8)

@@ -5,11 +5,16 @@ would change the mean of the workers a little in every step. Therefore sums that
 from one by rounding alone are made exact. Larger deviations stay, and are refused.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from djax import _networkx as nx
+
+from ._sparse import add_diagonal, as_sparse, is_sparse
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 # By how much the sum of weights that should be 1 may differ from 1, for weights in
 # single and in half precision. The unit is the distance from 1 to the next larger
@@ -33,30 +38,29 @@ def numbers(value: Any) -> np.ndarray | None:
     return array
 
 
-def symmetric_weights(array: np.ndarray) -> np.ndarray:
-    """Returns undirected weights in float64, without their rounding errors.
+def symmetric_weights(matrix: "csr_array", rounding: float) -> "csr_array":
+    """Returns undirected weights without their rounding errors.
 
     Args:
-      array: `[n, n]`, meant to be symmetric with rows that sum to one.
+      matrix: `float64[n, n]`, meant to be symmetric with rows that sum to one.
+      rounding: by how much sums of the weights may differ from 1.
 
     Returns:
-      A new `float64[n, n]`. If only rounding errors keep the weights from being
-      symmetric with rows that sum to one, these errors are removed.
+      A `float64[n, n]`. If only rounding errors keep the weights from being symmetric
+      with rows that sum to one, these errors are removed.
     """
-    matrix, rounding = array.astype(np.float64), _rounding(array)
-    is_square = matrix.shape == matrix.shape[:1] * 2 and matrix.size > 0
+    with np.errstate(invalid="ignore"):  # What is not finite is near nothing.
+        apart = np.abs((matrix - matrix.T).data).max(initial=0.0)
     if not (
-        is_square
-        and rounding > 0
-        and _is_near(matrix, matrix.T, rounding)
+        rounding > 0
+        and apart <= rounding
         and _is_near(matrix.sum(axis=1), 1.0, rounding)
     ):
         return matrix
     matrix = (matrix + matrix.T) / 2
     # After scaling, no row sums to more than 1. The diagonal takes what is missing.
-    matrix /= max(1.0, matrix.sum(axis=1).max())
-    matrix[np.diag_indices(len(matrix))] += np.maximum(1 - matrix.sum(axis=1), 0.0)
-    return matrix
+    matrix.data /= max(1.0, matrix.sum(axis=1).max())
+    return as_sparse(add_diagonal(matrix, np.maximum(1 - matrix.sum(axis=1), 0.0)))
 
 
 def column_weights(array: np.ndarray) -> np.ndarray:
@@ -69,7 +73,7 @@ def column_weights(array: np.ndarray) -> np.ndarray:
       A new `float64[period, n, n]`. If only rounding errors keep the columns from
       summing to one, these errors are removed. Symmetric matrices stay symmetric.
     """
-    matrices, rounding = array.astype(np.float64), _rounding(array)
+    matrices, rounding = array.astype(np.float64), rounding_of(array)
     if matrices.ndim != 3 or rounding == 0:
         return matrices
     total = matrices.sum(axis=1, keepdims=True)
@@ -78,12 +82,18 @@ def column_weights(array: np.ndarray) -> np.ndarray:
     repaired = matrices / total
     for t in np.flatnonzero((total != 1).any(axis=(1, 2))):
         if np.array_equal(matrices[t], matrices[t].T):
-            repaired[t] = symmetric_weights(array[t])
+            weights = as_sparse(matrices[t])
+            repaired[t] = symmetric_weights(weights, rounding).toarray()
     return repaired
 
 
-def _rounding(array: np.ndarray) -> float:
-    """By how much sums of weights may differ from 1; 0 in double precision."""
+def rounding_of(weights: Any) -> float:
+    """By how much sums of weights may differ from 1; 0 in double precision.
+
+    Args:
+      weights: an array `[..., n]`, or a sparse matrix.
+    """
+    array, size = weights.data if is_sparse(weights) else weights, weights.shape[-1]
     if array.dtype.itemsize == 2 and array.dtype.kind not in "iu":
         spacing, units = np.spacing(np.ones((), array.dtype)), _HALF
     else:
@@ -92,7 +102,7 @@ def _rounding(array: np.ndarray) -> float:
             if not np.array_equal(array.astype(np.float32), array):
                 return 0.0
         spacing, units = np.spacing(np.float32(1)), _SINGLE
-    return max(units, array.shape[-1] / 4) * float(spacing)
+    return max(units, size / 4) * float(spacing)
 
 
 def _is_near(x: np.ndarray, y: np.ndarray | float, rounding: float) -> bool:

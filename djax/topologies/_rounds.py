@@ -11,12 +11,14 @@ colours.
 
 import random
 from itertools import cycle, product
+from typing import Any
 
 import numpy as np
 
 from djax import _networkx as nx
 from djax._values import read_only
 
+from ._sparse import as_sparse, entries
 from ._topology_checks import TOLERANCE
 
 Rounds = tuple[tuple[int, ...], ...]
@@ -115,7 +117,7 @@ def _fill_up(matching: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(source)
 
 
-def round_weights(matrix: np.ndarray, rounds: Rounds) -> np.ndarray:
+def round_weights(matrix: Any, rounds: Rounds) -> np.ndarray:
     """The entries of a matrix in the rounds that carry its messages.
 
     A permutation may contain pairs only to be complete, and such a pair may also be a
@@ -123,20 +125,20 @@ def round_weights(matrix: np.ndarray, rounds: Rounds) -> np.ndarray:
     message, and the others have the weight 0.
 
     Args:
-      matrix: `float64[n, n]`, the weights of the messages.
+      matrix: `float64[n, n]`, the weights of the messages, as an array or sparse.
       rounds: the rounds, from :func:`rounds_of`.
 
     Returns:
       `float64[rounds, n]`, read-only.
     """
-    rest = matrix.copy()
-    np.fill_diagonal(rest, 0.0)
-    weights = np.zeros((len(rounds), len(matrix)))
-    workers = np.arange(len(matrix))
-    for r, source in enumerate(rounds):
-        weights[r] = rest[workers, source]
-        rest[workers, source] = 0.0
-    return read_only(weights)
+    size = matrix.shape[0]
+    sources = np.array(rounds, np.int64).reshape(len(rounds), size)
+    workers = np.broadcast_to(np.arange(size), sources.shape)
+    found = entries(as_sparse(matrix), workers, sources)
+    first = np.unique(workers * size + sources, return_index=True)[1]
+    weights = np.zeros(sources.size)
+    weights[first] = found.ravel()[first]
+    return read_only(np.where(sources == workers, 0.0, weights.reshape(sources.shape)))
 
 
 def _round_robin(size: int) -> Rounds:

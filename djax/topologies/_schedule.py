@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from djax._values import counted, describe, read_only
 
+from . import _sparse
 from ._plot import plot_steps
 from ._rounding import column_weights, numbers
 from ._rounds import Rounds, round_weights, rounds_of
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
+    from scipy.sparse import csr_array
 
 # A spectral gap that takes more multiplications than this takes seconds, which is too
 # long for a `repr`.
@@ -109,6 +111,10 @@ class Schedule:
         """
         return tuple(weights for _, weights in self._exchanges)
 
+    def weights_at(self, t: int) -> "csr_array":
+        """The matrix of step `t`, which may exceed the period, as a sparse matrix."""
+        return self._weights[t % self.period]
+
     def rounds_at(self, t: int) -> Rounds:
         """The rounds of step `t`, which may exceed the period: see `rounds`."""
         return self.rounds[t % self.period]
@@ -153,6 +159,10 @@ class Schedule:
           The array of the axes.
         """
         return plot_steps(self.matrices, axes)
+
+    @cached_property
+    def _weights(self) -> "tuple[csr_array, ...]":
+        return tuple(_sparse.read_only(_sparse.as_sparse(m)) for m in self.matrices)
 
     @cached_property
     def _exchanges(self) -> tuple[tuple[Rounds, np.ndarray], ...]:

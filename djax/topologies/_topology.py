@@ -9,16 +9,27 @@ import numpy as np
 from djax import _networkx as nx
 from djax._values import counted, describe, read_only
 
+from . import _sparse
 from ._plot import plot_graph
-from ._rounding import numbers, symmetric_weights
+from ._rounding import numbers, rounding_of, symmetric_weights
 from ._rounds import Rounds, edge_coloring, round_weights
-from ._topology_checks import check_graph, check_is_graph, check_mixing_matrix
+from ._topology_checks import (
+    check_graph,
+    check_is_graph,
+    check_mixing_matrix,
+    check_shape,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from scipy.sparse import csr_array
 
 # The eigenvalues of more workers take seconds, which is too long for a `repr`.
 _LARGEST_REPR_WITH_GAP = 1024
+
+
+def _dense(topology: "Topology") -> np.ndarray:
+    return read_only(topology.weights.toarray())
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +43,10 @@ class Topology:
     Two topologies are equal when their names, graphs and weights are. They can be
     static arguments of `jax.jit`.
 
+    A topology keeps the weights that are not zero. The attributes `mixing_matrix` and
+    `matrices` are made when they are first asked for. They take `8 n**2` bytes: 2 GiB
+    for 16,384 workers.
+
     Args:
       graph: a connected simple graph on the nodes `0, ..., n - 1`. The edge attribute
         `multiplicity` (1 where missing) says how often a neighbour counts. The topology
@@ -40,8 +55,12 @@ class Topology:
         `[i, j]` is the weight that worker `i` gives to the message of worker `j`, and 0
         where there is no edge. Weights may be negative if the spectral gap is positive.
         Weights of lower precision, whose rows sum to one up to rounding, are
-        converted to float64 and made exact. The topology keeps a read-only copy.
+        converted to float64 and made exact. The matrix may be one of scipy.sparse. The
+        attribute is a read-only copy.
       name: the name that pictures and `repr` show.
+
+    Attributes:
+      weights: the mixing matrix as a read-only `scipy.sparse.csr_array`.
 
     Raises:
       TypeError: the graph is not a graph of networkx.
@@ -63,28 +82,34 @@ class Topology:
     """
 
     graph: "nx.Graph"
-    mixing_matrix: np.ndarray
+    mixing_matrix: np.ndarray = cached_property(_dense)  # pyrefly: ignore
     name: str = "graph"
+    weights: "csr_array" = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         check_is_graph("Topology", self.graph)
         check_graph(self.graph)
         graph = _frozen_copy(self.graph)
-        weights = numbers(self.mixing_matrix)
+        # From now on the matrix is made of the weights when it is asked for.
+        weights = given = self.__dict__.pop("mixing_matrix")
+        if not _sparse.is_sparse(given):
+            weights = numbers(given)
         if weights is None:
             raise ValueError(
                 "Topology: mixing_matrix must be a float64[n, n], got "
-                f"{describe(self.mixing_matrix)}; from_networkx makes one of a graph"
+                f"{describe(given)}; from_networkx makes one of a graph"
             )
-        matrix = symmetric_weights(weights)
+        check_shape(weights.shape, len(graph))
+        rounding = rounding_of(weights)
+        matrix = symmetric_weights(_sparse.as_sparse(weights), rounding)
         check_mixing_matrix(matrix, graph)
         object.__setattr__(self, "graph", graph)
-        object.__setattr__(self, "mixing_matrix", read_only(matrix))
+        object.__setattr__(self, "weights", _sparse.read_only(matrix))
 
     @property
     def size(self) -> int:
         """The number of workers, `n`."""
-        return len(self.mixing_matrix)
+        return len(self.graph)
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -116,7 +141,7 @@ class Topology:
 
         The entry is `mixing_matrix[i, source[i]]`, and 0 where the worker is silent.
         """
-        return round_weights(self.mixing_matrix, self.rounds)
+        return round_weights(self.weights, self.rounds)
 
     # The attributes up to `doubly_stochastic` are those that a Schedule has as well.
 
@@ -129,6 +154,11 @@ class Topology:
     def matrices(self) -> np.ndarray:
         """`float64[1, n, n]`: the mixing matrix of each step of the period."""
         return self.mixing_matrix[np.newaxis]
+
+    def weights_at(self, t: int) -> "csr_array":
+        """The mixing matrix of step `t` as a sparse matrix: see `weights`."""
+        del t
+        return self.weights
 
     def rounds_at(self, t: int) -> Rounds:
         """The rounds of step `t`, which are those of every step: see `rounds`."""
@@ -173,23 +203,25 @@ class Topology:
         return nx.diameter(self.graph)
 
     @cached_property
-    def _eigenvalues(self) -> np.ndarray:
-        return np.linalg.eigvalsh(self.mixing_matrix)
+    def _eigenvalues(self) -> tuple[float, float]:
+        if self.size == 1:
+            return 0.0, 1.0
+        return _sparse.extreme_eigenvalues(self.weights)
 
     @property
     def lambda_2(self) -> float:
         """The second largest eigenvalue of the mixing matrix; 0 for one worker."""
-        return float(self._eigenvalues[-2]) if self.size > 1 else 0.0
+        return self._eigenvalues[0]
 
     @property
     def lambda_min(self) -> float:
         """The smallest eigenvalue of the mixing matrix."""
-        return float(self._eigenvalues[0])
+        return self._eigenvalues[1]
 
     @property
     def spectral_gap(self) -> float:
         """1 - the second largest modulus of an eigenvalue; 1 for one worker."""
-        return 1.0 - float(np.abs(self._eigenvalues[:-1]).max(initial=0.0))
+        return 1.0 if self.size == 1 else 1.0 - max(map(abs, self._eigenvalues))
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draws the graph with matplotlib; the widths of edges show their weights.
@@ -201,7 +233,12 @@ class Topology:
           The axes.
         """
         title = f"{self.name}, {self.size} workers"
-        return plot_graph(self.graph, self.mixing_matrix, title, ax)
+        widths = np.abs(_sparse.entries(self.weights, *self._ends))
+        return plot_graph(self.graph, widths, title, ax)
+
+    @property
+    def _ends(self) -> np.ndarray:
+        return np.array(self.edges, np.int64).reshape(-1, 2).T
 
     @cached_property
     def _links(self) -> tuple[tuple[int, int, int], ...]:
@@ -219,7 +256,7 @@ class Topology:
         # Copies and pickles make the value anew. Otherwise arrays would lose their
         # write protection, and another process would get a hash that is wrong there,
         # since hashes of strings differ between processes.
-        return type(self), (nx.Graph(self.graph), self.mixing_matrix, self.name)
+        return type(self), (nx.Graph(self.graph), self.weights, self.name)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Topology):
@@ -227,7 +264,7 @@ class Topology:
         return self is other or (
             self.name == other.name
             and self._links == other._links
-            and np.array_equal(self.mixing_matrix, other.mixing_matrix)
+            and _sparse.equal(self.weights, other.weights)
         )
 
     def __repr__(self) -> str:

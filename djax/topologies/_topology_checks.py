@@ -1,11 +1,16 @@
 """Checks of graphs and weights, with errors that name the place and the remedy."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from djax import _networkx as nx
 from djax._values import check_integer, describe, is_array, is_communicator
+
+from . import _sparse
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 # The sum of float64 weights that should be 1 differs from 1 by far less than this.
 TOLERANCE = 1e-9
@@ -127,7 +132,15 @@ def _unreached(graph: "nx.Graph") -> set[int]:
     return set(graph) - nx.node_connected_component(graph, 0)
 
 
-def check_mixing_matrix(matrix: np.ndarray, graph: "nx.Graph") -> None:
+def check_shape(shape: tuple[int, ...], size: int) -> None:
+    """Raises ValueError unless weights are those of a number of workers."""
+    if shape != (size, size):
+        raise ValueError(
+            f"the weights have shape {shape}; {size} workers need one of {(size, size)}"
+        )
+
+
+def check_mixing_matrix(matrix: "csr_array", graph: "nx.Graph") -> None:
     """Raises ValueError unless a matrix mixes along the edges of a graph.
 
     It has to be symmetric, doubly stochastic and zero between workers that are not
@@ -137,14 +150,8 @@ def check_mixing_matrix(matrix: np.ndarray, graph: "nx.Graph") -> None:
       matrix: `float64[n, n]`.
       graph: a graph that :func:`check_graph` accepts.
     """
-    size = len(graph)
-    if matrix.shape != (size, size):
-        raise ValueError(
-            f"the weights have shape {matrix.shape}; "
-            f"{size} workers need one of {(size, size)}"
-        )
-    multiplicities = nx.to_numpy_array(graph, range(size), weight="multiplicity")
-    _check_entries(matrix, multiplicities > 0)
+    edges = _sparse.edge_array(graph)
+    _check_entries(matrix, edges)
     total = matrix.sum(axis=1)
     if (wrong := np.abs(total - 1) > TOLERANCE).any():
         i = int(np.argmax(wrong))
@@ -152,20 +159,20 @@ def check_mixing_matrix(matrix: np.ndarray, graph: "nx.Graph") -> None:
             f"row {i} of mixing_matrix sums to {total[i].item()}, not to 1; add "
             f"{1 - total[i].item():.3g} to mixing_matrix[{i}, {i}]"
         )
-    if matrix.min() < -TOLERANCE:
+    if matrix.data.min(initial=0.0) < -TOLERANCE:
         _check_contraction(matrix)
     else:
-        _check_consensus(matrix, graph)
+        _check_consensus(matrix, graph, edges)
 
 
-def _check_entries(matrix: np.ndarray, neighbors: np.ndarray) -> None:
+def _check_entries(matrix: "csr_array", edges: np.ndarray) -> None:
     """Raises ValueError unless all entries are finite, symmetric and on an edge.
 
     Negative entries are allowed only if their rows sum to one.
     """
-    # Large graphs are sparse: only nonzero entries are looked at. NaN is one of them.
-    rows, columns = np.nonzero(matrix)
-    values, mirrored = matrix[rows, columns], matrix[columns, rows]
+    size, values = _sparse.size_of(matrix), matrix.data
+    rows, columns = _sparse.positions(matrix)
+    mirrored = _sparse.entries(matrix, columns, rows)
 
     def refuse(wrong: np.ndarray, reason: str) -> None:
         if wrong.any():
@@ -180,8 +187,13 @@ def _check_entries(matrix: np.ndarray, neighbors: np.ndarray) -> None:
         "mixing_matrix[{i}, {j}] is {v} but mixing_matrix[{j}, {i}] is {m}; make both "
         "the same, or use a schedule (from_matrices) for directed weights",
     )
+    smaller, larger = np.minimum(rows, columns), np.maximum(rows, columns)
+    neighbors = np.isin(
+        smaller * size + larger,
+        edges[:, :2].min(axis=1) * size + edges[:, :2].max(axis=1),
+    )
     refuse(
-        ~neighbors[rows, columns] & (rows != columns),
+        ~neighbors & (rows != columns),
         "mixing_matrix[{i}, {j}] is {v} but workers {i} and {j} are not neighbours; "
         "add the edge to the graph, or set the weight to 0",
     )
@@ -193,27 +205,29 @@ def _check_entries(matrix: np.ndarray, neighbors: np.ndarray) -> None:
     )
 
 
-def _check_contraction(matrix: np.ndarray) -> None:
+def _check_contraction(matrix: "csr_array") -> None:
     """Raises ValueError unless weights, some negative, have a positive spectral gap."""
-    modulus = np.linalg.norm(matrix - 1 / len(matrix), 2).item()
+    modulus = _sparse.contraction(matrix)
     if modulus >= 1 - TOLERANCE:
-        i, j = np.unravel_index(np.argmin(matrix), matrix.shape)
+        k = int(np.argmin(matrix.data))
+        i, j = (int(ends[k]) for ends in _sparse.positions(matrix))
         raise ValueError(
             "the weights reach no consensus: differences between workers change by "
             f"the factor {modulus:.6g} a step, which has to be below 1; "
-            f"mixing_matrix[{i}, {j}] is {matrix[i, j].item()}, so use smaller weights "
-            'between workers, or weights="fastest"'
+            f"mixing_matrix[{i}, {j}] is {matrix.data[k].item()}, so use smaller "
+            'weights between workers, or weights="fastest"'
         )
 
 
-def _check_consensus(matrix: np.ndarray, graph: "nx.Graph") -> None:
+def _check_consensus(matrix: "csr_array", graph: "nx.Graph", edges: np.ndarray) -> None:
     """Raises ValueError unless the powers of nonnegative weights converge to the mean.
 
     They do if the edges of positive weight connect all workers. If no worker gives a
     weight to its own value, these edges also have to contain an odd cycle.
     """
-    weightless = [e for e in graph.edges if matrix[e] <= NEGLIGIBLE]
-    own = (np.diag(matrix) > NEGLIGIBLE).any()
+    weights = _sparse.entries(matrix, edges[:, 0], edges[:, 1])
+    weightless = edges[weights <= NEGLIGIBLE, :2].tolist()
+    own = (matrix.diagonal() > NEGLIGIBLE).any()
     if own and not weightless:
         return
     support = nx.Graph(graph)

@@ -1,0 +1,60 @@
+"""Graphs keep the weights that are not zero."""
+
+import pickle
+
+import networkx as nx
+import numpy as np
+import pytest
+import scipy.sparse
+
+from djax import topologies
+
+MANY = 600  # More workers than those whose eigenvalues are all computed.
+
+
+def test_a_large_ring_has_no_dense_matrix():
+    ring = topologies.ring(16384)
+    assert len(ring.rounds) == 2
+    assert ring.round_weights.shape == (2, 16384)
+    assert repr(ring) == "Topology(ring, 16384 workers, 16384 edges, 2 rounds)"
+    assert pickle.loads(pickle.dumps(ring)) == ring != topologies.chain(16384)
+    assert "mixing_matrix" not in vars(ring)
+
+
+def test_weights_are_the_sparse_form_of_the_matrix():
+    for graph in (topologies.social_network(), topologies.one_peer_exponential(6)):
+        for t in range(2 * graph.period):
+            expected = graph.matrices[t % graph.period]
+            np.testing.assert_array_equal(graph.weights_at(t).toarray(), expected)
+
+
+def test_sparse_weights_make_a_topology():
+    ring = topologies.ring(6, weights=0.25)
+    weights = scipy.sparse.coo_array(ring.mixing_matrix)
+    assert topologies.from_networkx(ring.graph, weights=weights, name="ring") == ring
+    with pytest.raises(ValueError, match="row 0 of mixing_matrix sums to 2"):
+        topologies.Topology(ring.graph, 2 * weights)
+
+
+def test_weights_cannot_be_written_to():
+    with pytest.raises(ValueError, match="read-only"):
+        topologies.ring(6).weights.data[0] = 1
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        nx.cycle_graph(MANY),
+        nx.path_graph(MANY),
+        nx.star_graph(MANY),
+        nx.random_regular_graph(4, MANY, seed=0),
+        nx.complete_graph(MANY),
+    ],
+)
+def test_eigenvalues_of_many_workers_are_those_of_the_dense_matrix(graph):
+    topology = topologies.from_networkx(graph)
+    values = np.linalg.eigvalsh(topology.mixing_matrix)
+    np.testing.assert_allclose(topology.lambda_2, values[-2], atol=1e-8)
+    np.testing.assert_allclose(topology.lambda_min, values[0], atol=1e-8)
+    gap = 1 - np.abs(values[:-1]).max()
+    np.testing.assert_allclose(topology.spectral_gap, gap, atol=1e-8)
