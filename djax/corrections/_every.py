@@ -12,7 +12,7 @@ from djax._arguments import check_static
 from djax._calls import by_its_call
 from djax._mechanism.adapter import wrap
 from djax._mechanism.agreement import around
-from djax._mechanism.order import observing
+from djax._mechanism.order import observing, report_call
 from djax._mechanism.refusals import refuse
 from djax._mechanism.states import check_state
 from djax._mechanism.value import Mechanism, parts_of
@@ -85,6 +85,9 @@ def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
             with observing() as observer:
                 found = mechanism.update(updates, mechanism_state, params, **extra_args)
                 observer.compare_given(updates)
+            if k == 1:
+                model = observer.model_after(found[0], params)
+                report_call(updates, found[0], params, model)
             return found
 
         updates, mechanism_state = alternate(
