@@ -229,6 +229,13 @@ def test_random_k_takes_all_workers_indices_from_one_seed():
     assert (other != sent[0]).any()
 
 
+def test_words_are_those_that_jax_draws():
+    for seed, count in ((0, 1), (7, 1000), (2**31 + 5, 33)):
+        key = jax.random.key(seed, impl="threefry2x32")
+        expected = jax.random.bits(key, (count,), jnp.uint32)
+        np.testing.assert_array_equal(_bits.random_words(key, count), expected)
+
+
 def test_a_worker_rounds_with_noise_of_its_own():
     communicator = communicators.simulated(3)
     ring = djax.topologies.ring(3)

@@ -38,6 +38,7 @@ def draws(jaxpr):
     count = 0
     for equation in jaxpr.eqns:
         count += equation.primitive.name in ("random_bits", "threefry2x32")
+        count += equation.params.get("name") == "random_words"
         count += sum(draws(inner) for inner in jaxprs_in(equation))
     return count
 

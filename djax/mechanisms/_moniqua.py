@@ -136,7 +136,7 @@ def moniqua(
         check_state("moniqua", state, MoniquaState, model)
         leaves, treedef = jax.tree.flatten(jax.tree.map(promote, model))
         leaves, cut = join(leaves)
-        now = jax.random.fold_in(seed, state.step)
+        now = jax.random.fold_in(seed, communicator.agreed(state.step))
         levels = [
             encode(x, noise, theta, bits)
             for x, noise in zip(leaves, _bits.noise(now, leaves), strict=True)
