@@ -68,6 +68,7 @@ def mechanisms(n: int) -> Makers:
     """
     ring, chain = topologies.ring(n), topologies.chain(n)
     fine, bits = compressors.top_k(0.01), compressors.quantize(8)
+    groups = compressors.top_k(0.01, approximate=True)
     sign = compressors.sign()
     gossip = functools.partial(djax.gossip, ring)
     return {
@@ -84,6 +85,9 @@ def mechanisms(n: int) -> Makers:
         "power_gossip, rank 4": lambda c: djax.power_gossip(ring, c, 4),
         "choco_gossip, sign": lambda c: djax.choco_gossip(ring, c, sign, 0.1),
         "choco_gossip, top 1 %": lambda c: djax.choco_gossip(ring, c, fine, 0.1),
+        "choco_gossip, top 1 % of groups": lambda c: djax.choco_gossip(
+            ring, c, groups, 0.1
+        ),
         "deep_squeeze, sign": lambda c: djax.deep_squeeze(ring, c, sign, 0.1),
         "moniqua, 8 bits": lambda c: djax.moniqua(ring, c, 1.0, 0.5, bits=8),
         "dcd, 8 bits": lambda c: djax.dcd(ring, c, bits),

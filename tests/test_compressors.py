@@ -19,6 +19,7 @@ CODES = {
     "identity": compressors.identity(),
     "top_k": compressors.top_k(0.2),
     "top_k_rank": compressors.top_k(rank=2),
+    "top_k_groups": compressors.top_k(0.2, approximate=True),
     "random_k": compressors.random_k(0.2),
     "sign": compressors.sign(),
     "low_rank": compressors.low_rank(2),
@@ -56,6 +57,7 @@ def errors(x, y):
         ("identity", lambda x: 1.0),
         ("top_k", lambda x: max(1, int(0.2 * x.size)) / x.size),
         ("top_k_rank", lambda x: _like_rank(x, 2) / x.size),
+        ("top_k_groups", lambda x: 1 / math.ceil(x.size / max(1, int(0.2 * x.size)))),
         ("sign", lambda x: float(abs(x).sum() ** 2 / (x.size * (x**2).sum()))),
         ("low_rank", lambda x: min(2, *_matrix(x)) / min(_matrix(x))),
         ("dct", lambda x: {216: 3 / 36, 70: 3 / 35, 5: 3 / 5, 1: 1.0}[x.size]),
@@ -227,6 +229,29 @@ def test_random_k_takes_all_workers_indices_from_one_seed():
     assert sent[0].sum() == 8
     other = through(compressors.random_k(0.2, key=jax.random.key(1)), x[0])
     assert (other != sent[0]).any()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("size", "count"), [(1, 1), (24, 24), (24, 7), (1000, 9)])
+def test_top_k_approximately_sends_the_largest_entry_of_each_group(size, count, dtype):
+    x = np.random.default_rng(size).normal(size=size).astype(dtype)
+    groups = math.ceil(size / math.ceil(size / count))
+    best = [max(range(j, size, groups), key=lambda i: abs(x[i])) for j in range(groups)]
+    code = compressors.top_k(count / size, approximate=True)
+    message, _ = code.compress(jnp.asarray(x), code.init(x))
+    np.testing.assert_array_equal(message.indices, best)
+    np.testing.assert_array_equal(message.values, x[best])
+    sent = compressors.message_bytes(code, x)
+    assert sent == groups * (4 + x.itemsize)
+    assert sent <= compressors.message_bytes(compressors.top_k(count / size), x)
+
+
+def test_top_k_approximately_sends_nan_and_the_first_of_equal_entries():
+    code = compressors.top_k(0.25, approximate=True)
+    x = jnp.asarray([0.0, 1.0, 0.0, jnp.inf, 0.0, -1.0, 0.0, jnp.nan])
+    message, _ = code.compress(x, code.init(x))
+    assert message.indices.tolist() == [0, 7]
+    assert code.compress(jnp.zeros(0), code.init(x))[0].values.shape == (0,)
 
 
 def test_words_are_those_that_jax_draws():
