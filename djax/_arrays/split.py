@@ -61,14 +61,24 @@ def unravel(flat: jax.Array, like: Sequence[Any]) -> list[jax.Array]:
     return [piece.reshape(x.shape) for piece, x in zip(pieces, like, strict=True)]
 
 
-@custom_vmap
+@jax.custom_jvp
 def computed_once(x: jax.Array) -> jax.Array:
     """Returns `x`, but makes XLA compute it once on CPUs, before it is used.
 
-    Otherwise XLA fuses the computation of `x` into each piece that is cut out of it,
-    and compiles it as many times. The result of a `lax.cond` is not fused; XLA does not
-    see that both of its branches return `x`.
+    Otherwise XLA fuses the computation of `x` into each of its uses, such as the pieces
+    that are cut out of it, and compiles and computes it as many times. The result of a
+    `lax.cond` is not fused; XLA does not see that both of its branches return `x`.
     """
+    return _computed_once(x)
+
+
+@computed_once.defjvp
+def _(primals, tangents):
+    return computed_once(*primals), tangents[0]
+
+
+@custom_vmap
+def _computed_once(x: jax.Array) -> jax.Array:
     if not x.size:
         return x
 
@@ -78,9 +88,9 @@ def computed_once(x: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=branch, default=lambda x: x)
 
 
-@computed_once.def_vmap
+@_computed_once.def_vmap
 def _(axis_size, in_batched, x):
-    return computed_once(x), True
+    return _computed_once(x), True
 
 
 def split(x: jax.Array, sizes: Sequence[int], axis: int = 0) -> list[jax.Array]:

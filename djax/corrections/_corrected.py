@@ -9,6 +9,7 @@ import optax
 
 from djax._arrays.checks import check_params
 from djax._arrays.precision import add
+from djax._arrays.split import computed_once
 from djax._mechanism.adapter import wrap
 from djax._mechanism.agreement import around
 from djax._mechanism.refusals import refuse
@@ -47,6 +48,8 @@ def corrected(
     refuse(name, parts_of(mechanism), *always, *refused)
     tracker = None if track is None else track(mechanism)
     used = (average,) if tracker is None else (average, tracker)
+    communicator = getattr(mechanism, "communicator", None)
+    shares_device = getattr(communicator, "shares_device", False)
 
     def init(params):
         check_params(name, params)
@@ -59,6 +62,10 @@ def corrected(
         check_state(name, state, kind, params, "correction")
         both = add(updates, state.correction, like=updates)
         averaged, *states = average.update(both, state[1], params, **extra_args)
+        if tracker is None and shares_device:
+            # XLA would compute what the workers receive in passes of their own, since
+            # both the model and the correction need it.
+            averaged = jax.tree.map(computed_once, averaged)
         tracked = averaged
         if tracker is not None:
             tracked, after = tracker.update(both, state[2], **extra_args)
