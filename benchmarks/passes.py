@@ -21,8 +21,8 @@ AIM = 1.3  # Passes that are made, over those that are needed.
 def a_pass() -> optax.GradientTransformation:
     """Reads and writes a tree like the parameters that nothing else uses."""
 
-    def update(updates, kept, params=None):
-        return updates, jax.tree.map(lambda x: 0.999 * x, kept)
+    def update(updates, state, params=None):
+        return updates, jax.tree.map(lambda x: 0.999 * x, state)
 
     return optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.ones_like, params), update

@@ -11,14 +11,12 @@
    time that a mechanism adds over that of a pass. Aim: at most 1.3 times as many.
 2. Steps of 8 to 1,024 workers on sparse graphs, of the random quadratics with 10
    parameters and of a small MLP. Aim: with 1,024 workers, a step takes at most 1.5
-   times as long per worker as with 128. (With fewer workers, most of the time is spent
-   on starting operations.)
+   times as long per worker as with 128.
 3. The MLP of the first table, with averaging, or with an outer step, after every 20th
    step only. Aim: at most 1.3 times a step without averaging plus a twentieth of what
    the same adds to a step if it is done in each.
-4. With `--reference`, relay for 64 workers on the quadratics against a loop over
-   workers and edges in NumPy, which finds the same trajectory. Aim: djax is at least
-   200 times as fast.
+4. With `--reference`, relay for 64 workers on the quadratics against a loop in NumPy,
+   which finds the same trajectory. Aim: djax is at least 200 times as fast.
 """
 
 import dataclasses
@@ -67,12 +65,11 @@ class Config(contest.Turns):
 def mechanisms(n: int) -> Makers:
     """Functions that make each mechanism on a communicator of `n` workers, by name.
 
-    Graphs are rings, but relay is on a chain, and push-sum on an exponential graph.
+    Graphs are rings; relay's is a chain, and push-sum's is exponential.
     """
     ring, chain = topologies.ring(n), topologies.chain(n)
     fine, bits = compressors.top_k(0.01), compressors.quantize(8)
-    groups = compressors.top_k(0.01, approximate=True)
-    sign = compressors.sign()
+    groups, sign = compressors.top_k(0.01, approximate=True), compressors.sign()
     gossip = functools.partial(djax.gossip, ring)
     return {
         "none": lambda c: optax.identity(),
@@ -158,8 +155,8 @@ def against_gradients(config: Config) -> list[dict[str, Any]]:
     n, records = config.workers, []
     for batch_size in config.batch_sizes:
         problem = mlp(LAYERS, n, config.steps, batch_size)
-        made = {**mechanisms(n), PASS: lambda c: passes.a_pass()}
-        seconds = timed(config, problem, made, n)
+        makers = mechanisms(n) | {PASS: lambda c: passes.a_pass()}
+        seconds = timed(config, problem, makers, n)
         none, a_pass = seconds["none"], np.median(seconds[PASS] - seconds["none"])
         records += [
             {
@@ -231,16 +228,18 @@ def against_size(config: Config) -> list[dict[str, Any]]:
 
 def table_of_mechanisms(config: Config, records: list[dict[str, Any]]):
     """Title, columns and rows of the first table."""
-    rows, columns = [], ["", "passes needed"]
+    rows = []
     for name in [*mechanisms(config.workers), PASS]:
         needed = passes.NEEDED.get(name)
         cells = [None if needed is None else f"{needed:.1f}"]
-        for record in (r for r in records if r["contestant"] == name):
-            cells += passes.cells(record, RATIO)
+        for record in records:
+            if record["contestant"] == name:
+                cells += passes.cells(record, RATIO)
         rows.append([name, *cells])
+    columns = ["", "passes needed"]
     for batch_size in config.batch_sizes:
-        columns += [f"ms, batch {batch_size}", "ratio", "aim", "passes", "aim"]
-    title = f"a step of {config.workers} workers with an MLP of 101,770 parameters"
+        columns += [f"ms, {batch_size}", "ratio", "aim", "passes", "aim"]
+    title = f"{config.workers} workers with an MLP of 101,770 parameters"
     return title, columns, rows
 
 

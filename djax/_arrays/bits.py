@@ -12,7 +12,7 @@ from .keys import threefry
 from .split import computed_once, unravel
 
 # By how many bits each round of Threefry rotates, in groups of four rounds.
-_ROTATIONS = np.uint32([[13, 15, 26, 6], [17, 29, 16, 24]])
+_ROTATIONS = np.array([[13, 15, 26, 6], [17, 29, 16, 24]], np.uint32)
 
 
 def check_bits(name: str, bits: Any) -> int:
