@@ -221,6 +221,20 @@ def test_packing_loses_no_bit_and_wastes_none(bits, count, seed):
     np.testing.assert_array_equal(unpacked, codes)
 
 
+@pytest.mark.parametrize("bits", [1, 3, 4])
+def test_leaves_that_start_within_a_byte_are_unpacked_too(bits):
+    sizes = [16, 3, 0, 5, 8, 1]
+    rng = np.random.default_rng(bits)
+    leaves = [rng.integers(0, 2**bits, size, np.uint8) for size in sizes]
+
+    @jax.jit
+    def both_ways(leaves):
+        return _bits.unpack_leaves(_bits.pack_leaves(leaves, bits), bits, leaves)
+
+    for found, leaf in zip(both_ways(leaves), leaves, strict=True):
+        np.testing.assert_array_equal(found, leaf)
+
+
 def test_random_k_takes_all_workers_indices_from_one_seed():
     communicator, code = communicators.simulated(3), CODES["random_k"]
     x = jnp.ones((3, 40))

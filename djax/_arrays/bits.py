@@ -1,6 +1,7 @@
 """Packing of integers of a few bits into bytes, and noise for rounding to them."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .keys import threefry
-from .split import computed_once, unravel
+from .split import computed_once, split, unravel
 
 # By how many bits each round of Threefry rotates, in groups of four rounds.
 _ROTATIONS = np.array([[13, 15, 26, 6], [17, 29, 16, 24]], np.uint32)
@@ -124,12 +125,29 @@ def unpack_leaves(
 ) -> list[jax.Array]:
     """Undoes :func:`pack_leaves`; only the shapes of `leaves` are used.
 
-    The offsets of leaves are constants here, unlike in :mod:`djax._arrays.split`. With
-    offsets that are only known at run time, unpacking would take longer.
+    Leaves are split at byte offsets that are only known at run time, because then
+    leaves of one size share a kernel; see :func:`djax._arrays.split.split`. A leaf that
+    starts within a byte is unpacked together with the leaves before it, and split off
+    at a constant offset: with a bit offset that is only known at run time, the bits
+    would be unpacked one by one.
     """
-    ends = np.cumsum([0, *(x.size for x in leaves)]).tolist()
-    flat = unpack(packed, bits, ends[-1])
-    return [
-        flat[start:end].reshape(x.shape)
-        for start, end, x in zip(ends, ends[1:], leaves, strict=False)
-    ]
+    runs: list[list[Any]] = []
+    for start, x in zip(_starts(leaves), leaves, strict=True):
+        if start * bits % 8 == 0:
+            runs.append([])
+        runs[-1].append(x)
+    counts = [sum(x.size for x in run) for run in runs]
+    pieces = split(packed, [-(-count * bits // 8) for count in counts])
+    found = []
+    for piece, count, run in zip(pieces, counts, runs, strict=True):
+        codes = unpack(piece, bits, count)
+        found += [
+            codes[start : start + x.size].reshape(x.shape)
+            for start, x in zip(_starts(run), run, strict=True)
+        ]
+    return found
+
+
+def _starts(leaves: Sequence[Any]) -> list[int]:
+    """Where each leaf starts in a vector of all of them."""
+    return list(itertools.accumulate((x.size for x in leaves), initial=0))[:-1]
