@@ -40,30 +40,29 @@ def blocks_of(leaves: Sequence[jax.Array]) -> list[Block]:
     return [tuple(block) for block in blocks.values()]
 
 
-def stacked(some: Any, blocks: Iterable[Block], axis: int) -> Blocks:
-    """Stacks the arrays of each block.
+def stacked(leaves: Sequence[jax.Array], blocks: Iterable[Block]) -> Blocks:
+    """Stacks the matrices of each block along a new leading axis.
 
     Args:
-      some: an array for each matrix, under the position of the matrix.
+      leaves: the leaves of the model.
       blocks: the blocks that are wanted.
-      axis: the position of the new axis of a block of several arrays.
     """
     return {
-        block: jnp.stack([some[i] for i in block], axis)
+        block: jnp.stack([leaves[i] for i in block])
         if len(block) > 1
-        else some[block[0]]
+        else leaves[block[0]]
         for block in blocks
     }
 
 
-def unstacked(blocks: Blocks, axis: int) -> dict[int, jax.Array]:
+def unstacked(blocks: Blocks) -> dict[int, jax.Array]:
     """Undoes :func:`stacked`: returns the array of each matrix, under its position."""
     found = {}
     for block, x in blocks.items():
         if len(block) == 1:
             found[block[0]] = x
         else:
-            pieces = split(jnp.moveaxis(x, axis, 0), [1] * len(block))
+            pieces = split(x, [1] * len(block))
             found |= {i: piece[0] for i, piece in zip(block, pieces, strict=True)}
     return found
 

@@ -19,7 +19,7 @@ from djax._arrays.split import split, unravel
 from djax._interfaces import Communicator, PyTree
 from djax.topologies import Graph, edge_coloring
 
-from .blocks import Blocks, stacked
+from .rows import Kind, Layout, Rows, joined
 
 
 class Edges:
@@ -171,22 +171,22 @@ class Edges:
                 drawn[name] = part.reshape(-1, *x.shape)
         return drawn
 
-    def random_blocks(self, like: Blocks, number: ArrayLike, step: ArrayLike) -> Blocks:
-        """Draws new factors for each edge of a step, `[rounds, ...]` for each matrix.
+    def random_rows(
+        self, layouts: Mapping[Kind, Layout], number: ArrayLike, step: ArrayLike
+    ) -> Rows:
+        """Draws new factors of one side for each edge of a step.
 
         Args:
-          like: blocks that have the wanted shapes and dtypes.
+          layouts: where the factors of each kind are.
           number: `int32[]`, the number of the iteration that draws them.
           step: `int32[]`, number of steps so far.
         """
-        shapes = {
-            i: jax.ShapeDtypeStruct(x.shape[-2:], x.dtype)
-            for block, x in like.items()
-            for i in block
-        }
+        shapes = {}
+        for layout in layouts.values():
+            shapes |= layout.factors
         shapes = dict(sorted(shapes.items()))
         drawn = self.random_factors(shapes, number, self.neighbors_at(step))
-        return stacked(drawn, like, 1)
+        return joined(drawn, layouts)
 
     def signs(self, step: ArrayLike) -> jax.Array:
         """`int32[rounds]`: 1 where the neighbour has the higher rank, -1 elsewhere."""

@@ -69,17 +69,17 @@ from djax._values import check_integer
 from djax.mixing import alternate
 from djax.topologies import Graph
 
-from .blocks import (
-    blocks_of,
-    check_factors,
-    factor_shapes,
-    stacked,
-    unflatten,
-    unstacked,
-)
+from .blocks import blocks_of, check_factors, factor_shapes, stacked, unflatten
 from .edges import Edges
 from .orthonormal import keep, orthonormal, signs
-from .products import added_to_matrices, multiply_blocks, repeated, scale_rounds
+from .products import (
+    added_to_matrices,
+    factors_of_blocks,
+    multiply_blocks,
+    repeated,
+    scale_rounds,
+)
+from .rows import joined, layouts_of, separated
 
 
 class PowerGossipState(NamedTuple):
@@ -236,54 +236,60 @@ def power_gossip(
         )
         return PowerGossipState(left, right, jnp.zeros((), jnp.int32), label)
 
-    def iteration(step, odd, t, matrices, factors, corrections, vectors):
+    def iteration(layouts, step, odd, t, matrices, factors, corrections, vectors):
         """One power iteration over all edges of this worker.
 
         Args:
+          layouts: where the left and the right factors are in their arrays.
           step: `int32[]`, the number of updates so far.
           odd: whether the right factor is orthogonalized, and the left one computed.
           t: the number of the iteration within the step, from 0.
           matrices: the matrices of the model in blocks, as they were at the start of
             the step.
-          factors: the left and the right factors of this step's edges, `[rounds, r, m]`
-            and `[rounds, r, k]` for each matrix.
-          corrections: what the iterations of this step so far have added to the blocks.
+          factors: the left and the right factors of this step's edges.
+          corrections: what the iterations of this step so far have added to the
+            matrices, as left and right factors. None in the first one.
           vectors: the arrays that are also sent and averaged: the leaves that are no
             matrices, in the first iteration of a step.
 
         Returns:
-          What the iteration adds to the blocks, as rows on the left and on the right;
-          what it adds to the vectors; and the next factors.
+          What the iteration adds to the matrices, as left and right factors; what it
+          adds to the vectors; and the next factors.
         """
         given, found = (1, 0) if odd else (0, 1)
-        bases = orthogonalize(factors[given])
+        bases = orthogonalize(factors[given], layouts[given])
         # M_i V, or the transpose of M_i times U. Only these and the vectors are sent.
-        products = multiply_blocks(bases, matrices, given, rows_axis, corrections)
-        differences, vector_differences, weights = edges.differences(
-            products, vectors, step
+        products = multiply_blocks(
+            bases, matrices, given, rows_axis, layouts, corrections
         )
+        sent = {k: layout.message(products) for k, layout in layouts[found].items()}
+        differences, vector_differences, weights = edges.differences(
+            sent, vectors, step
+        )
+        differences = {k: layouts[found][k].place(x) for k, x in differences.items()}
 
         # The sum over neighbours j of rate w_ij (M_j - M_i) V V^T, as its two factors.
         def weighted(x, rate):
             return scale_rounds(weights, x) * jnp.asarray(rate, x.dtype)
 
-        steps = {i: weighted(x, consensus_rate) for i, x in differences.items()}
-        rows = {given: bases, found: steps}
-        change = {block: (rows[0][block], rows[1][block]) for block in steps}
+        steps = {k: weighted(x, consensus_rate) for k, x in differences.items()}
+        change = {given: bases, found: steps}
         parts = [weighted(x, vector_rate).sum(axis=0) for x in vector_differences]
 
         # Both ends keep the difference of the products, the higher rank's minus the
         # lower rank's.
         signs_of_rounds = edges.signs(step)
-        new = {i: scale_rounds(signs_of_rounds, x) for i, x in differences.items()}
+        new = {k: scale_rounds(signs_of_rounds, x) for k, x in differences.items()}
         if not warm_start:  # The next iteration gets factors that are drawn anew.
-            new = edges.random_blocks(new, first + step * iterations + t, step)
+            number = first + step * iterations + t
+            new = edges.random_rows(layouts[found], number, step)
         next_factors = {given: bases, found: new}
-        return change, parts, tuple(keep(next_factors[s], factors[s]) for s in (0, 1))
+        kept = (keep(next_factors[s], factors[s], layouts[s]) for s in (0, 1))
+        return (change[0], change[1]), parts, tuple(kept)
 
-    def all_iterations(odd, step, matrices, factors, vectors):
+    def all_iterations(layouts, odd, step, matrices, factors, vectors):
         matrices, vectors = jax.tree.map(promote, (matrices, vectors))
-        one = functools.partial(iteration, step)
+        one = functools.partial(iteration, layouts, step)
         corrections, parts, new = repeated(
             one, odd, iterations, matrices, factors, vectors
         )
@@ -293,7 +299,7 @@ def power_gossip(
                 (optax.tree.zeros_like(corrections), factors),
                 (corrections, new),
             )
-        return corrections, parts, new
+        return factors_of_blocks(corrections, layouts), parts, new
 
     def mix(model, state, /):
         check_state("power_gossip", state, PowerGossipState, model, label=label)
@@ -305,20 +311,24 @@ def power_gossip(
         sides = [treedef.flatten_up_to(side) for side in (state.left, state.right)]
         check_factors(leaves, sides, rank, rows_axis)
         # Joining and splitting stay outside of the branches, to be compiled only once.
-        matrices = stacked(leaves, blocks_of(leaves), 0)
-        factors = tuple(stacked(side, matrices, 1) for side in sides)
+        matrices = stacked(leaves, blocks_of(leaves))
+        layouts = layouts_of(leaves, matrices, rank, rows_axis)
+        factors = tuple(map(joined, sides, layouts))
         now, put_back = edges.of_step(factors, state.step)
         vectors = {i: x for i, x in enumerate(leaves) if not is_matrix(x)}
-        joined, cut = join(list(vectors.values()))
+        together, cut = join(list(vectors.values()))
         corrections, parts, now = alternate(
             state.step,
             turns,
-            [functools.partial(all_iterations, odd) for odd in parities],
-            *(state.step, matrices, now, joined),
+            [functools.partial(all_iterations, layouts, odd) for odd in parities],
+            *(state.step, matrices, now, together),
         )
         changes = dict(zip(vectors, cut(parts), strict=True))
         changes |= added_to_matrices(corrections, leaves, rows_axis)
-        left, right = (unflatten(treedef, unstacked(s, 1)) for s in put_back(now))
+        left, right = (
+            unflatten(treedef, separated(s, layout))
+            for s, layout in zip(put_back(now), layouts, strict=True)
+        )
         state = PowerGossipState(left, right, step, label)
         return unflatten(treedef, changes), state
 

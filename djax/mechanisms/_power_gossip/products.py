@@ -6,7 +6,7 @@ them. An iteration sees, as products, what earlier ones have added to the matric
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,20 +15,26 @@ import jax.numpy as jnp
 from djax._arrays.matrices import as_matrix, from_matrix, layout
 
 from .blocks import Block, Blocks, each, unstacked
-from .orthonormal import einsum
+from .rows import Layouts, Rows, in_blocks
 
 FEW = 16  # The largest number of outer products that are summed one by one.
 # Number of rows of a matrix that are multiplied together. Where it does not divide the
 # number of all rows, half of it will do.
 BLOCK = 128
 
-Rows = tuple[jax.Array, jax.Array]
-"""Rows on the left and on the right, `[iterations, rounds, r, m]` and `[..., k]`.
+Corrections = tuple[Rows, Rows]
+"""What has been added to the matrices, `[iterations, rounds, r, groups, LANES]`.
 
-Their product is what all of these iterations and rounds have added to a matrix.
+The products of the left factors and the right ones are the sums of what all of these
+iterations and rounds have added.
 """
-Corrections = dict[Block, Rows]
-"""What has been added to the matrices of each block."""
+Factors = tuple[jax.Array, jax.Array]
+"""A left factor and a right one of a matrix, `[iterations, rounds, r, m or k]`."""
+
+
+def einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Multiplies without reduced precision, since differences of products are taken."""
+    return jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def repeated(
@@ -36,9 +42,9 @@ def repeated(
     odd: int,
     count: int,
     matrices: Blocks,
-    factors: tuple[Blocks, Blocks],
+    factors: tuple[Rows, Rows],
     vectors: list[jax.Array],
-) -> tuple[Corrections, list[jax.Array], tuple[Blocks, Blocks]]:
+) -> tuple[Corrections, list[jax.Array], tuple[Rows, Rows]]:
     """Runs all power iterations of a step; the first one also averages the vectors.
 
     The parameters are not changed between iterations, since writing them takes long.
@@ -57,11 +63,10 @@ def repeated(
       vectors: the arrays that the first iteration also sends and averages.
 
     Returns:
-      What all iterations add to each block of matrices, as rows on the left and on the
-      right, `[iterations, rounds, r, m or k]`; what they add to the vectors; and the
-      next factors.
+      What all iterations add to the matrices, as left and right factors; what they add
+      to the vectors; and the next factors.
     """
-    change, parts, factors = iteration(odd, 0, matrices, factors, {}, vectors)
+    change, parts, factors = iteration(odd, 0, matrices, factors, None, vectors)
     corrections = jax.tree.map(
         lambda x: jnp.pad(x[None], ((0, count - 1),) + ((0, 0),) * x.ndim), change
     )
@@ -87,51 +92,72 @@ def repeated(
 
 
 def multiply_blocks(
-    bases: Blocks, matrices: Blocks, side: int, rows_axis: int, corrections: Corrections
+    bases: Rows,
+    matrices: Blocks,
+    side: int,
+    rows_axis: int,
+    layouts: Layouts,
+    corrections: Corrections | None,
 ) -> Blocks:
     """Multiplies the matrices of all blocks by rows for each round.
 
     Args:
-      bases: `[rounds, r, m or k]` of each matrix.
+      bases: the factors of one side for each round.
       matrices: the matrices of the model, as parameters.
       side: the side of the matrices on which the bases are, 0 for left or 1 for right.
       rows_axis: the axis of a parameter that becomes the rows of its matrix.
+      layouts: where the left and the right factors are in their arrays.
       corrections: what earlier iterations have added to the matrices. The matrices do
-        not contain these sums yet. Empty in the first iteration.
+        not contain these sums yet. None in the first iteration.
 
     Returns:
-      `[rounds, r, k or m]` of each matrix.
+      `[rounds, r, k or m]` of the matrix of a block, or `[rounds, r, n, k or m]` of its
+      `n` matrices.
     """
 
     def product(basis, x, correction):
         return multiply(basis, x, side, rows_axis, correction)
 
+    split = in_blocks(bases, layouts[side])
+    added = corrections and factors_of_blocks(corrections, layouts)
     return {
-        block: each(product, block, (1, 0, 2), 1)(
-            bases[block], x, corrections.get(block)
+        block: each(product, block, (2, 0, 3), 2)(
+            split[block], x, added and added[block]
         )
         for block, x in matrices.items()
     }
 
 
 def added_to_matrices(
-    corrections: Corrections, leaves: Sequence[jax.Array], rows_axis: int
+    corrections: Mapping[Block, Factors], leaves: Sequence[jax.Array], rows_axis: int
 ) -> dict[int, jax.Array]:
     """Returns what corrections add to each matrix, shaped like its leaf.
 
     The results are under the positions of the leaves.
     """
     found = {}
-    for block, rows in corrections.items():
+    for block, factors in corrections.items():
         product = functools.partial(
             product_of, like=leaves[block[0]], rows_axis=rows_axis
         )
-        found[block] = each(product, block, 2, 0)(rows)
-    return unstacked(found, 0)
+        found[block] = each(product, block, 3, 0)(factors)
+    return unstacked(found)
+
+
+def factors_of_blocks(
+    corrections: Corrections, layouts: Layouts
+) -> dict[Block, Factors]:
+    """Splits corrections into the left and right factors of each block."""
+    left, right = map(in_blocks, corrections, layouts)
+    return {block: (left[block], right[block]) for block in left}
 
 
 def multiply(
-    basis: jax.Array, x: jax.Array, side: int, rows_axis: int, correction: Rows | None
+    basis: jax.Array,
+    x: jax.Array,
+    side: int,
+    rows_axis: int,
+    correction: Factors | None,
 ) -> jax.Array:
     """Multiplies a parameter, as a matrix, by rows for each round.
 
@@ -140,9 +166,8 @@ def multiply(
       x: the parameter.
       side: the side of the matrix on which the basis is, 0 for left or 1 for right.
       rows_axis: the axis of the parameter that becomes the rows of the matrix.
-      correction: rows on the left and on the right, `[iterations, rounds, r, m]` and
-        `[iterations, rounds, r, k]`. Their product is to be added to the parameter
-        before the multiplication. None if nothing is to be added.
+      correction: factors whose product is to be added to the parameter before the
+        multiplication. None if nothing is to be added.
 
     Returns:
       `[rounds, r, k or m]`.
@@ -156,9 +181,16 @@ def multiply(
     return product + einsum(f"rctsd,tsd{found}->rc{found}", inner, correction[1 - side])
 
 
+def _dot(basis: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
+    """Multiplies along the last axis of the basis and an axis of the matrix."""
+    flat, dimensions = basis.reshape(-1, basis.shape[-1]), (((1,), (axis,)), ((), ()))
+    product = jax.lax.dot_general(flat, matrix, dimensions, jax.lax.Precision.HIGHEST)
+    return product.reshape(*basis.shape[:-1], -1)
+
+
 def _along_first(basis: jax.Array, matrix: jax.Array) -> jax.Array:
     """Multiplies `[rounds, r, a]` by `[a, b]`."""
-    return einsum("rca,ab->rcb", basis, matrix)
+    return _dot(basis, matrix, 0)
 
 
 def _along_last(basis: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -170,9 +202,10 @@ def _along_last(basis: jax.Array, matrix: jax.Array) -> jax.Array:
     small beside the block.
     """
     size, width = math.gcd(len(matrix), BLOCK), matrix.shape[1]
-    whole = functools.partial(einsum, "rcb,ab->rca")
+    whole = functools.partial(_dot, axis=1)
     rows = basis.shape[0] * basis.shape[1]
-    if len(matrix) == size or size < BLOCK // 2 or width < BLOCK // 2 or rows > 8:
+    few = size < BLOCK // 2 or width < BLOCK // 2
+    if len(matrix) == size or few or not 1 < rows <= 8:
         return whole(basis, matrix)
 
     def by_blocks(basis, matrix):
@@ -183,13 +216,13 @@ def _along_last(basis: jax.Array, matrix: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(basis, matrix, cpu=by_blocks, default=whole)
 
 
-def product_of(rows: Rows, like: jax.Array, rows_axis: int) -> jax.Array:
-    """Multiplies rows on the left by rows on the right: a matrix shaped like `like`.
+def product_of(factors: Factors, like: jax.Array, rows_axis: int) -> jax.Array:
+    """Multiplies left factors by right factors: a matrix shaped like `like`.
 
     XLA fuses a sum of few outer products with the addition to the model. The result of
     a matrix product would be written to memory, and read again for the addition.
     """
-    left, right = (x.reshape(-1, x.shape[-1]) for x in rows)
+    left, right = (x.reshape(-1, x.shape[-1]) for x in factors)
     axes = layout(like, rows_axis)
     if len(left) > FEW:
         return from_matrix(einsum(f"qm,qk->{axes}", left, right), like, rows_axis)
