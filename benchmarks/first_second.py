@@ -154,7 +154,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
     for name in config.only:
         for this, other, aim in PARTS[name][1]:
             times = {key: [s[key] for s in seconds[name]] for key in (this, other)}
-            ratios = np.divide(*times.values()).tolist()
+            ratios = np.divide(times[this], times[other]).tolist()
             records.append(
                 {"part": name, "seconds": times, "ratio": ratios, "aim": aim}
             )
