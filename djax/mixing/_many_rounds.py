@@ -74,9 +74,8 @@ def by_product(
 ) -> PyTree:
     r"""Returns :math:`\sum_j w_{ij} (v_j - v_i)` of a step, in float32 or wider.
 
-    The product is taken of the differences :math:`v_j - v_0` from the values of
-    worker 0. With these differences, the result for equal values is exactly 0, and its
-    rounding errors are relative to how far apart the workers are.
+    The product is taken of differences :math:`v_j - r` from a reference; see
+    :func:`_reference`. Without it, rounding would make equal values differ.
 
     Args:
       values: this worker's :math:`v_i`, a tree of arrays of floats.
@@ -93,8 +92,7 @@ def by_product(
         return _from_the_mean(values, communicator)
     rests = matrices - matrices.sum(axis=2)[:, :, None] * np.eye(graph.size)
     weights = mine(rests, communicator, place(steps, graph.period, step))
-    start = jax.tree.map(_zero_if_not_finite, communicator.broadcast(values))
-    moved = difference(values, start)
+    moved = difference(values, _reference(values, communicator))
 
     def without_the_infinite():
         ranks = jnp.arange(graph.size, dtype=jnp.int32)
@@ -109,6 +107,25 @@ def by_product(
     total = communicator.combine(moved, weights)
     sound = all_finite(communicator.broadcast(total))
     return _unless(sound, lambda _: (repair or without_the_infinite)(), total)
+
+
+def _reference(values: PyTree, communicator: Any) -> PyTree:
+    r"""What is subtracted from the values of all workers before they are multiplied.
+
+    It is :math:`v_0` where all values are close to it, so that the result for equal
+    values is exactly 0, and 0 elsewhere. No difference is then larger than
+    :math:`3 |v_j|`, so that a worker's rounding errors come from its neighbours and
+    itself. Had a worker that is no neighbour much larger numbers, which were subtracted
+    and added again, then small second moments of Adam could become negative.
+    """
+
+    def of_leaf(start, distance):
+        close = 2 * communicator.size * distance <= jnp.abs(start)
+        return jnp.where(close, start, 0)
+
+    start = jax.tree.map(promote, communicator.broadcast(values))
+    distances = jax.tree.map(jnp.abs, difference(values, start))
+    return jax.tree.map(of_leaf, start, communicator.mean(distances))
 
 
 def _from_the_mean(values: PyTree, communicator: Any) -> PyTree:
