@@ -31,6 +31,32 @@ def test_permute_receives_from_the_source(make):
     np.testing.assert_array_equal(received, CYCLE)
 
 
+def test_permute_within_a_sweep_moves_along_the_workers_only():
+    """Whether the runs of the sweep are the inner axis or the outer one."""
+    workers, x = communicators.simulated(SIZE), jnp.arange(3 * SIZE).reshape(SIZE, 3)
+
+    def permute(x):
+        return workers.permute(x, CYCLE)
+
+    expected = x[np.array(CYCLE)]
+    inner = workers.spmd(jax.vmap(permute))(x)
+    outer = jax.vmap(workers.spmd(permute), in_axes=1, out_axes=1)(x)
+    np.testing.assert_array_equal(inner, expected)
+    np.testing.assert_array_equal(outer, expected)
+    np.testing.assert_array_equal(workers.spmd(lambda _: permute(7))(x), [7] * SIZE)
+
+
+@each_communicator
+def test_permute_returns_derivatives_to_the_sender(make):
+    workers, weights = make(SIZE), jnp.arange(1.0, SIZE + 1)
+
+    def loss(x):
+        return (weights * workers.spmd(lambda x: workers.permute(x, CYCLE))(x)).sum()
+
+    gradient = jax.jit(jax.grad(loss))(jnp.ones(SIZE))
+    np.testing.assert_array_equal(gradient[np.array(CYCLE)], weights)
+
+
 @each_communicator
 @pytest.mark.parametrize("source", [(0, 0, 0, 0), (0,), (1, 2, 3, 4)])
 def test_permute_needs_a_permutation(make, source):

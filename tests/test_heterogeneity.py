@@ -41,6 +41,21 @@ def test_corrections_reach_the_optimum_where_gossip_stops_short():
         assert constant_step_error(mechanism) < 1e-11
 
 
+def test_d2_has_derivatives_of_both_modes():
+    mechanism = djax.d2(djax.gossip(RING, COMMUNICATOR))
+
+    def worker(x):
+        updates, state = mechanism.update(-x * x, mechanism.init(x), x)
+        return mechanism.update(-x * x, state, x + updates)[0]
+
+    def loss(x):
+        return (COMMUNICATOR.spmd(worker)(x) ** 2).sum()
+
+    x = jnp.linspace(0.1, 1.0, SIZE)
+    gradient, tangent = jax.grad(loss)(x), jax.jvp(loss, (x,), (x,))[1]
+    np.testing.assert_allclose(gradient @ x, tangent, rtol=1e-5)
+
+
 @pytest.mark.parametrize("wrap", [djax.d2, djax.gradient_tracking])
 def test_corrections_sum_to_zero(wrap):
     mechanism = wrap(djax.gossip(RING, COMMUNICATOR))
