@@ -97,23 +97,19 @@ def make_check(communicator: Communicator) -> Callable[..., None]:
     size = communicator.size
 
     def worker(started, flaws):
-        """Returns the first flaws of all workers as codes, `float32[size]`.
-
-        The code of a flaw is `2 * step + flaw`. It is 0 if the parameters were not
-        finite before the first step, and -1 if there was no flaw.
-        """
-        flaws = flaws.astype(jnp.int32)
-        step = jnp.argmax(flaws != _FINE).astype(jnp.int32)
-        first = jnp.where(flaws[step] == _FINE, -1, 2 * step + flaws[step])
-        first = jnp.where(started, first, 0).astype(jnp.float32)
+        """Returns the first flaws of all workers as codes, `float32[size]`."""
+        first = _first_flaw(jnp, started, flaws).astype(jnp.float32)
         mine = jnp.arange(size) == communicator.rank()
         return communicator.mean(jnp.where(mine, first, 0.0))
 
     agree = jax.jit(communicator.spmd(worker))
 
     def check(started, flaws, workers, metrics):
-        shares = agree(started, flaws).addressable_shards[0].data
-        firsts = np.rint(np.asarray(shares)[0] * size).astype(int)
+        if communicator.shares_device:  # All workers are here: nothing is compiled.
+            firsts = _first_flaw(np, np.asarray(started), np.asarray(flaws))
+        else:
+            shares = agree(started, flaws).addressable_shards[0].data
+            firsts = np.rint(np.asarray(shares)[0] * size).astype(int)
         if (firsts < 0).all():
             return
         first = firsts[firsts >= 0].min()
@@ -123,6 +119,25 @@ def make_check(communicator: Communicator) -> Callable[..., None]:
         raise NonFiniteError(message, ranks, step, workers, metrics)
 
     return check
+
+
+def _first_flaw(xp: Any, started: Any, flaws: Any) -> Any:
+    """Returns the first flaw of a call as a code, `int32[...]`.
+
+    Args:
+      xp: NumPy or `jax.numpy`.
+      started: `bool[...]`, whether the parameters were finite before the first step.
+      flaws: `uint8[..., steps]`, from :func:`flaw`.
+
+    Returns:
+      `2 * step + flaw`; 0 if the parameters were not finite before the first step, and
+      -1 if there was no flaw.
+    """
+    never = np.iinfo(np.int32).max
+    steps = xp.arange(flaws.shape[-1], dtype=xp.int32)
+    codes = xp.where(flaws == _FINE, never, 2 * steps + flaws.astype(xp.int32))
+    first = codes.min(-1)
+    return xp.where(started, xp.where(first == never, -1, first), 0)
 
 
 def _describe(
