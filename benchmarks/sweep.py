@@ -4,7 +4,8 @@
 
 8 learning rates times 8 seeds of D-PSGD and of RelaySGD, each by 16 workers; a seed
 draws the random quadratics. A run is a function of its learning rate and its problem,
-and the grid is `vmap` of this function. The grid is compared with 64 runs one after
+and the grid is a `vmap` over the problems of a `vmap` over the rates, so that all rates
+share what depends on the problem alone. The grid is compared with 64 runs one after
 another, without a pause in between, which find the same errors. These runs are made in
 two ways:
 
@@ -57,20 +58,26 @@ def make_run(config: Config, algorithm: str):
     return descend(mechanism, communicator, config.steps)
 
 
+def make_grid(run):
+    """Makes all runs of one: the result has the shape `[rates, problems]`."""
+    return jax.vmap(jax.vmap(run, (0, None)), (None, 0), out_axes=1)
+
+
 def measure(config: Config, algorithm: str) -> list[dict[str, Any]]:
     """Times the grid and the single runs of one algorithm; returns their records."""
     run = make_run(config, algorithm)
-    rates = jnp.repeat(jnp.geomspace(1e-3, 0.1, 8), 8)
+    rates = jnp.geomspace(1e-3, 0.1, 8)
     drawn = [random_quadratics(config.workers, 10, 1.0, seed=i) for i in range(8)]
-    problems = jax.tree.map(lambda *xs: jnp.asarray(8 * xs, jnp.float32), *drawn)
-    points = [jax.tree.map(lambda x, i=i: x[i], (rates, problems)) for i in range(64)]
-    alone, grid = jax.jit(run), jax.jit(jax.vmap(run))
+    problems = jax.tree.map(lambda *xs: jnp.asarray(xs, jnp.float32), *drawn)
+    single = [jax.tree.map(lambda x, i=i: x[i], problems) for i in range(8)]
+    points = [(rate, problem) for rate in rates for problem in single]
+    alone, grid = jax.jit(run), jax.jit(make_grid(run))
 
     def one_by_one():
-        return jnp.stack([alone(*point) for point in points])
+        return jnp.stack([alone(*point) for point in points]).reshape(8, 8)
 
     def compiled_grid():
-        return jax.jit(jax.vmap(make_run(config, algorithm)))(rates, problems)
+        return jax.jit(make_grid(make_run(config, algorithm)))(rates, problems)
 
     def program_a_rate():
         errors = []
@@ -78,7 +85,7 @@ def measure(config: Config, algorithm: str) -> list[dict[str, Any]]:
             rate, _ = points[i]
             program = jax.jit(functools.partial(make_run(config, algorithm), rate))
             errors += [program(problem) for _, problem in points[i : i + 8]]
-        return jnp.stack(errors)
+        return jnp.stack(errors).reshape(8, 8)
 
     contestants = {
         ("one program", "grid"): lambda: grid(rates, problems),
