@@ -55,6 +55,14 @@ def test_equal_models_do_not_move(name):
     np.testing.assert_array_equal(displacement(GRAPHS[name], x), 0)
 
 
+@pytest.mark.parametrize("name", GRAPHS)
+def test_nonnegative_values_stay_so(name):
+    """Rounding errors of large values do not make a small one negative."""
+    x = np.exp(10 * np.random.default_rng(2).normal(size=(N, 50))).astype(np.float32)
+    x[0], x[1:4] = x.max(axis=0), 0
+    assert (x + displacement(GRAPHS[name], x) >= 0).all()
+
+
 def test_equal_models_stay_equal_on_a_complete_graph():
     x = np.broadcast_to(np.float32(models()[0]), (N, 3, 2))
     found = displacement(COMPLETE, x)
