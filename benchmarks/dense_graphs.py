@@ -18,6 +18,7 @@
 """
 
 import dataclasses
+import functools
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -58,18 +59,20 @@ class Config(contest.Turns):
 
 def builders(n: int) -> dict[str, Callable[[], topologies.Graph]]:
     """Functions that build the graphs of n workers, by name."""
-    made = {
-        name: lambda name=name: getattr(topologies, name)(n)
+    made: dict[str, Any] = {
+        name: functools.partial(getattr(topologies, name), n)
         for name in (*topologies.BUILDERS, *topologies.SCHEDULES)
         if name != "social_network"  # It has 32 workers.
     }
+    degree = max(8, n // 8)
     for directed in (False, True):
-        made[f"equi_static, {'' if directed else 'un'}directed"] = lambda d=directed: (
-            topologies.equi_static(n, degree=max(8, n // 8), directed=d)
+        made[f"equi_static, {'' if directed else 'un'}directed"] = functools.partial(
+            topologies.equi_static, n, degree=degree, directed=directed
         )
     if n <= 64:  # The probabilities are found by a dense semidefinite program.
-        made["matcha, complete"] = lambda: topologies.matcha(
-            topologies.complete(n), 0.5, period=20
+        complete = topologies.complete(n)
+        made["matcha, complete"] = functools.partial(
+            topologies.matcha, complete, 0.5, period=20
         )
     return made
 
@@ -79,14 +82,17 @@ def by_rounds(
 ) -> optax.GradientTransformation:
     """Gossip that makes its rounds one after the other."""
 
-    def update(updates, step, params):
+    def init(params):
+        return jnp.zeros((), jnp.int32)
+
+    def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
         model = optax.apply_updates(params, updates)
-        for heard in mixing.exchange(model, graph, communicator, step=step):
+        for heard in mixing.exchange(model, graph, communicator, step=state):
             apart = mixing.finite_difference(heard.message, heard.own)
             updates = updates + heard.weight * apart
-        return updates, step + 1
+        return updates, state + 1
 
-    return optax.GradientTransformation(lambda _: jnp.zeros((), jnp.int32), update)
+    return optax.GradientTransformation(init, update)
 
 
 def by_product(graph: topologies.Graph) -> Callable[[jax.Array, jax.Array], Any]:
@@ -99,7 +105,7 @@ def by_product(graph: topologies.Graph) -> Callable[[jax.Array, jax.Array], Any]
     return move
 
 
-def programs(config: Config, graph: topologies.Graph) -> dict[str, Callable]:
+def programs(config: Config, graph: topologies.Graph) -> dict[str, Any]:
     """The contestants, each as a jitted function of models and gradients."""
     n, steps = graph.size, config.steps
     workers = communicators.simulated(n)
@@ -148,7 +154,8 @@ def measure(config: Config, name: str, graph: topologies.Graph) -> dict[str, Any
         jnp.asarray(draw.normal(size=(n, ENTRIES // n)), jnp.float32) for _ in range(2)
     )
     contestants = programs(config, graph)
-    compiled, record = {}, {"graph": name, "workers": n}
+    compiled: dict[str, Any] = {}
+    record: dict[str, Any] = {"graph": name, "workers": n}
     for contestant, program in contestants.items():
         start = time.perf_counter()
         compiled[contestant] = program.lower(x, gradients).compile()
