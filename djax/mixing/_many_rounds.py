@@ -12,7 +12,6 @@ are two other ways:
   does not depend on their number.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -107,37 +106,7 @@ def by_product(
     # times infinity is NaN: the result of worker 0 tells of all.
     total = communicator.combine(moved, weights)
     sound = all_finite(communicator.broadcast(total))
-    total = _unless(sound, lambda _: (repair or without_the_infinite)(), total)
-    leaving = -weights[communicator.rank()]
-    return jax.tree.map(
-        functools.partial(_not_below_zero, leaving, graph.size), values, start, total
-    )
-
-
-def _not_below_zero(
-    leaving: jax.Array, size: int, value: jax.Array, start: jax.Array, total: jax.Array
-) -> jax.Array:
-    """Takes back rounding errors by which nonnegative values would become negative.
-
-    Averages of second moments, of which Adam takes the square root, must not be
-    negative. A worker whose value is far smaller than that of worker 0 calculates with
-    large differences, and with their rounding errors. If no worker has a negative
-    value, a worker loses at most the share of its value that it gives away.
-
-    Args:
-      leaving: `float[]`, the sum of this worker's weights for the others.
-      size: the number of workers, which bounds the rounding errors.
-      value: this worker's value.
-      start: the value of worker 0.
-      total: the sum of the weighted differences.
-    """
-    if jnp.issubdtype(total.dtype, jnp.complexfloating):
-        return total
-    value, start = value.astype(total.dtype), start.astype(total.dtype)
-    least = -leaving.astype(total.dtype) * value
-    error = size * jnp.finfo(total.dtype).eps * start
-    below = (value >= 0) & (total < least) & (total > least - error)
-    return jnp.where(below, least, total)
+    return _unless(sound, lambda _: (repair or without_the_infinite)(), total)
 
 
 def _reference(values: PyTree, communicator: Any) -> PyTree:
