@@ -7,7 +7,7 @@
    time grows more slowly than these numbers: 16 iterations take at most 4 times as
    long as 1.
 2. A step of ResNet-50 on one of two MPI ranks, with images of ImageNet's size: gradient
-   and SGD, and what the mechanism adds to them. Aim: at most 20 %.
+   and SGD, and what the mechanism adds to them. Aim: at most 50 %.
 3. `init` and a step of 8 simulated workers whose model has 1,500 small leaves. Aim: at
    most twice as long as gossip.
 
@@ -35,7 +35,7 @@ from . import contest, field, images
 WORKERS = 64
 LAYERS = ((784, 128), (128,), (128, 10), (10,))
 TIMES_AS_LONG = 4.0
-ADDED = 20.0  # Percent.
+ADDED = 50.0  # Percent.
 SMALL_LEAVES = ((16, 16), (16,), (8, 24))
 TIMES_GOSSIP = 2.0
 

@@ -9,6 +9,8 @@ from jax.custom_batching import custom_vmap
 
 from djax._interfaces import PyTree
 
+from .batches import any_of_runs
+
 
 def in_place(
     function: Callable[..., PyTree], active: jax.Array, old: PyTree, *others: Any
@@ -36,7 +38,7 @@ def in_place(
             new = jax.tree.map(lambda x, y: _if_active(active, x, y), new, old)
             return jnp.zeros_like(some), new
 
-        carry = _any(active), old
+        carry = any_of_runs(active), old
         return jax.lax.while_loop(lambda carry: carry[0], iteration, carry)[1]
 
     @looped.defjvp
@@ -99,17 +101,6 @@ def _fits(program: Any, leaves: list[jax.Array]) -> bool:
     kinds = [(x.shape, x.dtype) for x in leaves]
     made = [(x.shape, x.dtype) for x in program.out_avals]
     return bool(kinds) and kinds == made and leaves[0].size > 0 and not program.effects
-
-
-@custom_vmap
-def _any(flag: jax.Array) -> jax.Array:
-    """Returns the flag; under a `vmap` of several flags, whether any of them is set."""
-    return flag
-
-
-@_any.def_vmap
-def _(axis_size, in_batched, flag):
-    return _any(flag.any(axis=0)), False
 
 
 @custom_vmap

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from djax._arrays.batches import any_of_runs
+
 from .rows import Kind, Layout, Rows
 
 EPSILON = 1e-8  # Added to the norms, as in the Gram-Schmidt of the published code.
@@ -88,7 +90,7 @@ def _gram_schmidt(rows: jax.Array, layout: Layout) -> jax.Array:
             return row, jnp.where(dependent, norms, remains)
 
         row, _ = jax.lax.cond(
-            (remains < DEPENDENT).any(),
+            any_of_runs((remains < DEPENDENT).any()),
             lambda *row: again(*again(*row)),
             lambda *row: row,
             *(row, remains),
