@@ -18,6 +18,7 @@ from djax._arrays.split import split
 
 from .blocks import Block, Blocks, factor_shapes
 
+_HIGHEST = jax.lax.Precision.HIGHEST
 LANES = 32
 """Number of neighbouring entries of a row that always belong to one factor.
 
@@ -25,6 +26,13 @@ A factor whose length is not a multiple of this number ends with zeros. A row is
 made of groups, each of which belongs to one factor, and whose entries processors
 compute together.
 """
+
+APART = LANES // 4  # Entries of a group that are summed first are so far apart.
+# Number of runs of neighbouring entries, up to which a message is cut into them. The
+# kernels that gather single entries compile faster than many kernels of runs, but the
+# order in which they write arrays makes everything slow that reads these arrays.
+FEW_RUNS = 8
+ALIKE = 3  # The largest ratio of the sizes of two sides that are made equally large.
 
 Kind = tuple[str, int]
 """The dtype of factors and the number r of their rows, which are joined."""
@@ -45,7 +53,7 @@ class Layout:
     ):
         """Lays out the factors in the order of their blocks.
 
-        Both sides have the same numbers of groups, so that they share kernels.
+        If both sides have the same numbers of groups, they share kernels.
 
         Args:
           factors: the shape `(r, length)` and the dtype of the factors of each block.
@@ -71,6 +79,7 @@ class Layout:
         for start, end, length in zip(starts * LANES, ends, self.lengths, strict=True):
             order[start : start + length] = np.arange(end - length, end)
         self._order = order
+        self._runs = _runs_of(order)
 
     def join(self, factors: Mapping[int, jax.Array]) -> jax.Array:
         """Joins factors, which are given under the positions of their matrices.
@@ -127,14 +136,23 @@ class Layout:
 
     def place(self, message: jax.Array) -> jax.Array:
         """Brings a message into the form `[rounds, r, groups, LANES]`."""
-        if not np.array_equal(self._order, np.arange(message.shape[-1])):
+        if len(self._runs) > FEW_RUNS:
             message = jnp.where(self._order < 0, 0, message[..., self._order])
+        else:
+            pieces, parts = split(message, [n for n, _ in self._runs], 2), []
+            for piece, (_, zeros) in zip(pieces, self._runs, strict=True):
+                parts += [piece, *_zeros(piece, zeros)]
+            message = jnp.concatenate(parts, axis=-1)
         return message.reshape(*message.shape[:2], -1, LANES)
 
     def sums(self, x: jax.Array) -> jax.Array:
         """Sums `[..., groups, LANES]` for each factor, `[..., factors]`."""
-        ones = jnp.ones(LANES, x.dtype)  # A product is faster than a sum.
-        of_groups = jnp.matmul(x, ones, precision=jax.lax.Precision.HIGHEST)
+        # A product with ones is faster than a sum over neighbouring entries. The sum of
+        # four entries that are apart is computed together with x, and makes the array
+        # small that is written to memory.
+        a, b, c, d = (x[..., i : i + APART] for i in range(0, LANES, APART))
+        ones = jnp.ones(APART, x.dtype)
+        of_groups = jnp.matmul(a + b + (c + d), ones, precision=_HIGHEST)
         return jnp.where(self._owned, of_groups[..., self._groups], 0).sum(-1)
 
     def norms(self, x: jax.Array) -> jax.Array:
@@ -144,6 +162,21 @@ class Layout:
     def spread(self, x: Any) -> Any:
         """Repeats what belongs to factors, `[..., factors]`: `[..., groups, 1]`."""
         return x[..., self._owners, None]
+
+
+def _runs_of(order: np.ndarray) -> list[tuple[int, int]]:
+    """Finds runs of entries without zeros between them.
+
+    Args:
+      order: where each entry comes from, -1 for zeros.
+
+    Returns:
+      The number of entries of each run, and the number of zeros behind it.
+    """
+    changes = np.flatnonzero(np.diff(order >= 0, prepend=False, append=False))
+    starts, ends = changes[::2], changes[1::2]
+    zeros = np.append(starts[1:], len(order)) - ends
+    return list(zip((ends - starts).tolist(), zeros.tolist(), strict=True))
 
 
 Layouts = tuple[dict[Kind, Layout], dict[Kind, Layout]]
@@ -183,8 +216,12 @@ def layouts_of(
             [groups_of(x.shape[1]) for block, x in side.items() for _ in block]
             for side in sides
         ]
-        total, largest = max(sum(x) for x in groups), max(max(x) for x in groups)
+        # The smaller side is filled up to the size of the other one, so that both share
+        # kernels. If it is far smaller, the zeros would take too long in each step.
+        alike = max(map(sum, groups)) <= ALIKE * min(map(sum, groups))
         for side, factors in enumerate(sides):
+            shared = groups if alike else [groups[side]]
+            total, largest = max(map(sum, shared)), max(map(max, shared))
             layouts[side][kind] = Layout(factors, total, largest)
     return layouts
 
