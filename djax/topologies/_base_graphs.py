@@ -1,14 +1,22 @@
 """Schedules that average exactly after a period, with few partners in each step."""
 
 from collections.abc import Iterable
-from itertools import count, repeat, takewhile
+from itertools import count, takewhile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from djax._values import check_integer
 
-from ._schedule import Schedule
+from ._schedule import Schedule, from_steps
+from ._sparse import as_sparse, positions
+from ._steps import from_sparse
 from ._topology_checks import check_power_of_two, check_size
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def one_peer_hypercube(size: int) -> Schedule:
@@ -42,7 +50,7 @@ def one_peer_hypercube(size: int) -> Schedule:
     """
     size = check_size("one_peer_hypercube", size)
     check_power_of_two("one_peer_hypercube", size)
-    return Schedule(np.array(_hyper_hypercube(size, 1)), "one_peer_hypercube")
+    return _schedule(_hyper_hypercube(size, 1), "one_peer_hypercube")
 
 
 def hyper_hypercube(size: int, max_degree: int = 1) -> Schedule:
@@ -87,7 +95,7 @@ def hyper_hypercube(size: int, max_degree: int = 1) -> Schedule:
             f"max_degree + 1 = {degree + 1}; base_graph({size}, max_degree={degree}) "
             "takes any number of workers"
         )
-    return Schedule(np.array(_hyper_hypercube(size, degree)), "hyper_hypercube")
+    return _schedule(_hyper_hypercube(size, degree), "hyper_hypercube")
 
 
 def simple_base_graph(size: int, max_degree: int = 1) -> Schedule:
@@ -129,9 +137,7 @@ def simple_base_graph(size: int, max_degree: int = 1) -> Schedule:
       Decentralized Learning <https://arxiv.org/abs/2305.11420>`_, 2023, Algorithm 2
     """
     size, degree = _arguments("simple_base_graph", size, max_degree)
-    return Schedule(
-        np.array(simple_base_graph_steps(size, degree)), "simple_base_graph"
-    )
+    return _schedule(simple_base_graph_steps(size, degree), "simple_base_graph")
 
 
 def base_graph(size: int, max_degree: int = 1) -> Schedule:
@@ -176,7 +182,7 @@ def base_graph(size: int, max_degree: int = 1) -> Schedule:
     rough = _factors(size, degree)[1]
     runs = np.arange(size).reshape(-1, rough)
     joined = [
-        _with_blocks(np.eye(size), groups, repeat(matrix, len(groups)))
+        _with_blocks(size, [_block(groups, matrix)])
         for groups, matrices in (
             (runs, simple_base_graph_steps(rough, degree)),
             (runs.T, _hyper_hypercube(size // rough, degree)),
@@ -185,7 +191,11 @@ def base_graph(size: int, max_degree: int = 1) -> Schedule:
     ]
     simple = simple_base_graph_steps(size, degree)
     steps = simple if len(simple) < len(joined) else joined
-    return Schedule(np.array(steps), "base_graph")
+    return _schedule(steps, "base_graph")
+
+
+def _schedule(steps: "list[csr_array]", name: str) -> Schedule:
+    return from_steps(from_sparse(steps), name)
 
 
 def _arguments(name: str, size: int, max_degree: int) -> tuple[int, int]:
@@ -202,21 +212,21 @@ def _factors(size: int, degree: int) -> tuple[list[int], int]:
     return factors[::-1], size
 
 
-def _hyper_hypercube(size: int, degree: int) -> list[np.ndarray]:
+def _hyper_hypercube(size: int, degree: int) -> "list[csr_array]":
     """The steps of :func:`hyper_hypercube`."""
     matrices, stride = [], 1
     for factor in _factors(size, degree)[0]:
         workers = np.arange(size).reshape(-1, factor, stride)
         groups = workers.transpose(0, 2, 1).reshape(-1, factor)
-        mean = np.full((factor, factor), 1 / factor)
-        matrices.append(_with_blocks(np.eye(size), groups, repeat(mean, len(groups))))
+        matrices.append(_with_blocks(size, [_average(groups)]))
         stride *= factor
-    return matrices or [np.eye(1)]  # One worker alone has a step in which it is silent.
+    # One worker alone has a step in which it is silent.
+    return matrices or [_with_blocks(1, [])]
 
 
 def simple_base_graph_steps(
     size: int, degree: int, *, inner_edges: bool = True
-) -> list[np.ndarray]:
+) -> "list[csr_array]":
     """The steps of :func:`simple_base_graph`.
 
     The workers of a donor that have no partner in a smaller part average with one
@@ -231,17 +241,21 @@ def simple_base_graph_steps(
     starts = [min(place, len(parts) - 1) for place in range(1, len(parts) + 1)]
     matrices = []
     for t in range(len(first[0])):
-        blocks = [steps[t % len(steps)] for steps in first]
-        matrices.append(_with_blocks(np.eye(size), parts, blocks))
-    for t in range(1 + len(last[0])):
+        steps = [steps[t % len(steps)] for steps in first]
+        blocks = map(_block, (part.reshape(1, -1) for part in parts), steps)
+        matrices.append(_with_blocks(size, blocks))
+    for t in range(1 + len(last[0][1])):
         # A part makes its last steps after its step as the donor, the smallest part,
         # which never is a donor, after the step of the last donor.
         done = [place for place, start in enumerate(starts) if t >= start]
-        blocks = [last[p][(t - starts[p]) % len(last[p])] for p in done]
-        matrix = _with_blocks(np.eye(size), [parts[p] for p in done], blocks)
+        blocks = [
+            _block(groups, steps[(t - starts[p]) % len(steps)])
+            for p in done
+            for groups, steps in [last[p]]
+        ]
         if t < len(parts) - 1:
-            _donate(matrix, parts[t], parts[t + 1 :], degree + 1, inner_edges)
-        matrices.append(matrix)
+            blocks += _donation(parts[t], parts[t + 1 :], degree + 1, inner_edges)
+        matrices.append(_with_blocks(size, blocks))
     return matrices
 
 
@@ -256,40 +270,68 @@ def _parts(size: int, base: int) -> list[np.ndarray]:
     return parts
 
 
-def _last_steps(part: np.ndarray, degree: int) -> list[np.ndarray]:
-    """The steps by which a part averages after each subpart has the mean of all."""
-    subparts, width = part.shape
+def _last_steps(part: np.ndarray, degree: int) -> "tuple[np.ndarray, list[csr_array]]":
+    """By which steps a part averages after each subpart has the mean of all.
+
+    Returns:
+      The groups that average, and their steps.
+    """
     # Subparts of one worker each agree but for rounding.
-    if width == 1:
-        return _hyper_hypercube(subparts, degree)
-    return [np.kron(np.eye(subparts), step) for step in _hyper_hypercube(width, degree)]
+    groups = part.T if part.shape[1] == 1 else part
+    return groups, _hyper_hypercube(groups.shape[1], degree)
 
 
-def _donate(
-    matrix: np.ndarray,
-    donor: np.ndarray,
-    smaller: list[np.ndarray],
-    base: int,
-    inner_edges: bool,
-) -> None:
+def _donation(
+    donor: np.ndarray, smaller: list[np.ndarray], base: int, inner_edges: bool
+) -> list[Block]:
     """Makes each worker of the smaller parts average with one of each subpart."""
     receivers = np.concatenate([part.ravel() for part in reversed(smaller)])
     share = donor.size / (donor.size + len(receivers))
     weight = share / len(donor)
-    for i, givers in zip(receivers, donor.T[::-1], strict=False):
-        matrix[i, givers] = matrix[givers, i] = weight
-        matrix[i, i], matrix[givers, givers] = 1 - share, 1 - weight
+    # A receiver, and its givers.
+    groups = np.column_stack([receivers, donor.T[::-1][: len(receivers)]])
+    matrix = np.diag([1 - share, *[1 - weight] * len(donor)])
+    matrix[0, 1:] = matrix[1:, 0] = weight
     rest = donor[:, : donor.shape[1] - len(receivers)].ravel()
-    for start in range(0, len(rest) if inner_edges else 0, base):
-        group = rest[start : start + base]
-        matrix[np.ix_(group, group)] = 1 / len(group)
+    if not inner_edges:
+        return [_block(groups, matrix)]
+    whole = len(rest) // base * base
+    tail = rest[whole:].reshape(-1, max(len(rest) - whole, 1))
+    return [
+        _block(groups, matrix),
+        _average(rest[:whole].reshape(-1, base)),
+        _average(tail),
+    ]
 
 
-def _with_blocks(
-    matrix: np.ndarray, groups: Iterable[np.ndarray], blocks: Iterable[np.ndarray]
-) -> np.ndarray:
-    """Writes a block for each group of workers into the matrix of all workers."""
-    for group, block in zip(groups, blocks, strict=True):
-        workers = group.ravel()
-        matrix[np.ix_(workers, workers)] = block
-    return matrix
+def _average(groups: np.ndarray) -> Block:
+    """Makes the workers of each group, `[groups, workers]`, average."""
+    width = groups.shape[1]
+    return _block(groups, np.full((width, width), 1 / width))
+
+
+def _block(groups: np.ndarray, matrix: Any) -> Block:
+    """The rows, columns and weights of a matrix that is the same for some groups.
+
+    Args:
+      groups: `int[groups, workers]`.
+      matrix: `float64[workers, workers]`, an array or sparse.
+    """
+    weights = as_sparse(matrix)
+    rows, columns = positions(weights)
+    values = np.tile(weights.data, len(groups))
+    return groups[:, rows].ravel(), groups[:, columns].ravel(), values
+
+
+def _with_blocks(size: int, blocks: Iterable[Block]) -> "csr_array":
+    """The matrix of all workers, in which those outside of blocks are silent."""
+    from scipy.sparse import csr_array
+
+    blocks = list(blocks)
+    silent = np.ones(size, bool)
+    for workers, _, _ in blocks:
+        silent[workers] = False
+    alone = np.flatnonzero(silent)
+    blocks.append((alone, alone, np.ones(len(alone))))
+    rows, columns, values = map(np.concatenate, zip(*blocks, strict=True))
+    return csr_array((values, (rows, columns)), (size, size))

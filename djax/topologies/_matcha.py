@@ -7,6 +7,7 @@ from djax._values import check_share
 from ._random import drawn_schedule, draws
 from ._schedule import Schedule
 from ._semidefinite import activation_probabilities
+from ._steps import from_dense
 from ._topology import Topology
 from .checks import check_undirected
 
@@ -74,7 +75,7 @@ def matcha(
     weight, _ = mixing_weight(laplacians, probabilities)
     active = generator.random((period, len(laplacians))) < probabilities
     matrices = own - weight * np.tensordot(active, laplacians, axes=1)
-    return drawn_schedule(matrices, "matcha")
+    return drawn_schedule(from_dense(matrices), "matcha")
 
 
 def mixing_weight(

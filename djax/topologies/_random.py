@@ -11,7 +11,9 @@ import numpy as np
 from djax import _networkx as nx
 from djax._values import check_integer, check_share
 
-from ._schedule import Schedule
+from ._schedule import Schedule, from_steps
+from ._sparse import as_sparse, positions
+from ._steps import Steps, from_sparse, hearing_one
 from ._topology import Topology
 from ._topology_checks import check_size
 
@@ -49,13 +51,13 @@ def random_matchings(size: int, period: int = 64, seed: int = 0) -> Schedule:
     """
     size = check_size("random_matchings", size)
     period, generator = draws("random_matchings", period, seed)
-    matrices = np.tile(np.eye(size), (period, 1, 1))
-    for matrix in matrices:
+    partners = np.tile(np.arange(size), (period, 1))
+    for partner in partners:
         order = generator.permutation(size)
         # With an odd size the last worker of the order has no partner.
         a, b = order[0 : size - 1 : 2], order[1::2]
-        matrix[a, a] = matrix[b, b] = matrix[a, b] = matrix[b, a] = 0.5
-    return drawn_schedule(matrices, "random_matchings")
+        partner[a], partner[b] = b, a
+    return drawn_schedule(hearing_one(partners, 0.5), "random_matchings")
 
 
 def equi_static(
@@ -113,19 +115,25 @@ def equi_static(
         degree = _degree_of_accuracy(size, accuracy, probability)
     elif accuracy is not None:
         raise ValueError("equi_static: give the degree or the accuracy, not both")
+    from scipy.sparse import csr_array
+
     shifts = basis("equi_static", size, degree, seed)
     if math.gcd(size, *shifts.tolist()) > 1:
         raise ValueError(
             f"equi_static: the shifts that were drawn, {shifts.tolist()}, do not "
             f"connect all of the {size} workers; choose a larger degree or another seed"
         )
-    matrix = np.mean([_softened(_shift(size, a)) for a in shifts], axis=0)
+    steps = hearing_one(_shifted(size, shifts), (size - 1) / size)
+    # Entries of several shifts at one place are added up.
+    matrix = csr_array((steps.values / degree, steps.indices[1:]), (size, size))
     if directed:
-        return Schedule(matrix[np.newaxis], "equi_static")
-    matrix = (matrix + matrix.T) / 2
+        return from_steps(from_sparse([matrix]), "equi_static")
+    matrix = as_sparse((matrix + matrix.T) / 2)
+    rows, columns = positions(matrix)
     graph = nx.empty_graph(size)
-    graph.add_edges_from(np.argwhere(np.triu(matrix, k=1)).tolist())
-    return Topology(graph, matrix, "equi_static")
+    ends = rows[rows < columns].tolist(), columns[rows < columns].tolist()
+    graph.add_edges_from(zip(*ends, strict=True))
+    return Topology(graph, matrix, "equi_static")  # pyrefly: ignore
 
 
 def equi_dyn(
@@ -182,15 +190,15 @@ def equi_dyn(
     shifts = _all_shifts(size)
     if degree is not None:
         shifts = basis("equi_dyn", size, degree, seed)
-    matrices = []
+    heard = []
     for _ in range(period):
         shift = int(generator.choice(shifts))
         if directed:
-            heard = _shift(size, shift)
+            heard.append(_shifted(size, shift))
         else:
-            heard = pairs(size, shift, start=int(generator.integers(size)))
-        matrices.append((1 - eta) * np.eye(size) + eta * _softened(heard))
-    return drawn_schedule(np.array(matrices), "equi_dyn")
+            heard.append(pairs(size, shift, start=int(generator.integers(size))))
+    weight = eta * (size - 1) / size
+    return drawn_schedule(hearing_one(np.array(heard), weight), "equi_dyn")
 
 
 def draws(name: str, period: int, seed: int) -> tuple[int, np.random.Generator]:
@@ -200,17 +208,17 @@ def draws(name: str, period: int, seed: int) -> tuple[int, np.random.Generator]:
     return period, np.random.default_rng(seed)
 
 
-def drawn_schedule(matrices: np.ndarray, name: str) -> Schedule:
-    """Makes a schedule of matrices that may not bring all workers together.
+def drawn_schedule(steps: Steps, name: str) -> Schedule:
+    """Makes a schedule of weights that may not bring all workers together.
 
     Raises:
-      ValueError: the matrices reach no consensus; the error suggests other draws.
+      ValueError: the weights reach no consensus; the error suggests other draws.
     """
     try:
-        return Schedule(matrices, name)
+        return from_steps(steps, name)
     except ValueError as error:
         raise ValueError(
-            f"{name}: the draws of period={len(matrices)} do not bring the workers "
+            f"{name}: the draws of period={steps.shape[0]} do not bring the workers "
             f"together; choose a longer period or another seed ({error})"
         ) from error
 
@@ -238,15 +246,9 @@ def basis(name: str, size: int, degree: int, seed: int) -> np.ndarray:
     return np.random.RandomState(seed).choice(_all_shifts(size), degree)
 
 
-def _shift(size: int, shift: int) -> np.ndarray:
-    """The permutation matrix in which worker `i` hears worker `i + shift`."""
-    return np.roll(np.eye(size), shift, axis=1)
-
-
-def _softened(heard: np.ndarray) -> np.ndarray:
-    """The weights of EquiTopo, which leave `1 / n` for a worker's own value."""
-    size = len(heard)
-    return np.eye(size) / size + (size - 1) / size * heard
+def _shifted(size: int, shifts: int | np.ndarray) -> np.ndarray:
+    """Whom workers hear where worker `i` hears worker `i + shift`, `[..., n]`."""
+    return (np.arange(size) + np.expand_dims(shifts, -1)) % size
 
 
 def pairs(size: int, shift: int, start: int) -> np.ndarray:
@@ -258,13 +260,11 @@ def pairs(size: int, shift: int, start: int) -> np.ndarray:
       start: the worker that the walk along the ring begins with.
 
     Returns:
-      `float64[n, n]`, the permutation matrix of the partners.
+      `int64[n]`, the partner of each worker; a worker without one is its own.
     """
-    partner = np.arange(size)
-    free = np.ones(size, bool)
-    for i in (np.arange(size) + start) % size:
+    partner = list(range(size))
+    for i in _shifted(size, start).tolist():
         j = (i + shift) % size
-        if free[i] and free[j]:
+        if partner[i] == i and partner[j] == j:
             partner[i], partner[j] = j, i
-            free[i] = free[j] = False
-    return np.eye(size)[partner]
+    return np.array(partner)

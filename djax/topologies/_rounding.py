@@ -11,7 +11,8 @@ import numpy as np
 
 from djax import _networkx as nx
 
-from ._sparse import add_diagonal, as_sparse, is_sparse
+from ._sparse import add_diagonal, as_sparse, equal, is_sparse
+from ._steps import Steps, from_sparse
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -63,28 +64,31 @@ def symmetric_weights(matrix: "csr_array", rounding: float) -> "csr_array":
     return as_sparse(add_diagonal(matrix, np.maximum(1 - matrix.sum(axis=1), 0.0)))
 
 
-def column_weights(array: np.ndarray) -> np.ndarray:
+def column_weights(steps: Steps) -> Steps:
     """Returns directed weights in float64, without their rounding errors.
 
     Args:
-      array: `[period, n, n]`, meant to have columns that sum to one.
+      steps: `[period, n, n]`, meant to have columns that sum to one.
 
     Returns:
-      A new `float64[period, n, n]`. If only rounding errors keep the columns from
-      summing to one, these errors are removed. Symmetric matrices stay symmetric.
+      A `float64[period, n, n]`. If only rounding errors keep the columns from summing
+      to one, these errors are removed. Symmetric matrices stay symmetric.
     """
-    matrices, rounding = array.astype(np.float64), rounding_of(array)
-    if matrices.ndim != 3 or rounding == 0:
-        return matrices
-    total = matrices.sum(axis=1, keepdims=True)
-    if not _is_near(total, 1.0, rounding):
-        return matrices
-    repaired = matrices / total
-    for t in np.flatnonzero((total != 1).any(axis=(1, 2))):
-        if np.array_equal(matrices[t], matrices[t].T):
-            weights = as_sparse(matrices[t])
-            repaired[t] = symmetric_weights(weights, rounding).toarray()
-    return repaired
+    rounding = _rounding(steps.values, steps.shape[2])
+    steps = Steps(steps.shape, steps.places, steps.values.astype(np.float64))
+    total = steps.column_sums()
+    if rounding == 0 or not _is_near(total, 1.0, rounding):
+        return steps
+    t, _, columns = steps.indices
+    repaired = Steps(steps.shape, steps.places, steps.values / total[t, columns])
+    inexact = np.flatnonzero((total != 1).any(axis=1)).tolist()
+    if not inexact:
+        return repaired
+    given, weights = steps.matrices(), repaired.matrices()
+    for t in inexact:
+        if equal(given[t], as_sparse(given[t].T)):
+            weights[t] = symmetric_weights(given[t], rounding)
+    return from_sparse(weights)
 
 
 def rounding_of(weights: Any) -> float:
@@ -93,7 +97,11 @@ def rounding_of(weights: Any) -> float:
     Args:
       weights: an array `[..., n]`, or a sparse matrix.
     """
-    array, size = weights.data if is_sparse(weights) else weights, weights.shape[-1]
+    values = weights.data if is_sparse(weights) else weights
+    return _rounding(values, weights.shape[-1])
+
+
+def _rounding(array: np.ndarray, size: int) -> float:
     if array.dtype.itemsize == 2 and array.dtype.kind not in "iu":
         spacing, units = np.spacing(np.ones((), array.dtype)), _HALF
     else:

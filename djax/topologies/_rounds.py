@@ -11,15 +11,18 @@ colours.
 
 import random
 from itertools import cycle, product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from djax import _networkx as nx
 from djax._values import read_only
 
-from ._sparse import as_sparse, entries
+from ._sparse import as_sparse, entries, positions, size_of
 from ._topology_checks import TOLERANCE
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Rounds = tuple[tuple[int, ...], ...]
 
@@ -77,7 +80,7 @@ def edge_coloring(graph: "nx.Graph") -> Rounds:
     return coloring.rounds()
 
 
-def rounds_of(matrix: np.ndarray) -> Rounds:
+def rounds_of(matrix: "csr_array") -> Rounds:
     """The rounds that carry the messages of one step.
 
     Args:
@@ -88,24 +91,40 @@ def rounds_of(matrix: np.ndarray) -> Rounds:
       Other matrices take as many rounds as the busiest worker has messages to send or
       to receive.
     """
-    size = len(matrix)
-    messages = (matrix != 0) & ~np.eye(size, dtype=bool)
-    if np.abs(matrix - matrix.T).max() <= TOLERANCE:
-        return edge_coloring(nx.from_numpy_array(messages | messages.T))
+    size = size_of(matrix)
+    receivers, senders = positions(matrix)
+    pairs = zip(receivers.tolist(), senders.tolist(), strict=True)
+    messages = {(i, j) for i, j in pairs if i != j}
+    symmetric = np.abs((matrix - matrix.T).data).max(initial=0.0) <= TOLERANCE
+    if symmetric:
+        messages |= {(j, i) for i, j in messages}
+    ends = [set(end) for end in zip(*messages, strict=True)]
+    if messages and all(len(end) == len(messages) for end in ends):
+        # One round is enough. It is the one that a colouring would find.
+        source = list(range(size)) if symmetric else [-1] * size
+        for i, j in messages:
+            source[i] = j
+        return (tuple(source) if symmetric else _fill_up(source),)
+    if symmetric:
+        graph = nx.empty_graph(size)
+        graph.add_edges_from(messages)
+        return edge_coloring(graph)
     # In the bipartite graph of receivers i and senders n + j each message is an edge.
     graph = nx.empty_graph(2 * size)
-    graph.add_edges_from((i, size + j) for i, j in np.argwhere(messages).tolist())
-    return tuple(_fill_up(matching[:size]) for matching in edge_coloring(graph))
+    graph.add_edges_from((i, size + j) for i, j in messages)
+    return tuple(
+        _fill_up([partner - size for partner in matching[:size]])
+        for matching in edge_coloring(graph)
+    )
 
 
-def _fill_up(matching: tuple[int, ...]) -> tuple[int, ...]:
-    """Makes a permutation of a matching of receivers `i` with senders `n + j`.
+def _fill_up(source: list[int]) -> tuple[int, ...]:
+    """Makes a permutation of whom each worker hears, below 0 if it hears no worker.
 
     Workers that neither receive nor send are silent. In a permutation every
     worker hears some worker: those that only send are given those that only receive.
     """
-    size = len(matching)
-    source = [partner - size for partner in matching]
+    size = len(source)
     not_sending = set(range(size)) - set(source)
     not_receiving = {i for i, sender in enumerate(source) if sender < 0}
     for i in not_sending & not_receiving:

@@ -13,7 +13,8 @@ from . import _sparse
 from ._plot import plot_steps
 from ._rounding import column_weights, numbers
 from ._rounds import Rounds, round_weights, rounds_of
-from ._schedule_checks import check_matrices, contraction
+from ._schedule_checks import check_shape, check_steps, contraction
+from ._steps import Steps, from_dense, from_sparse
 from ._topology_checks import TOLERANCE
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 # A spectral gap that takes more multiplications than this takes seconds, which is too
 # long for a `repr`.
 _LARGEST_REPR_WITH_GAP = 2**28
+
+
+def _dense(schedule: "Schedule") -> np.ndarray:
+    return read_only(schedule._steps.toarray())
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -40,12 +45,16 @@ class Schedule:
     Two schedules are equal when their names and matrices are. They can be static
     arguments of `jax.jit`.
 
+    A schedule keeps the weights that are not zero. The attribute `matrices` is made
+    when it is first asked for, and takes `8 period n**2` bytes.
+
     Args:
       matrices: `float64[period, n, n]`, column-stochastic. The entry `[t, i, j]` is the
         weight of the message of worker `j` at worker `i`. Weights of lower precision,
         whose columns sum to one up to rounding, are converted to float64 and made
         exact. Where the rows of a matrix sum to one as well, weights may be negative.
-        The schedule keeps a read-only copy.
+        They may also be a list of matrices of scipy.sparse. The attribute is a
+        read-only copy.
       name: the name that `repr` shows.
 
     Raises:
@@ -66,23 +75,25 @@ class Schedule:
       <https://arxiv.org/abs/1303.2289>`_, 2013
     """
 
-    matrices: np.ndarray
+    matrices: np.ndarray = cached_property(_dense)  # pyrefly: ignore
     name: str = "schedule"
+    _steps: Steps = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        matrices = column_weights(_as_numbers(self.matrices))
-        check_matrices(matrices)
-        object.__setattr__(self, "matrices", read_only(matrices))
+        # From now on the matrices are made of the steps when they are asked for.
+        steps = column_weights(_as_steps(self.__dict__.pop("matrices")))
+        check_steps(steps)
+        object.__setattr__(self, "_steps", steps)
 
     @property
     def size(self) -> int:
         """The number of workers, `n`."""
-        return self.matrices.shape[1]
+        return self._steps.shape[1]
 
     @property
     def period(self) -> int:
         """The number of steps after which the weights repeat."""
-        return self.matrices.shape[0]
+        return self._steps.shape[0]
 
     @cached_property
     def rounds(self) -> tuple[Rounds, ...]:
@@ -126,13 +137,13 @@ class Schedule:
     @cached_property
     def symmetric(self) -> bool:
         """Whether every matrix is symmetric: workers exchange messages in pairs."""
-        difference = self.matrices - self.matrices.transpose(0, 2, 1)
+        difference = self._steps.values - self._steps.mirrored()
         return bool(np.abs(difference).max() <= TOLERANCE)
 
     @cached_property
     def doubly_stochastic(self) -> bool:
         """Whether the rows of every matrix sum to one, as all columns do."""
-        return bool(np.abs(self.matrices.sum(axis=2) - 1).max() <= TOLERANCE)
+        return bool(np.abs(self._steps.row_sums() - 1).max() <= TOLERANCE)
 
     @cached_property
     def spectral_gap(self) -> float:
@@ -143,7 +154,7 @@ class Schedule:
         :math:`\lambda` is the second largest eigenvalue of :math:`W_{P-1} \cdots W_0`,
         the product of the :math:`P` matrices of a period.
         """
-        return 1.0 - contraction(self.matrices)
+        return 1.0 - contraction(matrix.toarray() for matrix in self._weights)
 
     def plot(self, axes: "Sequence[Axes] | None" = None) -> np.ndarray:
         """Draws the period with matplotlib as a strip of small graphs, one a step.
@@ -162,30 +173,36 @@ class Schedule:
 
     @cached_property
     def _weights(self) -> "tuple[csr_array, ...]":
-        return tuple(_sparse.read_only(_sparse.as_sparse(m)) for m in self.matrices)
+        return tuple(map(_sparse.read_only, self._steps.matrices()))
 
     @cached_property
     def _exchanges(self) -> tuple[tuple[Rounds, np.ndarray], ...]:
         """The rounds of each step and their weights; equal matrices share them."""
-        found: dict[bytes, tuple[Rounds, np.ndarray]] = {}
-        for matrix in self.matrices:
-            if matrix.tobytes() not in found:
+        found: dict[tuple[bytes, ...], tuple[Rounds, np.ndarray]] = {}
+        keys = []
+        for matrix in self._weights:
+            parts = matrix.indptr, matrix.indices, matrix.data
+            keys.append(key := tuple(part.tobytes() for part in parts))
+            if key not in found:
                 rounds = rounds_of(matrix)
-                found[matrix.tobytes()] = rounds, round_weights(matrix, rounds)
-        return tuple(found[matrix.tobytes()] for matrix in self.matrices)
+                found[key] = rounds, round_weights(matrix, rounds)
+        return tuple(found[key] for key in keys)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies and pickles are made by a new call, so that arrays stay read-only.
-        return type(self), (self.matrices, self.name)
+        return type(self), (self._steps, self.name)
 
     def __hash__(self) -> int:
-        return hash((self.name, self.matrices.shape))
+        return hash((self.name, self._steps.shape))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Schedule):
             return NotImplemented
         return self is other or (
-            self.name == other.name and np.array_equal(self.matrices, other.matrices)
+            self.name == other.name
+            and self._steps.shape == other._steps.shape
+            and np.array_equal(self._steps.places, other._steps.places)
+            and np.array_equal(self._steps.values, other._steps.values)
         )
 
     def __repr__(self) -> str:
@@ -222,10 +239,17 @@ def from_matrices(matrices: npt.ArrayLike, *, name: str = "schedule") -> Schedul
       >>> topologies.from_matrices([one_way_ring], name="one_way_ring")
       Schedule(one_way_ring, 5 workers, period 1, 1 round, spectral gap 0.191)
     """
-    return Schedule(_as_numbers(matrices), name)
+    return from_steps(_as_steps(matrices), name)
 
 
-def _as_numbers(matrices: npt.ArrayLike) -> np.ndarray:
+def from_steps(steps: Steps, name: str) -> Schedule:
+    """Makes a schedule of weights of which only those that are not zero are kept."""
+    return Schedule(steps, name)  # pyrefly: ignore
+
+
+def _as_steps(matrices: Any) -> Steps:
+    if isinstance(matrices, Steps):
+        return matrices
     if isinstance(matrices, (list, tuple)):
         shapes = sorted({np.shape(matrix) for matrix in matrices})
         if len(shapes) > 1:
@@ -233,9 +257,13 @@ def _as_numbers(matrices: npt.ArrayLike) -> np.ndarray:
                 "the matrices of a schedule need one shape [n, n], since the workers "
                 f"stay the same over its period, got {', '.join(map(str, shapes))}"
             )
+        if matrices and all(map(_sparse.is_sparse, matrices)):
+            check_shape((len(matrices), *shapes[0]))
+            return from_sparse(matrices)
     if (array := numbers(matrices)) is None:
         raise ValueError(
             "a schedule needs weights, a float64[period, n, n], got "
             f"{describe(matrices)}; those of a topology are [topology.mixing_matrix]"
         )
-    return array
+    check_shape(array.shape)
+    return from_dense(array)
