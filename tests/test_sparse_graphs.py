@@ -36,9 +36,25 @@ def test_sparse_weights_make_a_topology():
         topologies.Topology(ring.graph, 2 * weights)
 
 
+@pytest.mark.parametrize("name", [*topologies.SCHEDULES, "from_matrices"])
+def test_large_schedules_have_no_dense_matrices(name):
+    if name == "from_matrices":
+        steps = topologies.one_peer_exponential(1024)
+        weights = [scipy.sparse.coo_array(steps.weights_at(t)) for t in range(10)]
+        schedule = topologies.from_matrices(weights, name=steps.name)
+        assert schedule == steps
+    else:
+        schedule = getattr(topologies, name)(1024)
+    assert schedule.doubly_stochastic
+    assert schedule.rounds_at(0) and schedule.weights_at(0).nnz <= 2048
+    assert pickle.loads(pickle.dumps(schedule)) == schedule
+    assert "matrices" not in vars(schedule)
+
+
 def test_weights_cannot_be_written_to():
-    with pytest.raises(ValueError, match="read-only"):
-        topologies.ring(6).weights.data[0] = 1
+    for graph in (topologies.ring(6), topologies.base_graph(6)):
+        with pytest.raises(ValueError, match="read-only"):
+            graph.weights_at(0).data[0] = 1
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ _LARGEST_REPR_WITH_GAP = 2**28
 
 
 def _dense(schedule: "Schedule") -> np.ndarray:
-    return read_only(schedule._steps.toarray())
+    return read_only(np.array([*schedule._steps.dense()]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -154,7 +154,7 @@ class Schedule:
         :math:`\lambda` is the second largest eigenvalue of :math:`W_{P-1} \cdots W_0`,
         the product of the :math:`P` matrices of a period.
         """
-        return 1.0 - contraction(matrix.toarray() for matrix in self._weights)
+        return 1.0 - contraction(self._steps.dense())
 
     def plot(self, axes: "Sequence[Axes] | None" = None) -> np.ndarray:
         """Draws the period with matplotlib as a strip of small graphs, one a step.

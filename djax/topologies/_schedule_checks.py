@@ -7,6 +7,7 @@ import numpy as np
 
 from djax import _networkx as nx
 
+from ._sparse import size_of
 from ._steps import Steps
 from ._topology_checks import NEGLIGIBLE, TOLERANCE
 
@@ -124,21 +125,25 @@ def _check_strongly_connected(steps: Steps) -> None:
     linked = np.abs(steps.values) > NEGLIGIBLE
     ends = senders[linked], receivers[linked]
     messages = csr_array((np.ones(ends[0].size), ends), (size, size))
-    unreached, mute = _unreached(messages, size), _unreached(messages.T.tocsr(), size)
-    if unreached.size or mute.size:
-        sender, receiver = (0, unreached[0]) if unreached.size else (mute[0], 0)
+    unreached, mute = _unreached(messages), _unreached(messages.T.tocsr())
+    if unreached or mute:
+        sender, receiver = (0, min(unreached)) if unreached else (min(mute), 0)
         raise ValueError(
             f"nothing from worker {sender} ever reaches worker {receiver}; "
             "give a positive weight to a message on the way"
         )
 
 
-def _unreached(messages: "csr_array", size: int) -> np.ndarray:
-    """The workers, in ascending order, to which no path leads from worker 0."""
-    from scipy.sparse.csgraph import breadth_first_order
-
-    reached = breadth_first_order(messages, 0, return_predecessors=False)
-    return np.setdiff1d(np.arange(size), reached)
+def _unreached(messages: "csr_array") -> set[int]:
+    """The workers to which no path leads from worker 0; senders are rows."""
+    first, receivers = messages.indptr.tolist(), messages.indices.tolist()
+    reached, waiting = {0}, [0]
+    while waiting:
+        sender = waiting.pop()
+        found = set(receivers[first[sender] : first[sender + 1]]) - reached
+        reached |= found
+        waiting += found
+    return set(range(size_of(messages))) - reached
 
 
 def _check_consensus(steps: Steps) -> None:
@@ -167,7 +172,7 @@ def _check_consensus(steps: Steps) -> None:
 
 def _check_contraction(steps: Steps) -> None:
     """Raises ValueError unless weights, some negative, bring the workers together."""
-    modulus = contraction(matrix.toarray() for matrix in steps.matrices())
+    modulus = contraction(steps.dense())
     if modulus >= 1 - TOLERANCE:
         t, i, j, value = _first(steps, steps.values < 0)
         raise ValueError(

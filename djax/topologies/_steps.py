@@ -6,8 +6,9 @@ that are not zero.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,10 +79,10 @@ class Steps:
         """The matrix of each step."""
         from scipy.sparse import csr_array
 
-        size, bounds = self.shape[1], self.bounds()
+        size = self.shape[1]
         _, rows, columns = self.indices
         found = []
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(self.bounds()):
             entries = slice(start, end)
             counts = np.bincount(rows[entries], minlength=size)
             first = np.concatenate([[0], np.cumsum(counts)])
@@ -89,11 +90,14 @@ class Steps:
             found.append(csr_array(parts, self.shape[1:]))
         return found
 
-    def toarray(self) -> np.ndarray:
-        """All matrices, `float64[period, n, n]`."""
-        dense = np.zeros(self.shape)
-        dense.reshape(-1)[self.places] = self.values
-        return dense
+    def dense(self) -> Iterator[np.ndarray]:
+        """Makes the matrix of each step, `float64[n, n]`, one after the other."""
+        bounds, area = self.bounds(), self.shape[1] * self.shape[2]
+        for t, (start, end) in enumerate(pairwise(bounds)):
+            matrix = np.zeros(self.shape[1:])
+            places = self.places[start:end] - t * area
+            matrix.reshape(-1)[places] = self.values[start:end]
+            yield matrix
 
 
 def from_dense(matrices: np.ndarray) -> Steps:
@@ -106,13 +110,14 @@ def from_dense(matrices: np.ndarray) -> Steps:
 
 def from_sparse(matrices: "Sequence[csr_array]") -> Steps:
     """The steps whose matrices, of one shape `[n, n]`, are those of scipy.sparse."""
-    size = size_of(matrices[0])
+    weights = [as_sparse(matrix) for matrix in matrices]
+    size = size_of(weights[0])
     places, values = [], []
-    for t, matrix in enumerate(map(as_sparse, matrices)):
+    for t, matrix in enumerate(weights):
         rows, columns = positions(matrix)
         places.append((t * size + rows) * size + columns)
         values.append(matrix.data)
-    shape = len(matrices), size, size
+    shape = len(weights), size, size
     return Steps(shape, np.concatenate(places), np.concatenate(values))
 
 

@@ -134,19 +134,27 @@ def check_graph_kind(
 
 
 def _not_symmetric(name: str, schedule: Schedule) -> str:
-    matrices = schedule.matrices
-    difference = np.abs(matrices - matrices.transpose(0, 2, 1))
-    t, i, j = np.argwhere(difference > TOLERANCE)[0].tolist()
+    t, i, j = next(
+        (t, *np.argwhere(apart)[0].tolist())
+        for t in range(schedule.period)
+        if (apart := _asymmetric(schedule.weights_at(t).toarray())).any()
+    )
+    weights = schedule.weights_at(t)
     return (
         f"{name} needs a symmetric schedule, since workers exchange messages in pairs, "
-        f"but in step {t} worker {i} gives the weight {matrices[t, i, j].item():.6g} "
-        f"to worker {j}, which gives {matrices[t, j, i].item():.6g} to worker {i}: use "
+        f"but in step {t} worker {i} gives the weight {weights[i, j]:.6g} "
+        f"to worker {j}, which gives {weights[j, i]:.6g} to worker {i}: use "
         f"a Topology, or a schedule such as base_graph({schedule.size})."
     )
 
 
+def _asymmetric(matrix: np.ndarray) -> np.ndarray:
+    return np.abs(matrix - matrix.T) > TOLERANCE
+
+
 def _not_doubly_stochastic(name: str, schedule: Schedule) -> str:
-    total = schedule.matrices.sum(axis=2)
+    steps = range(schedule.period)
+    total = np.array([schedule.weights_at(t).sum(axis=1) for t in steps])
     t, i = np.argwhere(np.abs(total - 1) > TOLERANCE)[0].tolist()
     return (
         f"{name} needs a schedule that is doubly stochastic in each step, but in step "
