@@ -40,7 +40,7 @@ nitpick_ignore_regex = [
     (r"py:.*", rf"({name})(\..*)?")
     for name in (
         *("collections", "jax", "jaxlib", "matplotlib", "networkx", "np", "npt"),
-        *("numpy", "nx", "optax", "os", "pathlib"),
+        *("csr_array", "numpy", "nx", "optax", "os", "pathlib"),
         # Names for types, which are not classes.
         *("ArrayLike", "Axes", "DTypeLike", "Figure", "InitFn", "MixFn", "PyTree"),
         *("Asked", "AnchorDtype", "Averaging", "Fragments", "Memory", "Weights"),
