@@ -174,9 +174,12 @@ class SimulatedCommunicator(_AxisCommunicator):
         # One gather serves all permutations; a `lax.switch` would compile each of them.
         table = _common.check_permutations(sources, self.size)
         sender = jnp.asarray(table)[index, jax.lax.axis_index(self.axis_name)]
-        return jax.tree.map(
-            lambda x: jax.lax.all_gather(x, self.axis_name)[sender], tree
-        )
+
+        def receive(x):
+            everyones = jax.lax.all_gather(x, self.axis_name)
+            return everyones.at[sender].get(mode="promise_in_bounds")
+
+        return jax.tree.map(receive, tree)
 
     @_verb
     def agreed(self, value: ArrayLike) -> ArrayLike:
