@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
@@ -111,38 +110,6 @@ class _AxisCommunicator:
         """See :class:`djax.Communicator`; a single program starts all workers."""
 
 
-def _receive_fn(source: Sequence[int], axis_name: str) -> Callable[..., jax.Array]:
-    """Makes a function `(rank, x)` that permutes `x` among the workers of an axis.
-
-    The function does what `jax.lax.ppermute` does. But under `vmap`, `ppermute` asks
-    whether each index is in range, and replaces the other entries in one more pass over
-    the array.
-    """
-    pairs = [(sender, receiver) for receiver, sender in enumerate(source)]
-
-    @custom_vmap
-    def receive(rank, x):
-        return jax.lax.ppermute(x, axis_name, pairs)
-
-    @receive.def_vmap
-    def _(axis_size, in_batched, rank, x):
-        of_workers, batched = in_batched
-        if not batched:
-            return (x if of_workers else receive(rank, x)), False
-        if not of_workers:  # An axis of something else, such as the runs of a sweep.
-            return receive(rank, x), True
-        return x.at[np.asarray(source)].get(mode="promise_in_bounds"), True
-
-    differentiable = jax.custom_jvp(receive)
-
-    @differentiable.defjvp
-    def _(primals, tangents):
-        sent = jax.lax.ppermute(tangents[1], axis_name, pairs)
-        return differentiable(*primals), sent
-
-    return differentiable
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class SimulatedCommunicator(_AxisCommunicator):
     """Workers that share one device, along an axis of `vmap`.
@@ -162,9 +129,7 @@ class SimulatedCommunicator(_AxisCommunicator):
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
         """See :class:`djax.Communicator`."""
         _common.check_permutation(source, self.size)
-        receive = _receive_fn(tuple(source), self.axis_name)
-        rank = jax.lax.axis_index(self.axis_name)
-        return jax.tree.map(lambda x: receive(rank, jnp.asarray(x)), tree)
+        return self._receive(tree, jnp.asarray(source)[self.rank()])
 
     @_verb
     def permute_one_of(
@@ -173,13 +138,20 @@ class SimulatedCommunicator(_AxisCommunicator):
         """See :class:`djax.Communicator`."""
         # One gather serves all permutations; a `lax.switch` would compile each of them.
         table = _common.check_permutations(sources, self.size)
-        sender = jnp.asarray(table)[index, jax.lax.axis_index(self.axis_name)]
+        return self._receive(tree, jnp.asarray(table)[index, self.rank()])
 
-        def receive(x):
+    def _receive(self, tree: PyTree, sender: jax.Array) -> PyTree:
+        """Returns the tree of the worker with the rank `sender`, `int32[]`.
+
+        `jax.lax.ppermute` would ask under `vmap` whether each index is in range, and
+        replace the other entries in one more pass over the arrays.
+        """
+
+        def of_leaf(x):
             everyones = jax.lax.all_gather(x, self.axis_name)
             return everyones.at[sender].get(mode="promise_in_bounds")
 
-        return jax.tree.map(receive, tree)
+        return jax.tree.map(of_leaf, tree)
 
     @_verb
     def agreed(self, value: ArrayLike) -> ArrayLike:

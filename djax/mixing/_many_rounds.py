@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from djax._arrays.batches import any_of_runs
 from djax._arrays.finite import all_finite
 from djax._arrays.precision import difference, promote
 from djax._counting import present_counter
 from djax._interfaces import Communicator, PyTree
 from djax.topologies import Graph
 
-from ._alternate import alternate
 from ._narrow import narrow
 from ._rounds import mine, place, read_back, round_of
 
@@ -56,7 +56,8 @@ def choose(count: int, linear: bool, communicator: Communicator) -> str | int:
       "product", "loop", or `count` for the rounds one after the other.
     """
     simulated = (
-        hasattr(communicator, "combine")
+        # A communicator of one's own may pass on all calls to a simulated one.
+        hasattr(type(communicator), "combine")
         and not communicator.drop_probability
         and present_counter() is None
     )
@@ -95,7 +96,8 @@ def by_product(
         return _from_the_mean(values, communicator)
     rests = matrices - matrices.sum(axis=2)[:, :, None] * np.eye(graph.size)
     weights = mine(rests, communicator, place(steps, graph.period, step))
-    moved = difference(values, _reference(values, communicator))
+    reference, sound = _reference(values, communicator)
+    moved = difference(values, reference)
 
     def without_the_infinite():
         ranks = jnp.arange(graph.size, dtype=jnp.int32)
@@ -105,14 +107,14 @@ def by_product(
         sums = communicator.combine((finite, known), others)
         return jax.tree.map(lambda m, x, s, w: m * (s - w * x), known, finite, *sums)
 
-    # A number that is not finite makes its coordinate so for every worker, since 0
-    # times infinity is NaN: the result of worker 0 tells of all.
-    total = communicator.combine(moved, weights)
-    sound = all_finite(communicator.broadcast(total))
-    return _unless(sound, lambda _: (repair or without_the_infinite)(), total)
+    return jax.lax.cond(
+        any_of_runs(~sound),
+        repair or without_the_infinite,
+        lambda: communicator.combine(moved, weights),
+    )
 
 
-def _reference(values: PyTree, communicator: Any) -> PyTree:
+def _reference(values: PyTree, communicator: Any) -> tuple[PyTree, jax.Array]:
     r"""What is subtracted from the values of all workers before they are multiplied.
 
     It is :math:`v_0` where all values are close to it, so that the result for equal
@@ -120,6 +122,10 @@ def _reference(values: PyTree, communicator: Any) -> PyTree:
     :math:`3 |v_j|`, so that a worker's rounding errors come from its neighbours and
     itself. Had a worker that is no neighbour much larger numbers, which were subtracted
     and added again, then small second moments of Adam could become negative.
+
+    Returns:
+      The reference, the same for all workers, and `bool[]`, whether all values and
+      their differences are finite.
     """
 
     def of_leaf(start, distance):
@@ -128,7 +134,8 @@ def _reference(values: PyTree, communicator: Any) -> PyTree:
 
     start = jax.tree.map(promote, communicator.broadcast(values))
     distances = jax.tree.map(jnp.abs, difference(values, start))
-    return jax.tree.map(of_leaf, start, communicator.mean(distances))
+    distances = communicator.mean(distances)
+    return jax.tree.map(of_leaf, start, distances), all_finite(distances)
 
 
 def _from_the_mean(values: PyTree, communicator: Any) -> PyTree:
@@ -138,23 +145,21 @@ def _from_the_mean(values: PyTree, communicator: Any) -> PyTree:
     n, and c the share of the workers that have one. Usually c is 1.
     """
 
-    def with_shares(_):
+    def with_shares():
         finite = jax.tree.map(_zero_if_not_finite, values)
         known = jax.tree.map(lambda x: jnp.isfinite(x).astype(x.dtype), values)
         return communicator.mean((finite, known))
 
     values = jax.tree.map(promote, values)
     mean = communicator.mean(values)
-    usual = mean, jax.tree.map(jnp.ones_like, mean)
-    mean, share = _unless(all_finite(mean), with_shares, usual)
+    mean, share = jax.lax.cond(
+        any_of_runs(~all_finite(mean)),
+        with_shares,
+        lambda: (mean, jax.tree.map(jnp.ones_like, mean)),
+    )
     return jax.tree.map(
         lambda x, m, c: _zero_if_not_finite(m - c * x), values, mean, share
     )
-
-
-def _unless(sound: jax.Array, fn: Callable[[PyTree], PyTree], tree: PyTree) -> PyTree:
-    """Returns the tree, or `fn(tree)` unless it is sound."""
-    return alternate(jnp.where(sound, 0, 1), (0, 1), (lambda x: x, fn), tree)
 
 
 def _zero_if_not_finite(x: jax.Array) -> jax.Array:
