@@ -97,6 +97,18 @@ def test_other_optimizers_go_over_updates(optimizer):
     np.testing.assert_array_equal(models, steps(optimizer, by_updates)[0])
 
 
+def test_a_model_in_another_tree_is_not_taken():
+    """A wrapper may give a mechanism the parameters in a tree of its own."""
+
+    def update(updates, state, params):
+        (moved,), state = GOSSIP.update((updates,), state, (params,))
+        return moved, state
+
+    wrapped = optax.GradientTransformation(lambda x: GOSSIP.init((x,)), update)
+    models, _ = steps(wrapped)
+    np.testing.assert_array_equal(models, steps(wrapped, by_updates)[0])
+
+
 def test_narrow_models_are_not_rounded_before_they_are_averaged():
     """Next to a model of bfloat16, small updates would be lost."""
     x = jnp.asarray(X, jnp.bfloat16)

@@ -85,15 +85,17 @@ def test_runs_of_a_sweep_do_not_disturb_each_other():
         np.testing.assert_allclose(y, displacement(GRAPHS["star"], x), atol=1e-6)
 
 
-def test_the_product_has_a_derivative():
-    def energy(x):
-        return jnp.sum(
-            WORKERS.spmd(lambda x: mixing.displacement(x, GRAPHS["star"], WORKERS))(x)
-            ** 2
-        )
+@pytest.mark.parametrize("graph", [GRAPHS["star"], COMPLETE])
+@pytest.mark.parametrize("compile_first", [False, True])
+def test_the_product_has_a_derivative(graph, compile_first):
+    move = WORKERS.spmd(lambda x: mixing.displacement(x, graph, WORKERS))
+    move = jax.jit(move) if compile_first else move
 
-    x = jnp.asarray(models()[:, 0], jnp.float32)
-    laplacian = GRAPHS["star"].mixing_matrix - np.eye(N)
+    def energy(x):
+        return jnp.sum(move(x) ** 2)
+
+    x = jnp.asarray(models()[:, 0].ravel()[:N], jnp.float32)
+    laplacian = graph.mixing_matrix - np.eye(N)
     expected = 2 * laplacian.T @ laplacian @ np.asarray(x)
     np.testing.assert_allclose(jax.grad(energy)(x), expected, atol=1e-5)
 

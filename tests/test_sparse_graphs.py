@@ -30,8 +30,17 @@ def test_weights_are_the_sparse_form_of_the_matrix():
 
 def test_sparse_weights_make_a_topology():
     ring = topologies.ring(6, weights=0.25)
-    weights = scipy.sparse.coo_array(ring.mixing_matrix)
-    assert topologies.from_networkx(ring.graph, weights=weights, name="ring") == ring
+    for kind in (
+        scipy.sparse.coo_array,
+        scipy.sparse.lil_array,
+        scipy.sparse.dok_array,
+    ):
+        weights = kind(ring.mixing_matrix)
+        made = topologies.from_networkx(ring.graph, weights=weights, name="ring")
+        assert made == ring
+    for dtype in (bool, complex):
+        with pytest.raises(ValueError, match="must be a float64|is unknown"):
+            topologies.Topology(ring.graph, weights.astype(dtype))
     with pytest.raises(ValueError, match="row 0 of mixing_matrix sums to 2"):
         topologies.Topology(ring.graph, 2 * weights)
 

@@ -15,7 +15,7 @@ from djax._values import describe
 
 from ._rounding import numbers
 from ._semidefinite import fastest_weights
-from ._sparse import add_diagonal, edge_array, from_edges, is_sparse
+from ._sparse import add_diagonal, edge_array, from_edges
 from ._topology import Topology
 from ._topology_checks import NEGLIGIBLE, TOLERANCE, check_graph, check_is_graph
 
@@ -140,8 +140,6 @@ def _mixing_matrix(graph: "nx.Graph", weights: Weights) -> Any:
     """
     if isinstance(weights, str) and weights in _RULES:
         return _RULES[weights](graph) if len(graph) > 1 else np.ones((1, 1))
-    if is_sparse(weights):
-        return weights
     array = numbers(weights)
     if array is None:
         raise ValueError(

@@ -24,8 +24,14 @@ if TYPE_CHECKING:
 _SINGLE, _HALF = 84.0, 4.0
 
 
-def numbers(value: Any) -> np.ndarray | None:
-    """Returns a value as an array of real numbers of its own dtype, or None."""
+def numbers(value: Any) -> Any:
+    """Returns a value as an array of real numbers of its own dtype, or None.
+
+    A sparse matrix of any kind becomes a `scipy.sparse` matrix with compressed rows.
+    """
+    if is_sparse(value):
+        rows = value.tocsr()
+        return rows if rows.dtype.kind in "iuf" else None
     if isinstance(value, nx.Graph):  # NumPy would make an array of its nodes.
         return None
     try:

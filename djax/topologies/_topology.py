@@ -32,7 +32,7 @@ def _dense(topology: "Topology") -> np.ndarray:
     return read_only(topology.weights.toarray())
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@dataclasses.dataclass(frozen=True, init=False, eq=False, repr=False)
 class Topology:
     r"""The neighbours of `n` workers and their mixing weights: an immutable value.
 
@@ -84,27 +84,27 @@ class Topology:
     graph: "nx.Graph"
     mixing_matrix: np.ndarray = cached_property(_dense)  # pyrefly: ignore
     name: str = "graph"
-    weights: "csr_array" = dataclasses.field(init=False)
 
-    def __post_init__(self) -> None:
-        check_is_graph("Topology", self.graph)
-        check_graph(self.graph)
-        graph = _frozen_copy(self.graph)
-        # From now on the matrix is made of the weights when it is asked for.
-        weights = given = self.__dict__.pop("mixing_matrix")
-        if not _sparse.is_sparse(given):
-            weights = numbers(given)
+    def __init__(
+        self, graph: "nx.Graph", mixing_matrix: Any, name: str = "graph"
+    ) -> None:
+        """See :class:`Topology`."""
+        check_is_graph("Topology", graph)
+        check_graph(graph)
+        weights = numbers(mixing_matrix)
         if weights is None:
             raise ValueError(
                 "Topology: mixing_matrix must be a float64[n, n], got "
-                f"{describe(given)}; from_networkx makes one of a graph"
+                f"{describe(mixing_matrix)}; from_networkx makes one of a graph"
             )
         check_shape(weights.shape, len(graph))
         rounding = rounding_of(weights)
         matrix = symmetric_weights(_sparse.as_sparse(weights), rounding)
         check_mixing_matrix(matrix, graph)
-        object.__setattr__(self, "graph", graph)
+        self.weights: csr_array
+        object.__setattr__(self, "graph", _frozen_copy(graph))
         object.__setattr__(self, "weights", _sparse.read_only(matrix))
+        object.__setattr__(self, "name", name)
 
     @property
     def size(self) -> int:

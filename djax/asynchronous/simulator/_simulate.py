@@ -16,6 +16,7 @@ import numpy as np
 
 from djax._arguments import check_choice
 from djax._arrays.checks import check_leading_axis
+from djax._arrays.keys import is_key
 from djax._interfaces import PyTree
 from djax.training import GradientFn, NonFinite, NonFiniteError, check_gradient_fn
 
@@ -225,7 +226,10 @@ def _check_finite(events: Events, before: int, finite: np.ndarray) -> None:
 
 def _first(array: jax.Array, count: int) -> jax.Array:
     """Returns the first rows; JAX would compile a program for each number of rows."""
-    return array if len(array) == count else jax.device_put(np.asarray(array)[:count])
+    if len(array) == count:
+        return array
+    # NumPy has no typed keys.
+    return array[:count] if is_key(array) else jnp.asarray(np.asarray(array)[:count])
 
 
 def _pad(array: np.ndarray, length: int) -> np.ndarray:
