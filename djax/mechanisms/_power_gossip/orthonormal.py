@@ -81,7 +81,8 @@ def _gram_schmidt(rows: jax.Array, layout: Layout) -> jax.Array:
         row, norms = normalize(jax.lax.dynamic_index_in_dim(rows, i, -3, False))
         remains = norms / jax.lax.dynamic_index_in_dim(first_norms, i, -2, False)
 
-        def again(row, remains):
+        def again(_, found):
+            row, remains = found
             other, norms = normalize(
                 row - (along(rows, row, number < i) * rows).sum(-3)
             )
@@ -89,12 +90,8 @@ def _gram_schmidt(rows: jax.Array, layout: Layout) -> jax.Array:
             row = jnp.where(layout.spread(dependent), other, row)
             return row, jnp.where(dependent, norms, remains)
 
-        row, _ = jax.lax.cond(
-            any_of_runs((remains < DEPENDENT).any()),
-            lambda *row: again(*again(*row)),
-            lambda *row: row,
-            *(row, remains),
-        )
+        times = jnp.where(any_of_runs((remains < DEPENDENT).any()), 2, 0)
+        row, _ = jax.lax.fori_loop(0, times, again, (row, remains))
         rows = rows - along(rows, row, number > i) * row[..., None, :, :]
         return jax.lax.dynamic_update_index_in_dim(rows, row, i, -3)
 

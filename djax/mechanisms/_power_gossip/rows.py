@@ -28,10 +28,6 @@ compute together.
 """
 
 APART = LANES // 4  # Entries of a group that are summed first are so far apart.
-# Number of runs of neighbouring entries, up to which a message is cut into them. The
-# kernels that gather single entries compile faster than many kernels of runs, but the
-# order in which they write arrays makes everything slow that reads these arrays.
-FEW_RUNS = 8
 ALIKE = 3  # The largest ratio of the sizes of two sides that are made equally large.
 
 Kind = tuple[str, int]
@@ -73,13 +69,7 @@ class Layout:
         within = np.arange(largest)
         self._owned = within < groups[:, None]
         self._groups = np.where(self._owned, starts[:, None] + within, 0)
-        # Where the entries come from if there are no zeros between factors.
-        order = np.full((total, LANES), -1, np.int32).ravel()
-        ends = np.cumsum(self.lengths)
-        for start, end, length in zip(starts * LANES, ends, self.lengths, strict=True):
-            order[start : start + length] = np.arange(end - length, end)
-        self._order = order
-        self._runs = _runs_of(order)
+        self._pieces = _pieces_of(self._lengths)
 
     def join(self, factors: Mapping[int, jax.Array]) -> jax.Array:
         """Joins factors, which are given under the positions of their matrices.
@@ -136,14 +126,16 @@ class Layout:
 
     def place(self, message: jax.Array) -> jax.Array:
         """Brings a message into the form `[rounds, r, groups, LANES]`."""
-        if len(self._runs) > FEW_RUNS:
-            message = jnp.where(self._order < 0, 0, message[..., self._order])
-        else:
-            pieces, parts = split(message, [n for n, _ in self._runs], 2), []
-            for piece, (_, zeros) in zip(pieces, self._runs, strict=True):
-                parts += [piece, *_zeros(piece, zeros)]
-            message = jnp.concatenate(parts, axis=-1)
-        return message.reshape(*message.shape[:2], -1, LANES)
+        pieces = split(message, [n * length for n, length in self._pieces], 2)
+        parts = []
+        for piece, (n, length) in zip(pieces, self._pieces, strict=True):
+            if fill := -length % LANES:
+                piece = piece.reshape(*piece.shape[:2], n, length)
+                piece = jnp.pad(piece, [(0, 0)] * 3 + [(0, fill)])
+            parts.append(piece.reshape(*piece.shape[:2], -1))
+        parts += _zeros(message, self._rest * LANES)
+        joined = jnp.concatenate(parts, axis=-1)
+        return joined.reshape(*joined.shape[:2], -1, LANES)
 
     def sums(self, x: jax.Array) -> jax.Array:
         """Sums `[..., groups, LANES]` for each factor, `[..., factors]`."""
@@ -164,19 +156,25 @@ class Layout:
         return x[..., self._owners, None]
 
 
-def _runs_of(order: np.ndarray) -> list[tuple[int, int]]:
-    """Finds runs of entries without zeros between them.
+def _pieces_of(lengths: Mapping[Block, int]) -> list[tuple[int, int]]:
+    """Cuts a message into pieces that are filled up with zeros in one operation.
+
+    Factors without zeros between them are one piece, so that few kernels are compiled.
 
     Args:
-      order: where each entry comes from, -1 for zeros.
+      lengths: the length of the factors of each block.
 
     Returns:
-      The number of entries of each run, and the number of zeros behind it.
+      The number of the factors of each piece, and their length.
     """
-    changes = np.flatnonzero(np.diff(order >= 0, prepend=False, append=False))
-    starts, ends = changes[::2], changes[1::2]
-    zeros = np.append(starts[1:], len(order)) - ends
-    return list(zip((ends - starts).tolist(), zeros.tolist(), strict=True))
+    pieces: list[tuple[int, int]] = []
+    for block, length in lengths.items():
+        if length % LANES == 0:
+            before = pieces.pop()[1] if pieces and pieces[-1][1] % LANES == 0 else 0
+            pieces.append((1, before + len(block) * length))
+        else:
+            pieces.append((len(block), length))
+    return pieces
 
 
 Layouts = tuple[dict[Kind, Layout], dict[Kind, Layout]]
