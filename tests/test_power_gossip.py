@@ -338,6 +338,17 @@ def orthonormalized(factors):
     return _rows.separated(bases, layout)
 
 
+def test_messages_get_zeros_where_the_joined_factors_have_them():
+    # A block of three, whose factors end with zeros, between factors that do not.
+    leaves = [jnp.ones((n, n)) for n in [32, 64, 7, 33, 7, 32, 7, 5]]
+    layout = _rows.layouts_of(leaves, _blocks.blocks_of(leaves), 2, -1)[0]["float32", 2]
+    factors = {i: normal(i, 3, 2, len(x)) for i, x in enumerate(leaves)}
+    rows = layout.join(factors)
+    message = layout.message(layout.blocks(rows))
+    assert message.shape == (3, 2, sum(map(len, leaves)))
+    np.testing.assert_array_equal(layout.place(message), rows)
+
+
 def test_matrices_of_any_shape_are_orthonormalized_together():
     factors = {i: normal(i, 2, 3, n) for i, n in enumerate([7, 5, 7, 7])}
     bases = orthonormalized(factors)

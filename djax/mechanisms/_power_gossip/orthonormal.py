@@ -55,15 +55,21 @@ def _gram_schmidt(rows: jax.Array, layout: Layout) -> jax.Array:
     """Orthonormalizes factors row by row, as the published code does.
 
     If a row depends on the rows before it, only rounding errors remain of it, in any
-    direction. The rows before it are then projected out again, which the published code
-    does not do: its rows are not orthogonal in that case.
+    direction. The rows before it are then projected out again, up to two times, which
+    the published code does not do: its rows are not orthogonal in that case.
+
+    Instead of projecting a row out of all later ones, each row has those before it
+    projected out, one after the other. The result is the same, and a loop then needs to
+    touch two rows at a time only.
 
     Args:
       rows: `[..., r, groups, LANES]`.
       layout: where the factors are in it.
     """
     count = rows.shape[-3]
-    number = jnp.arange(count)[:, None]
+
+    def row_of(rows, i):
+        return jax.lax.dynamic_index_in_dim(rows, i, -3, False)
 
     def normalize(row):
         norms = layout.norms(row)
@@ -72,28 +78,35 @@ def _gram_schmidt(rows: jax.Array, layout: Layout) -> jax.Array:
     if count == 1:
         return normalize(rows)[0]
 
-    def along(rows, row, some):
-        """What of each of some rows is along the row."""
-        products = layout.sums(rows * row[..., None, :, :])
-        return layout.spread(jnp.where(some, products, 0))
+    def project_out(row, rows, j):
+        other = row_of(rows, j)
+        return row - layout.spread(layout.sums(other * row)) * other
+
+    def orthogonalize(found, rows, i):
+        row, remains, norms_before = found
+
+        def project_if_before(j, row):
+            return jax.lax.cond(j < i, project_out, lambda row, *_: row, row, rows, j)
+
+        other = jax.lax.fori_loop(0, count - 1, project_if_before, row)
+        other, norms = normalize(other)
+        dependent = remains < DEPENDENT
+        row = jnp.where(layout.spread(dependent), other, row)
+        remains = jnp.where(dependent, norms / norms_before, remains)
+        return row, remains, jnp.ones_like(norms)
 
     def take(i, rows):
-        row, norms = normalize(jax.lax.dynamic_index_in_dim(rows, i, -3, False))
-        remains = norms / jax.lax.dynamic_index_in_dim(first_norms, i, -2, False)
+        row = row_of(rows, i)
+        norms = layout.norms(row)
+        found = row, jnp.zeros_like(norms), norms  # Nothing has remained of it so far.
 
         def again(_, found):
-            row, remains = found
-            other, norms = normalize(
-                row - (along(rows, row, number < i) * rows).sum(-3)
+            dependent = any_of_runs((found[1] < DEPENDENT).any())
+            return jax.lax.cond(
+                dependent, orthogonalize, lambda found, *_: found, found, rows, i
             )
-            dependent = remains < DEPENDENT
-            row = jnp.where(layout.spread(dependent), other, row)
-            return row, jnp.where(dependent, norms, remains)
 
-        times = jnp.where(any_of_runs((remains < DEPENDENT).any()), 2, 0)
-        row, _ = jax.lax.fori_loop(0, times, again, (row, remains))
-        rows = rows - along(rows, row, number > i) * row[..., None, :, :]
+        row, *_ = jax.lax.fori_loop(0, 3, again, found)
         return jax.lax.dynamic_update_index_in_dim(rows, row, i, -3)
 
-    first_norms = layout.norms(rows)
     return jax.lax.fori_loop(0, count, take, rows)

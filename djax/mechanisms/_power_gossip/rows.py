@@ -129,10 +129,13 @@ class Layout:
         pieces = split(message, [n * length for n, length in self._pieces], 2)
         parts = []
         for piece, (n, length) in zip(pieces, self._pieces, strict=True):
-            if fill := -length % LANES:
+            fill = -length % LANES
+            if n > 1:
                 piece = piece.reshape(*piece.shape[:2], n, length)
                 piece = jnp.pad(piece, [(0, 0)] * 3 + [(0, fill)])
-            parts.append(piece.reshape(*piece.shape[:2], -1))
+                parts.append(piece.reshape(*piece.shape[:2], -1))
+            else:
+                parts += [piece, *_zeros(piece, fill)]
         parts += _zeros(message, self._rest * LANES)
         joined = jnp.concatenate(parts, axis=-1)
         return joined.reshape(*joined.shape[:2], -1, LANES)
@@ -169,7 +172,7 @@ def _pieces_of(lengths: Mapping[Block, int]) -> list[tuple[int, int]]:
     """
     pieces: list[tuple[int, int]] = []
     for block, length in lengths.items():
-        if length % LANES == 0:
+        if length % LANES == 0 or len(block) == 1:
             before = pieces.pop()[1] if pieces and pieces[-1][1] % LANES == 0 else 0
             pieces.append((1, before + len(block) * length))
         else:
