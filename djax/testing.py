@@ -118,7 +118,7 @@ def _program(
     optimizer: optax.GradientTransformationExtraArgs,
     communicator: Communicator,
     steps: int,
-    extra_args: Mapping[str, Any] = {},
+    extra: Mapping[str, Any] = {},
 ) -> Callable[..., jax.Array]:
     """Makes the program of all steps; its arguments are those of :func:`_arrays`."""
 
@@ -126,8 +126,7 @@ def _program(
         def step(carry, _):
             params, state = carry
             gradient = _unflatten(hessian * (_flatten(params) - target))
-            carry = apply_gradients(optimizer, gradient, state, params, **extra_args)
-            return carry, None
+            return apply_gradients(optimizer, gradient, state, params, **extra), None
 
         carry = _unflatten(x), optimizer.init(_unflatten(x))
         (params, _), _ = jax.lax.scan(step, carry, length=steps)

@@ -16,8 +16,8 @@ tenth step only.
 A communicator may round messages to a smaller dtype (its `message_dtype`). A worker
 then calculates with its own message *as it was sent*, that is, rounded like the
 messages of its neighbours. What one end of an edge loses, the other end gains, and the
-mean of all models stays where it is. If a worker used its own model without rounding,
-the mean would drift by the rounding errors.
+mean of all models stays where it is, but for the rounding of sums. If a worker used its
+own model without rounding, the mean would drift by the rounding errors of messages.
 """
 
 import functools
@@ -40,7 +40,7 @@ from djax.topologies.checks import check_graph_kind
 from ._alternate import alternate
 from ._many_rounds import by_loop, by_product, choose
 from ._narrow import narrow
-from ._rounds import Heard, mine, read_back, rounds
+from ._rounds import Heard, by_rounds, mine, read_back, rounds
 
 __all__ = [
     "Heard",
@@ -169,34 +169,19 @@ def weighted_sum(
     # Steps that are computed in the same way share one compiled branch.
     counts = [len(graph.rounds_at(t)) for t in range(graph.period)]
     ways = [choose(count, values is not None, communicator) for count in counts]
-    kinds = sorted(set(ways), key=str)
+    kinds = list(dict.fromkeys(ways))
 
-    def over_rounds(kind, message, step):
-        steps = [t for t, way in enumerate(ways) if way == kinds[kind]]
-        looped = functools.partial(
-            by_loop, message, own, read, graph, communicator, steps, step
-        )
-        if kinds[kind] == "product":
-            repair = None if read is finite_difference else looped
+    def add_up(way, message, step):
+        steps = [t for t, chosen in enumerate(ways) if chosen == way]
+        given = message, own, read, graph, communicator, steps, step
+        if way == "product":
+            repair = None if read is finite_difference else lambda: by_loop(*given)
             return by_product(values, graph, communicator, steps, step, repair), None
-        if kinds[kind] == "loop":
-            return looped(), None
-        total = weight = None
-        for heard in rounds(message, graph, communicator, steps, step, key):
-            found = read(heard.message, own)
-            if heard.arrived is not True:
-                nothing = optax.tree.zeros_like(found)
-                found = optax.tree.where(heard.arrived, found, nothing)
-                weight = heard.weight if weight is None else weight + heard.weight
-            part = jax.tree.map(lambda x, w=heard.weight: w.astype(x.dtype) * x, found)
-            total = part if total is None else jax.tree.map(jnp.add, total, part)
-        if total is None:  # No worker has a neighbour in these steps.
-            total = jax.tree.map(jnp.zeros_like, read(own, own))
-        if weight is None and communicator.drop_probability:
-            weight = jnp.zeros(())
-        return total, weight
+        if way == "loop":
+            return by_loop(*given), None
+        return by_rounds(*given, key)
 
-    branches = [functools.partial(over_rounds, i) for i in range(len(kinds))]
+    branches = [functools.partial(add_up, way) for way in kinds]
     if len(kinds) == 1:
         return Sum(own, *branches[0](message, step))
     schedule = [kinds.index(way) for way in ways]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.typing import ArrayLike
 
 from djax._arrays.checks import is_function
@@ -71,6 +72,48 @@ def rounds(
         if arrived is not True:
             weight = jnp.where(arrived, weight, 0)
         yield Heard(received, own, weight, arrived)
+
+
+def by_rounds(
+    message: PyTree,
+    own: PyTree,
+    read: Callable[[PyTree, PyTree], PyTree],
+    graph: Graph,
+    communicator: Communicator,
+    steps: Sequence[int],
+    step: ArrayLike,
+    key: jax.Array | None,
+) -> tuple[PyTree, jax.Array | None]:
+    r"""Adds up :math:`w_{ij} \operatorname{read}(m_j, m_i)`, one round after the other.
+
+    Args:
+      message: what this worker sends, :math:`m_i`.
+      own: the message as it was sent.
+      read: see :func:`djax.mixing.weighted_sum`.
+      graph: the neighbours and the mixing weights.
+      communicator: how messages travel.
+      steps: the steps of the graph's period of which this may be one.
+      step: `int32[]`, the number of steps so far.
+      key: PRNG key that decides which messages are lost.
+
+    Returns:
+      The sum over the messages that arrived, and `float[]`, the sum of their weights;
+      None in its place if the communicator loses no messages.
+    """
+    total = weight = None
+    for heard in rounds(message, graph, communicator, steps, step, key):
+        found = read(heard.message, own)
+        if heard.arrived is not True:
+            nothing = optax.tree.zeros_like(found)
+            found = optax.tree.where(heard.arrived, found, nothing)
+            weight = heard.weight if weight is None else weight + heard.weight
+        part = jax.tree.map(lambda x, w=heard.weight: w.astype(x.dtype) * x, found)
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    if total is None:  # No worker has a neighbour in these steps.
+        total = jax.tree.map(jnp.zeros_like, read(own, own))
+    if weight is None and communicator.drop_probability:
+        weight = jnp.zeros(())
+    return total, weight
 
 
 def round_of(graph: Graph, t: int, r: int) -> tuple[Sequence[int], np.ndarray]:
