@@ -151,7 +151,7 @@ def weighted_sum(
       communicator: how messages travel.
       values: a tree :math:`v_i` like the result of `read`, if
         :math:`\operatorname{read}(m_j, m_i) = v_j - v_i` wherever all numbers are
-        finite. In simulation, a step of many rounds is then a single matrix product.
+        finite. In simulation, a step of many rounds may be a single matrix product.
         With :func:`difference` and :func:`finite_difference` the messages are these
         values, and need not be passed.
       step: see :func:`displacement`.
