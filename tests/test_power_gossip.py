@@ -341,7 +341,7 @@ def orthonormalized(factors):
 def test_messages_get_zeros_where_the_joined_factors_have_them():
     # A block of three, whose factors end with zeros, between factors that do not.
     leaves = [jnp.ones((n, n)) for n in [32, 64, 7, 33, 7, 32, 7, 5]]
-    layout = _rows.layouts_of(leaves, _blocks.blocks_of(leaves), 2, -1)[0]["float32", 2]
+    (layout,) = _rows.layouts_of(leaves, _blocks.blocks_of(leaves), 2, -1)[0].values()
     factors = {i: normal(i, 3, 2, len(x)) for i, x in enumerate(leaves)}
     rows = layout.join(factors)
     message = layout.message(layout.blocks(rows))
