@@ -8,9 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-SPARSE = (
-    100  # With more workers, a sparse matrix of weights is faster than a dense one.
-)
+# With more workers, a sparse matrix of weights is faster than a dense one.
+SPARSE = 100
 
 
 def quadratics(matrices, offsets, weights, rate, steps) -> Callable[[], np.ndarray]:

@@ -10,6 +10,7 @@ from jax.custom_batching import custom_vmap
 from djax._interfaces import PyTree
 
 from .batches import any_of_runs
+from .split import unknown_to_xla
 
 
 def in_place(
@@ -57,8 +58,8 @@ def in_place(
 def in_place_on_cpu(function: Callable[..., PyTree], old: PyTree, *others: Any) -> Any:
     """Returns `function(old, *others)`, calculated in the memory of `old` on CPUs.
 
-    There it halves the time of a model's step that comes before a message. On GPUs the
-    loop would cost more than it gains.
+    There the new values are still in the cache when they are sent. On GPUs, which have
+    to ask the host whether a loop goes on, the loop would cost more than it gains.
 
     Args:
       function: returns a tree of arrays like `old`; it may use other traced values.
@@ -72,11 +73,8 @@ def in_place_on_cpu(function: Callable[..., PyTree], old: PyTree, *others: Any) 
         return as_function(program, constants)(*leaves, *more)
 
     def looped(leaves, more, constants):
-        flag = leaves[0][(0,) * leaves[0].ndim].astype(bool)
-        # Both branches return True, but XLA does not see that. It would replace the
-        # loop by its body if it knew that there is an iteration.
-        active = jax.lax.cond(flag, lambda same: True, lambda same: same, True)
-        return in_place(run, active, leaves, more, constants)
+        # XLA would replace the loop by its body if it knew that there is an iteration.
+        return in_place(run, unknown_to_xla(True, leaves[0]), leaves, more, constants)
 
     cpu = looped if _fits(program, leaves) else run
     new = jax.lax.platform_dependent(leaves, more, program.consts, cpu=cpu, default=run)

@@ -93,15 +93,27 @@ def _(axis_size, in_batched, x):
     return _computed_once(x), True
 
 
+def unknown_to_xla(value: Any, x: jax.Array) -> Any:
+    """Returns a tree of constants as run-time values, which XLA does not know.
+
+    They are the result of a branch whose two sides return the same. XLA cannot see
+    that, so that it cannot turn the result back into constants.
+
+    Args:
+      value: a tree of numbers.
+      x: any array with an entry, whose first entry decides between the sides.
+    """
+    flag = x[(0,) * x.ndim].astype(bool)
+    return jax.lax.cond(flag, lambda same: value, lambda same: same, value)
+
+
 def split(x: jax.Array, sizes: Sequence[int], axis: int = 0) -> list[jax.Array]:
     """Splits an array along an axis, such that it compiles fast.
 
     Slicing at constant offsets compiles slowly on CPUs: XLA builds a separate kernel,
     about 10 ms each, for every distinct offset. To let slices of equal shape share one
-    kernel, the offsets are made run-time values. They are the result of a `lax.cond`
-    whose two branches return the same offsets; XLA cannot see that they are equal, so
-    it cannot turn the offsets back into constants. On other platforms, outside of
-    compiled programs, and for tangents, the offsets are constants.
+    kernel, the offsets are made run-time values. On other platforms, outside of
+    compiled programs, and for tangents, they are constants.
 
     Args:
       x: `[..., sum(sizes), ...]` of any dtype but PRNG keys.
@@ -120,9 +132,7 @@ def split(x: jax.Array, sizes: Sequence[int], axis: int = 0) -> list[jax.Array]:
         ]
 
     def varying(x):
-        same = [np.int32(start) for start in starts]
-        flag = x[(0,) * x.ndim].astype(bool)
-        hidden = jax.lax.cond(flag, lambda starts: same, lambda starts: starts, same)
+        hidden = unknown_to_xla([np.int32(start) for start in starts], x)
         return [
             jax.lax.dynamic_slice_in_dim(
                 x, start, n, axis, allow_negative_indices=False

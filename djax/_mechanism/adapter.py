@@ -180,11 +180,9 @@ def displaced(
     moved = jax.tree.map(
         lambda u, d: (promote(u) + d).astype(u.dtype), updates, displacement
     )
-    after = (
-        None
-        if model is params
-        else jax.tree.map(_after, params, moved, model, displacement)
-    )
+    after = None
+    if model is not params:
+        after = jax.tree.map(_after, params, moved, model, displacement)
     report_call(updates, moved, params, after)
     return moved
 

@@ -85,9 +85,8 @@ def every(k: int, mechanism: optax.GradientTransformation) -> Mechanism:
             with observing() as observer:
                 found = mechanism.update(updates, mechanism_state, params, **extra_args)
                 observer.compare_given(updates)
-            if k == 1:
-                model = observer.model_after(found[0], params)
-                report_call(updates, found[0], params, model)
+            model = observer.model_after(found[0], params)
+            report_call(updates, found[0], params, model)
             return found
 
         updates, mechanism_state = alternate(

@@ -177,16 +177,9 @@ def by_loop(
     steps: Sequence[int],
     step: ArrayLike,
 ) -> PyTree:
-    r"""Returns :math:`\sum_j w_{ij} \operatorname{read}(m_j, m_i)`, round after round.
+    """Returns what :func:`by_rounds` returns if no message is lost, without weights.
 
-    Args:
-      message: what this worker sends, :math:`m_i`.
-      own: the message as it was sent.
-      read: see :func:`djax.mixing.weighted_sum`.
-      graph: the neighbours and the mixing weights.
-      communicator: a communicator that loses no messages.
-      steps: the steps of the graph's period of which this may be one.
-      step: `int32[]`, the number of steps so far.
+    A loop makes a few rounds at a time. The arguments are those of :func:`by_rounds`.
     """
     wire = message
     if communicator.message_dtype is not None:

@@ -1,22 +1,18 @@
 """Schedules that average exactly after a period, with few partners in each step."""
 
-from collections.abc import Iterable
 from itertools import count, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from djax._values import check_integer
 
-from ._schedule import Schedule, from_steps
-from ._sparse import as_sparse, positions
-from ._steps import from_sparse
+from ._schedule import Schedule
+from ._steps import Block, average, block, from_sparse, with_blocks
 from ._topology_checks import check_power_of_two, check_size
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
-
-Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def one_peer_hypercube(size: int) -> Schedule:
@@ -182,7 +178,7 @@ def base_graph(size: int, max_degree: int = 1) -> Schedule:
     rough = _factors(size, degree)[1]
     runs = np.arange(size).reshape(-1, rough)
     joined = [
-        _with_blocks(size, [_block(groups, matrix)])
+        with_blocks(size, [block(groups, matrix)])
         for groups, matrices in (
             (runs, simple_base_graph_steps(rough, degree)),
             (runs.T, _hyper_hypercube(size // rough, degree)),
@@ -195,7 +191,7 @@ def base_graph(size: int, max_degree: int = 1) -> Schedule:
 
 
 def _schedule(steps: "list[csr_array]", name: str) -> Schedule:
-    return from_steps(from_sparse(steps), name)
+    return Schedule(from_sparse(steps), name)
 
 
 def _arguments(name: str, size: int, max_degree: int) -> tuple[int, int]:
@@ -218,10 +214,10 @@ def _hyper_hypercube(size: int, degree: int) -> "list[csr_array]":
     for factor in _factors(size, degree)[0]:
         workers = np.arange(size).reshape(-1, factor, stride)
         groups = workers.transpose(0, 2, 1).reshape(-1, factor)
-        matrices.append(_with_blocks(size, [_average(groups)]))
+        matrices.append(with_blocks(size, [average(groups)]))
         stride *= factor
     # One worker alone has a step in which it is silent.
-    return matrices or [_with_blocks(1, [])]
+    return matrices or [with_blocks(1, [])]
 
 
 def simple_base_graph_steps(
@@ -242,20 +238,20 @@ def simple_base_graph_steps(
     matrices = []
     for t in range(len(first[0])):
         steps = [steps[t % len(steps)] for steps in first]
-        blocks = map(_block, (part.reshape(1, -1) for part in parts), steps)
-        matrices.append(_with_blocks(size, blocks))
+        blocks = map(block, (part.reshape(1, -1) for part in parts), steps)
+        matrices.append(with_blocks(size, blocks))
     for t in range(1 + len(last[0][1])):
         # A part makes its last steps after its step as the donor, the smallest part,
         # which never is a donor, after the step of the last donor.
         done = [place for place, start in enumerate(starts) if t >= start]
         blocks = [
-            _block(groups, steps[(t - starts[p]) % len(steps)])
+            block(groups, steps[(t - starts[p]) % len(steps)])
             for p in done
             for groups, steps in [last[p]]
         ]
         if t < len(parts) - 1:
             blocks += _donation(parts[t], parts[t + 1 :], degree + 1, inner_edges)
-        matrices.append(_with_blocks(size, blocks))
+        matrices.append(with_blocks(size, blocks))
     return matrices
 
 
@@ -294,44 +290,11 @@ def _donation(
     matrix[0, 1:] = matrix[1:, 0] = weight
     rest = donor[:, : donor.shape[1] - len(receivers)].ravel()
     if not inner_edges:
-        return [_block(groups, matrix)]
+        return [block(groups, matrix)]
     whole = len(rest) // base * base
     tail = rest[whole:].reshape(-1, max(len(rest) - whole, 1))
     return [
-        _block(groups, matrix),
-        _average(rest[:whole].reshape(-1, base)),
-        _average(tail),
+        block(groups, matrix),
+        average(rest[:whole].reshape(-1, base)),
+        average(tail),
     ]
-
-
-def _average(groups: np.ndarray) -> Block:
-    """Makes the workers of each group, `[groups, workers]`, average."""
-    width = groups.shape[1]
-    return _block(groups, np.full((width, width), 1 / width))
-
-
-def _block(groups: np.ndarray, matrix: Any) -> Block:
-    """The rows, columns and weights of a matrix that is the same for some groups.
-
-    Args:
-      groups: `int[groups, workers]`.
-      matrix: `float64[workers, workers]`, an array or sparse.
-    """
-    weights = as_sparse(matrix)
-    rows, columns = positions(weights)
-    values = np.tile(weights.data, len(groups))
-    return groups[:, rows].ravel(), groups[:, columns].ravel(), values
-
-
-def _with_blocks(size: int, blocks: Iterable[Block]) -> "csr_array":
-    """The matrix of all workers, in which those outside of blocks are silent."""
-    from scipy.sparse import csr_array
-
-    blocks = list(blocks)
-    silent = np.ones(size, bool)
-    for workers, _, _ in blocks:
-        silent[workers] = False
-    alone = np.flatnonzero(silent)
-    blocks.append((alone, alone, np.ones(len(alone))))
-    rows, columns, values = map(np.concatenate, zip(*blocks, strict=True))
-    return csr_array((values, (rows, columns)), (size, size))

@@ -8,7 +8,7 @@ from djax import _networkx as nx
 from djax._values import check_integer
 
 from ._from_networkx import Weights, from_links, from_networkx
-from ._schedule import Schedule, from_steps
+from ._schedule import Schedule
 from ._steps import hearing_one
 from ._topology import Topology
 from ._topology_checks import check_power_of_two, check_size
@@ -223,7 +223,7 @@ def one_peer_exponential(size: int) -> Schedule:
     # One worker alone has a period of one step, in which it keeps what it has.
     shifts = 2 ** np.arange(max(1, (size - 1).bit_length()))
     sources = (np.arange(size) - shifts[:, np.newaxis]) % size
-    return from_steps(hearing_one(sources, 0.5), "one_peer_exponential")
+    return Schedule(hearing_one(sources, 0.5), "one_peer_exponential")
 
 
 def social_network(size: int = 32, *, weights: Weights = "metropolis") -> Topology:

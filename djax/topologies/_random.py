@@ -11,7 +11,7 @@ import numpy as np
 from djax import _networkx as nx
 from djax._values import check_integer, check_share
 
-from ._schedule import Schedule, from_steps
+from ._schedule import Schedule
 from ._sparse import as_sparse, positions
 from ._steps import Steps, from_sparse, hearing_one
 from ._topology import Topology
@@ -127,13 +127,13 @@ def equi_static(
     # Entries of several shifts at one place are added up.
     matrix = csr_array((steps.values / degree, steps.indices[1:]), (size, size))
     if directed:
-        return from_steps(from_sparse([matrix]), "equi_static")
+        return Schedule(from_sparse([matrix]), "equi_static")
     matrix = as_sparse((matrix + matrix.T) / 2)
     rows, columns = positions(matrix)
     graph = nx.empty_graph(size)
     ends = rows[rows < columns].tolist(), columns[rows < columns].tolist()
     graph.add_edges_from(zip(*ends, strict=True))
-    return Topology(graph, matrix, "equi_static")  # pyrefly: ignore
+    return Topology(graph, matrix, "equi_static")
 
 
 def equi_dyn(
@@ -215,7 +215,7 @@ def drawn_schedule(steps: Steps, name: str) -> Schedule:
       ValueError: the weights reach no consensus; the error suggests other draws.
     """
     try:
-        return from_steps(steps, name)
+        return Schedule(steps, name)
     except ValueError as error:
         raise ValueError(
             f"{name}: the draws of period={steps.shape[0]} do not bring the workers "

@@ -32,7 +32,7 @@ def _dense(schedule: "Schedule") -> np.ndarray:
     return read_only(np.array([*schedule._steps.dense()]))
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@dataclasses.dataclass(frozen=True, init=False, eq=False, repr=False)
 class Schedule:
     r"""Weights of `n` workers in each step of a period: an immutable value.
 
@@ -77,13 +77,14 @@ class Schedule:
 
     matrices: np.ndarray = cached_property(_dense)  # pyrefly: ignore
     name: str = "schedule"
-    _steps: Steps = dataclasses.field(init=False)
 
-    def __post_init__(self) -> None:
-        # From now on the matrices are made of the steps when they are asked for.
-        steps = column_weights(_as_steps(self.__dict__.pop("matrices")))
+    def __init__(self, matrices: Any, name: str = "schedule") -> None:
+        """See :class:`Schedule`."""
+        steps = column_weights(_as_steps(matrices))
         check_steps(steps)
+        self._steps: Steps
         object.__setattr__(self, "_steps", steps)
+        object.__setattr__(self, "name", name)
 
     @property
     def size(self) -> int:
@@ -239,12 +240,7 @@ def from_matrices(matrices: npt.ArrayLike, *, name: str = "schedule") -> Schedul
       >>> topologies.from_matrices([one_way_ring], name="one_way_ring")
       Schedule(one_way_ring, 5 workers, period 1, 1 round, spectral gap 0.191)
     """
-    return from_steps(_as_steps(matrices), name)
-
-
-def from_steps(steps: Steps, name: str) -> Schedule:
-    """Makes a schedule of weights of which only those that are not zero are kept."""
-    return Schedule(steps, name)  # pyrefly: ignore
+    return Schedule(matrices, name)
 
 
 def _as_steps(matrices: Any) -> Steps:

@@ -136,14 +136,10 @@ def _check_strongly_connected(steps: Steps) -> None:
 
 def _unreached(messages: "csr_array") -> set[int]:
     """The workers to which no path leads from worker 0; senders are rows."""
-    first, receivers = messages.indptr.tolist(), messages.indices.tolist()
-    reached, waiting = {0}, [0]
-    while waiting:
-        sender = waiting.pop()
-        found = set(receivers[first[sender] : first[sender + 1]]) - reached
-        reached |= found
-        waiting += found
-    return set(range(size_of(messages))) - reached
+    from scipy.sparse import csgraph
+
+    reached = csgraph.breadth_first_order(messages, 0, return_predecessors=False)
+    return set(range(size_of(messages))) - set(reached.tolist())
 
 
 def _check_consensus(steps: Steps) -> None:

@@ -6,10 +6,10 @@ that are not zero.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from ._sparse import as_sparse, positions, size_of
 # scipy.sparse is imported where it is used: it takes as long as the rest of djax.
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
+
+
+Block = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Rows, columns and weights of some workers in a step."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,3 +143,36 @@ def hearing_one(sources: np.ndarray, weight: float) -> Steps:
     order = np.argsort(places)
     order = order[values[order] != 0]
     return Steps((period, size, size), places[order], values[order])
+
+
+def average(groups: np.ndarray) -> Block:
+    """Makes the workers of each group, `[groups, workers]`, average."""
+    width = groups.shape[1]
+    return block(groups, np.full((width, width), 1 / width))
+
+
+def block(groups: np.ndarray, matrix: Any) -> Block:
+    """The rows, columns and weights of a matrix that is the same for some groups.
+
+    Args:
+      groups: `int[groups, workers]`.
+      matrix: `float64[workers, workers]`, an array or sparse.
+    """
+    weights = as_sparse(matrix)
+    rows, columns = positions(weights)
+    values = np.tile(weights.data, len(groups))
+    return groups[:, rows].ravel(), groups[:, columns].ravel(), values
+
+
+def with_blocks(size: int, blocks: Iterable[Block]) -> "csr_array":
+    """The matrix of all workers, in which those outside of blocks are silent."""
+    from scipy.sparse import csr_array
+
+    blocks = list(blocks)
+    silent = np.ones(size, bool)
+    for workers, _, _ in blocks:
+        silent[workers] = False
+    alone = np.flatnonzero(silent)
+    blocks.append((alone, alone, np.ones(len(alone))))
+    rows, columns, values = map(np.concatenate, zip(*blocks, strict=True))
+    return csr_array((values, (rows, columns)), (size, size))
