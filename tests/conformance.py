@@ -62,6 +62,11 @@ def _reversed(topology):
     )
 
 
+def wheel(size: int) -> djax.Topology:
+    """A ring around worker 0, who is everybody's neighbour."""
+    return djax.topologies.from_networkx(nx.wheel_graph(size), name="wheel")
+
+
 def directed(size: int) -> djax.Schedule:
     """Everybody sends half to the next worker; in odd steps, to worker 0."""
     own = np.eye(size)

@@ -51,6 +51,11 @@ def run(
     return np.asarray(program(*which)(steps, *rates, *problem))
 
 
+def on_a_wheel(name):
+    """A program for workers with different numbers of neighbours."""
+    return name, communicators.simulated, conformance.wheel
+
+
 @each_algorithm
 @pytest.mark.parametrize(
     ("graph", "where"),
@@ -81,8 +86,7 @@ def test_same_in_simulation_and_on_a_mesh(name, dtype):
 
 @pytest.mark.parametrize("name", [k for k, a in ALGORITHMS.items() if a.converges])
 def test_every_worker_reaches_the_optimum(name):
-    ring = name, communicators.simulated, topologies.ring
-    final = run(*ring, steps=2000, learning_rate=0.2, half_life=200)
+    final = run(*on_a_wheel(name), steps=2000, learning_rate=0.2, half_life=200)
     *_, optimum = conformance.quadratics(SIZE)
     np.testing.assert_allclose(final, np.tile(optimum, (SIZE, 1)), atol=1e-2)
 
@@ -115,7 +119,7 @@ def test_one_worker_is_the_base_optimizer(name):
 @pytest.mark.parametrize("name", [k for k, a in ALGORITHMS.items() if a.keeps_mean])
 def test_keeps_the_mean_of_the_workers(name):
     """Without gradients, nothing is created or lost."""
-    final = run(name, learning_rate=0.0)
+    final = run(*on_a_wheel(name), learning_rate=0.0)
     np.testing.assert_allclose(
         final.mean(0), conformance.start(SIZE).mean(0), rtol=0, atol=1e-6
     )
@@ -131,31 +135,30 @@ def test_preserves_dtypes_and_carries_a_stable_state(name, dtype):
     assert found.dtype == dtype
 
 
-@each_algorithm
-def test_ignores_unknown_extra_args(name):
+PARAMS = {"b": jnp.ones((SIZE, 3)), "w": jnp.ones((SIZE, 2, 3))}
+
+
+@functools.cache
+def traced(name, layer=False, **extra):
+    """The program of the first step, as a text."""
     topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
     mechanism = make(name, topology, communicator)
-    params = {"b": jnp.ones((SIZE, 3)), "w": jnp.ones((SIZE, 2, 2))}
 
-    def worker(x, **surprise):
-        return mechanism.update(x, mechanism.init(x), x, **surprise)
+    def worker(x):
+        return mechanism.update(x, mechanism.init(x), x, **extra)
 
-    plain = jax.make_jaxpr(communicator.spmd(worker))(params)
-    told = functools.partial(worker, surprise=1)
-    assert str(jax.make_jaxpr(communicator.spmd(told))(params)) == str(plain)
+    params = Layer(**PARAMS) if layer else PARAMS
+    return str(jax.make_jaxpr(communicator.spmd(worker))(params))
+
+
+@each_algorithm
+def test_ignores_unknown_extra_args(name):
+    assert traced(name, surprise=1) == traced(name)
 
 
 @each_algorithm
 def test_parameters_that_can_be_called_are_like_a_dictionary(name):
-    topology, communicator = topologies.ring(SIZE), communicators.simulated(SIZE)
-    mechanism = make(name, topology, communicator)
-    arrays = {"b": jnp.ones((SIZE, 3)), "w": jnp.ones((SIZE, 2, 3))}
-
-    def worker(x):
-        return mechanism.update(x, mechanism.init(x), x)
-
-    called = jax.make_jaxpr(communicator.spmd(worker))(Layer(**arrays))
-    assert str(called) == str(jax.make_jaxpr(communicator.spmd(worker))(arrays))
+    assert traced(name, layer=True) == traced(name)
 
 
 @each_algorithm
