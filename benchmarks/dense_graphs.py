@@ -19,6 +19,7 @@
 
 import dataclasses
 import functools
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -149,6 +150,7 @@ def programs(config: Config, graph: topologies.Graph) -> dict[str, Any]:
 def measure(config: Config, name: str, graph: topologies.Graph) -> dict[str, Any]:
     """Times the contestants on one graph, and returns the record."""
     n = graph.size
+    print(f"{name}, {n} workers", file=sys.stderr, flush=True)
     draw = np.random.default_rng(0)
     x, gradients = (
         jnp.asarray(draw.normal(size=(n, ENTRIES // n)), jnp.float32) for _ in range(2)
@@ -219,7 +221,15 @@ def main() -> None:
             if not config.graphs or name in config.graphs:
                 records.append(measure(config, name, build()))
     large = build_large(config)
-    columns = ["graph", "workers", "rounds", *CONTESTANTS, "compile, s", "ratio", "aim"]
+    columns = [
+        "graph",
+        "workers",
+        "rounds a step",
+        *CONTESTANTS,
+        "compile, s",
+        "ratio",
+        "aim",
+    ]
     rows = [
         [
             *(record[k] for k in ("graph", "workers", "rounds a step")),

@@ -111,3 +111,27 @@ def descend(mechanism: Any, communicator: Any, steps: int) -> Callable:
         return jnp.linalg.norm(x - problem.optimum)
 
     return run
+
+
+def grid(run: Callable[[Any, Any], jax.Array]) -> Callable[[jax.Array, Any], jax.Array]:
+    """Makes a function that runs all pairs of a learning rate and a problem.
+
+    It is one `vmap` over the pairs, although each problem is then repeated. With one
+    `vmap` over the rates within another one over the problems, the products of small
+    matrices take 1.5 times as long on CPUs.
+
+    Args:
+      run: a function of a learning rate and a problem.
+
+    Returns:
+      A function of rates, `[rates]`, and problems, whose leaves are `[problems, ...]`.
+      It returns an array `[rates, problems]`.
+    """
+
+    def all_runs(rates, problems):
+        count = len(jax.tree.leaves(problems)[0])
+        repeated = jax.tree.map(lambda x: jnp.concatenate([x] * len(rates)), problems)
+        results = jax.vmap(run)(jnp.repeat(rates, count), repeated)
+        return results.reshape(len(rates), count)
+
+    return all_runs

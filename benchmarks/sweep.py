@@ -4,10 +4,9 @@
 
 8 learning rates times 8 seeds of D-PSGD and of RelaySGD, each by 16 workers; a seed
 draws the random quadratics. A run is a function of its learning rate and its problem,
-and the grid is a `vmap` over the problems of a `vmap` over the rates, so that all rates
-share what depends on the problem alone. The grid is compared with 64 runs one after
-another, without a pause in between, which find the same errors. These runs are made in
-two ways:
+and the grid is a `vmap` over all pairs of these. The grid is compared with 64 runs one
+after another, without a pause in between, which find the same errors. These runs are
+made in two ways:
 
 * *one program*: all runs use one jitted function. It is compiled beforehand, and so is
   the grid;
@@ -30,8 +29,7 @@ import djax
 from djax import communicators, topologies
 from experiments.lib.quadratics import random_quadratics
 
-from . import contest
-from .small_tasks import descend
+from . import contest, small_tasks
 
 AIM = 10.0
 
@@ -55,12 +53,7 @@ def make_run(config: Config, algorithm: str):
         "relay, chain": djax.relay(chain, communicator),
     }[algorithm]
 
-    return descend(mechanism, communicator, config.steps)
-
-
-def make_grid(run):
-    """Makes all runs of one: the result has the shape `[rates, problems]`."""
-    return jax.vmap(jax.vmap(run, (0, None)), (None, 0), out_axes=1)
+    return small_tasks.descend(mechanism, communicator, config.steps)
 
 
 def measure(config: Config, algorithm: str) -> list[dict[str, Any]]:
@@ -71,13 +64,13 @@ def measure(config: Config, algorithm: str) -> list[dict[str, Any]]:
     problems = jax.tree.map(lambda *xs: jnp.asarray(xs, jnp.float32), *drawn)
     single = [jax.tree.map(lambda x, i=i: x[i], problems) for i in range(8)]
     points = [(rate, problem) for rate in rates for problem in single]
-    alone, grid = jax.jit(run), jax.jit(make_grid(run))
+    alone, grid = jax.jit(run), jax.jit(small_tasks.grid(run))
 
     def one_by_one():
         return jnp.stack([alone(*point) for point in points]).reshape(8, 8)
 
     def compiled_grid():
-        return jax.jit(make_grid(make_run(config, algorithm)))(rates, problems)
+        return jax.jit(small_tasks.grid(make_run(config, algorithm)))(rates, problems)
 
     def program_a_rate():
         errors = []

@@ -17,7 +17,8 @@ def as_transformation(
     """Returns an optimizer or mechanism as one that takes extra arguments.
 
     Args:
-      name: the name of the function that was given the transformation, for the error.
+      name: the name of the function that was given the transformation, and of its
+        argument if it has several, for the error.
       transformation: a transformation of optax, or an object with functions `init` and
         `update`.
 
@@ -28,7 +29,7 @@ def as_transformation(
         raise TypeError(asynchronous_text(name))
     if not all(callable(getattr(transformation, f, None)) for f in ("init", "update")):
         raise TypeError(
-            f"{name} needs an optimizer or a mechanism, such as optax.sgd(0.1) or "
+            f"{name}: expected an optimizer or a mechanism, such as optax.sgd(0.1) or "
             f"djax.gossip(topology, communicator), got {transformation!r}."
         )
     return optax.with_extra_args_support(transformation)

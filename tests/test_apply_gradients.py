@@ -154,3 +154,64 @@ def test_on_devices_of_their_own_workers_step_in_place(base):
     assert "stablehlo.while" in lowered.as_text()
     again = jax.export.export(jax.jit(mesh.spmd(worker)), platforms=["cuda"])
     assert "stablehlo.while" not in again(X, state, G).mlir_module()
+
+
+@pytest.mark.usefixtures("as_users")
+def test_derivatives_through_a_step_in_place():
+    """Adam's root has an infinite derivative at 0, where a gradient is 0."""
+    start, rates = np.arange(2.0 * N).reshape(N, 2), np.full(N, 0.1)
+
+    def square(communicator, rate):
+        def worker(x, rate):
+            gossip = djax.gossip(RING, communicator)
+            optimizer = djax.decentralized(optax.adam(rate), gossip)
+            state = optimizer.init(x)
+            for _ in range(2):
+                x, state = apply_gradients(optimizer, x - 1.0, state, x)
+            return (x**2).sum()
+
+        return communicator.spmd(worker)(start, rate * rates).sum()
+
+    with jax.enable_x64(True):
+        found = []
+        for communicator in (WORKERS, communicators.mesh(N)):
+            function = jax.jit(lambda rate, where=communicator: square(where, rate))
+            found.append(jax.jvp(function, (1.0,), (1.0,))[1])
+            found.append(jax.grad(function)(1.0))
+    np.testing.assert_allclose(found, found[0], rtol=1e-9)
+
+
+@pytest.mark.usefixtures("as_users")
+def test_states_of_python_numbers_and_keys_step_in_place():
+    def init(params):
+        return {"count": 0, "key": jax.random.key(0), "scale": 1.0}
+
+    def update(updates, state, params=None):
+        updates = jax.tree.map(lambda x: state["scale"] * x, updates)
+        scale, count = state["scale"] / 2, state["count"] + 1
+        return updates, {**state, "scale": scale, "count": count}
+
+    mesh = communicators.mesh(N)
+    base = optax.chain(optax.GradientTransformation(init, update), optax.sgd(0.1))
+    optimizer = djax.decentralized(base, djax.gossip(RING, mesh))
+    models, _ = steps(optimizer, communicator=mesh)
+    expected, _ = steps(optimizer, by_updates, communicator=mesh)
+    np.testing.assert_allclose(models, expected, rtol=1e-6, atol=1e-4)
+
+    def without_parameters(_):
+        return apply_gradients(optimizer, {}, optimizer.init({}), {})[1]
+
+    state = jax.jit(mesh.spmd(without_parameters))(X)
+    assert (np.asarray(state.optimizer_state[0]["count"]) == 1).all()
+
+
+def test_gradients_that_are_not_like_the_parameters_are_refused():
+    optimizer = optax.chain(optax.sgd(0.1), GOSSIP)
+    params = {"x": jnp.ones(3)}
+    state = jax.eval_shape(WORKERS.spmd(optimizer.init), {"x": X})
+    with pytest.raises(TypeError, match=r"a tree like the parameters, .*'x'.* got .*y"):
+        apply_gradients(optimizer, {"y": jnp.ones(3)}, state, params)
+    with pytest.raises(TypeError, match=r"\(optimizer, grads, opt_state, params\)"):
+        apply_gradients(optimizer, params, params, state)
+    with pytest.raises(TypeError, match="apply_gradients: expected an optimizer"):
+        apply_gradients(params, params, state, params)

@@ -582,6 +582,8 @@ def test_wrong_arguments_are_named_at_once():
         simulate(adpsgd, events, x)
     with pytest.raises(ValueError, match="params: argument 0.*leading axis of the 8"):
         simulate(adpsgd, events, jnp.ones(3), gradient_fn, batches)
+    with pytest.raises(ValueError, match="params is a tree without arrays"):
+        simulate(adpsgd, events, {}, gradient_fn, batches)
     with pytest.raises(ValueError, match="times must ascend"):
         simulate(adpsgd, events, x, gradient_fn, batches, times=[1e9])
     with pytest.raises(ValueError, match="times must ascend"):

@@ -162,7 +162,7 @@ def test_asynchronous_algorithms_are_refused(wrap):
 
 
 def test_what_is_no_optimizer_communicator_or_array_is_refused():
-    with pytest.raises(TypeError, match="check needs an optimizer"):
+    with pytest.raises(TypeError, match="check: expected an optimizer"):
         djax.check(None, WORKERS, PARAMS)
     with pytest.raises(TypeError, match="check needs a communicator"):
         djax.check(GOSSIP, RING, PARAMS)
@@ -309,6 +309,17 @@ def test_on_a_mesh():
     djax.check(optax.chain(SGD, gossip), mesh, PARAMS)
     with pytest.raises(ValueError, match="do not come together"):
         djax.check(optax.chain(gossip, SGD), mesh, PARAMS)
+
+
+def test_no_array_has_all_pairs_of_workers():
+    """On a ring of 16,384 workers, there are 268 million pairs."""
+    count = 37
+    workers, ring = communicators.simulated(count), topologies.ring(count)
+    optimizer = optax.chain(SGD, djax.gossip(ring, workers))
+    trial = Trial(optimizer, workers, jax.ShapeDtypeStruct((3,), "float32"))
+    group = trial.group(trial.models(), trial.gradients())
+    text = str(jax.make_jaxpr(trial._advance)(*group, group.params))
+    assert f"[{count},3]" in text and f"[{count},{count}" not in text
 
 
 def test_news_that_are_lost_to_rounding_are_passed_on():

@@ -296,9 +296,9 @@ def test_what_has_no_state_or_is_no_mechanism_is_told():
     nothing = djax.decentralized(optax.sgd(0.1), GOSSIP, average_state=True)
     with pytest.raises(ValueError, match="no state like the parameters .* without mom"):
         WORKERS.spmd(nothing.init)(MODELS)
-    with pytest.raises(TypeError, match="average_state needs an optimizer or a mech"):
+    with pytest.raises(TypeError, match="average_state: expected an optimizer or a m"):
         djax.decentralized(ADAM, GOSSIP, average_state="gossip")
-    with pytest.raises(TypeError, match="decentralized needs an optimizer or a mech"):
+    with pytest.raises(TypeError, match="mechanism: expected an optimizer or a mech"):
         djax.decentralized(GOSSIP, RING)
     with pytest.raises(TypeError, match="asynchronous"):
         djax.decentralized(djax.adpsgd(ADAM), GOSSIP)

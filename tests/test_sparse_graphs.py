@@ -45,6 +45,23 @@ def test_sparse_weights_make_a_topology():
         topologies.Topology(ring.graph, 2 * weights)
 
 
+def test_sparse_weights_make_a_schedule():
+    dense = topologies.one_peer_exponential(8).matrices
+    expected = topologies.from_matrices(dense)
+    kinds = scipy.sparse.coo_array, scipy.sparse.lil_array, np.asarray
+    mixed = [kind(matrix) for kind, matrix in zip(kinds, dense, strict=True)]
+    assert topologies.from_matrices(mixed) == expected
+    for wrong in (
+        [matrix.astype(complex) for matrix in mixed],
+        [scipy.sparse.csr_array(np.ones((1, 1), bool))],
+        scipy.sparse.coo_array(dense),
+    ):
+        with pytest.raises(ValueError, match="a schedule needs weights, a float64"):
+            topologies.from_matrices(wrong)
+    with pytest.raises(ValueError, match="mixing_matrix must be a float64"):
+        topologies.Topology(nx.cycle_graph(8), scipy.sparse.coo_array(dense))
+
+
 @pytest.mark.parametrize("name", [*topologies.SCHEDULES, "from_matrices"])
 def test_large_schedules_have_no_dense_matrices(name):
     if name == "from_matrices":

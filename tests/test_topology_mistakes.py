@@ -105,8 +105,9 @@ def test_wrong_weights_are_named(entries, message):
     "matrices, message",
     [
         (np.eye(3), r"shape \(3, 3\), not \[period, n, n\]; put a single matrix"),
-        (np.ones((2, 3, 4)), r"shape \(2, 3, 4\), not \[period, n, n\]"),
-        (np.ones((0, 3, 3)), r"shape \(0, 3, 3\), not \[period, n, n\]"),
+        (np.ones((2, 3, 4)), r"shape \(2, 3, 4\), .*; a matrix has a row and a column"),
+        (np.ones((0, 3, 3)), r"shape \(0, 3, 3\), .*; a period has at least one step"),
+        ([PAIR, np.eye(3)], r"matrix 0 has .* \(2, 2\), and matrix 1 has \(3, 3\)"),
         (
             [PAIR, [[0.5, 0.6], [0.5, 0.5]]],
             "column 1 of matrix 1 sums to 1.1, not to 1",

@@ -210,7 +210,7 @@ def test_swapped_arguments_are_named(make):
         lambda: simulation.init_workers(communicator, optimizer, x),
         lambda: simulation.make_steps(optimizer, gradient_fn, communicator),
     ):
-        with pytest.raises(TypeError, match="needs an optimizer or a mechanism"):
+        with pytest.raises(TypeError, match="expected an optimizer or a mechanism"):
             call()
 
 

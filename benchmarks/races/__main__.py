@@ -40,6 +40,7 @@ machine and the versions are the same.
 import dataclasses
 import functools
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -66,7 +67,7 @@ class Config(contest.Published):
     peer: Literal["numpy", "torch", "decent_bench"]
     """The library that djax races against."""
     races: tuple[str, ...] = ()
-    """Which races are run; by default all."""
+    """Which races are run, by the names above; by default all."""
     repeats: int = 7
     """How often each contestant runs, after a first run that compiles."""
     starts: int = 3
@@ -217,6 +218,10 @@ def main() -> None:
     known = problems.races(config.peer, config.smoke)
     if unknown := set(config.races) - known.keys():
         raise SystemExit(f"races: no {unknown} against {config.peer}; {list(known)}.")
+    if importlib.util.find_spec(config.peer) is None:
+        raise SystemExit(
+            f"races: {config.peer} is not installed; the first lines of --help say how."
+        )
     chosen = [race for name in config.races or known for race in known[name]]
     name = f"races_{config.peer}"
     path = config.output / f"{name}.json"

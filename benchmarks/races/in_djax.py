@@ -93,7 +93,7 @@ def sweep(
     mechanism = djax.gossip(topologies.ring(n), communicator)
     run = small_tasks.descend(mechanism, communicator, int(steps))
     seeds = Quadratics(matrices, offsets, optimum)
-    grid = jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None)))
+    grid = jax.jit(small_tasks.grid(run))
     return lambda: np.asarray(grid(rates, seeds))
 
 

@@ -69,7 +69,7 @@ def noise(key: jax.Array, like: Sequence[Any]) -> list[jax.Array]:
 
     Args:
       key: PRNG key of the draw.
-      like: arrays of floats; only their shapes and dtypes are used.
+      like: arrays of float32 or wider; only their shapes and dtypes are used.
 
     Returns:
       An array of the same shape and dtype for each array of `like`.
@@ -85,7 +85,9 @@ def noise(key: jax.Array, like: Sequence[Any]) -> list[jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def random_words(key: jax.Array, count: int) -> jax.Array:
-    """Draws `jax.random.bits(key, (count,), jnp.uint32)` in a single pass on a CPU.
+    """Draws the words of `jax.random.bits(key, (count,))` in a single pass on a CPU.
+
+    They are those that JAX draws of a Threefry key with its default settings.
 
     JAX computes the rounds of Threefry in a loop on CPUs, in which each round reads and
     writes all words. Here XLA fuses the rounds: a draw takes a fifth of the time, and

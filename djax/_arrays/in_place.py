@@ -1,15 +1,18 @@
 """Calculates new values of arrays in the memory of the old ones."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero
 
 from djax._interfaces import PyTree
 
 from .batches import any_of_runs
+from .keys import is_key
 from .split import unknown_to_xla
 
 
@@ -42,15 +45,23 @@ def in_place(
         carry = any_of_runs(active), old
         return jax.lax.while_loop(lambda carry: carry[0], iteration, carry)[1]
 
-    @looped.defjvp
+    @functools.partial(looped.defjvp, symbolic_zeros=True)
     def _(primals, tangents):
+        # An array without a tangent must not get one of zeros, which an infinite
+        # derivative would turn into NaN.
+        arrays, tree = jax.tree.flatten(primals)
+        found = enumerate(jax.tree.leaves(tangents))
+        moving = {i: t for i, t in found if not isinstance(t, SymbolicZero)}
+
         # JAX has no reverse-mode derivatives of a `while_loop`, but of a conditional.
-        def conditional(active, old, others):
+        def conditional(moved):
+            known = [moved.get(i, x) for i, x in enumerate(arrays)]
+            active, old, others = jax.tree.unflatten(tree, known)
             return jax.lax.cond(
                 active, lambda old: function(old, *others), lambda old: old, old
             )
 
-        return jax.jvp(conditional, primals, tangents)
+        return jax.jvp(conditional, [{i: arrays[i] for i in moving}], [moving])
 
     return looped(active, old, others)
 
@@ -66,17 +77,20 @@ def in_place_on_cpu(function: Callable[..., PyTree], old: PyTree, *others: Any) 
       old: a tree of arrays.
       *others: further trees of arrays.
     """
+    old, others = jax.tree.map(jnp.asarray, (old, others))
     program, like = jax.make_jaxpr(function, return_shape=True)(old, *others)
     leaves, more = jax.tree.leaves(old), jax.tree.leaves(others)
+    numbers = [i for i, x in enumerate(leaves) if x.size and not is_key(x)]
 
     def run(leaves, more, constants):
         return as_function(program, constants)(*leaves, *more)
 
     def looped(leaves, more, constants):
         # XLA would replace the loop by its body if it knew that there is an iteration.
-        return in_place(run, unknown_to_xla(True, leaves[0]), leaves, more, constants)
+        active = unknown_to_xla(True, leaves[numbers[0]])
+        return in_place(run, active, leaves, more, constants)
 
-    cpu = looped if _fits(program, leaves) else run
+    cpu = looped if numbers and _fits(program, leaves) else run
     new = jax.lax.platform_dependent(leaves, more, program.consts, cpu=cpu, default=run)
     return jax.tree.unflatten(jax.tree.structure(like), new)
 
@@ -98,7 +112,7 @@ def _fits(program: Any, leaves: list[jax.Array]) -> bool:
     """Whether a loop can carry the leaves: the program returns leaves like them."""
     kinds = [(x.shape, x.dtype) for x in leaves]
     made = [(x.shape, x.dtype) for x in program.out_avals]
-    return bool(kinds) and kinds == made and leaves[0].size > 0 and not program.effects
+    return kinds == made and not program.effects
 
 
 @custom_vmap

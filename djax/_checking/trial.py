@@ -75,6 +75,7 @@ class Trial:
           shapes: the shapes of one worker's model.
         """
         self.size, self._shapes = communicator.size, shapes
+        self._shares_device = communicator.shares_device
         self.paths = [path for path, x in named_leaves(shapes) if _is_measured(x)]
         leaves = measured(shapes)
         self.precisions = np.array([float(jnp.finfo(x.dtype).eps) for x in leaves])
@@ -157,8 +158,10 @@ class Trial:
         params, state, seen = self._advance(*group, other)
         # The row is the same for all workers. On a mesh of several hosts, it has to be
         # one of this host.
-        seen = jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], seen)
-        return Group(params, group.gradient, state), seen
+        found = jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], seen)
+        if self._shares_device:  # Each row has what has changed of this worker alone.
+            found = found._replace(changed=np.asarray(seen.changed))
+        return Group(params, group.gradient, state), found
 
 
 def _advance(
@@ -186,12 +189,11 @@ def _advance(
         for x, m in zip(mine, mean, strict=True)
     ]
     changed = jnp.stack([jnp.any(x != y) for x, y in zip(mine, theirs, strict=True)])
-    is_mine = np.arange(communicator.size) == communicator.rank()
-    everyones = (is_mine[:, None] & changed[None]).astype(jnp.float32)
-    distance, everyones, climbed = communicator.mean(
-        (jnp.stack(distances), everyones, climbed)
-    )
-    changed = everyones > 0
+    if not communicator.shares_device:
+        is_mine = np.arange(communicator.size) == communicator.rank()
+        everyones = (is_mine[:, None] & changed).astype(jnp.float32)
+        changed = communicator.mean(everyones) > 0
+    distance, climbed = communicator.mean((jnp.stack(distances), climbed))
     return params, state, Seen(mean, distance, changed, climbed)
 
 

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from djax._arrays.checks import shortened
+from djax._transformations import as_transformation
+
 from .order import observing
 from .value import Mechanism
 
@@ -36,6 +39,9 @@ def apply_gradients(
     Returns:
       The parameters after the step, in their dtypes, and the state.
 
+    Raises:
+      TypeError: if `grads` is not a tree like the parameters.
+
     Examples:
       >>> import djax, jax, jax.numpy as jnp, optax
       >>> ring, workers = djax.topologies.ring(3), djax.communicators.simulated(3)
@@ -48,8 +54,15 @@ def apply_gradients(
       >>> print(x)
       [0.5 0.5 0.5]
     """
-    optimizer = optax.with_extra_args_support(optimizer)
-    if isinstance(optimizer, Mechanism) and optimizer.advance and _are_wide(params):
+    optimizer = as_transformation("apply_gradients", optimizer)
+    kinds = jax.tree.structure(grads), jax.tree.structure(params)
+    if kinds[0] != kinds[1]:
+        raise TypeError(
+            "apply_gradients(optimizer, grads, opt_state, params) needs gradients in a "
+            f"tree like the parameters, {shortened(kinds[1])}, got "
+            f"{shortened(kinds[0])}."
+        )
+    if isinstance(optimizer, Mechanism) and optimizer.advance and _is_precise(params):
         return optimizer.advance(grads, opt_state, params, **extra_args)
     with observing() as observer:
         updates, opt_state = optimizer.update(grads, opt_state, params, **extra_args)
@@ -60,6 +73,6 @@ def apply_gradients(
     return model, opt_state
 
 
-def _are_wide(params: optax.Params) -> bool:
-    """Whether the stepped model, in the dtypes of the parameters, is precise enough."""
+def _is_precise(params: optax.Params) -> bool:
+    """Whether all parameters are in float32 or wider, so that sums of them may be."""
     return all(jnp.finfo(x.dtype).bits >= 32 for x in jax.tree.leaves(params))

@@ -67,11 +67,12 @@ def top_k(
     \lceil d / \lceil d / k \rceil \rceil \le k` groups, each of which has every g-th
     entry, and the largest entry of each group is sent. This takes a twentieth of the
     time on a CPU. The code is a contraction with :math:`\delta = 1 / n` for groups of
-    :math:`n = \lceil d / k \rceil` entries, whose magnitudes are compared in float32
-    with a relative error of :math:`n 2^{-22}`. If n is above 65,536, the largest
-    entries are found exactly.
-    Of 100,000 normally distributed numbers, the entries sent of 1 % have 0.91 times the
-    sum of squares that the largest 1 % have.
+    :math:`n = \lceil d / k \rceil` entries. Magnitudes that differ by less than a
+    factor of :math:`1 + n 2^{-22}` may be mistaken for each other. If n is above
+    65,536, the largest entries are found exactly. Of 100,000 normally distributed
+    numbers, the entries sent of 1 % have 0.91 times the sum of squares that the largest
+    1 % have. For fractions above one half, groups have two entries, and half of a leaf
+    is sent.
 
     Args:
       fraction: the share of a leaf's entries that is sent, rounded down, but at least

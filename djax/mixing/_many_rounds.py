@@ -79,7 +79,9 @@ def by_product(
     r"""Returns :math:`\sum_j w_{ij} (v_j - v_i)` of a step, in float32 or wider.
 
     The product is taken of differences :math:`v_j - r` from a reference; see
-    :func:`_reference`. Without it, rounding would make equal values differ.
+    :func:`_reference`. Without it, rounding would make equal values differ. On a
+    complete graph of equal weights no reference is needed: all workers get the same
+    mean, and equal values at most move together, by a rounding error.
 
     Args:
       values: this worker's :math:`v_i`, a tree of arrays of floats.

@@ -82,7 +82,8 @@ def decentralized(
     time between CPUs: :func:`djax.training.make_steps` and
     :func:`djax.training.apply_gradients` then make the optimizer's step in the memory
     of the parameters, and apply the mechanism to the result. (Parameters have to be in
-    float32 or wider, and the mechanism must not overlap.) With `average_state`,
+    float32 or wider, and the mechanism must not overlap. With `optax.apply_updates`
+    nothing is gained.) With `average_state`,
 
     .. math::
        (u_i, m_i) &\leftarrow \operatorname{optimizer}(g_i, m_i, x_i), \\
@@ -141,8 +142,8 @@ def decentralized(
       Momentum <https://arxiv.org/abs/1910.00643>`_, 2020, which compares keeping,
       resetting and averaging the base optimizer's buffers
     """
-    optimizer = as_transformation("decentralized", optimizer)
-    mechanism = as_transformation("decentralized", mechanism)
+    optimizer = as_transformation("decentralized: optimizer", optimizer)
+    mechanism = as_transformation("decentralized: mechanism", mechanism)
     averaging = _averaging(mechanism if average_state is True else average_state)
 
     def init(params):

@@ -30,6 +30,8 @@ def numbers(value: Any) -> Any:
     A sparse matrix of any kind becomes a `scipy.sparse` matrix with compressed rows.
     """
     if is_sparse(value):
+        if value.ndim != 2:
+            return None
         rows = value.tocsr()
         return rows if rows.dtype.kind in "iuf" else None
     if isinstance(value, nx.Graph):  # NumPy would make an array of its nodes.

@@ -53,8 +53,8 @@ class Schedule:
         weight of the message of worker `j` at worker `i`. Weights of lower precision,
         whose columns sum to one up to rounding, are converted to float64 and made
         exact. Where the rows of a matrix sum to one as well, weights may be negative.
-        They may also be a list of matrices of scipy.sparse. The attribute is a
-        read-only copy.
+        They may also be a list with matrices of scipy.sparse. The attribute is a
+        read-only copy, and :meth:`weights_at` returns sparse matrices.
       name: the name that `repr` shows.
 
     Raises:
@@ -154,6 +154,10 @@ class Schedule:
         single steps do not. Otherwise it is :math:`1 - |\lambda|^{1/P}`, where
         :math:`\lambda` is the second largest eigenvalue of :math:`W_{P-1} \cdots W_0`,
         the product of the :math:`P` matrices of a period.
+
+        The product is a dense matrix, which takes seconds for 1,024 workers and a
+        period of 100, and minutes for 4,096 workers. The `repr` of a large schedule
+        therefore leaves the gap out.
         """
         return 1.0 - contraction(self._steps.dense())
 
@@ -222,9 +226,9 @@ def from_matrices(matrices: npt.ArrayLike, *, name: str = "schedule") -> Schedul
     """Makes a schedule of any weights, directed or changing with time.
 
     Args:
-      matrices: `float64[period, n, n]`, column-stochastic. The entry `[t, i, j]` is the
-        weight of the message of worker `j` at worker `i` in step `t`. The diagonal is
-        the share that workers keep.
+      matrices: `float64[period, n, n]`, column-stochastic, or a list of matrices, also
+        of scipy.sparse. The entry `[t, i, j]` is the weight of the message of worker
+        `j` at worker `i` in step `t`. The diagonal is the share that workers keep.
       name: the name that `repr` shows.
 
     Returns:
@@ -247,15 +251,19 @@ def _as_steps(matrices: Any) -> Steps:
     if isinstance(matrices, Steps):
         return matrices
     if isinstance(matrices, (list, tuple)):
-        shapes = sorted({np.shape(matrix) for matrix in matrices})
-        if len(shapes) > 1:
-            raise ValueError(
-                "the matrices of a schedule need one shape [n, n], since the workers "
-                f"stay the same over its period, got {', '.join(map(str, shapes))}"
-            )
-        if matrices and all(map(_sparse.is_sparse, matrices)):
+        shapes = [np.shape(matrix) for matrix in matrices]
+        for t, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                raise ValueError(
+                    "the matrices of a schedule need one shape [n, n], since the "
+                    "workers stay the same over its period, but matrix 0 has shape "
+                    f"{shapes[0]}, and matrix {t} has {shape}"
+                )
+        if any(map(_sparse.is_sparse, matrices)):
             check_shape((len(matrices), *shapes[0]))
-            return from_sparse(matrices)
+            known = [numbers(matrix) for matrix in matrices]
+            if all(matrix is not None for matrix in known):
+                return from_sparse(known)
     if (array := numbers(matrices)) is None:
         raise ValueError(
             "a schedule needs weights, a float64[period, n, n], got "

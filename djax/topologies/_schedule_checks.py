@@ -20,11 +20,15 @@ _CANCELLED = 1e-12
 
 def check_shape(shape: tuple[int, ...]) -> None:
     """Raises ValueError unless the shape is one `[period, n, n]`."""
-    if len(shape) != 3 or shape[1] != shape[2] or 0 in shape:
-        raise ValueError(
-            f"matrices have shape {shape}, not [period, n, n]; "
-            "put a single matrix into a list"
-        )
+    if len(shape) == 3 and shape[1] == shape[2] and 0 not in shape:
+        return
+    if len(shape) == 2:
+        remedy = "put a single matrix into a list"
+    elif 0 in shape:
+        remedy = "a period has at least one step, and a step at least one worker"
+    else:
+        remedy = "a matrix has a row and a column for each worker"
+    raise ValueError(f"matrices have shape {shape}, not [period, n, n]; {remedy}")
 
 
 def check_steps(steps: Steps) -> None:

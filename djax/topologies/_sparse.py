@@ -21,7 +21,7 @@ _RESTARTS = 50
 _VECTORS = 40
 _ACCURACY = 1e-10
 # How far beyond the spectrum a matrix is inverted. On rings of thousands of workers,
-# eigenvalues near 1 are no more than this apart.
+# eigenvalues near 1 are about this far apart.
 _BEYOND = 1e-6
 
 

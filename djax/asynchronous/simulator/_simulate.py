@@ -143,6 +143,8 @@ def simulate(
         )
     if mistake := other_rates(algorithm, events.asked):
         raise ValueError(f"simulate: {mistake}")
+    if not jax.tree.leaves(params):
+        raise ValueError("simulate: params is a tree without arrays, not a model.")
     check_leading_axis("simulate: params", (params,), events.size)
     check_leading_axis("simulate: model_state", (model_state,), events.size)
     check_choice("simulate: nonfinite", nonfinite, NonFinite)
