@@ -28,6 +28,7 @@ import tyro
 
 import djax
 from djax import communicators, compressors, topologies
+from djax.training import apply_gradients
 from experiments.lib import models
 
 from . import contest, field, images
@@ -124,8 +125,8 @@ def resnet(config: Config, communicator: Any) -> list[dict[str, Any]]:
     def step(optimizer):
         def worker(params, model_state, state, batch):
             grads, model_state, _ = gradient_fn(params, model_state, batch)
-            updates, state = optimizer.update(grads, state, params)
-            return optax.apply_updates(params, updates), model_state, state
+            params, state = apply_gradients(optimizer, grads, state, params)
+            return params, model_state, state
 
         state = jax.eval_shape(communicator.spmd(optimizer.init), params)
         return communicator.spmd(worker), params, model_state, state, data
