@@ -49,7 +49,7 @@ def test_interleave_of_no_parameters_does_nothing():
 def test_interleave_takes_a_list():
     with pytest.raises(TypeError, match="interleave takes a list"):
         djax.interleave(GOSSIP)
-    with pytest.raises(TypeError, match=r"mechanisms\[1\] needs .* got .*gossip"):
+    with pytest.raises(TypeError, match=r"mechanisms\[1\]: expected .* got .*gossip"):
         djax.interleave([GOSSIP, djax.gossip])
 
 
