@@ -52,7 +52,7 @@ def run(
 
 
 def on_a_wheel(name):
-    """A program for workers with different numbers of neighbours."""
+    """Chooses a program of workers with different numbers of neighbours."""
     return name, communicators.simulated, conformance.wheel
 
 

@@ -101,7 +101,7 @@ def unknown_to_xla(value: Any, x: jax.Array) -> Any:
 
     Args:
       value: a tree of numbers.
-      x: any array with an entry, whose first entry decides between the sides.
+      x: any array of numbers with an entry, which decides between the sides.
     """
     flag = x[(0,) * x.ndim].astype(bool)
     return jax.lax.cond(flag, lambda same: value, lambda same: same, value)

@@ -59,7 +59,7 @@ def build(
       update: `(updates, state, params, **extra) -> (updates, state)`, in place of
         `mix`, if the result is not the sum of the updates and a displacement.
       overlap: whether `mix` is given the parameters without the updates.
-      adds_displacement: see :class:`Mechanism`. It need not be given with `mix`.
+      adds_displacement: see :class:`Mechanism`. With `mix` it follows from `overlap`.
       facts: for names of :data:`djax._mechanism.refusals.REASONS`, whether they are
         true of the mechanism. The fact `overlap` need not be given here.
       matrices: returns the mixing matrices of the steps: see :class:`Part`.

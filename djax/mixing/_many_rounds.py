@@ -183,9 +183,7 @@ def by_loop(
 
     A loop makes a few rounds at a time. The arguments are those of :func:`by_rounds`.
     """
-    wire = message
-    if communicator.message_dtype is not None:
-        wire = narrow(message, communicator, step)
+    wire = narrow(message, communicator, step)
     count = max(len(graph.rounds_at(t)) for t in steps)
     exchanges = [round_of(graph, t, r) for t in steps for r in range(count)]
     sources, weights = zip(*exchanges, strict=True)

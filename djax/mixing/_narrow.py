@@ -20,7 +20,12 @@ def narrow(message: PyTree, communicator: Communicator, step: ArrayLike) -> PyTr
       communicator: the communicator; floats are rounded to its `message_dtype`.
       step: `int32[]`, the number of steps so far. Stochastic rounding makes new draws
         in each step. All workers make the same draws, so that equal models stay equal.
+
+    Returns:
+      A tree of the same structure; `message` itself if there is no `message_dtype`.
     """
+    if communicator.message_dtype is None:
+        return message
     dtype = jnp.dtype(communicator.message_dtype)
     leaves, treedef = jax.tree.flatten(message)
     places = [i for i, x in enumerate(leaves) if _is_rounded(x, dtype)]

@@ -48,8 +48,6 @@ def rounds(
 
     def with_wire(sent):
         """The message, and the rounded one that travels, if messages are rounded."""
-        if communicator.message_dtype is None:
-            return sent, sent
         return sent, narrow(sent, communicator, step)
 
     once = None if is_function(message) else with_wire(message)

@@ -31,7 +31,7 @@ class Steps:
     """The entries of `[period, n, n]` that are not zero.
 
     Attributes:
-      shape: the period, and twice the number of workers.
+      shape: `(period, n, n)`.
       places: `int64[entries]`, positions within the flat array, in ascending order.
       values: `[entries]`, the weights at these positions.
     """
