@@ -64,7 +64,7 @@ class Communicator(Protocol):
         """Whether all workers share one device."""
 
     @property
-    def sharding(self) -> jax.sharding.Sharding | None:
+    def sharding(self) -> jax.sharding.NamedSharding | None:
         """The layout of global arrays on the devices."""
 
     @property

@@ -5,7 +5,8 @@ The communicator decides where the workers live. There are three, and with the s
 seeds all of them give the same numbers, up to rounding errors:
 
 * :func:`simulated`: all workers share one device, along an axis of `vmap`;
-* :func:`mesh`: each worker has a device of its own, in one program by `jax.shard_map`;
+* :func:`mesh`: each worker has a device of its own, or several, in one program by
+  `jax.shard_map`;
 * :func:`mpi`: each worker is a process that `mpirun` starts, by mpi4jax.
 
 **Lost messages.** :func:`lossy` wraps one of the three and loses messages between
@@ -22,7 +23,8 @@ round to the same numbers look equal and come no closer to each other. A `roundi
 prevents that: numbers are then rounded up or down at random, with the same draws on all
 workers, so that even the smallest differences are right on average.
 
-**Start.** :func:`replicate` gives all workers the same arrays, and
+**Start.** :func:`replicate` gives all workers the same arrays, :func:`from_local` gives
+the workers of this process arrays of their own, which :func:`to_local` reads, and
 :func:`check_agreement` makes sure that all workers hold the same values.
 :func:`launcher_size` and :func:`launcher_rank` return what `mpirun` has told this
 process, before MPI is started.
@@ -41,9 +43,11 @@ from djax._interfaces import Communicator
 from djax.transport import launcher_rank, launcher_size
 
 from . import _common
-from ._agreement import check_agreement, replicate
-from ._axis import MeshCommunicator, SimulatedCommunicator
+from ._agreement import check_agreement
+from ._axis import SimulatedCommunicator
+from ._layout import from_local, replicate, to_local
 from ._lossy import GilbertElliott, LossyCommunicator, lossy, short_form
+from ._mesh import MeshCommunicator, make_mesh
 from ._probabilities import check_short_form
 
 __all__ = [
@@ -52,6 +56,7 @@ __all__ = [
     "MeshCommunicator",
     "SimulatedCommunicator",
     "check_agreement",
+    "from_local",
     "launcher_rank",
     "launcher_size",
     "lossy",
@@ -59,6 +64,7 @@ __all__ = [
     "mpi",
     "replicate",
     "simulated",
+    "to_local",
 ]
 __dir__ = __all__.copy  # For dir() and completion.
 
@@ -109,24 +115,36 @@ def mesh(
     size: int,
     *,
     devices: Sequence[jax.Device] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     axis_name: str = "workers",
     message_dtype: DTypeLike | None = None,
     rounding_seed: int | None = None,
     drop_probability: float = 0.0,
     drop_seed: int = 0,
 ) -> Communicator:
-    """Gives each worker a device of its own, in one program (NCCL between GPUs).
+    """Gives workers devices of their own, in one program (NCCL between GPUs).
 
-    On several hosts, call `jax.distributed.initialize()` first. The arguments and
-    results of `spmd` are then global arrays, which are made from the arrays of local
-    workers by
-    `jax.make_array_from_process_local_data(communicator.sharding, local)`.
+    **Workers of several devices.** If a model does not fit on one device, pass a mesh
+    that has other axes besides that of the workers. A worker is then the part of the
+    mesh along these axes. Its parameters lie on its devices as their shardings say,
+    and so do its optimizer's state and its messages: each device exchanges its own
+    part with the device at the same place of a neighbour. :func:`replicate` lays a
+    model out.
+
+    **Several processes.** Call `jax.distributed.initialize()` first. The arguments and
+    results of `spmd` are then global arrays, which :func:`from_local` makes of the
+    arrays of local workers, and :func:`to_local` reads. All processes run the same
+    program.
 
     Args:
       size: number of workers.
-      devices: the devices of the workers, in the order of ranks; by default the first
-        ones of `jax.devices()`.
-      axis_name: name of the axis, which matters if you call `shard_map` yourself.
+      devices: the devices of the workers, one each, in the order of ranks; by default
+        the first ones of `jax.devices()`.
+      mesh: a mesh with an axis of the workers, and others, in place of `devices`. In
+        the workers' programs, the other axes are left to the compiler
+        (`AxisType.Auto`), whatever their types.
+      axis_name: name of the axis of the workers, which matters with `mesh`, and if you
+        call `shard_map` yourself.
       message_dtype: dtype to which the floats of messages are rounded; see
         :mod:`djax.communicators`.
       rounding_seed: seed of stochastic rounding; by default numbers are rounded to the
@@ -139,20 +157,25 @@ def mesh(
       A communicator whose `spmd` is a `jax.shard_map`.
 
     Raises:
-      ValueError: if there are not enough devices, or an argument is out of range.
+      TypeError: if `mesh` is not a mesh.
+      ValueError: if there are not enough devices, the mesh has no axis of as many
+        workers, or an argument is out of range.
+
+    Examples:
+      >>> import djax, jax, jax.numpy as jnp
+      >>> from jax.sharding import PartitionSpec
+      >>> devices = jax.make_mesh((4, 2), ("workers", "fsdp"))
+      >>> communicator = djax.communicators.mesh(4, mesh=devices)
+      >>> model, specs = jnp.zeros((6, 3)), PartitionSpec("fsdp")
+      >>> params = djax.communicators.replicate(communicator, model, specs)
+      >>> params.sharding.spec, params.sharding.shard_shape(params.shape)
+      (P('workers', 'fsdp'), (1, 3, 3))
     """
     size = _common.check_size("mesh", size)
     messages = _common.check_messages("mesh", message_dtype, rounding_seed)
     drops = check_short_form("mesh", drop_probability, drop_seed)
-    devices = tuple(jax.devices() if devices is None else devices)
-    if len(devices) < size:
-        raise ValueError(
-            f"a mesh of {size} workers needs {size} devices, but there are "
-            f"{len(devices)}. On a CPU, set XLA_FLAGS="
-            f"--xla_force_host_platform_device_count={size} before starting Python, "
-            "or use communicators.simulated."
-        )
-    communicator = MeshCommunicator(size, axis_name, *messages, devices[:size])
+    chosen = make_mesh(size, devices, mesh, axis_name)
+    communicator = MeshCommunicator(size, axis_name, *messages, mesh=chosen)
     return short_form(communicator, *drops)
 
 

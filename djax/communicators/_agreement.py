@@ -1,63 +1,18 @@
-"""Starts workers with equal values, and checks that values are equal."""
+"""Checks that workers hold equal values."""
 
-import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from djax._arguments import check_communicator
-from djax._arrays.checks import check_arrays, named_leaves
+from djax._arrays.checks import named_leaves
 from djax._arrays.keys import is_key
 from djax._interfaces import Communicator, PyTree
 
 from . import _common
-
-
-def replicate(communicator: Communicator, tree: PyTree) -> PyTree:
-    """Gives every local worker the same arrays.
-
-    Args:
-      communicator: the communicator of the workers.
-      tree: the arrays of one worker.
-
-    Returns:
-      A tree whose leaves have a leading axis of local workers, as programs that
-      :meth:`djax.Communicator.spmd` makes take it. For a mesh, the leaves have all
-      workers, and each row lies on the device of its worker.
-
-    Raises:
-      TypeError: if `communicator` is not a communicator, or a leaf of the tree is not
-        an array.
-
-    Examples:
-      >>> import djax, jax.numpy as jnp
-      >>> communicator = djax.communicators.simulated(3)
-      >>> djax.communicators.replicate(communicator, jnp.zeros(2)).shape
-      (3, 2)
-    """
-
-    check_communicator("replicate", communicator)
-    check_arrays("replicate", tree)
-    sharding, count = communicator.sharding, len(communicator.local_ranks)
-    if sharding is not None:  # On a mesh, rows of all ranks.
-        count = communicator.size
-    return _stacked(sharding)(tree, count)
-
-
-@functools.lru_cache(maxsize=8)
-def _stacked(sharding: Any) -> Callable[[PyTree, int], PyTree]:
-    """Makes a function that repeats all arrays of a tree, in one program."""
-
-    def stack(tree, count):
-        return jax.tree.map(
-            lambda x: jnp.broadcast_to(jnp.asarray(x), (count, *np.shape(x))), tree
-        )
-
-    return jax.jit(stack, static_argnums=1, out_shardings=sharding)
 
 
 def check_agreement(

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from djax._arrays.checks import check_averageable, check_leading_axis
@@ -20,7 +19,7 @@ from djax._transformations import lockstep
 from . import _common
 
 
-def _verb(verb: Callable) -> Callable:
+def verb_of_axis(verb: Callable) -> Callable:
     """Counts what a method sends, and explains JAX's error of an unbound axis name."""
 
     @accounted
@@ -45,7 +44,7 @@ def _verb(verb: Callable) -> Callable:
 
 
 @dataclasses.dataclass(frozen=True)
-class _AxisCommunicator:
+class AxisCommunicator:
     """The methods that are the same under `vmap` and under `shard_map`."""
 
     size: int
@@ -75,19 +74,19 @@ class _AxisCommunicator:
         ]
         return f"{self.maker}({self.size}{''.join(shown)})"
 
-    @_verb
+    @verb_of_axis
     def rank(self) -> jax.Array:
         """See :class:`djax.Communicator`."""
         return jax.lax.axis_index(self.axis_name)
 
-    @_verb
+    @verb_of_axis
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
         """See :class:`djax.Communicator`."""
         _common.check_permutation(source, self.size)
         pairs = [(sender, receiver) for receiver, sender in enumerate(source)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis_name, pairs), tree)
 
-    @_verb
+    @verb_of_axis
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         check_averageable("mean", tree)
@@ -96,11 +95,6 @@ class _AxisCommunicator:
             return jax.lax.pmean(promote(x), self.axis_name).astype(jnp.result_type(x))
 
         return jax.tree.map(mean, tree)
-
-    @_verb
-    def broadcast(self, tree: PyTree) -> PyTree:
-        """See :class:`djax.Communicator`."""
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name)[0], tree)
 
     def arrived(self, *args: Any, **kwargs: Any) -> bool:
         """See :class:`djax.Communicator`; no message is lost."""
@@ -111,7 +105,7 @@ class _AxisCommunicator:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class SimulatedCommunicator(_AxisCommunicator):
+class SimulatedCommunicator(AxisCommunicator):
     """Workers that share one device, along an axis of `vmap`.
 
     Made by :func:`djax.communicators.simulated`.
@@ -125,13 +119,13 @@ class SimulatedCommunicator(_AxisCommunicator):
         """Every worker's rank."""
         return range(self.size)
 
-    @_verb
+    @verb_of_axis
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
         """See :class:`djax.Communicator`."""
         _common.check_permutation(source, self.size)
         return self._receive(tree, jnp.asarray(source)[self.rank()])
 
-    @_verb
+    @verb_of_axis
     def permute_one_of(
         self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
     ) -> PyTree:
@@ -153,12 +147,12 @@ class SimulatedCommunicator(_AxisCommunicator):
 
         return jax.tree.map(of_leaf, tree)
 
-    @_verb
+    @verb_of_axis
     def agreed(self, value: ArrayLike) -> ArrayLike:
         """See :class:`djax.Communicator`."""
         return jax.lax.pmax(value, self.axis_name)
 
-    @_verb
+    @verb_of_axis
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         # XLA's CPU backend computes a product ten times faster than a sum over a
@@ -173,6 +167,11 @@ class SimulatedCommunicator(_AxisCommunicator):
             return (total / self.size).astype(jnp.result_type(x))
 
         return jax.tree.map(mean, tree)
+
+    @verb_of_axis
+    def broadcast(self, tree: PyTree) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name)[0], tree)
 
     def combine(self, tree: PyTree, weights: jax.Array) -> PyTree:
         """Returns a weighted sum of the trees of all workers, in float32 or wider.
@@ -208,83 +207,4 @@ class SimulatedCommunicator(_AxisCommunicator):
 
     def gather(self, values: Sequence[Any]) -> list[Any]:
         """See :class:`djax.Communicator`."""
-        return _common.check_one_each("gather", values, self.size)
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class MeshCommunicator(_AxisCommunicator):
-    """Workers that have a device each, along an axis of `shard_map`.
-
-    Made by :func:`djax.communicators.mesh`. On several hosts the arguments and
-    results of `spmd` are global arrays, sharded by `sharding`.
-
-    Attributes:
-      devices: the workers' devices, in the order of ranks.
-    """
-
-    devices: tuple[jax.Device, ...] = ()
-
-    maker: ClassVar[str] = "mesh"
-    shares_device: ClassVar[bool] = False
-
-    @_verb
-    def permute_one_of(
-        self, tree: PyTree, sources: Sequence[Sequence[int]], index: ArrayLike
-    ) -> PyTree:
-        """See :class:`djax.Communicator`."""
-        distinct, which = _common.distinct(
-            _common.check_permutations(sources, self.size)
-        )
-        branches = [functools.partial(self.permute, source=s) for s in distinct]
-        return jax.lax.switch(jnp.asarray(which)[index], branches, tree)
-
-    def agreed(self, value: ArrayLike) -> ArrayLike:
-        """See :class:`djax.Communicator`."""
-        return value
-
-    @property
-    def local_ranks(self) -> Sequence[int]:
-        """Ranks of this process's devices."""
-        here = jax.process_index()
-        return [i for i, d in enumerate(self.devices) if d.process_index == here]
-
-    @property
-    def sharding(self) -> NamedSharding:
-        """The layout of arrays with a leading axis of all workers."""
-        options = {"axis_types": (AxisType.Auto,), "devices": self.devices}
-        mesh = jax.make_mesh((self.size,), (self.axis_name,), **options)
-        return NamedSharding(mesh, PartitionSpec(self.axis_name))
-
-    def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """See :class:`djax.Communicator`."""
-        _common.check_function(fn)
-
-        def one_worker(args, kwargs):
-            args, kwargs = jax.tree.map(lambda x: x[0], (args, kwargs))
-            results = fn(*args, **kwargs)
-            return jax.tree.map(lambda x: jnp.asarray(x)[None], results)
-
-        @functools.wraps(fn)
-        def all_workers(*args, **kwargs):
-            check_leading_axis("spmd", args, self.size, kwargs)
-            sharding = self.sharding
-            program = jax.shard_map(
-                one_worker,
-                mesh=sharding.mesh,
-                in_specs=sharding.spec,
-                out_specs=sharding.spec,
-                check_vma=False,
-            )
-            with lockstep():
-                return program(args, kwargs)
-
-        return all_workers
-
-    def gather(self, values: Sequence[Any]) -> list[Any]:
-        """See :class:`djax.Communicator`."""
-        if len(self.local_ranks) != self.size:
-            raise RuntimeError(
-                "gather collects Python objects within one process; on several hosts "
-                "use jax.experimental.multihost_utils."
-            )
         return _common.check_one_each("gather", values, self.size)
