@@ -46,6 +46,7 @@ from . import _common
 from ._agreement import check_agreement
 from ._axis import SimulatedCommunicator
 from ._layout import from_local, replicate, to_local
+from ._layout import placed as placed
 from ._lossy import GilbertElliott, LossyCommunicator, lossy, short_form
 from ._mesh import MeshCommunicator, make_mesh
 from ._probabilities import check_short_form

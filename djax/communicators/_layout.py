@@ -78,7 +78,7 @@ def from_local(communicator: Communicator, tree: PyTree, specs: Any = None) -> P
     Args:
       communicator: the communicator of the workers.
       tree: arrays `[local workers, ...]`, a row for each of `communicator.local_ranks`.
-        Arrays that have the rows of all workers already are returned as they are.
+        Global arrays are returned as they are.
       specs: see :func:`replicate`; `PartitionSpec(None, "fsdp")` divides the second
         axis of a worker's arrays among the worker's devices.
 
@@ -97,18 +97,38 @@ def from_local(communicator: Communicator, tree: PyTree, specs: Any = None) -> P
       Array([0, 1, 2], dtype=int32)
     """
     check_communicator("from_local", communicator)
-    check_arrays("from_local", tree)
+    return placed("from_local", communicator, tree, specs)
+
+
+def placed(
+    name: str,
+    communicator: Communicator,
+    tree: PyTree,
+    specs: Any = None,
+    *,
+    what: Any = "tree",
+) -> PyTree:
+    """Does what :func:`from_local` says, in the name of another function.
+
+    Args:
+      name: the name of that function, for errors.
+      communicator: see :func:`from_local`.
+      tree: see :func:`from_local`.
+      specs: see :func:`from_local`.
+      what: that function's name of the tree, for errors.
+    """
+    check_arrays(name, tree)
+    local = jax.tree.map(lambda x: None if _is_global(x) else x, tree)
+    check_leading_axis(name, (), len(communicator.local_ranks), {what: local})
     sharding = communicator.sharding
     if sharding is None:
-        check_leading_axis("from_local", (), communicator.rows, {"tree": tree})
         return jax.tree.map(jnp.asarray, tree)
-    shardings, structure = _shardings("from_local", sharding, tree, specs, 1)
+    shardings, structure = _shardings(name, sharding, tree, specs, 1)
     ranks, size = list(communicator.local_ranks), communicator.size
 
     def globally(x, sharding):
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        if _is_global(x):
             return x
-        check_leading_axis("from_local", (), len(ranks), {"tree": x})
         if len(ranks) == size:
             return jax.device_put(x, sharding)
         if is_key(x):
@@ -126,6 +146,11 @@ def from_local(communicator: Communicator, tree: PyTree, specs: Any = None) -> P
 
     leaves = jax.tree.leaves(tree)
     return structure.unflatten(map(globally, leaves, shardings))
+
+
+def _is_global(x: Any) -> bool:
+    """Whether other processes have parts of an array."""
+    return isinstance(x, jax.Array) and not x.is_fully_addressable
 
 
 def to_local(communicator: Communicator, tree: PyTree) -> PyTree:
@@ -157,7 +182,7 @@ def to_local(communicator: Communicator, tree: PyTree) -> PyTree:
     def locally(x):
         if is_key(x):
             x = jax.random.key_data(x)
-        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        if not _is_global(x):
             return np.asarray(x)
         if gathers and not x.sharding.is_equivalent_to(sharding, x.ndim):
             x = jax.jit(lambda y: y, out_shardings=sharding)(x)
@@ -186,7 +211,7 @@ def _shardings(
     """
     leaves, structure = jax.tree.flatten(tree)
     mesh, axis = workers.mesh, workers.spec[0]
-    if specs is None:
+    if specs is None or mesh.axis_names == (axis,):
         found = [_spec_of(x, mesh, axis, skip) for x in leaves]
     else:
         found = _fitting(name, specs, tree, skip)

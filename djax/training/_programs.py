@@ -4,7 +4,7 @@ Models made of matrix products train fastest as one program (:func:`scanned`), w
 gradients of all workers under one `vmap` and the steps under one `lax.scan`.
 
 For models with convolutions a program for each worker's gradient is faster
-(:func:`dispatched`, or :func:`stepwise` if each worker has a device of its own). The
+(:func:`dispatched`, or :func:`stepwise` if workers have devices of their own). The
 reason is that `vmap` turns a convolution with different weights for each worker into a
 grouped convolution, and that XLA's CPU backend is slow for convolutions inside a loop.
 On two cores, eight small ResNets took 5 times as long in one program as one after
@@ -27,6 +27,7 @@ from djax._mechanism.order import observing
 from djax.communicators import replicate
 
 from ._gradient_fn import GradientFn, check_gradients, check_unchanged
+from ._layout import compiled
 from ._nonfinite import NonFinite, flaw, without_step
 
 StepsFn = Callable[["Workers", PyTree], tuple["Workers", PyTree]]
@@ -109,16 +110,16 @@ def scanned(worker: OneWorker, communicator: Communicator) -> StepsFn:
     def all_steps(state, batches):
         return jax.lax.scan(step, state, batches)
 
-    return jax.jit(communicator.spmd(all_steps), donate_argnums=0)
+    return compiled(communicator, all_steps)
 
 
 def stepwise(worker: OneWorker, communicator: Communicator) -> StepsFn:
-    """Makes a program for one step, for devices that have one worker each."""
+    """Makes a program for one step, for workers that have devices of their own."""
 
     def one_step(state, batches, t):
         return worker.step(state, jax.tree.map(lambda x: x[t], batches))
 
-    program = jax.jit(communicator.spmd(one_step), donate_argnums=0)
+    program = compiled(communicator, one_step)
     return _loop(lambda w, b, t: program(w, b, replicate(communicator, t)))
 
 

@@ -6,6 +6,7 @@ under MPI, and one worker on each device of a mesh. So a script written for the
 simulator can be launched by `mpirun` unchanged.
 """
 
+import functools
 import warnings
 from typing import Any
 
@@ -23,8 +24,10 @@ from djax._interfaces import Communicator, PyTree
 from djax._mechanism.refusals import Part, refuse
 from djax._mechanism.value import parts_within
 from djax._transformations import as_transformation
+from djax.communicators import placed
 
 from ._gradient_fn import GradientFn, check_signature
+from ._layout import layout_of, layout_of_state
 from ._nonfinite import NonFinite, make_check
 from ._programs import OneWorker, StepsFn, Workers, dispatched, scanned, stepwise
 
@@ -41,7 +44,9 @@ def init_workers(
       optimizer: the optimizer of every worker, a chain that contains the mechanism.
       communicator: where the workers live.
       params: the initial models, arrays `[local workers, ...]`, which
-        :func:`djax.communicators.replicate` makes of one model.
+        :func:`djax.communicators.replicate` makes of one model. On a mesh, each state
+        of the optimizer that belongs to a parameter lies on the devices as the
+        parameter does.
       model_state: values that the gradient function passes on from step to step, arrays
         `[local workers, ...]`.
 
@@ -60,13 +65,23 @@ def init_workers(
     check_arrays("init_workers", params, modules=False)
     check_arrays("init_workers", model_state)
 
-    @jax.jit
     def start(params, model_state):  # One program: each takes milliseconds to compile.
         opt_state = communicator.spmd(optimizer.init)(params)
         params, model_state = jax.tree.map(jnp.copy, (params, model_state))
         return Workers(params, opt_state, model_state)
 
-    return start(params, model_state)
+    layout = None
+    if communicator.sharding is not None:
+        place = functools.partial(placed, "init_workers", communicator)
+        params = place(params, what="params")
+        model_state = place(model_state, what="model_state")
+        state = jax.eval_shape(start, params, model_state).opt_state
+        layout = Workers(
+            layout_of(communicator, params),
+            layout_of_state(communicator, state, params),
+            layout_of(communicator, model_state),
+        )
+    return jax.jit(start, out_shardings=layout)(params, model_state)
 
 
 def make_steps(
@@ -162,6 +177,8 @@ def make_steps(
     def steps(workers: Workers, batches: PyTree) -> tuple[Workers, PyTree]:
         nonlocal shapes
         _check_workers(workers)
+        if communicator.sharding is not None:
+            batches = placed("steps", communicator, batches, what=1)
         _check_axes(workers, batches, communicator)
         if shapes is None:
             shapes = jax.tree.map(

@@ -1,0 +1,103 @@
+"""Keeps the arrays of workers that have several devices laid out as the parameters are.
+
+The compiler chooses the layout of what a program makes, such as the zeros with which an
+optimizer starts, unless it is told. Left alone, it repeats them on each device.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from djax._interfaces import Communicator, PyTree
+
+
+def spreads_workers(communicator: Communicator) -> bool:
+    """Whether a worker has several devices."""
+    sharding = communicator.sharding
+    return sharding is not None and sharding.num_devices > communicator.size
+
+
+def layout_of(communicator: Communicator, tree: PyTree) -> PyTree:
+    """Returns where each array of the workers lies, a tree of shardings.
+
+    Arrays that do not lie on the communicator's mesh are moved to it, and are repeated
+    on each device of their worker.
+    """
+    workers: Any = communicator.sharding
+    names, devices = workers.mesh.axis_names, workers.mesh.devices
+
+    def of_leaf(x):
+        found = getattr(x, "sharding", None)
+        if not isinstance(found, NamedSharding) or found.mesh.axis_names != names:
+            return workers
+        if not np.array_equal(found.mesh.devices, devices):
+            return workers
+        # The types of the axes may differ: those of the communicator are left to the
+        # compiler.
+        return NamedSharding(workers.mesh, found.spec)
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def layout_of_state(
+    communicator: Communicator, state: PyTree, params: PyTree
+) -> PyTree:
+    """Returns where to put the arrays of an optimizer's state, a tree of shardings.
+
+    An array that belongs to a parameter lies as the parameter does. It belongs to the
+    parameter whose path is the end of its own path, and whose shape is the end of its
+    own shape, such as `[0].trace['kernel']` of momentum to `['kernel']`. Other arrays
+    are repeated on each device of their worker.
+
+    Args:
+      communicator: a communicator of a mesh.
+      state: the state, or its shapes, `[size, ...]`.
+      params: the parameters on the mesh, `[size, ...]`.
+    """
+    workers: Any = communicator.sharding
+    axis = workers.spec[0]
+    known = jax.tree.leaves_with_path(params)
+    layouts = jax.tree.leaves(layout_of(communicator, params))
+
+    def of_leaf(path, x):
+        for (end, param), layout in zip(known, layouts, strict=True):
+            shape, count = param.shape[1:], len(path) - len(end)
+            first = x.ndim - len(shape)
+            if count >= 0 and path[count:] == end and first > 0:
+                if x.shape[first:] == shape:
+                    between = (None,) * (first - 1)
+                    spec = PartitionSpec(axis, *between, *layout.spec[1:])
+                    return NamedSharding(workers.mesh, spec)
+        return workers
+
+    return jax.tree.map_with_path(of_leaf, state)
+
+
+def compiled(communicator: Communicator, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles `spmd(fn)` for workers that stay where they are.
+
+    Args:
+      communicator: where the workers live.
+      fn: `(workers, *others) -> (workers, results)` for one worker.
+
+    Returns:
+      A function like `spmd(fn)` that reuses the memory of `workers`.
+    """
+    program = communicator.spmd(fn)
+    if not spreads_workers(communicator):
+        return jax.jit(program, donate_argnums=0)
+
+    @functools.lru_cache(maxsize=8)
+    def for_layout(structure, layout):
+        layout = structure.unflatten(layout)
+        return jax.jit(program, donate_argnums=0, out_shardings=(layout, None))
+
+    def run(workers, *others):
+        leaves, structure = jax.tree.flatten(layout_of(communicator, workers))
+        return for_layout(structure, tuple(leaves))(workers, *others)
+
+    return run
