@@ -17,7 +17,8 @@ processes of MPI.
   :mod:`djax.compressors` :func:`choco_gossip`, :func:`deep_squeeze`, :func:`moniqua`,
   :func:`dcd`, :func:`ecd`,
 * corrections, which wrap any mechanism: :func:`d2`, :func:`gradient_tracking`,
-  :func:`every`, :func:`sparse`, :func:`interleave`, :func:`on_updates`, :func:`only`;
+  :func:`every`, :func:`sparse`, :func:`interleave`, :func:`on_updates`, :func:`only`,
+  :func:`per_shard`;
   for the local steps between two averagings :func:`led`, :func:`k_gt`,
   :func:`prox_skip`,
 * outer optimizers, which average rarely, over any mechanism: :func:`outer`, and by

@@ -15,13 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
+from .divided import are_divided
+
 LARGEST_START = np.iinfo(np.int32).max
 SMALL_BYTES = 1 << 16  # To copy this much takes less time than to compile a kernel.
 
 
 def is_small(x: jax.Array) -> bool:
-    """Whether it is cheaper to copy a leaf than to compile a kernel for it."""
-    return x.size * x.dtype.itemsize <= SMALL_BYTES
+    """Whether it is cheaper to copy a leaf than to compile a kernel for it.
+
+    No leaf is if leaves are divided among devices: a copy would gather it.
+    """
+    return not are_divided() and x.size * x.dtype.itemsize <= SMALL_BYTES
 
 
 def join(

@@ -31,6 +31,32 @@ class InterleaveState(NamedTuple):
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
+class ShardAxes:
+    """The axes along which the arrays of states are divided; a node without arrays.
+
+    Attributes:
+      names: for each state, the names of axes of the mesh.
+    """
+
+    names: tuple[tuple[str, ...], ...]
+
+
+class PerShardState(NamedTuple):
+    """State of :func:`per_shard`.
+
+    Attributes:
+      states: the mechanism's states for the parameters that are divided along the same
+        axes of the mesh. Arrays have a leading axis of shards, unless there is no such
+        axis.
+      axes: a static label of these axes.
+    """
+
+    states: tuple[optax.OptState, ...]
+    axes: ShardAxes
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class GraphLabel:
     """A label that identifies a graph; a static node of a state, without arrays.
 

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from djax._arrays.checks import check_leading_axis
+from djax._arrays.divided import dividing
 from djax._arrays.keys import is_key
 from djax._interfaces import PyTree
 from djax._transformations import lockstep
@@ -123,7 +124,8 @@ class MeshCommunicator(AxisCommunicator):
 
         def one_worker(args, kwargs):
             args, kwargs = jax.tree.map(lambda x: x[0], (args, kwargs))
-            results = fn(*args, **kwargs)
+            with dividing(self.has_large_workers):
+                results = fn(*args, **kwargs)
             return jax.tree.map(lambda x: jnp.asarray(x)[None], results)
 
         program = jax.shard_map(

@@ -14,6 +14,7 @@ from ._on_updates import on_updates
 from ._outer import Fragments as Fragments
 from ._outer import OuterState, outer
 from ._outer_steps import FragmentState
+from ._per_shard import PerShardState, per_shard
 from ._prox_skip import ProxSkipState, prox_skip
 from ._quasi_global import (
     QuasiGlobalAdamState,
@@ -32,6 +33,7 @@ __all__ = [
     "KGTState",
     "LEDState",
     "OuterState",
+    "PerShardState",
     "ProxSkipState",
     "QuasiGlobalAdamState",
     "QuasiGlobalMomentumState",
@@ -44,6 +46,7 @@ __all__ = [
     "led",
     "on_updates",
     "outer",
+    "per_shard",
     "prox_skip",
     "quasi_global_adam",
     "quasi_global_momentum",

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from djax._interfaces import Communicator, PyTree
+from djax._mechanism.states import PerShardState
 
 
 def spreads_workers(communicator: Communicator) -> bool:
@@ -50,8 +51,9 @@ def layout_of_state(
 
     An array that belongs to a parameter lies as the parameter does. It belongs to the
     parameter whose path is the end of its own path, and whose shape is the end of its
-    own shape, such as `[0].trace['kernel']` of momentum to `['kernel']`. Other arrays
-    are repeated on each device of their worker.
+    own shape, such as `[0].trace['kernel']` of momentum to `['kernel']`. If there is no
+    such path, the shape alone decides. The states of :func:`djax.per_shard` are divided
+    by their axis of shards. Other arrays are repeated on each device of their worker.
 
     Args:
       communicator: a communicator of a mesh.
@@ -59,22 +61,42 @@ def layout_of_state(
       params: the parameters on the mesh, `[size, ...]`.
     """
     workers: Any = communicator.sharding
-    axis = workers.spec[0]
-    known = jax.tree.leaves_with_path(params)
+    axis, mesh = workers.spec[0], workers.mesh
     layouts = jax.tree.leaves(layout_of(communicator, params))
+    known = [
+        (path, x.shape[1:], layout.spec[1:])
+        for (path, x), layout in zip(
+            jax.tree.leaves_with_path(params), layouts, strict=True
+        )
+    ]
 
-    def of_leaf(path, x):
-        for (end, param), layout in zip(known, layouts, strict=True):
-            shape, count = param.shape[1:], len(path) - len(end)
-            first = x.ndim - len(shape)
-            if count >= 0 and path[count:] == end and first > 0:
-                if x.shape[first:] == shape:
-                    between = (None,) * (first - 1)
-                    spec = PartitionSpec(axis, *between, *layout.spec[1:])
-                    return NamedSharding(workers.mesh, spec)
-        return workers
+    def of_node(path, x):
+        if isinstance(x, PerShardState):
+            return of_shards(x)
+        found = [each for each in known if path[len(path) - len(each[0]) :] == each[0]]
+        specs = {
+            (None,) * (x.ndim - len(shape) - 1) + tuple(spec)
+            for _, shape, spec in found or known
+            if shape and x.shape[1:][-len(shape) :] == shape
+        }
+        spec = specs.pop() if len(specs) == 1 else ()
+        return NamedSharding(mesh, PartitionSpec(axis, *spec))
 
-    return jax.tree.map_with_path(of_leaf, state)
+    def of_shards(state):
+        specs = [
+            PartitionSpec(axis, *([names] if names else []))
+            for names in state.axes.names
+        ]
+        places = [
+            jax.tree.map(lambda _, spec=spec: NamedSharding(mesh, spec), each)
+            for each, spec in zip(state.states, specs, strict=True)
+        ]
+        return PerShardState(tuple(places), state.axes)
+
+    def is_node(x):
+        return isinstance(x, PerShardState)
+
+    return jax.tree.map_with_path(of_node, state, is_leaf=is_node)
 
 
 def compiled(communicator: Communicator, fn: Callable[..., Any]) -> Callable[..., Any]:

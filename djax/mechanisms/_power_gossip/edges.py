@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from djax import _networkx as nx
 from djax import mixing
+from djax._arrays.divided import are_divided
 from djax._arrays.split import split, unravel
 from djax._interfaces import Communicator, PyTree
 from djax.topologies import Graph, edge_coloring
@@ -213,15 +214,22 @@ class Edges:
         def parts(r):
             return {name: product[r] for name, product in products.items()}, vectors
 
+        # Vectors that are divided among devices travel by themselves, since to join
+        # them with others would gather them.
+        apart = are_divided()
+
         def message(r):
-            return _joined(jax.tree.leaves(parts(r)))
+            products, vectors = parts(r)
+            together = jax.tree.leaves(products if apart else (products, vectors))
+            return _joined(together), vectors if apart else []
 
         differences, weights = [], []
         for r, heard in enumerate(
             mixing.exchange(message, self._graph, self._communicator, step=step)
         ):
             mine, treedef = jax.tree.flatten(parts(r))
-            found = unravel(heard.message - heard.own, mine)
+            joined, others = jax.tree.map(jnp.subtract, heard.message, heard.own)
+            found = unravel(joined, mine[: len(mine) - len(others)]) + others
             found = [x.astype(y.dtype) for x, y in zip(found, mine, strict=True)]
             differences.append(treedef.unflatten(found))
             weights.append(heard.weight)
