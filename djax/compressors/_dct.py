@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from djax._arrays.divided import check_not_divided
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
 from djax._interfaces import Compressor, PyTree
@@ -102,6 +103,7 @@ def dct(k: int, *, chunk: int = 64) -> Compressor:
         return values.astype(x.dtype), places.astype(index_dtype)
 
     def compress(tree, state):
+        check_not_divided("dct")
         leaves, treedef = jax.tree.flatten(tree)
         sent = [of_leaf(x) for x in leaves]
         values, indices = (treedef.unflatten(s[i] for s in sent) for i in (0, 1))

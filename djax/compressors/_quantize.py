@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from djax._arguments import check_flag
 from djax._arrays import bits as _bits
 from djax._arrays.checks import check_real
+from djax._arrays.divided import check_not_divided
 from djax._arrays.keys import shared_key
 from djax._arrays.precision import promote
 from djax._arrays.split import computed_once, is_small, split
@@ -116,6 +117,7 @@ def quantize(
         return QuantizeState(seed, jnp.zeros((), jnp.int32))
 
     def compress(tree, state):
+        check_not_divided("quantize")
         leaves = [promote(x) for x in jax.tree.leaves(tree)]
         blocks = _blocks(leaves, bucket_size)
         rows = [block.rows(block.join(leaves)) for block in blocks]

@@ -15,6 +15,7 @@ import optax
 
 from djax._arrays import bits as _bits
 from djax._arrays.checks import check_real
+from djax._arrays.divided import check_not_divided
 from djax._arrays.precision import promote
 from djax._calls import by_its_call
 from djax._interfaces import Compressor, PyTree
@@ -63,6 +64,7 @@ def sign() -> Compressor:
         return optax.EmptyState()
 
     def compress(tree, state):
+        check_not_divided("sign")
         leaves, treedef = jax.tree.flatten(tree)
         bits = _bits.pack_leaves([(x < 0).astype(jnp.uint8) for x in leaves], 1)
         scales = [jnp.abs(promote(x)).sum() / max(1.0, float(x.size)) for x in leaves]

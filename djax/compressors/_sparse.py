@@ -21,6 +21,7 @@ import optax
 from jax.typing import ArrayLike
 
 from djax._arguments import check_flag
+from djax._arrays.divided import check_not_divided
 from djax._arrays.keys import shared_key
 from djax._arrays.largest import largest, largest_of_groups
 from djax._arrays.matrices import (
@@ -114,6 +115,7 @@ def top_k(
         return optax.EmptyState()
 
     def compress(tree, state):
+        check_not_divided("top_k")
         leaves, treedef = jax.tree.flatten(tree)
         chosen = [find(x.ravel(), count(x)) for x in leaves]
         values = [x.ravel()[i] for x, i in zip(leaves, chosen, strict=True)]
@@ -212,6 +214,7 @@ def random_k(
         return RandomKState(jnp.zeros((), jnp.int32))
 
     def compress(tree, state):
+        check_not_divided("random_k")
         leaves, treedef = jax.tree.flatten(tree)
         values = [
             x.ravel()[chosen] * jnp.asarray(scale(x), x.dtype)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from djax._arrays.checks import check_params
+from djax._arrays.divided import check_not_divided
 from djax._arrays.matrices import dealing_out, is_matrix
 from djax._calls import by_its_call
 from djax._interfaces import PyTree
@@ -77,6 +78,7 @@ def interleave(mechanisms: Sequence[optax.GradientTransformation]) -> Mechanism:
 
     def update(updates, state, params=None, **extra_args):
         check_state("interleave", state, InterleaveState, params)
+        check_not_divided("interleave")
         if len(state.mechanism_states) != count:
             raise ValueError(
                 f"interleave has {count} mechanisms, but the state belongs to "

@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 
 from djax._arguments import check_choice, check_static
 from djax._arrays.checks import check_params, named_leaves
+from djax._arrays.divided import check_not_divided
 from djax._arrays.keys import shared_key
 from djax._arrays.matrices import dealing_out, is_matrix
 from djax._calls import by_its_call
@@ -177,6 +178,7 @@ def sparse(
     def update(updates, state, params=None, **extra_args):
         params = check_params("sparse", params)
         check_state("sparse", state, SparseState, params)
+        check_not_divided("sparse")
         leaves, treedef = jax.tree.flatten(updates)
         # In simulation all workers then share one draw.
         places = coordinates(communicator.agreed(state.step), leaves)

@@ -37,6 +37,7 @@ from djax._arguments import (
 )
 from djax._arrays import bits as _bits
 from djax._arrays.checks import check_real
+from djax._arrays.divided import check_not_divided
 from djax._arrays.keys import shared_key
 from djax._arrays.precision import promote, scale
 from djax._arrays.split import join
@@ -134,6 +135,7 @@ def moniqua(
 
     def mix(model, state, /):
         check_state("moniqua", state, MoniquaState, model)
+        check_not_divided("moniqua")
         leaves, treedef = jax.tree.flatten(jax.tree.map(promote, model))
         leaves, cut = join(leaves)
         now = jax.random.fold_in(seed, communicator.agreed(state.step))
