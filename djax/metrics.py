@@ -41,6 +41,7 @@ from ._arrays.checks import (
 )
 from ._arrays.precision import promote
 from ._interfaces import Communicator, PyTree
+from ._layout import to_local
 from ._values import describe
 
 __all__ = [
@@ -191,16 +192,24 @@ def evaluate(
     check_leading_axis("evaluate", (), communicator.rows, {"params": params})
     check_averageable("evaluate", params)
     one, workers, average = _make_programs(evaluate_fn, communicator, dispatch)
-    averaged = _take(average(params), 0)
+    averaged = average(params)
+    if communicator.sharding is None:
+        averaged = _take(averaged, 0)
     samples, own, shared = [], [], []
     for batch in _check_batches(batches):
         samples.append(_count_samples(batch, len(samples)))
-        shared.append(one(averaged, batch))
+        if communicator.sharding is None:
+            shared.append(one(averaged, batch))
+        else:  # On a mesh, all workers evaluate the averaged model.
+            shared.append(workers(averaged, batch))
         own.append(workers(params, batch))
         if len(own) == 1:
             _check_names(lower_is_better, shared[0])
     if not samples:
         raise ValueError("evaluate: batches is empty; it needs at least one batch.")
+    own = to_local(communicator, own)
+    if communicator.sharding is not None:
+        shared = jax.tree.map(lambda x: x[0], to_local(communicator, shared))
     rows = _mean(own, samples), _mean(shared, samples), sum(samples)
     everyone = communicator.gather(_rows_of(rows, len(communicator.local_ranks)))
     return _collect(everyone, lower_is_better)

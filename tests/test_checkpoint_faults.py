@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("as_users")
 class Rank:
     """One of two processes, here a thread, as a saver sees its communicator."""
 
-    size = 2
+    size, sharding = 2, None
 
     def __init__(self, rank, barrier, board):
         self.local_ranks, self._barrier, self._board = [rank], barrier, board

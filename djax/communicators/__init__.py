@@ -40,15 +40,15 @@ from jax.typing import DTypeLike
 
 from djax import transport
 from djax._interfaces import Communicator
+from djax._layout import from_local, replicate, to_local
 from djax.transport import launcher_rank, launcher_size
 
 from . import _common
 from ._agreement import check_agreement
 from ._axis import SimulatedCommunicator
-from ._layout import from_local, replicate, to_local
-from ._layout import placed as placed
 from ._lossy import GilbertElliott, LossyCommunicator, lossy, short_form
 from ._mesh import MeshCommunicator, make_mesh
+from ._mesh import gather_from_processes as gather_from_processes
 from ._probabilities import check_short_form
 
 __all__ = [

@@ -90,6 +90,8 @@ class AxisCommunicator:
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         check_averageable("mean", tree)
+        if self.size == 1:  # XLA refuses a sum of one if other axes are not manual.
+            return jax.tree.map(jnp.asarray, tree)
 
         def mean(x):
             return jax.lax.pmean(promote(x), self.axis_name).astype(jnp.result_type(x))

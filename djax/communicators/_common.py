@@ -130,3 +130,17 @@ def distinct(rows: np.ndarray) -> tuple[list[tuple[int, ...]], np.ndarray]:
     found: dict[tuple[int, ...], int] = {}
     which = [found.setdefault(tuple(row), len(found)) for row in rows.tolist()]
     return list(found), np.asarray(which, np.int32)
+
+
+def check_same_starts(found: Sequence[str]) -> None:
+    """Raises ValueError if processes start a mechanism with different facts.
+
+    Args:
+      found: the differences, as texts.
+    """
+    if found:
+        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ValueError(
+            f"the ranks do not start the same: {'; '.join(found[:3])}{more}. Start "
+            "every rank with the same command, code and seed."
+        )

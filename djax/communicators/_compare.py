@@ -18,6 +18,8 @@ from djax._interfaces import PyTree
 from djax._mechanism.agreement import differences
 from djax.transport import meet
 
+from . import _common
+
 _TAG = 32004  # No other messages have this tag.
 
 
@@ -44,12 +46,7 @@ def compare(comm: Any, name: str, facts: dict[str, Any]) -> None:
         found = differences([facts, *(comm.recv(source=r, tag=_TAG) for r in others)])
         for rank in others:
             comm.send(found, rank, _TAG)
-    if found:
-        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
-        raise ValueError(
-            f"the ranks do not start the same: {'; '.join(found[:3])}{more}. Start "
-            "every rank with the same command, code and seed."
-        )
+    _common.check_same_starts(found)
 
 
 def call_in_order(comm: MPI.Comm, call: Callable[[], None], after: PyTree) -> None:

@@ -15,11 +15,12 @@ from djax._arrays.checks import check_leading_axis
 from djax._arrays.divided import dividing
 from djax._arrays.keys import is_key
 from djax._interfaces import PyTree
+from djax._mechanism.agreement import differences
 from djax._transformations import lockstep
+from djax.transport import gather_objects
 
 from . import _common
 from ._axis import AxisCommunicator, verb_of_axis
-from ._processes import gather
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -100,6 +101,8 @@ class MeshCommunicator(AxisCommunicator):
     @verb_of_axis
     def broadcast(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
+        if self.size == 1:
+            return jax.tree.map(jnp.asarray, tree)
 
         # A sum in which all other workers' terms are zero needs no memory for the
         # arrays of all workers. Integers keep every bit, those of NaNs, too.
@@ -154,11 +157,33 @@ class MeshCommunicator(AxisCommunicator):
         first of these processes.
         """
         values = _common.check_one_each("gather", values, len(self.local_ranks))
-        processes = sorted({device.process_index for device in self.devices})
         found: dict[int, Any] = {}
-        for process, theirs in zip(processes, gather(processes, values), strict=True):
+        everyones = gather_from_processes(self, values)
+        for process, theirs in zip(_processes_of(self), everyones, strict=True):
             found = dict(zip(self._ranks_in(process), theirs, strict=True)) | found
         return [found[rank] for rank in range(self.size)]
+
+    def compare_starts(self, name: str, facts: dict[str, Any], after: PyTree) -> None:
+        """See :class:`djax.Communicator`; processes compare when they trace `init`."""
+        everyones = gather_objects(_processes_of(self), facts, f"init of {name}")
+        _common.check_same_starts(differences(everyones))
+
+
+def gather_from_processes(communicator: Any, value: Any) -> list[Any]:
+    """Collects a Python object from each process that has workers.
+
+    Args:
+      communicator: where the workers live. All of their processes have to call.
+      value: this process's object.
+    """
+    if communicator.sharding is None:
+        local = len(communicator.local_ranks)
+        return communicator.gather([value] * local)[::local]
+    return gather_objects(_processes_of(communicator), value)
+
+
+def _processes_of(communicator: Any) -> list[int]:
+    return sorted({d.process_index for d in communicator.sharding.device_set})
 
 
 def make_mesh(

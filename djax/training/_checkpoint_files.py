@@ -256,6 +256,43 @@ def one_line(error: BaseException) -> str:
     return text[0] if text else type(error).__name__
 
 
+def parts_of(leaf: Any) -> list[np.ndarray]:
+    """Copies what this process has of an array to the host's memory.
+
+    This is the whole array, or its distinct shards if other processes have parts of it.
+    """
+    if not (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+        return [to_numpy(leaf)]
+    if is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    return list(_shards(leaf).values())
+
+
+def from_parts(parts: Sequence[np.ndarray], like: jax.Array) -> jax.Array:
+    """Undoes :func:`parts_of`: returns an array like `like`, and on its devices."""
+    if like.is_fully_addressable:
+        (array,) = parts
+        return from_numpy(array, like)
+    data = jax.random.key_data(like) if is_key(like) else like
+    found = dict(zip(_shards(data), parts, strict=True))
+    array = jax.make_array_from_callback(
+        data.shape, data.sharding, lambda index: found[_place(index, data.shape)]
+    )
+    if is_key(like):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    return array
+
+
+def _shards(x: jax.Array) -> dict[tuple[tuple[int, ...], ...], np.ndarray]:
+    """Copies the distinct shards of this process, by their places, in order."""
+    found = {_place(shard.index, x.shape): shard for shard in x.addressable_shards}
+    return {place: np.array(found[place].data) for place in sorted(found)}
+
+
+def _place(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    return tuple(part.indices(n) for part, n in zip(index, shape, strict=True))
+
+
 def to_numpy(leaf: Any) -> np.ndarray:
     """Copies an array to the host's memory; for random keys, copies their key data."""
     if is_key(leaf):

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 
 from djax._interfaces import Communicator, PyTree
+from djax.communicators import gather_from_processes
 
-from ._checkpoint_files import Saved, from_numpy, to_numpy
+from ._checkpoint_files import Saved, from_parts, parts_of
 from ._checkpoint_folder import Folder
 
 _SETTINGS = (
@@ -154,8 +155,7 @@ class Checkpointer:
             has received.
 
         Returns:
-          Whether :attr:`due` holds on any process, and the words of all processes, once
-          for each of their local workers.
+          Whether :attr:`due` holds on any process, and the words of all processes.
         """
         everyone = self._gather((self.due, word, self._held))
         self._tidy([held for _, _, held in everyone])
@@ -176,7 +176,8 @@ class Checkpointer:
         self._saved = time.monotonic()
         steps = (self._folder or self._open()).steps
         self._stale.discard(step)
-        steps.write(step, [*map(to_numpy, jax.tree.leaves(tree))], content)
+        parts = [part for leaf in jax.tree.leaves(tree) for part in parts_of(leaf)]
+        steps.write(step, parts, content)
         if wait:
             steps.wait_until_written()
         if not self._together:
@@ -199,9 +200,15 @@ class Checkpointer:
                 "it was restored before."
             )
         leaves, structure = jax.tree.flatten(like)
-        arrays = self._found.restore([*map(to_numpy, leaves)], self.directory)
+        parts = [parts_of(leaf) for leaf in leaves]
+        wanted = [part for each in parts for part in each]
+        arrays = iter(self._found.restore(wanted, self.directory))
+        restored = [
+            from_parts([next(arrays) for _ in each], leaf)
+            for each, leaf in zip(parts, leaves, strict=True)
+        ]
         content, self._found = self._found.content, None
-        return structure.unflatten(map(from_numpy, arrays, leaves)), content
+        return structure.unflatten(restored), content
 
     def finish(self) -> tuple[str, ...]:
         """Waits until everything is written.
@@ -234,15 +241,19 @@ class Checkpointer:
         return frozenset() if self._folder is None else self._folder.steps.held
 
     def _gather(self, value: Any) -> list[Any]:
-        """Collects a value from each process, once for each of its local workers."""
-        local = len(self._communicator.local_ranks)
-        return self._communicator.gather([value] * local)
+        """Collects a value from each process."""
+        return gather_from_processes(self._communicator, value)
 
     def _open(self) -> Folder:
         """Locks the folder, and finds the step from which to continue."""
         local, size = self._communicator.local_ranks, self._communicator.size
         own = f"workers_{local[0]}-{local[-1]}_of_{size}"
-        folder = Folder(self.directory, own, self._gather, 0 in local)
+        everyones = self._gather((jax.process_index(), own))
+        if [name for _, name in everyones].count(own) > 1:
+            # One worker has devices in several processes, each of which has its part.
+            own += f"_process_{jax.process_index()}"
+        leads = 0 in local and everyones[0][0] == jax.process_index()
+        folder = Folder(self.directory, own, self._gather, leads)
         if others := folder.others():
             folder.refuse(
                 f"checkpoints: {self.directory} is of a run with other processes or "

@@ -21,10 +21,10 @@ from djax._arrays.finite import all_finite
 from djax._checking.check import check as check_optimizer
 from djax._checking.codes import problems_of_codes
 from djax._interfaces import Communicator, PyTree
+from djax._layout import placed
 from djax._mechanism.refusals import Part, refuse
 from djax._mechanism.value import parts_within
 from djax._transformations import as_transformation
-from djax.communicators import placed
 
 from ._gradient_fn import GradientFn, check_signature
 from ._layout import layout_of, layout_of_state

@@ -11,6 +11,7 @@ four parts:
   MPI or over sockets.
 """
 
+from ._coordinator import gather_objects
 from ._end import (
     GUARD,
     before_the_end,
@@ -47,6 +48,7 @@ __all__ = [
     "end_on_exceptions",
     "end_together",
     "exchange",
+    "gather_objects",
     "launcher_rank",
     "launcher_size",
     "leave_alone",
