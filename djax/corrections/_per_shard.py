@@ -157,7 +157,8 @@ class _Group:
           state: a tree of arrays `[shards, ...]`, or None.
         """
         if not self.axes:
-            return fn(None, trees, state)
+            with dividing(False):
+                return fn(None, trees, state)
         there = jax.sharding.get_abstract_mesh().shape
         run = self._on_devices if set(self.axes) <= set(there) else self._in_turn
         return run(fn, trees, state)
