@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from conformance import each_algorithm
+from jax.sharding import PartitionSpec
 
 import djax
 from djax import communicators, compressors, topologies
@@ -38,6 +39,12 @@ def for_cuda(optimizer, communicator):
     return program.lower(lowering_platforms=("cuda",)).as_text()
 
 
+def large(size):
+    """A mesh whose workers have two devices each."""
+    devices = jax.make_mesh((size, 2), ("workers", "fsdp"))
+    return communicators.mesh(size, mesh=devices)
+
+
 each_place = pytest.mark.parametrize(
     "where", [communicators.simulated, communicators.mesh]
 )
@@ -49,6 +56,15 @@ def test_a_step_of_every_algorithm(name, where):
     communicator = where(SIZE)
     mechanism = conformance.make(name, topologies.star(SIZE), communicator)
     optimizer = optax.chain(optax.sgd(0.1), mechanism)
+    assert "func.func public @main" in for_cuda(optimizer, communicator)
+
+
+@each_algorithm
+def test_a_step_of_workers_with_two_devices(name):
+    communicator = large(SIZE)
+    mechanism = conformance.make(name, topologies.star(SIZE), communicator)
+    specs = {"b": PartitionSpec(), "w": PartitionSpec("fsdp")}
+    optimizer = optax.chain(optax.sgd(0.1), djax.per_shard(mechanism, specs))
     assert "func.func public @main" in for_cuda(optimizer, communicator)
 
 

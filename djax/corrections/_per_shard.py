@@ -82,12 +82,13 @@ def per_shard(
       ... )
     """
     mechanism = as_transformation("per_shard", mechanism)
-    axes = _axes_of(getattr(mechanism, "communicator", None), axes)
-    _check_specs(specs, axes)
+    communicator = getattr(mechanism, "communicator", None)
+    if axes is not None or communicator is not None:
+        _check_specs(specs, _axes_of(communicator, axes))
 
     def init(params):
         check_params("per_shard", params)
-        groups = _groups_of(params, specs, axes)
+        groups = _groups_of(params, specs, _axes_of(communicator, axes))
         leaves, states = jax.tree.leaves(params), []
         for group in groups:
 
@@ -105,7 +106,7 @@ def per_shard(
 
     def update(updates, state, params=None, **extra_args):
         check_state("per_shard", state, PerShardState, params)
-        groups = _groups_of(updates, specs, axes)
+        groups = _groups_of(updates, specs, _axes_of(communicator, axes))
         if state.axes.names != tuple(group.axes for group in groups):
             raise ValueError(
                 "per_shard: the state belongs to other specs: make a new state by its "
@@ -240,12 +241,18 @@ def _own(x: jax.Array, number: Any) -> jax.Array:
 
 
 def _axes_of(communicator: Any, axes: Mapping[str, int] | None) -> dict[str, int]:
-    """Returns the axes of a worker, or raises ValueError unless the mesh has them."""
+    """Returns the axes of a worker, or raises ValueError unless the mesh has them.
+
+    Some optimizers do not say what their communicator is. The mesh for which a program
+    is traced then has the axes.
+    """
     sharding = getattr(communicator, "sharding", None)
-    if sharding is None:
-        return dict(axes or {})
-    own = dict(sharding.mesh.shape)
-    own.pop(sharding.spec[0])
+    if sharding is not None:
+        own = dict(sharding.mesh.shape)
+        own.pop(sharding.spec[0])
+    else:
+        mesh = jax.sharding.get_abstract_mesh()
+        own = {name: mesh.shape[name] for name in mesh.auto_axes}
     if own and axes is not None and dict(axes) != own:
         raise ValueError(
             f"per_shard: axes are {dict(axes)}, but the workers of the mesh have {own}."
