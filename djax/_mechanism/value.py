@@ -21,6 +21,7 @@ from djax._arrays.precision import promote
 from djax._calls import ByItsCall
 from djax._context import setting
 from djax._interfaces import Communicator, PyTree
+from djax._tracing import tracing_mechanism
 from djax.topologies import Graph
 
 from .order import observing, report_call
@@ -88,9 +89,9 @@ class Mechanism(ByItsCall, optax.GradientTransformationExtraArgs):
     ):
         """See :class:`Mechanism`; by default `mix` is derived from `update`."""
         updates = any(part.facts.get("averages_updates") for part in parts)
-        reporting = _reporting(update, place_matters=not updates)
-        self = super().__new__(cls, _announcing(parts, init), reporting)
-        self.mix = _mix_of(update) if mix is None else mix
+        reporting = _reporting(name, update, place_matters=not updates)
+        self = super().__new__(cls, _announcing(name, parts, init), reporting)
+        self.mix = _named(name, _mix_of(update) if mix is None else mix)
         self.name, self.communicator, self.graph = name, communicator, graph
         self.parts = tuple(parts)
         self.adds_displacement, self.advance = adds_displacement, advance
@@ -151,24 +152,26 @@ def without_states() -> AbstractContextManager[bool]:
     return setting(_WITHOUT_STATES, True)
 
 
-def _announcing(parts: Sequence[Part], init: InitFn) -> Any:
+def _announcing(name: str, parts: Sequence[Part], init: InitFn) -> Any:
     @functools.wraps(init)
     def announced(params):
         if _WITHOUT_STATES.get():
             return 0
         if (found := _PARTS.get()) is not None:
             found.extend(parts)
-        return init(params)
+        with tracing_mechanism(name):
+            return init(params)
 
     return announced
 
 
-def _reporting(update: Callable[..., Any], place_matters: bool) -> Any:
+def _reporting(name: str, update: Callable[..., Any], place_matters: bool) -> Any:
     """Reports the calls of an update, if its place in a chain matters."""
 
     @functools.wraps(update)
     def reporting(updates, state, /, params=None, **extra):
-        with observing() as within:  # Hides the calls of mechanisms within this one.
+        # Hides the calls of mechanisms within this one.
+        with observing() as within, tracing_mechanism(name):
             returned = update(updates, state, params, **extra)
         if place_matters:
             model = within.model_after(returned[0], params)
@@ -176,6 +179,15 @@ def _reporting(update: Callable[..., Any], place_matters: bool) -> Any:
         return returned
 
     return reporting
+
+
+def _named(name: str, mix: MixFn) -> MixFn:
+    @functools.wraps(mix)
+    def named(*args, **extra):
+        with tracing_mechanism(name):
+            return mix(*args, **extra)
+
+    return named
 
 
 def _mix_of(update: Callable[..., Any]) -> MixFn:

@@ -244,6 +244,7 @@ def mpi(
     """
     messages = _common.check_messages("mpi", message_dtype, rounding_seed)
     drops = check_short_form("mpi", drop_probability, drop_seed)
+    transport.watchdog_seconds()  # A wrong value is an error before anything starts.
     try:
         MPI = transport.start_mpi()
 
@@ -264,7 +265,9 @@ def mpi(
     transport.share_node(world)
     if world.size > 1:
         transport.end_together(world)
-    communicator = MPICommunicator(comm.Dup(), comm.Dup(), comm.Dup(), *messages)
+    watchdog = transport.watchdog(comm)
+    comms = comm.Dup(), comm.Dup(), comm.Dup()
+    communicator = MPICommunicator(*comms, *messages, watchdog)
     return short_form(communicator, *drops)
 
 

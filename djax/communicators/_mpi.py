@@ -1,8 +1,10 @@
 """The communicator over MPI; this is the only file that needs mpi4jax."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import jax
@@ -17,8 +19,9 @@ from djax._arrays.checks import check_averageable, check_leading_axis
 from djax._arrays.precision import promote
 from djax._counting import accounted
 from djax._interfaces import PyTree
+from djax._tracing import describe_exchange
 from djax._transformations import lockstep
-from djax.transport import exchange
+from djax.transport import Watchdog, exchange
 
 from . import _background, _common, _compare
 
@@ -37,6 +40,7 @@ class MPICommunicator:
         goes on.
       message_dtype: see :class:`djax.Communicator`.
       rounding_seed: see :class:`djax.Communicator`.
+      watchdog: says which message this rank waits for; None if nothing does.
     """
 
     comm: MPI.Comm
@@ -44,6 +48,7 @@ class MPICommunicator:
     background_comm: MPI.Comm
     message_dtype: str | None = None
     rounding_seed: int | None = None
+    watchdog: Watchdog | None = None
 
     drop_probability: ClassVar[float] = 0.0
     shares_device: ClassVar[bool] = False
@@ -69,6 +74,44 @@ class MPICommunicator:
     def _comm(self) -> MPI.Comm:
         """Carries the messages of the program that is being traced."""
         return self.background_comm if _background.background.value else self.comm
+
+    @property
+    def _others(self) -> set[int]:
+        """The ranks of all other workers."""
+        return set(range(self.size)) - {self.rank()}
+
+    def _exchange(
+        self,
+        verb: str,
+        peers: set[int],
+        tree: PyTree,
+        transfer: Callable[[jax.Array], jax.Array],
+    ) -> PyTree:
+        """Makes an exchange with `peers`, in such a way that the watchdog sees it.
+
+        A program sends a message to this rank itself before the exchange, and receives
+        it afterwards; see :mod:`djax.transport._watchdog`.
+        """
+        what = describe_exchange(verb)
+        if self.watchdog is None:
+            return exchange(tree, transfer)
+        if trace_state_clean():
+            with self._waiting(what, peers):
+                return jax.block_until_ready(exchange(tree, transfer))
+        background = _background.background.value
+        comm, me = self.watchdog.comms[background], self.rank()
+        tag = self.watchdog.tag(what, peers, background)
+        unseen = jnp.zeros((), jnp.int32)
+        mpi4jax.send(unseen, me, tag=tag, comm=comm)
+        received = exchange(tree, transfer)
+        mpi4jax.recv(unseen, me, tag=tag, comm=comm)
+        return received
+
+    def _waiting(self, what: str, peers: set[int]) -> AbstractContextManager[None]:
+        """Lets the watchdog know that this process waits outside of programs."""
+        if self.watchdog is None:
+            return contextlib.nullcontext()
+        return self.watchdog.waiting(what, peers)
 
     def in_background(
         self, function: Callable[..., PyTree], *like: PyTree
@@ -102,8 +145,12 @@ class MPICommunicator:
         return self._send_and_receive(tree, sender, receiver)
 
     def _send_and_receive(self, tree: PyTree, sender: int, receiver: int) -> PyTree:
-        return exchange(
-            tree, lambda x: mpi4jax.sendrecv(x, x, sender, receiver, comm=self._comm)
+        comm = self._comm
+        return self._exchange(
+            "permute",
+            {sender, receiver},
+            tree,
+            lambda x: mpi4jax.sendrecv(x, x, sender, receiver, comm=comm),
         )
 
     @accounted
@@ -129,7 +176,9 @@ class MPICommunicator:
     def mean(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         check_averageable("mean", tree)
-        sums = exchange(
+        sums = self._exchange(
+            "mean",
+            self._others,
             jax.tree.map(promote, tree),
             lambda x: mpi4jax.allreduce(x, MPI.SUM, comm=self._comm),
         )
@@ -140,7 +189,12 @@ class MPICommunicator:
     @accounted
     def broadcast(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
-        return exchange(tree, lambda x: mpi4jax.bcast(x, 0, comm=self._comm))
+        return self._exchange(
+            "broadcast",
+            {0} if self.rank() else self._others,
+            tree,
+            lambda x: mpi4jax.bcast(x, 0, comm=self._comm),
+        )
 
     def agreed(self, value: ArrayLike) -> ArrayLike:
         """See :class:`djax.Communicator`."""
@@ -167,11 +221,16 @@ class MPICommunicator:
     def gather(self, values: Sequence[Any]) -> list[Any]:
         """See :class:`djax.Communicator`."""
         (value,) = _common.check_one_each("gather", values, 1)
-        return self.host_comm.allgather(value)
+        with self._waiting("gather", self._others):
+            return self.host_comm.allgather(value)
 
     def compare_starts(self, name: str, facts: dict[str, Any], after: PyTree) -> None:
         """See :class:`djax.Communicator`."""
-        compare = functools.partial(_compare.compare, self.host_comm, name, facts)
+
+        def compare():
+            with self._waiting(f"init of {name}", self._others):
+                _compare.compare(self.host_comm, name, facts)
+
         if trace_state_clean():
             compare()
         else:

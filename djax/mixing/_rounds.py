@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from djax._arrays.checks import is_function
 from djax._arrays.keys import key_of_step
 from djax._interfaces import Communicator, PyTree
+from djax._tracing import tracing_round
 from djax.topologies import Graph
 
 from ._narrow import narrow
@@ -53,15 +54,18 @@ def rounds(
     once = None if is_function(message) else with_wire(message)
     drop_key = key_of_step(key, step)
     now = place(steps, graph.period, step)
-    for r in range(max(len(graph.rounds_at(t)) for t in steps)):
+    count = max(len(graph.rounds_at(t)) for t in steps)
+    for r in range(count):
         sources, weights = zip(*(round_of(graph, t, r) for t in steps), strict=True)
         sent, wire = once or with_wire(message(r))
         if len(set(sources)) == 1:
             source, index = sources[0], None
-            received = communicator.permute(wire, source)
+            with tracing_round(r, count):
+                received = communicator.permute(wire, source)
         else:
             source, index = sources, now
-            received = communicator.permute_one_of(wire, source, index)
+            with tracing_round(r, count):
+                received = communicator.permute_one_of(wire, source, index)
         own = wire
         if wire is not sent:
             received, own = read_back(received, sent), read_back(wire, sent)

@@ -1,10 +1,12 @@
 """How processes find each other, exchange bytes, and end.
 
 :mod:`djax.communicators` and :mod:`djax.asynchronous` are built on this package. It has
-four parts:
+five parts:
 
 * A process starts in an MPI job, and leaves it, in bounded time (:func:`start_mpi`,
   :func:`meet`, :func:`end_together`, :func:`leave_alone`, :func:`end_now`).
+* A process that waits for others says for whom, and where its program stands
+  (:func:`watchdog`, :func:`watch_results`).
 * Each rank gets its share of the node on which it runs (:func:`share_node`).
 * Trees of arrays are packed into messages (:class:`Packing`, :func:`exchange`).
 * Any two workers of an asynchronous run exchange messages (:class:`Transport`), over
@@ -24,8 +26,10 @@ from ._interface import Array, Message, Transport
 from ._launch import check_launcher, launcher_rank, launcher_size, share_node
 from ._mpi import MPITransport
 from ._packing import Packing, aligned, as_bytes, count_bytes, count_messages, exchange
+from ._standing import watch_results, watchdog_seconds
 from ._start import Absent, meet, start_mpi
 from ._watch import say
+from ._watchdog import Watchdog, watchdog
 from ._zmq import ZMQTransport
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "Message",
     "Packing",
     "Transport",
+    "Watchdog",
     "ZMQTransport",
     "aligned",
     "as_bytes",
@@ -56,6 +61,9 @@ __all__ = [
     "say",
     "share_node",
     "start_mpi",
+    "watch_results",
+    "watchdog",
+    "watchdog_seconds",
 ]
 __dir__ = __all__.copy  # For dir() and completion.
 

@@ -12,7 +12,6 @@ it does afterwards are two halves of one conversation, which has to be read as a
 
 import atexit
 import contextlib
-import ctypes
 import math
 import os
 import stat
@@ -26,6 +25,7 @@ from typing import Any
 import jax
 
 from ._exit_code import ExitCode, main_frame
+from ._standing import Standstill
 from ._start import seconds_of, watch
 from ._watch import name, say
 
@@ -42,7 +42,6 @@ _ALIVE, _ENDED, _LEFT = range(3)  # Tags of MPI messages.
 _AFTER_A_DEATH = 5.0  # Seconds in which ranks must give a sign of life after a death.
 _FIRST_WORD = 1.0  # Seconds in which others may exit before a failed rank ends them.
 _LAST_WORDS = 0.5  # Seconds that the launcher gets to pass output on.
-_PENDING = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
 
 def end_now(reason: str, code: int, world: Any = None) -> None:
@@ -166,8 +165,7 @@ class _End:
         self._guard = _guard()
         self._death = False  # Whether the guard has reported another rank's death.
         self._apart = False  # Whether another rank ends without waiting for others.
-        self._moved, self._asked = True, 0.0
-        self._move = _PENDING(self._note_move)
+        self._standstill = Standstill()
         self._over = threading.Event()
         self._thread = threading.Thread(
             target=self._listen, name="djax end", daemon=True
@@ -186,21 +184,12 @@ class _End:
             if not self._ended and not self._death:
                 continue
             now = time.monotonic()
-            if self._moved:
-                # The main thread runs this call between two instructions of Python. So
-                # the call shows whether the program makes progress.
-                self._moved, self._asked = False, now
-                ctypes.pythonapi.Py_AddPendingCall(self._move, None)
-            elif now - self._asked > self._limit:
-                self._give_up(now - self._asked)
+            if (seconds := self._standstill.seconds()) > self._limit:
+                self._give_up(seconds)
             if now - told > min(self._limit, 10) / 4:
                 told = now
                 for rank in self._ended:
                     self._say(rank, _ALIVE)
-
-    def _note_move(self, _: Any) -> int:
-        self._moved = True
-        return 0
 
     def _hear(self) -> None:
         """Reads the messages of the other ranks, and of the guard."""
