@@ -31,13 +31,13 @@ def tracing_round(index: int, count: int) -> AbstractContextManager[str]:
 
 
 def describe_exchange(verb: str) -> str:
-    """Names an exchange, such as "permute, round 1 of 2 of gossip".
+    """Names an exchange, such as "round 1 of 2 of gossip (permute)".
 
     Args:
       verb: the method of the communicator.
     """
     of = " of ".join(filter(None, (_ROUND.get(), _MECHANISM.get())))
-    return f"{verb}, {of}" if of else verb
+    return f"{of} ({verb})" if of else verb
 
 
 def last_traced(count: int) -> list[str]:

@@ -211,8 +211,12 @@ def mpi(
     All ranks have to call it. A rank that only needs the shapes of a state takes them
     from `jax.eval_shape`.
 
-    **Deadlocks.** Each rank has to take part in each exchange. A conditional on the
-    values of one rank around a mechanism violates that: if one rank's gradient is NaN,
+    **Deadlocks.** Each rank has to take part in each exchange. A rank that has waited
+    for others for 300 seconds, or as many as the environment variable `DJAX_WATCHDOG`
+    says, says on stderr for which ranks it waits, in which round of which mechanism,
+    and at which line of your program. Those of the others that wait for no message say
+    where they are. A conditional on the values of one rank around a mechanism is the
+    usual reason: if one rank's gradient is NaN,
     `optax.apply_if_finite(optax.chain(optax.sgd(0.1), gossip), 5)` makes this rank skip
     messages that its neighbours wait for. Put `apply_if_finite` around the optimizer
     alone, in front of the mechanism.

@@ -92,13 +92,14 @@ class MPICommunicator:
         A program sends a message to this rank itself before the exchange, and receives
         it afterwards; see :mod:`djax.transport._watchdog`.
         """
-        what = describe_exchange(verb)
         if self.watchdog is None:
             return exchange(tree, transfer)
+        what = describe_exchange(verb)
         if trace_state_clean():
             with self._waiting(what, peers):
                 return jax.block_until_ready(exchange(tree, transfer))
-        background = _background.background.value
+        if background := _background.background.value:
+            what += " in the background"
         comm, me = self.watchdog.comms[background], self.rank()
         tag = self.watchdog.tag(what, peers, background)
         unseen = jnp.zeros((), jnp.int32)
@@ -145,12 +146,11 @@ class MPICommunicator:
         return self._send_and_receive(tree, sender, receiver)
 
     def _send_and_receive(self, tree: PyTree, sender: int, receiver: int) -> PyTree:
-        comm = self._comm
         return self._exchange(
             "permute",
             {sender, receiver},
             tree,
-            lambda x: mpi4jax.sendrecv(x, x, sender, receiver, comm=comm),
+            lambda x: mpi4jax.sendrecv(x, x, sender, receiver, comm=self._comm),
         )
 
     @accounted

@@ -3,8 +3,8 @@
 If one rank takes part in fewer exchanges than the others, these wait for ever without a
 word. So a program sends a message to its own rank before each exchange and receives it
 afterwards. A rank that has such a message is in an exchange, and the tag of the message
-says in which. A thread looks for the messages now and then. This costs a program about
-a microsecond an exchange, where a call of a function of Python would cost fifty.
+says in which. A thread looks for the messages now and then. On a CPU this costs a
+program 1 to 2 µs for each exchange.
 
 When a rank has said for whom it waits, it asks these ranks, and those that do not wait
 for anything say where they are.
@@ -236,6 +236,8 @@ class _Thread:
         who = name({wait.lane.ranks[rank] for rank in peers})
         if len(peers) > _MANY:
             who = f"{len(peers)} other ranks"
+        elif not peers:
+            who = "other ranks"
         what = " or ".join(dict.fromkeys(what for what, _ in wait.sites))
         say(
             f"{self._name} has waited for {who} for {waited:.0f} s, in {what}; Python "
