@@ -176,6 +176,8 @@ def mesh(
     messages = _common.check_messages("mesh", message_dtype, rounding_seed)
     drops = check_short_form("mesh", drop_probability, drop_seed)
     chosen = make_mesh(size, devices, mesh, axis_name)
+    if (processes := jax.process_count()) > 1:
+        transport.watch_results(f"process {jax.process_index()} of {processes}")
     communicator = MeshCommunicator(size, axis_name, *messages, mesh=chosen)
     return short_form(communicator, *drops)
 

@@ -97,6 +97,7 @@ def _is_library(frame: FrameType) -> bool:
 
 
 @functools.cache
+@functools.cache  # One thread is enough.
 def watch_results(who: str) -> None:
     """Starts a thread that says when the main thread waits too long for a result.
 
