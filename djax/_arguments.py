@@ -23,6 +23,21 @@ def check_communicator(name: str, communicator: Any) -> None:
         )
 
 
+def of_the_run(name: str, communicator: Any) -> Communicator:
+    """Returns the communicator of all workers, of which the given one may be a level.
+
+    Args:
+      name: the name of the function that was given the communicator, for the error.
+      communicator: what the user passed.
+
+    Raises:
+      TypeError: if it is not a communicator.
+    """
+    check_communicator(name, communicator)
+    is_level = getattr(communicator, "level", None) is not None
+    return communicator.whole if is_level else communicator
+
+
 def check_sizes(name: str, topology: Any, communicator: Communicator) -> None:
     """Raises ValueError if graph and communicator have different sizes."""
     check_communicator(name, communicator)

@@ -34,8 +34,9 @@ class CommunicationCost:
       bytes_per_period: `int[n]`, bytes that each rank sends in `period` steps, without
         headers.
       messages_per_period: `int[n]`, messages that each rank sends in `period` steps.
-      by_name: the cost of each communicator alone, by its `name`, if several
-        communicators carry the messages of one algorithm.
+      by_name: the cost of each communicator alone, by its `name`, such as the levels
+        "local" and "across" of :func:`djax.communicators.grouped`. `cost["local"]` is
+        short for `cost.by_name["local"]`.
     """
 
     period: int
@@ -79,6 +80,23 @@ class CommunicationCost:
     def size(self) -> int:
         """Number of workers."""
         return len(self.bytes_per_period)
+
+    def __getitem__(self, name: str) -> "CommunicationCost":
+        """The cost of the communicator of this name alone."""
+        if name not in self.by_name:
+            raise KeyError(
+                f"no communicator named {name!r} sends anything, only "
+                f"{', '.join(self.by_name) or 'none at all'}"
+            )
+        return self.by_name[name]
+
+    def __repr__(self) -> str:
+        numbers = (self.period, self.bytes_per_period, self.messages_per_period)
+        names = ("period", "bytes_per_period", "messages_per_period")
+        shown = [f"{name}={x}" for name, x in zip(names, numbers, strict=True)]
+        if len(self.by_name) > 1:
+            shown += [f"{name}: {cost!r}" for name, cost in self.by_name.items()]
+        return f"CommunicationCost({', '.join(shown)})"
 
     def __add__(self, other: "CommunicationCost") -> "CommunicationCost":
         """The cost of sending both, over the least common multiple of the periods."""
@@ -125,11 +143,17 @@ def _mark() -> Any:
 
 
 class _Counter:
-    """Replaces a communicator: marks what a worker would send, and sends nothing."""
+    """Replaces a communicator: marks what a worker would send, and sends nothing.
 
-    def __init__(self, size: int, name: str = ""):
-        self.size = size
-        self.name = name
+    Attributes:
+      size: number of workers of the communicator, which exchange messages.
+      name: the name of the communicator.
+      ranks: the rank in the communicator of each worker of the run. Several workers
+        have one rank if the communicator is a level of groups.
+    """
+
+    def __init__(self, size: int, name: str, ranks: Sequence[int]):
+        self.size, self.name, self.ranks = size, name, ranks
 
     def rank(self) -> jax.Array:
         return jnp.zeros((), jnp.int32)
@@ -154,6 +178,10 @@ class _Counter:
     def broadcast(self, tree: PyTree) -> PyTree:
         return self._mark(tree, tree, [rank == 0 for rank in range(self.size)])
 
+    def all_gather(self, tree: PyTree) -> PyTree:
+        repeated = jax.tree.map(lambda x: jnp.stack([x] * self.size), tree)
+        return self._mark(repeated, tree, [self.size > 1] * self.size)
+
     def alternate(
         self, schedule: Sequence[int], branches: Sequence[Callable], operands: tuple
     ) -> PyTree:
@@ -177,6 +205,7 @@ class _Counter:
         self, tree: PyTree, wire: PyTree, times: Sequence[int], period: int = 1
     ) -> PyTree:
         """Marks that each rank sends `wire` so many times in a period."""
+        times = [times[rank] for rank in self.ranks]
         leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(wire)]
         size, count = count_bytes(leaves), count_messages(leaves)
         cost = CommunicationCost(
@@ -214,12 +243,14 @@ def accounted(verb: Callable) -> Callable:
     def deferring(self, *args, **kwargs):
         if (stand_in := present_counter()) is None:
             return verb(self, *args, **kwargs)
-        if self.size != stand_in.size:
+        whole = self.whole.size
+        if whole != stand_in.size:
             raise ValueError(
-                f"the transformation exchanges between {self.size} workers, but its "
+                f"the transformation exchanges between {whole} workers, but its "
                 f"cost was asked for {stand_in.size}."
             )
-        named = _Counter(stand_in.size, self.name)
+        ranks = range(whole) if self.level is None else self.level.place_of.tolist()
+        named = _Counter(self.size, self.name, ranks)
         return getattr(named, verb.__name__)(*args, **kwargs)
 
     return deferring
@@ -233,7 +264,7 @@ def trace(size: int, fn: Callable, *args: PyTree) -> tuple[Any, PyTree]:
     """
     axis_name = f"djax.accounting.{next(_TRACES)}"
     alone = jax.vmap(fn, in_axes=None, out_axes=None, axis_size=1, axis_name=axis_name)
-    with setting(_COUNTER, _Counter(size)), lockstep():
+    with setting(_COUNTER, _Counter(size, "", range(size))), lockstep():
         program, shapes = jax.make_jaxpr(alone, return_shape=True)(*args)
     return program.jaxpr, shapes
 

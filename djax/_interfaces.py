@@ -20,12 +20,14 @@ class Communicator(Protocol):
 
     An algorithm is a program of one worker. Within this program, on the arrays of one
     worker, it calls the methods `rank`, `permute`, `permute_one_of`, `mean`,
-    `broadcast`, `agreed` and `arrived`. The method `spmd` turns the program of one
-    worker into a program of all workers. Between programs, processes exchange Python
-    objects by `gather`.
+    `broadcast`, `all_gather`, `agreed` and `arrived`. The method `spmd` turns the
+    program of one worker into a program of all workers. Between programs, processes
+    exchange Python objects by `gather`.
 
     Attributes:
       size: number of workers.
+      whole: the communicator of all workers of the run, if this one is a level of
+        :func:`djax.communicators.grouped`; otherwise this communicator itself.
       name: a name of these workers, under which :func:`djax.communication_cost` counts
         what they send.
       local_ranks: ranks of the workers of this process, ascending: all workers in
@@ -46,6 +48,10 @@ class Communicator(Protocol):
     @property
     def size(self) -> int:
         """Number of workers."""
+
+    @property
+    def whole(self) -> "Communicator":
+        """The communicator of all workers of the run."""
 
     @property
     def name(self) -> str:
@@ -122,6 +128,21 @@ class Communicator(Protocol):
 
     def broadcast(self, tree: PyTree) -> PyTree:
         """Returns worker 0's tree, bit for bit."""
+
+    def all_gather(self, tree: PyTree) -> PyTree:
+        """Collects the trees of all workers on every worker, bit for bit.
+
+        :func:`djax.communication_cost` counts it as sending the worker's own tree once,
+        as it is passed to MPI, although in a ring each worker would send `size - 1`
+        trees. `message_dtype` has no effect.
+
+        Args:
+          tree: this worker's arrays, of the same shapes and dtypes on every worker.
+
+        Returns:
+          A tree whose leaves have a leading axis of workers, `[size, ...]`, in the
+          order of ranks.
+        """
 
     def agreed(self, value: ArrayLike) -> ArrayLike:
         """Tells JAX that `value` is equal on all workers.

@@ -51,7 +51,7 @@ def replicate(communicator: Communicator, tree: PyTree, specs: Any = None) -> Py
     if sharding is None:
         return _stacked(None)(tree, len(communicator.local_ranks))
     shardings, structure = _shardings("replicate", sharding, tree, specs, 0)
-    leaves = _stacked(tuple(shardings))(jax.tree.leaves(tree), communicator.size)
+    leaves = _stacked(tuple(shardings))(jax.tree.leaves(tree), communicator.rows)
     return structure.unflatten(leaves)
 
 
@@ -124,7 +124,7 @@ def placed(
     if sharding is None:
         return jax.tree.map(jnp.asarray, tree)
     shardings, structure = _shardings(name, sharding, tree, specs, 1)
-    ranks, size = list(communicator.local_ranks), communicator.size
+    ranks, size = list(communicator.local_ranks), communicator.rows
 
     def globally(x, sharding):
         if _is_global(x):

@@ -28,8 +28,12 @@ def communication_cost(
     The update is only traced, with the shapes of arrays: nothing is computed or sent.
     Messages are counted as they would be passed to MPI. Leaves smaller than 1 MiB are
     packed into one message for each dtype, and larger leaves are sent as messages of
-    their own. An all-reduce counts as sending its buffer once, as in the papers,
-    although each worker of a ring would send `2 (n - 1) / n` times the buffer.
+    their own. If several communicators carry the messages, such as the levels of
+    :func:`djax.communicators.grouped`, `cost[name]` is the cost of one of them.
+
+    An all-reduce counts as sending its buffer once, as in the papers,
+    although each worker of a ring would send `2 (n - 1) / n` times the buffer. An
+    all-gather counts as sending the worker's own arrays once.
 
     Args:
       transformation: a mechanism, or a chain that contains mechanisms.
@@ -69,6 +73,7 @@ def communication_cost(
             "each averaging: multiply Events.averaging_counts by the bytes of a model"
         )
     update = as_transformation("communication_cost", transformation).update
+    topology = getattr(topology, "whole", topology)
     size = getattr(topology, "size", None)
     if not isinstance(size, int) or is_array(topology):
         raise TypeError(

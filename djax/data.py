@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from ._arguments import check_communicator
+from ._arguments import of_the_run
 from ._arrays.checks import check_arrays, named_leaves
 from ._interfaces import Communicator, PyTree
 from ._values import check_integer, describe, is_number
@@ -342,7 +342,7 @@ def batches(
       >>> np.sort(batches["x"][0].ravel()).tolist()
       [0.0, 1.0, 2.0, 3.0]
     """
-    check_communicator("batches", communicator)
+    communicator = of_the_run("batches", communicator)
     shares = _check_shares("batches", shares, _count_samples(data))
     if len(shares) != communicator.size:
         raise ValueError(

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._arguments import check_communicator, check_flags
+from ._arguments import check_flags, of_the_run
 from ._arrays.checks import (
     check_arrays,
     check_averageable,
@@ -182,7 +182,7 @@ def evaluate(
       >>> print(scores["loss"])
       Scores(workers=array([2.5, 2.5]), mean=2.5, worst=2.5, averaged=0.0)
     """
-    check_communicator("evaluate", communicator)
+    communicator = of_the_run("evaluate", communicator)
     check_flags("evaluate", dispatch=dispatch)
     if not callable(evaluate_fn):
         raise TypeError(

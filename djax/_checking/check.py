@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from djax._arguments import check_communicator
+from djax._arguments import of_the_run
 from djax._arrays.checks import check_arrays
 from djax._interfaces import Communicator, PyTree
 from djax._mechanism.refusals import Part
@@ -96,7 +96,7 @@ def check(
       2019: what a contraction is
     """
     optimizer = as_transformation("check", optimizer)
-    check_communicator("check", communicator)
+    communicator = of_the_run("check", communicator)
     check_arrays("check", params, what="params", modules=False)
     shapes = jax.tree.map(_shape_of, params)
     small = jax.tree.map(
@@ -106,7 +106,7 @@ def check(
         lambda x: x.update(shape=(communicator.rows, *x.shape)), small
     )
     parts = parts_within(optimizer, communicator, all_rows)
-    trial = Trial(optimizer, communicator, small)
+    trial = Trial(optimizer, communicator, small, _groups(parts))
     problems = problems_of_codes(parts, communicator, shapes)
     if trial.paths and trial.size > 1:
         problems += _problems_of_averaging(trial, parts)
@@ -208,6 +208,13 @@ def _problems_of_gradients(trial: Trial) -> list[str]:
         "optimizer, its gradient passes as it is: use optax.partition with "
         "optax.set_to_zero."
     ]
+
+
+def _groups(parts: Sequence[Part]) -> np.ndarray | None:
+    """The number of each worker's group, if workers of a group have to start equal."""
+    found = (part.conditions.get("equal_within") for part in parts)
+    local = next((each for each in found if each is not None), None)
+    return None if local is None else local.level.circle_of
 
 
 def _keep_mean(parts: Sequence[Part]) -> bool:

@@ -66,6 +66,7 @@ class Trial:
         optimizer: optax.GradientTransformationExtraArgs,
         communicator: Communicator,
         shapes: PyTree,
+        groups: np.ndarray | None = None,
     ) -> None:
         """Prepares a trial; nothing is compiled yet.
 
@@ -73,16 +74,19 @@ class Trial:
           optimizer: the optimizer that every worker runs.
           communicator: connects the workers.
           shapes: the shapes of one worker's model.
+          groups: `int[workers]`, the number of each worker's group, if the workers of a
+            group have to start equal. Each group then counts as one worker.
         """
-        self.size, self._shapes = communicator.size, shapes
+        count = communicator.size
+        self._groups = np.arange(count) if groups is None else groups
+        self.size, self._shapes = int(self._groups.max()) + 1, shapes
         self._shares_device = communicator.shares_device
         self.paths = [path for path, x in named_leaves(shapes) if _is_measured(x)]
         leaves = measured(shapes)
         self.precisions = np.array([float(jnp.finfo(x.dtype).eps) for x in leaves])
-        everybody = communicator.rows == communicator.size
-        self._rows = np.asarray(
-            range(self.size) if everybody else communicator.local_ranks
-        )
+        everybody = communicator.rows == count
+        ranks = range(count) if everybody else communicator.local_ranks
+        self._rows = self._groups[list(ranks)]
         self._init = jax.jit(communicator.spmd(optimizer.init))
         advance = functools.partial(_advance, optimizer, communicator)
         self._advance = jax.jit(communicator.spmd(advance))
@@ -161,6 +165,8 @@ class Trial:
         found = jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], seen)
         if self._shares_device:  # Each row has what has changed of this worker alone.
             found = found._replace(changed=np.asarray(seen.changed))
+        changed = [found.changed[self._groups == i].any(0) for i in range(self.size)]
+        found = found._replace(changed=np.array(changed))
         return Group(params, group.gradient, state), found
 
 

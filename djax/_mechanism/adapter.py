@@ -25,6 +25,7 @@ from djax.mixing import alternate
 from djax.topologies import Graph
 
 from .agreement import check_same
+from .levels import check_level
 from .order import report_call
 from .refusals import Part
 from .value import AdvanceFn, InitFn, Mechanism, MixFn, parts_of
@@ -74,6 +75,7 @@ def build(
 
     def start(params):
         check_params(name, params)
+        check_level(name, communicator)
         given = made.arguments
         for own in ("communicator", *per_rank):
             given.pop(own, None)

@@ -79,7 +79,8 @@ class Part(NamedTuple):
         if they are not known.
       conditions: conditions of convergence that only a trial can test. Under
         `contraction` or `unbiased` there is a code that has to be of this class; under
-        `distance` there is a bound on the difference between neighbours' models.
+        `distance` there is a bound on the difference between neighbours' models; under
+        `equal_within` there is a communicator whose workers have to start equal.
     """
 
     name: str

@@ -9,6 +9,9 @@ seeds all of them give the same numbers, up to rounding errors:
   `jax.shard_map`;
 * :func:`mpi`: each worker is a process that `mpirun` starts, by mpi4jax.
 
+**Groups.** :func:`grouped` makes two communicators of one: one within groups of
+workers, such as those of a node, and one between the groups.
+
 **Lost messages.** :func:`lossy` wraps one of the three and loses messages between
 neighbours, independently of each other or in bursts.
 
@@ -46,6 +49,7 @@ from djax.transport import launcher_rank, launcher_size
 from . import _common
 from ._agreement import check_agreement
 from ._axis import SimulatedCommunicator
+from ._grouped import grouped
 from ._lossy import GilbertElliott, LossyCommunicator, lossy, short_form
 from ._mesh import MeshCommunicator, make_mesh
 from ._mesh import gather_from_processes as gather_from_processes
@@ -58,6 +62,7 @@ __all__ = [
     "SimulatedCommunicator",
     "check_agreement",
     "from_local",
+    "grouped",
     "launcher_rank",
     "launcher_size",
     "lossy",

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from djax._interfaces import OutsideError, PyTree
 from djax._transformations import lockstep
 
 from . import _common
+from ._grouped import Level
 
 
 def verb_of_axis(verb: Callable) -> Callable:
@@ -33,10 +34,10 @@ def verb_of_axis(verb: Callable) -> Callable:
                 "it inside communicator.spmd(...), or inside your own jax.vmap or "
                 f"jax.shard_map over the axis {self.axis_name!r}."
             ) from error
-        if size != self.size:
+        if size != self.rows:
             raise ValueError(
                 f"the axis {self.axis_name!r} has {size} workers, but the communicator "
-                f"has {self.size}."
+                f"has {self.rows}."
             )
         return verb(self, *args, **kwargs)
 
@@ -51,6 +52,7 @@ class AxisCommunicator:
     axis_name: str
     message_dtype: str | None = None
     rounding_seed: int | None = None
+    level: Level | None = dataclasses.field(default=None, kw_only=True)
 
     drop_probability: ClassVar[float] = 0.0
     maker: ClassVar[str] = "simulated"
@@ -58,14 +60,29 @@ class AxisCommunicator:
     @property
     def name(self) -> str:
         """See :class:`djax.Communicator`."""
-        return self.axis_name
+        return self.axis_name if self.level is None else self.level.name
+
+    @property
+    def whole(self) -> Any:
+        """See :class:`djax.Communicator`."""
+        return self if self.level is None else self.level.whole
 
     @property
     def rows(self) -> int:
         """See :class:`djax.Communicator`; arrays of a mesh are global."""
-        return self.size
+        return self.whole.size
+
+    def at_level(self, level: Level) -> Self:
+        """Returns the communicator of one of two levels of groups.
+
+        Args:
+          level: see :func:`djax.communicators.grouped`.
+        """
+        return dataclasses.replace(self, size=level.table.shape[1], level=level)
 
     def __repr__(self) -> str:
+        if self.level is not None:
+            return f"{self.level.name}({self.size} of {self.level.whole!r})"
         defaults = dict(axis_name="workers", message_dtype=None, rounding_seed=None)
         shown = [
             f", {name}={getattr(self, name)!r}"
@@ -77,26 +94,20 @@ class AxisCommunicator:
     @verb_of_axis
     def rank(self) -> jax.Array:
         """See :class:`djax.Communicator`."""
-        return jax.lax.axis_index(self.axis_name)
+        rank = jax.lax.axis_index(self.axis_name)
+        return rank if self.level is None else jnp.asarray(self.level.place_of)[rank]
 
     @verb_of_axis
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
         """See :class:`djax.Communicator`."""
         _common.check_permutation(source, self.size)
-        pairs = [(sender, receiver) for receiver, sender in enumerate(source)]
+        senders = self._of_all(np.asarray(source)).tolist()
+        pairs = [(sender, receiver) for receiver, sender in enumerate(senders)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis_name, pairs), tree)
 
-    @verb_of_axis
-    def mean(self, tree: PyTree) -> PyTree:
-        """See :class:`djax.Communicator`."""
-        check_averageable("mean", tree)
-        if self.size == 1:  # XLA refuses a sum of one if other axes are not manual.
-            return jax.tree.map(jnp.asarray, tree)
-
-        def mean(x):
-            return jax.lax.pmean(promote(x), self.axis_name).astype(jnp.result_type(x))
-
-        return jax.tree.map(mean, tree)
+    def _of_all(self, source: np.ndarray) -> np.ndarray:
+        """Turns permutations of `size` ranks into permutations of all workers."""
+        return source if self.level is None else self.level.lifted(source)
 
     def arrived(self, *args: Any, **kwargs: Any) -> bool:
         """See :class:`djax.Communicator`; no message is lost."""
@@ -119,13 +130,14 @@ class SimulatedCommunicator(AxisCommunicator):
     @property
     def local_ranks(self) -> Sequence[int]:
         """Every worker's rank."""
-        return range(self.size)
+        return range(self.rows)
 
     @verb_of_axis
     def permute(self, tree: PyTree, source: Sequence[int]) -> PyTree:
         """See :class:`djax.Communicator`."""
         _common.check_permutation(source, self.size)
-        return self._receive(tree, jnp.asarray(source)[self.rank()])
+        senders = jnp.asarray(self._of_all(np.asarray(source)))
+        return self._receive(tree, senders[self._row()])
 
     @verb_of_axis
     def permute_one_of(
@@ -134,10 +146,17 @@ class SimulatedCommunicator(AxisCommunicator):
         """See :class:`djax.Communicator`."""
         # One gather serves all permutations; a `lax.switch` would compile each of them.
         table = _common.check_permutations(sources, self.size)
-        return self._receive(tree, jnp.asarray(table)[index, self.rank()])
+        senders = jnp.asarray(self._of_all(table))
+        return self._receive(tree, senders[index, self._row()])
+
+    def _row(self) -> jax.Array:
+        """This worker's index among all workers."""
+        return jax.lax.axis_index(self.axis_name)
 
     def _receive(self, tree: PyTree, sender: jax.Array) -> PyTree:
-        """Returns the tree of the worker with the rank `sender`, `int32[]`.
+        """Returns the tree of the worker in the row `sender`, `int32[]`.
+
+        With several rows, `int32[...]`, the leaves have their axes in front.
 
         `jax.lax.ppermute` would ask under `vmap` whether each index is in range, and
         replace the other entries in one more pass over the arrays.
@@ -168,12 +187,52 @@ class SimulatedCommunicator(AxisCommunicator):
             total = jnp.tensordot(weights, everyones, axes=1, precision="highest")
             return (total / self.size).astype(jnp.result_type(x))
 
-        return jax.tree.map(mean, tree)
+        def mean_of_circle(x):
+            circles = self._circles(promote(x))
+            ones = jnp.ones(circles.shape[:2], circles.dtype)
+            totals = jnp.einsum("cs,cs...->c...", ones, circles, precision="highest")
+            total = totals.at[self._place()[0]].get(mode="promise_in_bounds")
+            return (total / self.size).astype(jnp.result_type(x))
+
+        return jax.tree.map(mean if self.level is None else mean_of_circle, tree)
+
+    def _circles(self, x: jax.Array) -> jax.Array:
+        """`[circles, size, ...]`, the arrays of all workers, without an axis of `vmap`.
+
+        In simulation, groups consist of neighbouring ranks.
+        """
+        assert self.level is not None
+        everyones = jax.lax.all_gather(x, self.axis_name)
+        circles, size = self.level.table.shape
+        if self.level.name == "local":
+            return everyones.reshape(circles, size, *x.shape)
+        return everyones.reshape(size, circles, *x.shape).swapaxes(0, 1)
+
+    def _place(self) -> tuple[jax.Array, jax.Array]:
+        """This worker's circle, and its rank in the circle."""
+        assert self.level is not None
+        tables = self.level.circle_of, self.level.place_of
+        circle, place = (jnp.asarray(table)[self._row()] for table in tables)
+        return circle, place
 
     @verb_of_axis
     def broadcast(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
+        if self.level is not None:
+            return self._receive(tree, self._members()[0])
         return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name)[0], tree)
+
+    @verb_of_axis
+    def all_gather(self, tree: PyTree) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        if self.level is not None:
+            return self._receive(tree, self._members())
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name), tree)
+
+    def _members(self) -> jax.Array:
+        """`int32[size]`, the rows of the workers of this worker's circle."""
+        assert self.level is not None
+        return jnp.asarray(self.level.table)[self._place()[0]]
 
     def combine(self, tree: PyTree, weights: jax.Array) -> PyTree:
         """Returns a weighted sum of the trees of all workers, in float32 or wider.
@@ -192,7 +251,15 @@ class SimulatedCommunicator(AxisCommunicator):
             mine = weights.astype(everyones.dtype)
             return jnp.tensordot(mine, everyones, axes=1, precision="highest")
 
-        return jax.tree.map(of_leaf, tree)
+        def of_circle(x):
+            circles = self._circles(promote(x))
+            matrices = self._circles(weights.astype(circles.dtype))
+            sums = jnp.einsum(
+                "cij,cj...->ci...", matrices, circles, precision="highest"
+            )
+            return sums.at[self._place()].get(mode="promise_in_bounds")
+
+        return jax.tree.map(of_leaf if self.level is None else of_circle, tree)
 
     def spmd(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """See :class:`djax.Communicator`."""
@@ -200,8 +267,8 @@ class SimulatedCommunicator(AxisCommunicator):
 
         @functools.wraps(fn)
         def all_workers(*args, **kwargs):
-            check_leading_axis("spmd", args, self.size, kwargs)
-            program = jax.vmap(fn, axis_name=self.axis_name, axis_size=self.size)
+            check_leading_axis("spmd", args, self.rows, kwargs)
+            program = jax.vmap(fn, axis_name=self.axis_name, axis_size=self.rows)
             with lockstep():
                 return program(*args, **kwargs)
 
@@ -209,4 +276,12 @@ class SimulatedCommunicator(AxisCommunicator):
 
     def gather(self, values: Sequence[Any]) -> list[Any]:
         """See :class:`djax.Communicator`."""
-        return _common.check_one_each("gather", values, self.size)
+        return _common.check_one_each("gather", values, self.rows)
+
+    def hosts(self) -> NoReturn:
+        """Raises ValueError, since simulated workers have no hosts."""
+        raise ValueError(
+            'grouped: by="node" asks on which hosts the workers are, but all workers '
+            f"of {self!r} share one device; pass a group_size, such as "
+            f"grouped({self!r}, 4)."
+        )

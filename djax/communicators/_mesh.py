@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -11,9 +12,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from djax._arrays.checks import check_leading_axis
+from djax._arrays.checks import check_averageable, check_leading_axis
 from djax._arrays.divided import dividing
 from djax._arrays.keys import is_key
+from djax._arrays.precision import promote
 from djax._interfaces import PyTree
 from djax._mechanism.agreement import differences
 from djax._transformations import lockstep
@@ -45,7 +47,7 @@ class MeshCommunicator(AxisCommunicator):
     shares_device: ClassVar[bool] = False
 
     def __repr__(self) -> str:
-        if not self.has_large_workers:
+        if not self.has_large_workers or self.level is not None:
             return super().__repr__()
         shape = ", ".join(f"{name}: {n}" for name, n in self.mesh.shape.items())
         return f"{super().__repr__()[:-1]}, mesh=({shape}))"
@@ -59,12 +61,12 @@ class MeshCommunicator(AxisCommunicator):
     def _devices_by_worker(self) -> np.ndarray:
         """The devices, `[size, devices of a worker]`."""
         axis = self.mesh.axis_names.index(self.axis_name)
-        return np.moveaxis(self.mesh.devices, axis, 0).reshape(self.size, -1)
+        return np.moveaxis(self.mesh.devices, axis, 0).reshape(self.rows, -1)
 
     @property
     def has_large_workers(self) -> bool:
         """Whether a worker has several devices."""
-        return self.mesh.size > self.size
+        return self.mesh.size > self.rows
 
     @property
     def local_ranks(self) -> Sequence[int]:
@@ -99,6 +101,25 @@ class MeshCommunicator(AxisCommunicator):
         return jax.lax.switch(jnp.asarray(which)[index], branches, tree)
 
     @verb_of_axis
+    def mean(self, tree: PyTree) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        check_averageable("mean", tree)
+        if self.size == 1:  # XLA refuses a sum of one if other axes are not manual.
+            return jax.tree.map(jnp.asarray, tree)
+
+        def mean(x):
+            total = jax.lax.psum(promote(x), self.axis_name, **self._circles)
+            return (total / self.size).astype(jnp.result_type(x))
+
+        return jax.tree.map(mean, tree)
+
+    @property
+    def _circles(self) -> dict[str, Any]:
+        """Which workers JAX's collectives connect, if not all."""
+        circles = None if self.level is None else self.level.circles
+        return {"axis_index_groups": circles}
+
+    @verb_of_axis
     def broadcast(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
         if self.size == 1:
@@ -113,9 +134,17 @@ class MeshCommunicator(AxisCommunicator):
             x = jnp.asarray(x)
             bits = _as_integers(x)
             mine = jnp.where(self.rank() == 0, bits, jnp.zeros_like(bits))
-            return _from_integers(jax.lax.psum(mine, self.axis_name), x.dtype)
+            total = jax.lax.psum(mine, self.axis_name, **self._circles)
+            return _from_integers(total, x.dtype)
 
         return jax.tree.map(of_leaf, tree)
+
+    @verb_of_axis
+    def all_gather(self, tree: PyTree) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        return jax.tree.map(
+            lambda x: jax.lax.all_gather(x, self.axis_name, **self._circles), tree
+        )
 
     def agreed(self, value: ArrayLike) -> ArrayLike:
         """See :class:`djax.Communicator`."""
@@ -144,7 +173,7 @@ class MeshCommunicator(AxisCommunicator):
 
         @functools.wraps(fn)
         def all_workers(*args, **kwargs):
-            check_leading_axis("spmd", args, self.size, kwargs)
+            check_leading_axis("spmd", args, self.rows, kwargs)
             with lockstep():
                 return program(args, kwargs)
 
@@ -161,7 +190,15 @@ class MeshCommunicator(AxisCommunicator):
         everyones = gather_from_processes(self, values)
         for process, theirs in zip(_processes_of(self), everyones, strict=True):
             found = dict(zip(self._ranks_in(process), theirs, strict=True)) | found
-        return [found[rank] for rank in range(self.size)]
+        return [found[rank] for rank in range(self.rows)]
+
+    def hosts(self) -> list[tuple[str, str]]:
+        """The name of the host of each worker's first device.
+
+        All processes with devices of the mesh have to call this function together.
+        """
+        name = socket.gethostname()
+        return [(host, host) for host in self.gather([name] * len(self.local_ranks))]
 
     def compare_starts(self, name: str, facts: dict[str, Any], after: PyTree) -> None:
         """See :class:`djax.Communicator`; processes compare when they trace `init`."""

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from djax._transformations import lockstep
 from djax.transport import Watchdog, exchange
 
 from . import _background, _common, _compare
+from ._grouped import Level
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class MPICommunicator:
       message_dtype: see :class:`djax.Communicator`.
       rounding_seed: see :class:`djax.Communicator`.
       watchdog: says which message this rank waits for; None if nothing does.
+      level: says which ranks exchange messages, if this is one of the communicators of
+        :func:`djax.communicators.grouped`. `host_comm` then has all ranks.
     """
 
     comm: MPI.Comm
@@ -49,12 +52,12 @@ class MPICommunicator:
     message_dtype: str | None = None
     rounding_seed: int | None = None
     watchdog: Watchdog | None = None
+    level: Level | None = None
 
     drop_probability: ClassVar[float] = 0.0
     shares_device: ClassVar[bool] = False
     sharding: ClassVar[None] = None
     rows: ClassVar[int] = 1
-    name: ClassVar[str] = "workers"
 
     @property
     def size(self) -> int:
@@ -62,9 +65,44 @@ class MPICommunicator:
         return self.comm.Get_size()
 
     @property
+    def whole(self) -> Any:
+        """See :class:`djax.Communicator`."""
+        return self if self.level is None else self.level.whole
+
+    @property
+    def name(self) -> str:
+        """See :class:`djax.Communicator`."""
+        return "workers" if self.level is None else self.level.name
+
+    @property
     def local_ranks(self) -> Sequence[int]:
         """The rank of this process, alone."""
-        return [self.comm.Get_rank()]
+        return [self.host_comm.Get_rank()]
+
+    def hosts(self) -> list[tuple[str, int]]:
+        """The host of each rank: its name, and its lowest rank.
+
+        All ranks have to call this function.
+        """
+        node = self.host_comm.Split_type(MPI.COMM_TYPE_SHARED)
+        lowest = node.bcast(self.host_comm.Get_rank())
+        node.Free()
+        return self.host_comm.allgather((MPI.Get_processor_name(), lowest))
+
+    def at_level(self, level: Level) -> Self:
+        """Returns the communicator of one of two levels of groups.
+
+        All ranks have to call this function.
+
+        Args:
+          level: see :func:`djax.communicators.grouped`.
+        """
+        rank = self.host_comm.Get_rank()
+        circle, place = int(level.circle_of[rank]), int(level.place_of[rank])
+        comm, background = (self.host_comm.Split(circle, place) for _ in range(2))
+        return dataclasses.replace(
+            self, comm=comm, background_comm=background, level=level
+        )
 
     def rank(self) -> int:
         """See :class:`djax.Communicator`."""
@@ -194,6 +232,13 @@ class MPICommunicator:
             {0} if self.rank() else self._others,
             tree,
             lambda x: mpi4jax.bcast(x, 0, comm=self._comm),
+        )
+
+    @accounted
+    def all_gather(self, tree: PyTree) -> PyTree:
+        """See :class:`djax.Communicator`."""
+        return exchange(
+            tree, lambda x: mpi4jax.allgather(x, comm=self._comm), copies=self.size
         )
 
     def agreed(self, value: ArrayLike) -> ArrayLike:

@@ -22,6 +22,7 @@ from ._quasi_global import (
     quasi_global_adam,
     quasi_global_momentum,
 )
+from ._sharded import sharded
 from ._sparse import SparseState, sparse
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "prox_skip",
     "quasi_global_adam",
     "quasi_global_momentum",
+    "sharded",
     "sparse",
 ]
 __dir__ = __all__.copy  # For dir() and completion.

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from djax._arguments import of_the_run
 from djax._interfaces import Communicator, PyTree
 from djax.communicators import gather_from_processes
 
@@ -130,7 +131,8 @@ class Checkpointer:
         lazy: bool = False,
     ):
         """Opens the folder, and finds the step from which to continue."""
-        self._options, self._communicator = options, communicator
+        self._options = options
+        self._communicator = of_the_run("Checkpointer", communicator)
         settings = {name: str(getattr(jax.config, name)) for name in _SETTINGS}
         self._identity = {**(identity or {}), **options.identity, **settings}
         self._together, self._saved = together, time.monotonic()

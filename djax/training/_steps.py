@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from djax._arguments import check_choice, check_communicator, check_flags
+from djax._arguments import check_choice, check_flags, of_the_run
 from djax._arrays.checks import check_arrays, check_leading_axis
 from djax._arrays.finite import all_finite
 from djax._checking.check import check as check_optimizer
@@ -61,7 +61,7 @@ def init_workers(
       ValueError: if a leaf has no leading axis of local workers.
     """
     optimizer = as_transformation("init_workers", optimizer)
-    check_communicator("init_workers", communicator)
+    communicator = of_the_run("init_workers", communicator)
     check_arrays("init_workers", params, modules=False)
     check_arrays("init_workers", model_state)
 
@@ -160,7 +160,7 @@ def make_steps(
     check_choice("nonfinite", nonfinite, NonFinite)
     check_flags("make_steps", dispatch=dispatch)
     optimizer = as_transformation("make_steps", optimizer)
-    check_communicator("make_steps", communicator)
+    communicator = of_the_run("make_steps", communicator)
     check_signature("make_steps", gradient_fn)
     if not dispatch:
         make = scanned

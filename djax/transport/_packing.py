@@ -95,7 +95,11 @@ def count_bytes(leaves: Sequence[Any]) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def exchange(tree: PyTree, transfer: Callable[[jax.Array], jax.Array]) -> PyTree:
+def exchange(
+    tree: PyTree,
+    transfer: Callable[[jax.Array], jax.Array],
+    copies: int | None = None,
+) -> PyTree:
     """Sends a tree of arrays through a function that carries one message.
 
     Args:
@@ -103,13 +107,18 @@ def exchange(tree: PyTree, transfer: Callable[[jax.Array], jax.Array]) -> PyTree
       transfer: a function that sends a one-dimensional array and returns the received
         one, of the same shape and dtype. The array has at most `MAX_COUNT` elements,
         of a dtype that MPI knows.
+      copies: if not None, `transfer` returns this number of arrays along a leading
+        axis, and so does this function.
 
     Returns:
       The received tree, with the same structure, shapes and dtypes.
     """
     tree = jax.tree.map(jnp.asarray, tree)
     packing = Packing(tree)
-    return packing.unpack([_send(x.ravel(), transfer) for x in packing.pack(tree)])
+    unpack = packing.unpack
+    if copies is not None:
+        unpack = jax.vmap(packing.unpack, axis_size=copies)
+    return unpack([_send(x.ravel(), transfer) for x in packing.pack(tree)])
 
 
 def _send(flat: jax.Array, transfer: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -122,7 +131,7 @@ def _send(flat: jax.Array, transfer: Callable[[jax.Array], jax.Array]) -> jax.Ar
     else:
         starts = range(0, flat.size, MAX_COUNT)
         chunks = [transfer(flat[start : start + MAX_COUNT]) for start in starts]
-        received = jnp.concatenate(chunks)
+        received = jnp.concatenate(chunks, axis=-1)
     if received.dtype == dtype:
         return received
     return jax.lax.bitcast_convert_type(received, dtype)
