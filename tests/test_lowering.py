@@ -68,6 +68,20 @@ def test_a_step_of_workers_with_two_devices(name):
     assert "func.func public @main" in for_cuda(optimizer, communicator)
 
 
+@each_place
+@pytest.mark.parametrize("name", ["gossip", "power_gossip"])
+def test_a_step_of_groups(where, name):
+    communicator = where(SIZE)
+    local, across = communicators.grouped(communicator, 2)
+    mechanism = conformance.make(name, topologies.ring(2), across)
+    optimizer = optax.chain(
+        djax.on_updates(djax.all_reduce(local)),
+        optax.sgd(0.1),
+        djax.sharded(mechanism, local),
+    )
+    assert "func.func public @main" in for_cuda(optimizer, communicator)
+
+
 @pytest.mark.parametrize("code", CODES)
 def test_a_message_of_every_code(code):
     communicator = communicators.simulated(SIZE)

@@ -80,6 +80,29 @@ print(f"counted {int(items)} {int(messages)}", flush=True)
         assert f"counted {sum(sent)} {len(sent)}" in log
 
 
+def test_ranks_of_a_node_are_a_group():
+    """MPICH makes two nodes of one, to which the ranks belong in turn."""
+    program = """
+import jax.numpy as jnp
+import djax
+communicator = djax.communicators.mpi()
+try:
+    local, across = djax.communicators.grouped(communicator, by="node")
+except ValueError as error:
+    print(error, flush=True)
+else:
+    values = local.all_gather(jnp.int32(communicator.rank())).tolist()
+    print(values, across.rank(), flush=True)
+"""
+    node = {"MPIR_CVAR_NUM_CLIQUES": "2"}
+    result = mpirun(4, "-c", program, timeout=60, **node)
+    assert result.returncode == 0, result.stderr
+    for line in ("[0, 2] 0", "[1, 3] 1"):
+        assert result.stdout.count(line) == 2
+    result = mpirun(3, "-c", program, timeout=60, **node)
+    assert result.stdout.count("has 2 workers") == 3
+
+
 def test_an_exception_on_one_rank_ends_all():
     program = """
 import djax

@@ -55,3 +55,18 @@ def check_level(mechanism: str, communicator: Communicator) -> None:
             "second communicator that the same call of djax.communicators.grouped "
             "returns."
         )
+
+
+def check_whole(optimizer: str) -> None:
+    """Raises ValueError within :func:`sharing_out`.
+
+    Args:
+      optimizer: the name of the optimizer that is initialized, which divides by the
+        norm of a whole model.
+    """
+    if _LOCAL.get() is not None:
+        raise ValueError(
+            f"sharded: {optimizer} divides by the norm of the whole model, which no "
+            f"share has. Put sharded inside, as in {optimizer}(..., "
+            "sharded(mechanism, local))."
+        )

@@ -126,25 +126,21 @@ class MeshCommunicator(AxisCommunicator):
             return jax.tree.map(jnp.asarray, tree)
 
         # A sum in which all other workers' terms are zero needs no memory for the
-        # arrays of all workers. Integers keep every bit, those of NaNs, too.
-        def of_leaf(x):
-            if is_key(x):
-                data = of_leaf(jax.random.key_data(x))
-                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-            x = jnp.asarray(x)
-            bits = _as_integers(x)
+        # arrays of all workers.
+        def first(bits):
             mine = jnp.where(self.rank() == 0, bits, jnp.zeros_like(bits))
-            total = jax.lax.psum(mine, self.axis_name, **self._circles)
-            return _from_integers(total, x.dtype)
+            return jax.lax.psum(mine, self.axis_name, **self._circles)
 
-        return jax.tree.map(of_leaf, tree)
+        return jax.tree.map(functools.partial(_as_bits, first), tree)
 
     @verb_of_axis
     def all_gather(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
-        return jax.tree.map(
-            lambda x: jax.lax.all_gather(x, self.axis_name, **self._circles), tree
-        )
+
+        def everyones(bits):
+            return jax.lax.all_gather(bits, self.axis_name, **self._circles)
+
+        return jax.tree.map(functools.partial(_as_bits, everyones), tree)
 
     def agreed(self, value: ArrayLike) -> ArrayLike:
         """See :class:`djax.Communicator`."""
@@ -268,12 +264,26 @@ def make_mesh(
     return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
+def _as_bits(exchange: Callable[[jax.Array], jax.Array], x: Any) -> jax.Array:
+    """Exchanges an array as integers, which keep every bit, those of NaNs, too.
+
+    Args:
+      exchange: takes an array of integers, and may return it with more leading axes.
+      x: an array of any dtype, or of typed PRNG keys.
+    """
+    if is_key(x):
+        data = _as_bits(exchange, jax.random.key_data(x))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    x = jnp.asarray(x)
+    return _from_integers(exchange(_as_integers(x)), x.dtype)
+
+
 def _as_integers(x: jax.Array) -> jax.Array:
     """Returns the bits of an array as unsigned integers that can be added."""
     if jnp.issubdtype(x.dtype, jnp.bool_):
         return x.astype(jnp.uint8)
     if jnp.iscomplexobj(x):
-        return _as_integers(jnp.stack([x.real, x.imag]))
+        return _as_integers(jnp.stack([x.real, x.imag], axis=-1))
     if jnp.issubdtype(x.dtype, jnp.integer):
         return x
     return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
@@ -284,8 +294,8 @@ def _from_integers(bits: jax.Array, dtype: Any) -> jax.Array:
     if jnp.issubdtype(dtype, jnp.bool_):
         return bits.astype(bool)
     if jnp.issubdtype(dtype, jnp.complexfloating):
-        real, imaginary = _from_integers(bits, jnp.finfo(dtype).dtype)
-        return jax.lax.complex(real, imaginary)
+        both = _from_integers(bits, jnp.finfo(dtype).dtype)
+        return jax.lax.complex(both[..., 0], both[..., 1])
     if jnp.issubdtype(dtype, jnp.integer):
         return bits
     return jax.lax.bitcast_convert_type(bits, dtype)

@@ -27,7 +27,7 @@ from . import _background, _common, _compare
 from ._grouped import Level
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MPICommunicator:
     """Each rank of an MPI communicator is one worker.
 
@@ -58,6 +58,15 @@ class MPICommunicator:
     shares_device: ClassVar[bool] = False
     sharding: ClassVar[None] = None
     rows: ClassVar[int] = 1
+
+    def __repr__(self) -> str:
+        if self.level is not None:
+            return f"{self.level.name}({self.size} of {self.level.whole!r})"
+        options = dict(
+            message_dtype=self.message_dtype, rounding_seed=self.rounding_seed
+        )
+        shown = [f", {name}={x!r}" for name, x in options.items() if x is not None]
+        return f"mpi({self.size} ranks{''.join(shown)})"
 
     @property
     def size(self) -> int:

@@ -40,6 +40,7 @@ from djax._interfaces import PyTree
 from djax._learning_rate import SMALLEST_LEARNING_RATE, check_learning_rate, rate_at
 from djax._mechanism.adapter import wrap
 from djax._mechanism.agreement import around
+from djax._mechanism.levels import check_whole
 from djax._mechanism.refusals import refuse
 from djax._mechanism.states import check_state
 from djax._mechanism.value import Mechanism, parts_of
@@ -217,7 +218,8 @@ def quasi_global_adam(
       TypeError: if a parameter is complex, for which the algorithm is not defined;
         `init` raises it.
       ValueError: if the learning rate is negative or not finite, or the mechanism
-        overlaps.
+        overlaps; in `init` inside of :func:`djax.sharded`, which has to be around the
+        mechanism, since a share does not know the norm.
 
     Examples:
       >>> import djax
@@ -263,6 +265,7 @@ def quasi_global_adam(
         direction,
         fed,
         real=True,
+        by_norm=True,
         moves_mean=True,  # Each worker divides its steps by a norm of its own.
     )
 
@@ -277,6 +280,7 @@ def _fed_by_averages(
     *,
     overlap: bool = False,
     real: bool = False,
+    by_norm: bool = False,
     moves_mean: bool = False,
 ) -> Mechanism:
     """Makes an optimizer whose buffers follow the changes of the averaged model.
@@ -294,6 +298,7 @@ def _fed_by_averages(
         least `SMALLEST_LEARNING_RATE`.
       overlap: whether the parameters are averaged before this step's gradients.
       real: whether the parameters must be real numbers.
+      by_norm: whether the buffers need the norm of all parameters of the model.
       moves_mean: whether the mean of the workers' models may move without gradients.
     """
     mechanism = as_transformation(name, mechanism)
@@ -305,6 +310,8 @@ def _fed_by_averages(
         check_params(name, params)
         if real:
             check_real(name, params)
+        if by_norm:
+            check_whole(name)
         zeros = [jax.tree.map(jnp.zeros_like, params) for _ in fields]
         with around(f"{name}({{}})"):
             return kind(*zeros, jnp.zeros((), jnp.int32), mechanism.init(params))

@@ -126,21 +126,23 @@ def sharded(mechanism: optax.GradientTransformation, local: Communicator) -> Mec
     )
 
 
-def _cut(x: Any) -> tuple[int, tuple[int, ...]]:
-    """The axis along which a leaf is cut, and the shape that it has before."""
+def _cut(x: Any, members: int) -> tuple[tuple[int, ...], int, int]:
+    """How a leaf is cut: its shape, where scalars are vectors of one entry; the axis
+    along which it is cut; and the length of a share along this axis.
+    """
     shape = np.shape(x) or (1,)
-    return int(np.argmax(shape)), shape
+    axis = int(np.argmax(shape))
+    return shape, axis, -(-shape[axis] // members)
 
 
 def _share(tree: PyTree, local: Communicator) -> PyTree:
     """Returns this member's share of each leaf."""
 
     def of_leaf(x):
-        axis, shape = _cut(x)
-        length = -(-shape[axis] // local.size)
+        shape, axis, length = _cut(x, local.size)
         missing = length * local.size - shape[axis]
         widths = [(0, missing * (i == axis)) for i in range(len(shape))]
-        whole = jnp.pad(jnp.reshape(x, shape), widths) if missing else x
+        whole = jnp.pad(jnp.reshape(x, shape), widths)
         start = local.rank() * length
         return jax.lax.dynamic_slice_in_dim(whole, start, length, axis)
 
@@ -151,9 +153,9 @@ def _collect(share: PyTree, like: PyTree, local: Communicator) -> PyTree:
     """Puts the shares of all members together, in the shapes of `like`."""
 
     def of_leaf(shares, x):
-        axis, shape = _cut(x)
-        moved = jnp.moveaxis(shares, 0, axis)
-        whole = moved.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+        shape, axis, length = _cut(x, local.size)
+        padded = (*shape[:axis], length * local.size, *shape[axis + 1 :])
+        whole = jnp.moveaxis(shares, 0, axis).reshape(padded)
         whole = jax.lax.slice_in_dim(whole, 0, shape[axis], axis=axis)
         return whole.reshape(np.shape(x))
 
