@@ -18,7 +18,7 @@ processes of MPI.
   :func:`dcd`, :func:`ecd`,
 * corrections, which wrap any mechanism: :func:`d2`, :func:`gradient_tracking`,
   :func:`every`, :func:`sparse`, :func:`interleave`, :func:`on_updates`, :func:`only`,
-  :func:`per_shard`;
+  :func:`per_shard`, and :func:`sharded` between groups of workers;
   for the local steps between two averagings :func:`led`, :func:`k_gt`,
   :func:`prox_skip`,
 * outer optimizers, which average rarely, over any mechanism: :func:`outer`, and by
