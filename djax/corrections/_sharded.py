@@ -15,17 +15,13 @@ place of other groups, and then the members of a group collect the shares of eac
 All links between groups are used, and each carries a g-th of a model.
 """
 
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from djax._arguments import check_communicator
 from djax._arrays.checks import check_params
+from djax._arrays.shares import collect_shares, own_share
 from djax._calls import by_its_call
-from djax._interfaces import Communicator, PyTree
+from djax._interfaces import Communicator
 from djax._mechanism.adapter import wrap
 from djax._mechanism.agreement import around
 from djax._mechanism.levels import sharing_out
@@ -111,52 +107,16 @@ def sharded(mechanism: optax.GradientTransformation, local: Communicator) -> Mec
     def init(params):
         check_params("sharded", params)
         with around("sharded({}, local)"), sharing_out(local):
-            return mechanism.init(_share(params, local))
+            return mechanism.init(own_share(params, local))
 
     def update(updates, state, params=None, **extra_args):
-        mine = None if params is None else _share(params, local)
+        mine = None if params is None else own_share(params, local)
         share, state = mechanism.update(
-            _share(updates, local), state, mine, **extra_args
+            own_share(updates, local), state, mine, **extra_args
         )
-        return _collect(share, updates, local), state
+        return collect_shares(share, updates, local), state
 
     own = Part("sharded", None, {}, conditions={"equal_within": local})
     return wrap(
         *("sharded", mechanism, init, update), parts=[own, *parts_of(mechanism)]
     )
-
-
-def _cut(x: Any, members: int) -> tuple[tuple[int, ...], int, int]:
-    """How a leaf is cut: its shape, where scalars are vectors of one entry; the axis
-    along which it is cut; and the length of a share along this axis.
-    """
-    shape = np.shape(x) or (1,)
-    axis = int(np.argmax(shape))
-    return shape, axis, -(-shape[axis] // members)
-
-
-def _share(tree: PyTree, local: Communicator) -> PyTree:
-    """Returns this member's share of each leaf."""
-
-    def of_leaf(x):
-        shape, axis, length = _cut(x, local.size)
-        missing = length * local.size - shape[axis]
-        widths = [(0, missing * (i == axis)) for i in range(len(shape))]
-        whole = jnp.pad(jnp.reshape(x, shape), widths)
-        start = local.rank() * length
-        return jax.lax.dynamic_slice_in_dim(whole, start, length, axis)
-
-    return jax.tree.map(of_leaf, tree)
-
-
-def _collect(share: PyTree, like: PyTree, local: Communicator) -> PyTree:
-    """Puts the shares of all members together, in the shapes of `like`."""
-
-    def of_leaf(shares, x):
-        shape, axis, length = _cut(x, local.size)
-        padded = (*shape[:axis], length * local.size, *shape[axis + 1 :])
-        whole = jnp.moveaxis(shares, 0, axis).reshape(padded)
-        whole = jax.lax.slice_in_dim(whole, 0, shape[axis], axis=axis)
-        return whole.reshape(np.shape(x))
-
-    return jax.tree.map(of_leaf, local.all_gather(share), like)

@@ -100,8 +100,15 @@ class Averager:
         """Notes what this worker does next; others report it if the worker is lost."""
         self._phase, self._since = phase, time.monotonic()
 
-    def check(self) -> None:
-        """Raises the error that has ended the averaging thread, if any."""
+    def check(self, wait: bool = False) -> None:
+        """Raises the error that has ended the averaging thread, if any.
+
+        Args:
+          wait: whether to wait for the end of the thread, since it ends on another
+            member of the group.
+        """
+        if wait:
+            self._over.wait(self._settings.timeout)
         if self.error is not None:
             self._noticed.set()
             raise self.error
@@ -138,7 +145,6 @@ class Averager:
                 self._served.wait_for(
                     lambda: self._served_until >= finished or self._over.is_set()
                 )
-        self.check()
 
     def finish(self) -> Result:
         """Averages on request until all workers are done; returns the result."""

@@ -34,10 +34,16 @@ class Gradient:
         """Compiles `gradient_fn`; returns the shapes and dtypes of a gradient."""
         if not self._jit:
             return params
-        program = _make_program(self._fn)
-        lowered = program.lower(params, model_state, *self.batch(0))
-        self._program = lowered.compile()
-        return lowered.out_info[0]
+        program, arguments = _make_program(self._fn), self.batch(0)
+        traced = program.trace(params, model_state, *arguments)
+        if traced.jaxpr.effects:
+            # JAX cannot call a compiled program twice that exchanges messages. A call
+            # whose results are not used compiles it.
+            self._program = program
+            jax.block_until_ready(program(params, model_state, *arguments))
+        else:
+            self._program = traced.lower().compile()
+        return traced.out_info[0]
 
     def batch(self, turn: int) -> tuple[PyTree, np.int32]:
         """Returns a gradient's batch as an epoch, on the device, and a step in it."""

@@ -21,7 +21,6 @@ from djax._arrays.checks import check_leading_axis
 from djax._interfaces import Communicator, PyTree
 from djax.topologies import Topology
 from djax.training import (
-    Checkpointer,
     Checkpoints,
     GradientFn,
     NonFinite,
@@ -34,6 +33,7 @@ from ..algorithms import Asked, EventTransformation, other_rates
 from ..simulator import OwnBatches
 from ._averager import Averager, WorkerSnapshot
 from ._gradient import Gradient
+from ._groups import Alone, Group, check_group
 from ._identity import describe_arrays, identify
 from ._members import START_PATIENCE, Members, WorkerLost
 from ._model import Model
@@ -54,10 +54,12 @@ class Outcome(NamedTuple):
     Attributes:
       params: the mean of all workers' models, equal on all workers, with a leading axis
         of 1.
-      workers: this worker's model, state and model state, with a leading axis of 1.
+      workers: this worker's model, state and model state, with a leading axis of 1. If
+        workers are groups, the state belongs to the share of this member.
       metrics: metrics of this worker's gradients, `[1, gradients, ...]`.
       snapshots: this worker's snapshots during the run, if they were kept.
-      report: what all workers did, equal on all workers.
+      report: what all workers did, equal on all workers. If workers are groups, it has
+        the averagings of the first members.
       unsaved: one line for each checkpoint of this worker that could not be written.
     """
 
@@ -77,6 +79,7 @@ def run(
     topology: Topology,
     params: PyTree,
     *,
+    local: Communicator | None = None,
     gradients: int | None = None,
     seconds: float | None = None,
     rate: Any = 1.0,
@@ -115,10 +118,18 @@ def run(
         :func:`djax.training.make_steps`.
       batches: `epoch -> tree` with leaves `[1, steps, ...]`, this worker's data of the
         epochs 0, 1, ... All epochs have the same number of steps.
-      communicator: the communicator, made by :func:`djax.communicators.mpi`.
+      communicator: the communicator, made by :func:`djax.communicators.mpi`; with
+        groups, the second one of :func:`djax.communicators.grouped`.
       topology: which workers are neighbours.
       params: the first model, with a leading axis of 1. All workers start from the
         model of rank 0.
+      local: the first communicator of :func:`djax.communicators.grouped`. A worker of
+        the graph is then a group of ranks, such as those of a node. The gradient of a
+        group is the mean of its members' gradients, for which they wait for each other.
+        Each member averages its own share of the model with the members at the same
+        place of other groups, at times of its own, so that all links between groups are
+        used. Optimizer and algorithm see shares alone, and have to treat each
+        coordinate by itself. If a rank is lost, the run ends.
       gradients: the run ends when all workers together have computed this many
         gradients. Gradients that are being computed then are still applied.
       seconds: the run ends after this time. If `gradients` is given too, the run ends
@@ -213,6 +224,7 @@ def run(
       Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Section 3.3 and
       Algorithm 1
     """
+    check_group(local, communicator, transport, keep_snapshots)
     comm = check_participants(algorithm, communicator, topology)
     settings = Settings(
         topology,
@@ -246,10 +258,15 @@ def run(
         "the arguments of asynchronous.run",
         [settings.common | {"params": describe_arrays(params)}],
     )
+    group = Alone(communicator)
+    if local is not None:
+        group = Group(local, communicator, params)
+    params, communicator = group.share(params), group.circle
+    comm = communicator.host_comm
     saver, unsaved = None, ()
     if checkpoints is not None:
         identity = identify(algorithm, settings, params, model_state)
-        saver = Checkpointer(checkpoints, communicator, identity, together=False)
+        saver = group.saver(checkpoints, identity)
     resume = checkpoints is not None and checkpoints.resume
     start = begin(
         algorithm, communicator, params, model_state, saver, gradients, resume
@@ -261,8 +278,10 @@ def run(
     members = Members(comm.rank, communicator.size, settings, carrier)
     members.own.gradients = start.finished
     averager = Averager(model, members, carrier, Record(start.finished), settings)
-    compute = Gradient(gradient_fn, stream, jit)
-    worker = Worker(compute, model, averager, members, nonfinite, saver, progress, stop)
+    compute = Gradient(group.together(gradient_fn), stream, jit)
+    worker = Worker(
+        *(compute, model, averager, members, nonfinite, saver, progress, stop, group)
+    )
     try:
         averager.begin("compiling")
         model.compile(compute.compile(start.params, start.model_state))
@@ -284,13 +303,14 @@ def run(
         raise
     if members.lost:
         leave_alone(comm.rank)
-    mean = model.packing.unpack(result.mean)
+    mean = group.collect(model.packing.unpack(result.mean))
     own = Workers(*model.settle(), model_state)
+    own = own._replace(params=group.collect(own.params))
     return Outcome(
         jax.tree.map(lambda x: jnp.asarray(x)[None], mean),
         jax.tree.map(lambda x: x[None], own),
         metrics,
         averager.snapshots,
-        Report.of(settings, result.records, members.lost),
+        Report.of(settings, group.first(result.records), members.lost),
         unsaved,
     )

@@ -11,6 +11,7 @@ from djax.training import Checkpointer, NonFinite, NonFiniteError
 from .._finite import describe
 from ._averager import Averager
 from ._gradient import Gradient
+from ._groups import Alone
 from ._history import History
 from ._members import Members
 from ._model import Model
@@ -31,6 +32,7 @@ class Worker:
         number of gradients of all workers.
       stop: a function that is called after each gradient of this worker, and returns
         whether the run has to end now.
+      group: the members that compute each gradient together.
     """
 
     _compute: Gradient
@@ -41,6 +43,7 @@ class Worker:
     _saver: Checkpointer | None
     _progress: Callable[[int], object] | None
     _stop: Callable[[], bool] | None
+    _group: Alone
     _measured: History = field(default_factory=History)
 
     def train(self, model_state: PyTree) -> tuple[PyTree, PyTree]:
@@ -54,16 +57,30 @@ class Worker:
           djax.asynchronous.NonFiniteError: if a gradient or model is not finite, and
             `nonfinite` is "raise".
         """
-        while not self._averager.enough():
+        while self._goes_on(model_state):
             model_state = self._step(model_state)
             if self._progress is not None:
                 self._progress(self._members.gradients)
             if self._stop is not None and self._stop():
                 self._averager.stop()
-            if self._saver is not None and self._saver.due:
-                self._averager.begin("saving a checkpoint")
-                self.save(model_state)
         return model_state, self._measured.stacked()
+
+    def _goes_on(self, model_state: PyTree) -> bool:
+        """Whether the run goes on; saves this worker, if that is due.
+
+        The members of a group decide together, so that none waits for a gradient that
+        another one does not compute.
+        """
+        averager, saver = self._averager, self._saver
+        over, failed, due = self._group.any(
+            averager.enough(), averager.error is not None, saver and saver.due
+        )
+        if failed:
+            averager.check(wait=True)
+        if due and not over:
+            averager.begin("saving a checkpoint")
+            self.save(model_state)
+        return not over
 
     def _step(self, model_state: PyTree) -> PyTree:
         """Computes one gradient and applies it; returns the next model state."""
@@ -77,10 +94,9 @@ class Worker:
         params, before = model.snapshot(settled=averager.waits)
         grads, new_model_state, metrics = self._compute(params, model_state, *batch)
         self._measured.append(metrics)
-        averager.check()
         after = model.update(grads, self._members.gradients)
         averager.record.gradient(began, after - before)
-        finite = np.asarray(model.updated)
+        finite = ~self._group.any(*np.logical_not(model.updated))
         if not finite.all():
             averager.record.not_finite(number)
             if self._nonfinite == "raise":
@@ -99,4 +115,5 @@ class Worker:
         with self._model.lock:
             finished, (params, state) = self._model.time.finished, self._model.settle()
         tree = params, state, model_state
+        self._group.tidy(self._saver)
         self._saver.save(finished, tree, sorted(self._members.lost))
