@@ -124,8 +124,15 @@ class MPICommunicator:
 
     @property
     def _others(self) -> set[int]:
-        """The ranks of all other workers."""
+        """The ranks of the other workers of this communicator."""
         return set(range(self.size)) - {self.rank()}
+
+    def _among_all(self, ranks: set[int]) -> set[int]:
+        """Returns the ranks that workers of this communicator have in the run."""
+        if self.level is None:
+            return ranks
+        circle = self.level.table[self.level.circle_of[self.host_comm.Get_rank()]]
+        return {int(circle[rank]) for rank in ranks}
 
     def _exchange(
         self,
@@ -133,6 +140,7 @@ class MPICommunicator:
         peers: set[int],
         tree: PyTree,
         transfer: Callable[[jax.Array], jax.Array],
+        copies: int | None = None,
     ) -> PyTree:
         """Makes an exchange with `peers`, in such a way that the watchdog sees it.
 
@@ -140,18 +148,18 @@ class MPICommunicator:
         it afterwards; see :mod:`djax.transport._watchdog`.
         """
         if self.watchdog is None:
-            return exchange(tree, transfer)
-        what = describe_exchange(verb)
+            return exchange(tree, transfer, copies)
+        what, peers = describe_exchange(verb), self._among_all(peers)
         if trace_state_clean():
             with self._waiting(what, peers):
-                return jax.block_until_ready(exchange(tree, transfer))
+                return jax.block_until_ready(exchange(tree, transfer, copies))
         if background := _background.background.value:
             what += " in the background"
-        comm, me = self.watchdog.comms[background], self.rank()
+        comm, me = self.watchdog.comms[background], self.host_comm.Get_rank()
         tag = self.watchdog.tag(what, peers, background)
         unseen = jnp.zeros((), jnp.int32)
         mpi4jax.send(unseen, me, tag=tag, comm=comm)
-        received = exchange(tree, transfer)
+        received = exchange(tree, transfer, copies)
         mpi4jax.recv(unseen, me, tag=tag, comm=comm)
         return received
 
@@ -246,8 +254,12 @@ class MPICommunicator:
     @accounted
     def all_gather(self, tree: PyTree) -> PyTree:
         """See :class:`djax.Communicator`."""
-        return exchange(
-            tree, lambda x: mpi4jax.allgather(x, comm=self._comm), copies=self.size
+        return self._exchange(
+            "all_gather",
+            self._others,
+            tree,
+            lambda x: mpi4jax.allgather(x, comm=self._comm),
+            copies=self.size,
         )
 
     def agreed(self, value: ArrayLike) -> ArrayLike:
@@ -275,14 +287,14 @@ class MPICommunicator:
     def gather(self, values: Sequence[Any]) -> list[Any]:
         """See :class:`djax.Communicator`."""
         (value,) = _common.check_one_each("gather", values, 1)
-        with self._waiting("gather", self._others):
+        with self._waiting("gather", self.whole._others):
             return self.host_comm.allgather(value)
 
     def compare_starts(self, name: str, facts: dict[str, Any], after: PyTree) -> None:
         """See :class:`djax.Communicator`."""
 
         def compare():
-            with self._waiting(f"init of {name}", self._others):
+            with self._waiting(f"init of {name}", self.whole._others):
                 _compare.compare(self.host_comm, name, facts)
 
         if trace_state_clean():
