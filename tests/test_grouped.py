@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import djax
 from djax import communicators, testing, topologies
+from djax._arrays.shares import collect_shares, own_share
 from djax.communicators import _grouped, grouped
-from djax.corrections import _sharded
 
 GROUPS, MEMBERS = 4, 2
 SIZE = GROUPS * MEMBERS
@@ -412,8 +412,8 @@ def test_shares_put_together_are_the_whole(shape, members):
     x = jnp.arange(1.0, 1 + math.prod(shape)).reshape(shape)
 
     def worker(x):
-        share = _sharded._share(x, local)
-        return share, _sharded._collect(share, x, local)
+        share = own_share(x, local)
+        return share, collect_shares(share, x, local)
 
     copies = jnp.broadcast_to(x, (members, *shape))
     shares, collected = local.spmd(worker)(copies)

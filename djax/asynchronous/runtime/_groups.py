@@ -81,7 +81,7 @@ class Group(Alone):
         whole, place, self._number = across.host_comm, local.rank(), across.rank()
         self._host_comm = whole.Split(self._number, place)
         circle = whole.Split(place, self._number)
-        self.circle = dataclasses.replace(across, host_comm=circle, level=None)
+        self.circle = _by_itself(across, circle)
 
     def any(self, *flags: Any) -> np.ndarray:
         """See :class:`Alone`."""
@@ -123,9 +123,7 @@ class Group(Alone):
         """See :class:`Alone`; the members of a group continue from the same step."""
         folder = pathlib.Path(options.directory) / f"group_{self._number}"
         own, error = dataclasses.replace(options, directory=folder), ""
-        with_members = dataclasses.replace(
-            self._local, host_comm=self._host_comm, level=None
-        )
+        with_members = _by_itself(self._local, self._host_comm)
         try:
             saver = Checkpointer(own, with_members, identity)
         except CheckpointError as mistake:
@@ -138,6 +136,12 @@ class Group(Alone):
     def tidy(self, saver: Checkpointer) -> None:
         """See :class:`Alone`."""
         saver.agree()
+
+
+def _by_itself(level: Any, host_comm: Any) -> Any:
+    """Returns a level of groups as a communicator that knows of no other workers."""
+    # The watchdog counts the ranks of all workers.
+    return dataclasses.replace(level, host_comm=host_comm, level=None, watchdog=None)
 
 
 @functools.lru_cache(maxsize=8)
