@@ -30,7 +30,7 @@ import tyro
 
 from djax import communicators, data
 from djax.training import CheckpointError
-from djax.transport import GUARD
+from djax.transport import GUARD, launch_command
 
 from .lib import errors, options, processes, report, signals, trainer
 from .lib.config import Config, command_line
@@ -181,7 +181,8 @@ def run_once(config: Config) -> trainer.Job:
             with errors.one_line_errors(CheckpointError, OSError):
                 job = execute(run)
     except trainer.Stopped as stop:
-        end(stop.code, f"{stop}; {_how_to_go_on(config, stop.directory)}")
+        code = stop.code or config.saving.stopped_code
+        end(code, f"{stop}; {_how_to_go_on(config, stop.directory)}")
     except KeyboardInterrupt as stop:
         number = (*stop.args, signal.SIGINT)[0]
         # The first rank that exits ends the others; rank 0 may still write its files.
@@ -223,13 +224,11 @@ def _how_to_go_on(config: Config, directory: pathlib.Path | str | None) -> str:
         saved = pathlib.Path(directory).absolute()
         said, config = "to go on", config.replace(checkpoints=saved, resume=True)
     start = "python -m experiments.train"
-    if (size := communicators.launcher_size()) is not None:
-        start = f"mpirun -n {size} {start}"
+    if (launch := launch_command()) is not None:
         if GUARD in os.environ:
-            start = (
-                f"mpirun -disable-auto-cleanup -n {size} python -m djax.guard -m "
-                "experiments.train"
-            )
+            launch = launch.replace("mpirun", "mpirun -disable-auto-cleanup")
+            start = "python -m djax.guard -m experiments.train"
+        start = f"{launch} {start}"
     return f"{said}: {start} {command_line(config)}".rstrip()
 
 

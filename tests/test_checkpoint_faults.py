@@ -407,6 +407,7 @@ train.main(arguments)
         ("SIGINT", "--checkpoints {}/saved", 130, "Ctrl-C after step 22; to go on"),
         ("SIGINT", "", 130, "Ctrl-C after step 22; to go on"),
         ("SIGTERM", "", 0, "SIGTERM after step 22; to go on"),
+        ("SIGTERM", "--stopped-code 75", 75, "SIGTERM after step 22; to go on"),
         ("SIGINT", "--algorithm a2cid2", 130, "repeats a run; to start anew"),
         ("SIGTERM", "--algorithm a2cid2", 143, "repeats a run; to start anew"),
     ],
@@ -433,6 +434,16 @@ def test_a_signal_shows_what_there_is_and_how_to_go_on(
     if "a2cid2" not in options:
         expected = expected.replace(checkpoints=saved, resume=True)
     assert again == expected
+
+
+def test_under_srun_the_command_that_goes_on_begins_with_srun(monkeypatch, tmp_path):
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("PMIX_RANK", "0")
+    said = train._how_to_go_on(train.parse(["--seed", "3"]), tmp_path)
+    start = "to go on: srun --mpi=pmix -n 4 python -m experiments.train "
+    assert said == f"{start}--checkpoints {tmp_path} --resume --seed 3"
 
 
 @pytest.mark.xdist_group("mpi")

@@ -11,7 +11,7 @@ import pytest
 from launch import python
 
 import djax
-from djax import communicators, topologies
+from djax import communicators, topologies, transport
 from djax.transport import _launch, _packing
 
 SIZE = 4
@@ -228,11 +228,52 @@ def test_agreement():
     ],
 )
 def test_launchers_are_recognised(monkeypatch, environment, size):
-    for name in _launch._SIZES:
+    set_launcher(monkeypatch, environment)
+    assert communicators.launcher_size() == size
+
+
+def set_launcher(monkeypatch, environment):
+    """Sets the variables of one launcher, and removes those of all others."""
+    for name in (*_launch._SIZES, *_launch._RANKS, *_launch._MPIRUN, *_launch._PLUGINS):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert communicators.launcher_size() == size
+
+
+# What Slurm 22.05 sets in a task of srun, and in the script of a batch job.
+TASK = {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}
+BATCH = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}
+# srun starts one process of an mpirun on each of two nodes, and this one all others.
+PROXY = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "command", "rank"),
+    [
+        ({}, None, 0),
+        (BATCH, None, 0),
+        (TASK, "srun -n 4", 3),
+        (TASK | {"PMIX_RANK": "3"}, "srun --mpi=pmix -n 4", 3),
+        (TASK | {"PMI_RANK": "3", "PMI_SIZE": "4"}, "srun --mpi=pmi2 -n 4", 3),
+        ({"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "4"}, "mpirun -n 4", 3),
+        (
+            PROXY | {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "2"},
+            "mpirun -n 4",
+            3,
+        ),
+        (
+            PROXY
+            | {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}
+            | {"PMIX_RANK": "3"},
+            "mpirun -n 4",
+            3,
+        ),
+    ],
+)
+def test_the_launchers_command_is_known(monkeypatch, environment, command, rank):
+    set_launcher(monkeypatch, environment)
+    assert transport.launch_command() == command
+    assert communicators.launcher_rank() == rank
 
 
 class FakeNode:

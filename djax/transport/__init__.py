@@ -23,7 +23,13 @@ from ._end import (
     leave_alone,
 )
 from ._interface import Array, Message, Transport
-from ._launch import check_launcher, launcher_rank, launcher_size, share_node
+from ._launch import (
+    check_launcher,
+    launch_command,
+    launcher_rank,
+    launcher_size,
+    share_node,
+)
 from ._mpi import MPITransport
 from ._packing import Packing, aligned, as_bytes, count_bytes, count_messages, exchange
 from ._standing import watch_results, watchdog_seconds
@@ -54,6 +60,7 @@ __all__ = [
     "end_together",
     "exchange",
     "gather_objects",
+    "launch_command",
     "launcher_rank",
     "launcher_size",
     "leave_alone",

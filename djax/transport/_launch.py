@@ -16,6 +16,10 @@ import jax
 # Environment variables that the mpirun of Open MPI, the mpirun of MPICH, and srun set.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+# A variable that only the mpirun of Open MPI sets, and one that only MPICH's sets.
+_MPIRUN = {"OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"}
+# Variables by which srun's plugins for MPI are recognized.
+_PLUGINS = {"PMIX_RANK": "pmix", "PMI_RANK": "pmi2"}
 
 _BLOCK = 1 << 30  # Bytes of one allocation by which the heap is grown.
 _HUGE_PAGE = 1 << 21  # Size in bytes.
@@ -27,7 +31,8 @@ def launcher_size() -> int | None:
 
     The number is read from the environment that `mpirun` (of MPICH or Open MPI) and
     `srun` set, without starting MPI. A single task of Slurm does not count as a job,
-    since it may as well be an interactive shell.
+    since it may as well be an interactive shell. Neither does the script of a batch
+    job, although Slurm tells it how many tasks its commands `srun` will start.
 
     Returns:
       The size, or None if no launcher has started this process.
@@ -37,6 +42,23 @@ def launcher_size() -> int | None:
         if size.isdigit() and not (name.startswith("SLURM") and size == "1"):
             return int(size)
     return None
+
+
+def launch_command() -> str | None:
+    """Returns the command that started the processes of this job, as in `srun -n 4`.
+
+    Somebody who starts the job again writes it in front of `python`. An `mpirun` may
+    itself use Slurm to start processes on other nodes; it counts as `mpirun`.
+
+    Returns:
+      The command, or None if no launcher has started this process.
+    """
+    if (size := launcher_size()) is None:
+        return None
+    if "SLURM_STEP_NUM_TASKS" not in os.environ or _MPIRUN & os.environ.keys():
+        return f"mpirun -n {size}"
+    found = [plugin for name, plugin in _PLUGINS.items() if name in os.environ]
+    return " ".join(["srun", *(f"--mpi={plugin}" for plugin in found), f"-n {size}"])
 
 
 def launcher_rank() -> int:

@@ -36,6 +36,9 @@ class Saving:
     """Number of checkpoints that are kept; older ones are deleted."""
     resume: bool = False
     """Continue from the last checkpoint, if there is one."""
+    stopped_code: int = 0
+    """Exit code of a run that SIGTERM has stopped and that is saved, so that a job
+    script can tell it from a run that has come to its end."""
 
     def make(self, identity: Mapping[str, str]) -> Checkpoints | None:
         """Makes djax's description of the checkpoints; None if no folder is given."""

@@ -90,6 +90,7 @@ RANGES = {
     "timeout": POSITIVE,
     "checkpoint_every": POSITIVE,
     "keep_checkpoints": AT_LEAST_ONE,
+    "stopped_code": Range(0, 125),  # Shells use the larger ones themselves.
     "workers": AT_LEAST_ONE,
     "drop_probability": Range(0, 1, open_above=True),
     "drop_bursts": AT_LEAST_ONE,
