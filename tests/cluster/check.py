@@ -5,8 +5,8 @@
     python tests/cluster/check.py mpich openmpi mesh
     tests/cluster/toy_slurm down
 
-is run by hand in the root of the repository, and takes about ten minutes a script, since
-Slurm lets a job wait for two minutes before it starts again. The second script needs
+is run by hand in the root of the repository, and takes several minutes a script, since
+Slurm does not start a requeued job again at once. The second script needs
 the environment `.venv-openmpi`, in which mpi4py and mpi4jax are built for the system's
 Open MPI. Each script trains twice. The first job is not disturbed. The second one gets
 SIGTERM, is then pre-empted by a job of the partition `urgent`, and is then put into the
