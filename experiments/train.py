@@ -5,6 +5,7 @@ this process. Both give the same numbers for the same seed.
 
     python -m experiments.train                               # 4 workers, simulated
     mpirun -n 4 python -m experiments.train                   # 4 workers, over MPI
+    srun -n 4 python -m experiments.train --communicator mesh # 4 workers, without MPI
     python -m experiments.train --workers 32 --topology social_network
     python -m experiments.train --algorithm relay_sgd --topology chain --workers 8
     python -m experiments.train --topology base_graph --message-dtype bfloat16
@@ -28,9 +29,9 @@ from typing import NoReturn
 import tqdm
 import tyro
 
-from djax import communicators, data
+from djax import data
 from djax.training import CheckpointError
-from djax.transport import GUARD, launch_command
+from djax.transport import GUARD, launch_command, process_number
 
 from .lib import errors, options, processes, report, signals, trainer
 from .lib.config import Config, command_line
@@ -237,7 +238,7 @@ def end(code: int, message: str, patience: float = 0.0) -> NoReturn:
 
     The process waits for `patience` seconds until all ranks call this function.
     """
-    if communicators.launcher_rank() == 0:
+    if process_number() == 0:
         print(message, file=sys.stderr, flush=True)
     if patience:
         errors.all_come(patience)

@@ -44,7 +44,7 @@ from jax.typing import DTypeLike
 from djax import transport
 from djax._interfaces import Communicator
 from djax._layout import from_local, replicate, to_local
-from djax.transport import launcher_rank, launcher_size
+from djax.transport import launcher_rank, launcher_size, start_processes
 
 from . import _common
 from ._agreement import check_agreement
@@ -70,6 +70,7 @@ __all__ = [
     "mpi",
     "replicate",
     "simulated",
+    "start_processes",
     "to_local",
 ]
 __dir__ = __all__.copy  # For dir() and completion.
@@ -137,8 +138,8 @@ def mesh(
     part with the device at the same place of a neighbour. :func:`replicate` lays a
     model out.
 
-    **Several processes.** Call `jax.distributed.initialize()` first. The arguments and
-    results of `spmd` are then global arrays, which :func:`from_local` makes of the
+    **Several processes.** Call :func:`start_processes` first. The arguments and results
+    of `spmd` are then global arrays, which :func:`from_local` makes of the
     arrays of local workers, and :func:`to_local` reads. All processes run the same
     program.
 
@@ -182,6 +183,7 @@ def mesh(
     drops = check_short_form("mesh", drop_probability, drop_seed)
     chosen = make_mesh(size, devices, mesh, axis_name)
     if (processes := jax.process_count()) > 1:
+        transport.end_processes_together()
         transport.watch_results(f"process {jax.process_index()} of {processes}")
     communicator = MeshCommunicator(size, axis_name, *messages, mesh=chosen)
     return short_form(communicator, *drops)

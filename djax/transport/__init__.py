@@ -32,6 +32,12 @@ from ._launch import (
 )
 from ._mpi import MPITransport
 from ._packing import Packing, aligned, as_bytes, count_bytes, count_messages, exchange
+from ._processes import (
+    end_processes_together,
+    process_number,
+    processes_come,
+    start_processes,
+)
 from ._standing import watch_results, watchdog_seconds
 from ._start import Absent, meet, start_mpi
 from ._watch import say
@@ -57,6 +63,7 @@ __all__ = [
     "count_messages",
     "end_now",
     "end_on_exceptions",
+    "end_processes_together",
     "end_together",
     "exchange",
     "gather_objects",
@@ -65,9 +72,12 @@ __all__ = [
     "launcher_size",
     "leave_alone",
     "meet",
+    "process_number",
+    "processes_come",
     "say",
     "share_node",
     "start_mpi",
+    "start_processes",
     "watch_results",
     "watchdog",
     "watchdog_seconds",

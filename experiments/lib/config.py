@@ -1,10 +1,13 @@
 """Describes a training by its options, which are those of the command line."""
 
 import dataclasses
+import os
 import pathlib
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
+
+import jax
 
 import djax
 from djax import communicators
@@ -97,9 +100,11 @@ class Config:
     drawn again in each epoch) or whole (each worker has all samples). For texts:
     contiguous or iid. By default dirichlet:0.1, for texts contiguous."""
     workers: int | None = None
-    """Number of workers: 4 by default; under mpirun, the number of ranks."""
+    """Number of workers: 4 by default; with several processes, that of the ranks, or
+    with a mesh that of all devices."""
     communicator: Literal["auto", "simulated", "mesh", "mpi"] = "auto"
-    """How messages travel; auto is mpi under mpirun or srun, else simulated."""
+    """How messages travel; auto is mpi under mpirun or srun, mesh if
+    JAX_COORDINATOR_ADDRESS is set, else simulated."""
     message_dtype: (
         Literal["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"] | None
     ) = None
@@ -255,6 +260,8 @@ def make_communicator(config: Config) -> djax.Communicator:
     kind, ranks = config.communicator, communicators.launcher_size()
     if kind == "auto":
         kind = "simulated" if ranks is None else "mpi"
+        if "JAX_COORDINATOR_ADDRESS" in os.environ:
+            kind = "mesh"
     messages = {
         "message_dtype": config.message_dtype,
         "rounding_seed": config.rounding_seed,
@@ -270,11 +277,20 @@ def make_communicator(config: Config) -> djax.Communicator:
                 f"--workers {config.workers}, but mpirun started {communicator.size} "
                 f"ranks; use mpirun -n {config.workers}, or leave --workers away."
             )
+    elif kind == "mesh" and communicators.start_processes() > 1:
+        devices = jax.device_count()
+        if config.workers not in (None, devices):
+            raise UsageError(
+                f"--workers {config.workers}, but the {jax.process_count()} processes "
+                f"have {devices} devices together, of which each is a worker; leave "
+                "--workers away."
+            )
+        communicator = communicators.mesh(devices, **messages)
     else:
         if (ranks or 1) > 1:
             raise UsageError(
                 f"--communicator {kind} runs all workers in one process, but the "
-                f"launcher started {ranks}; leave mpirun away, or use mpi."
+                f"launcher started {ranks}; leave mpirun away, or use mpi or mesh."
             )
         workers = 4 if config.workers is None else config.workers
         communicator = getattr(communicators, kind)(workers, **messages)

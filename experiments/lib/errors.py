@@ -3,16 +3,20 @@
 import contextlib
 import difflib
 import io
+import itertools
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
 
+import jax
+
 from djax import communicators
-from djax.transport import start_mpi
+from djax.transport import process_number, processes_come, start_mpi
 
 USAGE_EXIT_CODE, PATIENCE = 2, 10.0
+_MEETINGS = itertools.count()
 
 
 class UsageError(Exception):
@@ -62,7 +66,7 @@ def heard_once() -> Iterator[None]:
     """
     said = io.StringIO()
     try:
-        if communicators.launcher_rank() == 0:
+        if process_number() == 0:
             with readers_may_leave():
                 yield
         else:
@@ -96,19 +100,22 @@ def exit_together(code: int | str | None, message: str = "") -> None:
     failed, possibly before rank 0 has printed the reason. Rank 0 prints the message on
     stderr if all ranks call this; otherwise the ranks that do print it.
     """
-    rank = communicators.launcher_rank()
+    rank = process_number()
     if rank == 0 and message:
         print(message, file=sys.stderr, flush=True)
     if not all_come(PATIENCE):
         if rank != 0:
             print(f"rank {rank}: {message}", file=sys.stderr, flush=True)
         time.sleep(0.5)  # The launcher drops output that has not reached it by the end.
-        start_mpi().COMM_WORLD.Abort(USAGE_EXIT_CODE)
+        if not jax.distributed.is_initialized():  # Those processes end together anyway.
+            start_mpi().COMM_WORLD.Abort(USAGE_EXIT_CODE)
     sys.exit(code)
 
 
 def all_come(patience: float) -> bool:
     """Waits for all ranks, and tells whether they come within `patience` seconds."""
+    if jax.distributed.is_initialized():
+        return processes_come(f"meeting {next(_MEETINGS)}", patience)
     if (communicators.launcher_size() or 1) == 1:
         return True
     try:

@@ -11,6 +11,7 @@ import numpy as np
 
 import djax
 from djax import metrics
+from djax.communicators import from_local, to_local
 
 from .tasks import Task
 
@@ -35,12 +36,22 @@ def make_assess(
     """
     local = communicator.local_ranks
     alone = len(local) < communicator.size  # Other processes have the other workers.
-    dispatch = task.dispatch and len(local) > 1
+    # On a mesh of several processes, each process evaluates copies of its own models.
+    copies = alone and communicator.sharding is not None
+    dispatch = copies or (task.dispatch and len(local) > 1)
     evaluate_one, evaluate_own = _make_evaluate(task.evaluate, dispatch, communicator)
-    measure, mean = _make_means(communicator)
+    measure, mean_of_all = _make_means(communicator)
+
+    def mean(tree):
+        if not copies:
+            return mean_of_all(tree)
+        return to_local(communicator, mean_of_all(from_local(communicator, tree)))
 
     def assess(params, model_state=None):
         averaged, distance = measure(params)
+        if copies:
+            found = params, averaged, distance, model_state
+            params, averaged, distance, model_state = to_local(communicator, found)
         first = _take(averaged, 0)
         state, own_state = task.model_state, model_state
         if task.statistics is not None:
@@ -129,7 +140,7 @@ def _make_evaluate(evaluate_fn, dispatch, communicator) -> tuple[Callable, Calla
     def one_by_one(params, model_state, batch):
         results = [
             evaluate_one(*_take((params, model_state), i), batch)
-            for i in range(communicator.size)
+            for i in range(len(jax.tree.leaves(params)[0]))
         ]
         return jax.tree.map(lambda *xs: jnp.stack(xs), *results)
 

@@ -15,6 +15,7 @@ import optax
 
 import djax
 from djax import simulation
+from djax.communicators import to_local
 from djax.training import Checkpointer
 
 from .data import Prefetch
@@ -134,7 +135,8 @@ class Synchronous(Job):
                     workers, measured = steps(workers, loaded(i))
                 except simulation.NonFiniteError as error:
                     self._explain(error, position, last)
-                position.take(last, measured["loss"], time.perf_counter() - began)
+                losses = to_local(self.communicator, measured["loss"])
+                position.take(last, losses, time.perf_counter() - began)
                 advance((last - first) / task.steps_per_epoch)
                 if last % task.steps_per_epoch == 0:
                     epoch = last // task.steps_per_epoch
@@ -180,7 +182,8 @@ class Synchronous(Job):
     ) -> NoReturn:
         """Raises Diverged, and names the loss if the loss is not finite."""
         epoch = math.ceil(last / self.task.steps_per_epoch)
-        position.take(last, error.metrics["loss"], position.seconds)
+        losses = to_local(self.communicator, error.metrics["loss"])
+        position.take(last, losses, position.seconds)
         position.finish_epoch(self.communicator, epoch)
         raise Diverged(
             f"training diverged: the gradient or model of worker {error.ranks[0]} is "
