@@ -8,13 +8,14 @@ signs of life, since the service runs in it.
 """
 
 import atexit
+import contextlib
 import functools
 import os
 import sys
 import threading
 import time
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed  # The service's client has no public name.
@@ -33,6 +34,7 @@ _FAILED, _ALIVE, _ENDED = "djax/failed/", "djax/alive/", "djax/ended/"
 _BROKEN = "Gloo", "closed by peer", "reset by peer", "NCCL", "UNAVAILABLE"
 """Words in the errors that a process gets when another one has gone."""
 _FIRST_WORD = 1.0  # Seconds in which the failed process may say why itself.
+_LAST_WORD = 5.0  # Seconds that process 0 waits for the others to end.
 
 
 def start_processes() -> int:
@@ -178,14 +180,21 @@ class _End:
 
     def _look_for_the_dead(self) -> None:
         now = time.monotonic()
-        ended = {key for key, _ in self._client.key_value_dir_get(_ENDED)}
+        ended = self._numbers(_ENDED)
         alive = dict(self._client.key_value_dir_get(_ALIVE))
         for i, (beats, since) in self._heard.items():
             found = int(alive.get(f"{_ALIVE}{i}", 0))
             if found != beats:
                 self._heard[i] = found, now
-            elif now - since > self._limit and f"{_ENDED}{i}" not in ended:
+            elif now - since > self._limit and i not in ended:
                 self._accuse(i, 1, f"gave no sign of life for {self._limit:g} s")
+
+    def _numbers(self, place: str) -> set[int]:
+        """Returns the processes that have stored something in a place."""
+        return {
+            int(key.removeprefix(place))
+            for key, _ in self._client.key_value_dir_get(place)
+        }
 
     def _accuse(self, number: int, code: int, why: str) -> bool:
         """Tells all processes of a failure; returns whether it is the first one."""
@@ -199,25 +208,39 @@ class _End:
         """Ends this process, since another one has failed."""
         if failed == self._number:
             return
-        # Process 0 has to live until all know.
-        time.sleep(_FIRST_WORD if self._number else 3 * _FIRST_WORD)
+        time.sleep(_FIRST_WORD)
         if self._over.is_set():  # All processes end by themselves.
             return
         alive = min(i for i in range(self._count or 1) if i != failed)
         if self._number == alive:
             say(f"process {failed} of {self._count} {why}: all processes end.")
+        self._end(code or 1)
+
+    def _end(self, code: int) -> NoReturn:
+        """Ends this process; process 0, without which nobody hears, ends last."""
+        client, end = self._client, time.monotonic() + _LAST_WORD
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            client.key_value_set(f"{_ENDED}{self._number}", "", allow_overwrite=True)
+            while self._number == 0 and time.monotonic() < end:
+                gone = self._numbers(_ENDED) | self._numbers(_FAILED)
+                if len(gone) == self._count:
+                    break
+                time.sleep(0.1)
         sys.stdout.flush()
-        os._exit(code or 1)
+        sys.stderr.flush()
+        time.sleep(0.3 * (self._number == 0))
+        os._exit(code)
 
     def _failed(self, kind: Any, error: BaseException, trace: Any) -> None:
         """Reports an uncaught exception, and ends all processes."""
         if any(word in str(error) for word in _BROKEN) and self._another_failed():
-            time.sleep(_FIRST_WORD + 1)  # The thread ends this process meanwhile.
+            time.sleep(2 * _LAST_WORD)  # The thread ends this process meanwhile.
         first = f"{kind.__name__}: {error}".splitlines()[0][:500]
         text = "".join(traceback.format_exception(kind, error, trace)).rstrip("\n")
         said = f"{self._name} failed:\n{text}"
         self._accuse(self._number, 1, f"failed ({first})")
-        end_now(said, 1)
+        say(said)
+        self._end(1)
 
     def _another_failed(self) -> bool:
         """Waits until another process is known to have failed, or to be dead."""
@@ -238,11 +261,7 @@ class _End:
         code = self._code()
         if code:
             self._accuse(self._number, code, f"ended with exit code {code}")
-            # Process 0 has to live until all know.
-            time.sleep(_FIRST_WORD if self._number else 3 * _FIRST_WORD)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            self._end(code)
         self._thread.join()
         try:
             self._client.key_value_set(f"{_ENDED}{self._number}", "")
