@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 from djax.training import Checkpointer
+from djax.transport import process_number
 from experiments import train
 from experiments.lib import runtime
 
@@ -30,7 +31,7 @@ def interrupted(run: Callable, number: int, rank: str, epochs: float) -> Callabl
             nonlocal passed
             advance(more)
             before, passed = passed, passed + more
-            here = os.environ.get("PMI_RANK", "0") == rank
+            here = str(process_number()) == rank
             if here and before < epochs <= passed:
                 os.kill(os.getpid(), number)
 

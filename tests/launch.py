@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,53 @@ def mpirun(
 def python(*command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Runs a Python command in a copy of a process that has imported djax."""
     return run(sys.executable, *by_copies(), *command, timeout=timeout)
+
+
+def processes(
+    count: int,
+    *command: str,
+    devices: int = 1,
+    timeout: float = 200,
+    **environment: str,
+) -> list[subprocess.CompletedProcess[str]]:
+    """Runs a Python command in several processes that JAX connects, without MPI.
+
+    Args:
+      count: how many processes.
+      command: what follows `python` on a command line.
+      devices: of each process.
+      timeout: seconds after which it is a hang.
+      environment: variables of the processes.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILATION}"
+    job = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+        "XLA_FLAGS": flags,
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=variables() | job | {"JAX_PROCESS_ID": str(number)} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    try:
+        said = [process.communicate(timeout=timeout) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *texts)
+        for process, texts in zip(running, said, strict=True)
+    ]
 
 
 def run(
