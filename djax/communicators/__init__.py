@@ -29,6 +29,7 @@ workers, so that even the smallest differences are right on average.
 **Start.** :func:`replicate` gives all workers the same arrays, :func:`from_local` gives
 the workers of this process arrays of their own, which :func:`to_local` reads, and
 :func:`check_agreement` makes sure that all workers hold the same values.
+:func:`start_processes` connects the processes of a mesh on several hosts.
 :func:`launcher_size` and :func:`launcher_rank` return what `mpirun` has told this
 process, before MPI is started.
 """
