@@ -10,6 +10,7 @@ this process. Both give the same numbers for the same seed.
     python -m experiments.train --algorithm relay_sgd --topology chain --workers 8
     python -m experiments.train --topology base_graph --message-dtype bfloat16
     python -m experiments.train --task quadratics --split iid --optimizer adam
+    python -m experiments.train --workers 8 --group-size 4 --local all_reduce
     python -m experiments.train --algorithm a2cid2 --speeds 1 1 1 0.25
 
 The defaults are D-PSGD on a ring, and handwritten digits whose classes are split by a

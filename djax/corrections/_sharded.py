@@ -94,6 +94,10 @@ def sharded(mechanism: optax.GradientTransformation, local: Communicator) -> Mec
       >>> cost = djax.communication_cost(optimizer, weights, workers)
       >>> cost["local"].mean_bytes, cost["across"].mean_bytes  # of 1024000
       (1152000, 256000)
+
+    References:
+      Lin, Stich, Patel and Jaggi, `Don't Use Large Mini-Batches, Use Local SGD
+      <https://arxiv.org/abs/1808.07217>`_, 2020, hierarchical local SGD
     """
     mechanism = as_transformation("sharded", mechanism)
     check_communicator("sharded", local)

@@ -200,10 +200,34 @@ def make_optimizer(
     graphs: Sequence[Graph],
     communicator: djax.Communicator,
     outer: Outer = NO_OUTER,
+    local: djax.Communicator | None = None,
 ) -> optax.GradientTransformation:
     """Makes the optimizer of a decentralized algorithm around a base optimizer.
 
-    With several graphs, each averages a part of the coordinates.
+    With several graphs, each averages a part of the coordinates. With groups, whose
+    workers `local` connects, gradients are averaged within a group before anything
+    else, and `communicator` connects workers of different groups.
+    """
+    how = config, base, steps, graphs, communicator, outer
+    if local is None:
+        return _make_optimizer(*how)
+    within = djax.on_updates(djax.all_reduce(local))
+    return optax.chain(within, _make_optimizer(*how, lambda m: djax.sharded(m, local)))
+
+
+def _make_optimizer(
+    config: Algorithm,
+    base: BaseOptimizer,
+    steps: int,
+    graphs: Sequence[Graph],
+    communicator: djax.Communicator,
+    outer: Outer,
+    share: Callable[[djax.Mechanism], djax.Mechanism] = lambda mechanism: mechanism,
+) -> optax.GradientTransformation:
+    """Makes the optimizer without what is done within groups.
+
+    Args:
+      share: wraps the mechanism, so that a worker sends only its share of the model.
     """
     recipe = ALGORITHMS[config.algorithm]
     check_used(config, recipe.options)
@@ -218,6 +242,7 @@ def make_optimizer(
     else:
         parts = [call(recipe.mechanism, graph, communicator) for graph in graphs]
         mechanism = parts[0] if len(parts) == 1 else djax.interleave(parts)
+    mechanism = share(mechanism)
     if outer.outer is not None:
         return make_outer(outer, base, steps, mechanism)
     if recipe.gradients and config.local_steps == 1:  # Local SGD averages models.

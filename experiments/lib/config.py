@@ -19,6 +19,7 @@ from .algorithms import Algorithm
 from .asynchronous import Clocks
 from .data import DataOptions
 from .errors import UsageError
+from .groups import NO_GROUPS, Groups
 from .optimizers import BaseOptimizer
 from .options import Options, changed, write_flags
 from .outer import NO_OUTER, Outer
@@ -58,6 +59,7 @@ class Config:
     base: BaseOptimizer = BaseOptimizer()
     averaging: Algorithm = Algorithm()
     rarely: Outer = NO_OUTER
+    groups: Groups = NO_GROUPS
     clocks: Clocks = Clocks()
     runtime: Runtime = Runtime()
     data: DataOptions = DataOptions()
@@ -256,7 +258,11 @@ def identify(
 
 
 def make_communicator(config: Config) -> djax.Communicator:
-    """Makes the communicator that the options ask for."""
+    """Makes the communicator of all workers that the options ask for.
+
+    It loses messages if the options say so, unless there are groups: only messages
+    between groups are lost, by :func:`lose`.
+    """
     kind, ranks = config.communicator, communicators.launcher_size()
     if kind == "auto":
         kind = "simulated" if ranks is None else "mpi"
@@ -294,6 +300,11 @@ def make_communicator(config: Config) -> djax.Communicator:
             )
         workers = 4 if config.workers is None else config.workers
         communicator = getattr(communicators, kind)(workers, **messages)
+    return communicator if config.groups != NO_GROUPS else lose(config, communicator)
+
+
+def lose(config: Config, communicator: djax.Communicator) -> djax.Communicator:
+    """Lets a communicator lose the messages that the options say."""
     lost = config.drop_probability
     if lost == 0:
         return communicator

@@ -25,8 +25,9 @@ from . import (
     tasks,
     trainer,
 )
-from .config import BUDGET, Config, Saving, check, identify, make_communicator
+from .config import BUDGET, Config, Saving, check, identify, lose, make_communicator
 from .errors import UsageError
+from .groups import make_levels
 
 
 class Run:
@@ -36,6 +37,10 @@ class Run:
         """Raises UsageError for mistakes of the user, on all ranks alike."""
         check(config)
         self.communicator = make_communicator(config)
+        self.levels = make_levels(config.groups, self.communicator)
+        if self.levels.local is not None:
+            across = lose(config, self.levels.across)
+            self.levels = self.levels._replace(across=across)
         local = self.communicator.local_ranks
         agreed = dataclasses.asdict(config) | {"jax": jax.__version__}
         del agreed["runs"]  # Ranks may differ here: only rank 0 makes the folder.
@@ -44,7 +49,10 @@ class Run:
         )
         size = self.communicator.size
         self.graphs = graphs.make_graphs(
-            config.topology, size, config.topology_options, config.weights
+            config.topology,
+            self.levels.across.size,
+            config.topology_options,
+            config.weights,
         )
         self.task = make_task(config, size, local)
         base = optimizers.scale_linearly(config.base, size * config.batch_size)
@@ -75,11 +83,13 @@ class Run:
         communicators.check_agreement(
             self.communicator, "the initial parameters", [model] * len(local)
         )
+        local = self.levels.local
         named = (
             config.task,
             config.rarely.outer,
             algorithm,
-            f"{config.topology}{size}",
+            f"{config.topology}{self.levels.across.size}",
+            None if local is None else f"groups{local.size}",
         )
         self.title = "-".join(filter(None, named))
         name = config.name or self.title
@@ -129,8 +139,9 @@ class Run:
 
     def _make_synchronous(self, params, model) -> synchronous.Synchronous:
         config, communicator = self.config, self.communicator
-        how = config.averaging, config.base, self.steps, self.graphs, communicator
-        optimizer = algorithms.make_optimizer(*how, config.rarely)
+        _, across, local = self.levels
+        how = config.averaging, config.base, self.steps, self.graphs, across
+        optimizer = algorithms.make_optimizer(*how, config.rarely, local)
         base = optimizers.make_base(config.base, self.steps)
         cost = djax.communication_cost(optimizer, model, communicator)
         rounds = None
@@ -165,6 +176,10 @@ class Run:
                 "has no outer optimizer.",
             ),
             (config.collapse is not None, "has no option --collapse."),
+            (
+                self.levels.local is not None,
+                "has no option --group-size here; djax.asynchronous.run takes groups.",
+            ),
             (
                 not live and config.saving != Saving(),
                 "saves no checkpoints on virtual clocks, where the same seed repeats a "

@@ -219,6 +219,7 @@ class Synchronous(Job):
         """Returns rows of the final table: bytes and time of a step."""
         rows = [
             *super().describe(),
+            *describe_levels(self.cost, self.history[-1]["step"]),
             ("messages sent per worker", f"{self.traffic()['messages_mean']:.5g}"),
             *describe_times(self._time_steps()),
         ]
@@ -261,6 +262,16 @@ class Synchronous(Job):
             jax.block_until_ready((workers[i], measured))
             durations[repeat, i] = time.perf_counter() - began
         return durations[1:] / steps
+
+
+def describe_levels(cost: djax.CommunicationCost, steps: int) -> Rows:
+    """Returns rows of the final table: what is sent within and between groups."""
+    said = {"local": "within groups", "across": "between groups"}
+    return [
+        (f"  of it {where}", f"{cost[name].mean_bytes * steps / 1e6:.5g}")
+        for name, where in said.items()
+        if name in cost.by_name
+    ]
 
 
 def describe_times(seconds: np.ndarray) -> Rows:
