@@ -54,8 +54,10 @@ class Job:
 
     def saved(self) -> int:
         """Returns the number of the newest checkpoint, or 0."""
-        files = self.folder.glob("saved/workers_*/[0-9]*/checkpoint.zip")
-        return max((int(file.parent.name) for file in files), default=0)
+        files = self.folder.glob("saved/workers_*/*/checkpoint.zip")
+        names = [file.parent.name for file in files]
+        # A checkpoint that is still being written has another name.
+        return max((int(name) for name in names if name.isdigit()), default=0)
 
     def wait(self, what: str, reached: Callable[[], object]) -> None:
         """Waits until something is reached."""
