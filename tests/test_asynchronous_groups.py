@@ -45,7 +45,7 @@ found["not jitted"] = run(constant, 4, rate=0.0, jit=False)
 # The 15 entries are not the same everywhere: what one group gains the other one loses.
 found["mixed"] = run(constant, 40, rate=2.0)
 acid = djax.acid(optax.sgd(0.1), djax.acid_constants(pair))
-found["acid"] = run(towards, 300, acid)
+found["acid"] = run(towards, 300, acid, keep_snapshots=True)
 turns = [0]
 
 def third():
@@ -65,7 +65,6 @@ found["begun"] = run(constant, 4, rate=0.0, checkpoints=saved)
 found["resumed"] = run(constant, 8, rate=0.0, checkpoints=saved)
 mistakes = [
     dict(local=None), dict(local=across), dict(transport="zmq"),
-    dict(keep_snapshots=True),
 ]
 found["mistakes"] = []
 for wrong in mistakes:
@@ -132,6 +131,17 @@ def test_acid_finds_the_optimum_of_all_ranks(ranks):
         np.testing.assert_array_equal(mean["w"], ranks[0]["acid"][0].params["w"])
 
 
+def test_snapshots_have_whole_models(ranks):
+    for rank in ranks:
+        snapshots = rank["acid"][0].snapshots
+        assert snapshots
+        assert all(each.params["w"].shape == (1, 5, 3) for each in snapshots)
+    for members in (ranks[:2], ranks[2:]):
+        kept = [rank["acid"][0].snapshots for rank in members]
+        for one, two in zip(*kept, strict=True):
+            np.testing.assert_array_equal(one.params["w"], two.params["w"])
+
+
 def test_all_stop_if_one_member_does(ranks):
     for rank in ranks:
         assert (rank["stopped"][1].gradient_counts < 10_000).all()
@@ -150,6 +160,6 @@ def test_a_gradient_that_is_not_finite_concerns_its_group(ranks):
 
 def test_mistakes_are_named_before_anything_starts(ranks):
     for rank in ranks:
-        one, two, zmq, kept = rank["mistakes"]
+        one, two, zmq = rank["mistakes"]
         assert "pass local=" in one and "one call of djax.communicators" in two
-        assert "transport='mpi'" in zmq and "keep_snapshots=True" in kept
+        assert "transport='mpi'" in zmq

@@ -12,6 +12,13 @@ pytestmark = pytest.mark.usefixtures("as_users", "unseen")
 OPTIONS = ["--epochs", "2", "--learning-rate", "0.02", "--group-size", "2"]
 OPTIONS += ["--local", "all_reduce", "--topology", "chain"]
 
+BOTH = """
+import sys
+from experiments import train
+for line in sys.argv[1:]:
+    train.main(line.split())
+"""
+
 
 def ran(folder):
     """The last run's summary, and its measurements without times."""
@@ -31,9 +38,13 @@ def test_groups_are_the_same_in_simulation_and_over_mpi(tmp_path):
     for record in expected:  # The workers of a group are equal.
         one, two, three, four = record["scores"]
         assert one == two and three == four
-    runs = ["--runs", f"{tmp_path}/mpi"]
-    result = mpirun(4, "-m", "experiments.train", *OPTIONS, *runs)
+    never_waits = ["--algorithm", "a2cid2", "--runs", f"{tmp_path}/a2cid2"]
+    both = [[*OPTIONS, "--runs", f"{tmp_path}/mpi"], [*OPTIONS, *never_waits]]
+    result = mpirun(4, "-c", BOTH, *map(" ".join, both))
     assert result.returncode == 0, result.stderr
+    _, found = ran(tmp_path / "a2cid2")
+    one, two, three, four = found[-1]["scores"]
+    assert one == two and three == four
     _, found = ran(tmp_path / "mpi")
     assert len(found) == len(expected)
     for mine, other in zip(found, expected, strict=True):
@@ -57,7 +68,7 @@ def test_algorithms_train_between_groups(tmp_path, algorithm):
     [
         ("--group-size 3", "group_size must be one of 1, 2, 4"),
         ("--group-size node", 'by="node" asks on which hosts'),
-        ("--group-size 2 --algorithm a2cid2", "djax.asynchronous.run takes groups"),
+        ("--group-size 2 --algorithm a2cid2", "has groups over MPI alone"),
     ],
 )
 def test_mistakes_are_named(tmp_path, capsys, options, said):

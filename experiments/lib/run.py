@@ -177,8 +177,13 @@ class Run:
             ),
             (config.collapse is not None, "has no option --collapse."),
             (
-                self.levels.local is not None,
-                "has no option --group-size here; djax.asynchronous.run takes groups.",
+                self.levels.local is not None and not live,
+                "has groups over MPI alone: start it under mpirun.",
+            ),
+            (
+                self.levels.local is not None and config.runtime.transport == "zmq",
+                "with groups needs --transport mpi: a group cannot go on without one "
+                "of its ranks.",
             ),
             (
                 not live and config.saving != Saving(),
@@ -197,12 +202,11 @@ class Run:
         algorithm = asynchronous.make_algorithm(
             name, config.clocks, config.base, self.steps, topology
         )
-        job = self.task, self.communicator, params, algorithm
+        job = self.task, self.levels.across, params, algorithm
         if live:
             saving = config.saving.make(identify(config, self.graphs, BUDGET))
-            return runtime.Live(
-                *job, topology, config.runtime, rate, self.steps, config.seed, saving
-            )
+            how = topology, config.runtime, rate, self.steps, config.seed, saving
+            return runtime.Live(*job, *how, local=self.levels.local)
         durations = config.clocks.durations(config.seed)
         events = djax.asynchronous.draw_events(
             topology, rate, gradients=self.steps * topology.size, **durations

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import djax
 from djax import Topology, asynchronous
 from djax.transport import Absent, meet
 
@@ -73,6 +74,8 @@ class Live(EventJob):
       rate: averagings of a worker per gradient.
       steps: mean number of gradients of a worker.
       jit: whether the task's gradient is compiled; False for a plain Python function.
+      local: connects the workers of a group. `communicator` then connects those of
+        different groups, and a worker of the topology is a group.
     """
 
     topology: Topology
@@ -82,12 +85,15 @@ class Live(EventJob):
     seed: int
     checkpoints: asynchronous.Checkpoints | None = None
     jit: bool = True
+    local: djax.Communicator | None = None
     report: asynchronous.Report = dataclasses.field(init=False)
     _absent: list[int] = dataclasses.field(init=False, default_factory=list)
 
     @property
     def ranks(self) -> Sequence[int]:
         """The ranks that were not lost; known once the run is over."""
+        if self.local is not None:  # If a rank is lost, so is the run.
+            return range(self.communicator.whole.size)
         return sorted(set(self.report.records) - set(self._absent))
 
     @property
@@ -175,6 +181,7 @@ class Live(EventJob):
                 self.communicator,
                 self.topology,
                 self.params,
+                local=self.local,
                 gradients=gradients,
                 rate=self.rate,
                 **dataclasses.asdict(self.options),
@@ -192,17 +199,18 @@ class Live(EventJob):
         """Evaluates the kept models and the last one, together with all workers."""
         told, events = self.report, self.events
         own = found.metrics["loss"][0].tolist() if found.metrics else []
-        everyones = self.communicator.gather([own])
+        everyones = self._of_groups(self.communicator.gather([own]))
         workers = events.worker[events.is_gradient]
         ends = events.time[events.is_gradient]
         losses = np.zeros(len(workers))
         for rank, each in enumerate(everyones):
             losses[workers == rank] = each
         check_losses(losses, workers, f"within {told.seconds:.3g} s")
-        assess = make_assess(self.task, self.communicator)
+        assess = make_assess(self.task, self.communicator.whole)
         models = {snapshot.number: snapshot.params for snapshot in found.snapshots}
         kept = zip(told.snapshot_times, told.snapshot_numbers, strict=True)
-        moments = [(float(time), models[number]) for time, number in kept]
+        # A member of a group may have made no snapshot where another one has.
+        moments = [(float(time), models[n]) for time, n in kept if n in models]
         moments[-1:] = [(told.seconds, found.workers.params)]
         before = int(told.gradients_before.sum())
         for time, params in moments:
@@ -210,6 +218,16 @@ class Live(EventJob):
             yield self.measure(time, done, assess(params), time, before)
         if not before:
             watch_all(losses, told.size)
+
+    def _of_groups(self, losses: list[list[float]]) -> list[list[float]]:
+        """Returns each worker's losses; those of a group are the means of its ranks."""
+        if self.local is None:
+            return losses
+        members = [[] for _ in range(self.communicator.size)]
+        groups = self.communicator.whole.gather([self.communicator.rank()])
+        for group, each in zip(groups, losses, strict=True):
+            members[group].append(each)
+        return [np.mean(each, axis=0).tolist() for each in members]
 
     def _survey_survivors(self, found: asynchronous.Outcome) -> Iterator[Record]:
         """Evaluates the mean model of the remaining workers, in this process alone."""

@@ -23,6 +23,8 @@ from djax._arrays.shares import collect_shares, own_share
 from djax._interfaces import PyTree
 from djax.training import Checkpointer, CheckpointError, Checkpoints, GradientFn
 
+from ._averager import WorkerSnapshot
+
 
 class Alone:
     """A worker that is no group: it has the whole model, and agrees with itself."""
@@ -46,6 +48,10 @@ class Alone:
     def collect(self, share: PyTree) -> PyTree:
         """Returns the model whose shares the members have."""
         return share
+
+    def snapshots(self, own: list[WorkerSnapshot]) -> list[WorkerSnapshot]:
+        """Returns the snapshots that all members have, with whole models."""
+        return own
 
     def together(self, gradient_fn: GradientFn) -> GradientFn:
         """Makes the function that computes a gradient of the group."""
@@ -101,6 +107,17 @@ class Group(Alone):
         """See :class:`Alone`."""
         return jax.jit(lambda x: collect_shares(x, self._like, self._local))(share)
 
+    def snapshots(self, own: list[WorkerSnapshot]) -> list[WorkerSnapshot]:
+        """See :class:`Alone`."""
+        numbers = self._host_comm.allgather({snapshot.number for snapshot in own})
+        common = set.intersection(*numbers)
+        found = []
+        for snapshot in (each for each in own if each.number in common):
+            share = jax.tree.map(lambda x: x[0], snapshot.params)
+            whole = jax.tree.map(lambda x: x[None], self.collect(share))
+            found.append(snapshot._replace(params=whole))
+        return found
+
     def together(self, gradient_fn: GradientFn) -> GradientFn:
         """See :class:`Alone`.
 
@@ -150,7 +167,7 @@ def _cut(local: Any) -> Any:
     return jax.jit(local.spmd(lambda x: own_share(local.broadcast(x), local)))
 
 
-def check_group(local: Any, across: Any, transport: str, keep_snapshots: bool) -> None:
+def check_group(local: Any, across: Any, transport: str) -> None:
     """Raises ValueError unless `local` and `across` are of one call of `grouped`."""
     levels = [getattr(each, "level", None) for each in (across, local)]
     if local is None:
@@ -171,9 +188,4 @@ def check_group(local: Any, across: Any, transport: str, keep_snapshots: bool) -
         raise ValueError(
             "run: groups need transport='mpi': if a member is lost, its group cannot "
             "go on."
-        )
-    if keep_snapshots:
-        raise ValueError(
-            "run: keep_snapshots=True needs whole models, but each member of a group "
-            "averages a share at times of its own; leave it out."
         )

@@ -224,7 +224,7 @@ def run(
       Deep Learning <https://arxiv.org/abs/2306.08289>`_, 2023, Section 3.3 and
       Algorithm 1
     """
-    check_group(local, communicator, transport, keep_snapshots)
+    check_group(local, communicator, transport)
     comm = check_participants(algorithm, communicator, topology)
     settings = Settings(
         topology,
@@ -310,7 +310,7 @@ def run(
         jax.tree.map(lambda x: jnp.asarray(x)[None], mean),
         jax.tree.map(lambda x: x[None], own),
         metrics,
-        averager.snapshots,
+        group.snapshots(averager.snapshots),
         Report.of(settings, group.first(result.records), members.lost),
         unsaved,
     )
