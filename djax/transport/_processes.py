@@ -10,6 +10,8 @@ signs of life, since the service runs in it.
 import atexit
 import contextlib
 import functools
+import importlib.util
+import math
 import os
 import sys
 import threading
@@ -23,6 +25,7 @@ from jax._src import distributed  # The service's client has no public name.
 from ._end import EXIT_TIMEOUT, end_now
 from ._exit_code import ExitCode
 from ._launch import launcher_rank, launcher_size
+from ._standing import Standstill, python_place
 from ._start import START_TIMEOUT, seconds_of
 from ._watch import say
 
@@ -30,7 +33,8 @@ HEARTBEAT = "DJAX_HEARTBEAT", 30.0
 """Environment variable, and its default: seconds without a sign of life after which a
 process counts as dead, and all others end."""
 
-_FAILED, _ALIVE, _ENDED = "djax/failed/", "djax/alive/", "djax/ended/"
+_FAILED, _ALIVE = "djax/failed/", "djax/alive/"
+_ENDED, _GONE = "djax/ended/", "djax/gone/"  # The program has; the process does now.
 _BROKEN = "Gloo", "closed by peer", "reset by peer", "NCCL", "UNAVAILABLE"
 """Words in the errors that a process gets when another one has gone."""
 _FIRST_WORD = 1.0  # Seconds in which the failed process may say why itself.
@@ -47,19 +51,25 @@ def start_processes() -> int:
     * `srun`, or the `mpirun` of Open MPI; the `mpirun` of MPICH if mpi4py is installed;
     * Kubernetes, as an indexed job or a JobSet, with the package `kubernetes`;
     * anything else that sets `JAX_COORDINATOR_ADDRESS` (of process 0, with a port),
-      `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+      `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; `mpirun` and `srun` set the last two.
 
     From then on an exception, or an exit code other than 0, of one process ends all of
     them. If a process is killed, the others end when it has given no sign of life for
-    the seconds that `DJAX_HEARTBEAT` sets, by default 30.
+    the seconds that `DJAX_HEARTBEAT` sets, by default 30. Set more seconds if a process
+    may hold Python's lock for longer. A process that has come to its end waits for all
+    others. If one of these then stands in one call for longer than the seconds that
+    `DJAX_EXIT_TIMEOUT` sets, by default 60, all end, since it may wait for the first.
+
+    If a process does not come within the seconds that `DJAX_START_TIMEOUT` sets, by
+    default 600, JAX ends those that wait for it.
 
     Returns:
       The number of processes; 1 if nothing has started several.
 
     Raises:
       ValueError: if an environment variable has a wrong value.
-      RuntimeError: if the other processes do not come within the seconds that
-        `DJAX_START_TIMEOUT` sets, or if JAX has computed something before.
+      RuntimeError: if JAX has computed something before, or if mpi4py is missing where
+        it is needed.
     """
     if not jax.distributed.is_initialized():
         if not (found := _arguments()):
@@ -67,10 +77,10 @@ def start_processes() -> int:
         limit = seconds_of(HEARTBEAT)
         jax.distributed.initialize(
             **found,
-            initialization_timeout=int(seconds_of(START_TIMEOUT)),
+            initialization_timeout=math.ceil(seconds_of(START_TIMEOUT)),
             # The thread below finds dead processes first, and says more.
-            heartbeat_timeout_seconds=int(2 * limit) + 10,
-            shutdown_timeout_seconds=int(seconds_of(EXIT_TIMEOUT)),
+            heartbeat_timeout_seconds=math.ceil(2 * limit) + 10,
+            shutdown_timeout_seconds=math.ceil(seconds_of(EXIT_TIMEOUT)),
         )
     end_processes_together()
     return jax.process_count()
@@ -79,8 +89,10 @@ def start_processes() -> int:
 def _arguments() -> dict[str, Any]:
     """Returns what `jax.distributed.initialize` has to be told; empty if nothing."""
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    address, size = os.environ.get("JAX_COORDINATOR_ADDRESS"), launcher_size()
     given = [os.environ.get(name) for name in names]
+    if address and size is not None and not any(given):
+        given = [str(size), str(launcher_rank())]
     if address and any(given):
         for name, text in zip(names, given, strict=True):
             if not (text or "").isdigit():
@@ -93,10 +105,17 @@ def _arguments() -> dict[str, Any]:
         return address | {"num_processes": count, "process_id": number}
     if "JOB_COMPLETION_INDEX" in os.environ:  # Kubernetes
         return {"cluster_detection_method": "k8s"}
-    if (launcher_size() or 1) == 1:
+    if (size or 1) == 1:
         return {}
-    mpich = "MPI_LOCALNRANKS" in os.environ
-    return {"cluster_detection_method": "mpi4py" if mpich else None}
+    if "MPI_LOCALNRANKS" not in os.environ:
+        return {"cluster_detection_method": None}
+    if importlib.util.find_spec("mpi4py") is None:
+        raise RuntimeError(
+            "start_processes: JAX asks mpi4py where the processes are that MPICH's "
+            "mpirun has started; install mpi4py, or set JAX_COORDINATOR_ADDRESS to the "
+            "first host and a free port, such as node0:12345."
+        )
+    return {"cluster_detection_method": "mpi4py"}
 
 
 @functools.cache  # Once is enough.
@@ -137,6 +156,8 @@ class _End:
         self._number, self._count = state.process_id, state.num_processes
         self._name = f"process {self._number} of {self._count}"
         self._limit, self._code = seconds_of(HEARTBEAT), ExitCode()
+        self._patience, self._standstill = seconds_of(EXIT_TIMEOUT), Standstill()
+        self._leaving, self._dead = False, set[int]()
         self._beats, self._over = 0, threading.Event()
         self._heard = {i: (-1, time.monotonic()) for i in range(self._count or 1)}
         self._hook, sys.excepthook = sys.excepthook, self._failed
@@ -163,6 +184,21 @@ class _End:
                 return
             if verdict is not None and not self._over.is_set():
                 self._obey(*verdict)
+            elif not self._leaving:
+                self._check_progress()
+
+    def _check_progress(self) -> None:
+        """Ends all processes if this one may wait for one that has ended."""
+        if not (ended := self._numbers(_ENDED)):
+            return
+        if (seconds := self._standstill.seconds()) > self._patience:
+            why = (
+                f"has stood at {python_place()} for {seconds:.0f} s, and process "
+                f"{min(ended)} ended before (all have to communicate equally often)"
+            )
+            self._accuse(self._number, 1, why)
+            say(f"{self._name} {why}: all processes end.")
+            self._end(1)
 
     def _beat(self) -> None:
         self._beats += 1
@@ -187,6 +223,7 @@ class _End:
             if found != beats:
                 self._heard[i] = found, now
             elif now - since > self._limit and i not in ended:
+                self._dead.add(i)
                 self._accuse(i, 1, f"gave no sign of life for {self._limit:g} s")
 
     def _numbers(self, place: str) -> set[int]:
@@ -220,10 +257,9 @@ class _End:
         """Ends this process; process 0, without which nobody hears, ends last."""
         client, end = self._client, time.monotonic() + _LAST_WORD
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            client.key_value_set(f"{_ENDED}{self._number}", "", allow_overwrite=True)
+            client.key_value_set(f"{_GONE}{self._number}", "")
             while self._number == 0 and time.monotonic() < end:
-                gone = self._numbers(_ENDED) | self._numbers(_FAILED)
-                if len(gone) == self._count:
+                if len(self._numbers(_GONE) | self._dead) == self._count:
                     break
                 time.sleep(0.1)
         sys.stdout.flush()
@@ -235,12 +271,24 @@ class _End:
         """Reports an uncaught exception, and ends all processes."""
         if any(word in str(error) for word in _BROKEN) and self._another_failed():
             time.sleep(2 * _LAST_WORD)  # The thread ends this process meanwhile.
+        self._over.set()
         first = f"{kind.__name__}: {error}".splitlines()[0][:500]
         text = "".join(traceback.format_exception(kind, error, trace)).rstrip("\n")
         said = f"{self._name} failed:\n{text}"
         self._accuse(self._number, 1, f"failed ({first})")
-        say(said)
+        if not self._said_by_another(f"1 failed ({first})"):
+            say(said)
         self._end(1)
+
+    def _said_by_another(self, what: str) -> bool:
+        """Whether a process of a lower number fails by the same exception."""
+        if self._number == 0:
+            return False
+        time.sleep(_FIRST_WORD)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            failed = dict(self._client.key_value_dir_get(_FAILED))
+            return any(failed.get(f"{_FAILED}{i}") == what for i in range(self._number))
+        return True
 
     def _another_failed(self) -> bool:
         """Waits until another process is known to have failed, or to be dead."""
@@ -257,13 +305,14 @@ class _End:
 
     def _leave(self) -> None:
         """Tells the others that this process has ended, or ends them, too."""
-        self._over.set()
-        code = self._code()
-        if code:
+        if code := self._code():
+            self._over.set()
             self._accuse(self._number, code, f"ended with exit code {code}")
             self._end(code)
-        self._thread.join()
-        try:
+        self._leaving = True
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f"{_ENDED}{self._number}", "")
-        except jax.errors.JaxRuntimeError:
-            return
+            while len(self._numbers(_ENDED)) < (self._count or 1):
+                time.sleep(0.1)  # The thread ends this process if another one fails.
+        self._over.set()
+        self._thread.join()
