@@ -215,7 +215,7 @@ def test_a_code_for_each_shard_gathers_nothing(name):
 @each_coded
 def test_a_code_that_numbers_entries_names_the_remedy(name):
     there = mesh(4, 2)
-    with pytest.raises(ValueError, match=r"numbers the entries .* djax\.per_shard"):
+    with pytest.raises(ValueError, match=r"needs whole parameters.* djax\.per_shard"):
         trained(there, CODED[name](there))
 
 

@@ -32,8 +32,7 @@ def check_not_divided(name: str) -> None:
     """
     if are_divided():
         raise ValueError(
-            f"{name} numbers the entries of each parameter, but workers with several "
-            "devices divide their parameters among them: let it work on each part by "
-            "djax.per_shard(mechanism, specs), with the PartitionSpecs of one worker's "
-            "parameters."
+            f"{name} needs whole parameters, but workers with several devices divide "
+            "theirs among them: let it work on each part by djax.per_shard(mechanism, "
+            "specs), with the PartitionSpecs of one worker's parameters."
         )

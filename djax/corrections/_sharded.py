@@ -19,6 +19,7 @@ import optax
 
 from djax._arguments import check_communicator
 from djax._arrays.checks import check_params
+from djax._arrays.divided import check_not_divided
 from djax._arrays.shares import collect_shares, own_share
 from djax._calls import by_its_call
 from djax._interfaces import Communicator
@@ -57,6 +58,8 @@ def sharded(mechanism: optax.GradientTransformation, local: Communicator) -> Mec
 
     Between groups, members of all places lose the same messages of a
     :func:`djax.communicators.lossy` communicator.
+
+    If workers have several devices, put :func:`djax.per_shard` around `sharded`.
 
     Around mechanisms that communicate rarely, the all-gather would be made in each
     step. Put :func:`djax.every`, :func:`djax.outer` and their kind around `sharded`,
@@ -114,6 +117,7 @@ def sharded(mechanism: optax.GradientTransformation, local: Communicator) -> Mec
             return mechanism.init(own_share(params, local))
 
     def update(updates, state, params=None, **extra_args):
+        check_not_divided("sharded")
         mine = None if params is None else own_share(params, local)
         share, state = mechanism.update(
             own_share(updates, local), state, mine, **extra_args

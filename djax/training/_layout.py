@@ -19,7 +19,7 @@ from djax._mechanism.states import PerShardState
 def spreads_workers(communicator: Communicator) -> bool:
     """Whether a worker has several devices."""
     sharding = communicator.sharding
-    return sharding is not None and sharding.num_devices > communicator.size
+    return sharding is not None and sharding.num_devices > communicator.rows
 
 
 def layout_of(communicator: Communicator, tree: PyTree) -> PyTree:
