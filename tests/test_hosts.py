@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import signal
 
 import jax
 import numpy as np
@@ -172,7 +173,7 @@ workers = djax.communicators.mesh(jax.device_count())
 mean = jax.jit(workers.spmd(workers.mean))
 x = djax.communicators.replicate(workers, jnp.zeros(2))
 jax.block_until_ready(mean(x))
-if jax.process_index() == 1:
+if jax.process_index() in {who}:
     {end}
 while True:
     jax.block_until_ready(mean(x))
@@ -192,13 +193,27 @@ while True:
     ],
 )
 def test_processes_end_together(end, code, said):
-    program = ENDS.format(end=end)
+    program = ENDS.format(end=end, who=[1])
     first, second = processes(2, "-c", program, timeout=60, DJAX_HEARTBEAT="2")
     assert first.returncode == code
     lines = [line for line in first.stderr.splitlines() if "Gloo" not in line]
     assert lines == [f"{said}: all processes end."]
     if "raise" in end:
         assert second.stderr.count("process 1 of 2 failed:\n") == 1
+
+
+def test_the_others_end_without_the_process_that_connects_them():
+    program = ENDS.format(end="os.kill(os.getpid(), signal.SIGKILL)", who=[0])
+    first, second = processes(2, "-c", program, timeout=60)
+    assert first.returncode == -signal.SIGKILL and second.returncode == 1
+    assert "process 0, which connects the processes, has died" in second.stderr
+
+
+def test_an_error_of_all_processes_is_said_once():
+    program = ENDS.format(end="raise KeyError('of all')", who=[0, 1])
+    first, second = processes(2, "-c", program, timeout=60)
+    assert first.returncode == second.returncode == 1
+    assert "KeyError: 'of all'" in first.stderr and "KeyError" not in second.stderr
 
 
 def metrics(folder):

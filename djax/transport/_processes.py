@@ -9,10 +9,12 @@ signs of life, since the service runs in it.
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import importlib.util
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -166,6 +168,10 @@ class _End:
         )
         self._thread.start()
         atexit.register(self._leave)
+        if self._number:
+            # Kept, since C calls it.
+            self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
+            ctypes.CDLL(None).signal(signal.SIGABRT, self._handler)
 
     def _watch(self) -> None:
         pause = min(1.0, self._limit / 5)
@@ -302,6 +308,14 @@ class _End:
                 return True
             time.sleep(0.2)
         return False
+
+    def _aborted(self, number: int) -> None:
+        """Says why JAX aborts this process: in most cases, process 0 has died."""
+        say(
+            f"JAX has ended {self._name}. If it says above that a call has failed, "
+            "process 0, which connects the processes, has died."
+        )
+        os._exit(1)
 
     def _leave(self) -> None:
         """Tells the others that this process has ended, or ends them, too."""
