@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 import djax
 from djax import communicators, compressors, topologies
@@ -13,6 +14,7 @@ from djax import communicators, compressors, topologies
 N = 4
 RING, WORKERS = topologies.ring(N, weights=0.3), communicators.simulated(N)
 CHAIN, DIRECTED = topologies.chain(N), topologies.one_peer_exponential(N)
+LOCAL, ACROSS = communicators.grouped(WORKERS, 2)
 GOSSIP = djax.gossip(RING, WORKERS)
 CODE, FINE = compressors.top_k(0.5), compressors.quantize(8)
 
@@ -49,6 +51,7 @@ MAKERS = {
     "outer": (4, optax.sgd(1.0), GOSSIP),
     "power_gossip": (RING, WORKERS),
     "power_gossip_sgd": (0.1, RING, WORKERS),
+    "per_shard": (GOSSIP, PartitionSpec()),
     "prox_skip": (0.5, GOSSIP, 0.1),
     "push_sum": (DIRECTED, WORKERS),
     "quasi_global_adam": (0.1, GOSSIP),
@@ -57,6 +60,7 @@ MAKERS = {
     "relay_sgd": (0.1, CHAIN, WORKERS),
     "relay_sgd_grad": (0.1, CHAIN, WORKERS),
     "sgp": (0.1, DIRECTED, WORKERS),
+    "sharded": (djax.gossip(topologies.ring(2), ACROSS), LOCAL),
     "slowmo": (optax.sgd(0.1), WORKERS),
     "sparse": (GOSSIP, 0.1),
     "streaming_diloco": (optax.sgd(0.1), WORKERS),

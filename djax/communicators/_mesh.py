@@ -209,7 +209,7 @@ def gather_from_processes(communicator: Any, value: Any) -> list[Any]:
       communicator: where the workers live. All of their processes have to call.
       value: this process's object.
     """
-    if communicator.sharding is None:
+    if getattr(communicator, "sharding", None) is None:
         local = len(communicator.local_ranks)
         return communicator.gather([value] * local)[::local]
     return gather_objects(_processes_of(communicator), value)

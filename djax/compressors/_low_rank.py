@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from djax._arrays.divided import check_not_divided
 from djax._arrays.matrices import (
     as_matrix,
     check_axis,
@@ -96,6 +97,7 @@ def low_rank(rank: int, *, rows_axis: int = -1) -> Compressor:
         return left.astype(x.dtype), right.astype(x.dtype)
 
     def compress(tree, state):
+        check_not_divided("low_rank")
         leaves, treedef = jax.tree.flatten(tree)
         factors = [decompose(x) for x in leaves]
         left, right = (treedef.unflatten(f[side] for f in factors) for side in (0, 1))

@@ -13,12 +13,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from djax._arguments import of_the_run
 from djax._interfaces import Communicator, PyTree
 from djax.communicators import gather_from_processes
 
-from ._checkpoint_files import Saved, from_parts, parts_of
+from ._checkpoint_files import (
+    CheckpointError,
+    Saved,
+    from_parts,
+    parts_of,
+    places_of,
+)
 from ._checkpoint_folder import Folder
 
 _SETTINGS = (
@@ -132,7 +138,8 @@ class Checkpointer:
     ):
         """Opens the folder, and finds the step from which to continue."""
         self._options = options
-        self._communicator = of_the_run("Checkpointer", communicator)
+        # The whole, if it is a level of groups.
+        self._communicator = getattr(communicator, "whole", communicator)
         settings = {name: str(getattr(jax.config, name)) for name in _SETTINGS}
         self._identity = {**(identity or {}), **options.identity, **settings}
         self._together, self._saved = together, time.monotonic()
@@ -178,8 +185,9 @@ class Checkpointer:
         self._saved = time.monotonic()
         steps = (self._folder or self._open()).steps
         self._stale.discard(step)
-        parts = [part for leaf in jax.tree.leaves(tree) for part in parts_of(leaf)]
-        steps.write(step, parts, content)
+        leaves = jax.tree.leaves(tree)
+        parts = [part for leaf in leaves for part in parts_of(leaf)]
+        steps.write(step, [*parts, *places_of(leaves)], content)
         if wait:
             steps.wait_until_written()
         if not self._together:
@@ -204,7 +212,14 @@ class Checkpointer:
         leaves, structure = jax.tree.flatten(like)
         parts = [parts_of(leaf) for leaf in leaves]
         wanted = [part for each in parts for part in each]
-        arrays = iter(self._found.restore(wanted, self.directory))
+        found = self._found.restore([*wanted, *places_of(leaves)], self.directory)
+        if not np.array_equal(places_of(leaves), found[len(wanted) :]):
+            raise CheckpointError(
+                f"checkpoints: {self.directory} has other parts of arrays than this "
+                "run, which has other specs or devices in another order; choose "
+                "another folder."
+            )
+        arrays = iter(found)
         restored = [
             from_parts([next(arrays) for _ in each], leaf)
             for each, leaf in zip(parts, leaves, strict=True)
@@ -254,7 +269,9 @@ class Checkpointer:
         if [name for _, name in everyones].count(own) > 1:
             # One worker has devices in several processes, each of which has its part.
             own += f"_process_{jax.process_index()}"
-        leads = 0 in local and everyones[0][0] == jax.process_index()
+        leads = 0 in local
+        if getattr(self._communicator, "sharding", None) is not None:
+            leads = everyones[0][0] == jax.process_index()
         folder = Folder(self.directory, own, self._gather, leads)
         if others := folder.others():
             folder.refuse(

@@ -74,6 +74,8 @@ def layout_of_state(
         if isinstance(x, PerShardState):
             return of_shards(x)
         found = [each for each in known if path[len(path) - len(each[0]) :] == each[0]]
+        longest = max((len(end) for end, *_ in found), default=0)
+        found = [each for each in found if len(each[0]) == longest]
         specs = {
             (None,) * (x.ndim - len(shape) - 1) + tuple(spec)
             for _, shape, spec in found or known

@@ -102,9 +102,21 @@ def _arguments() -> dict[str, Any]:
                     f"{name}={text or ''} must be a whole number, since "
                     "JAX_COORDINATOR_ADDRESS is set."
                 )
+        if not address.rpartition(":")[2].isdigit():
+            raise ValueError(
+                f"JAX_COORDINATOR_ADDRESS={address} must end with a port, as in "
+                "node0:12345."
+            )
         count, number = map(int, filter(None, given))
         address = {"coordinator_address": address}
         return address | {"num_processes": count, "process_id": number}
+    if address or any(given):
+        needed = ("JAX_COORDINATOR_ADDRESS", *names)
+        missing = [name for name in needed if name not in os.environ]
+        raise ValueError(
+            f"start_processes: {' and '.join(missing)} must be set, too, since "
+            "no launcher says how many processes there are."
+        )
     if "JOB_COMPLETION_INDEX" in os.environ:  # Kubernetes
         return {"cluster_detection_method": "k8s"}
     if (size or 1) == 1:

@@ -64,12 +64,12 @@ def make_assess(
         own, shared = [], []
         for i, batch in enumerate(task.held_out()):
             own.append(evaluate_own(params, own_state, batch))
-            if not alone or i % communicator.size == local[0]:
+            if not alone or i % communicator.size in local:
                 shared.append(evaluate_one(first, state, batch))
         sums, part = _total(own), _total(shared)
         everyone = communicator.gather(
             [
-                ({key: float(x[i]) for key, x in sums.items()}, part)
+                ({key: float(x[i]) for key, x in sums.items()}, {} if i else part)
                 for i in range(len(local))
             ]
         )

@@ -91,6 +91,7 @@ RANGES = {
     "checkpoint_every": POSITIVE,
     "keep_checkpoints": AT_LEAST_ONE,
     "stopped_code": Range(0, 125),  # Shells use the larger ones themselves.
+    "group_size": AT_LEAST_ONE,
     "workers": AT_LEAST_ONE,
     "drop_probability": Range(0, 1, open_above=True),
     "drop_bursts": AT_LEAST_ONE,
@@ -124,7 +125,7 @@ def check(options: Any) -> None:
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
             check(value)
-        elif field.name in RANGES and value is not None:
+        elif field.name in RANGES and value is not None and value != "node":
             _check_numbers(field.name, value, whole="int" in str(field.type))
 
 
