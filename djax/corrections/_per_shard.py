@@ -48,6 +48,9 @@ def per_shard(
     that rank in each part. A worker sends the messages of all of its parts, and
     :func:`djax.communication_cost` counts all of them.
 
+    Codes and mechanisms that draw random numbers from a `key` of their own draw the
+    same ones in all parts of a worker.
+
     Parameters that are divided along the same axes of the mesh are averaged together,
     and those that are not divided by themselves. In simulation, and over MPI, the parts
     are treated one after another, with the same numbers.
