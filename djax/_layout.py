@@ -214,7 +214,7 @@ def _shardings(
     if specs is None or mesh.axis_names == (axis,):
         found = [_spec_of(x, mesh, axis, skip) for x in leaves]
     else:
-        found = _fitting(name, specs, tree, skip)
+        found = [tuple(spec)[skip:] for spec in specs_of(name, specs, tree)]
     shardings = []
     for (path, x), spec in zip(named_leaves(tree), found, strict=True):
         try:
@@ -229,8 +229,14 @@ def _shardings(
     return shardings, structure
 
 
-def _fitting(name: str, specs: Any, tree: PyTree, skip: int) -> list[tuple]:
-    """Repeats the specs of a prefix of the tree for all of its leaves."""
+def specs_of(name: str, specs: Any, tree: PyTree) -> list[PartitionSpec]:
+    """Returns the spec of each leaf of a tree.
+
+    Args:
+      name: the function that the user called, for errors.
+      specs: a spec, or a tree of specs like the tree of arrays or a prefix of it.
+      tree: the arrays.
+    """
 
     def is_spec(x):
         return isinstance(x, PartitionSpec)
@@ -246,7 +252,7 @@ def _fitting(name: str, specs: Any, tree: PyTree, skip: int) -> list[tuple]:
     for spec in found:
         if not is_spec(spec):
             raise TypeError(f"{name}: specs must be PartitionSpecs, got {spec!r}.")
-    return [tuple(spec)[skip:] for spec in found]
+    return found
 
 
 def _spec_of(x: Any, mesh: Any, axis: str, skip: int) -> tuple:

@@ -17,6 +17,7 @@ from djax._arrays.divided import dividing
 from djax._arrays.keys import is_key
 from djax._calls import by_its_call
 from djax._interfaces import PyTree
+from djax._layout import specs_of
 from djax._mechanism.adapter import wrap
 from djax._mechanism.agreement import around
 from djax._mechanism.states import PerShardState, ShardAxes, check_state
@@ -93,17 +94,16 @@ def per_shard(
         check_params("per_shard", params)
         groups = _groups_of(params, specs, _axes_of(communicator, axes))
         leaves, states = jax.tree.leaves(params), []
+
+        def start(number, parts, _):
+            (mine,) = parts
+            state = mechanism.init(mine)
+            return jax.tree.map(lambda x: _own(x, number), state), mine
+
         for group in groups:
-
-            def start(number, mine):
-                return jax.tree.map(lambda x: _own(x, number), mechanism.init(mine))
-
             with around("per_shard({})"):
-                state, _ = group.run(
-                    lambda number, mine, _: (start(number, mine), mine),
-                    [leaves[i] for i in group.members],
-                    None,
-                )
+                own = [leaves[i] for i in group.members]
+                state, _ = group.run(start, (own,), None)
             states.append(state)
         return PerShardState(tuple(states), ShardAxes(tuple(g.axes for g in groups)))
 
@@ -118,13 +118,13 @@ def per_shard(
         leaves, treedef = jax.tree.flatten(updates)
         models = None if params is None else treedef.flatten_up_to(params)
         states = []
+
+        def step(_, parts, before):
+            some, model = parts
+            some, after = mechanism.update(some, before, model, **extra_args)
+            return after, some
+
         for group, before in zip(groups, state.states, strict=True):
-
-            def step(_, mine, before):
-                (some, model), extra = mine, extra_args
-                some, after = mechanism.update(some, before, model, **extra)
-                return after, some
-
             own = [leaves[i] for i in group.members]
             model = None if models is None else [models[i] for i in group.members]
             after, moved = group.run(step, (own, model), before)
@@ -152,12 +152,12 @@ class _Group:
     members: tuple[int, ...]
     names: tuple[Names, ...]
 
-    def run(self, fn: Callable[..., Any], trees: Any, state: Any) -> tuple[Any, Any]:
+    def run(self, fn: Callable[..., Any], trees: tuple, state: Any) -> tuple[Any, Any]:
         """Calls `fn(number, parts, state) -> (state, parts)` for each shard.
 
         Args:
           fn: what is done in a shard, whose number is given.
-          trees: lists of arrays like the members.
+          trees: lists of arrays like the members, or None in place of a list.
           state: a tree of arrays `[shards, ...]`, or None.
         """
         if not self.axes:
@@ -170,8 +170,7 @@ class _Group:
     def _on_devices(self, fn: Callable[..., Any], trees: Any, state: Any) -> Any:
         """Lets each device of a worker do the work for its own shard."""
         members = [PartitionSpec(*names) for names in self.names]
-        lists = isinstance(trees, tuple)
-        each = tuple(t and members for t in trees) if lists else members
+        each = tuple(tree and members for tree in trees)
         shards = PartitionSpec(self.axes)
 
         def one(trees, state):
@@ -191,14 +190,10 @@ class _Group:
 
     def _in_turn(self, fn: Callable[..., Any], trees: Any, state: Any) -> Any:
         """Does the work for one shard after another, all on the same device."""
-        cut = [
-            None if t is None else [*map(self._cut, t, self.names)]
-            for t in (trees if isinstance(trees, tuple) else (trees,))
-        ]
+        cut = [tree and [*map(self._cut, tree, self.names)] for tree in trees]
         found = []
         for number in range(math.prod(self.counts)):
-            mine = tuple(t and [x[number] for x in t] for t in cut)
-            mine = mine if isinstance(trees, tuple) else mine[0]
+            mine = tuple(tree and [x[number] for x in tree] for tree in cut)
             before = jax.tree.map(lambda x, i=number: x[i], state)
             found.append(fn(number, mine, before))
         states, parts = zip(*found, strict=True)
@@ -293,14 +288,8 @@ def _names(spec: PartitionSpec, ndim: int) -> Names:
 def _groups_of(tree: PyTree, specs: Any, axes: Mapping[str, int]) -> list[_Group]:
     """Sorts the leaves of a tree by the axes along which they are divided."""
     check_arrays("per_shard", tree)
-    try:
-        each = jax.tree.broadcast(specs, tree, is_leaf=_is_spec)
-    except ValueError as error:
-        raise ValueError(
-            f"per_shard: specs is no tree like the parameters, or a prefix: {error}"
-        ) from None
     found: dict[tuple[str, ...], list[tuple[int, Names]]] = {}
-    flat = jax.tree.leaves(each, is_leaf=_is_spec)
+    flat = specs_of("per_shard", specs, tree)
     for i, ((path, x), spec) in enumerate(zip(named_leaves(tree), flat, strict=True)):
         names = _names(spec, jnp.ndim(x))
         parts = [math.prod(axes[name] for name in each) for each in names]

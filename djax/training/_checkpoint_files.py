@@ -265,7 +265,7 @@ def parts_of(leaf: Any) -> list[np.ndarray]:
         return [to_numpy(leaf)]
     if is_key(leaf):
         leaf = jax.random.key_data(leaf)
-    return list(_shards(leaf).values())
+    return [np.array(shard.data) for shard in _shards(leaf).values()]
 
 
 def places_of(leaves: Sequence[Any]) -> list[np.ndarray]:
@@ -298,10 +298,10 @@ def from_parts(parts: Sequence[np.ndarray], like: jax.Array) -> jax.Array:
     return array
 
 
-def _shards(x: jax.Array) -> dict[tuple[tuple[int, ...], ...], np.ndarray]:
-    """Copies the distinct shards of this process, by their places, in order."""
+def _shards(x: jax.Array) -> dict[tuple[tuple[int, ...], ...], Any]:
+    """Returns the distinct shards of this process, by their places, in order."""
     found = {_place(shard.index, x.shape): shard for shard in x.addressable_shards}
-    return {place: np.array(found[place].data) for place in sorted(found)}
+    return dict(sorted(found.items(), key=lambda item: item[0]))
 
 
 def _place(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:

@@ -212,8 +212,9 @@ class Checkpointer:
         leaves, structure = jax.tree.flatten(like)
         parts = [parts_of(leaf) for leaf in leaves]
         wanted = [part for each in parts for part in each]
-        found = self._found.restore([*wanted, *places_of(leaves)], self.directory)
-        if not np.array_equal(places_of(leaves), found[len(wanted) :]):
+        places = places_of(leaves)
+        found = self._found.restore([*wanted, *places], self.directory)
+        if not np.array_equal(places, found[len(wanted) :]):
             raise CheckpointError(
                 f"checkpoints: {self.directory} has other parts of arrays than this "
                 "run, which has other specs or devices in another order; choose "

@@ -16,12 +16,6 @@ from djax._interfaces import Communicator, PyTree
 from djax._mechanism.states import PerShardState
 
 
-def spreads_workers(communicator: Communicator) -> bool:
-    """Whether a worker has several devices."""
-    sharding = communicator.sharding
-    return sharding is not None and sharding.num_devices > communicator.rows
-
-
 def layout_of(communicator: Communicator, tree: PyTree) -> PyTree:
     """Returns where each array of the workers lies, a tree of shardings.
 
@@ -35,6 +29,8 @@ def layout_of(communicator: Communicator, tree: PyTree) -> PyTree:
         found = getattr(x, "sharding", None)
         if not isinstance(found, NamedSharding) or found.mesh.axis_names != names:
             return workers
+        if found.mesh == workers.mesh:  # So it is in every step but the first.
+            return found
         if not np.array_equal(found.mesh.devices, devices):
             return workers
         # The types of the axes may differ: those of the communicator are left to the
@@ -111,8 +107,8 @@ def compiled(communicator: Communicator, fn: Callable[..., Any]) -> Callable[...
     Returns:
       A function like `spmd(fn)` that reuses the memory of `workers`.
     """
-    program = communicator.spmd(fn)
-    if not spreads_workers(communicator):
+    program, sharding = communicator.spmd(fn), communicator.sharding
+    if sharding is None or sharding.num_devices == communicator.rows:
         return jax.jit(program, donate_argnums=0)
 
     @functools.lru_cache(maxsize=8)

@@ -174,7 +174,7 @@ class _End:
         self._leaving, self._dead = False, set[int]()
         self._beats, self._over = 0, threading.Event()
         self._heard = {i: (-1, time.monotonic()) for i in range(self._count or 1)}
-        self._hook, sys.excepthook = sys.excepthook, self._failed
+        sys.excepthook = self._failed
         self._thread = threading.Thread(
             target=self._watch, name="djax processes", daemon=True
         )
@@ -251,13 +251,11 @@ class _End:
             for key, _ in self._client.key_value_dir_get(place)
         }
 
-    def _accuse(self, number: int, code: int, why: str) -> bool:
-        """Tells all processes of a failure; returns whether it is the first one."""
-        try:
+    def _accuse(self, number: int, code: int, why: str) -> None:
+        """Tells all processes of a failure."""
+        # An error means that it was told before, or that nobody is there.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f"{_FAILED}{number}", f"{code} {why}")
-        except jax.errors.JaxRuntimeError:  # It was told before, or nobody is there.
-            return False
-        return True
 
     def _obey(self, failed: int, code: int, why: str) -> None:
         """Ends this process, since another one has failed."""

@@ -9,7 +9,6 @@ all members of its group, and for no other group.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -83,7 +82,9 @@ class Group(Alone):
     def __init__(self, local: Any, across: Any, like: PyTree):
         """Makes communicators for what hosts exchange."""
         self._local = local
-        self._like = jax.eval_shape(lambda: like)
+        self._like = like = jax.eval_shape(lambda: like)
+        # One program, which puts the models of all snapshots together, too.
+        self._collect = jax.jit(lambda share: collect_shares(share, like, local))
         whole, place, self._number = across.host_comm, local.rank(), across.rank()
         self._host_comm = whole.Split(self._number, place)
         circle = whole.Split(place, self._number)
@@ -100,12 +101,12 @@ class Group(Alone):
 
     def share(self, params: PyTree) -> PyTree:
         """See :class:`Alone`."""
-        rows = jax.tree.map(lambda x: x[None], params)
-        return jax.tree.map(lambda x: x[0], _cut(self._local)(rows))
+        local = self._local
+        return jax.jit(lambda x: own_share(local.broadcast(x), local))(params)
 
     def collect(self, share: PyTree) -> PyTree:
         """See :class:`Alone`."""
-        return jax.jit(lambda x: collect_shares(x, self._like, self._local))(share)
+        return self._collect(share)
 
     def snapshots(self, own: list[WorkerSnapshot]) -> list[WorkerSnapshot]:
         """See :class:`Alone`."""
@@ -161,12 +162,6 @@ def _by_itself(level: Any, host_comm: Any) -> Any:
     return dataclasses.replace(level, host_comm=host_comm, level=None, watchdog=None)
 
 
-@functools.lru_cache(maxsize=8)
-def _cut(local: Any) -> Any:
-    """Makes the program that cuts the first member's model into shares."""
-    return jax.jit(local.spmd(lambda x: own_share(local.broadcast(x), local)))
-
-
 def check_group(local: Any, across: Any, transport: str) -> None:
     """Raises ValueError unless `local` and `across` are of one call of `grouped`."""
     levels = [getattr(each, "level", None) for each in (across, local)]
@@ -178,8 +173,9 @@ def check_group(local: Any, across: Any, transport: str) -> None:
                 "worker."
             )
         return
-    known = [(level.name, level.whole) for level in levels if level is not None]
-    if known != [("across", known[-1][1]), ("local", known[0][1])] if known else True:
+    names = [getattr(level, "name", None) for level in levels]
+    wholes = [getattr(level, "whole", None) for level in levels]
+    if names != ["across", "local"] or wholes[0] is not wholes[1]:
         raise ValueError(
             "run: local and communicator must be the two communicators that one call "
             f"of djax.communicators.grouped returns, got {local!r} and {across!r}."
